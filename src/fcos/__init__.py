@@ -1,0 +1,46 @@
+"""FCOS in PyTorch: train, measure and use an object detector.
+
+The public names load on first use, so that `import fcos` (and with it `fcos --help`) brings no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fcos.errors import ConfigError as ConfigError
+from fcos.errors import DatasetError as DatasetError
+from fcos.errors import DeviceError as DeviceError
+from fcos.errors import FcosError as FcosError
+from fcos.errors import TrainingError as TrainingError
+from fcos.errors import WeightsError as WeightsError
+
+if TYPE_CHECKING:
+    from fcos.api import Detector as Detector
+    from fcos.config import TrainConfig as TrainConfig
+    from fcos.config import load_config as load_config
+    from fcos.detections import Detections as Detections
+
+    __version__: str
+
+_LAZY = {
+    "Detector": "fcos.api",
+    "Detections": "fcos.detections",
+    "TrainConfig": "fcos.config",
+    "load_config": "fcos.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("fcos-torch")
+        except PackageNotFoundError:
+            return "unknown (run from source, not installed)"
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'fcos' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, "__version__"])

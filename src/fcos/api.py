@@ -1,0 +1,272 @@
+"""`Detector`: a trained model in Python, from pictures to `Detections`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fcos.build import LoadedModel, build_eval_loader, build_eval_transform, build_postprocess, load_model
+from fcos.config import TrainConfig, load_config
+from fcos.data.annotations import Annotations
+from fcos.data.batch import GroundTruth, Sample, collate
+from fcos.data.check import check, drop_invalid
+from fcos.data.classes import with_classes_of
+from fcos.data.formats import read_annotations
+from fcos.data.image import read_image, to_pixels
+from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.recognise import Format, recognise
+from fcos.detections import Detections
+from fcos.engine.devices import torch_device
+from fcos.engine.evaluate import detect, result_rows
+from fcos.errors import DatasetError
+from fcos.metrics.coco import CocoMetrics, evaluate_detections
+from fcos.model.postprocess import ImageDetections
+
+Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
+
+BATCH_SIZE_OF_GPU = 8
+
+
+class Detector:
+    """A trained model, ready to use.
+
+        detector = Detector.load("runs/train")
+        detections = detector.predict("photo.jpg")
+        detections.draw().show()
+
+    Attributes:
+        model: the network, in evaluation mode, on the device.
+        config: the settings that the model file carries.
+        class_names: of each label, without background.
+        threshold: score from which detections are worth showing (best F1 on the evaluation list).
+        path: the model file.
+    """
+
+    def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
+        self.model = loaded.model.to(device)
+        self.config = loaded.config
+        self.class_names = loaded.card.class_names
+        self.threshold = loaded.card.threshold
+        self.path = loaded.path
+        self._transform = build_eval_transform(loaded.config)
+        self._postprocess = build_postprocess(loaded.config)
+
+    def __repr__(self) -> str:
+        return f"Detector({self.config.model}, {len(self.class_names)} classes, {self.device}, '{self.path}')"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.model.pixel_mean.device
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], device: str | Sequence[int] = "auto") -> Detector:
+        """The best model of a run folder, or a model file.
+
+        Args:
+            source: a run folder or a `*.safetensors` file.
+            device: "auto", "cpu", "cuda", "mps", or a list with a GPU number.
+        """
+        chosen = torch_device(device if isinstance(device, str) else list(device))
+        return cls(load_model(Path(source)), chosen)
+
+    @classmethod
+    def train(cls, config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig) -> Detector:
+        """Train, and return the best model (the last one where nothing is evaluated).
+
+        Args:
+            config: a train.json, its content as a dict, or what `load_config` makes of it.
+        """
+        from fcos.engine.run import train  # predicting does not need the training loop
+
+        if not isinstance(config, TrainConfig):
+            config = load_config(config if isinstance(config, Mapping) else Path(config))
+        return cls.load(train(config).folder, config.device)
+
+    @overload  # a str is a Sequence of str too; it matches here first, as it does below
+    def predict(  # type: ignore[overload-overlap]
+        self, pictures: Picture, score_threshold: float | None = ..., *, batch_size: int | None = ...
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        pictures: Sequence[Picture],
+        score_threshold: float | None = ...,
+        *,
+        batch_size: int | None = ...,
+    ) -> list[Detections]: ...
+
+    def predict(
+        self,
+        pictures: Picture | Sequence[Picture],
+        score_threshold: float | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Detections | list[Detections]:
+        """What is in a picture, or in each picture of a list.
+
+        Args:
+            pictures: a path, a PIL image, an RGB uint8 array `(height, width, 3)`, an RGB uint8 tensor
+                `(3, height, width)`, or a list of them, of any sizes. Paths and PIL images are turned upright
+                as their EXIF says.
+            score_threshold: least score of what is returned; None: the model's own `threshold`; 0: all that
+                was found, as the evaluation counts it.
+            batch_size: pictures of one forward pass; None: 1 on a CPU, where a batch gains nothing and
+                its padding costs time, else 8.
+
+        Returns:
+            `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
+            list of thousands fills the memory: give it in parts.)
+        """
+        if isinstance(pictures, str | os.PathLike | Image.Image | np.ndarray | Tensor):
+            return self._predict_batch([pixels_of(pictures)], score_threshold)[0]
+        batch_size = batch_size or (1 if self.device.type == "cpu" else BATCH_SIZE_OF_GPU)
+        found: list[Detections] = []
+        for first in range(0, len(pictures), batch_size):
+            images = [pixels_of(picture) for picture in pictures[first : first + batch_size]]
+            found += self._predict_batch(images, score_threshold)
+        return found
+
+    def evaluate(
+        self,
+        list: str | os.PathLike[str],
+        *,
+        root: str | os.PathLike[str] | None = None,
+        names: Sequence[str] | None = None,
+        format: Format | Literal["auto"] = "auto",
+        skip_invalid: bool = False,
+        batch_size: int | None = None,
+    ) -> CocoMetrics:
+        """COCO's numbers on annotations with the classes of this model.
+
+        Args:
+            list: the annotations, as `list_eval` takes them.
+            root: folder of the images.
+            names: class names where the file has none; otherwise those of the model.
+            format: "auto", "list", "coco", "voc" or "yolo".
+            skip_invalid: leave broken pictures and impossible boxes out instead of refusing.
+            batch_size: images of one forward pass.
+        """
+        annotations = self.read_annotations(
+            list, root=root, names=names, format=format, skip_invalid=skip_invalid
+        )
+        return evaluate_detections(annotations, self.find(annotations, batch_size=batch_size))
+
+    def read_annotations(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        root: str | os.PathLike[str] | None = None,
+        names: Sequence[str] | None = None,
+        format: Format | Literal["auto"] = "auto",
+        skip_invalid: bool = False,
+    ) -> Annotations:
+        """Annotations ready to be measured on; arguments as in `evaluate`.
+
+        They have the labels of this model, and boxes in the frame of the upright pictures.
+
+        Raises:
+            DatasetError: other classes than the model's, or pictures and boxes that cannot be used.
+        """
+        source = Path(source)
+        folder = None if root is None else Path(root)
+        known = recognise(source, folder) if format == "auto" else format
+        if names is None and known != "coco":  # COCO's file lists its classes; the others lack some or all
+            names = self.class_names
+        annotations = read_annotations(source, root=folder, names=names, format=known)
+        annotations = with_classes_of(annotations, self.class_names)
+        report = check(annotations)
+        if not skip_invalid:
+            report.raise_problems()
+        return drop_invalid(annotations, report)
+
+    def find(
+        self,
+        annotations: Annotations,
+        *,
+        batch_size: int | None = None,
+        on_batch: Callable[[int], None] = lambda num_images: None,
+    ) -> NDArray[np.float64]:
+        """What is found in every image of `annotations`, for `evaluate_detections`.
+
+        Args:
+            annotations: with the labels of this model.
+            batch_size: images of one forward pass.
+            on_batch: called with the number of images done, for a progress bar.
+
+        Returns:
+            `(N, 7)` image_id, x, y, w, h (original pixels), score, category_id.
+        """
+        size = batch_size or (1 if self.device.type == "cpu" else BATCH_SIZE_OF_GPU)
+        config = self.config.model_copy(update={"nbatch_eval": size})
+        loader = build_eval_loader(config, annotations)
+        return result_rows(detect(self.model, self._postprocess, loader, on_batch=on_batch), annotations)
+
+    def _predict_batch(self, images: list[Tensor], score_threshold: float | None) -> list[Detections]:
+        nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        samples = [
+            Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
+            for position, image in enumerate(images)
+        ]
+        found = detect(self.model, self._postprocess, [collate(samples, PADDING_MULTIPLE)])
+        threshold = self.threshold if score_threshold is None else score_threshold
+        return [
+            self._detections(image, detections).above(threshold)
+            for image, (_, detections) in zip(images, found, strict=True)
+        ]
+
+    def _detections(self, image: Tensor, found: ImageDetections) -> Detections:
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        return Detections(found.boxes_xyxy, found.scores, found.labels, self.class_names, picture)
+
+
+def pixels_of(picture: Picture) -> Tensor:
+    """A picture as an upright RGB uint8 tensor `(3, height, width)` on the CPU.
+
+    Raises:
+        DatasetError: a file that cannot be read, or an array that is not such a picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_image(Path(picture))
+    if isinstance(picture, Image.Image):
+        return to_pixels(picture)
+    if isinstance(picture, np.ndarray):
+        _check_array(picture.dtype == np.uint8, picture.ndim == 3 and picture.shape[2] == 3, picture)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # a copy: may be read-only
+    if isinstance(picture, Tensor):
+        _check_array(picture.dtype == torch.uint8, picture.ndim == 3 and picture.shape[0] == 3, picture)
+        return picture.detach().cpu().contiguous()
+    raise DatasetError(
+        f"a picture cannot be a {type(picture).__name__}",
+        fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
+        "or a list of them",
+    )
+
+
+def _check_array(is_uint8: bool, has_shape: bool, picture: NDArray[Any] | Tensor) -> None:
+    """Refuse what is not an RGB picture of bytes: a guess would be wrong now and then, and never be seen."""
+    shape, dtype = tuple(picture.shape), picture.dtype
+    kind = "an array" if isinstance(picture, np.ndarray) else "a tensor"
+    layout = "(height, width, 3)" if isinstance(picture, np.ndarray) else "(3, height, width)"
+    if not has_shape:
+        hint = "; of a batch, list(batch) makes a list of pictures" if len(shape) == 4 else ""
+        raise DatasetError(
+            f"a picture given as {kind} has shape {layout}, RGB; this one has {shape}",
+            fix=f"reorder its axes{hint}",
+        )
+    if not is_uint8:
+        raise DatasetError(
+            f"a picture given as {kind} has dtype uint8, values 0 to 255; this one has {dtype}",
+            fix="undo its normalisation and convert it; values in [0, 1] times 255, then to uint8",
+        )
+    if 0 in shape:
+        raise DatasetError(f"a picture needs pixels; this one has shape {shape}", fix="leave it out")

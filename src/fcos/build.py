@@ -1,0 +1,166 @@
+"""Settings to objects: the only place that knows both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from fcos.config import TrainConfig
+from fcos.data.annotations import Annotations
+from fcos.data.batch import Batch
+from fcos.data.dataset import EvalDataset, TrainDataset
+from fcos.data.loader import build_loader
+from fcos.data.sampler import ShardSampler, StreamSampler
+from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
+from fcos.errors import WeightsError
+from fcos.model.backbone import Backbone
+from fcos.model.fcos import FCOS
+from fcos.model.fpn import FeaturePyramid
+from fcos.model.head import Head
+from fcos.model.losses import FcosLoss
+from fcos.model.postprocess import PostProcess
+from fcos.model.pretrained import pixel_statistics
+from fcos.model.targets import StaticAssigner
+from fcos.model.weights import ModelCard, load_tensors, read_model
+
+# The settings that a model file carries: enough to build the model, feed it and read its output.
+MODEL_SETTINGS = (
+    *("model", "backbone", "fpn_channels", "fpn_extra_from", "strides", "regress_ranges"),
+    *("head_channels", "head_convs", "head_conv", "head_norm", "box_activation", "normalize_targets"),
+    *("quality", "quality_tower", "view_size", "short_side"),
+    *("score_threshold", "nms_iou", "candidates_per_level", "detections_per_image"),
+)
+
+
+def build_model(config: TrainConfig, num_classes: int) -> FCOS:
+    """The network with fresh weights."""
+    backbone = Backbone(config.backbone, freeze_bn=config.freeze_bn, freeze_stages=config.freeze_stages)
+    pyramid = FeaturePyramid(
+        backbone.channels, config.fpn_channels, len(config.strides), extra_from=config.fpn_extra_from
+    )
+    head = Head(
+        config.fpn_channels,
+        config.head_channels,
+        num_classes,
+        config.head_convs,
+        config.strides,
+        conv=config.head_conv,
+        norm=config.head_norm,
+        quality_tower=None if config.quality == "none" else config.quality_tower,
+        box_activation=config.box_activation,
+        normalize_targets=config.normalize_targets,
+        distance_init=config.distance_init,
+    )
+    mean, std = pixel_statistics(config.backbone)
+    return FCOS(backbone, pyramid, head, config.strides, mean, std)
+
+
+def build_assigner(config: TrainConfig) -> StaticAssigner:
+    """Ground truth to targets."""
+    radius = config.center_radius if config.center_sampling else None
+    return StaticAssigner(tuple(config.strides), tuple(config.regress_ranges), radius)
+
+
+def build_loss(config: TrainConfig) -> FcosLoss:
+    """Output and targets to losses."""
+    return FcosLoss(config.quality, config.box_loss, config.focal_alpha, config.focal_gamma)
+
+
+def build_postprocess(config: TrainConfig) -> PostProcess:
+    """Output to detections."""
+    return PostProcess(
+        config.score_threshold, config.nms_iou, config.candidates_per_level, config.detections_per_image
+    )
+
+
+def build_eval_transform(config: TrainConfig) -> EvalTransform:
+    """Resizing for evaluation and prediction."""
+    return EvalTransform(config.short_side, config.view_size)
+
+
+def build_train_transform(config: TrainConfig) -> TrainTransform:
+    """Resizing and augmentation for training."""
+    return TrainTransform(
+        config.short_side,
+        config.view_size,
+        scale_min=config.img_scale_min,
+        horizontal_flip=config.horizontal_flip,
+        augment=build_policy(config.augmentation),
+        min_area=config.boxarea_th,
+    )
+
+
+def build_train_loader(
+    config: TrainConfig, annotations: Annotations, *, micro_batch: int, rank: int, world: int, start_step: int
+) -> DataLoader[Batch]:
+    """Endless micro-batches of one device, from an optimizer step on."""
+    dataset = TrainDataset(annotations, build_train_transform(config), config.seed)
+    sampler = StreamSampler(
+        len(annotations), config.nbatch_train, micro_batch, config.seed, rank, world, start_step
+    )
+    return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
+
+
+def build_eval_loader(
+    config: TrainConfig, annotations: Annotations, *, rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """Every image once, over all devices."""
+    dataset = EvalDataset(annotations, build_eval_transform(config))
+    sampler = ShardSampler(len(annotations), max(1, config.nbatch_eval // world), rank, world)
+    return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
+
+
+def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW; no weight decay on norms and biases (AdelaiDet and detectron2: norms; official: biases)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr_base)
+    return torch.optim.SGD(groups, lr=config.lr_base, momentum=config.momentum)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model file, ready to use.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        config: its settings.
+        card: what else the file says.
+        path: of the file.
+    """
+
+    model: FCOS
+    config: TrainConfig
+    card: ModelCard
+    path: Path
+
+
+def model_file_of(source: Path) -> Path:
+    """The model file of a run folder (the best one), or the file itself."""
+    if not source.is_dir():
+        return source
+    for name in ("best.safetensors", "last.safetensors"):
+        if (source / name).is_file():
+            return source / name
+    raise WeightsError(
+        f"{source} holds no model",
+        where="best.safetensors, last.safetensors",
+        fix="give a run folder in which `fcos train` has finished an epoch, or a *.safetensors file",
+    )
+
+
+def load_model(source: Path | str) -> LoadedModel:
+    """The model of a run folder or file."""
+    path = model_file_of(Path(source))
+    card, tensors = read_model(path)
+    config = TrainConfig(**card.settings)
+    model = build_model(config, len(card.class_names))
+    load_tensors(model, tensors, path)
+    return LoadedModel(model.eval(), config, card, path)

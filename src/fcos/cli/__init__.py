@@ -1,0 +1,116 @@
+"""The command `fcos`: one file per command, loaded only when that command is typed.
+
+`fcos --help` must answer at once, so nothing here imports torch, and the one-line descriptions stand here and
+not in the commands' files. A new command is a file with a click object `command`, and a line in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import IO, Any
+
+import click
+
+from fcos.errors import FcosError
+
+COMMANDS = {
+    "quickstart": "Train, measure and look at a small detector in five minutes, offline.",
+    "init": "Propose a train.json for a folder of pictures.",
+    "train": "Train from a train.json or a folder.",
+    "eval": "The twelve COCO numbers of a run or model file, and per class.",
+    "analyze": "Curves of one or more runs, as numbers and as a picture.",
+    "predict": "Detect in pictures and folders; draw and write JSON.",
+    "check": "Report broken pictures and impossible boxes, and what is in a data set.",
+    "convert": "Write annotations in another format: list, coco, voc, yolo.",
+    "config": "Every setting with its default, unit and meaning.",
+}
+
+EPILOG = """\b
+Examples:
+  fcos quickstart                    see it work, nothing to download
+  fcos train pictures/               train on your own folder
+  fcos train train.json epoches=24   train from a config file, one setting changed
+  fcos predict runs/train photo.jpg  use what was trained
+"""
+
+
+class UserError(click.ClickException):
+    """An `FcosError` as the command line shows it: no traceback, exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, error: FcosError) -> None:
+        super().__init__(str(error))
+        self.kind = type(error).__name__
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the kind in red, then what happened, where, and how to mend it."""
+        click.echo(click.style(f"{self.kind}: ", fg="red", bold=True) + self.message, file=file, err=True)
+
+
+class LazyGroup(click.Group):
+    """Commands that are imported when they are typed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which one comes to need them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's file."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"fcos.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As usual; a command that does not exist is answered with the nearest that does."""
+        name = args[0]
+        if name in COMMANDS or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f"Did you mean '{nearest[0]}'?" if nearest else f"There are: {', '.join(COMMANDS)}."
+        raise click.UsageError(f"There is no command '{name}'. {hint}", ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a user's error is shown without traceback, Ctrl-C ends in one line."""
+        try:
+            return super().invoke(ctx)
+        except FcosError as error:
+            raise UserError(error) from error
+        except KeyboardInterrupt:
+            click.echo("\nstopped by Ctrl-C", err=True)
+            ctx.exit(130)  # 128 + SIGINT, what shells expect
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from fcos import __version__
+
+        click.echo(f"fcos {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+def main() -> None:
+    """FCOS: from pictures with boxes to a detector that you can measure, look at and use."""

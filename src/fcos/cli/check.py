@@ -1,0 +1,195 @@
+"""`fcos check`: what is wrong with a data set, and what is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fcos.data.annotations import Annotations
+    from fcos.data.check import Card, CheckReport
+    from fcos.data.formats import Split
+
+MAX_COMMON = 20
+
+EPILOG = """\b
+Examples:
+  fcos check pictures/                              a folder in any format, all its parts
+  fcos check train.json                             what a training would read
+  fcos check train.txt val.txt --root images --names names.txt
+  fcos check annotations/instances_train.json --headers-only
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the pictures, if it is not found.")
+@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
+@click.option(
+    "--from",
+    "format",
+    type=click.Choice(["auto", "list", "coco", "voc", "yolo"]),
+    default="auto",
+    help="Format of the annotations, if it is not recognised.",
+)
+@click.option("--headers-only", is_flag=True, help="Do not decode pictures: faster, misses truncated ones.")
+def command(
+    sources: tuple[str, ...], root: Path | None, names: Path | None, format: str, headers_only: bool
+) -> None:
+    """Report broken pictures and impossible boxes of SOURCE, and what is in it.
+
+    SOURCE is an annotation file, a data set folder (all its parts are checked) or a train.json. With two or
+    more, or a folder with parts, pictures that are in more than one part are reported too.
+
+    Exit code 1 if something cannot be used; training refuses such a data set unless skip_invalid=true.
+    """
+    from fcos.data.check import check
+
+    parts = _read_parts(sources, root, names, format)
+    num_bad = 0
+    for title, part in parts:
+        report = check(part, decode=not headers_only, track=_track)
+        _print_report(title, part, report)
+        num_bad += bool(report.problems)
+    if len(parts) > 1:
+        _print_common(parts)
+    if num_bad:
+        raise SystemExit(1)
+
+
+def _read_parts(
+    sources: tuple[str, ...], root: Path | None, name_file: Path | None, format: Any
+) -> list[tuple[str, Annotations]]:
+    """Every part with its title; all with the class names of the first, as a training reads them."""
+    from fcos.data.formats import read_annotations
+
+    splits, name_file, format = _expand(sources, root, name_file, format)
+    names = _names(name_file) if name_file else None
+    parts = []
+    for split in splits:
+        annotations = read_annotations(split.source, root=split.root, names=names, format=format)
+        names = annotations.class_names if len(splits) > 1 and annotations.format != "list" else names
+        parts.append((str(split.source), annotations))
+    return parts
+
+
+def _expand(
+    sources: tuple[str, ...], root: Path | None, name_file: Path | None, format: Any
+) -> tuple[list[Split], Path | None, Any]:
+    """The parts that the sources stand for: a folder's splits, a config's two lists, else themselves."""
+    from fcos.config import load_config
+    from fcos.data.formats import Split, find_splits
+
+    first = Path(sources[0])
+    if len(sources) == 1 and _is_config(first):
+        config = load_config(first)
+        pairs = ((config.list_train, config.root_train), (config.list_eval, config.root_eval))
+        splits = [Split(Path(source), Path(folder) if folder else root) for source, folder in pairs if source]
+        return splits, name_file or (Path(config.name_file) if config.name_file else None), config.data_format
+    if len(sources) == 1 and first.is_dir() and format == "auto":
+        found = find_splits(first)
+        splits = [Split(part.source, root or part.root) for part in found.all()]
+        return splits, name_file or found.name_file, found.format
+    return [Split(Path(source), root) for source in sources], name_file, format
+
+
+def _is_config(source: Path) -> bool:
+    if source.suffix != ".json" or not source.is_file():
+        return False
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError:
+        return False  # the reader of the annotations says what is wrong with it
+    return isinstance(content, dict) and "list_train" in content
+
+
+def _names(name_file: Path) -> tuple[str, ...]:
+    from fcos.data.formats import read_names
+
+    names, had_background = read_names(name_file)
+    if not had_background:
+        click.echo(f"note: {name_file} does not start with 'background'; its first line is taken as a class")
+    return names
+
+
+def _track(results: Iterable[Any], total: int) -> Iterable[Any]:
+    """Show progress on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(
+        results, "reading pictures", total, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def _print_report(title: str, annotations: Annotations, report: CheckReport) -> None:
+    from rich.console import Console
+
+    click.secho(f"{title} ({annotations.format})", bold=True)
+    console = Console()
+    console.print(_summary_table(report.card), _class_table(report.card))
+    for warning in report.warnings:
+        click.secho(f"warning: {warning}", fg="yellow")
+    for problem in report.problems:
+        click.echo(click.style("problem: ", fg="red") + str(problem))
+    if report.problems:
+        for fix in dict.fromkeys(problem.fix for problem in report.problems):
+            click.echo(f"fix: {fix}")
+        click.secho(f'{report.summary()} ("skip_invalid": true leaves exactly these out)', fg="red")
+    else:
+        click.secho("no problems", fg="green")
+    click.echo()
+
+
+def _summary_table(card: Card) -> Any:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_row("pictures", f"{card.num_images}, {card.num_empty} of them without boxes")
+    if card.sides:
+        for side, (least, median, most) in card.sides.items():
+            table.add_row(side, f"{least} to {most} pixels, median {median}")
+    table.add_row("boxes", f"{card.num_boxes}, at most {card.most_boxes} in a picture")
+    sizes = (f"{count} {name}" for name, count in card.boxes_per_size.items())
+    table.add_row("sizes (COCO's)", ", ".join(sizes))
+    if card.num_crowd or card.num_difficult:
+        table.add_row("special", f"{card.num_crowd} crowd regions, {card.num_difficult} difficult")
+    return table
+
+
+def _class_table(card: Card) -> Any:
+    from rich.table import Table
+
+    table = Table("class")
+    table.add_column("boxes", justify="right")
+    table.add_column("pictures", justify="right")
+    for name, boxes in card.boxes_per_class.items():
+        table.add_row(name, str(boxes), str(card.images_per_class[name]))
+    return table
+
+
+def _print_common(parts: list[tuple[str, Annotations]]) -> None:
+    """Print pictures that two parts share."""
+    from itertools import combinations
+
+    from fcos.data.check import common_pictures
+
+    share = False
+    for (first_title, first), (second_title, second) in combinations(parts, 2):
+        pairs = common_pictures(first, second)
+        if not pairs:
+            continue
+        share = True
+        what = f"{len(pairs)} of the pictures are in both {first_title} and {second_title}"
+        click.secho(f"warning: {what}; do not train on the ones that you measure on", fg="yellow")
+        for one, other in pairs[:MAX_COMMON]:
+            click.echo(f"  {one}" if one == other else f"  {one} = {other}")
+        if len(pairs) > MAX_COMMON:
+            click.echo(f"  ... and {len(pairs) - MAX_COMMON} more")
+    if not share:
+        click.secho("no picture is in two parts", fg="green")

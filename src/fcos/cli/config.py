@@ -1,0 +1,129 @@
+"""`fcos config`: every setting with its default, unit and meaning, or the resolved ones of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EPILOG = """\b
+Examples:
+  fcos config                          all settings with their defaults
+  fcos config train.json epoches=24    what a training would use, and where each value comes from
+  fcos config model=fcos_lite0         what a preset gives
+  fcos config --presets                the presets and what each changes
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("words", nargs=-1, metavar="[TRAIN_JSON] [KEY=VALUE]...")
+@click.option("--presets", is_flag=True, help="Show the presets and what each changes, with the reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+def command(words: tuple[str, ...], presets: bool, as_json: bool) -> None:
+    """Print every setting with its default, unit and meaning.
+
+    With TRAIN_JSON or KEY=VALUE: the resolved values and where each comes from.
+    """
+    if presets:
+        _print_presets(as_json)
+    elif words:
+        _print_resolved(words, as_json)
+    else:
+        _print_settings(as_json)
+
+
+def _print_settings(as_json: bool) -> None:
+    from fcos.config import TrainConfig, expects, unit
+
+    fields = TrainConfig.model_fields
+    if as_json:
+        rows = {
+            key: {
+                "default": field.default,
+                "unit": unit(key),
+                "takes": expects(key),
+                "meaning": field.description,
+            }
+            for key, field in fields.items()
+        }
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = new_table("setting", "default", "unit", "meaning")
+    for key, field in fields.items():
+        words = f": {expects(key)}" if '"' in expects(key) else ""  # a choice of words shows them
+        _add(table, key, show(field.default), unit(key), f"{field.description}{words}")
+    print_table(table)
+
+
+def _print_resolved(words: tuple[str, ...], as_json: bool) -> None:
+    from fcos.config import load_config
+
+    # "a=b.json" is an override, as for `fcos train`
+    file, overrides = (None, words) if "=" in words[0] else (Path(words[0]), words[1:])
+    config = load_config(file, overrides)
+    if as_json:
+        click.echo(config.model_dump_json(indent=2))
+        return
+    table = new_table("setting", "value", "comes from")
+    for key in type(config).model_fields:
+        _add(table, key, show(getattr(config, key)), config.origin(key))
+    print_table(table)
+
+
+def _print_presets(as_json: bool) -> None:
+    from fcos.presets import ALL_PRESETS, PRESETS
+
+    if as_json:
+        click.echo(json.dumps(PRESETS, indent=2))
+        return
+    table = new_table("preset", "changes", "because")
+    for name, preset in ALL_PRESETS.items():
+        table.add_row(f"[bold]{name}", "", preset.summary)
+        for key, change in preset.changes.items():
+            table.add_row("", f"{key} = {show(change.value)}", change.reason)
+        table.add_section()
+    print_table(table)
+
+
+def show(value: Any) -> str:
+    """A value as one would write it in train.json, but with few digits."""
+    if isinstance(value, list):
+        return f"[{', '.join(show(item) for item in value)}]"
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
+
+
+def new_table(*columns: str) -> Table:
+    """An empty table in the style of all commands; settings are never broken over lines."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "setting")
+    return table
+
+
+def _add(table: Table, key: str, *cells: str) -> None:
+    """A row, under the title of the group that this setting opens."""
+    from rich.text import Text
+
+    from fcos.config import GROUPS
+
+    if key in GROUPS:
+        table.add_section()
+        table.add_row(f"[bold cyan]{GROUPS[key]}")
+    table.add_row(*(Text(cell) for cell in (key, *cells)))  # Text: "[0, 1]" is not markup
+
+
+def print_table(table: Table) -> None:
+    """Print as wide as the terminal."""
+    from rich.console import Console
+
+    console = Console()
+    # A file or a pipe has no width of its own; 80 columns would fold every line.
+    Console(width=console.width if console.is_terminal else 140).print(table)

@@ -1,0 +1,62 @@
+"""`fcos convert`: annotations from any of the four formats to any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+FORMATS = ["list", "coco", "voc", "yolo"]
+
+EPILOG = """\b
+Examples:
+  fcos convert bccd/ --to coco -o bccd.json
+  fcos convert bccd/ImageSets/Main/train.txt --to list -o train.txt
+  fcos convert instances_val2017.json --root val2017 --to yolo -o val_yolo
+  fcos convert data.yaml:val --to voc -o val_voc --copy-images
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(FORMATS), required=True, help="Format to write.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File (.txt of a list, .json of COCO) or folder (VOC, YOLO) to write; it must not exist yet.",
+)
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the pictures, if it is not found.")
+@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
+@click.option(
+    "--from",
+    "format",
+    type=click.Choice(["auto", *FORMATS]),
+    default="auto",
+    help="Format of SOURCE, if it is not recognised.",
+)
+@click.option("--copy-images", is_flag=True, help="VOC and YOLO: copy the pictures instead of linking them.")
+def command(
+    source: Path, to: Any, out: Path, root: Path | None, names: Path | None, format: Any, copy_images: bool
+) -> None:
+    """Write the annotations of SOURCE in another format, without losing a box.
+
+    Pictures are not copied. A list or COCO file names them relative to the folder that they are in, which is
+    printed: give it as --root, root_train or root_eval when reading. VOC and YOLO data sets hold links to the
+    pictures, or copies with --copy-images. What the new format cannot hold is printed.
+    """
+    from fcos.data.formats import convert, names_beside, read_names
+
+    class_names = read_names(names)[0] if names else None
+    result = convert(source, to, out, root=root, names=class_names, format=format, copy_images=copy_images)
+    annotations = result.annotations
+    boxes, classes = len(annotations.labels), annotations.num_classes
+    click.echo(f"{out}: {len(annotations)} pictures, {boxes} boxes, {classes} classes")
+    if result.root is not None:
+        click.echo(f"root of the pictures: {result.root}")
+    if to in ("list", "voc"):
+        click.echo(f"class names: {names_beside(out) if to == 'list' else out / 'names.txt'}")
+    for note in result.notes:
+        click.secho(f"note: {note}", fg="yellow")

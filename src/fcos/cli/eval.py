@@ -1,0 +1,165 @@
+"""`fcos eval`: the twelve COCO numbers of a model, its AP per class, and results.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fcos.cli.device import device_option
+from fcos.cli.progress import progress_bar
+from fcos.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fcos.config import TrainConfig
+    from fcos.data.annotations import Annotations
+    from fcos.metrics.coco import CocoMetrics
+
+EPILOG = """\b
+Examples:
+  fcos eval runs/train                                  on the evaluation list of the run
+  fcos eval runs/train --list test.json --root images   on other annotations
+  fcos eval best.safetensors --list VOC2007/ImageSets/Main/test.txt
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which annotations to measure on.
+
+    Attributes:
+        list: annotations, as `list_eval` takes them.
+        root: folder of the images, or None: found near the annotations.
+        names: names file, or None: the names of the model.
+        format: "auto" or the format of the annotations.
+        skip_invalid: leave broken pictures and impossible boxes out.
+    """
+
+    list: Path
+    root: Path | None
+    names: Path | None
+    format: Any
+    skip_invalid: bool
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "--list", "list_", type=click.Path(path_type=Path), help="Annotations: list, COCO, VOC or YOLO."
+)
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the pictures.")
+@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line.")
+@click.option(
+    "--format",
+    type=click.Choice(["auto", "list", "coco", "voc", "yolo"]),
+    default="auto",
+    show_default=True,
+    help="Format of the annotations.",
+)
+@click.option("--skip-invalid", is_flag=True, help="Leave broken pictures and impossible boxes out.")
+@device_option
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images of one forward pass.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for results.json; default: eval/ beside the model file.",
+)
+def command(
+    model: Path,
+    list_: Path | None,
+    root: Path | None,
+    names: Path | None,
+    format: str,
+    skip_invalid: bool,
+    device: str | list[int],
+    batch_size: int | None,
+    out: Path | None,
+) -> None:
+    """Print COCO's twelve numbers and the AP of each class; write results.json.
+
+    RUN_OR_MODEL is a run folder (its best model is taken) or a model file. Without --list it is measured on
+    the evaluation list of its run.
+    """
+    from fcos.api import Detector
+    from fcos.data.names import read_names
+    from fcos.engine.evaluate import coco_results
+    from fcos.metrics.coco import evaluate_detections
+
+    detector = Detector.load(model, device)
+    run = _run_config(detector.path)
+    source = (
+        Source(list_, root, names, format, skip_invalid)
+        if list_
+        else _source_of_run(run, root, names, skip_invalid)
+    )
+    annotations = detector.read_annotations(
+        source.list,
+        root=source.root,
+        names=read_names(source.names)[0] if source.names else None,
+        format=source.format,
+        skip_invalid=source.skip_invalid,
+    )
+    with progress_bar(len(annotations), "evaluating") as advance:
+        # The padding of a batch changes a result in its last digits: as in training gives training's numbers.
+        batch_size = batch_size or (run.nbatch_eval if run else None)
+        rows = detector.find(annotations, batch_size=batch_size, on_batch=advance)
+    metrics = evaluate_detections(annotations, rows)
+
+    folder = out or detector.path.parent / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(coco_results(rows)), encoding="utf-8")
+    click.echo(metrics.summary())
+    _print_per_class(metrics, annotations)
+    click.echo(f"{len(annotations)} pictures, {len(rows)} detections in {folder / 'results.json'}")
+
+
+def _run_config(model_file: Path) -> TrainConfig | None:
+    """The settings of the run that a model file lies in, if it does."""
+    from fcos.config import load_config
+
+    file = model_file.parent / "config.json"
+    return load_config(file) if file.is_file() else None
+
+
+def _source_of_run(
+    config: TrainConfig | None, root: Path | None, names: Path | None, skip_invalid: bool
+) -> Source:
+    """The evaluation list of a run, read as the run read it unless told otherwise."""
+    if config is None or not config.list_eval:
+        raise ConfigError(
+            "there is nothing to measure on: "
+            + ("the run has no list_eval" if config else "the model file is not in a run folder"),
+            fix="give annotations with --list, and the folder of their pictures with --root",
+        )
+    return Source(
+        Path(config.list_eval),
+        root or (Path(config.root_eval) if config.root_eval else None),
+        names or (Path(config.name_file) if config.name_file else None),
+        config.data_format,
+        skip_invalid or config.skip_invalid,
+    )
+
+
+def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
+    """A table of the classes, best AP first; those without boxes last."""
+    import numpy as np
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    counted = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]
+    num_boxes = np.bincount(counted, minlength=annotations.num_classes).tolist()
+    rows = zip(metrics.per_class_ap.items(), num_boxes, strict=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class")
+    table.add_column("boxes", justify="right")
+    table.add_column("AP", justify="right")
+    for (name, ap), count in sorted(rows, key=lambda row: -row[0][1]):
+        table.add_row(Text(name), str(count), f"{ap:.3f}" if ap >= 0 else "-")  # Text: a name is not markup
+    console = Console()
+    # a pipe has no width of its own, and a folded table is hard to read for programs
+    Console(width=console.width if console.is_terminal else 140).print(table)

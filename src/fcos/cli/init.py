@@ -1,0 +1,92 @@
+"""`fcos init FOLDER`: propose a train.json from the data and the machine, and say why."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fcos.propose import Proposal
+
+EPILOG = """\b
+Examples:
+  fcos init pictures/                  writes train.json
+  fcos init pictures/ -o birds.json
+  fcos train birds.json                trains with it
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("train.json"),
+    show_default=True,
+    help="The config file to write.",
+)
+@click.option("--force", is_flag=True, help="Overwrite the config file.")
+def command(folder: Path, output: Path, force: bool) -> None:
+    """Propose a train.json for a FOLDER of pictures with boxes.
+
+    The format is recognised (list, COCO, VOC, YOLO); the folder's own split is used, or one is made.
+    """
+    write_proposal(folder, output, overwrite=force)
+    click.echo(f"`fcos train {output}` trains with it; change in the file what you know better")
+
+
+def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> None:
+    """Write a config file for a folder and print each setting with its reason.
+
+    Raises:
+        ConfigError: another file is there, and `overwrite` is not given.
+    """
+    from fcos.errors import ConfigError
+    from fcos.propose import find_hardware, propose, propose_data, write_split
+
+    split_folder = output.with_name(f"{output.stem}_split")
+    data = propose_data(folder, split_folder)
+    proposals = [*data.proposals, *propose(data.train, find_hardware())]
+    text = _as_json(proposals, output.absolute().parent)
+    if output.exists() and not overwrite and output.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            "the config file exists already, and is not what would be proposed",
+            where=f"file {output}",
+            fix=f"`fcos train {output}` trains with it; "
+            f"`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_split(data, split_folder)
+    output.write_text(text, encoding="utf-8")
+    _print(proposals)
+    click.echo(f"written to {output}")
+
+
+def _as_json(proposals: list[Proposal], folder: Path) -> str:
+    values = {key: _portable(value, folder) for key, value, _ in proposals}
+    lines = [
+        f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _portable(value: Any, folder: Path) -> Any:
+    """A path below the config file is written relative to it, so that both can move together."""
+    if not isinstance(value, Path):
+        return value
+    path = Path(os.path.abspath(value))
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _print(proposals: list[Proposal]) -> None:
+    from fcos.cli.config import new_table, print_table, show
+
+    table = new_table("setting", "value", "because")
+    for key, value, reason in proposals:
+        table.add_row(key, show(_portable(value, Path.cwd())), reason)
+    print_table(table)

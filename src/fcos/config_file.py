@@ -1,0 +1,134 @@
+"""From a train.json and the command line to raw values that know where they were given.
+
+The file is one flat JSON object, so a key's line can be found by looking: a string that is followed by a
+colon is a key, in this file and in every valid one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcos.errors import ConfigError
+
+COMMAND_LINE = "command line"
+
+
+class Given(NamedTuple):
+    """A value as it was written.
+
+    Attributes:
+        key: as it was written, not yet translated or checked.
+        value: what JSON made of it.
+        where: file and line, or the word of the command line.
+    """
+
+    key: str
+    value: Any
+    where: str
+
+
+def read_file(path: Path) -> list[Given]:
+    """Every key of a config file in the order of its lines; a key that stands there twice comes twice."""
+    text = _read_text(path)
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _explain(error, path) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "a config file is one JSON object",
+            where=f"file {path}, line 1",
+            fix='put the settings in braces: {"list_train": "...", "epoches": 12}',
+        )
+    places = [(key, line) for key, line in key_lines(text) if key in values]
+    return [Given(key, values[key], f"file {path}, line {line}") for key, line in places]
+
+
+def key_lines(text: str) -> list[tuple[str, int]]:
+    """Keys of a flat JSON object with their lines, counted from 1.
+
+    All strings are walked through, so a colon inside of a value is not taken for the end of a key.
+    """
+    strings = re.finditer(r'"(?:[^"\\]|\\.)*"(\s*:)?', text)
+    keys = [match for match in strings if match[1]]
+    return [
+        (json.loads(match[0].rstrip(": \t\r\n")), text.count("\n", 0, match.start()) + 1) for match in keys
+    ]
+
+
+def read_overrides(overrides: Iterable[str], text_keys: Collection[str] = ()) -> list[Given]:
+    """Values of `key=value` words, read as JSON where they are JSON, else as text.
+
+    Args:
+        overrides: the words.
+        text_keys: settings whose value stays text, whatever it looks like.
+    """
+    return [_read_override(word, text_keys) for word in overrides]
+
+
+def _read_override(word: str, text_keys: Collection[str]) -> Given:
+    key, equals, text = word.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"{word!r} does not say which setting it changes",
+            where=COMMAND_LINE,
+            fix="write key=value without spaces, for example epoches=24",
+        )
+    value = text if key in text_keys else _json_or_text(text)
+    return Given(key.strip(), value, f"{COMMAND_LINE}, {word}")
+
+
+def _json_or_text(text: str) -> Any:
+    # device=0,1 is a list too: brackets mean something else to many shells
+    for candidate in [text, f"[{text}]"] if "," in text else [text]:
+        try:
+            return json.loads(candidate)
+        except json.JSONDecodeError:
+            continue
+    return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # Windows editors put a byte order mark in front
+    except FileNotFoundError:
+        what, fix = "there is no such config file", "`fcos init FOLDER` writes one for a folder of pictures"
+    except IsADirectoryError:
+        what, fix = "this is a folder, not a config file", f"`fcos init {path}` writes a config file for it"
+    except PermissionError:
+        what, fix = "the config file may not be read", "change its permissions"
+    except UnicodeDecodeError:
+        what, fix = "the config file is not UTF-8 text", "give a train.json; save it as UTF-8"
+    raise ConfigError(what, where=f"file {path}", fix=fix)
+
+
+def _explain(error: json.JSONDecodeError, path: Path) -> ConfigError:
+    """What is wrong with the JSON, and what to type instead."""
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
+    python_words = {"True": "true", "False": "false", "None": "null"}
+    word = re.match(r"\w*", after)
+    if not before and not after:
+        fix = 'write the settings as {"list_train": "...", "epoches": 12}'
+    elif after.startswith(("//", "#", "/*")):
+        fix = "JSON has no comments: remove this one"
+    elif (before.endswith(",") and after[:1] in ("}", "]")) or re.match(r",\s*[}\]]", after):
+        fix = "remove the comma before the closing bracket"
+    elif after.startswith("'"):
+        fix = 'use double quotes: "..."'
+    elif word and word[0] in python_words:
+        fix = f"write {python_words[word[0]]} instead of {word[0]}"
+    elif "delimiter" in error.msg and not after:
+        fix = "the closing brace is missing"
+    elif "',' delimiter" in error.msg:
+        fix = "a comma is missing before this place"
+    else:
+        fix = "correct the JSON at this place"
+    return ConfigError(
+        f"the config file is not valid JSON ({error.msg})",
+        where=f"file {path}, line {error.lineno}, column {error.colno}",
+        fix=fix,
+    )

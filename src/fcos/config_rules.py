@@ -1,0 +1,225 @@
+"""Rules between settings, and the checks that need the world outside of the config file.
+
+`broken_rules` is asked at loading, when each value is right by itself. The `check_...` functions look at
+files, names and installed packages; training calls them before it starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fcos.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fcos.config import TrainConfig
+
+DATA_PATHS = ("root_train", "list_train", "root_eval", "list_eval", "name_file")
+
+
+class Broken(NamedTuple):
+    """A rule that settings break together.
+
+    Attributes:
+        keys: the settings concerned; their lines are shown.
+        what: what is wrong.
+        fix: what to give instead.
+    """
+
+    keys: tuple[str, ...]
+    what: str
+    fix: str
+
+
+def broken_rules(config: TrainConfig) -> Iterator[Broken]:
+    """Every rule between settings that this config breaks."""
+    for rule in (_levels, _picture_size, _schedule, _devices, _batch, _settings_without_effect):
+        yield from rule(config)
+
+
+def _levels(config: TrainConfig) -> Iterator[Broken]:
+    strides, ranges = config.strides, config.regress_ranges
+    doubled = all(b == 2 * a for a, b in pairwise(strides))
+    if strides[:3] != [8, 16, 32] or not doubled:
+        yield Broken(
+            ("strides",),
+            f"strides {strides} do not start with 8, 16, 32 and double from level to level",
+            "give for example [8, 16, 32, 64, 128]",
+        )
+    if any(b <= a for a, b in pairwise([0, *ranges])):
+        yield Broken(("regress_ranges",), f"regress_ranges {ranges} do not ascend from above 0", "sort them")
+    if len(ranges) != len(strides) - 1:
+        yield Broken(
+            ("regress_ranges", "strides"),
+            f"regress_ranges has {len(ranges)} entries for {len(strides)} strides",
+            f"give {len(strides) - 1}: one for each level but the last, which has no upper limit",
+        )
+
+
+def _picture_size(config: TrainConfig) -> Iterator[Broken]:
+    if config.short_side is not None and config.short_side > config.view_size:
+        yield Broken(
+            ("short_side", "view_size"),
+            f"short_side {config.short_side} is more than view_size {config.view_size}, the longest side",
+            f"give view_size at least {config.short_side}, or short_side null",
+        )
+
+
+def _schedule(config: TrainConfig) -> Iterator[Broken]:
+    entries = config.lr_schedule
+    if any(b <= a for a, b in pairwise([0, *entries])):
+        yield Broken(("lr_schedule",), f"lr_schedule {entries} does not ascend from above 0", "sort it")
+    if any(entry < 1 for entry in entries) and any(entry >= 1 for entry in entries):
+        yield Broken(
+            ("lr_schedule",),
+            f"lr_schedule {entries} mixes fractions of the training (below 1) with iterations",
+            "give only iterations, such as [60000, 80000], or only fractions, such as [0.67, 0.89]",
+        )
+
+
+def _devices(config: TrainConfig) -> Iterator[Broken]:
+    device = config.device
+    if isinstance(device, list) and (not device or min(device) < 0 or len(set(device)) < len(device)):
+        yield Broken(
+            ("device",), f"device {device} is not a list of different GPU numbers", "give for example [0, 1]"
+        )
+
+
+def _batch(config: TrainConfig) -> Iterator[Broken]:
+    num_devices = known_num_devices(config)
+    try:
+        split_batch(config.nbatch_train, num_devices, config.micro_batch)
+    except ConfigError as error:
+        yield Broken(("nbatch_train", "micro_batch", "device", "num_processes"), error.what, error.fix)
+
+
+def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
+    """A setting that another one switches off must not be ignored silently."""
+    no_quality, whole_box = config.quality == "none", not config.center_sampling
+    cosine, adamw, not_cpu = config.lr_policy == "cosine", config.optimizer == "adamw", config.device != "cpu"
+    switched_off = [
+        ("quality_tower", no_quality, "quality", '"centerness" or "iou"'),
+        ("center_radius", whole_box, "center_sampling", "true"),
+        ("lr_schedule", cosine, "lr_policy", '"step"'),
+        ("lr_gamma", cosine, "lr_policy", '"step"'),
+        ("momentum", adamw, "optimizer", '"sgd"'),
+        ("num_processes", not_cpu, "device", '"cpu"'),
+    ]
+    for key, off, switch, needed in switched_off:
+        if off and getattr(config, key) != type(config).model_fields[key].default:
+            yield Broken(
+                (key, switch),
+                f'"{key}" has no effect while "{switch}" is {json.dumps(getattr(config, switch))}',
+                f'remove "{key}", or give "{switch}": {needed}',
+            )
+
+
+def known_num_devices(config: TrainConfig) -> int:
+    """Number of devices as far as the config alone tells it; 1 where the machine decides."""
+    if isinstance(config.device, list):
+        return len(config.device)
+    return config.num_processes if config.device == "cpu" else 1
+
+
+def split_batch(batch_size: int, num_devices: int, micro_batch: int | None) -> tuple[int, int]:
+    """How one optimizer step is divided.
+
+    Args:
+        batch_size: images of one optimizer step, over all devices.
+        num_devices: devices that share them.
+        micro_batch: images of one forward pass on one device; None: the device's whole share.
+
+    Returns:
+        Images of one forward pass on one device, and the number of passes that accumulate.
+    """
+    unit = num_devices * (micro_batch or 1)
+    if batch_size % unit == 0:
+        share = batch_size // num_devices
+        return micro_batch or share, share // (micro_batch or share)
+    below = batch_size // unit * unit
+    sizes = [size for size in (below, below + unit) if size > 0]
+    devices = f"{num_devices} device{'s' * (num_devices > 1)}"
+    micro = f" in micro-batches of {micro_batch}" if micro_batch else ""
+    raise ConfigError(
+        f"nbatch_train {batch_size} cannot be shared evenly by {devices}{micro}",
+        where="nbatch_train, micro_batch, device",
+        fix=f"give nbatch_train {' or '.join(map(str, sizes))}",
+    )
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Refuse data that is not there: every missing path is named.
+
+    Raises:
+        ConfigError: no training data is given, or paths do not exist.
+    """
+    problems = []
+    if not config.list_train:
+        problems.append(
+            ConfigError(
+                "there is no training data",
+                where='setting "list_train"',
+                fix="give list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
+            )
+        )
+    paths = {key: getattr(config, key) for key in DATA_PATHS}
+    if isinstance(config.pretrain, str):
+        paths["pretrain"] = config.pretrain
+    for key, path in paths.items():
+        if path and not os.path.exists(without_part(path)):
+            there = next((str(parent) for parent in Path(path).parents if parent.exists()), "none of it")
+            problems.append(
+                ConfigError(
+                    f'"{key}": {path} does not exist',
+                    where=config.origin(key),
+                    fix=f"correct the path; the part that exists is {there}",
+                )
+            )
+    raise_all(problems)
+
+
+def without_part(path: str) -> str:
+    """The file of a path that may name a part of it: `data.yaml:val` is `data.yaml`."""
+    return re.sub(r"(\.ya?ml):\w+$", r"\1", path)
+
+
+def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
+    """Refuse a number of `classes` that is not the number of names (without background)."""
+    if config.classes is None or config.classes == len(class_names):
+        return
+    counted = " (the background does not count)" if config.classes == len(class_names) + 1 else ""
+    raise ConfigError(
+        f'"classes" is {config.classes}, but there are {len(class_names)} class names{counted}',
+        where=config.origin("classes"),
+        fix=f'give "classes": {len(class_names)}, or correct the names in '
+        f"{config.name_file or config.list_train}",
+    )
+
+
+def check_backbone(config: TrainConfig) -> None:
+    """Refuse a backbone that timm does not know, with the nearest name that it does know."""
+    import timm  # takes seconds and brings torch: only where a network is built anyway
+
+    if timm.is_model(config.backbone):
+        return
+    nearest = difflib.get_close_matches(config.backbone, timm.list_models(), n=3, cutoff=0.5)
+    names = ", ".join(f'"{name}"' for name in nearest) or "resnet50"
+    raise ConfigError(
+        f'"backbone": "{config.backbone}" is not a timm model',
+        where=config.origin("backbone"),
+        fix=f"the nearest names are {names}; timm.list_models() has all",
+    )
+
+
+def raise_all(problems: Sequence[ConfigError]) -> None:
+    """Raise one error that holds all of them; return when there is none."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ConfigError("\n".join([f"{len(problems)} settings are wrong", *map(str, problems)]))

@@ -1,0 +1,161 @@
+"""What a data set is once it is read, whatever format it came from.
+
+`Annotations` is the one thing that readers make and everything else takes. It keeps its boxes in a few
+arrays, not in an object per box: a million boxes stay small, and loader workers that are forked share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture with its boxes.
+
+    Attributes:
+        path: the image file.
+        boxes_xyxy: `(N, 4)` float64, xyxy, pixels of the upright (EXIF applied) original image.
+        labels: `(N,)` int64, 0-based and contiguous.
+        image_id: the id that results are reported under (COCO's own id; elsewhere 1, 2, ...).
+        is_crowd: `(N,)` bool, COCO's `iscrowd`; never a training target.
+        is_difficult: `(N,)` bool, Pascal VOC's `difficult`; a training target, ignored in evaluation.
+        areas: `(N,)` float64, square pixels; COCO's `area` (of the segment), elsewhere width * height.
+        size_hw: height, width of the upright image as the annotation file states it, or None.
+        where: file (and line, or annotation) that this record was read from, for messages.
+    """
+
+    path: Path
+    boxes_xyxy: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    image_id: int
+    is_crowd: NDArray[np.bool_]
+    is_difficult: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    size_hw: tuple[int, int] | None = None
+    where: str = ""
+
+    @staticmethod
+    def make(
+        path: Path,
+        boxes_xyxy: Sequence[Sequence[float]] | NDArray[np.float64],
+        labels: Sequence[int] | NDArray[np.int64],
+        image_id: int,
+        *,
+        is_crowd: Sequence[bool] | NDArray[np.bool_] | None = None,
+        is_difficult: Sequence[bool] | NDArray[np.bool_] | None = None,
+        areas: Sequence[float] | NDArray[np.float64] | None = None,
+        size_hw: tuple[int, int] | None = None,
+        where: str = "",
+    ) -> Record:
+        """A record from lists, with the usual values for what a format does not have."""
+        boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+        num_boxes = len(boxes)
+        box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        return Record(
+            path=Path(path),
+            boxes_xyxy=boxes,
+            labels=np.asarray(labels, dtype=np.int64).reshape(num_boxes),
+            image_id=image_id,
+            is_crowd=np.zeros(num_boxes, bool) if is_crowd is None else np.asarray(is_crowd, bool),
+            is_difficult=np.zeros(num_boxes, bool) if is_difficult is None else np.asarray(is_difficult, bool),
+            areas=box_areas if areas is None else np.asarray(areas, dtype=np.float64),
+            size_hw=size_hw,
+            where=where,
+        )
+
+
+@dataclass(frozen=True)
+class Annotations(Sequence[Record]):
+    """A whole data set: a sequence of `Record`, stored as arrays.
+
+    Attributes:
+        class_names: name of each label, without background.
+        category_ids: the id in the file of each label (COCO's ids have gaps); 1, 2, ... elsewhere.
+        source: the file or folder that was read.
+        format: "list", "coco", "voc" or "yolo".
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    source: Path
+    format: str
+    boxes_xyxy: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    is_crowd: NDArray[np.bool_]
+    is_difficult: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    first_box: NDArray[np.int64]  # (images + 1,): boxes of image i are first_box[i] : first_box[i + 1]
+    image_ids: NDArray[np.int64]
+    sizes_hw: NDArray[np.int32]  # (images, 2), -1 where unknown
+    _paths: NDArray[np.bytes_] = field(repr=False)  # utf-8, fixed width: no Python object an image
+    _wheres: NDArray[np.bytes_] = field(repr=False)
+
+    @staticmethod
+    def from_records(
+        records: Iterable[Record],
+        class_names: Sequence[str],
+        *,
+        category_ids: Sequence[int] | None = None,
+        source: Path,
+        format: str,
+    ) -> Annotations:
+        """Pack records into arrays; order is kept."""
+        records = list(records)
+        ids = tuple(range(1, len(class_names) + 1)) if category_ids is None else tuple(category_ids)
+
+        def join(name: str, dtype: type, shape: tuple[int, ...]) -> NDArray[np.generic]:
+            arrays = [getattr(record, name) for record in records]
+            return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(shape, dtype)
+
+        counts = [len(record.labels) for record in records]
+        return Annotations(
+            class_names=tuple(class_names),
+            category_ids=ids,
+            source=Path(source),
+            format=format,
+            boxes_xyxy=join("boxes_xyxy", np.float64, (0, 4)),  # type: ignore[arg-type]
+            labels=join("labels", np.int64, (0,)),  # type: ignore[arg-type]
+            is_crowd=join("is_crowd", np.bool_, (0,)),  # type: ignore[arg-type]
+            is_difficult=join("is_difficult", np.bool_, (0,)),  # type: ignore[arg-type]
+            areas=join("areas", np.float64, (0,)),  # type: ignore[arg-type]
+            first_box=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            image_ids=np.array([record.image_id for record in records], np.int64),
+            sizes_hw=np.array([record.size_hw or (-1, -1) for record in records], np.int32).reshape(-1, 2),
+            _paths=np.array([str(record.path).encode() for record in records], np.bytes_),
+            _wheres=np.array([record.where.encode() for record in records], np.bytes_),
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without background."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        boxes = slice(int(self.first_box[index]), int(self.first_box[index + 1]))
+        height, width = (int(side) for side in self.sizes_hw[index])
+        return Record(
+            path=Path(bytes(self._paths[index]).decode()),
+            boxes_xyxy=self.boxes_xyxy[boxes],
+            labels=self.labels[boxes],
+            image_id=int(self.image_ids[index]),
+            is_crowd=self.is_crowd[boxes],
+            is_difficult=self.is_difficult[boxes],
+            areas=self.areas[boxes],
+            size_hw=None if height < 0 else (height, width),
+            where=bytes(self._wheres[index]).decode(),
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))

@@ -1,0 +1,115 @@
+"""A batch as it travels from the loader to the device: uint8 pixels, padded, with its ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Boxes to learn from, of one image of a batch.
+
+    Attributes:
+        boxes_xyxy: xyxy, network input pixels.
+        labels: 0-based, contiguous.
+    """
+
+    boxes_xyxy: Float[Tensor, "boxes 4"]
+    labels: Int64[Tensor, " boxes"]
+
+    def to(self, device: torch.device) -> GroundTruth:
+        """The same on another device."""
+        return GroundTruth(
+            self.boxes_xyxy.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, resized and augmented, before padding.
+
+    Attributes:
+        image: RGB.
+        ground_truth: boxes in the frame of `image`.
+        image_id: as in `Record`.
+        original_size_hw: height, width of the upright image file, before resizing.
+        position: place in the training stream (or index in evaluation): what seeded its augmentation.
+    """
+
+    image: UInt8[Tensor, "3 height width"]
+    ground_truth: GroundTruth
+    image_id: int
+    original_size_hw: tuple[int, int]
+    position: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples padded (bottom, right) to one size.
+
+    Attributes:
+        images: RGB, zeros outside of each image's own size.
+        sizes_hw: height, width of each image inside the padding.
+        original_sizes_hw: height, width of each upright image file.
+    """
+
+    images: UInt8[Tensor, "batch 3 height width"]
+    sizes_hw: Int64[Tensor, "batch 2"]
+    ground_truth: tuple[GroundTruth, ...]
+    image_ids: tuple[int, ...]
+    original_sizes_hw: Int64[Tensor, "batch 2"]
+    positions: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes_hw)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device (does not wait for the copy)."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.sizes_hw.to(device, non_blocking=True),
+            tuple(truth.to(device) for truth in self.ground_truth),
+            self.image_ids,
+            self.original_sizes_hw,
+            self.positions,
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; the loader calls this where it helps."""
+        return Batch(
+            self.images.pin_memory(),
+            self.sizes_hw.pin_memory(),
+            tuple(GroundTruth(t.boxes_xyxy.pin_memory(), t.labels.pin_memory()) for t in self.ground_truth),
+            self.image_ids,
+            self.original_sizes_hw,
+            self.positions,
+        )
+
+
+def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
+    """Smallest height, width that hold every image and divide by `multiple`."""
+    height = max(size[0] for size in sizes_hw)
+    width = max(size[1] for size in sizes_hw)
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def collate(samples: Sequence[Sample], multiple: int) -> Batch:
+    """Pad samples at the bottom and right to one size that divides by `multiple`."""
+    sizes = tuple((int(s.image.shape[1]), int(s.image.shape[2])) for s in samples)
+    height, width = padded_size(sizes, multiple)
+    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    for place, sample, (h, w) in zip(images, samples, sizes, strict=True):
+        place[:, :h, :w] = sample.image
+    return Batch(
+        images,
+        torch.tensor(sizes),
+        tuple(s.ground_truth for s in samples),
+        tuple(s.image_id for s in samples),
+        torch.tensor([s.original_size_hw for s in samples]),
+        tuple(s.position for s in samples),
+    )

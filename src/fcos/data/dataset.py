@@ -1,0 +1,65 @@
+"""Records to samples: decode, turn upright, resize, augment."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import Dataset
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.batch import GroundTruth, Sample
+from fcos.data.image import read_image
+from fcos.data.sampler import stream_seed
+from fcos.data.transforms import EvalTransform, TrainTransform
+
+
+class TrainDataset(Dataset[Sample]):
+    """Training samples; the same (index, position) gives the same sample, in any process.
+
+    Args:
+        annotations: of the training images; crowd regions are no targets.
+        transform: resizing and augmentation.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, annotations: Annotations, transform: TrainTransform, seed: int) -> None:
+        self.annotations, self.transform, self.seed = annotations, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        index, position = place
+        record = self.annotations[index]
+        image, truth = read_sample(record)
+        original_size = (image.shape[1], image.shape[2])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(self.seed, position))
+            image, boxes, labels = self.transform(image, truth.boxes_xyxy, truth.labels)
+        return Sample(image.contiguous(), GroundTruth(boxes, labels), record.image_id, original_size, position)
+
+
+class EvalDataset(Dataset[Sample]):
+    """Evaluation samples: resized only, no ground truth (the metric reads it from the annotations)."""
+
+    def __init__(self, annotations: Annotations, transform: EvalTransform) -> None:
+        self.annotations, self.transform = annotations, transform
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        index, position = place
+        record = self.annotations[index]
+        image = read_image(record.path)
+        nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        return Sample(self.transform(image), nothing, record.image_id, (image.shape[1], image.shape[2]), position)
+
+
+def read_sample(record: Record) -> tuple[torch.Tensor, GroundTruth]:
+    """Upright image and its boxes to learn from, clipped to the image; without crowd regions."""
+    image = read_image(record.path)
+    height, width = image.shape[1:]
+    boxes = torch.from_numpy(record.boxes_xyxy[~record.is_crowd]).float()
+    labels = torch.from_numpy(record.labels[~record.is_crowd])
+    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
+    return image, GroundTruth(boxes, labels)

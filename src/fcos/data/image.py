@@ -1,0 +1,197 @@
+"""Reading any picture that real folders hold as upright 8-bit RGB, and its boxes along with it.
+
+Cameras store a picture as the sensor saw it, with an EXIF tag that says how to turn it. Pixels are always
+turned upright here. Boxes are turned only where the annotations can be seen to be in the sensor's frame: the
+annotation file states the size before turning, and turning swaps the sides. In every other case they are
+upright already, since that is what annotation tools show and what normalised (YOLO) boxes refer to.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fcos.data.annotations import Record
+from fcos.errors import DatasetError
+
+EXIF_ORIENTATION = 0x0112
+TURN_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_warnings_lock = threading.Lock()
+
+
+class Header(NamedTuple):
+    """What an image file says about itself before its pixels are decoded.
+
+    Attributes:
+        raw_size_hw: height, width as stored.
+        orientation: EXIF orientation, 1 (upright) to 8.
+    """
+
+    raw_size_hw: tuple[int, int]
+    orientation: int
+
+    @property
+    def swaps_sides(self) -> bool:
+        """Whether turning the picture upright exchanges height and width."""
+        return self.orientation >= 5
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height, width of the upright picture."""
+        height, width = self.raw_size_hw
+        return (width, height) if self.swaps_sides else (height, width)
+
+
+def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
+    """RGB pixels, upright.
+
+    The first frame of an animation; alpha is dropped, not blended (aerial pictures keep a fourth band there).
+    """
+    with _opened(path) as (image, header):
+        return _to_tensor(_upright_rgb(image, header))
+
+
+def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    """RGB pixels of a picture that is open already, upright."""
+    return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
+
+
+def read_record(record: Record) -> tuple[UInt8[Tensor, "3 height width"], Record]:
+    """RGB pixels of a record, upright, and the record with its boxes in that frame."""
+    with _opened(record.path) as (image, header):
+        return _to_tensor(_upright_rgb(image, header)), upright(record, header)
+
+
+def read_header(path: Path, *, decode: bool = False) -> Header:
+    """Stored size and orientation; `decode` also makes sure that every pixel can be read."""
+    with _opened(path) as (image, header):
+        if decode:
+            image.load()
+        return header
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height, width of the upright picture, without decoding it."""
+    return read_header(path).size_hw
+
+
+def upright(record: Record, header: Header) -> Record:
+    """The record with boxes and size in the upright frame (see above for when that changes anything)."""
+    boxes_are_raw = header.swaps_sides and record.size_hw == header.raw_size_hw != header.size_hw
+    if not boxes_are_raw:
+        return record
+    return replace(record, boxes_xyxy=_turn_boxes(record.boxes_xyxy, header), size_hw=header.size_hw)
+
+
+def _turn_boxes(boxes_xyxy: NDArray[np.float64], header: Header) -> NDArray[np.float64]:
+    """Boxes xyxy of the stored picture -> of the upright one, for orientations that swap the sides."""
+    height, width = header.raw_size_hw
+    x1, y1, x2, y2 = boxes_xyxy.T
+    turned = {
+        5: (y1, x1, y2, x2),
+        6: (height - y2, x1, height - y1, x2),
+        7: (height - y2, width - x2, height - y1, width - x1),
+        8: (y1, width - x2, y2, width - x1),
+    }
+    return np.stack(turned[header.orientation], axis=1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
+    """An open image and its header; whatever goes wrong inside is a `DatasetError` with the path.
+
+    ``except Exception`` because Pillow's decoders raise nearly any kind on broken files (OSError,
+    SyntaxError, struct.error, ValueError, IndexError, ...), and all of them mean the same to the user.
+    """
+    try:
+        with _open_quietly(path) as image:
+            yield image, Header((image.height, image.width), _orientation(image))
+    except DatasetError:
+        raise
+    except FileNotFoundError:
+        raise DatasetError(
+            "picture not found", where=str(path), fix="correct the name, or the folder of pictures (root)"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise DatasetError(
+            f"picture has too many pixels ({error})", where=str(path), fix="cut or scale the picture"
+        ) from error
+    except Exception as error:
+        empty = path.is_file() and path.stat().st_size == 0
+        what = "picture file is empty (0 bytes)" if empty else f"picture cannot be decoded: {error}"
+        raise DatasetError(what, where=str(path), fix="replace the file, or leave the picture out") from error
+
+
+def _open_quietly(path: Path) -> Image.Image:
+    """Open without Pillow's warnings about large pictures and odd metadata: neither asks for an action.
+
+    Up to Pillow's hard limit (179 megapixels) a large picture is just large; above it Pillow raises.
+    ``catch_warnings`` is not safe between threads, hence the lock; pixels are decoded outside of it.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(path)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 where there is none or it makes no sense."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        except Exception:  # the pixels may be fine: damaged metadata must not cost the picture
+            return 1
+    return orientation if orientation in TURN_UPRIGHT else 1
+
+
+def _upright_rgb(image: Image.Image, header: Header) -> Image.Image:
+    rgb = _to_rgb(image)
+    turn = TURN_UPRIGHT.get(header.orientation)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow warns when such a palette goes to RGB directly.
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Grey values of more than 8 bits scaled to 0..255 (Pillow's own conversion clips them to white).
+
+    Integers are 16-bit (Pillow holds some 16-bit files as 32-bit). Floats up to 1 are fractions, above as
+    8-bit.
+    """
+    values = np.nan_to_num(pixels.astype(np.float64))
+    if pixels.dtype.kind in "iu":
+        values = values * (255 / 65535)
+    elif values.max(initial=0) <= 1:
+        values = values * 255
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

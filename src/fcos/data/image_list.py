@@ -1,0 +1,116 @@
+"""The seed's annotation list: a line a picture, its boxes as numbers behind its name.
+
+``name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...``, pixels of the upright picture,
+class ids from 1 (0 is background). A name alone is a picture without boxes. The order y before x is turned
+into xyxy here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.pictures import check_root, PICTURE_SUFFIXES, find_root, folders_near, relative_name
+from fcos.data.text import Faults, number_text, read_lines
+
+PICTURE_NAME_END = re.compile(rf"(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})(?=\s|$)", re.IGNORECASE)
+
+Line = tuple[int, str, NDArray[np.float64]]  # line number, picture name, (N, 5) ymin xmin ymax xmax class_id
+
+
+def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
+    """Read a list; `root` is the folder of pictures (without it, found near the list).
+
+    Class ids that cannot be (0, or above the number of names) stay as labels out of range, for `check` to
+    report all of them.
+    """
+    check_root(root)
+    lines = _parse(source)
+    folder = root or find_root(folders_near(source.parent), (name for _, name, _ in lines))
+    records = [
+        Record.make(
+            folder / name,
+            numbers[:, [1, 0, 3, 2]],
+            numbers[:, 4].astype(np.int64) - 1,
+            image_id,
+            where=f"{source}, line {number}",
+        )
+        for image_id, (number, name, numbers) in enumerate(lines, start=1)
+    ]
+    if names is None:
+        num_classes = max((int(record.labels.max(initial=-1)) + 1 for record in records), default=0)
+        names = [f"class_{class_id}" for class_id in range(1, num_classes + 1)]
+    return Annotations.from_records(records, names, source=source, format="list")
+
+
+def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
+    """Write a list; names are relative to `root` where the pictures are below it, else whole paths."""
+    lines, faults = [], Faults()
+    for record in annotations:
+        name = relative_name(record.path, root)
+        if split_line(name) != (name, []):
+            faults.add(record.where, f"picture name '{name}' cannot be told from the numbers behind it")
+        x1, y1, x2, y2 = record.boxes_xyxy.T
+        numbers = np.stack([y1, x1, y2, x2, record.labels + 1.0], axis=1)
+        lines.append(" ".join([name, *map(number_text, numbers.ravel().tolist())]))
+    faults.raise_any("pictures cannot be written to a list", "rename the pictures")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def split_line(line: str) -> tuple[str, list[str]]:
+    """Picture name (may hold spaces) and the words behind it.
+
+    The name ends with the last word that has a picture's suffix; if none has, it is the first word.
+    """
+    last = None
+    for last in PICTURE_NAME_END.finditer(line):
+        pass
+    if last is None:
+        name, _, behind = line.partition(" ")
+        return name, behind.split()
+    return line[: last.end()], line[last.end() :].split()
+
+
+def parse_numbers(words: Sequence[str]) -> NDArray[np.float64]:
+    """`(N, 5)`: ymin, xmin, ymax, xmax, class id. Raises ValueError with what is wrong."""
+    if len(words) % 5:
+        raise ValueError(f"{len(words)} numbers after the picture name, but a box has 5")
+    try:
+        numbers = np.array([float(word) for word in words]).reshape(-1, 5)
+    except ValueError:
+        wrong = next(word for word in words if not _is_number(word))
+        raise ValueError(f"'{wrong}' is not a number") from None
+    class_ids = numbers[:, 4]
+    if not np.array_equal(class_ids, np.floor(class_ids)) or not np.isfinite(class_ids).all():
+        raise ValueError("every fifth number is a class id and must be a whole number")
+    return numbers
+
+
+def _parse(source: Path) -> list[Line]:
+    lines: list[Line] = []
+    faults = Faults()
+    for number, line in read_lines(source):
+        name, words = split_line(line)
+        try:
+            lines.append((number, name, parse_numbers(words)))
+        except ValueError as error:
+            faults.add(f"{source}, line {number}", str(error))
+    faults.raise_any(
+        "lines cannot be read",
+        "a line is: name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...",
+    )
+    return lines
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

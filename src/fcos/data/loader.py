@@ -1,0 +1,34 @@
+"""Data loaders: workers that decode while the network computes."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+
+from torch.utils.data import DataLoader
+
+from fcos.data.batch import Batch, collate
+from fcos.data.dataset import EvalDataset, TrainDataset
+from fcos.data.sampler import ShardSampler, StreamSampler
+
+PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up
+
+
+def build_loader(
+    dataset: TrainDataset | EvalDataset, sampler: StreamSampler | ShardSampler, num_workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """A loader of padded batches in the order of the sampler."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=sampler,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=partial(collate, multiple=PADDING_MULTIPLE),
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+        persistent_workers=False,
+    )
+
+
+def _start_worker(worker_id: int) -> None:
+    # Ctrl-C reaches every process of the terminal: the main process decides when to stop, workers go on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,197 @@
+"""The parts of a data set: those that a folder brings, and seeded ones made by picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fcos.data import yolo
+from fcos.data.annotations import Annotations
+from fcos.data.recognise import Format, coco_files, list_files, recognise, yolo_description
+from fcos.errors import DatasetError
+
+# Words in file names. "trainval" stands for training only where it has no parts (see _pick).
+TRAIN_WORDS = ("train",)
+EVAL_WORDS = ("val", "valid", "validation", "eval", "dev")
+TEST_WORDS = ("test",)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: what `read_annotations` takes."""
+
+    source: Path
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts that a folder holds; `evaluation` is None if there is only one.
+
+    Attributes:
+        train: to train on.
+        evaluation: to measure on while choosing settings.
+        test: to report once; only where train and evaluation exist besides.
+        name_file: class names, where the format keeps them apart.
+    """
+
+    format: Format
+    train: Split
+    evaluation: Split | None = None
+    test: Split | None = None
+    name_file: Path | None = None
+
+    def all(self) -> list[Split]:
+        """Every part."""
+        return [split for split in (self.train, self.evaluation, self.test) if split is not None]
+
+
+def find_splits(folder: Path) -> Splits:
+    """Recognise a data set folder and the split it brings.
+
+    Train and val are preferred to trainval and test: test is to be reported once, not to choose settings by.
+    Where there is only a test part beside the training part, it is the evaluation.
+    """
+    folder = Path(folder)
+    format = recognise(folder)
+    match format:
+        case "voc":
+            return _voc_splits(folder)
+        case "yolo":
+            return _yolo_splits(folder)
+        case "coco":
+            files = coco_files(folder)
+        case "list":
+            files = list_files(folder)
+    # Roboflow's files are all called _annotations.coco.json, in folders named like the split.
+    named = {(f"{file.parent.name} " if file.name[0] == "_" else "") + file.stem: file for file in files}
+    parts = _as_splits(_pick(named, folder))
+    names = [*folder.glob("*name*.txt"), *folder.glob("*.names"), *folder.glob("classes.txt")]
+    name_file = names[0] if format == "list" and len(names) == 1 else None
+    return _splits(format, parts, Split(folder), name_file)
+
+
+def split_annotations(
+    annotations: Annotations, fraction: float, seed: int
+) -> tuple[Annotations, Annotations]:
+    """Training and evaluation parts; `fraction` of the pictures go to evaluation, at least one, never all.
+
+    A picture that is listed twice is on one side only. The order of the pictures is kept.
+    """
+    paths = [record.path for record in annotations]
+    pictures = sorted(set(paths))
+    if len(pictures) < 2:
+        raise DatasetError("too few pictures to split", where=str(annotations.source), fix="add pictures")
+    num_eval = min(max(round(fraction * len(pictures)), 1), len(pictures) - 1)
+    chosen = np.random.default_rng(seed).permutation(len(pictures))[:num_eval]
+    held_out = {pictures[index] for index in chosen}
+    train = [index for index, path in enumerate(paths) if path not in held_out]
+    evaluation = [index for index, path in enumerate(paths) if path in held_out]
+    return select(annotations, train), select(annotations, evaluation)
+
+
+def select(annotations: Annotations, indices: Sequence[int]) -> Annotations:
+    """The pictures of these indices, in this order."""
+    chosen = np.asarray(indices, np.int64)
+    first, last = annotations.first_box[chosen], annotations.first_box[chosen + 1]
+    counts = last - first
+    first_box = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    boxes = np.arange(first_box[-1]) + np.repeat(first - first_box[:-1], counts)
+    return replace(
+        annotations,
+        boxes_xyxy=annotations.boxes_xyxy[boxes],
+        labels=annotations.labels[boxes],
+        is_crowd=annotations.is_crowd[boxes],
+        is_difficult=annotations.is_difficult[boxes],
+        areas=annotations.areas[boxes],
+        first_box=first_box,
+        image_ids=annotations.image_ids[chosen],
+        sizes_hw=annotations.sizes_hw[chosen],
+        _paths=annotations._paths[chosen],
+        _wheres=annotations._wheres[chosen],
+    )
+
+
+def _voc_splits(folder: Path) -> Splits:
+    sets = folder / "ImageSets" / "Main"
+    # Only `convert` writes one: it keeps the order of the classes, which xml files cannot.
+    name_file = folder / "names.txt" if (folder / "names.txt").is_file() else None
+    named = {file.stem: file for file in sorted(sets.glob("*.txt")) if file.read_text().strip()}
+    # Only the four names that VOC defines: the folder also holds a file per class (cat_train.txt).
+    parts = [named.get("train"), named.get("val"), named.get("test")]
+    if parts[0] is None or parts[1] is None:
+        parts = [named.get("trainval") or parts[0], parts[1] or parts[2], None]
+    return _splits("voc", _as_splits(parts, folder), Split(folder, folder), name_file)
+
+
+def _yolo_splits(folder: Path) -> Splits:
+    file = yolo_description(folder)
+    if file is not None and file.suffix != ".data":
+        content = yolo.read_yaml(file)
+        keys = [key if content.get(key) else None for key in ("train", "val", "test")]
+        return _splits("yolo", [Split(file.with_name(f"{file.name}:{key}")) if key else None for key in keys])
+    subfolders = [*folder.glob("images/*/"), *folder.glob("*/images/")] if file is None else []
+    named = {(sub.parent.name if sub.name == "images" else sub.name): sub for sub in sorted(subfolders)}
+    parts = _pick({name: sub for name, sub in named.items() if sub.is_dir()}, folder)
+    return _splits("yolo", _as_splits(parts), Split(folder))
+
+
+def _pick(named: dict[str, Path], folder: Path) -> list[Path | None]:
+    """Train, evaluation and test among named files, by the words in their names."""
+    train = _with_words(named, TRAIN_WORDS) or _with_words(named, ("trainval",))
+    if len(train) > 1:
+        raise _ambiguous(folder, "training", train)
+    parts: list[Path | None] = [next(iter(train.values()), None)]
+    others = _with_words(named, EVAL_WORDS + TEST_WORDS)
+    rests = {_rest(name) for name in train}
+    others = {name: file for name, file in others.items() if _rest(name) in rests} or others
+    for words in (EVAL_WORDS, TEST_WORDS):
+        found = _with_words(others, words)
+        if len(found) > 1:
+            raise _ambiguous(folder, words[0], found)
+        parts.append(next(iter(found.values()), None))
+    return parts
+
+
+def _splits(
+    format: Format, parts: Iterable[Split | None], whole: Split | None = None, name_file: Path | None = None
+) -> Splits:
+    train, evaluation, test = parts
+    if evaluation is None:
+        evaluation, test = test, None
+    if train is None:
+        if whole is None:
+            raise DatasetError("the data set has no 'train' part", fix="add 'train' to its data.yaml")
+        return Splits(format, whole, name_file=name_file)
+    return Splits(format, train, evaluation, test, name_file)
+
+
+def _as_splits(parts: Iterable[Path | None], root: Path | None = None) -> list[Split | None]:
+    return [None if part is None else Split(part, root) for part in parts]
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[a-z]+", name.lower())
+
+
+def _with_words(named: dict[str, Path], words: tuple[str, ...]) -> dict[str, Path]:
+    return {name: file for name, file in named.items() if set(words) & set(_words(name))}
+
+
+def _rest(name: str) -> tuple[str, ...]:
+    """A name without the word for its part: ``voc_test`` and ``voc_trainval`` belong together."""
+    split_words = {*TRAIN_WORDS, "trainval", *EVAL_WORDS, *TEST_WORDS}
+    return tuple(word for word in _words(name) if word not in split_words)
+
+
+def _ambiguous(folder: Path, part: str, found: dict[str, Path]) -> DatasetError:
+    names = ", ".join(str(file.relative_to(folder)) for file in found.values())
+    return DatasetError(
+        f"several files could be the {part} part: {names}",
+        where=str(folder),
+        fix="name the one that you mean as list_train / list_eval",
+    )

@@ -1,0 +1,59 @@
+"""Annotation text: lines, numbers, and every fault of a source in one error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fcos.errors import DatasetError
+
+MAX_SHOWN = 20
+
+
+def read_text(path: Path) -> str:
+    """The text of an annotation file; a byte order mark (Windows editors) is dropped."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            "not a UTF-8 text file", where=str(path), fix="give an annotation file, or save it as UTF-8"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DatasetError(
+            f"cannot be read: {reason}", where=str(path), fix="correct the path of the file"
+        ) from error
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Line number (from 1) and text of every line that is not blank."""
+    lines = enumerate(read_text(path).splitlines(), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def number_text(value: float) -> str:
+    """A coordinate as people write it: ``12``, ``12.5``; six decimals at most."""
+    text = f"{value:.6f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def shown(lines: list[str]) -> str:
+    """The first lines of many, indented to follow ``in:``, with how many more there are."""
+    more = len(lines) - MAX_SHOWN
+    tail = [f"... and {more} more"] if more > 0 else []
+    return "\n      ".join(lines[:MAX_SHOWN] + tail)
+
+
+class Faults:
+    """Collects what cannot be read, so that a user sees all of it at once and not one fault a run."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def add(self, where: str, what: str) -> None:
+        """Note one fault."""
+        self._lines.append(f"{where}: {what}")
+
+    def raise_any(self, what: str, fix: str) -> None:
+        """Raise one error for all faults, if there are any; `what` starts after their number."""
+        if self._lines:
+            raise DatasetError(f"{len(self._lines)} {what}", where=shown(self._lines), fix=fix)

@@ -1,0 +1,171 @@
+"""Pixels and boxes together: resizing for every picture, augmentation for training.
+
+Augmentation is torchvision's (`transforms.v2` on `tv_tensors`), drawn from torch's generator, which the data
+set seeds from (seed, position in the stream).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from fcos.errors import ConfigError
+
+Image = UInt8[Tensor, "3 height width"]
+Boxes = Float[Tensor, "boxes 4"]
+Labels = Int64[Tensor, " boxes"]
+
+
+def resized_size(size_hw: tuple[int, int], short_side: int | None, longest_side: int) -> tuple[int, int]:
+    """Height, width after resizing (the papers' rule).
+
+    The shorter side becomes `short_side`, or less where the longer would pass `longest_side`; without
+    `short_side` the longer becomes `longest_side`. Rounded as detectron2 and mmdetection do.
+    """
+    scale = longest_side / max(size_hw)
+    if short_side is not None:
+        scale = min(scale, short_side / min(size_hw))
+    return max(1, int(size_hw[0] * scale + 0.5)), max(1, int(size_hw[1] * scale + 0.5))
+
+
+def resize(image: Image, size_hw: tuple[int, int]) -> Image:
+    """Bilinear and antialiased, as PIL does it; on uint8."""
+    if tuple(image.shape[1:]) == tuple(size_hw):
+        return image
+    return F.resize(image, list(size_hw), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resizing alone, for evaluation and prediction.
+
+    Attributes:
+        short_side: pixels, or None.
+        longest_side: pixels.
+    """
+
+    short_side: int | None
+    longest_side: int
+
+    def __call__(self, image: Image) -> Image:
+        """The image at network size."""
+        return resize(image, resized_size((image.shape[1], image.shape[2]), self.short_side, self.longest_side))
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Augmentation, resizing at a random scale, mirror.
+
+    Attributes:
+        short_side: pixels, or None.
+        longest_side: pixels.
+        scale_min: the size is scaled at random in [scale_min, 1].
+        horizontal_flip: mirror half of the images.
+        augment: a torchvision v2 transform, or None.
+        min_area: boxes smaller than this after resizing are left out, square pixels.
+    """
+
+    short_side: int | None
+    longest_side: int
+    scale_min: float = 1.0
+    horizontal_flip: bool = True
+    augment: v2.Transform | None = None
+    min_area: float = 0.0
+
+    def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels) -> tuple[Image, Boxes, Labels]:
+        """A new version of the image and its boxes (xyxy, pixels of the image given and returned)."""
+        if self.augment is not None:
+            image, boxes_xyxy, labels = _apply(self.augment, image, boxes_xyxy, labels)
+        scale = 1 - (1 - self.scale_min) * float(torch.rand(()))
+        old_hw = (image.shape[1], image.shape[2])
+        short_side = None if self.short_side is None else max(1, round(self.short_side * scale))
+        new_hw = resized_size(old_hw, short_side, max(1, round(self.longest_side * scale)))
+        image = resize(image, new_hw)
+        boxes_xyxy = boxes_xyxy * torch.tensor([new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]]).repeat(2)
+        if self.horizontal_flip and float(torch.rand(())) < 0.5:
+            image = image.flip(-1)
+            boxes_xyxy = torch.stack(
+                [new_hw[1] - boxes_xyxy[:, 2], boxes_xyxy[:, 1], new_hw[1] - boxes_xyxy[:, 0], boxes_xyxy[:, 3]], dim=1
+            )
+        kept = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1) >= max(self.min_area, 1e-6)
+        return image, boxes_xyxy[kept], labels[kept]
+
+
+def _apply(
+    transform: v2.Transform, image: Image, boxes_xyxy: Boxes, labels: Labels
+) -> tuple[Image, Boxes, Labels]:
+    """Run a v2 transform; boxes that lose three quarters of their area at a border are left out."""
+    boxes = tv_tensors.BoundingBoxes(
+        boxes_xyxy, format="XYXY", canvas_size=(image.shape[1], image.shape[2]), clamping_mode=None
+    )
+    new_image, new_boxes, new_labels = transform(tv_tensors.Image(image), boxes, labels)
+    whole = new_boxes.as_subclass(Tensor)
+    height, width = new_image.shape[-2:]
+    clipped = torch.minimum(whole.clamp(min=0), torch.tensor([width, height, width, height], dtype=whole.dtype))
+    area = lambda b: (b[:, 2:] - b[:, :2]).clamp(min=0).prod(dim=1)  # noqa: E731
+    kept = area(clipped) > 0.25 * area(whole).clamp(min=1e-6)
+    return new_image.as_subclass(Tensor), clipped[kept], new_labels[kept]
+
+
+class RandomCropOfBoxes(v2.Transform):
+    """Crop 50 to 100 % of each side, anywhere. (RandomIoUCrop of SSD crops harder and costs far more.)"""
+
+    def __init__(self, smallest: float = 0.5) -> None:
+        super().__init__()
+        self.smallest = smallest
+
+    def make_params(self, flat_inputs: Sequence[object]) -> dict[str, int]:
+        """Place and size of the crop."""
+        height, width = v2.functional.get_size(flat_inputs[0])
+        draw = torch.rand(4).tolist()
+        new_height = max(1, round(height * (self.smallest + (1 - self.smallest) * draw[0])))
+        new_width = max(1, round(width * (self.smallest + (1 - self.smallest) * draw[1])))
+        top, left = int(draw[2] * (height - new_height + 1)), int(draw[3] * (width - new_width + 1))
+        return {"top": top, "left": left, "height": new_height, "width": new_width}
+
+    def transform(self, inpt: object, params: dict[str, int]) -> object:
+        """Crop an image, or move boxes along."""
+        if isinstance(inpt, tv_tensors.BoundingBoxes):
+            shift = torch.tensor([params["left"], params["top"]]).repeat(2)
+            return tv_tensors.wrap(inpt - shift, like=inpt, canvas_size=(params["height"], params["width"]))
+        return v2.functional.crop(inpt, **params)
+
+
+def _color() -> list[v2.Transform]:
+    return [v2.RandomApply([v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.03)], p=0.7)]
+
+
+def _quarter_turns() -> list[v2.Transform]:
+    turn = v2.RandomChoice([v2.RandomRotation((angle, angle), expand=True) for angle in (0, 90, 180, 270)])
+    return [turn, v2.RandomVerticalFlip(0.5)]
+
+
+POLICIES = {
+    "color": lambda: _color(),
+    "standard": lambda: [*_color(), v2.RandomApply([RandomCropOfBoxes(0.6)], p=0.5)],
+    "strong": lambda: [
+        *_color(),
+        v2.RandomApply([v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=1.0)], p=0.25),
+        v2.RandomApply([v2.RandomRotation(10, fill=127)], p=0.3),
+        v2.RandomApply([RandomCropOfBoxes(0.4)], p=0.6),
+    ],
+    # No up and down: microscopes, satellites, parts on a belt.
+    "overhead": lambda: [*_color(), *_quarter_turns(), v2.RandomApply([RandomCropOfBoxes(0.6)], p=0.5)],
+}
+
+
+def build_policy(name: bool | str) -> v2.Transform | None:
+    """The augmentation of this name; True is "standard", False none."""
+    if name is False:
+        return None
+    key = "standard" if name is True else name
+    if key not in POLICIES:
+        raise ConfigError(f'"augmentation": there is no policy "{key}"', fix=f"one of {', '.join(POLICIES)}")
+    return v2.Compose(POLICIES[key]())

@@ -1,0 +1,123 @@
+"""Detections of one image: what `predict` returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+Index = int | slice | Tensor | NDArray[Any] | Sequence[int] | Sequence[bool]
+
+
+@dataclass(frozen=True, eq=False, repr=False)  # tensors have no single truth value to compare by
+class Detections:
+    """Boxes that the detector found in one image, best score first.
+
+    Filter it like an array: `detections[detections.labels == 2]`, `detections[:10]`; every index, an
+    integer too, gives `Detections` again.
+
+    Attributes:
+        boxes_xyxy: `(N, 4)` float32, xyxy, pixels of the upright original image.
+        scores: `(N,)` float32 in [0, 1].
+        labels: `(N,)` int64, 0-based, index into `class_names`.
+        class_names: the classes of the model, without background.
+        image: the upright picture that was searched, if it was kept.
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    image: Image.Image | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        num_boxes = len(self.boxes_xyxy)
+        for name, shape, dtype in (
+            ("boxes_xyxy", (num_boxes, 4), torch.float32),
+            ("scores", (num_boxes,), torch.float32),
+            ("labels", (num_boxes,), torch.int64),
+        ):
+            tensor = getattr(self, name)
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                raise ValueError(
+                    f"Detections.{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}"
+                )
+        if num_boxes and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
+            raise ValueError(
+                f"Detections.labels are in [{self.labels.min()}, {self.labels.max()}], "
+                f"but there are {len(self.class_names)} class_names"
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Index) -> Detections:
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"detection {index} of {len(self)}")
+            index = [index]
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index, device=self.scores.device)
+            if index.numel() == 0 and index.dtype != torch.bool:
+                index = index.long()  # an empty list becomes a float tensor, which cannot index
+        return replace(
+            self, boxes_xyxy=self.boxes_xyxy[index], scores=self.scores[index], labels=self.labels[index]
+        )
+
+    def __iter__(self) -> Iterator[Detections]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        counts = Counter(self.class_name(index) for index in range(len(self)))
+        classes = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+        best = f", best score {float(self.scores.max()):.2f}" if len(self) else ""
+        size = f", image {self.image.width} x {self.image.height}" if self.image is not None else ""
+        return f"Detections({classes}{best}{size})"
+
+    def class_name(self, index: int) -> str:
+        """Name of the class of one detection."""
+        return self.class_names[int(self.labels[index])]
+
+    def above(self, threshold: float) -> Detections:
+        """Those with a score of at least `threshold`."""
+        return self[self.scores >= threshold]
+
+    def draw(self, score_threshold: float | None = None) -> Image.Image:
+        """A copy of the picture with the boxes (of at least `score_threshold`) drawn on it."""
+        if self.image is None:
+            raise ValueError(
+                "these detections do not hold their picture\n"
+                "  fix: dataclasses.replace(detections, image=picture).draw()"
+            )
+        from fcos.plots.boxes import draw_boxes  # loads matplotlib: only who draws waits for it
+
+        shown = self if score_threshold is None else self.above(score_threshold)
+        return draw_boxes(self.image, shown.boxes_xyxy, shown.labels, self.class_names, scores=shown.scores)
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Entries of a COCO results file.
+
+        Args:
+            image_id: the id of this image in the annotation file.
+            category_ids: the id in the annotation file of each label; without it 1, 2, ...
+
+        Returns:
+            one dict a box: `image_id`, `category_id`, `bbox` (xywh, original pixels), `score`.
+        """
+        ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
+        if len(ids) != len(self.class_names):
+            raise ValueError(f"{len(ids)} category_ids for {len(self.class_names)} classes")
+        boxes_xywh = self.boxes_xyxy.double().cpu().numpy().copy()
+        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+        return [
+            {"image_id": image_id, "category_id": int(ids[label]), "bbox": box, "score": score}
+            for box, score, label in zip(
+                boxes_xywh.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
+            )
+        ]

@@ -1,0 +1,34 @@
+"""An exponential moving average of the weights, as a second module."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """Averaged weights; never swapped into the live model.
+
+    Args:
+        model: to follow.
+        decay: of the average once warmed up.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model after optimizer step number `step` (from 0).
+
+        The decay rises as (1 + step) / (10 + step), so that the random start is soon forgotten.
+        """
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        for average, live in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
+            if average.dtype.is_floating_point:
+                average.lerp_(live, weight)
+            else:
+                average.copy_(live)

@@ -1,0 +1,92 @@
+"""Measuring: every image exactly once, on any number of devices, then COCO's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+
+from fcos.data.annotations import Annotations
+from fcos.data.batch import Batch
+from fcos.model.fcos import FCOS
+from fcos.model.postprocess import ImageDetections, PostProcess
+
+
+@torch.inference_mode()
+def detect(
+    model: FCOS,
+    postprocess: PostProcess,
+    batches: Iterable[Batch],
+    *,
+    channels_last: bool = True,
+    on_batch: Callable[[int], None] = lambda num_images: None,
+) -> list[tuple[int, ImageDetections]]:
+    """Detections of every image of the batches, on the CPU, with its image id.
+
+    Args:
+        model: set to evaluation mode and back.
+        postprocess: output to detections.
+        batches: from an evaluation loader.
+        channels_last: memory order of the images.
+        on_batch: called with the number of images done, for a progress bar.
+    """
+    was_training = model.training
+    model.eval()
+    found: list[tuple[int, ImageDetections]] = []
+    for batch in batches:
+        batch = batch.to(model.pixel_mean.device)
+        images = batch.images
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        output = model(images, batch.sizes_hw)
+        grid = model.grid((images.shape[2], images.shape[3]))
+        detections = postprocess(output, grid, batch.sizes_hw, batch.original_sizes_hw)
+        on_cpu = [ImageDetections(*(part.cpu() for part in image)) for image in detections]
+        found.extend(zip(batch.image_ids, on_cpu, strict=True))
+        on_batch(len(batch))
+    model.train(was_training)
+    return found
+
+
+def gather(found: list[tuple[int, ImageDetections]], fabric: Fabric) -> list[tuple[int, ImageDetections]]:
+    """The detections of all devices, on every device."""
+    if fabric.world_size == 1:
+        return found
+    everyone: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(everyone, found)
+    return [entry for rank in everyone for entry in rank]
+
+
+def result_rows(found: list[tuple[int, ImageDetections]], annotations: Annotations) -> NDArray[np.float64]:
+    """Detections as rows: image_id, x, y, w, h, score, category_id; images in the order of the annotations."""
+    by_id = dict(found)
+    assert len(by_id) == len(found) == len(annotations), "every image exactly once"
+    category_ids = np.asarray(annotations.category_ids)
+    rows = []
+    for image_id in annotations.image_ids.tolist():
+        boxes, scores, labels = (part.double().numpy() for part in by_id[image_id])
+        row = np.empty((len(scores), 7))
+        row[:, 0] = image_id
+        row[:, 1:3] = boxes[:, :2]
+        row[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
+        row[:, 5] = scores
+        row[:, 6] = category_ids[labels.astype(np.int64)]
+        rows.append(row)
+    return np.concatenate(rows) if rows else np.zeros((0, 7))
+
+
+def coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Rows as the entries of a COCO results file."""
+    return [
+        {
+            "image_id": int(row[0]),
+            "category_id": int(row[6]),
+            "bbox": [round(value, 3) for value in row[1:5]],
+            "score": round(row[5], 6),
+        }
+        for row in rows.tolist()
+    ]

@@ -1,0 +1,44 @@
+"""The errors that users see: what happened, where, and how to mend it.
+
+Every message that is meant for a user is one of these kinds; the command line prints it without a
+traceback. They are ``ValueError`` so that ``except ValueError`` in a user's script works too.
+"""
+
+
+class FcosError(ValueError):
+    """Something that the user can mend.
+
+    Args:
+        what: what happened, one sentence.
+        where: file, line, annotation or setting.
+        fix: what to type or change.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        lines = [what]
+        if where:
+            lines.append(f"  in: {where}")
+        if fix:
+            lines.append(f"  fix: {fix}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(FcosError):
+    """A setting that does not exist or has an impossible value."""
+
+
+class DatasetError(FcosError):
+    """Annotations or images that cannot be used."""
+
+
+class WeightsError(FcosError):
+    """A model or weight file that is missing or does not fit."""
+
+
+class DeviceError(FcosError):
+    """A device that is not there."""
+
+
+class TrainingError(FcosError):
+    """A training that cannot go on (for example a loss that is not finite)."""

@@ -1,0 +1,72 @@
+"""The network: uint8 images in, predictions at every point out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from fcos.model.backbone import Backbone
+from fcos.model.fpn import FeaturePyramid
+from fcos.model.head import Head, HeadOutput
+from fcos.model.points import PointGrid, make_grid
+
+
+class FCOS(nn.Module):
+    """Backbone, pyramid and head, with the normalisation of the pixels that the backbone wants.
+
+    Args:
+        backbone: images to C3, C4, C5.
+        pyramid: to P3, P4, ...
+        head: to predictions.
+        strides: of the levels, input pixels.
+        pixel_mean: RGB, in 0..255.
+        pixel_std: RGB, in 0..255.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pyramid: FeaturePyramid,
+        head: Head,
+        strides: Sequence[int],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.backbone, self.pyramid, self.head = backbone, pyramid, head
+        self.strides = tuple(strides)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).reshape(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).reshape(3, 1, 1))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without background."""
+        return self.head.logits.out_channels
+
+    def grid(self, image_hw: tuple[int, int]) -> PointGrid:
+        """The points of an input of this (padded) size, on the device of the network."""
+        return make_grid(image_hw, self.strides, self.pixel_mean.device)
+
+    def forward(self, images: UInt8[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]) -> HeadOutput:
+        """Predictions for padded images.
+
+        Args:
+            images: RGB, padded at the bottom and right.
+            sizes_hw: height, width of each image inside the padding.
+        """
+        return self.head(self.pyramid(self.backbone(self.normalize(images, sizes_hw))))
+
+    def normalize(
+        self, images: UInt8[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels minus mean over std; the padding is 0 after normalisation, as all peers have it."""
+        rows = torch.arange(images.shape[2], device=images.device) < sizes_hw[:, :1]
+        columns = torch.arange(images.shape[3], device=images.device) < sizes_hw[:, 1:]
+        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+        return (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std * inside

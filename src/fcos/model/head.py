@@ -1,0 +1,131 @@
+"""The head, shared by all levels: classes, distances to the four sides, quality (figure 2 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+PRIOR = 0.01  # probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1)
+
+
+class HeadOutput(NamedTuple):
+    """Predictions at every point, in the order of `PointGrid`.
+
+    Attributes:
+        logits: class scores before sigmoid.
+        distances: ltrb in network input pixels, not negative.
+        quality: centerness or IoU before sigmoid; None without that branch.
+    """
+
+    logits: Float[Tensor, "batch points classes"]
+    distances: Float[Tensor, "batch points 4"]
+    quality: Float[Tensor, "batch points"] | None
+
+
+class Head(nn.Module):
+    """Two towers of convolutions and three predictors.
+
+    Args:
+        channels_in: of the pyramid.
+        channels: of the towers.
+        num_classes: without background.
+        num_convs: in each tower.
+        strides: of the levels; one learnable scale each.
+        conv: "plain" 3x3 as in the paper, or "separable" (depthwise 5x5 and 1x1), for CPUs: the plain head
+            is half of all work of the network.
+        norm: in the towers; "none" is the paper's first version.
+        quality_tower: which tower the quality branch reads (the improved paper: the box tower); None: no
+            quality branch.
+        box_activation: makes distances positive: relu (improved paper) or exp (first version).
+        normalize_targets: the branch predicts in units of the level's stride.
+        distance_init: what a fresh box branch predicts, in strides. The papers start at 0, where half of the
+            relu is dead and the boxes have no area; a small training has no time to wait for that.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        num_classes: int,
+        num_convs: int,
+        strides: Sequence[int],
+        *,
+        conv: Literal["plain", "separable"] = "plain",
+        norm: Literal["gn", "bn", "none"] = "gn",
+        quality_tower: Literal["box", "classification"] | None = "box",
+        box_activation: Literal["relu", "exp"] = "relu",
+        normalize_targets: bool = True,
+        distance_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.quality_tower = quality_tower
+        self.box_activation = box_activation
+        self.units = [float(stride) if normalize_targets else 1.0 for stride in strides]
+
+        def tower() -> nn.Sequential:
+            widths = [channels_in] + [channels] * num_convs
+            layers = [_conv_block(a, b, conv, norm) for a, b in zip(widths, widths[1:], strict=False)]
+            return nn.Sequential(*(layer for block in layers for layer in block))
+
+        width = channels if num_convs else channels_in
+        size = 3 if conv == "plain" else 1
+        self.classification_tower, self.box_tower = tower(), tower()
+        self.logits = nn.Conv2d(width, num_classes, size, padding=size // 2)
+        self.distances = nn.Conv2d(width, 4, size, padding=size // 2)
+        self.quality = nn.Conv2d(width, 1, size, padding=size // 2) if quality_tower else None
+        self.scales = nn.Parameter(torch.ones(len(strides)))
+        self._initialise(distance_init)
+
+    def _initialise(self, distance_init: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                if module.groups > 1:  # a depthwise filter sees few inputs: 0.01 would silence it
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="linear")
+                else:
+                    nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.logits.bias, -math.log((1 - PRIOR) / PRIOR))
+        nn.init.constant_(self.distances.bias, distance_init)
+
+    def forward(self, levels: Sequence[Tensor]) -> HeadOutput:
+        """Predictions for P3, P4, ... concatenated over levels, row by row."""
+        logits, distances, quality = [], [], []
+        for level, scale, unit in zip(levels, self.scales, self.units, strict=True):
+            classification, box = self.classification_tower(level), self.box_tower(level)
+            logits.append(_flatten(self.logits(classification)))
+            raw = self.distances(box).float() * scale
+            positive = raw.relu() if self.box_activation == "relu" else raw.exp()
+            distances.append(_flatten(positive) * unit)
+            if self.quality is not None:
+                tower = box if self.quality_tower == "box" else classification
+                quality.append(_flatten(self.quality(tower)).squeeze(-1))
+        return HeadOutput(
+            torch.cat(logits, dim=1), torch.cat(distances, dim=1), torch.cat(quality, dim=1) if quality else None
+        )
+
+
+def _conv_block(channels_in: int, channels: int, conv: str, norm: str) -> list[nn.Module]:
+    layers: list[nn.Module]
+    if conv == "plain":
+        layers = [nn.Conv2d(channels_in, channels, 3, padding=1)]
+    else:
+        layers = [
+            nn.Conv2d(channels_in, channels_in, 5, padding=2, groups=channels_in, bias=False),
+            nn.Conv2d(channels_in, channels, 1),
+        ]
+    if norm == "gn":
+        layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+    elif norm == "bn":
+        layers.append(nn.BatchNorm2d(channels))
+    return [*layers, nn.ReLU(inplace=True)]
+
+
+def _flatten(level: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H * W, C); a view in channels-last memory."""
+    return level.permute(0, 2, 3, 1).flatten(1, 2)

@@ -1,0 +1,83 @@
+"""The locations at which FCOS predicts (section 3.1 of the paper).
+
+Level i is a grid over the padded network input; its cell at column x, row y looks at the input pixel
+``(x + 0.5) * stride, (y + 0.5) * stride``, the centre of the cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class PointGrid(NamedTuple):
+    """All points of all levels, finest level first, row by row.
+
+    Attributes:
+        points: x, y in network input pixels.
+        strides: stride of each point's level, input pixels.
+        level_sizes: height, width of each level's grid.
+    """
+
+    points: Float[Tensor, "points 2"]
+    strides: Float[Tensor, " points"]
+    level_sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def points_per_level(self) -> list[int]:
+        """Number of points of each level."""
+        return [height * width for height, width in self.level_sizes]
+
+
+def make_grid(image_hw: tuple[int, int], strides: Sequence[int], device: torch.device | str = "cpu") -> PointGrid:
+    """The grid of points over an image of this (padded) size.
+
+    A level's grid has ``ceil(side / stride)`` cells, which is what convolutions with stride 2 and padding 1
+    give. (torchvision puts its points at the cell's upper left corner, and divides the padded size by the
+    number of cells for the step: a different convention, worth remembering when comparing.)
+    """
+    sizes = tuple((-(-image_hw[0] // stride), -(-image_hw[1] // stride)) for stride in strides)
+    points, point_strides = [], []
+    for stride, (height, width) in zip(strides, sizes, strict=True):
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
+        rows, columns = torch.meshgrid(y, x, indexing="ij")
+        points.append(torch.stack([columns, rows], dim=-1).reshape(-1, 2))
+        point_strides.append(torch.full((height * width,), float(stride), device=device))
+    return PointGrid(torch.cat(points), torch.cat(point_strides), sizes)
+
+
+def box_distances(
+    points: Float[Tensor, "points 2"], boxes_xyxy: Float[Tensor, "boxes 4"]
+) -> Float[Tensor, "points boxes 4"]:
+    """Distances from every point to the sides of every box (FCOS eq. 1).
+
+    Args:
+        points: x, y in input pixels.
+        boxes_xyxy: xyxy in input pixels.
+
+    Returns:
+        ltrb in input pixels; negative where the point is outside the box.
+    """
+    from_low = points[:, None, :] - boxes_xyxy[None, :, :2]
+    to_high = boxes_xyxy[None, :, 2:] - points[:, None, :]
+    return torch.cat([from_low, to_high], dim=-1)
+
+
+def distances_to_boxes(
+    points: Float[Tensor, "*batch points 2"], distances: Float[Tensor, "*batch points 4"]
+) -> Float[Tensor, "*batch points 4"]:
+    """Boxes from distances: the inverse of eq. 1.
+
+    Args:
+        points: x, y in input pixels.
+        distances: ltrb in input pixels.
+
+    Returns:
+        xyxy in input pixels.
+    """
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)

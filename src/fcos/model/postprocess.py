@@ -1,0 +1,100 @@
+"""Predictions to detections (section 3.1 and 3.3 of the paper; rules of the official code)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from fcos.model.head import HeadOutput
+from fcos.model.points import PointGrid, distances_to_boxes
+
+
+class ImageDetections(NamedTuple):
+    """Detections of one image, best first.
+
+    Attributes:
+        boxes_xyxy: original image pixels, clipped to the image.
+        scores: in [0, 1].
+        labels: 0-based.
+    """
+
+    boxes_xyxy: Float[Tensor, "detections 4"]
+    scores: Float[Tensor, " detections"]
+    labels: Int64[Tensor, " detections"]
+
+
+@dataclass(frozen=True)
+class PostProcess:
+    """Threshold, best candidates of each level, NMS within each class, best of the image.
+
+    Attributes:
+        score_threshold: that the classification score alone must exceed.
+        nms_iou: overlap above which the lower of two detections of a class goes.
+        candidates_per_level: (point, class) pairs of each level that enter NMS.
+        detections_per_image: kept of each image.
+    """
+
+    score_threshold: float = 0.05
+    nms_iou: float = 0.6
+    candidates_per_level: int = 1000
+    detections_per_image: int = 100
+
+    def __call__(
+        self,
+        output: HeadOutput,
+        grid: PointGrid,
+        sizes_hw: Int64[Tensor, "batch 2"],
+        original_sizes_hw: Int64[Tensor, "batch 2"],
+    ) -> list[ImageDetections]:
+        """Detections of each image of a batch.
+
+        Args:
+            output: of the network.
+            grid: its points.
+            sizes_hw: height, width of each image inside the padding.
+            original_sizes_hw: height, width of each image before resizing.
+        """
+        class_scores = output.logits.float().sigmoid()
+        scores = class_scores
+        if output.quality is not None:
+            # sqrt: the scale of a probability again (2006.09214, section 3.3), same order as the product.
+            scores = (class_scores * output.quality.float().sigmoid()[..., None]).sqrt()
+        scores = torch.where(class_scores > self.score_threshold, scores, -1.0)
+        return [
+            self._image(scores[i], output.distances[i].float(), grid, sizes_hw[i], original_sizes_hw[i])
+            for i in range(len(sizes_hw))
+        ]
+
+    def _image(
+        self,
+        scores: Float[Tensor, "points classes"],
+        distances: Float[Tensor, "points 4"],
+        grid: PointGrid,
+        size_hw: Int64[Tensor, " 2"],
+        original_size_hw: Int64[Tensor, " 2"],
+    ) -> ImageDetections:
+        point, label = self._candidates(scores, grid.points_per_level)
+        best = scores[point, label]
+        boxes = distances_to_boxes(grid.points[point], distances[point])
+        limit = size_hw.flip(0).repeat(2).to(boxes.dtype)
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        kept = batched_nms(boxes, best, label, self.nms_iou)[: self.detections_per_image]
+        scale = original_size_hw.flip(0).repeat(2) / limit
+        return ImageDetections(boxes[kept] * scale, best[kept], label[kept])
+
+    def _candidates(self, scores: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
+        """Point and class index of the best candidates of each level."""
+        points, labels = [], []
+        first = 0
+        for level in scores.split(points_per_level):
+            point, label = (level >= 0).nonzero(as_tuple=True)
+            best = level[point, label].topk(min(self.candidates_per_level, len(point))).indices
+            points.append(point[best] + first)
+            labels.append(label[best])
+            first += len(level)
+        return torch.cat(points), torch.cat(labels)

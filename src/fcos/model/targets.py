@@ -1,0 +1,162 @@
+"""Ground truth to targets: which point learns which box (sections 3.1 to 3.3 of the paper).
+
+A point is positive for a box if it lies inside (with centre sampling: near the centre), and if its level is
+the one for the box's size there (``lower <= max(l, t, r, b) <= upper``). Of several boxes the smallest wins.
+
+The assigner is a seam: it may be given predictions, which this one ignores. Its targets depend on boxes and
+grid alone, so that the training loop can count the positives of a whole optimizer step before the first
+forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from fcos.model.points import PointGrid, box_distances
+
+BACKGROUND = -1
+
+
+class Targets(NamedTuple):
+    """What every point of a batch should predict.
+
+    Attributes:
+        labels: 0-based class, or `BACKGROUND`.
+        distances: ltrb in input pixels; meaningful where the label is not background.
+        centerness: in [0, 1] (eq. 3); 0 on background.
+        matched: index of the box among its image's ground truth, or -1.
+    """
+
+    labels: Int64[Tensor, "batch points"]
+    distances: Float[Tensor, "batch points 4"]
+    centerness: Float[Tensor, "batch points"]
+    matched: Int64[Tensor, "batch points"]
+
+    def normalizers(self) -> Float[Tensor, " 2"]:
+        """Number of positives and sum of centerness, to be summed over the whole optimizer step."""
+        positive = (self.labels != BACKGROUND).sum()
+        return torch.stack([positive.to(self.centerness.dtype), self.centerness.sum()])
+
+
+def centerness_of(distances: Float[Tensor, "*points 4"]) -> Float[Tensor, "*points"]:
+    """How central a point lies in its box: 1 in the middle, 0 on a side (eq. 3).
+
+    Args:
+        distances: ltrb, any unit; negative values (outside) count as 0.
+    """
+    inside = distances.clamp(min=0)
+    low, high = inside[..., :2], inside[..., 2:]
+    ratios = torch.minimum(low, high) / torch.maximum(low, high).clamp(min=1e-6)
+    return ratios.prod(dim=-1).sqrt()
+
+
+def near_center(
+    points: Float[Tensor, "points 2"],
+    boxes_xyxy: Float[Tensor, "boxes 4"],
+    radius: Float[Tensor, " points"],
+) -> Bool[Tensor, "points boxes"]:
+    """Points strictly inside the box and within `radius` pixels (per side) of its centre.
+
+    The sub-box of the improved paper (2006.09214, section 3.1): centre +- radius * stride, clipped to the box.
+    """
+    centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+    low = torch.maximum(centers[None] - radius[:, None, None], boxes_xyxy[None, :, :2])
+    high = torch.minimum(centers[None] + radius[:, None, None], boxes_xyxy[None, :, 2:])
+    return ((points[:, None] > low) & (points[:, None] < high)).all(dim=-1)
+
+
+def match_points(
+    points: Float[Tensor, "points 2"],
+    strides: Float[Tensor, " points"],
+    boxes_xyxy: Float[Tensor, "boxes 4"],
+    lower: Float[Tensor, " points"],
+    upper: Float[Tensor, " points"],
+    center_radius: float | None,
+) -> Int64[Tensor, " points"]:
+    """Index of the box that each point learns, or -1.
+
+    Args:
+        points: x, y in input pixels.
+        strides: of each point's level, input pixels.
+        boxes_xyxy: xyxy in input pixels.
+        lower: smallest largest-distance that the point's level regresses, input pixels.
+        upper: the largest, input pixels; both inclusive, as in the official code (detectron2 and torchvision
+            exclude both, which differs for distances of exactly 64, 128, ... pixels only).
+        center_radius: in strides of the level; None: everywhere inside the box.
+    """
+    if len(boxes_xyxy) == 0:
+        return torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    distances = box_distances(points, boxes_xyxy)
+    if center_radius is None:
+        candidate = distances.amin(dim=-1) > 0
+    else:
+        candidate = near_center(points, boxes_xyxy, center_radius * strides)
+    largest = distances.amax(dim=-1)
+    candidate &= (largest >= lower[:, None]) & (largest <= upper[:, None])
+
+    # The smaller box wins (section 3.1). Areas are compared exactly: the peers' `1e8 - area` in float32 has
+    # steps of 8 square pixels.
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    area = torch.where(candidate, sides.prod(dim=-1)[None], torch.inf)
+    smallest, index = area.min(dim=1)
+    return torch.where(smallest < torch.inf, index, -1)
+
+
+@dataclass(frozen=True)
+class StaticAssigner:
+    """The papers' rule: place, size, smallest box.
+
+    Attributes:
+        strides: of the levels, input pixels.
+        regress_ranges: upper end of each level's range but the last, input pixels.
+        center_radius: centre sampling radius in strides; None: off.
+    """
+
+    strides: Sequence[int]
+    regress_ranges: Sequence[float]
+    center_radius: float | None
+
+    def __call__(
+        self,
+        grid: PointGrid,
+        boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
+        labels: Sequence[Int64[Tensor, " _"]],
+        predictions: object = None,
+    ) -> Targets:
+        """Targets of a batch.
+
+        Args:
+            grid: of the padded batch.
+            boxes_xyxy: of each image, xyxy in input pixels; images without boxes take the same path.
+            labels: of each image, 0-based.
+            predictions: ignored here; assigners that look at predictions take them.
+        """
+        ends = [0.0, *self.regress_ranges, torch.inf]
+        level_of = {stride: level for level, stride in enumerate(self.strides)}
+        counts = torch.tensor(grid.points_per_level, device=grid.points.device)
+        levels = range(len(level_of))
+        lower = torch.tensor([ends[i] for i in levels], device=grid.points.device).repeat_interleave(counts)
+        upper = torch.tensor([ends[i + 1] for i in levels], device=grid.points.device).repeat_interleave(counts)
+        images = [
+            self._assign_image(grid, boxes, image_labels, lower, upper)
+            for boxes, image_labels in zip(boxes_xyxy, labels, strict=True)
+        ]
+        return Targets(*(torch.stack(parts) for parts in zip(*images, strict=True)))
+
+    def _assign_image(
+        self, grid: PointGrid, boxes_xyxy: Tensor, labels: Tensor, lower: Tensor, upper: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        matched = match_points(grid.points, grid.strides, boxes_xyxy, lower, upper, self.center_radius)
+        positive = matched >= 0
+        # Background points read an added empty box, so that images without boxes need no branch.
+        boxes = torch.cat([boxes_xyxy, boxes_xyxy.new_zeros(1, 4)])[matched]
+        point_labels = torch.cat([labels, labels.new_full((1,), BACKGROUND)])[matched]
+        distances = torch.cat([grid.points - boxes[:, :2], boxes[:, 2:] - grid.points], dim=-1)
+        centerness = torch.where(positive, centerness_of(distances), 0.0)
+        return point_labels, distances, centerness, matched

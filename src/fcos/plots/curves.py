@@ -1,0 +1,99 @@
+"""How trainings went: their `metrics.jsonl` as arrays and as one picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from fcos.errors import DatasetError
+
+EVAL_CURVES = ("map_mean", "map_50", "map_75")
+TRAIN_CURVES = ("loss", "loss_classification", "loss_box", "loss_quality", "lr")
+NUM_COLUMNS = 4
+COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Every line of a run's metrics.jsonl, in the order of the steps.
+
+    A run that was killed and resumed repeats the steps since its last checkpoint: the later line counts.
+
+    Raises:
+        DatasetError: there is no such file, or a line of it is not JSON.
+    """
+    file = Path(run) / "metrics.jsonl"
+    if not file.is_file():
+        raise DatasetError(
+            "there are no metrics here", where=str(file), fix="give the folder of a run, for example runs/train"
+        )
+    lines = file.read_text(encoding="utf-8").splitlines()
+    entries: dict[tuple[str, int], dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):  # cut off by a kill, or being written right now
+                break
+            raise DatasetError("not JSON", where=f"{file}, line {number}", fix="remove this line") from None
+        entries[entry["kind"], entry["step"]] = entry
+    return sorted(entries.values(), key=lambda entry: entry["step"])
+
+
+def curve(metrics: Sequence[dict[str, Any]], name: str, x: str = "step") -> NDArray[np.float64]:
+    """`(N, 2)` x and value of each line that holds `name`; a value that was not finite is nan."""
+    points = [(entry[x], entry[name]) for entry in metrics if name in entry]
+    return np.array(points, np.float64).reshape(-1, 2)  # None becomes nan
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """A short name for each run: the end of its path, as long as it takes to tell it from the others."""
+    parts = [run.absolute().parts for run in runs]
+    for length in range(1, max(map(len, parts), default=1)):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    return [str(run) for run in runs]
+
+
+def plot_curves(runs: Sequence[Path], out: Path) -> None:
+    """Draw AP of every epoch, losses and learning rate of every step; one colour a run."""
+    names = run_names(runs)
+    panels = [(name, "epoch") for name in EVAL_CURVES] + [(name, "step") for name in TRAIN_CURVES]
+    # Figure, not pyplot: no window system, no state between calls
+    figure = Figure(figsize=(4.2 * NUM_COLUMNS, 7), layout="constrained")
+    axes = figure.subplots(-(-len(panels) // NUM_COLUMNS), NUM_COLUMNS)
+    for index, (run, label) in enumerate(zip(runs, names, strict=True)):
+        metrics = read_metrics(run)
+        for ax, (name, x) in zip(axes.flat, panels, strict=True):
+            _plot(ax, curve(metrics, name, x), label, COLOURS[index % len(COLOURS)])
+    for ax, (name, x) in zip(axes.flat, panels, strict=True):
+        _finish(ax, name, x)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(len(runs), 5), frameon=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+
+
+def _plot(ax: Axes, points: NDArray[np.float64], label: str, colour: str) -> None:
+    few = len(points) <= 60
+    ax.plot(*points.T, label=label, color=colour, linewidth=1.6, marker="o" if few else "", markersize=3.5)
+
+
+def _finish(ax: Axes, name: str, x: str) -> None:
+    ax.set_title(name, loc="left", fontsize=11)
+    ax.set_xlabel(x)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    if x == "epoch":
+        ax.set_ylim(bottom=0)
+    if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines):
+        ax.text(0.5, 0.5, "no values", ha="center", transform=ax.transAxes, color="0.5")

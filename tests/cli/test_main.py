@@ -1,0 +1,127 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import fcos
+from fcos.cli import COMMANDS, main
+from fcos.errors import DatasetError
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "fcos", *words], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def broken_command(monkeypatch: pytest.MonkeyPatch) -> "list[BaseException]":
+    """`fcos check` raises what is put into the list."""
+    errors: list[BaseException] = []
+
+    @click.command()
+    def command() -> None:
+        raise errors[0]
+
+    monkeypatch.setattr("fcos.cli.LazyGroup.get_command", lambda *_: command)
+    return errors
+
+
+def test_help_lists_every_command_with_an_example() -> None:
+    answer = CliRunner().invoke(main, ["--help"])
+    assert answer.exit_code == 0
+    for name, description in COMMANDS.items():
+        assert f"  {name} " in answer.output
+        assert description.split(" ")[0] in answer.output
+    assert "fcos train train.json epoches=24" in answer.output
+
+
+def test_help_imports_no_torch_and_no_pydantic() -> None:
+    code = (
+        "import sys\n"
+        "from fcos.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print([name for name in ('torch', 'numpy', 'pydantic', 'rich') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_answers_at_once() -> None:
+    seconds = []
+    for _ in range(3):  # the best of three: another program may be busy
+        started_at = time.perf_counter()
+        assert run("--help").returncode == 0
+        seconds.append(time.perf_counter() - started_at)
+    assert min(seconds) < 0.4
+
+
+def test_every_command_has_a_file_and_every_file_a_line() -> None:
+    files = {path.stem for path in (Path(fcos.__file__).parent / "cli").glob("[!_]*.py")}
+    assert files == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_explains_itself(name: str) -> None:
+    answer = CliRunner().invoke(main, [name, "--help"])
+    assert answer.exit_code == 0
+    assert "Usage:" in answer.output
+
+
+def test_mistyped_command_is_answered_with_the_nearest() -> None:
+    answer = CliRunner().invoke(main, ["tarin", "x.json"])
+    assert answer.exit_code == 2
+    assert "There is no command 'tarin'. Did you mean 'train'?" in answer.output
+
+
+def test_unknown_command_is_answered_with_all_of_them() -> None:
+    answer = CliRunner().invoke(main, ["qqq"])
+    assert answer.exit_code == 2
+    assert "There is no command 'qqq'. There are: quickstart, init, train" in answer.output
+
+
+def test_version_is_shown() -> None:
+    answer = CliRunner().invoke(main, ["--version"])
+    assert answer.exit_code == 0
+    assert answer.output == f"fcos {fcos.__version__}\n"
+
+
+def test_users_error_is_shown_without_traceback(broken_command: "list[BaseException]") -> None:
+    broken_command.append(DatasetError("box with zero width", where="a.json, line 3", fix="correct it"))
+    answer = CliRunner().invoke(main, ["check"])
+    assert answer.exit_code == 2
+    assert answer.stderr == "DatasetError: box with zero width\n  in: a.json, line 3\n  fix: correct it\n"
+
+
+def test_users_error_is_red_on_a_terminal(broken_command: "list[BaseException]") -> None:
+    broken_command.append(DatasetError("box with zero width"))
+    answer = CliRunner().invoke(main, ["check"], color=True)
+    assert answer.stderr.startswith("\x1b[31m\x1b[1mDatasetError: \x1b[0m")
+
+
+def test_ctrl_c_ends_in_one_line(broken_command: "list[BaseException]") -> None:
+    broken_command.append(KeyboardInterrupt())
+    answer = CliRunner().invoke(main, ["check"])
+    assert answer.exit_code == 130
+    assert answer.stderr == "\nstopped by Ctrl-C\n"
+
+
+def test_our_own_mistake_keeps_its_traceback(broken_command: "list[BaseException]") -> None:
+    broken_command.append(RuntimeError("a bug"))
+    answer = CliRunner().invoke(main, ["check"])
+    assert isinstance(answer.exception, RuntimeError)
+
+
+def test_module_runs_as_the_command() -> None:
+    answer = run("config", "epoches=0")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith('ConfigError: "epoches": 0 is not possible')
+    assert "Traceback" not in answer.stderr
+
+
+def test_public_names_load_on_first_use() -> None:
+    assert fcos.load_config({"epochs": 3}).epoches == 3
+    assert {"Detector", "Detections", "load_config", "ConfigError"} <= set(dir(fcos))
+    assert not hasattr(fcos, "Detecter")
