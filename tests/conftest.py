@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+from PIL import Image
 
 # Before anything of the package is imported; jaxtyping annotations become assertions.
 install_import_hook("fcos", "beartype.beartype")
+
+MakePicture = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,19 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def make_picture(tmp_path: Path) -> MakePicture:
+    """Writes a plain picture below `tmp_path`: ``make_picture("a/b.jpg", width=40, height=30)``."""
+
+    def make(name: str, width: int = 40, height: int = 30, color: int = 128) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, height), (color, color, color)).save(path)
+        return path
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of a small network with random weights that finds boxes of cat, dog and bird everywhere."""
@@ -29,9 +46,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fcos.config import load_config
     from fcos.model.weights import ModelCard, save_model
 
-    config = load_config(
-        {"model": "fcos_lite0", "pretrain": False, "short_side": 96, "view_size": 128, "list_train": "none"}
-    )
+    config = load_config({"model": "fcos_lite0", "short_side": 96, "view_size": 128, "list_train": "none"})
     class_names = ("cat", "dog", "bird")
     with torch.random.fork_rng():
         torch.manual_seed(0)

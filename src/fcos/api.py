@@ -30,7 +30,7 @@ from fcos.errors import DatasetError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.model.postprocess import ImageDetections
 
-Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
+Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 
 BATCH_SIZE_OF_GPU = 8
 
@@ -127,7 +127,7 @@ class Detector:
             `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
             list of thousands fills the memory: give it in parts.)
         """
-        if isinstance(pictures, str | os.PathLike | Image.Image | np.ndarray | Tensor):
+        if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_batch([pixels_of(pictures)], score_threshold)[0]
         batch_size = batch_size or (1 if self.device.type == "cpu" else BATCH_SIZE_OF_GPU)
         found: list[Detections] = []
@@ -229,7 +229,7 @@ class Detector:
         return Detections(found.boxes_xyxy, found.scores, found.labels, self.class_names, picture)
 
 
-def pixels_of(picture: Picture) -> Tensor:
+def pixels_of(picture: object) -> Tensor:
     """A picture as an upright RGB uint8 tensor `(3, height, width)` on the CPU.
 
     Raises:

@@ -26,8 +26,6 @@ from fcos.errors import DatasetError
 
 Split = Literal["train", "eval"]
 
-NUM_TRAIN, NUM_EVAL = 600, 100  # pictures that `fcos quickstart` makes
-
 # What train.json gets besides the paths; chosen for two CPU cores and five minutes.
 QUICKSTART_SETTINGS: dict[str, Any] = {
     "classes": 10,
@@ -203,9 +201,7 @@ def load_material(split: Split) -> Material:
     )
 
 
-def draw_picture(
-    material: Material, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], list[Drawn]]:
+def draw_picture(material: Material, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[Drawn]]:
     """A picture `(H, W, 3)` with its digits, the lowest first."""
     size_hw = PICTURE_SIZES_HW[rng.integers(len(PICTURE_SIZES_HW))]
     canvas = draw_background(material.photos[rng.integers(len(material.photos))], size_hw, rng)
@@ -234,11 +230,13 @@ def _propose_place(
     """Top left corner of a digit: anywhere, or touching one that is there."""
     room = np.array(size_hw) - cover_hw
     if drawn and rng.random() < SHARE_NEAR:
-        other = drawn[rng.integers(len(drawn))]
-        y, x = rng.integers(np.subtract(other.top_left, cover_hw), np.add(other.top_left, other.cover.shape))
+        other = drawn[int(rng.integers(len(drawn)))]
+        first = np.subtract(other.top_left, cover_hw, dtype=np.int64)
+        last = np.add(other.top_left, other.cover.shape, dtype=np.int64)
     else:
-        y, x = rng.integers(room + 1)
-    return int(np.clip(y, 0, room[0])), int(np.clip(x, 0, room[1]))
+        first, last = np.zeros(2, np.int64), room
+    y, x = np.clip(rng.integers(first, last + 1), 0, room)
+    return int(y), int(x)
 
 
 def draw_background(
@@ -246,7 +244,8 @@ def draw_background(
 ) -> NDArray[np.float32]:
     """A random crop `(H, W, 3)` of a photograph, scaled, perhaps mirrored, lighter or darker."""
     height, width = size_hw
-    scale = max(height / photo.height, width / photo.width) * math.exp(rng.uniform(0, math.log(MAX_ENLARGING)))
+    enlarging = math.exp(rng.uniform(0, math.log(MAX_ENLARGING)))
+    scale = max(height / photo.height, width / photo.width) * enlarging
     crop_height, crop_width = height / scale, width / scale
     top = rng.uniform(0, photo.height - crop_height)
     left = rng.uniform(0, photo.width - crop_width)
@@ -294,12 +293,10 @@ def sharpen(digits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Add to each cell of `(N, 8, 8)` what distinguishes it from the mean of its 3 x 3 neighbours."""
     padded = np.pad(digits, ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    return digits + SHARPENING * (digits - windows.mean(axis=(3, 4)))
+    return np.asarray(digits + SHARPENING * (digits - windows.mean(axis=(3, 4))), np.float32)
 
 
-def readable_colour(
-    behind: NDArray[np.float32], rng: np.random.Generator
-) -> NDArray[np.float32] | None:
+def readable_colour(behind: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32] | None:
     """A random ink `(3,)` that a person can read on these pixels, or None where no ink would be readable."""
     darkest, brightest = np.quantile(luminance(behind), (0.05, 0.95))
     contrast = rng.uniform(*CONTRASTS)
@@ -342,9 +339,7 @@ def _hides(new: Drawn, below: Drawn) -> bool:
     smaller = min(new.cover.size, below.cover.size)
     hidden = (below.visible[in_below] * new.cover[in_new]).sum()
     left = below.visible.sum() - hidden
-    return bool(
-        new.cover[in_new].size > MAX_HIDDEN * smaller or left < (1 - MAX_HIDDEN) * below.cover.sum()
-    )
+    return bool(new.cover[in_new].size > MAX_HIDDEN * smaller or left < (1 - MAX_HIDDEN) * below.cover.sum())
 
 
 def _draw(new: Drawn, canvas: NDArray[np.float32], drawn: Sequence[Drawn]) -> None:

@@ -59,8 +59,8 @@ def test_help_answers_at_once() -> None:
 
 
 def test_every_command_has_a_file_and_every_file_a_line() -> None:
-    files = {path.stem for path in (Path(fcos.__file__).parent / "cli").glob("[!_]*.py")}
-    assert files == set(COMMANDS)
+    files = (Path(fcos.__file__).parent / "cli").glob("[!_]*.py")
+    assert {file.stem for file in files if "\ndef command(" in file.read_text()} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

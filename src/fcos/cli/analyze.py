@@ -38,8 +38,8 @@ def command(runs: tuple[Path, ...], output: Path) -> None:
             click.echo(f"# {name}")
         for curve_name in EVAL_CURVES:
             values = curve(metrics, curve_name)[:, 1]
-            # numpy's usual print of four digits, which the seed's README shows
-            with np.printoptions(threshold=len(values) + 1, linewidth=75, precision=8, suppress=False):
+            # as the seed prints them; only never shortened, and never as 3.e-04
+            with np.printoptions(threshold=len(values) + 1, suppress=True):
                 click.echo(f"{curve_name}\n{np.round(values, 4)}")
     plot_curves(runs, output)
     click.echo(f"curves are in {output}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -39,10 +40,12 @@ def command(source: Path, overrides: tuple[str, ...], output: Path) -> None:
     from fcos.config import load_config
 
     if source.is_dir():
-        write_proposal(source, output)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # on several GPUs, each process runs this command again
+            write_proposal(source, output)
         source = output
     config = load_config(source, overrides)
 
     from fcos.engine.run import train  # brings torch: a wrong setting is answered at once
 
-    train(config)
+    if not train(config).finished:
+        raise click.exceptions.Exit(130)  # stopped by a signal, saved; the training has said how to go on

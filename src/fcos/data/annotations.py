@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class Record:
     @staticmethod
     def make(
         path: Path,
-        boxes_xyxy: Sequence[Sequence[float]] | NDArray[np.float64],
+        boxes_xyxy: Sequence[Sequence[float | int]] | NDArray[np.float64],
         labels: Sequence[int] | NDArray[np.int64],
         image_id: int,
         *,
@@ -93,8 +94,8 @@ class Annotations(Sequence[Record]):
     first_box: NDArray[np.int64]  # (images + 1,): boxes of image i are first_box[i] : first_box[i + 1]
     image_ids: NDArray[np.int64]
     sizes_hw: NDArray[np.int32]  # (images, 2), -1 where unknown
-    _paths: NDArray[np.bytes_] = field(repr=False)  # utf-8, fixed width: no Python object an image
-    _wheres: NDArray[np.bytes_] = field(repr=False)
+    _paths: NDArray[Any] = field(repr=False)  # utf-8, fixed width: no Python object an image
+    _wheres: NDArray[Any] = field(repr=False)
 
     @staticmethod
     def from_records(

@@ -68,7 +68,8 @@ def read_annotations(
     known: Format = recognise(source, root) if format == "auto" else format
     if source.is_dir() and known in ("coco", "list"):
         source = _only_file(source, coco_files(source) if known == "coco" else list_files(source))
-    annotations = READERS[known](source, root=root, names=names)
+    with np.errstate(invalid="ignore"):  # a coordinate "inf" is for `check` to report, not for numpy
+        annotations = READERS[known](source, root=root, names=names)
     if len(annotations) == 0:
         raise DatasetError(
             "no pictures in the annotations", where=str(source), fix="give a source that names some"

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.pictures import check_root, PICTURE_SUFFIXES, find_root, folders_near, relative_name
+from fcos.data.pictures import PICTURE_SUFFIXES, check_root, find_root, folders_near, relative_name
 from fcos.data.text import Faults, number_text, read_lines
 
-PICTURE_NAME_END = re.compile(rf"(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})(?=\s|$)", re.IGNORECASE)
+_SUFFIXES = "|".join(map(re.escape, sorted(PICTURE_SUFFIXES)))
+# Greedy: the name goes on to the last suffix in the line.
+_NAME_AND_REST = re.compile(rf"(.*(?:{_SUFFIXES}))(?:\s(.*))?", re.IGNORECASE)
 
 Line = tuple[int, str, NDArray[np.float64]]  # line number, picture name, (N, 5) ymin xmin ymax xmax class_id
 
@@ -68,13 +70,9 @@ def split_line(line: str) -> tuple[str, list[str]]:
 
     The name ends with the last word that has a picture's suffix; if none has, it is the first word.
     """
-    last = None
-    for last in PICTURE_NAME_END.finditer(line):
-        pass
-    if last is None:
-        name, _, behind = line.partition(" ")
-        return name, behind.split()
-    return line[: last.end()], line[last.end() :].split()
+    match = _NAME_AND_REST.fullmatch(line)
+    name, rest = (match[1], match[2] or "") if match else (line.split()[0], line.partition(" ")[2])
+    return name, rest.split()
 
 
 def parse_numbers(words: Sequence[str]) -> NDArray[np.float64]:

@@ -60,6 +60,19 @@ class EvalTransform:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """A policy: torchvision v2 transforms of the original picture, and of the resized one.
+
+    Attributes:
+        geometry: moves pixels and boxes.
+        color: changes pixels alone.
+    """
+
+    geometry: v2.Transform | None = None
+    color: v2.Transform | None = None
+
+
+@dataclass(frozen=True)
 class TrainTransform:
     """Augmentation, resizing at a random scale, mirror.
 
@@ -68,7 +81,7 @@ class TrainTransform:
         longest_side: pixels.
         scale_min: the size is scaled at random in [scale_min, 1].
         horizontal_flip: mirror half of the images.
-        augment: a torchvision v2 transform, or None.
+        augment: what else is done.
         min_area: boxes smaller than this after resizing are left out, square pixels.
     """
 
@@ -76,18 +89,20 @@ class TrainTransform:
     longest_side: int
     scale_min: float = 1.0
     horizontal_flip: bool = True
-    augment: v2.Transform | None = None
+    augment: Augmentation = Augmentation()
     min_area: float = 0.0
 
     def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels) -> tuple[Image, Boxes, Labels]:
         """A new version of the image and its boxes (xyxy, pixels of the image given and returned)."""
-        if self.augment is not None:
-            image, boxes_xyxy, labels = _apply(self.augment, image, boxes_xyxy, labels)
+        if self.augment.geometry is not None:
+            image, boxes_xyxy, labels = _apply(self.augment.geometry, image, boxes_xyxy, labels)
         scale = 1 - (1 - self.scale_min) * float(torch.rand(()))
         old_hw = (image.shape[1], image.shape[2])
         short_side = None if self.short_side is None else max(1, round(self.short_side * scale))
         new_hw = resized_size(old_hw, short_side, max(1, round(self.longest_side * scale)))
         image = resize(image, new_hw)
+        if self.augment.color is not None:  # after resizing: fewer pixels
+            image = self.augment.color(image)
         boxes_xyxy = boxes_xyxy * torch.tensor([new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]]).repeat(2)
         if self.horizontal_flip and float(torch.rand(())) < 0.5:
             image = image.flip(-1)
@@ -138,34 +153,41 @@ class RandomCropOfBoxes(v2.Transform):
         return v2.functional.crop(inpt, **params)
 
 
-def _color() -> list[v2.Transform]:
-    return [v2.RandomApply([v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.03)], p=0.7)]
+def _color() -> v2.Transform:
+    # No hue: the way through HSV costs more than all the rest together.
+    return v2.RandomApply([v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4)], p=0.7)
 
 
-def _quarter_turns() -> list[v2.Transform]:
-    turn = v2.RandomChoice([v2.RandomRotation((angle, angle), expand=True) for angle in (0, 90, 180, 270)])
-    return [turn, v2.RandomVerticalFlip(0.5)]
+def _sometimes(transform: v2.Transform, p: float) -> v2.Transform:
+    return v2.RandomApply([transform], p=p)
+
+
+def _quarter_turn() -> v2.Transform:
+    return v2.RandomChoice([v2.RandomRotation((angle, angle), expand=True) for angle in (0, 90, 180, 270)])
+
+
+def _geometry(name: str) -> list[v2.Transform]:
+    if name == "standard":
+        return [_sometimes(RandomCropOfBoxes(0.6), 0.5)]
+    if name == "overhead":
+        return [_quarter_turn(), v2.RandomVerticalFlip(0.5), _sometimes(RandomCropOfBoxes(0.6), 0.5)]
+    zoom_out = v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=0.25)
+    return [zoom_out, _sometimes(v2.RandomRotation(10, fill=127), 0.3), _sometimes(RandomCropOfBoxes(0.4), 0.6)]
 
 
 POLICIES = {
-    "color": lambda: _color(),
-    "standard": lambda: [*_color(), v2.RandomApply([RandomCropOfBoxes(0.6)], p=0.5)],
-    "strong": lambda: [
-        *_color(),
-        v2.RandomApply([v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=1.0)], p=0.25),
-        v2.RandomApply([v2.RandomRotation(10, fill=127)], p=0.3),
-        v2.RandomApply([RandomCropOfBoxes(0.4)], p=0.6),
-    ],
-    # No up and down: microscopes, satellites, parts on a belt.
-    "overhead": lambda: [*_color(), *_quarter_turns(), v2.RandomApply([RandomCropOfBoxes(0.6)], p=0.5)],
+    "color": "brightness, contrast, saturation",
+    "standard": "color, and crops of at least 60 % of each side",
+    "strong": "color, smaller crops, zooming out, rotation by up to 10 degrees",
+    "overhead": "standard, quarter turns and mirrors: for pictures without up and down (microscopes, satellites)",
 }
 
 
-def build_policy(name: bool | str) -> v2.Transform | None:
+def build_policy(name: bool | str) -> Augmentation:
     """The augmentation of this name; True is "standard", False none."""
     if name is False:
-        return None
+        return Augmentation()
     key = "standard" if name is True else name
     if key not in POLICIES:
         raise ConfigError(f'"augmentation": there is no policy "{key}"', fix=f"one of {', '.join(POLICIES)}")
-    return v2.Compose(POLICIES[key]())
+    return Augmentation(None if key == "color" else v2.Compose(_geometry(key)), _color())

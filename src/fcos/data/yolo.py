@@ -275,10 +275,12 @@ def _parse(file: Path, faults: Faults) -> tuple[list[NDArray[np.float64]], list[
     for number, line in read_lines(file):
         try:
             values = np.array([float(word) for word in line.split()])
-            labels.append(_class_id(values[0]))
-            boxes.append(_box(values[1:]))
+            label, box = _class_id(values[0]), _box(values[1:])
         except ValueError as error:
             faults.add(f"{file}, line {number}", str(error))
+            continue
+        labels.append(label)
+        boxes.append(box)
     return boxes, labels
 
 

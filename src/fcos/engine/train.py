@@ -230,12 +230,16 @@ class Trainer:
 
     # Between steps ----------------------------------------------------------------------------------------
 
+    @property
+    def epoch(self) -> int:
+        """Complete passes over the data."""
+        return min(self.config.epoches, self.state.step * self.config.nbatch_train // len(self.train_set))
+
     def _ends_epoch(self) -> bool:
-        epoch = self.state.step * self.config.nbatch_train // len(self.train_set)
-        return self.step_of_epoch(epoch) == self.state.step and epoch > self.state.epoch_evaluated
+        return self.step_of_epoch(self.epoch) == self.state.step and self.epoch > self.state.epoch_evaluated
 
     def _after_epoch(self, metrics: MetricsFile | None, display: Display) -> None:
-        epoch = self.state.step * self.config.nbatch_train // len(self.train_set)
+        epoch = self.epoch
         self.state.epoch_evaluated = epoch
         due = epoch % self.config.eval_epoches == 0 or self.state.step >= self.total_steps
         if self.eval_set is None or not due:

@@ -1,1 +1,1 @@
-"""Pictures for people: `boxes` (on a photograph), then `curves` (of trainings), then `report` (all in one page)."""
+"""Pictures for people. Read `boxes` (on a photograph), `curves` (of trainings), `report` (all of it)."""

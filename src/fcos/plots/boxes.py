@@ -102,10 +102,11 @@ def _draw_label(
     x = max(0, min(x1, size[0] - width))
     y = y1 - height if y1 >= height else min(y1, size[1] - height)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + margin - left, y + margin - top), text, fill=_readable_on(colour), font=font)
+    draw.text((x + margin - left, y + margin - top), text, fill=readable_on(colour), font=font)
 
 
-def _readable_on(colour: Rgb) -> str:
+def readable_on(colour: Rgb) -> str:
+    """Black or white, whichever stands out from `colour` more."""
     red, green, blue = colour
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
 

@@ -32,7 +32,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     file = Path(run) / "metrics.jsonl"
     if not file.is_file():
         raise DatasetError(
-            "there are no metrics here", where=str(file), fix="give the folder of a run, for example runs/train"
+            "there are no metrics here",
+            where=str(file),
+            fix="give the folder of a run, for example runs/train",
         )
     lines = file.read_text(encoding="utf-8").splitlines()
     entries: dict[tuple[str, int], dict[str, Any]] = {}

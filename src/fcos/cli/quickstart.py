@@ -1,0 +1,91 @@
+"""`fcos quickstart`: a data set, a training, its numbers and its pictures, with nothing to download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+NUM_DRAWN = 12
+
+EPILOG = """\b
+Examples:
+  fcos quickstart
+  fcos quickstart --out digits epoches=20
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("quickstart"),
+    show_default=True,
+    help="Folder for the data set and the run.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of data set and training."
+)
+@click.option(
+    "--num-train", type=click.IntRange(min=1), default=600, show_default=True, help="Pictures to train on."
+)
+@click.option(
+    "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Pictures held out."
+)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def command(out: Path, seed: int, num_train: int, num_eval: int, overrides: tuple[str, ...]) -> None:
+    """Train, measure and look at a small detector in five minutes, offline.
+
+    Handwritten digits on photographs, which pip has brought already, are made into an ordinary data set;
+    a small model learns to find them; pictures that it has never seen are measured and drawn. KEY=VALUE
+    changes a setting, as for `fcos train`.
+    """
+    from fcos.config import load_config
+
+    load_config(None, overrides)  # a slip of the pen is reported before anything is written
+
+    from fcos.quickstart import make_digits
+
+    make_digits(out, num_train=num_train, num_eval=num_eval, seed=seed)
+    click.echo(f"data set: {out}: {num_train} pictures to train on, {num_eval} held out")
+
+    from fcos.engine.run import train
+
+    config = load_config(out / "train.json", [f"run_folder={out / 'run'}", *overrides])
+    run = train(config)
+    if run.finished:
+        _show(run.folder, Path(config.list_eval), Path(config.root_eval))
+
+
+def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
+    """Draw held-out pictures; print the numbers, and what to do next."""
+    import json
+
+    from fcos.api import Detector
+    from fcos.metrics.coco import evaluate_detections
+    from fcos.plots.boxes import draw_side_by_side
+    from fcos.plots.report import spread
+
+    detector = Detector.load(run)
+    annotations = detector.read_annotations(list_eval, root=root_eval)
+    pictures = run / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for index in spread(len(annotations), NUM_DRAWN):
+        record = annotations[index]
+        drawn = draw_side_by_side(detector.predict(record.path), record)
+        drawn.save(pictures / record.path.name, quality=92)
+
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    measured = evaluate_detections(annotations, results)
+    click.echo(f"\nHeld-out pictures, best epoch:\n{measured.summary()}\n")
+    for what, where in (
+        ("report", run / "report.html"),
+        ("pictures", pictures),
+        ("curves", run / "curves.png"),
+        ("model", run / "best.safetensors"),
+    ):
+        click.echo(f"{what + ':':10}{where}")
+    click.echo(
+        "\nYour own pictures with boxes (COCO, Pascal VOC, YOLO or a list):\n  fcos train FOLDER\n"
+        f"Digits in a photo of yours:\n  fcos predict {run} PHOTO.jpg"
+    )

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from fcos.cli import main
+
+
+@pytest.fixture
+def fcos():
+    def run(*words: object):
+        return CliRunner().invoke(main, [str(word) for word in words])
+
+    return run
+
+
+def test_the_real_set_is_checked_part_by_part(fcos, shared):
+    result = fcos("check", shared / "data/bccd")
+
+    problems = [line for line in result.output.splitlines() if line.startswith("problem: ")]
+    assert result.exit_code == 1
+    assert len(problems) == 2
+    assert "BloodImage_00343.xml, object 4" in problems[0]
+    assert "BloodImage_00338.xml, object 13" in problems[1]
+    assert "no picture is in two parts" in result.output
+    assert "skip_invalid" in result.output
+
+
+def test_a_clean_set_ends_well_with_its_card(fcos, shared):
+    result = fcos("check", shared / "data/coco_mini/annotations/instances_val2017.json", "--headers-only")
+
+    assert result.exit_code == 0
+    assert "50, 2 of them without boxes" in result.output
+    assert "5 crowd regions, 0 difficult" in result.output
+    assert "no problems" in result.output
+
+
+def test_two_lists_are_compared_and_names_without_background_are_told(fcos, make_picture, tmp_path):
+    make_picture("a.jpg")
+    make_picture("b.jpg", color=7)
+    (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1\nb.jpg\n")
+    (tmp_path / "val.txt").write_text("a.jpg 1 2 3 4 1\n")
+    (tmp_path / "names.txt").write_text("cat\n")
+
+    result = fcos("check", tmp_path / "train.txt", tmp_path / "val.txt", "--names", tmp_path / "names.txt")
+
+    assert result.exit_code == 0
+    assert "names.txt does not start with 'background'" in result.output
+    assert "warning: 1 of the pictures are in both" in result.output
+    assert "cat" in result.output
+
+
+def test_a_config_is_checked_as_a_training_reads_it(fcos, make_picture, tmp_path):
+    make_picture("pictures/a.jpg")
+    (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1\n")
+    (tmp_path / "eval.txt").write_text("a.jpg 1 2 3 4 2\n")
+    (tmp_path / "names.txt").write_text("background\ncat\n")
+    config = {
+        "root_train": "pictures",
+        "list_train": "train.txt",
+        "root_eval": "pictures",
+        "list_eval": "eval.txt",
+        "name_file": "names.txt",
+    }
+    (tmp_path / "train.json").write_text(json.dumps(config))
+
+    result = fcos("check", tmp_path / "train.json")
+
+    assert result.exit_code == 1, result.output
+    assert (
+        "eval.txt, line 1, box 1, image 'a.jpg': class id 2 is not one of the 1 classes (1 to 1)"
+        in result.output
+    )
+    assert "1 of the pictures are in both" in result.output
+
+
+def test_what_cannot_be_read_ends_with_code_2_and_no_traceback(fcos, tmp_path):
+    result = fcos("check", tmp_path / "nowhere")
+
+    assert result.exit_code == 2
+    assert "annotations not found" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("name", ["check", "convert"])
+def test_help_has_examples_and_imports_no_torch(name):
+    code = (
+        "import sys; from fcos.cli import main; "
+        f"main(['{name}', '--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    assert f"  fcos {name} " in result.stdout.split("Examples:")[1]

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from fcos.cli import main
+from fcos.data.formats import read_annotations
+
+
+@pytest.fixture
+def fcos():
+    def run(*words: object):
+        return CliRunner().invoke(main, [str(word) for word in words])
+
+    return run
+
+
+def test_a_list_tells_where_its_pictures_and_names_are(fcos, shared, tmp_path):
+    source = shared / "data/coco_mini/annotations/instances_val2017.json"
+    out = tmp_path / "val.txt"
+
+    result = fcos("convert", source, "--to", "list", "-o", out)
+
+    assert result.exit_code == 0, result.output
+    assert f"{out}: 50 pictures, 382 boxes, 80 classes" in result.output
+    assert "coco_mini/val2017" in result.output
+    assert f"class names: {tmp_path / 'val_names.txt'}" in result.output
+    assert "note: 5 crowd regions were written as ordinary boxes" in result.output
+
+
+def test_what_was_converted_passes_the_check(fcos, shared, tmp_path):
+    source = shared / "data/raccoon/ImageSets/Main/test.txt"
+
+    assert fcos("convert", source, "--to", "yolo", "-o", tmp_path / "yolo").exit_code == 0
+    result = fcos("check", tmp_path / "yolo")
+
+    assert result.exit_code == 0, result.output
+    assert "50, 0 of them without boxes" in result.output
+
+
+def test_copied_pictures_do_not_need_the_originals(fcos, make_picture, tmp_path):
+    picture = make_picture("a.jpg")
+    (tmp_path / "a.txt").write_text("a.jpg 1 2 20 30 1\n")
+    (tmp_path / "names.txt").write_text("background\ncat\n")
+    words = ("--to", "voc", "-o", tmp_path / "voc", "--copy-images", "--names", tmp_path / "names.txt")
+
+    assert fcos("convert", tmp_path / "a.txt", *words).exit_code == 0
+    picture.unlink()
+
+    annotations = read_annotations(tmp_path / "voc")
+    assert annotations[0].path.is_file()
+    assert annotations.class_names == ("cat",)
+
+
+def test_an_existing_output_is_kept(fcos, tmp_path):
+    (tmp_path / "a.txt").write_text("a.jpg 1 2 20 30 1\n")
+
+    result = fcos("convert", tmp_path / "a.txt", "--to", "list", "-o", tmp_path / "a.txt")
+
+    assert result.exit_code == 2
+    assert "the output exists already" in result.output
+    assert (tmp_path / "a.txt").read_text() == "a.jpg 1 2 20 30 1\n"

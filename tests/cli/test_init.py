@@ -1,0 +1,137 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from fcos.cli import main
+from fcos.config import load_config
+from fcos.config_rules import check_paths
+from fcos.data.formats import read_annotations
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder `birds` with a list of ten pictures, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    birds = tmp_path / "birds"
+    birds.mkdir()
+    for index in range(10):
+        Image.new("RGB", (64, 48)).save(birds / f"{index}.jpg")
+    (birds / "all.txt").write_text("".join(f"{index}.jpg 5 5 40 40 1\n" for index in range(10)))
+    return birds
+
+
+def fcos(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def test_init_writes_a_config_that_loads_and_whose_data_is_there(folder: Path) -> None:
+    answer = fcos("init", "birds")
+    assert answer.exit_code == 0, answer.output
+    config = load_config(Path("train.json"))
+    check_paths(config)
+    trained = read_annotations(Path(config.list_train), root=Path(config.root_train))
+    evaluated = read_annotations(Path(config.list_eval), root=Path(config.root_eval))
+    assert (len(trained), len(evaluated)) == (8, 2)
+    assert config.run_folder == str(folder.parent / "runs" / "birds")
+
+
+def test_init_prints_every_choice_with_its_reason(folder: Path) -> None:
+    answer = fcos("init", "birds", "-o", "birds.json")
+    for key in json.loads(Path("birds.json").read_text()):
+        assert f"\n {key} " in answer.output
+    assert "the folder brings no split, so one was made: 8 pictures" in answer.output
+    assert "written to birds.json\n`fcos train birds.json` trains with it" in answer.output
+
+
+def test_config_file_and_data_can_move_together(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcos("init", "birds")
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.move(folder.parent, elsewhere)
+    monkeypatch.chdir(elsewhere)
+    check_paths(load_config(elsewhere / "train.json"))
+    assert json.loads((elsewhere / "train.json").read_text())["root_train"] == "birds"
+
+
+def test_init_refuses_to_replace_another_config(folder: Path) -> None:
+    Path("train.json").write_text('{"epoches": 1}')
+    answer = fcos("init", "birds")
+    assert answer.exit_code == 2
+    assert answer.stderr == (
+        "ConfigError: the config file exists already, and is not what would be proposed\n"
+        "  in: file train.json\n"
+        "  fix: `fcos train train.json` trains with it; `fcos init birds -o OTHER.json` writes another, "
+        "--force replaces it\n"
+    )
+    assert Path("train.json").read_text() == '{"epoches": 1}'
+    assert not Path("train_split").exists()
+    assert fcos("init", "birds", "--force").exit_code == 0
+    assert load_config(Path("train.json")).epoches > 1
+
+
+def test_init_again_changes_nothing(folder: Path) -> None:
+    fcos("init", "birds")
+    first = Path("train.json").read_text()
+    assert fcos("init", "birds").exit_code == 0
+    assert Path("train.json").read_text() == first
+
+
+def test_init_of_a_folder_without_annotations_says_what_is_known(folder: Path) -> None:
+    (folder / "all.txt").unlink()
+    answer = fcos("init", "birds")
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("DatasetError: ")
+    assert "birds" in answer.stderr
+
+
+@pytest.mark.parametrize("name", ["bccd", "raccoon", "coco_mini"])
+def test_init_proposes_for_real_data(
+    shared: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = fcos("init", str(shared / "data" / name))
+    assert answer.exit_code == 0, answer.output
+    config = load_config(tmp_path / "train.json")
+    check_paths(config)
+    assert config.horizontal_flip
+    assert "brings" in answer.output
+
+
+def test_train_on_a_folder_writes_its_config_and_trains_with_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    monkeypatch.setattr("fcos.engine.run.train", lambda config: trained.append(config) or _Finished())
+    answer = fcos("train", "birds", "epoches=3")
+    assert answer.exit_code == 0, answer.output
+    assert "written to train.json" in answer.output
+    assert [config.epoches for config in trained] == [3]
+    assert trained[0].list_train == str(folder.parent / "train_split" / "train.json")
+
+
+def test_train_answers_a_wrong_setting_before_it_loads_torch(folder: Path) -> None:
+    Path("train.json").write_text('{"epochs_": 3}')
+    answer = fcos("train", "train.json", "lr_base=0")
+    assert answer.exit_code == 2
+    assert '"epochs_" is not a setting' in answer.stderr
+    assert '"lr_base": 0 is not possible\n  in: command line, lr_base=0' in answer.stderr
+
+
+def test_stopped_training_ends_with_the_exit_code_of_ctrl_c(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcos.engine.run.train", lambda config: _Finished(finished=False))
+    Path("train.json").write_text("{}")
+    assert fcos("train", "train.json").exit_code == 130
+
+
+class _Finished:
+    """What `engine.run.train` returns, as far as the command looks at it."""
+
+    def __init__(self, finished: bool = True) -> None:
+        self.finished = finished

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcos.data.check import check, common_pictures, describe, drop_invalid
+from fcos.data.formats import read_annotations
+from fcos.errors import DatasetError
+
+
+@pytest.fixture
+def write_list(tmp_path):
+    def write(*lines: str, name: str = "train.txt") -> Path:
+        (tmp_path / name).write_text("\n".join(lines))
+        return tmp_path / name
+
+    return write
+
+
+def test_the_real_set_has_exactly_its_two_known_faults(shared):
+    annotations = read_annotations(shared / "data/bccd")
+
+    report = check(annotations)
+
+    assert [(p.where.split("/")[-1], p.what) for p in report.problems] == [
+        (
+            "BloodImage_00338.xml, object 13, image 'BloodImage_00338.jpg'",
+            "box [504, 337, 504, 337] has no area",
+        ),
+        (
+            "BloodImage_00343.xml, object 4, image 'BloodImage_00343.jpg'",
+            "box [181, 329, 181, 329] has no area",
+        ),
+    ]
+    assert report.summary() == "2 boxes cannot be used"
+    kept = drop_invalid(annotations, report)
+    assert (len(kept), len(kept.labels)) == (364, 4886)
+
+
+@pytest.mark.parametrize(
+    "source", ["raccoon", "coco_mini/annotations/instances_train2017.json", "voc100/gts/yolo_format"]
+)
+def test_other_real_sets_are_clean(shared, source):
+    report = check(read_annotations(shared / "data" / source))
+
+    assert report.problems == ()
+    assert report.warnings == ()
+
+
+def test_every_kind_of_impossible_box_is_reported_with_its_line(write_list, make_picture):
+    make_picture("a.jpg", width=40, height=30)
+    lines = [
+        "a.jpg 1 2 20 30 1 10 20 10 30 1",  # fine, no height
+        "a.jpg 20 2 10 30 2",  # inverted
+        "a.jpg 1 2 nan 30 1 1 2 20 inf 1",  # not finite, twice
+        "a.jpg 1 2 20 30 0 1 2 20 30 3",  # classes
+        "a.jpg 1 2 33 30 1 1 -2.5 20 30 1 5 41 6 42 1",  # outside: below, left, wholly
+        "a.jpg -2 -2 32 42 1",  # sticks out a little: accepted
+    ]
+    annotations = read_annotations(write_list(*lines), names=["cat", "dog"])
+
+    report = check(annotations)
+
+    found = [(p.where.split(", ")[1:3], p.what) for p in report.problems]
+    assert found == [
+        (["line 1", "box 2"], "box [20, 10, 30, 10] has no area"),
+        (["line 2", "box 1"], "box [2, 20, 30, 10] is inverted: a maximum is below its minimum"),
+        (["line 3", "box 1"], "box [2, 1, 30, nan] is not of finite numbers"),
+        (["line 3", "box 2"], "box [2, 1, inf, 20] is not of finite numbers"),
+        (["line 4", "box 1"], "class id 0 is not one of the 2 classes (1 to 2)"),
+        (["line 4", "box 2"], "class id 3 is not one of the 2 classes (1 to 2)"),
+        (["line 5", "box 1"], "box [2, 1, 30, 33] sticks out of the picture (width 40, height 30)"),
+        (["line 5", "box 2"], "box [-2.5, 1, 30, 20] sticks out of the picture (width 40, height 30)"),
+        (["line 5", "box 3"], "box [41, 5, 42, 6] sticks out of the picture (width 40, height 30)"),
+    ]
+    kept = drop_invalid(annotations, report)
+    assert [len(record.labels) for record in kept] == [1, 0, 0, 0, 0, 1]
+    assert check(kept).problems == ()
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_every_broken_picture_is_reported(write_list, make_picture, tmp_path, decode):
+    for name in "abcd":
+        make_picture(f"{name}.jpg", 64, 64)
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (tmp_path / "b.jpg").write_bytes(make_picture("b.jpg", 64, 64).read_bytes()[:-80])
+    (tmp_path / "c.jpg").write_text("no picture")
+    names = [*"abcd", "gone"]
+    annotations = read_annotations(write_list(*[f"{name}.jpg 1 2 20 30 1" for name in names]))
+
+    report = check(annotations, decode=decode)
+
+    whats = {p.where.split("/")[-1]: p.what for p in report.problems}
+    assert whats["a.jpg'"] == "picture file is empty (0 bytes)"
+    assert whats["c.jpg'"].startswith("picture cannot be decoded: cannot identify image file")
+    assert whats["gone.jpg'"] == "picture not found"
+    assert ("b.jpg'" in whats) is decode
+    assert "train.txt, line 5, image" in report.problems[-1].where
+    expected = ["d.jpg"] if decode else ["b.jpg", "d.jpg"]
+    kept = drop_invalid(annotations, report)
+    assert [record.path.name for record in kept] == expected
+    assert report.summary() == f"{5 - len(expected)} pictures cannot be used"
+
+
+def test_boxes_of_a_broken_picture_are_not_reported_besides(write_list):
+    report = check(read_annotations(write_list("gone.jpg 1 2 0 0 1 1 2 3 nan 1")))
+
+    assert [problem.box for problem in report.problems] == [None]
+
+
+def test_training_is_refused_with_all_problems_and_the_remedy(write_list, make_picture):
+    make_picture("a.jpg")
+    report = check(read_annotations(write_list("a.jpg 1 2 1 3 1 1 2 20 30 1", "gone.jpg", "lost.jpg")))
+
+    with pytest.raises(DatasetError) as error:
+        report.raise_problems()
+
+    assert str(error.value).startswith("2 pictures and 1 box cannot be used\n  in: ")
+    assert "line 1, box 1, image 'a.jpg': box [2, 1, 3, 1] has no area" in str(error.value)
+    assert "gone.jpg': picture not found" in str(error.value)
+    assert "lost.jpg': picture not found" in str(error.value)
+    assert '"skip_invalid": true' in str(error.value)
+
+
+def test_a_clean_set_is_not_refused(write_list, make_picture):
+    make_picture("a.jpg")
+    report = check(read_annotations(write_list("a.jpg 1 2 20 30 1")))
+
+    report.raise_problems()
+
+    assert report.summary() == "nothing cannot be used" or not report.problems
+
+
+def test_nothing_left_is_an_error_that_points_to_the_folder(write_list):
+    annotations = read_annotations(write_list("gone.jpg", "lost.jpg"))
+
+    with pytest.raises(DatasetError, match=r"not a single picture can be used(.|\n)*root_train"):
+        drop_invalid(annotations, check(annotations))
+
+
+def test_coco_problems_name_the_annotation(tmp_path, make_picture):
+    make_picture("a.jpg")
+    content = {
+        "images": [{"id": 5, "file_name": "a.jpg"}],
+        "annotations": [
+            {"id": 916, "image_id": 5, "category_id": 1, "bbox": [1, 2, 3, 4]},
+            {"id": 917, "image_id": 5, "category_id": 1, "bbox": [12, 10, 0, 4]},
+            {"id": 918, "image_id": 5, "category_id": 77, "bbox": [1, 2, 3, 4]},
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+
+    problems = check(read_annotations(tmp_path / "train.json")).problems
+
+    assert [p.where.split("/")[-1] for p in problems] == [
+        "train.json, annotation 917, image 'a.jpg'",
+        "train.json, annotation 918, image 'a.jpg'",
+    ]
+    assert problems[0].what == "box [12, 10, 12, 14] has no area"
+    assert problems[1].what == "category_id 77 is not among the categories"
+
+
+def test_yolo_class_ids_are_told_as_in_the_file(tmp_path, make_picture):
+    make_picture("set/a.jpg")
+    (tmp_path / "set/a.txt").write_text("2 0.5 0.5 0.5 0.5\n-1 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "set/classes.txt").write_text("cat\ndog\n")
+
+    problems = check(read_annotations(tmp_path / "set")).problems
+
+    assert [problem.what for problem in problems] == [
+        "class id 2 is not one of the 2 classes (0 to 1)",
+        "class id -1 is not one of the 2 classes (0 to 1)",
+    ]
+
+
+def test_a_picture_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, make_picture):
+    make_picture("a.jpg", 40, 30)
+    images = [
+        {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30},
+        {"id": 2, "file_name": "a.jpg", "width": 80, "height": 60},
+    ]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+
+    report = check(read_annotations(tmp_path / "train.json"))
+
+    assert report.problems == ()
+    assert [warning.what for warning in report.warnings] == [
+        "picture 'a.jpg' is listed a second time",
+        "stated size 80 x 60, but 'a.jpg' has 40 x 30",
+    ]
+
+
+def test_boxes_in_the_cameras_frame_are_turned_before_they_are_judged(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 10]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    annotations = read_annotations(tmp_path / "train.json")
+
+    report = check(annotations)
+    upright = drop_invalid(annotations, report)
+
+    assert report.problems == ()
+    assert upright[0].boxes_xyxy.tolist() == [[20, 0, 30, 40]]
+    assert upright[0].size_hw == (40, 30)
+
+
+def test_the_card_counts_by_hand(write_list, make_picture):
+    make_picture("a.jpg", 200, 100)
+    make_picture("b.jpg", 100, 100)
+    lines = ["a.jpg 0 0 31 33 1 0 0 32 32 1 0 0 96 96 2", "b.jpg"]
+    annotations = read_annotations(write_list(*lines), names=["cat", "dog", "emu"])
+
+    card = check(annotations).card
+
+    assert (card.num_images, card.num_boxes, card.num_empty, card.most_boxes) == (2, 3, 1, 3)
+    assert card.boxes_per_class == {"cat": 2, "dog": 1, "emu": 0}
+    assert card.images_per_class == {"cat": 1, "dog": 1, "emu": 0}
+    assert card.boxes_per_size == {"small": 1, "medium": 1, "large": 1}
+    assert card.sides == {"height": (100, 100, 100), "width": (100, 150, 200)}
+
+
+def test_the_card_of_real_coco_counts_as_the_file(shared):
+    card = describe(read_annotations(shared / "data/coco_mini/annotations/instances_val2017.json"))
+
+    assert (card.num_images, card.num_boxes, card.num_empty, card.num_crowd) == (50, 382, 2, 5)
+    assert sum(count > 0 for count in card.boxes_per_class.values()) == 48
+
+
+def test_shared_pictures_are_found_by_path_and_by_content(write_list, make_picture, tmp_path):
+    make_picture("a.png", color=1)
+    make_picture("b.png", color=2)
+    make_picture("c.png", color=3)
+    shutil.copy(tmp_path / "b.png", tmp_path / "copy.png")
+    first = read_annotations(write_list("a.png", "b.png", "gone.png"))
+    second = read_annotations(write_list("c.png", "copy.png", "a.png", "lost.png", name="val.txt"))
+
+    pairs = common_pictures(first, second)
+
+    assert [(one.name, other.name) for one, other in pairs] == [("b.png", "copy.png"), ("a.png", "a.png")]
+
+
+def test_the_splits_of_the_real_set_share_no_picture(shared):
+    sets = shared / "data/bccd/ImageSets/Main"
+
+    assert common_pictures(read_annotations(sets / "train.txt"), read_annotations(sets / "test.txt")) == []
+    assert (
+        len(common_pictures(read_annotations(sets / "train.txt"), read_annotations(sets / "trainval.txt")))
+        == 205
+    )
+
+
+def test_progress_sees_every_picture(write_list, make_picture):
+    make_picture("a.jpg")
+    seen = []
+
+    def track(results, total):
+        for result in results:
+            seen.append(total)
+            yield result
+
+    check(read_annotations(write_list("a.jpg", "gone.jpg")), track=track)
+
+    assert seen == [2, 2]
+
+
+def test_dropping_nothing_changes_nothing(shared):
+    annotations = read_annotations(shared / "data/raccoon")
+
+    kept = drop_invalid(annotations, check(annotations, decode=False))
+
+    np.testing.assert_array_equal(kept.boxes_xyxy, annotations.boxes_xyxy)
+    np.testing.assert_array_equal(kept.first_box, annotations.first_box)
+    assert [record.path for record in kept] == [record.path for record in annotations]

@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcos.data.annotations import Annotations
+from fcos.data.formats import (
+    convert,
+    find_splits,
+    read_annotations,
+    read_names,
+    recognise,
+    split_annotations,
+)
+from fcos.data.splits import select
+from fcos.errors import DatasetError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_text(name: str, text: str = "") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write_text
+
+
+def by_picture(annotations: Annotations) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Class name and box of each picture's boxes, in an order that does not depend on the format."""
+    return {
+        record.path.stem: sorted(
+            zip([annotations.class_names[i] for i in record.labels], record.boxes_xyxy.tolist(), strict=True)
+        )
+        for record in annotations
+    }
+
+
+def assert_same_boxes(first: Annotations, second: Annotations, atol: float) -> None:
+    left, right = by_picture(first), by_picture(second)
+    assert left.keys() == right.keys()
+    for stem in left:
+        assert [name for name, _ in left[stem]] == [name for name, _ in right[stem]]
+        left_boxes = np.array([box for _, box in left[stem]]).reshape(-1, 4)
+        right_boxes = np.array([box for _, box in right[stem]]).reshape(-1, 4)
+        np.testing.assert_allclose(left_boxes, right_boxes, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("source", "format"),
+    [
+        ("bccd", "voc"),
+        ("bccd/Annotations", "voc"),
+        ("bccd/ImageSets/Main/val.txt", "voc"),
+        ("raccoon", "voc"),
+        ("coco_mini", "coco"),
+        ("coco_mini/annotations/instances_val2017.json", "coco"),
+        ("lists", "list"),
+        ("lists/voc_test.txt", "list"),
+        ("voc100/gts/pascalvoc_format", "voc"),
+        ("voc100/gts/coco_format_v1", "coco"),
+        ("voc100/gts/yolo_format", "yolo"),
+        ("voc100/gts/yolo_format/obj.data", "yolo"),
+        ("voc100/gts/yolo_format/train.txt", "yolo"),
+        ("voc100/gts/yolo_format/obj_train_data", "yolo"),
+    ],
+)
+def test_real_sources_are_recognised(shared, source, format):
+    assert recognise(shared / "data" / source) == format
+
+
+def test_a_list_of_background_pictures_is_a_list(write):
+    assert recognise(write("train.txt", "a.jpg\nb.jpg\n")) == "list"
+
+
+def test_a_list_with_mistakes_is_still_a_list_whose_reader_names_them(write):
+    with pytest.raises(DatasetError, match="line 1: 'x' is not a number"):
+        read_annotations(write("train.txt", "a.jpg 1 2 x 4 1\n"))
+
+
+def test_names_without_suffix_belong_to_the_xml_files_near_them(write):
+    write("Annotations/a.xml", "<annotation/>")
+
+    assert recognise(write("train.txt", "a\n")) == "voc"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("labels.txt", "0 0.5 0.5 0.1 0.1\n", "YOLO labels of one picture"),
+        ("empty.txt", "\n", "the file is empty"),
+        ("prose.txt", "Dear reader,\n", "no annotations of a known format"),
+        ("picture.jpg", "", "no annotations of a known format"),
+    ],
+)
+def test_what_is_not_annotations_is_refused_with_what_is_known(write, name, text, words):
+    with pytest.raises(DatasetError, match=words):
+        recognise(write(name, text))
+
+
+def test_a_source_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(
+        DatasetError, match=r"annotations not found\n  in: .*train.txt\n  fix: correct the path"
+    ):
+        read_annotations(tmp_path / "train.txt")
+
+
+def test_a_folder_of_nothing_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"no annotations of a known format(.|\n)*known are: a list"):
+        recognise(tmp_path)
+
+
+def test_a_folder_of_several_files_asks_which(shared):
+    with pytest.raises(DatasetError, match=r"holds 2 annotation files: .*instances_train2017(.|\n)*give one"):
+        read_annotations(shared / "data/coco_mini")
+
+
+def test_annotations_without_pictures_are_refused(write):
+    content = {"images": [], "annotations": [], "categories": []}
+
+    with pytest.raises(DatasetError, match="no pictures in the annotations"):
+        read_annotations(write("a.json", json.dumps(content)))
+
+
+def test_the_format_can_be_forced(write):
+    path = write("a.weird", "a.jpg 1 2 3 4 1\n")
+
+    assert len(read_annotations(path, format="list")) == 1
+
+
+def test_infinite_coordinates_are_read_for_the_check(write):
+    annotations = read_annotations(write("a.txt", "a.jpg inf 2 inf inf 1 nan 1 2 3 1\n"))
+
+    assert not np.isfinite(annotations.boxes_xyxy).all(axis=1).any()
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "had_background"),
+    [
+        ("background\ncat\ndog\n\n", ("cat", "dog"), True),
+        ("Background\ntraffic light\n", ("traffic light",), True),
+        ("cat\ndog", ("cat", "dog"), False),
+    ],
+)
+def test_names_with_and_without_background(write, text, names, had_background):
+    assert read_names(write("names.txt", text)) == (names, had_background)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "cat\n\ndog\ncat\n",
+            "line 2: blank line between class names(.|\n)*line 4: class 'cat' stands twice",
+        ),
+        ("background\n", "no class names"),
+        ("", "no class names"),
+    ],
+)
+def test_name_files_that_would_shift_ids_are_refused(write, text, words):
+    with pytest.raises(DatasetError, match=words):
+        read_names(write("names.txt", text))
+
+
+def test_the_seeds_name_files_fit_its_lists(shared):
+    names, had_background = read_names(shared / "data/lists/coco_name.txt")
+
+    assert (len(names), names[0], had_background) == (80, "person", True)
+
+
+# Splits
+
+
+def test_train_and_val_are_preferred_and_test_is_kept_apart(shared):
+    splits = find_splits(shared / "data/bccd")
+
+    assert splits.format == "voc"
+    assert [split.source.name for split in splits.all()] == ["train.txt", "val.txt", "test.txt"]
+    sizes = [len(read_annotations(split.source, root=split.root)) for split in splits.all()]
+    assert sizes == [205, 87, 72]
+
+
+def test_without_val_test_is_the_evaluation(shared):
+    splits = find_splits(shared / "data/raccoon")
+
+    assert splits.train.source.name == "trainval.txt"
+    assert splits.evaluation is not None
+    assert splits.evaluation.source.name == "test.txt"
+    assert splits.test is None
+
+
+def test_coco_files_are_paired(shared):
+    splits = find_splits(shared / "data/coco_mini")
+
+    assert [split.source.name for split in splits.all()] == [
+        "instances_train2017.json",
+        "instances_val2017.json",
+    ]
+
+
+def test_lists_are_paired_by_the_rest_of_their_names(shared):
+    splits = find_splits(shared / "data/lists")
+
+    assert [split.source.name for split in splits.all()] == ["voc_trainval.txt", "voc_test.txt"]
+
+
+def test_a_folder_without_parts_says_so(shared):
+    splits = find_splits(shared / "data/voc100/gts/pascalvoc_format")
+
+    assert splits.evaluation is None
+    assert len(read_annotations(splits.train.source)) == 100
+
+
+def test_exported_coco_folders_are_paired(write):
+    for split in ("train", "valid", "test"):
+        write(f"{split}/_annotations.coco.json", "{}")
+
+    splits = find_splits(write("README.md").parent)
+
+    assert [split.source.parent.name for split in splits.all()] == ["train", "valid", "test"]
+
+
+@pytest.mark.parametrize("layout", ["images/{}", "{}/images"])
+def test_yolo_folders_are_paired(make_picture, write, tmp_path, layout):
+    for split in ("train", "val"):
+        make_picture(f"{layout.format(split)}/a.jpg")
+        write(f"{layout.replace('images', 'labels').format(split)}/a.txt", "0 0.5 0.5 0.5 0.5\n")
+
+    splits = find_splits(tmp_path)
+
+    assert splits.format == "yolo"
+    assert [len(read_annotations(split.source).labels) for split in splits.all()] == [1, 1]
+
+
+def test_the_splits_of_a_yaml_are_its_keys(make_picture, write, tmp_path):
+    write("data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
+    make_picture("images/train/a.jpg")
+    make_picture("images/val/b.jpg")
+
+    splits = find_splits(tmp_path)
+
+    assert [split.source.name for split in splits.all()] == ["data.yaml:train", "data.yaml:val"]
+    assert [read_annotations(split.source)[0].path.name for split in splits.all()] == ["a.jpg", "b.jpg"]
+
+
+def test_lists_with_their_names(write, tmp_path):
+    write("train.txt", "a.jpg 1 2 3 4 1\n")
+    write("eval.txt", "b.jpg 1 2 3 4 1\n")
+    write("names.txt", "background\ncat\n")
+
+    splits = find_splits(tmp_path)
+
+    assert [split.source.name for split in splits.all()] == ["train.txt", "eval.txt"]
+    assert splits.name_file == tmp_path / "names.txt"
+
+
+def test_several_candidates_for_a_part_are_named(write, tmp_path):
+    write("train.txt", "a.jpg 1 2 3 4 1\n")
+    write("train_b.txt", "a.jpg 1 2 3 4 1\n")
+
+    with pytest.raises(
+        DatasetError, match=r"several files could be the training part: train.txt, train_b.txt"
+    ):
+        find_splits(tmp_path)
+
+
+def test_a_made_split_is_by_picture_seeded_and_complete(write):
+    lines = [f"{index % 30}.jpg 1 2 3 4 {index % 3 + 1}" for index in range(40)]  # ten pictures stand twice
+    annotations = read_annotations(write("all.txt", "\n".join(lines)))
+
+    train, evaluation = split_annotations(annotations, 0.2, seed=0)
+    again, _ = split_annotations(annotations, 0.2, seed=0)
+    other, _ = split_annotations(annotations, 0.2, seed=1)
+
+    train_paths, eval_paths = {r.path for r in train}, {r.path for r in evaluation}
+    assert not train_paths & eval_paths
+    assert (len(train_paths), len(eval_paths), len(train) + len(evaluation)) == (24, 6, 40)
+    assert [r.path for r in again] == [r.path for r in train]
+    assert [r.path for r in other] != [r.path for r in train]
+
+
+def test_a_made_split_leaves_at_least_one_picture_on_each_side(write):
+    annotations = read_annotations(write("all.txt", "a.jpg 1 2 3 4 1\nb.jpg\n"))
+
+    assert [len(part) for part in split_annotations(annotations, 0.0, 0)] == [1, 1]
+    assert [len(part) for part in split_annotations(annotations, 1.0, 0)] == [1, 1]
+    with pytest.raises(DatasetError, match="too few pictures to split"):
+        split_annotations(select(annotations, [0]), 0.5, 0)
+
+
+def test_a_selection_keeps_each_pictures_own_boxes(write):
+    text = "a.jpg 1 2 3 4 1\nb.jpg\nc.jpg 5 6 7 8 2 9 10 11 12 3\nd.jpg 0 0 1 1 1\n"
+    annotations = read_annotations(write("all.txt", text))
+
+    chosen = select(annotations, [2, 1, 0])
+
+    assert [record.path.stem for record in chosen] == ["c", "b", "a"]
+    assert [record.labels.tolist() for record in chosen] == [[1, 2], [], [0]]
+    assert chosen[0].boxes_xyxy.tolist() == [[6, 5, 8, 7], [10, 9, 12, 11]]
+    assert len(select(annotations, [])) == 0
+
+
+# Conversion
+
+
+@pytest.fixture(params=["pascalvoc_format", "coco_format_v1", "coco_format_v2", "yolo_format"])
+def voc100(request, shared) -> Path:
+    return shared / "data/voc100/gts" / request.param
+
+
+def test_one_real_set_is_the_same_in_all_its_formats(shared, voc100):
+    reference = read_annotations(shared / "data/voc100/gts/pascalvoc_format")
+    found = read_annotations(voc100)
+
+    # YOLO's files have six decimals of a picture of 500 pixels.
+    assert_same_boxes(reference, found, atol=1e-3 if "yolo" in voc100.name else 1e-9)
+
+
+@pytest.mark.parametrize("to", ["list", "coco", "voc", "yolo"])
+def test_a_real_set_survives_conversion_to_every_format(voc100, tmp_path, to):
+    out = tmp_path / {"list": "out.txt", "coco": "out.json"}.get(to, "out")
+
+    result = convert(voc100, to, out)
+    names = result.annotations.class_names if to == "list" else None
+    found = read_annotations(out, root=result.root, names=names)
+
+    assert found.format == to
+    assert (len(found), len(found.labels)) == (100, 273)
+    assert_same_boxes(result.annotations, found, atol=1e-5)
+    assert all(record.path.is_file() for record in found)
+
+
+def test_a_circle_through_all_formats_loses_no_box_of_real_coco(shared, tmp_path):
+    first = read_annotations(shared / "data/coco_mini/annotations/instances_train2017.json")
+    source, root, names = first.source, None, None
+    for to, name in (("yolo", "y"), ("list", "l.txt"), ("voc", "v"), ("coco", "c.json")):
+        root = convert(source, to, tmp_path / name, root=root, names=names).root
+        source, names = tmp_path / name, first.class_names
+    last = read_annotations(source, root=root)
+
+    assert (len(last), len(last.labels)) == (128, 939)
+    assert last.class_names == first.class_names
+    assert_same_boxes(first, last, atol=1e-4)
+
+
+def test_boxes_without_area_are_converted_too(shared, tmp_path):
+    convert(shared / "data/bccd", "yolo", tmp_path / "out")
+
+    assert len(read_annotations(tmp_path / "out").labels) == 4888
+
+
+def test_what_a_format_cannot_hold_is_said(shared, tmp_path):
+    crowded = shared / "data/coco_mini/annotations/instances_val2017.json"
+    difficult = shared / "data/voc100/gts/pascalvoc_format"
+
+    assert convert(crowded, "voc", tmp_path / "a").notes == (
+        "5 crowd regions were written as difficult: VOC has no crowds",
+        "category ids were renumbered, 1 and up: voc has no others",
+    )
+    assert (
+        "5 crowd regions were written as ordinary boxes" in convert(crowded, "yolo", tmp_path / "b").notes[0]
+    )
+    assert "38 boxes lost their mark" in convert(difficult, "list", tmp_path / "c.txt").notes[0]
+    assert convert(difficult, "coco", tmp_path / "d.json").notes == ()
+    assert read_annotations(tmp_path / "d.json").is_difficult.sum() == 38
+    assert read_annotations(tmp_path / "a").is_difficult.sum() == 5
+
+
+def test_boxes_without_class_or_numbers_are_not_converted(write, tmp_path):
+    source = write("a.txt", "a.jpg 1 2 3 4 0\nb.jpg 1 nan 3 4 1 1 2 3 4 1\n")
+
+    with pytest.raises(DatasetError) as error:
+        convert(source, "coco", tmp_path / "out.json")
+
+    assert "2 boxes have no known class or no finite numbers" in str(error.value)
+    assert "a.txt, line 1, box 1" in str(error.value)
+    assert "a.txt, line 2, box 1" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("to", "out", "options", "words"),
+    [
+        ("coco", "out", {}, "format coco is written to a .json file"),
+        ("list", "out.json", {}, "format list is written to a .txt file"),
+        ("list", "a.txt", {}, "the output exists already"),
+        ("list", "out.txt", {"copy_images": True}, "refers to pictures where they are"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused(write, tmp_path, to, out, options, words):
+    source = write("a.txt", "a.jpg 1 2 3 4 1\n")
+
+    with pytest.raises(DatasetError, match=words):
+        convert(source, to, tmp_path / out, **options)

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos.data import image as image_module
+from fcos.data.annotations import Record
+from fcos.data.image import read_header, read_image, read_record, read_size
+from fcos.errors import DatasetError
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture
+def gradient():
+    """A grey picture, 256 x 4, that grows brighter to the right."""
+    return np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+
+
+def save(tmp_path, image, name="a.png", **options):
+    path = tmp_path / name
+    image.save(path, **options)
+    return path
+
+
+def test_pixels_are_contiguous_uint8_rgb(tmp_path):
+    path = save(tmp_path, Image.new("RGB", (5, 3), (10, 20, 30)))
+
+    image = read_image(path)
+
+    assert (image.dtype, tuple(image.shape), image.is_contiguous()) == (torch.uint8, (3, 3, 5), True)
+    assert image[:, 0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "1", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb_with_its_colors(tmp_path, mode):
+    name = "a.jpg" if mode in ("CMYK", "YCbCr") else "a.png"
+    path = save(tmp_path, Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode), name)
+
+    assert read_image(path).min() >= 253
+
+
+def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
+    palette = Image.new("RGB", (4, 4), (200, 0, 0)).convert("P")
+    path = save(tmp_path, palette, transparency=bytes([0] * 256))
+
+    assert read_image(path)[:, 0, 0].tolist() == pytest.approx([200, 0, 0], abs=5)
+
+
+def test_alpha_is_dropped_and_not_blended(tmp_path):
+    path = save(tmp_path, Image.new("RGBA", (4, 4), (10, 200, 30, 0)))
+
+    assert read_image(path)[:, 0, 0].tolist() == [10, 200, 30]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("a.png", "<u2"), ("a.tif", "<u2"), ("b.tif", ">u2"), ("a.tif", "<i4")]
+)
+def test_16_bit_is_scaled_and_not_clipped(tmp_path, gradient, name, dtype):
+    path = save(tmp_path, Image.fromarray((gradient.astype(np.uint32) * 257).astype(dtype)), name)
+
+    assert torch.equal(read_image(path)[0], torch.from_numpy(gradient))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 255])
+def test_float_pixels_are_fractions_or_8_bit(tmp_path, gradient, scale):
+    path = save(tmp_path, Image.fromarray((gradient * scale).astype(np.float32)), "a.tif")
+
+    assert torch.equal(read_image(path)[2], torch.from_numpy(gradient))
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in ((250, 0, 0), (0, 250, 0))]
+    path = save(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
+
+    assert read_image(path)[:, 0, 0].tolist() == [250, 0, 0]
+
+
+def test_the_content_and_not_the_suffix_tells_the_format(tmp_path):
+    path = save(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", format="PNG")
+
+    assert read_size(path) == (3, 5)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, orientation):
+    """A white box on black: after reading, the box is where the white is, whatever the camera's orientation."""
+    raw = np.zeros((32, 48, 3), np.uint8)
+    raw[8:16, 16:40] = 255  # as stored: x 16..40, y 8..16
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = save(tmp_path, Image.fromarray(raw), exif=exif)
+    record = Record.make(path, [[16, 8, 40, 16]], [0], 1, size_hw=(32, 48))
+
+    image, upright = read_record(record)
+
+    expected = Image.fromarray(raw)
+    expected.getexif()[ORIENTATION] = orientation
+    turn = image_module.TURN_UPRIGHT.get(orientation)
+    expected = expected if turn is None else expected.transpose(turn)
+    assert torch.equal(image, torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+    assert read_size(path) == tuple(image.shape[1:])
+    if orientation >= 5:  # the stated size shows that the boxes are of the stored picture
+        rows, columns = torch.nonzero(image[0] > 128, as_tuple=True)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert upright.boxes_xyxy.tolist() == [[int(side) for side in found]]
+        assert upright.size_hw == tuple(image.shape[1:])
+    else:
+        assert upright.boxes_xyxy.tolist() == [[16, 8, 40, 16]]
+
+
+@pytest.mark.parametrize("size_hw", [None, (48, 32)])
+def test_boxes_that_are_upright_already_stay(tmp_path, size_hw):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    path = save(tmp_path, Image.new("RGB", (48, 32)), exif=exif)
+    record = Record.make(path, [[1, 2, 3, 4]], [0], 1, size_hw=size_hw)
+
+    assert read_record(record)[1].boxes_xyxy.tolist() == [[1, 2, 3, 4]]
+
+
+def test_an_orientation_that_makes_no_sense_is_none(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 77
+    path = save(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", exif=exif)
+
+    assert read_header(path).orientation == 1
+
+
+def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+    path = save(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+
+    assert read_size(path) == (3, 5)
+
+
+def test_a_missing_picture_says_so(tmp_path):
+    with pytest.raises(
+        DatasetError, match=r"picture not found\n  in: .*nowhere.jpg\n  fix: correct the name"
+    ):
+        read_image(tmp_path / "nowhere.jpg")
+
+
+def test_an_empty_file_says_so(tmp_path):
+    (tmp_path / "a.jpg").touch()
+
+    with pytest.raises(DatasetError, match="picture file is empty"):
+        read_size(tmp_path / "a.jpg")
+
+
+def test_a_file_that_is_no_picture_says_so(tmp_path):
+    (tmp_path / "a.jpg").write_text("<html>not found</html>")
+
+    with pytest.raises(DatasetError, match="cannot be decoded: cannot identify image file"):
+        read_size(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_truncated_picture_is_found_by_decoding_but_not_by_its_header(tmp_path, format):
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, format)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+
+    assert read_size(path) == (64, 64)
+    with pytest.raises(DatasetError, match=r"cannot be decoded: .*truncated(.|\n)*a.jpg"):
+        read_image(path)
+    with pytest.raises(DatasetError, match="cannot be decoded"):
+        read_header(path, decode=True)
+
+
+def test_large_pictures_are_read_silently_and_absurd_ones_refused(tmp_path, monkeypatch):
+    path = save(tmp_path, Image.new("RGB", (60, 60)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    assert read_size(path) == (60, 60)  # below twice the limit Pillow only warns
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DatasetError, match=r"too many pixels(.|\n)*fix: cut or scale the picture"):
+        read_size(path)
+
+
+def test_reading_leaves_warnings_as_they_were(tmp_path):
+    path = save(tmp_path, Image.new("RGB", (5, 3)))
+    before = list(warnings.filters)
+
+    read_image(path)
+
+    assert list(warnings.filters) == before

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcos.data import yolo
+from fcos.data.annotations import Annotations, Record
+from fcos.errors import DatasetError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_text(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write_text
+
+
+@pytest.fixture
+def dataset(tmp_path, write, make_picture) -> Path:
+    """`images` and `labels` with train and val, and a data.yaml."""
+    for name in ("train/a.jpg", "train/b.png", "val/c.jpg"):
+        make_picture(f"images/{name}", width=40, height=20)
+    write("labels/train/a.txt", "1 0.5 0.5 0.5 1.0\n0 0.25 0.5 0.1 0.2\n")
+    write("labels/val/c.txt", "0 0.5 0.5 1 1\n")
+    write("data.yaml", "path: .\ntrain: images/train\nval: [images/val]\nnames: {0: cat, 1: dog}\n")
+    return tmp_path
+
+
+def test_fractions_become_pixels_of_the_picture(dataset):
+    annotations = yolo.read(dataset / "data.yaml")
+
+    np.testing.assert_allclose(annotations[0].boxes_xyxy, [[10, 0, 30, 20], [8, 8, 12, 12]])
+    assert annotations[0].labels.tolist() == [1, 0]
+    assert annotations[0].size_hw == (20, 40)
+    assert annotations.class_names == ("cat", "dog")
+
+
+def test_a_picture_without_a_label_file_has_no_boxes(dataset):
+    annotations = yolo.read(dataset)
+
+    assert [(record.path.name, len(record.labels)) for record in annotations] == [("a.jpg", 2), ("b.png", 0)]
+
+
+def test_a_split_of_the_yaml_is_named_behind_a_colon(dataset):
+    annotations = yolo.read(dataset / "data.yaml:val")
+
+    assert [record.path.name for record in annotations] == ["c.jpg"]
+    with pytest.raises(DatasetError, match=r"no split 'test'(.|\n)*its splits are: train, val"):
+        yolo.read(dataset / "data.yaml:test")
+
+
+def test_a_folder_of_images_finds_its_labels_and_the_names_above_it(dataset):
+    annotations = yolo.read(dataset / "images" / "val")
+
+    assert len(annotations.labels) == 1
+    assert annotations.class_names == ("cat", "dog")
+
+
+def test_paths_of_another_machine_are_found_beside_the_yaml(dataset, write):
+    path = write(
+        "data.yaml", "path: /home/me/set\ntrain: ../images/train\nval: images/val\nnames: [cat, dog]\n"
+    )
+
+    assert len(yolo.read(path)) == 2
+
+
+def test_a_plain_folder_has_its_labels_beside_the_pictures(write, make_picture, tmp_path):
+    make_picture("set/a.jpg")
+    write("set/a.txt", "1 0.5 0.5 0.5 0.5")
+    write("set/classes.txt", "cat\ndog\n")
+
+    annotations = yolo.read(tmp_path / "set")
+
+    assert (len(annotations), annotations.class_names) == (1, ("cat", "dog"))
+
+
+def test_darknet_lists_name_pictures_and_labels_of_another_folder(write, make_picture, tmp_path):
+    write("set/obj.data", "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    write("set/obj.names", "cat\ndog\n")
+    write("set/train.txt", "data/obj_train_data/a.jpg\n")
+    write("set/obj_train_data/a.txt", "1 0.5 0.5 0.5 0.5")
+    picture = make_picture("elsewhere/a.png")
+
+    annotations = yolo.read(tmp_path / "set/obj.data", root=tmp_path / "elsewhere")
+
+    assert annotations[0].path == picture
+    assert annotations.labels.tolist() == [1]
+    assert annotations.class_names == ("cat", "dog")
+
+
+def test_without_names_classes_are_numbered_as_in_the_file(write, make_picture, tmp_path):
+    make_picture("a/x/y/set/a.jpg")
+    write("a/x/y/set/a.txt", "1 0.5 0.5 0.5 0.5")
+
+    assert yolo.read(tmp_path / "a/x/y/set").class_names == ("class_0", "class_1")
+
+
+def test_given_names_are_matched_by_name(dataset):
+    annotations = yolo.read(dataset, names=["dog", "horse", "cat"])
+
+    assert annotations.labels.tolist() == [0, 2]
+    assert annotations.category_ids == (1, 2, 3)
+    with pytest.raises(DatasetError, match="not among the given names: 'dog'"):
+        yolo.read(dataset, names=["cat"])
+
+
+def test_a_polygon_becomes_its_bounding_box(dataset, write):
+    write("labels/train/b.txt", "1 0.1 0.2 0.5 0.1 0.3 0.9\n")
+
+    boxes = yolo.read(dataset)[1].boxes_xyxy
+
+    np.testing.assert_allclose(boxes, [[4, 2, 20, 18]])
+
+
+def test_boxes_refer_to_the_upright_picture(write, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "set/a.jpg", exif=exif)
+    write("set/a.txt", "0 0.5 0.25 1 0.5")
+
+    record = yolo.read(tmp_path / "set")[0]
+
+    assert record.size_hw == (40, 20)
+    assert record.boxes_xyxy.tolist() == [[0, 0, 20, 20]]
+
+
+def test_every_bad_line_is_named(dataset, write):
+    write(
+        "labels/train/a.txt", "0 0.5 0.5\n\n0 0.5 0.5 0.5 0.5\n0.5 0.5 0.5 0.5 0.5\nx 1 1 1 1\ninf 1 1 1 1\n"
+    )
+
+    with pytest.raises(DatasetError) as error:
+        yolo.read(dataset)
+
+    assert "4 lines cannot be read" in str(error.value)
+    assert "a.txt, line 1: 2 numbers after the class, but a box has 4 and a polygon 6, 8, ..." in str(
+        error.value
+    )
+    assert "a.txt, line 4: class id 0.5 is not a whole number" in str(error.value)
+    assert "a.txt, line 5: could not convert string to float: 'x'" in str(error.value)
+    assert "a.txt, line 6: class id inf is not a whole number" in str(error.value)
+
+
+def test_impossible_class_ids_and_broken_pictures_are_kept_for_the_check(dataset, write):
+    write("labels/train/a.txt", "7 0.5 0.5 0.5 0.5\n")
+    write("labels/train/b.txt", "0 0.5 0.5 0.5 0.5\n")
+    (dataset / "images/train/b.png").write_bytes(b"")
+
+    first, second = yolo.read(dataset)
+
+    assert first.labels.tolist() == [7]
+    assert np.isnan(second.boxes_xyxy).all()
+    assert second.size_hw is None
+
+
+def test_labels_without_a_picture_are_kept_for_the_check(dataset, write):
+    write("labels/train/gone.txt", "0 0.5 0.5 0.5 0.5\n")
+
+    gone = yolo.read(dataset)[-1]
+
+    assert gone.path.stem == "gone"
+    assert not gone.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: images/train", "no 'names'"),
+        ("names: [a", "not YAML"),
+        ("train: nowhere\nnames: [cat]", "'nowhere' \\(split 'train'\\) does not exist"),
+        ("train: images/train\nnames: {1: cat}", "must number the classes 0, 1, 2"),
+    ],
+)
+def test_a_yaml_that_makes_no_sense_is_refused(dataset, write, text, words):
+    with pytest.raises(DatasetError, match=words):
+        yolo.read(write("data.yaml", text))
+
+
+@pytest.mark.parametrize("copy_images", [False, True])
+def test_what_is_written_is_read_back(make_picture, tmp_path, copy_images):
+    paths = [make_picture("p/a.jpg", 333, 217), make_picture("p/sub/b.png", 31, 57)]
+    boxes = [[[0, 0, 333, 217], [10.25, 20, 10.25, 20]], [[1, 2, 30.5, 50]]]
+    records = [Record.make(path, box, [0] * len(box), 1) for path, box in zip(paths, boxes, strict=True)]
+    first = Annotations.from_records(records, ["überraschung"], source=tmp_path, format="list")
+
+    yolo.write(first, tmp_path / "out", copy_images=copy_images)
+    second = yolo.read(tmp_path / "out")
+
+    np.testing.assert_allclose(second.boxes_xyxy, first.boxes_xyxy, atol=1e-5)
+    assert second.class_names == ("überraschung",)
+    assert all(record.path.is_symlink() is not copy_images for record in second)
+
+
+def test_missing_pictures_are_named_before_anything_is_written(tmp_path):
+    records = [Record.make(tmp_path / f"{name}.jpg", [], [], 1) for name in "ab"]
+    annotations = Annotations.from_records(records, ["cat"], source=tmp_path, format="list")
+
+    with pytest.raises(DatasetError, match=r"2 pictures are missing(.|\n)*a.jpg(.|\n)*b.jpg"):
+        yolo.write(annotations, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["", "obj.data", "train.txt", "obj_train_data"])
+def test_the_real_set_is_read_whole_from_any_of_its_parts(shared, source):
+    annotations = yolo.read(shared / "data/voc100/gts/yolo_format" / source)
+
+    assert (len(annotations), len(annotations.labels), annotations.num_classes) == (100, 273, 20)
+    assert annotations.class_names[0] == "person"
+    assert all(record.path.is_file() for record in annotations)

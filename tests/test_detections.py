@@ -1,0 +1,157 @@
+"""Detections: filtering, drawing, COCO's format, and what they refuse to hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos.detections import Detections
+
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture
+def three() -> Detections:
+    """Two dogs and a cat on a grey picture."""
+    return Detections(
+        torch.tensor([[0.0, 0.0, 10.0, 20.0], [5.5, 6.25, 20.0, 30.0], [50.0, 50.0, 60.0, 90.0]]),
+        torch.tensor([0.75, 0.5, 0.25]),
+        torch.tensor([1, 0, 1]),
+        CLASSES,
+        Image.new("RGB", (100, 100), (128, 128, 128)),
+    )
+
+
+@pytest.fixture
+def nothing() -> Detections:
+    return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("index", "scores"),
+    [
+        (torch.tensor([True, False, True]), [0.75, 0.25]),
+        (np.array([True, False, True]), [0.75, 0.25]),
+        ([True, False, True], [0.75, 0.25]),
+        (torch.tensor([2, 0]), [0.25, 0.75]),
+        ([2, 0], [0.25, 0.75]),
+        (slice(0, 2), [0.75, 0.5]),
+        (slice(None, None, 2), [0.75, 0.25]),
+        (1, [0.5]),
+        (-1, [0.25]),
+        ([], []),
+        (torch.zeros(3, dtype=torch.bool), []),
+    ],
+)
+def test_every_kind_of_index_gives_detections_with_all_parts_in_step(
+    three: Detections, index: object, scores: list[float]
+) -> None:
+    chosen = three[index]  # type: ignore[index]
+
+    assert chosen.scores.tolist() == scores
+    label_of = {0.75: 1, 0.5: 0, 0.25: 1}
+    left_of = {0.75: 0.0, 0.5: 5.5, 0.25: 50.0}
+    assert chosen.labels.tolist() == [label_of[score] for score in scores]
+    assert chosen.boxes_xyxy[:, 0].tolist() == [left_of[score] for score in scores]
+    assert chosen.boxes_xyxy.shape == (len(scores), 4)
+    assert len(chosen) == len(scores)
+    assert chosen.image is three.image
+    assert chosen.class_names == CLASSES
+
+
+def test_an_index_beyond_the_end_is_an_error(three: Detections) -> None:
+    with pytest.raises(IndexError, match="detection 3 of 3"):
+        three[3]
+    with pytest.raises(IndexError):
+        three[torch.tensor([True, False])]
+
+
+def test_going_through_them_gives_one_after_the_other(three: Detections) -> None:
+    assert [one.class_name(0) for one in three] == ["dog", "cat", "dog"]
+    assert [float(one.scores) for one in three] == [0.75, 0.5, 0.25]
+
+
+def test_above_keeps_the_threshold_itself(three: Detections) -> None:
+    assert three.above(0.5).scores.tolist() == [0.75, 0.5]
+    assert len(three.above(0.95)) == 0
+    assert len(three.above(0.0)) == 3
+
+
+def test_drawing_changes_a_copy_where_the_boxes_are(three: Detections) -> None:
+    drawn = three.draw()
+
+    assert three.image is not None
+    assert drawn.size == three.image.size
+    assert three.image.getcolors() == [(100 * 100, (128, 128, 128))]
+    assert np.asarray(drawn)[50:90, 50].std() > 0  # the left side of the third box
+    assert np.asarray(drawn)[95:, :40].tolist() == np.full((5, 40, 3), 128).tolist()
+
+
+def test_drawing_leaves_out_what_is_below_the_threshold(three: Detections) -> None:
+    drawn = np.asarray(three.draw(score_threshold=0.3))
+
+    assert drawn[55:, 55:].tolist() == np.full((45, 45, 3), 128).tolist()
+    assert np.asarray(three.draw())[55:, 55:].std() > 0
+
+
+def test_drawing_nothing_gives_the_picture_itself(three: Detections) -> None:
+    assert three.above(1.0).draw().getcolors() == [(100 * 100, (128, 128, 128))]
+
+
+def test_drawing_without_a_picture_says_how_to_give_one(nothing: Detections) -> None:
+    with pytest.raises(
+        ValueError, match=r"do not hold their picture\n  fix: dataclasses.replace\(detections"
+    ):
+        nothing.draw()
+    assert replace(nothing, image=Image.new("RGB", (8, 8))).draw().size == (8, 8)
+
+
+def test_coco_entries_have_xywh_boxes_and_the_ids_of_the_file(three: Detections) -> None:
+    entries = three.to_coco(image_id=42, category_ids=[17, 18])
+
+    assert entries[1] == {"image_id": 42, "category_id": 17, "bbox": [5.5, 6.25, 14.5, 23.75], "score": 0.5}
+    assert [entry["category_id"] for entry in entries] == [18, 17, 18]
+    assert [entry["category_id"] for entry in three.to_coco(1)] == [2, 1, 2]
+
+
+def test_coco_entries_are_exact(nothing: Detections) -> None:
+    # 0.1 and 100.3 are no float32: their difference must not be rounded a second time
+    box = torch.tensor([[0.1, 0.1, 100.3, 100.3]])
+    detections = replace(
+        nothing, boxes_xyxy=box, scores=torch.ones(1), labels=torch.zeros(1, dtype=torch.int64)
+    )
+
+    assert detections.to_coco(1)[0]["bbox"][2] == float(box[0, 2]) - float(box[0, 0])
+    assert nothing.to_coco(1) == []
+
+
+def test_coco_entries_need_an_id_of_every_class(three: Detections) -> None:
+    with pytest.raises(ValueError, match="1 category_ids for 2 classes"):
+        three.to_coco(1, [17])
+
+
+def test_they_say_what_they_are(three: Detections, nothing: Detections) -> None:
+    assert repr(three) == "Detections(2 dog, 1 cat, best score 0.75, image 100 x 100)"
+    assert repr(nothing) == "Detections(nothing)"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scores": torch.zeros(2)}, r"scores is \(2,\) torch.float32, expected \(3,\) torch.float32"),
+        ({"labels": torch.zeros(3)}, "labels is .* torch.float32, expected .* torch.int64"),
+        ({"boxes_xyxy": torch.zeros(3, 5)}, r"boxes_xyxy is \(3, 5\)"),
+        ({"boxes_xyxy": torch.zeros(3, 4).double()}, "torch.float64, expected"),
+        ({"labels": torch.tensor([0, 1, 2])}, r"labels are in \[0, 2\], but there are 2 class_names"),
+        ({"labels": torch.tensor([0, 1, -1])}, r"labels are in \[-1, 1\]"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    three: Detections, wrong: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(three, **wrong)  # type: ignore[arg-type]
