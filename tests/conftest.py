@@ -39,7 +39,7 @@ def make_picture(tmp_path: Path) -> MakePicture:
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file of a small network with random weights that finds boxes of cat, dog and bird everywhere."""
+    """A model file of a small network with random weights that finds cat, dog and bird everywhere."""
     import torch
 
     from fcos.build import MODEL_SETTINGS, build_model

@@ -308,7 +308,7 @@ def readable_colour(behind: NDArray[np.float32], rng: np.random.Generator) -> ND
         return None
     wanted = fits[rng.integers(len(fits))]
     colour = rng.uniform(0, 255, 3)
-    for _ in range(4):  # what one channel cannot give when it is full, the others must
+    for _ in range(12):  # what one channel cannot give when it is full, the others must
         colour = np.clip(colour + wanted - luminance(colour), 0, 255)
     return colour.astype(np.float32)
 

@@ -133,7 +133,7 @@ def test_a_clean_set_is_not_refused(write_list, make_picture):
 
     report.raise_problems()
 
-    assert report.summary() == "nothing cannot be used" or not report.problems
+    assert report.summary() == "everything can be used"
 
 
 def test_nothing_left_is_an_error_that_points_to_the_folder(write_list):
@@ -166,7 +166,7 @@ def test_coco_problems_name_the_annotation(tmp_path, make_picture):
     assert problems[1].what == "category_id 77 is not among the categories"
 
 
-def test_yolo_class_ids_are_told_as_in_the_file(tmp_path, make_picture):
+def test_yolo_class_ids_are_told_as_in_the_file_which_counts_from_0(tmp_path, make_picture):
     make_picture("set/a.jpg")
     (tmp_path / "set/a.txt").write_text("2 0.5 0.5 0.5 0.5\n-1 0.5 0.5 0.5 0.5\n")
     (tmp_path / "set/classes.txt").write_text("cat\ndog\n")
@@ -175,7 +175,7 @@ def test_yolo_class_ids_are_told_as_in_the_file(tmp_path, make_picture):
 
     assert [problem.what for problem in problems] == [
         "class id 2 is not one of the 2 classes (0 to 1)",
-        "class id -1 is not one of the 2 classes (0 to 1)",
+        "the class id is not one of the 2 classes (0 to 1)",
     ]
 
 

@@ -209,6 +209,16 @@ def test_lists_are_paired_by_the_rest_of_their_names(shared):
     splits = find_splits(shared / "data/lists")
 
     assert [split.source.name for split in splits.all()] == ["voc_trainval.txt", "voc_test.txt"]
+    assert splits.name_file == shared / "data/lists/voc_name.txt"
+
+
+def test_only_coco_files_count_among_the_json_files_of_a_folder(write, tmp_path):
+    write("train.json", '{"images": [], "annotations": [], "categories": []}')
+    write("settings.json", '{"list_train": "train.json"}')
+    write("results.json", '[{"image_id": 1}]')
+
+    assert recognise(tmp_path) == "coco"
+    assert find_splits(tmp_path).train.source.name == "train.json"
 
 
 def test_a_folder_without_parts_says_so(shared):
@@ -220,7 +230,7 @@ def test_a_folder_without_parts_says_so(shared):
 
 def test_exported_coco_folders_are_paired(write):
     for split in ("train", "valid", "test"):
-        write(f"{split}/_annotations.coco.json", "{}")
+        write(f"{split}/_annotations.coco.json", '{"images": []}')
 
     splits = find_splits(write("README.md").parent)
 

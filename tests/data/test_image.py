@@ -89,7 +89,7 @@ def test_the_content_and_not_the_suffix_tells_the_format(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, orientation):
-    """A white box on black: after reading, the box is where the white is, whatever the camera's orientation."""
+    """A white box on black: after reading, the box is where the white is, however the camera was held."""
     raw = np.zeros((32, 48, 3), np.uint8)
     raw[8:16, 16:40] = 255  # as stored: x 16..40, y 8..16
     exif = Image.Exif()

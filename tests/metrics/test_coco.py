@@ -65,7 +65,7 @@ def read_coco(file: Path) -> Annotations:
                 [label_of[a["category_id"]] for a in boxes],
                 image["id"],
                 is_crowd=[bool(a["iscrowd"]) for a in boxes],
-                areas=[a["area"] for a in boxes],
+                areas=[float(a["area"]) for a in boxes],
                 size_hw=(image["height"], image["width"]),
             )
         )

@@ -110,7 +110,7 @@ class CheckReport:
         """How many pictures and boxes cannot be used, in words."""
         counts = ((self.num_pictures, "picture", "pictures"), (self.num_boxes, "box", "boxes"))
         parts = [f"{number} {one if number == 1 else many}" for number, one, many in counts if number]
-        return f"{' and '.join(parts) or 'nothing'} cannot be used"
+        return f"{' and '.join(parts)} cannot be used" if parts else "everything can be used"
 
     def raise_problems(self) -> None:
         """Refuse the data set if it has problems, naming them."""

@@ -61,7 +61,9 @@ def _recognise_folder(folder: Path) -> Format:
         return "yolo"
     if list_files(folder):
         return "list"
-    if any(_is_label_file(file) for file in _first(folder.rglob("*.txt"), 20)):
+    pictures = (path for path in folder.rglob("*") if is_picture(path))
+    labels = [yolo.label_file(picture) for picture in _first(pictures, 20)]
+    if any(_is_label_file(file) for file in [*labels, *_first(folder.rglob("*.txt"), 20)]):
         return "yolo"
     raise _unknown(folder)
 
@@ -118,9 +120,13 @@ def _is_label_file(file: Path) -> bool:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """A cheap look at the name: opening every large JSON of a folder would take minutes."""
-    other = ("captions", "person_keypoints", "image_info", "panoptic", "stuff", "train.json", "config.json")
-    return not file.name.startswith(other) and file.name not in ("results.json", "package.json")
+    """A look at the name, and at the beginning or all of the text: parsing large files takes a minute."""
+    if file.name.startswith(("captions", "person_keypoints", "image_info", "panoptic", "stuff")):
+        return False
+    with file.open(encoding="utf-8-sig", errors="replace") as text:
+        begin = text.read(1_000_000)
+    is_whole = len(begin) < 1_000_000
+    return begin.lstrip().startswith("{") and ('"images"' in begin or not is_whole)
 
 
 def _some_lines(file: Path, limit: int | None = 50) -> list[str]:

@@ -70,8 +70,7 @@ def find_splits(folder: Path) -> Splits:
     # Roboflow's files are all called _annotations.coco.json, in folders named like the split.
     named = {(f"{file.parent.name} " if file.name[0] == "_" else "") + file.stem: file for file in files}
     parts = _as_splits(_pick(named, folder))
-    names = [*folder.glob("*name*.txt"), *folder.glob("*.names"), *folder.glob("classes.txt")]
-    name_file = names[0] if format == "list" and len(names) == 1 else None
+    name_file = _name_file(folder, parts[0]) if format == "list" else None
     return _splits(format, parts, Split(folder), name_file)
 
 
@@ -114,6 +113,15 @@ def select(annotations: Annotations, indices: Sequence[int]) -> Annotations:
         _paths=annotations._paths[chosen],
         _wheres=annotations._wheres[chosen],
     )
+
+
+def _name_file(folder: Path, train: Split | None) -> Path | None:
+    """The name file of a folder of lists; of several, the one called like the training list."""
+    files = [*folder.glob("*name*.txt"), *folder.glob("*.names"), *folder.glob("classes.txt")]
+    if len(files) > 1 and train is not None:
+        rest = _rest(train.source.stem)
+        files = [file for file in files if _rest(re.sub("names?$", "", file.stem)) == rest]
+    return files[0] if len(files) == 1 else None
 
 
 def _voc_splits(folder: Path) -> Splits:

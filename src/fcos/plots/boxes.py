@@ -53,7 +53,7 @@ def draw_boxes(
     """
     picture = image.convert("RGB")
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
-    classes = np.asarray(labels, np.int64).reshape(-1)
+    classes = np.asarray(labels, np.int64).reshape(-1).tolist()
     values = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
     draw = ImageDraw.Draw(picture)
     line_width = max(1, round(min(picture.size) / 250))
@@ -112,7 +112,7 @@ def readable_on(colour: Rgb) -> str:
 
 
 def _font_size(size: tuple[int, int]) -> int:
-    return max(10, round(min(size) / 32))
+    return max(11, round(min(size) / 32))
 
 
 def label_font(text: str, size: int) -> ImageFont.FreeTypeFont:
@@ -132,7 +132,8 @@ def _font_file(characters: frozenset[str]) -> Path:
         return default
     from matplotlib.font_manager import fontManager  # looks through the machine's fonts, which takes a while
 
-    others = (Path(entry.fname) for entry in fontManager.ttflist)
+    # "Last Resort", which matplotlib brings, claims to have every glyph and draws a box for each.
+    others = (Path(entry.fname) for entry in fontManager.ttflist if "Last Resort" not in entry.name)
     # Where no font has them, the default's empty boxes say that glyphs are missing.
     return next((file for file in others if _has_glyphs(file, characters)), default)
 

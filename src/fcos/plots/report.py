@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from fcos.config import TrainConfig
@@ -247,9 +248,9 @@ def _example(record: Record, found: Sequence[Mapping[str, Any]], annotations: An
     )
 
 
-def _xyxy(box_xywh: Sequence[float]) -> list[float]:
-    x, y, width, height = box_xywh
-    return [x, y, x + width, y + height]
+def _xyxy(box_xywh: ArrayLike) -> NDArray[np.float64]:
+    x, y, width, height = np.asarray(box_xywh, np.float64)
+    return np.array([x, y, x + width, y + height])
 
 
 def _box(

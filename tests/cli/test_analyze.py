@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+from PIL import Image
+
+from fcos.cli import main
+
+# The curves of the document that describes the seed, and what its README shows of them.
+MAP_MEAN = "0.0938 0.1693 0.2172 0.2306 0.2406 0.2413 0.2667 0.2587 0.3238 0.328 0.3325 0.3338"
+MAP_50 = "0.173 0.3071 0.3645 0.3802 0.3982 0.4032 0.4265 0.4241 0.4998 0.5053 0.5108 0.5126"
+MAP_75 = "0.0921 0.1708 0.2242 0.2393 0.2537 0.2519 0.2828 0.2723 0.3409 0.3455 0.3502 0.3527"
+PRINTED = """\
+map_mean
+[0.0938 0.1693 0.2172 0.2306 0.2406 0.2413 0.2667 0.2587 0.3238 0.328
+ 0.3325 0.3338]
+map_50
+[0.173  0.3071 0.3645 0.3802 0.3982 0.4032 0.4265 0.4241 0.4998 0.5053
+ 0.5108 0.5126]
+map_75
+[0.0921 0.1708 0.2242 0.2393 0.2537 0.2519 0.2828 0.2723 0.3409 0.3455
+ 0.3502 0.3527]
+"""
+
+
+def write_run(folder: Path, *curves: list[float]) -> Path:
+    folder.mkdir()
+    names = ("map_mean", "map_50", "map_75")
+    with (folder / "metrics.jsonl").open("w") as file:
+        for epoch, values in enumerate(zip(*curves, strict=True), start=1):
+            entry = {
+                "kind": "eval",
+                "step": 10 * epoch,
+                "epoch": epoch,
+                **dict(zip(names, values, strict=True)),
+            }
+            file.write(json.dumps(entry) + "\n")
+    return folder
+
+
+def seed_run(folder: Path) -> Path:
+    return write_run(folder, *([float(v) + 1e-6 for v in c.split()] for c in (MAP_MEAN, MAP_50, MAP_75)))
+
+
+def test_arrays_are_printed_as_the_seed_prints_them(tmp_path: Path) -> None:
+    picture = tmp_path / "curves.png"
+    result = CliRunner().invoke(main, ["analyze", str(seed_run(tmp_path / "run")), "-o", str(picture)])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == PRINTED
+    assert str(picture) in result.stderr
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+
+
+def test_several_runs_are_printed_under_their_names(tmp_path: Path) -> None:
+    runs = [str(seed_run(tmp_path / name)) for name in ("a", "b")]
+    result = CliRunner().invoke(main, ["analyze", *runs, "-o", str(tmp_path / "c.png")])
+    assert result.stdout == f"# a\n{PRINTED}# b\n{PRINTED}"
+
+
+def test_long_runs_are_printed_whole_and_small_numbers_plainly(tmp_path: Path) -> None:
+    values = [0.0001] + [0.5] * 1500
+    run = write_run(tmp_path / "run", values, values, values)
+    result = CliRunner().invoke(main, ["analyze", str(run), "-o", str(tmp_path / "c.png")])
+    assert "..." not in result.stdout
+    assert "e-" not in result.stdout
+    assert result.stdout.count("0.0001") == 3
+
+
+def test_a_run_that_was_not_evaluated_yet_has_empty_arrays(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [], [], [])
+    result = CliRunner().invoke(main, ["analyze", str(run), "-o", str(tmp_path / "c.png")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "map_mean\n[]\nmap_50\n[]\nmap_75\n[]\n"
+
+
+def test_a_folder_that_is_no_run_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["analyze", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "there are no metrics here" in result.stderr
+    assert "fix: give the folder of a run, for example runs/train" in result.stderr

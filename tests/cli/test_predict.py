@@ -1,0 +1,234 @@
+"""`fcos predict` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from fcos import Detector
+from fcos.cli import main
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos/a.jpg, photos/sub/ünï 图.png, photos/sub/deep/c.GIF, photos/notes.txt; the working directory."""
+    coarse = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse.repeat(10, axis=0).repeat(10, axis=1))
+    for name in ("a.jpg", "sub/ünï 图.png", "sub/deep/c.GIF"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def predict(model_file: Path, *words: str) -> Result:
+    return CliRunner().invoke(main, ["predict", str(model_file), *words, "--device", "cpu"])
+
+
+def written(out: str = "predictions") -> dict[str, Any]:
+    content = json.loads((Path(out) / "detections.json").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def drawn_below(out: str) -> list[str]:
+    return sorted(
+        path.relative_to(out).as_posix() for path in Path(out).rglob("*.*") if path.suffix != ".json"
+    )
+
+
+def test_a_folder_is_searched_with_its_subfolders_and_names_are_kept(
+    model_file: Path, pictures: Path
+) -> None:
+    result = predict(model_file, "photos")
+
+    assert result.exit_code == 0, result.output
+    assert drawn_below("predictions") == ["a.jpg", "sub/deep/c.GIF.png", "sub/ünï 图.png"]
+    content = written()
+    assert [Path(picture["path"]).as_posix() for picture in content["pictures"]] == [
+        "photos/a.jpg",
+        "photos/sub/deep/c.GIF",
+        "photos/sub/ünï 图.png",
+    ]
+    assert content["failed"] == []
+    assert content["class_names"] == ["cat", "dog", "bird"]
+    assert content["score_threshold"] == 0.5
+
+
+def test_the_json_holds_what_the_detector_finds(model_file: Path, pictures: Path) -> None:
+    result = predict(model_file, "photos/a.jpg", "--score-threshold", "0.55")
+
+    found = Detector.load(model_file, "cpu").predict("photos/a.jpg", 0.55)
+    [picture] = written()["pictures"]
+    assert result.exit_code == 0, result.output
+    assert 0 < len(found) == len(picture["detections"])
+    assert (picture["width"], picture["height"]) == (90, 60)
+    first = picture["detections"][0]
+    assert first["box_xyxy"] == pytest.approx(found.boxes_xyxy[0].tolist(), abs=0.005)
+    assert first["score"] == pytest.approx(float(found.scores[0]), abs=5e-5)
+    assert first["class_name"] == found.class_name(0) == found.class_names[first["label"]]
+    assert written()["score_threshold"] == 0.55
+
+
+def test_the_picture_is_drawn_on_and_the_source_is_left_alone(model_file: Path, pictures: Path) -> None:
+    source = Path("photos/sub/ünï 图.png")
+    before = source.read_bytes()
+
+    predict(model_file, str(source), "--out", "found")
+
+    with Image.open(source) as original, Image.open("found/ünï 图.png") as drawn:
+        assert drawn.size == original.size
+        assert not np.array_equal(np.asarray(drawn), np.asarray(original))
+    assert source.read_bytes() == before
+
+
+def test_the_summary_says_how_much_how_fast_and_where(model_file: Path, pictures: Path) -> None:
+    result = predict(model_file, "photos", "--out", "found")
+
+    count = sum(len(picture["detections"]) for picture in written("found")["pictures"])
+    assert f"3 pictures, {count} detections with a score of at least 0.50, " in result.output
+    assert "pictures/s; in found, all boxes in found/detections.json" in result.output
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("photos/*.jpg", ["a.jpg"]),
+        ("photos/**/*.png", ["sub/ünï 图.png"]),
+        ("photos/*/*", ["sub/ünï 图.png"]),
+        ("photos/**", ["a.jpg", "sub/deep/c.GIF.png", "sub/ünï 图.png"]),
+    ],
+)
+def test_a_quoted_pattern_is_expanded(
+    model_file: Path, pictures: Path, pattern: str, expected: list[str]
+) -> None:
+    result = predict(model_file, pattern)
+
+    assert result.exit_code == 0, result.output
+    assert drawn_below("predictions") == expected
+
+
+def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(model_file: Path, pictures: Path) -> None:
+    Path("photos/a.jpg").rename("photos/a[1].jpg")
+
+    assert predict(model_file, "photos/a[1].jpg").exit_code == 0
+    assert drawn_below("predictions") == ["a[1].jpg"]
+
+
+def test_a_picture_given_twice_is_searched_once(model_file: Path, pictures: Path) -> None:
+    predict(model_file, "photos", "photos/a.jpg", "photos/*.jpg")
+
+    assert len(written()["pictures"]) == 3
+
+
+def test_different_pictures_of_one_name_are_numbered(model_file: Path, pictures: Path) -> None:
+    Path("more").mkdir()
+    Path("more/a.jpg").write_bytes(Path("photos/a.jpg").read_bytes())
+
+    predict(model_file, "photos/a.jpg", "more/a.jpg")
+
+    assert drawn_below("predictions") == ["a.jpg", "a_2.jpg"]
+    assert [Path(picture["drawn"]).name for picture in written()["pictures"]] == ["a.jpg", "a_2.jpg"]
+
+
+def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pictures: Path) -> None:
+    Path("photos/broken.jpg").write_bytes(b"no picture")
+    Path("photos/cut.jpg").write_bytes(Path("photos/a.jpg").read_bytes()[:700])
+    Path("photos/empty.png").write_bytes(b"")
+
+    result = predict(model_file, "photos")
+
+    assert result.exit_code == 1
+    assert drawn_below("predictions") == ["a.jpg", "sub/deep/c.GIF.png", "sub/ünï 图.png"]
+    failed = {Path(entry["path"]).name: entry["error"] for entry in written()["failed"]}
+    assert sorted(failed) == ["broken.jpg", "cut.jpg", "empty.png"]
+    assert failed["empty.png"] == "picture file is empty (0 bytes)"
+    assert "left out: photos/broken.jpg: picture cannot be decoded" in result.output
+    assert "3 of 6 pictures could not be read" in result.output
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere", "there is no 'nowhere'"),
+        ("photos/*.tif", "no picture matches the pattern 'photos/*.tif'"),
+        ("empty", "the folder holds no picture"),
+    ],
+)
+def test_a_source_without_pictures_says_what_was_looked_for(
+    model_file: Path, pictures: Path, source: str, words: str
+) -> None:
+    Path("empty").mkdir()
+
+    result = predict(model_file, "photos/a.jpg", source)
+
+    assert result.exit_code == 2
+    assert words in result.output
+    assert source == "nowhere" or ".jpeg, .jpg," in result.output
+    assert not Path("predictions").exists()
+
+
+@pytest.mark.parametrize(
+    ("sources", "out"), [(["photos"], "photos"), (["photos/a.jpg"], "photos"), (["photos/*.jpg"], "photos/.")]
+)
+def test_a_source_is_never_overwritten(
+    model_file: Path, pictures: Path, sources: list[str], out: str
+) -> None:
+    before = Path("photos/a.jpg").read_bytes()
+
+    result = predict(model_file, *sources, "--out", out)
+
+    assert result.exit_code == 2
+    assert "a picture would be overwritten by its drawn copy" in result.output
+    assert "fix: give another folder with --out" in result.output
+    assert Path("photos/a.jpg").read_bytes() == before
+
+
+def test_a_picture_that_another_program_left_in_the_output_folder_is_not_overwritten(
+    model_file: Path, pictures: Path
+) -> None:
+    Path("backup").mkdir()
+    Path("backup/a.jpg").write_bytes(b"the only copy")
+
+    assert predict(model_file, "photos", "--out", "backup").exit_code == 2
+    assert Path("backup/a.jpg").read_bytes() == b"the only copy"
+
+
+def test_a_second_call_replaces_its_own_pictures_and_does_not_search_them(
+    model_file: Path, pictures: Path
+) -> None:
+    first = predict(model_file, "photos", "--out", "photos/found")
+    second = predict(model_file, "photos", "--out", "photos/found")
+
+    assert (first.exit_code, second.exit_code) == (0, 0), second.output
+    assert len(written("photos/found")["pictures"]) == 3
+
+
+def test_a_photograph_is_drawn_upright(model_file: Path, pictures: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open("photos/a.jpg") as image:
+        image.save("photos/turned.jpg", exif=exif)
+
+    predict(model_file, "photos/turned.jpg")
+
+    with Image.open("predictions/turned.jpg") as drawn:
+        assert drawn.size == (60, 90)
+        assert drawn.getexif().get(0x0112, 1) == 1
+
+
+def test_a_wrong_model_or_device_is_an_error_without_traceback(model_file: Path, pictures: Path) -> None:
+    missing = CliRunner().invoke(main, ["predict", "missing.safetensors", "photos"])
+    device = CliRunner().invoke(main, ["predict", str(model_file), "photos", "--device", "gpu"])
+
+    assert missing.exit_code == device.exit_code == 2
+    assert "there is no model file missing.safetensors" in missing.output
+    assert "'gpu' is none of auto, cpu, cuda, mps, nor a GPU number" in device.output
