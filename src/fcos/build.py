@@ -61,7 +61,7 @@ def build_model(config: TrainConfig, num_classes: int) -> FCOS:
 def build_assigner(config: TrainConfig) -> StaticAssigner:
     """Ground truth to targets."""
     radius = config.center_radius if config.center_sampling else None
-    return StaticAssigner(tuple(config.strides), tuple(config.regress_ranges), radius)
+    return StaticAssigner(tuple(config.strides), tuple(map(float, config.regress_ranges)), radius)
 
 
 def build_loss(config: TrainConfig) -> FcosLoss:

@@ -115,7 +115,7 @@ class TrainConfig(BaseModel):
         [8, 16, 32, 64, 128], "strides of the levels; the first are 8, 16, 32", unit="pixels"
     )
     regress_ranges: list[float] = setting(
-        [64, 128, 256, 512], "largest distance that each level but the last regresses", unit="pixels"
+        [64.0, 128.0, 256.0, 512.0], "largest distance that each level but the last regresses", unit="pixels"
     )
     head_channels: int = setting(256, "width of the head towers", ge=1)
     head_convs: int = setting(4, "convolutions in each tower", ge=0)

@@ -42,8 +42,8 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
 CLASS_NAMES = tuple("0123456789")
 
 PICTURE_SIZES_HW = ((256, 256), (240, 288), (240, 320))
-DIGIT_SIZES = (18.0, 110.0)  # height of the pen's field in pixels; all magnitudes are equally likely
-MAX_ANGLE = 30.0  # degrees; far enough from 180 that a 6 is not a 9
+DIGIT_SIZES = (18.0, 128.0)  # height of the pen's field in pixels; all magnitudes are equally likely
+MAX_ANGLE = 20.0  # degrees; from about 30 on, many a 1 of this data set reads as a 7
 MAX_DIGITS = 8
 SHARE_EMPTY = 0.05
 MAX_HIDDEN = 0.3  # share of a digit's ink, and of the smaller of two boxes, that others may cover

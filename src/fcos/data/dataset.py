@@ -35,7 +35,9 @@ class TrainDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(self.seed, position))
             image, boxes, labels = self.transform(image, truth.boxes_xyxy, truth.labels)
-        return Sample(image.contiguous(), GroundTruth(boxes, labels), record.image_id, original_size, position)
+        return Sample(
+            image.contiguous(), GroundTruth(boxes, labels), record.image_id, original_size, position
+        )
 
 
 class EvalDataset(Dataset[Sample]):
@@ -52,7 +54,9 @@ class EvalDataset(Dataset[Sample]):
         record = self.annotations[index]
         image = read_image(record.path)
         nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-        return Sample(self.transform(image), nothing, record.image_id, (image.shape[1], image.shape[2]), position)
+        return Sample(
+            self.transform(image), nothing, record.image_id, (image.shape[1], image.shape[2]), position
+        )
 
 
 def read_sample(record: Record) -> tuple[torch.Tensor, GroundTruth]:

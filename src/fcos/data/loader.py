@@ -15,12 +15,15 @@ PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up
 
 
 def build_loader(
-    dataset: TrainDataset | EvalDataset, sampler: StreamSampler | ShardSampler, num_workers: int, pin_memory: bool
+    dataset: TrainDataset | EvalDataset,
+    sampler: StreamSampler | ShardSampler,
+    num_workers: int,
+    pin_memory: bool,
 ) -> DataLoader[Batch]:
     """A loader of padded batches in the order of the sampler."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=partial(collate, multiple=PADDING_MULTIPLE),
         worker_init_fn=_start_worker,
@@ -30,5 +33,7 @@ def build_loader(
 
 
 def _start_worker(worker_id: int) -> None:
-    # Ctrl-C reaches every process of the terminal: the main process decides when to stop, workers go on.
+    # Ctrl-C reaches every process of the terminal, and job schedulers send SIGTERM to all processes of a job:
+    # the main process decides when to stop, and needs its workers until then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

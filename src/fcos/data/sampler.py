@@ -1,8 +1,8 @@
 """The order of the data: a function of (seed, position) only.
 
-A training is one endless stream of positions; position p is image ``permutation(seed, p // n)[p % n]``. Step s
-takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them. To resume
-is to start at another position. (Framework samplers pad the last batch by repeating images, count epochs from
+A training is one endless stream of positions; position p is image ``permutation(seed, p // n)[p % n]``.
+Step s takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them. To
+resume is to start at another position. (Framework samplers pad the last batch by repeating images, count epochs from
 0 after a restart, or divide an incomplete window by the wrong number; none of that can happen here.)
 """
 
@@ -28,7 +28,14 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, micro_batch: int, seed: int, rank: int, world: int, start_step: int = 0
+        self,
+        num_images: int,
+        batch_size: int,
+        micro_batch: int,
+        seed: int,
+        rank: int,
+        world: int,
+        start_step: int = 0,
     ) -> None:
         self.num_images, self.batch_size, self.micro_batch = num_images, batch_size, micro_batch
         self.seed, self.rank, self.world, self.start_step = seed, rank, world, start_step

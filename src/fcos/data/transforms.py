@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from fcos.errors import ConfigError
 
-Image = UInt8[Tensor, "3 height width"]
+Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]
 Labels = Int64[Tensor, " boxes"]
 
@@ -56,7 +56,9 @@ class EvalTransform:
 
     def __call__(self, image: Image) -> Image:
         """The image at network size."""
-        return resize(image, resized_size((image.shape[1], image.shape[2]), self.short_side, self.longest_side))
+        return resize(
+            image, resized_size((image.shape[1], image.shape[2]), self.short_side, self.longest_side)
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,13 @@ class TrainTransform:
         if self.horizontal_flip and float(torch.rand(())) < 0.5:
             image = image.flip(-1)
             boxes_xyxy = torch.stack(
-                [new_hw[1] - boxes_xyxy[:, 2], boxes_xyxy[:, 1], new_hw[1] - boxes_xyxy[:, 0], boxes_xyxy[:, 3]], dim=1
+                [
+                    new_hw[1] - boxes_xyxy[:, 2],
+                    boxes_xyxy[:, 1],
+                    new_hw[1] - boxes_xyxy[:, 0],
+                    boxes_xyxy[:, 3],
+                ],
+                dim=1,
             )
         kept = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1) >= max(self.min_area, 1e-6)
         return image, boxes_xyxy[kept], labels[kept]
@@ -123,7 +131,9 @@ def _apply(
     new_image, new_boxes, new_labels = transform(tv_tensors.Image(image), boxes, labels)
     whole = new_boxes.as_subclass(Tensor)
     height, width = new_image.shape[-2:]
-    clipped = torch.minimum(whole.clamp(min=0), torch.tensor([width, height, width, height], dtype=whole.dtype))
+    clipped = torch.minimum(
+        whole.clamp(min=0), torch.tensor([width, height, width, height], dtype=whole.dtype)
+    )
     area = lambda b: (b[:, 2:] - b[:, :2]).clamp(min=0).prod(dim=1)  # noqa: E731
     kept = area(clipped) > 0.25 * area(whole).clamp(min=1e-6)
     return new_image.as_subclass(Tensor), clipped[kept], new_labels[kept]
@@ -172,14 +182,18 @@ def _geometry(name: str) -> list[v2.Transform]:
     if name == "overhead":
         return [_quarter_turn(), v2.RandomVerticalFlip(0.5), _sometimes(RandomCropOfBoxes(0.6), 0.5)]
     zoom_out = v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=0.25)
-    return [zoom_out, _sometimes(v2.RandomRotation(10, fill=127), 0.3), _sometimes(RandomCropOfBoxes(0.4), 0.6)]
+    return [
+        zoom_out,
+        _sometimes(v2.RandomRotation(10, fill=127), 0.3),
+        _sometimes(RandomCropOfBoxes(0.4), 0.6),
+    ]
 
 
 POLICIES = {
     "color": "brightness, contrast, saturation",
     "standard": "color, and crops of at least 60 % of each side",
     "strong": "color, smaller crops, zooming out, rotation by up to 10 degrees",
-    "overhead": "standard, quarter turns and mirrors: for pictures without up and down (microscopes, satellites)",
+    "overhead": "standard, quarter turns and mirrors: for pictures without up and down, as from a microscope",
 }
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from lightning_fabric import Fabric
 
@@ -9,6 +14,7 @@ from fcos.config import TrainConfig
 from fcos.errors import DeviceError
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+SECONDS_FOR_FIRST_TO_SPEAK = 3.0
 
 
 def available_devices() -> str:
@@ -56,6 +62,12 @@ def build_fabric(config: TrainConfig) -> Fabric:
     accelerator, devices = choose_device(config.device)
     if accelerator == "cpu":
         devices = config.num_processes
+    if config.precision == "fp16" and accelerator == "cpu":  # Fabric would take bf16 instead
+        raise DeviceError(
+            "fp16 is for GPUs",
+            where='"precision": "fp16" with device cpu',
+            fix='set "precision" to "bf16" or "fp32"',
+        )
     count = len(devices) if isinstance(devices, list) else devices
     return Fabric(
         accelerator=accelerator,
@@ -63,3 +75,27 @@ def build_fabric(config: TrainConfig) -> Fabric:
         strategy="ddp" if count > 1 else "auto",
         precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
     )
+
+
+@contextmanager
+def launched(fabric: Fabric) -> Iterator[None]:
+    """Start the processes of a training, and end them together.
+
+    A process that fails leaves the others waiting for it. So the first one ends those that it started; and
+    since most errors come in all processes alike, the others leave it the time to say so first.
+    """
+    fabric.launch()
+    started: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
+    try:
+        yield
+    except BaseException:
+        for process in started:
+            process.kill()
+        if not fabric.is_global_zero:
+            time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
+        raise
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    for process in started:
+        process.wait()

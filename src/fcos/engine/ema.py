@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class Ema:
+
+class Ema(Generic[Network]):
     """Averaged weights; never swapped into the live model.
 
     Args:
@@ -16,12 +19,12 @@ class Ema:
         decay: of the average once warmed up.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Network, decay: float) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, model: Network, step: int) -> None:
         """Move towards the model after optimizer step number `step` (from 0).
 
         The decay rises as (1 + step) / (10 + step), so that the random start is soon forgotten.

@@ -53,16 +53,16 @@ def detect(
 
 
 def gather(found: list[tuple[int, ImageDetections]], fabric: Fabric) -> list[tuple[int, ImageDetections]]:
-    """The detections of all devices, on every device."""
+    """The detections of all devices on the first one; nothing on the others."""
     if fabric.world_size == 1:
         return found
-    everyone: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(everyone, found)
-    return [entry for rank in everyone for entry in rank]
+    everyone: list[Any] | None = [None] * fabric.world_size if fabric.is_global_zero else None
+    torch.distributed.gather_object(found, everyone)
+    return [entry for rank in everyone or () for entry in rank]
 
 
 def result_rows(found: list[tuple[int, ImageDetections]], annotations: Annotations) -> NDArray[np.float64]:
-    """Detections as rows: image_id, x, y, w, h, score, category_id; images in the order of the annotations."""
+    """Detections as rows image_id, x, y, w, h, score, category_id; images in the order of the annotations."""
     by_id = dict(found)
     assert len(by_id) == len(found) == len(annotations), "every image exactly once"
     category_ids = np.asarray(annotations.category_ids)

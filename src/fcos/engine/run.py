@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shlex
+import signal
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -19,9 +22,11 @@ from fcos.data.annotations import Annotations
 from fcos.data.check import check, common_pictures, drop_invalid
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
+from fcos.data.transforms import resized_size
 from fcos.engine.checkpoint import check_same_settings, load_checkpoint
-from fcos.engine.devices import build_fabric
+from fcos.engine.devices import build_fabric, launched
 from fcos.engine.log import track
+from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.weights import ModelCard
@@ -34,10 +39,12 @@ class Run:
     Attributes:
         folder: of the run.
         finished: False if a signal stopped it; `load=true` goes on.
+        exit_code: for the command line: 0, or 128 and the signal as shells have it (on the first process).
     """
 
     folder: Path
     finished: bool
+    exit_code: int = 0
 
 
 def train(config: TrainConfig) -> Run:
@@ -49,7 +56,22 @@ def train(config: TrainConfig) -> Run:
     check_paths(config)
     check_backbone(config)
     fabric = build_fabric(config)
-    fabric.launch()
+    with launched(fabric):
+        trainer = prepare(config, fabric)
+        say(fabric, describe(trainer))
+        with StopSignal(announce=fabric.is_global_zero) as stop:
+            finished = trainer.fit(stop)
+        if not finished:
+            say(fabric, how_to_go_on(trainer))
+            exit_code = 128 + (stop.number or signal.SIGTERM) if fabric.is_global_zero else 0
+            return Run(trainer.run, finished, exit_code)
+        if fabric.is_global_zero:
+            draw(trainer)
+    return Run(trainer.run, finished)
+
+
+def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
+    """Data, model and run folder; with `load`, everything as the checkpoint has it."""
     micro_batch, accumulation = split_batch(config.nbatch_train, fabric.world_size, config.micro_batch)
     train_set, eval_set = load_data(config, fabric)
 
@@ -60,15 +82,19 @@ def train(config: TrainConfig) -> Run:
 
     torch.manual_seed(config.seed)
     model = build_model(config, train_set.num_classes)
-    if config.pretrain and checkpoint is None:
-        say(fabric, f"backbone: ImageNet weights from {load_imagenet_weights(model.backbone, config.backbone, config.pretrain)}")
-    if fabric.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        dump_config(config.model_copy(update={"load": False, "run_folder": str(folder)}), folder / "config.json")
+    if checkpoint is None:
+        if config.pretrain:
+            source = load_imagenet_weights(model.backbone, config.backbone, config.pretrain)
+            say(fabric, f"backbone: ImageNet weights from {source}")
+        if fabric.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            dump_config(config.model_copy(update={"run_folder": str(folder)}), folder / "config.json")
     fabric.barrier()
 
     card = ModelCard(
-        settings={key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS},
+        settings={
+            key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS
+        },
         class_names=train_set.class_names,
         category_ids=train_set.category_ids,
         versions={name: importlib.metadata.version(name) for name in ("fcos-torch", "torch", "timm")},
@@ -77,13 +103,7 @@ def train(config: TrainConfig) -> Run:
     if checkpoint is not None:
         trainer.restore(checkpoint)
         say(fabric, f"going on after step {trainer.state.step} of {trainer.total_steps}")
-    say(fabric, describe(trainer))
-    finished = trainer.fit()
-    if fabric.is_global_zero and finished and eval_set is not None and config.save:
-        draw(folder, eval_set)
-    if not finished:
-        say(fabric, f"stopped after step {trainer.state.step}; go on with: fcos train {folder / 'config.json'} load=true")
-    return Run(folder, finished)
+    return trainer
 
 
 def load_data(config: TrainConfig, fabric: Fabric) -> tuple[Annotations, Annotations | None]:
@@ -98,6 +118,8 @@ def load_data(config: TrainConfig, fabric: Fabric) -> tuple[Annotations, Annotat
     )
     check_classes(config, train_set.class_names)
     train_set = usable(train_set, "training", config, fabric)
+    if config.boxarea_th:
+        say(fabric, left_out(train_set, config))
     if not config.list_eval:
         say(fabric, "no list_eval: nothing is measured, and the last model is the result")
         return train_set, None
@@ -108,8 +130,8 @@ def load_data(config: TrainConfig, fabric: Fabric) -> tuple[Annotations, Annotat
     if common := common_pictures(train_set, eval_set):
         say(
             fabric,
-            f"warning: {len(common)} pictures are in both training and evaluation, for example {common[0][0].name}: "
-            "the numbers will be too good",
+            f"warning: {len(common)} pictures are in both training and evaluation, for example "
+            f"{common[0][0].name}: the numbers will be too good",
         )
     return train_set, eval_set
 
@@ -126,6 +148,21 @@ def usable(annotations: Annotations, what: str, config: TrainConfig, fabric: Fab
     report = fabric.broadcast(report)
     assert report is not None
     return drop_invalid(annotations, report)
+
+
+def left_out(annotations: Annotations, config: TrainConfig) -> str:
+    """How many boxes are smaller than `boxarea_th` at full size, in words."""
+    sizes = annotations.sizes_hw.tolist()
+    resized = [resized_size((height, width), config.short_side, config.view_size) for height, width in sizes]
+    scale_hw = np.array(resized).reshape(-1, 2) / annotations.sizes_hw
+    scale_xy = np.repeat(scale_hw[:, ::-1], np.diff(annotations.first_box), axis=0)
+    sides = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]) * scale_xy
+    areas = sides.prod(axis=1)[~annotations.is_crowd]
+    num_small = int((areas < config.boxarea_th).sum())
+    return (
+        f"{num_small} of {len(areas)} training boxes ({num_small / max(1, len(areas)):.1%}) are smaller than "
+        f"{config.boxarea_th:g} square pixels after resizing and are not learned; evaluation counts all boxes"
+    )
 
 
 def find_run_folder(wanted: Path, *, load: bool) -> Path:
@@ -148,22 +185,32 @@ def describe(trainer: Trainer) -> str:
     device = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
     evaluation = f", {len(trainer.eval_set)} for evaluation" if trainer.eval_set is not None else ""
     return (
-        f"{config.model} ({config.backbone}, {millions:.1f} M parameters), {trainer.train_set.num_classes} classes, "
-        f"{len(trainer.train_set)} images for training{evaluation}\n"
+        f"{config.model} ({config.backbone}, {millions:.1f} M parameters), "
+        f"{trainer.train_set.num_classes} classes, {len(trainer.train_set)} images for training{evaluation}\n"
         f"{config.epoches} epochs, {trainer.total_steps} steps of {config.nbatch_train} images "
         f"({trainer.accumulation} x {trainer.micro_batch} on each device), {device}, {config.precision}\n"
         f"run folder: {trainer.run}"
     )
 
 
-def draw(folder: Path, eval_set: Annotations) -> None:
+def how_to_go_on(trainer: Trainer) -> str:
+    """What to type after a stop."""
+    stopped = f"stopped after step {trainer.state.step} of {trainer.total_steps}"
+    if not trainer.config.save:
+        return f"{stopped}; nothing was saved, as save=false asks"
+    return f"{stopped}; go on with: fcos train {shlex.quote(str(trainer.run / 'config.json'))} load=true"
+
+
+def draw(trainer: Trainer) -> None:
     """Curves and report of a finished run."""
     from fcos.plots.curves import plot_curves
     from fcos.plots.report import write_report
 
-    plot_curves([folder], folder / "curves.png")
-    results = json.loads((folder / "results.json").read_text())
-    write_report(folder, annotations=eval_set, results=results)
+    run = trainer.run
+    plot_curves([run], run / "curves.png")
+    if trainer.eval_set is not None:
+        results = json.loads((run / "results.json").read_text())
+        write_report(run, annotations=trainer.eval_set, results=results, train_annotations=trainer.train_set)
 
 
 def say(fabric: Fabric, text: str) -> None:

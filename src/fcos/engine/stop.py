@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -11,10 +12,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """While entered, signals set `requested` instead of killing the process."""
+    """While entered, signals are noted instead of ending the process.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        announce: tell the user that the signal was heard (one process of several does).
+
+    Attributes:
+        number: of the signal that came; 0: none.
+    """
+
+    def __init__(self, *, announce: bool = True) -> None:
+        self.announce, self.number = announce, 0
         self.former: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -23,9 +31,11 @@ class StopSignal:
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.number:
             raise KeyboardInterrupt
-        self.requested = True
+        self.number = number
+        if self.announce:  # not print: the signal may come in the middle of one
+            os.write(2, b"\nstopping after this step\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

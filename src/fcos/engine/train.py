@@ -11,28 +11,38 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 
-from fcos.build import build_assigner, build_eval_loader, build_loss, build_optimizer, build_postprocess
-from fcos.build import build_train_loader
+from fcos.build import (
+    build_assigner,
+    build_eval_loader,
+    build_loss,
+    build_optimizer,
+    build_postprocess,
+    build_train_loader,
+)
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
-from fcos.engine.checkpoint import save_checkpoint
+from fcos.engine.checkpoint import check_same_data, fingerprint, save_checkpoint, writing
 from fcos.engine.ema import Ema
 from fcos.engine.evaluate import coco_results, detect, gather, result_rows
-from fcos.engine.log import Display, Meter, MetricsFile
+from fcos.engine.log import Display, Meter, MetricsFile, StepReport
 from fcos.engine.schedule import Schedule
 from fcos.engine.stop import StopSignal
 from fcos.errors import TrainingError
-from fcos.metrics.coco import CocoMetrics, best_f1_threshold, evaluate_detections
+from fcos.metrics.coco import best_f1_threshold, evaluate_detections
 from fcos.model.fcos import FCOS
-from fcos.model.losses import Losses
+from fcos.model.points import PointGrid
+from fcos.model.targets import Targets
 from fcos.model.weights import ModelCard, save_model
 
 
@@ -42,15 +52,15 @@ class RunState:
 
     Attributes:
         step: optimizer steps done.
+        epoch_evaluated: last epoch whose end was dealt with: measured where due, model files written.
         best_map: best map_mean so far.
         elapsed_s: seconds of training and evaluation, over all sessions of the run.
-        epoch_evaluated: last epoch that was measured.
     """
 
     step: int = 0
-    best_map: float = -1.0
-    elapsed_s: float = 0.0
     epoch_evaluated: int = 0
+    best_map: float = -math.inf
+    elapsed_s: float = 0.0
 
 
 @dataclass
@@ -60,7 +70,7 @@ class Trainer:
     Attributes:
         fabric: launched.
         config: resolved.
-        model: raw module, on the device.
+        model: fresh or with ImageNet weights; goes to the device here.
         train_set: to learn from.
         eval_set: to measure on after every epoch, or None.
         run: folder of the run.
@@ -85,70 +95,62 @@ class Trainer:
         self.assigner = build_assigner(config)
         self.loss = build_loss(config)
         self.postprocess = build_postprocess(config)
-        self.total_steps = self.step_of_epoch(config.epoches)
+        self.steps_per_epoch = len(self.train_set) / config.nbatch_train
+        self.total_steps = math.ceil(config.epoches * len(self.train_set) / config.nbatch_train)
         self.schedule = Schedule(
             self.total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma
         )
-        if config.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
+        self.meter = Meter(config.nbatch_train)
+
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = self.model.to(self.fabric.device).to(memory_format=memory_format)
         self.ema = Ema(self.model, config.ema_decay) if config.ema_decay else None
-        optimizer = build_optimizer(config, self.model)
-        network = torch.compile(self.model) if config.compile else self.model
         # `network` is what runs in training (compiled, wrapped); `model` is the module that it shares
         # weights with, and what is evaluated and saved.
-        self.network, self.optimizer = self.fabric.setup(network, optimizer)
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        network: Any = torch.compile(self.model) if config.compile else self.model
+        self.network, self.optimizer = self.fabric.setup(network, build_optimizer(config, self.model))
 
     @property
     def evaluated_model(self) -> FCOS:
         """The average where there is one, else the live model."""
-        return self.ema.module if self.ema else self.model  # type: ignore[return-value]
+        return self.ema.module if self.ema else self.model
 
-    def step_of_epoch(self, epoch: int) -> int:
-        """Steps after which `epoch` passes over the data are complete."""
-        return math.ceil(epoch * len(self.train_set) / self.config.nbatch_train)
+    @property
+    def epoch(self) -> int:
+        """Passes over the data that are complete."""
+        return min(self.config.epoches, self.state.step * self.config.nbatch_train // len(self.train_set))
 
     # The loop ---------------------------------------------------------------------------------------------
 
-    def fit(self) -> bool:
-        """Train to the end, or until a signal; True if the end was reached."""
-        fabric, state = self.fabric, self.state
-        display = Display(self.total_steps, state.step, enabled=fabric.is_global_zero)
-        metrics = MetricsFile(self.run, tensorboard=self.config.tensorboard) if fabric.is_global_zero else None
-        meter = Meter(self.config.nbatch_train)
+    def fit(self, stop: StopSignal) -> bool:
+        """Train to the end, or until a signal on any device; True if the end was reached."""
+        config, state, is_first = self.config, self.state, self.fabric.is_global_zero
+        self.display = Display(self.total_steps, state.step, enabled=is_first)
+        self.metrics = MetricsFile(self.run, state.step + 1, tensorboard=config.tensorboard, enabled=is_first)
+        log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
+        self.started_at = time.monotonic() - state.elapsed_s
         batches = self._batches()
-        started_at = time.monotonic() - state.elapsed_s
-        log_every = max(1, min(50, self.step_of_epoch(1) // 5))
         self.network.train()
+        stopping = False
         try:
-            with StopSignal() as stop:
-                while state.step < self.total_steps:
-                    window = [next(batches) for _ in range(self.accumulation)]
-                    losses, grad_norm, num_positive, stopping = self._optimizer_step(window, stop.requested)
-                    state.step += 1
-                    state.elapsed_s = time.monotonic() - started_at
-                    meter.add(losses, grad_norm, num_positive, self.optimizer.param_groups[0]["lr"])
-                    if metrics and (state.step % log_every == 0 or state.step == self.total_steps):
-                        epoch = state.step * self.config.nbatch_train / len(self.train_set)
-                        metrics.write(
-                            "train",
-                            {"step": state.step, "epoch": epoch, **meter.take(), "elapsed_s": state.elapsed_s},
-                        )
-                    display.step(state.step, meter.text)
-                    if self._ends_epoch():
-                        self._after_epoch(metrics, display)
-                        meter.restart_clock()
-                        state.elapsed_s = time.monotonic() - started_at
-                        self._save()
-                    elif stopping or state.step % self.config.save_steps == 0:
-                        self._save()
-                    if stopping:
-                        break
+            self._end_epoch()  # of a run that was stopped there
+            while state.step < self.total_steps and not stopping:
+                window = [next(batches) for _ in range(self.accumulation)]
+                report, stopping = self._optimizer_step(window, stop)
+                state.step += 1
+                state.elapsed_s = time.monotonic() - self.started_at
+                self.meter.add(report)
+                self.display.step(state.step, self.meter.text)
+                if state.step % log_every == 0 or state.step == self.total_steps:
+                    self._log_line()
+                if stopping or state.step % config.save_steps == 0:
+                    self._save()
+                if not stopping:  # an evaluation may take longer than there is time
+                    self._end_epoch()
         finally:
-            display.close()
-            if metrics:
-                metrics.close()
-        return state.step >= self.total_steps
+            self.display.close()
+            self.metrics.close()
+        return not stopping
 
     def _batches(self) -> Iterator[Batch]:
         loader = build_train_loader(
@@ -162,144 +164,155 @@ class Trainer:
         for batch in loader:
             yield batch.to(self.fabric.device)
 
-    def _optimizer_step(
-        self, window: list[Batch], stop_requested: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
-        """One step over a window of micro-batches.
+    def _optimizer_step(self, window: list[Batch], stop: StopSignal) -> tuple[StepReport, bool]:
+        """One step over a window of micro-batches; also whether any device was asked to stop."""
+        config, fabric = self.config, self.fabric
+        assigned = [self._assign(batch) for batch in window]
+        normalizers = self._sum(torch.stack([targets.normalizers() for _, targets in assigned]).sum(dim=0))
 
-        Returns:
-            loss parts (classification, box, quality) of the whole step, gradient norm, positives, and
-            whether any device was asked to stop.
-        """
-        fabric = self.fabric
-        grids = [self.model.grid((batch.images.shape[2], batch.images.shape[3])) for batch in window]
-        targets = [
-            self.assigner(
-                grid, [t.boxes_xyxy for t in batch.ground_truth], [t.labels for t in batch.ground_truth]
-            )
-            for batch, grid in zip(window, grids, strict=True)
-        ]
-        local = torch.stack([target.normalizers() for target in targets]).sum(dim=0)
-        flag = torch.tensor([float(stop_requested)], device=local.device)
-        summed = fabric.all_reduce(torch.cat([local, flag]), reduce_op="sum")
-        assert isinstance(summed, torch.Tensor)
-        normalizers, stopping = summed[:2], bool(summed[2])
-
-        parts = torch.zeros(3, device=fabric.device)
-        for i, (batch, grid, target) in enumerate(zip(window, grids, targets, strict=True)):
+        losses = torch.zeros(3, device=fabric.device)
+        for i, (batch, (grid, targets)) in enumerate(zip(window, assigned, strict=True)):
             images = batch.images
-            if self.config.channels_last:
+            if config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with fabric.no_backward_sync(self.network, enabled=i < len(window) - 1):  # type: ignore[arg-type]
+            with fabric.no_backward_sync(self.network, enabled=i < len(window) - 1):
                 output = self.network(images, batch.sizes_hw)
-                losses: Losses = self.loss(output, grid, target, normalizers)
+                parts = self.loss(output, grid, targets, normalizers)
                 # DDP averages gradients over devices; the normalizers are sums over devices.
-                fabric.backward(losses.total() * fabric.world_size)
-            parts += torch.stack(list(losses)).detach()
-        parts = fabric.all_reduce(parts, reduce_op="sum")  # type: ignore[assignment]
-        if not bool(parts.isfinite().all()):
-            self._fail_not_finite(parts, window)
+                fabric.backward(parts.total() * fabric.world_size)
+            losses += torch.stack(parts).detach()
+        grad_norm = fabric.clip_gradients(
+            self.network,
+            self.optimizer,
+            max_norm=config.grad_clip or math.inf,
+            error_if_nonfinite=False,
+        )
+        assert grad_norm is not None
+
+        asked_to_stop = losses.new_tensor([float(stop.number)])
+        summed = self._sum(torch.cat([losses, asked_to_stop]))
+        # The one time in a step that the device is waited for.
+        numbers = torch.cat([summed, normalizers[:1], grad_norm.reshape(1)]).tolist()
+        classification, box, quality, stopping, num_positive, norm = numbers
+        lr = config.lr_base * self.schedule.factor(self.state.step)
+        report = StepReport(classification, box, quality, num_positive, norm, lr)
+        # With fp16 the scaler skips the step if the gradient overflows, and tries a smaller factor.
+        if not math.isfinite(report.loss) or not (math.isfinite(norm) or config.precision == "fp16"):
+            self._fail_not_finite(report, window)
 
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_base * self.schedule.factor(self.state.step)
-        limit = self.config.grad_clip or math.inf
-        # With fp16 the scaler looks for overflow itself and skips the step.
-        fp16 = self.config.precision == "fp16"
-        grad_norm = fabric.clip_gradients(
-            self.network, self.optimizer, max_norm=limit, error_if_nonfinite=not fp16  # type: ignore[arg-type]
-        )
+            group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.model, self.state.step)
-        assert grad_norm is not None
-        return parts, grad_norm, normalizers[0], stopping
+        return report, stopping > 0
 
-    def _fail_not_finite(self, parts: torch.Tensor, window: list[Batch]) -> None:
-        named = dict(zip(Losses._fields, parts.tolist(), strict=True))
-        file = self.run / f"not_finite_step_{self.state.step}_rank_{self.fabric.global_rank}.pt"
-        torch.save([asdict(batch) for batch in window], file)
-        ids = [image_id for batch in window for image_id in batch.image_ids]
+    def _assign(self, batch: Batch) -> tuple[PointGrid, Targets]:
+        grid = self.model.grid((batch.images.shape[2], batch.images.shape[3]))
+        boxes = [truth.boxes_xyxy for truth in batch.ground_truth]
+        return grid, self.assigner(grid, boxes, [truth.labels for truth in batch.ground_truth])
+
+    def _sum(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Over all devices."""
+        summed = self.fabric.all_reduce(numbers, reduce_op="sum")
+        assert isinstance(summed, torch.Tensor)
+        return summed
+
+    def _fail_not_finite(self, report: StepReport, window: list[Batch]) -> NoReturn:
+        """Keep the batch and end; every device comes here in the same step."""
+        step = self.state.step + 1
+        file = self.run / f"not_finite_step_{step}_rank_{self.fabric.global_rank}.pt"
+        with writing(file):
+            torch.save([asdict(batch.to(torch.device("cpu"))) for batch in window], file)
+        image_ids: list[Any] = [image_id for batch in window for image_id in batch.image_ids]
+        if self.fabric.world_size > 1:
+            everyone: list[Any] = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(everyone, image_ids)
+            image_ids = list(chain.from_iterable(everyone))
         raise TrainingError(
-            f"the loss is not finite at step {self.state.step}: "
-            + ", ".join(f"{name} {value:g}" for name, value in named.items()),
-            where=f"image ids {ids}; the batch is in {file}",
+            f"loss or gradient is not finite at step {step}: "
+            + ", ".join(f"{name} {value:g}" for name, value in report._asdict().items()),
+            where=f"image ids {', '.join(map(str, image_ids))}; the batch is in {file}",
             fix="a smaller lr_base, a longer warmup_iter, or grad_clip; with fp16 try bf16. "
             "The last checkpoint is from before this step: load=true goes on from it",
         )
 
     # Between steps ----------------------------------------------------------------------------------------
 
-    @property
-    def epoch(self) -> int:
-        """Complete passes over the data."""
-        return min(self.config.epoches, self.state.step * self.config.nbatch_train // len(self.train_set))
+    def _log_line(self) -> None:
+        state = self.state
+        entry = {"step": state.step, "epoch": state.step / self.steps_per_epoch, **self.meter.take()}
+        self.metrics.write("train", {**entry, "elapsed_s": state.elapsed_s})
 
-    def _ends_epoch(self) -> bool:
-        return self.step_of_epoch(self.epoch) == self.state.step and self.epoch > self.state.epoch_evaluated
-
-    def _after_epoch(self, metrics: MetricsFile | None, display: Display) -> None:
-        epoch = self.epoch
-        self.state.epoch_evaluated = epoch
-        due = epoch % self.config.eval_epoches == 0 or self.state.step >= self.total_steps
-        if self.eval_set is None or not due:
-            self._save_model_file("last", {"epoch": epoch}, self.card.threshold)
+    def _end_epoch(self) -> None:
+        """At the end of an epoch: measure where it is due, write the model files."""
+        state, epoch = self.state, self.epoch
+        if epoch == state.epoch_evaluated:
             return
+        self._save()  # an evaluation that fails costs no step
+        interval = self.config.eval_epoches
+        is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epoches
+        if self.eval_set is not None and is_due:
+            self._evaluate(self.eval_set)
+        else:
+            self._save_model_file("last", {"epoch": epoch}, self.card.threshold)
+        state.epoch_evaluated = epoch
+        state.elapsed_s = time.monotonic() - self.started_at
+        self.meter.restart_clock()
+        self._save()
+
+    def _evaluate(self, annotations: Annotations) -> None:
+        """COCO's numbers of the evaluated model; the files of the last and the best model."""
         started_at = time.monotonic()
-        measured, rows = self.evaluate(self.eval_set, display)
-        entry = {
-            "step": self.state.step,
-            "epoch": epoch,
-            "map_mean": measured.map_mean,
-            "map_50": measured.map_50,
-            "map_75": measured.map_75,
-            "stats": list(measured.stats),
-            "per_class": measured.per_class_ap,
-            "elapsed_s": time.monotonic() - started_at,
-        }
-        if metrics:
-            metrics.write("eval", entry)
+        rows = self._find(annotations)
+        if not self.fabric.is_global_zero:
+            return
+        measured = evaluate_detections(annotations, rows)
+        numbers = {"map_mean": measured.map_mean, "map_50": measured.map_50, "map_75": measured.map_75}
+        entry = {"step": self.state.step, "epoch": self.epoch, **numbers, "stats": list(measured.stats)}
+        elapsed_s = time.monotonic() - started_at
+        self.metrics.write("eval", {**entry, "per_class": measured.per_class_ap, "elapsed_s": elapsed_s})
         is_best = measured.map_mean > self.state.best_map
-        display.line(
-            f"epoch {epoch:3d}/{self.config.epoches}  map_mean {measured.map_mean:.4f}  "
-            f"map_50 {measured.map_50:.4f}  map_75 {measured.map_75:.4f}" + ("  best" if is_best else "")
+        described = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self.display.line(
+            f"epoch {self.epoch:3d}/{self.config.epoches}  {described}" + ("  best" if is_best else "")
         )
-        summary = {key: entry[key] for key in ("epoch", "map_mean", "map_50", "map_75")}
-        threshold = best_f1_threshold(self.eval_set, rows)
-        self._save_model_file("last", summary, threshold)
+
+        threshold = best_f1_threshold(annotations, rows)
+        self._save_model_file("last", {"epoch": self.epoch, **numbers}, threshold)
         if is_best:
             self.state.best_map = measured.map_mean
-            self._save_model_file("best", summary, threshold)
-            if self.fabric.is_global_zero:
+            self._save_model_file("best", {"epoch": self.epoch, **numbers}, threshold)
+            with writing(self.run / "results.json"):
                 (self.run / "results.json").write_text(json.dumps(coco_results(rows)))
 
-    def evaluate(self, annotations: Annotations, display: Display) -> tuple[CocoMetrics, Any]:
-        """COCO's numbers of the evaluated model, and the rows that they were made from."""
-        loader = build_eval_loader(
-            self.config, annotations, rank=self.fabric.global_rank, world=self.fabric.world_size
-        )
-        with self.fabric.autocast():
+    def _find(self, annotations: Annotations) -> NDArray[np.float64]:
+        """What the evaluated model finds in every image, as rows of results; on the first device."""
+        fabric = self.fabric
+        loader = build_eval_loader(self.config, annotations, rank=fabric.global_rank, world=fabric.world_size)
+        with fabric.autocast():
             found = detect(
                 self.evaluated_model,
                 self.postprocess,
                 loader,
                 channels_last=self.config.channels_last,
-                on_batch=display.evaluating(-(-len(annotations) // self.fabric.world_size)),
+                on_batch=self.display.evaluating(-(-len(annotations) // fabric.world_size)),
             )
-        rows = result_rows(gather(found, self.fabric), annotations)
-        return evaluate_detections(annotations, rows), rows
+        found = gather(found, fabric)
+        return result_rows(found, annotations) if fabric.is_global_zero else np.zeros((0, 7))
 
     def _save_model_file(self, name: str, metrics: dict[str, Any], threshold: float) -> None:
         if self.config.save and self.fabric.is_global_zero:
-            card = ModelCard(**{**asdict(self.card), "metrics": metrics, "threshold": threshold})
-            save_model(self.run / f"{name}.safetensors", self.evaluated_model.state_dict(), card)
+            path = self.run / f"{name}.safetensors"
+            with writing(path):
+                card = replace(self.card, metrics=metrics, threshold=threshold)
+                save_model(path, self.evaluated_model.state_dict(), card)
 
     # Going on ---------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if not self.config.save:
-            return
-        if self.fabric.is_global_zero:
+        if self.config.save and self.fabric.is_global_zero:
             save_checkpoint(self.run / "last.ckpt", self.checkpoint())
         self.fabric.barrier()
 
@@ -307,7 +320,9 @@ class Trainer:
         """Everything that the next step depends on. (The order of the data depends on the step alone.)"""
         return {
             "config": self.config.model_dump(mode="json"),
+            "data": self._fingerprints(),
             "state": asdict(self.state),
+            "meter": self.meter.state_dict(),
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
@@ -316,9 +331,14 @@ class Trainer:
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
+        check_same_data(checkpoint["data"], self._fingerprints(), self.run / "last.ckpt")
         self.state = RunState(**checkpoint["state"])
+        self.meter.load_state_dict(checkpoint["meter"])
         self.model.load_state_dict(checkpoint["model"])
         if self.ema:
             self.ema.module.load_state_dict(checkpoint["ema"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {"training": fingerprint(self.train_set), "evaluation": fingerprint(self.eval_set)}

@@ -39,7 +39,7 @@ class ModelCard:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     threshold: float = 0.3
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

@@ -1,0 +1,194 @@
+"""One optimizer step is the same however it is split, and a training really learns."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fcos.errors import TrainingError
+from fcos.plots.curves import read_metrics
+
+if TYPE_CHECKING:
+    from conftest import Tiny
+
+# Everything that could depend on the split is on.
+SPLIT = {"epoches": 4, "augmentation": True, "img_scale_min": 0.7, "ema_decay": 0.9, "eval_epoches": 2}
+
+LEARNS = {"epoches": 60, "eval_epoches": 60, "optimizer": "adamw", "lr_base": 0.003, "lr_policy": "cosine"}
+
+# Trains with each list of arguments in turn: starting two processes takes far longer than a tiny training.
+TWO_PROCESSES = """
+import json, sys
+from fcos.config import load_config
+from fcos.engine.run import train
+
+if __name__ == "__main__":
+    for arguments in json.loads(sys.argv[2]):
+        train(load_config(sys.argv[1], ["num_processes=2", *arguments]))
+"""
+
+
+@pytest.fixture(scope="module")
+def split(tiny_of_module: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The same training as a whole and in every split; and what else needs two processes."""
+    tiny, folder = tiny_of_module, tmp_path_factory.mktemp("two_processes")
+    torch.set_num_threads(1)
+    tiny.train("whole", **SPLIT)
+    tiny.train("accumulated", **SPLIT, micro_batch=2)
+    tiny.train_until(4, "resumed", **SPLIT)
+
+    lines = (tiny.data / "train.txt").read_text().splitlines()
+    one_with_boxes = folder / "one_with_boxes.txt"
+    one_with_boxes.write_text("\n".join([lines[0], *(line.split()[0] for line in lines[1:4])]))
+    (folder / "script.py").write_text(TWO_PROCESSES)
+    trainings = [
+        tiny.arguments("two_processes", **SPLIT),
+        tiny.arguments("two_accumulated", **SPLIT, micro_batch=2),
+        tiny.arguments("resumed", **SPLIT, load=True),
+        tiny.arguments("one_rank_empty", list_train=str(one_with_boxes), nbatch_train=2),
+    ]
+    done = subprocess.run(
+        [sys.executable, folder / "script.py", tiny.data / "train.json", json.dumps(trainings)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return tiny
+
+
+def weights(tiny: Tiny, name: str) -> torch.Tensor:
+    """All weights of a checkpoint, those of the average behind, as one vector."""
+    checkpoint = tiny.checkpoint(name)
+    return torch.cat([value.flatten() for part in ("model", "ema") for value in checkpoint[part].values()])
+
+
+@pytest.mark.parametrize("name", ["accumulated", "two_processes", "two_accumulated", "resumed"])
+def test_a_split_step_is_the_whole_step(split: Tiny, name: str) -> None:
+    whole, lines = split.lines("whole"), split.lines(name)
+    assert len(whole) == 10
+    for entry, wanted in zip(lines, whole, strict=True):
+        assert entry == pytest.approx(wanted, rel=2e-5)
+        assert entry["num_positive"] == wanted["num_positive"]
+    norm = weights(split, "whole").norm()
+    assert (weights(split, name) - weights(split, "whole")).norm() < 1e-6 * norm
+
+
+def test_the_weights_did_move(split: Tiny) -> None:
+    losses = [line["loss"] for line in split.lines("whole")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["accumulated", "two_processes", "two_accumulated", "resumed"])
+def test_every_split_measures_the_same(split: Tiny, name: str) -> None:
+    whole, lines = split.lines("whole", "eval"), split.lines(name, "eval")
+    assert [line["epoch"] for line in whole] == [2, 4]
+    for entry, wanted in zip(lines, whole, strict=True):
+        assert entry["stats"] == pytest.approx(wanted["stats"], abs=1e-6)
+
+
+def test_a_process_without_boxes_takes_part(split: Tiny) -> None:
+    lines = split.lines("one_rank_empty")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["num_positive"] > 0 for line in lines].count(True) == 2
+    assert all(math.isfinite(line["loss"]) and line["loss_classification"] > 0 for line in lines)
+
+
+def test_images_without_boxes_are_background_to_learn_from(tiny: Tiny) -> None:
+    names = [line.split()[0] for line in (tiny.data / "train.txt").read_text().splitlines()]
+    (tiny.runs / "empty.txt").write_text("\n".join(names))
+    assert tiny.train("empty", list_train=str(tiny.runs / "empty.txt")).finished
+    for line in tiny.lines("empty"):
+        assert line["num_positive"] == line["loss_box"] == line["loss_quality"] == 0
+        assert 0 < line["loss_classification"] < 1000
+        assert line["grad_norm"] > 0
+
+
+def test_memory_order_changes_rounding_only(tiny: Tiny) -> None:
+    tiny.train("channels_last", channels_last=True)
+    tiny.train("contiguous", channels_last=False)
+    for entry, wanted in zip(tiny.lines("channels_last"), tiny.lines("contiguous"), strict=True):
+        assert entry == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16"},
+        {"optimizer": "adamw", "lr_base": 0.001},
+        {"quality": "none"},
+        {"quality": "iou", "lr_policy": "cosine"},
+    ],
+    ids=str,
+)
+def test_other_settings_train_too(tiny: Tiny, settings: dict[str, Any]) -> None:
+    assert tiny.train("run", **settings).finished
+    losses = [line["loss"] for line in tiny.lines("run")]
+    assert losses[-1] < losses[0]
+
+
+def test_gradient_is_clipped(tiny: Tiny) -> None:
+    plain = {"epoches": 1, "nbatch_train": 20, "momentum": 0.0, "weight_decay": 0.0, "lr_base": 1.0}
+    start = tiny.train_until(2, "start", **plain | {"lr_base": 1e-30, "epoches": 3}).folder.name
+    tiny.train("clipped", **plain, grad_clip=0.01)
+    before, after = (tiny.checkpoint(name)["model"] for name in (start, "clipped"))
+    moved = torch.cat([(after[key] - before[key]).flatten() for key in before]).norm()
+    assert tiny.lines("clipped")[0]["grad_norm"] > 0.1
+    assert float(moved) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_compiled_network_trains_the_same(tiny: Tiny) -> None:
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("no C++ compiler")
+    tiny.train("compiled", compile=True, epoches=1)
+    tiny.train("plain", epoches=1)
+    for entry, wanted in zip(tiny.lines("compiled"), tiny.lines("plain"), strict=True):
+        assert entry == pytest.approx(wanted, rel=1e-4)
+
+
+def test_loss_that_is_not_finite_ends_the_training(tiny: Tiny) -> None:
+    with pytest.raises(TrainingError, match=r"not finite at step 3: .*lr 1e\+30") as caught:
+        tiny.train("run", lr_base=1e30, lr_schedule=[1000], save_steps=1, nbatch_train=4)
+    [file] = tiny.runs.glob("run/not_finite_step_3_rank_0.pt")
+    [batch] = torch.load(file, weights_only=True)
+    assert batch["images"].dtype == torch.uint8
+    assert f"image ids {', '.join(map(str, batch['image_ids']))};" in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert tiny.checkpoint("run")["state"]["step"] == 2
+    assert [line["step"] for line in tiny.lines("run")] == [1, 2]
+
+
+def test_loss_that_is_not_finite_ends_every_process(tiny: Tiny) -> None:
+    process = tiny.start("run", lr_base=1e30, lr_schedule=[1000], num_processes=2, save_steps=1)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert said.count("is not finite at step 3") == 1, said
+    assert "Traceback" not in said
+    batches = [torch.load(file, weights_only=True)[0] for file in sorted(tiny.runs.glob("run/not_finite*"))]
+    image_ids = [image_id for batch in batches for image_id in batch["image_ids"]]
+    assert len(image_ids) == 8
+    assert f"image ids {', '.join(map(str, image_ids))};" in said.replace("\n", " ")
+    assert tiny.checkpoint("run")["state"]["step"] == 2
+
+
+def test_finds_the_rectangles_that_it_was_trained_on(tiny: Tiny) -> None:
+    learned = {"root_eval": str(tiny.data / "train"), "list_eval": str(tiny.data / "train.txt")}
+    process = tiny.start("run", **learned, **LEARNS)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    metrics = read_metrics(tiny.runs / "run")
+    losses = [line["loss"] for line in metrics if line["kind"] == "train"]
+    assert losses[-1] < 0.3 * losses[0]
+    assert metrics[-1]["kind"] == "eval"
+    assert metrics[-1]["map_mean"] > 0.5
+    assert (tiny.runs / "run" / "report.html").is_file()
