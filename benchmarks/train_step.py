@@ -30,7 +30,9 @@ NUM_CLASSES = 80
 def make_input(args: argparse.Namespace) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """uint8 images, and 8 boxes with labels each."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (args.batch, 3, args.height, args.width), generator=generator, dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (args.batch, 3, args.height, args.width), generator=generator, dtype=torch.uint8
+    )
     limits = torch.tensor([args.width, args.height])
     boxes, labels = [], []
     for _ in range(args.batch):
@@ -93,12 +95,16 @@ STEPS = {"fcos": our_step, "torchvision": torchvision_step}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1088)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--memory-of", choices=STEPS, help="only: run two steps of one, print its peak memory")
+    parser.add_argument(
+        "--memory-of", choices=STEPS, help="only: run two steps of one, print its peak memory"
+    )
     args = parser.parse_args()
     if args.memory_of:
         step = STEPS[args.memory_of](args)
@@ -108,7 +114,9 @@ def main() -> None:
 
     memory = {
         name: json.loads(
-            subprocess.run([sys.executable, *sys.argv, "--memory-of", name], capture_output=True, check=True).stdout
+            subprocess.run(
+                [sys.executable, *sys.argv, "--memory-of", name], capture_output=True, check=True
+            ).stdout
         )
         for name in STEPS
     }

@@ -51,6 +51,6 @@ def test_config_of_the_repository_loads(file: Path) -> None:
 
 
 def test_repository_has_configs() -> None:
-    assert {"coco_r50_1x", "coco_seed_1x", "voc_seed", "bccd_lite0", "raccoon_lite0"} <= {
+    assert {"coco_r50_1x", "coco_seed_1x", "voc_seed", "bccd_mobilenetv2", "raccoon_mobilenetv2"} <= {
         f.stem for f in CONFIGS
     }

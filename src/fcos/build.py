@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
 from fcos.config import TrainConfig
@@ -61,7 +62,7 @@ def build_model(config: TrainConfig, num_classes: int) -> FCOS:
 def build_assigner(config: TrainConfig) -> StaticAssigner:
     """Ground truth to targets."""
     radius = config.center_radius if config.center_sampling else None
-    return StaticAssigner(tuple(config.strides), tuple(map(float, config.regress_ranges)), radius)
+    return StaticAssigner(tuple(map(float, config.regress_ranges)), radius)
 
 
 def build_loss(config: TrainConfig) -> FcosLoss:
@@ -114,7 +115,7 @@ def build_eval_loader(
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW; no weight decay on norms and biases (AdelaiDet and detectron2: norms; official: biases)."""
+    """SGD or AdamW; no weight decay on norms (AdelaiDet, detectron2) and biases (official)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -160,7 +161,19 @@ def load_model(source: Path | str) -> LoadedModel:
     """The model of a run folder or file."""
     path = model_file_of(Path(source))
     card, tensors = read_model(path)
-    config = TrainConfig(**card.settings)
+    config = _settings_of(card, path)
     model = build_model(config, len(card.class_names))
     load_tensors(model, tensors, path)
     return LoadedModel(model.eval(), config, card, path)
+
+
+def _settings_of(card: ModelCard, path: Path) -> TrainConfig:
+    try:
+        return TrainConfig(**card.settings)
+    except ValidationError as error:
+        wrong = ", ".join(str(detail["loc"][0]) for detail in error.errors())
+        raise WeightsError(
+            f"{path.name} has settings that this version of fcos does not know: {wrong}",
+            where=str(path),
+            fix="pip install --upgrade fcos-torch",
+        ) from None

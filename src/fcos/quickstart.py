@@ -31,8 +31,9 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
     "classes": 10,
     "model": "fcos_lite0",
     "pretrain": True,
-    "epoches": 10,
-    "nbatch_train": 8,
+    "epoches": 3,
+    "nbatch_train": 4,
+    "lr_base": 0.0006,
     "nbatch_eval": 8,
     "view_size": 320,
     "short_side": 240,
@@ -42,7 +43,7 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
 CLASS_NAMES = tuple("0123456789")
 
 PICTURE_SIZES_HW = ((256, 256), (240, 288), (240, 320))
-DIGIT_SIZES = (18.0, 128.0)  # height of the pen's field in pixels; all magnitudes are equally likely
+DIGIT_SIZES = (24.0, 128.0)  # height of the pen's field in pixels; all magnitudes are equally likely
 MAX_ANGLE = 20.0  # degrees; from about 30 on, many a 1 of this data set reads as a 7
 MAX_DIGITS = 8
 SHARE_EMPTY = 0.05

@@ -23,7 +23,7 @@ from fcos.engine.log import Meter, StepReport
 from fcos.engine.run import Run, train
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
-TIMINGS = {"elapsed_s", "images_per_s"}
+NOT_NUMBERS = {"kind", "elapsed_s", "images_per_s"}  # or such as differ from run to run
 
 # A training of ten steps takes about a second.
 SETTINGS = {
@@ -134,7 +134,7 @@ class Tiny:
         file = self.runs / name / "metrics.jsonl"
         entries = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         chosen = [entry for entry in entries if entry["kind"] == kind]
-        return [{key: entry[key] for key in entry if key not in TIMINGS} for entry in chosen]
+        return [{key: entry[key] for key in entry if key not in NOT_NUMBERS} for entry in chosen]
 
     def wait_for_step(self, name: str, step: int, process: subprocess.Popen[str]) -> None:
         """Until a running training has done this step."""

@@ -12,7 +12,7 @@ from fcos.engine.schedule import Schedule
 def factors(
     total: int = 12, warmup: float = 0, policy: Any = "step", at: tuple[float, ...] = ()
 ) -> list[float]:
-    schedule = Schedule(total, warmup, policy, at, 0.1)
+    schedule = Schedule(total, float(warmup), policy, [float(entry) for entry in at], 0.1)
     return [schedule.factor(step) for step in range(total)]
 
 

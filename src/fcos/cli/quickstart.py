@@ -27,7 +27,7 @@ Examples:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of data set and training."
 )
 @click.option(
-    "--num-train", type=click.IntRange(min=1), default=600, show_default=True, help="Pictures to train on."
+    "--num-train", type=click.IntRange(min=1), default=1200, show_default=True, help="Pictures to train on."
 )
 @click.option(
     "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Pictures held out."
@@ -50,8 +50,10 @@ def command(out: Path, seed: int, num_train: int, num_eval: int, overrides: tupl
     click.echo(f"data set: {out}: {num_train} pictures to train on, {num_eval} held out")
 
     from fcos.engine.run import train
+    from fcos.propose import find_hardware
 
-    config = load_config(out / "train.json", [f"run_folder={out / 'run'}", *overrides])
+    precision = ["precision=bf16"] if find_hardware().has_bf16 else []
+    config = load_config(out / "train.json", [f"run_folder={out / 'run'}", *precision, *overrides])
     run = train(config)
     if run.finished:
         _show(run.folder, Path(config.list_eval), Path(config.root_eval))

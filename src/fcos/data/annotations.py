@@ -64,7 +64,9 @@ class Record:
             labels=np.asarray(labels, dtype=np.int64).reshape(num_boxes),
             image_id=image_id,
             is_crowd=np.zeros(num_boxes, bool) if is_crowd is None else np.asarray(is_crowd, bool),
-            is_difficult=np.zeros(num_boxes, bool) if is_difficult is None else np.asarray(is_difficult, bool),
+            is_difficult=np.zeros(num_boxes, bool)
+            if is_difficult is None
+            else np.asarray(is_difficult, bool),
             areas=box_areas if areas is None else np.asarray(areas, dtype=np.float64),
             size_hw=size_hw,
             where=where,

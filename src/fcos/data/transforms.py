@@ -21,6 +21,7 @@ from fcos.errors import ConfigError
 Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]
 Labels = Int64[Tensor, " boxes"]
+Augmented = tuple[Image, Float[Tensor, "kept 4"], Int64[Tensor, " kept"]]
 
 
 def resized_size(size_hw: tuple[int, int], short_side: int | None, longest_side: int) -> tuple[int, int]:
@@ -94,7 +95,7 @@ class TrainTransform:
     augment: Augmentation = Augmentation()
     min_area: float = 0.0
 
-    def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels) -> tuple[Image, Boxes, Labels]:
+    def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels) -> Augmented:
         """A new version of the image and its boxes (xyxy, pixels of the image given and returned)."""
         if self.augment.geometry is not None:
             image, boxes_xyxy, labels = _apply(self.augment.geometry, image, boxes_xyxy, labels)
@@ -121,9 +122,7 @@ class TrainTransform:
         return image, boxes_xyxy[kept], labels[kept]
 
 
-def _apply(
-    transform: v2.Transform, image: Image, boxes_xyxy: Boxes, labels: Labels
-) -> tuple[Image, Boxes, Labels]:
+def _apply(transform: v2.Transform, image: Image, boxes_xyxy: Boxes, labels: Labels) -> Augmented:
     """Run a v2 transform; boxes that lose three quarters of their area at a border are left out."""
     boxes = tv_tensors.BoundingBoxes(
         boxes_xyxy, format="XYXY", canvas_size=(image.shape[1], image.shape[2]), clamping_mode=None

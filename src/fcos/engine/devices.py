@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import time
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
             fix='set "precision" to "bf16" or "fp32"',
         )
     count = len(devices) if isinstance(devices, list) else devices
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our lines say what it would
     return Fabric(
         accelerator=accelerator,
         devices=devices,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fcos.errors import ConfigError
 from fcos.model.frozen_norm import fold_frozen_norms
 
 STRIDES = (8, 16, 32)
@@ -18,46 +22,84 @@ class Backbone(nn.Module):
         name: timm model name.
         freeze_bn: batch norm keeps its statistics and its affine weights (training the affine part of a
             converted backbone cost a peer more than 1 AP).
-        freeze_stages: the stem and the first N stages (stage 1 ends at stride 4) get no gradient; 0: all do.
+        freeze_stages: the stem and the first N stages (stage 1 ends at stride 4) are not trained, and their
+            batch norm keeps its statistics; 0: all are.
+
+    Raises:
+        ConfigError: the network has no such features, or not for images of every size.
     """
 
     def __init__(self, name: str, *, freeze_bn: bool = True, freeze_stages: int = 1) -> None:
         super().__init__()
-        self.body = timm.create_model(name, pretrained=False, features_only=True)
-        self.freeze_bn = freeze_bn
-        info = self.body.feature_info
-        missing = [stride for stride in STRIDES if stride not in info.reduction()]
-        if missing:
-            raise ValueError(f"{name} has no features at stride {missing}, only at {info.reduction()}")
+        self.body = _create_body(name)
+        info: Any = self.body.feature_info
         self.levels = [info.reduction().index(stride) for stride in STRIDES]
         self.channels: list[int] = [info.channels()[level] for level in self.levels]
-        if freeze_bn:
-            for norm in self._batch_norms():
-                norm.requires_grad_(False)
-            fold_frozen_norms(self.body)
+        self._frozen_norms: list[nn.Module] = []  # not registered: a list is no child
+        _check_features(self, name)
         if freeze_stages:
-            self._freeze_up_to(info.module_name(info.reduction().index(2 ** (freeze_stages + 1))))
-
-    def _batch_norms(self) -> list[nn.Module]:
-        return [module for module in self.body.modules() if isinstance(module, _BatchNorm)]
-
-    def _freeze_up_to(self, module_name: str) -> None:
-        # timm registers modules in the order of the forward pass, and may rename "stages.0" to "stages_0".
-        prefixes = (f"{module_name}.", f"{module_name.replace('.', '_')}.")
-        parameters = list(self.body.named_parameters())
-        last = max(i for i, (name, _) in enumerate(parameters) if name.startswith(prefixes))
-        for _, parameter in parameters[: last + 1]:
-            parameter.requires_grad_(False)
+            _freeze_up_to(self.body, info.reduction().index(2 ** (freeze_stages + 1)))
+        norms = [module for module in self.body.modules() if isinstance(module, _BatchNorm)]
+        if freeze_bn:
+            for norm in norms:
+                norm.requires_grad_(False)
+            fold_frozen_norms(self)
+        self._frozen_norms = [norm for norm in norms if not any(p.requires_grad for p in norm.parameters())]
+        self.train()
 
     def train(self, mode: bool = True) -> Backbone:
         """As usual, but frozen batch norm stays in evaluation mode."""
         super().train(mode)
-        if self.freeze_bn:
-            for norm in self._batch_norms():
-                norm.eval()
+        for norm in self._frozen_norms:
+            norm.eval()
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """C3, C4, C5 of normalised images."""
         features = self.body(images)
         return [features[level] for level in self.levels]
+
+
+def _create_body(name: str) -> nn.Module:
+    try:
+        body: nn.Module = timm.create_model(name, pretrained=False, features_only=True)
+    except (RuntimeError, AttributeError, AssertionError) as error:  # timm's kinds, from network to network
+        raise _unsuitable(name, f"timm says: {error}") from error
+    info: Any = body.feature_info
+    there = info.reduction()
+    if missing := [stride for stride in STRIDES if stride not in there]:
+        raise _unsuitable(name, f"no features at stride {missing}, only at {there}")
+    return body
+
+
+def _check_features(backbone: Backbone, name: str) -> None:
+    """Refuse networks of one fixed image size, of another memory layout, and without padding."""
+    wanted = [
+        (1, width, 64 // stride, 64 // stride)
+        for width, stride in zip(backbone.channels, STRIDES, strict=True)
+    ]
+    try:
+        with torch.no_grad():
+            shapes = [tuple(feature.shape) for feature in backbone.eval()(torch.zeros(1, 3, 64, 64))]
+    except (RuntimeError, AssertionError) as error:
+        raise _unsuitable(name, f"it does not take an image of 64 x 64 pixels ({error})") from error
+    if shapes != wanted:
+        raise _unsuitable(name, f"its features of an image of 64 x 64 pixels are {shapes}, not {wanted}")
+
+
+def _freeze_up_to(body: nn.Module, level: int) -> None:
+    """Freeze what the features of a level are computed from: the stem and the stages up to it."""
+    feature = body.eval()(torch.zeros(1, 3, 64, 64))[level]
+    parameters = list(body.parameters())
+    used = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, used, strict=True):
+        if gradient is not None:
+            parameter.requires_grad_(False)
+
+
+def _unsuitable(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{name} cannot be the backbone: {reason}",
+        where='setting "backbone"',
+        fix="give a convolutional network of timm with features at strides 8, 16, 32, for example resnet50",
+    )

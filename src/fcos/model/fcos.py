@@ -53,14 +53,17 @@ class FCOS(nn.Module):
         """The points of an input of this (padded) size, on the device of the network."""
         return make_grid(image_hw, self.strides, self.pixel_mean.device)
 
-    def forward(self, images: UInt8[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]) -> HeadOutput:
+    def forward(
+        self, images: UInt8[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]
+    ) -> HeadOutput:
         """Predictions for padded images.
 
         Args:
             images: RGB, padded at the bottom and right.
             sizes_hw: height, width of each image inside the padding.
         """
-        return self.head(self.pyramid(self.backbone(self.normalize(images, sizes_hw))))
+        output: HeadOutput = self.head(self.pyramid(self.backbone(self.normalize(images, sizes_hw))))
+        return output
 
     def normalize(
         self, images: UInt8[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]

@@ -20,17 +20,20 @@ class FeaturePyramid(nn.Module):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], channels: int, num_levels: int, extra_from: Literal["p5", "c5"] = "p5"
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        num_levels: int,
+        extra_from: Literal["p5", "c5"] = "p5",
     ) -> None:
         super().__init__()
         self.extra_from = extra_from
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
-        num_extra = num_levels - len(in_channels)
-        first = channels if extra_from == "p5" else in_channels[-1]
-        self.extra = nn.ModuleList(
-            nn.Conv2d(first if i == 0 else channels, channels, 3, stride=2, padding=1) for i in range(num_extra)
-        )
+        widths = [channels] * (num_levels - len(in_channels))
+        if widths and extra_from == "c5":
+            widths[0] = in_channels[-1]
+        self.extra = nn.ModuleList(nn.Conv2d(c, channels, 3, stride=2, padding=1) for c in widths)
         for conv in [*self.lateral, *self.output, *self.extra]:
             nn.init.kaiming_uniform_(conv.weight, a=1)  # as the official code ("Xavier" of Caffe2)
             nn.init.zeros_(conv.bias)

@@ -8,11 +8,24 @@ The tensors keep their names and places, so weight files do not change.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, pad_same
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+Pair = tuple[nn.Conv2d, _BatchNorm]
+
+# Exact types: a subclass may do more than we fold.
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -24,13 +37,14 @@ class FoldedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution and the norm one after the other."""
         norm = self.frozen_norm[0]
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         factor = (norm.running_var + norm.eps).rsqrt() * norm.weight
         shift = norm.bias - norm.running_mean * factor
         if self.bias is not None:
             shift = shift + self.bias * factor
         if self.pads_same:  # TensorFlow's padding depends on the size of the input
-            x = pad_same(x, self.weight.shape[-2:], self.stride, self.dilation)
+            x = pad_same(x, list(self.weight.shape[-2:]), list(self.stride), list(self.dilation))
         padding = (0, 0) if self.pads_same else self.padding
         weight = self.weight * factor.reshape(-1, 1, 1, 1)
         return F.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
@@ -41,43 +55,81 @@ class FoldedNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation that timm puts into its norms, if there is one."""
-        return self.act(x) if hasattr(self, "act") else x
+        activation: nn.Module | None = getattr(self, "act", None)
+        if activation is not None:
+            x = activation(x)
+        return x
 
 
-def fold_frozen_norms(body: nn.Module) -> int:
+def fold_frozen_norms(network: nn.Module) -> int:
     """Fold every batch norm that directly follows a convolution; returns how many.
 
-    Which follows which is found by running the network once on a small image.
+    Which follows which is found by running the network, which takes images and returns features, on a small
+    image. Nothing is folded in a network that reads the output of such a convolution elsewhere too.
     """
-    made_by: dict[int, nn.Conv2d] = {}
-    outputs = []  # kept alive, so that ids stay unique
-    pairs: list[tuple[nn.Conv2d, _BatchNorm]] = []
-
-    def after_conv(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(conv, nn.Conv2d)
-        made_by[id(output)] = conv
-        outputs.append(output)
-
-    def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, _BatchNorm)
-        if id(inputs[0]) in made_by:
-            pairs.append((made_by[id(inputs[0])], norm))
-
-    hooks = []
-    for module in body.modules():
-        if type(module) in (nn.Conv2d, Conv2dSame):
-            hooks.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, _BatchNorm) and module.affine:
-            hooks.append(module.register_forward_pre_hook(before_norm))
-    was_training = body.training
-    with torch.no_grad():
-        body.eval()(torch.zeros(1, 3, 64, 64))
-    body.train(was_training)
-    for hook in hooks:
-        hook.remove()
+    pairs = _norms_behind_convolutions(network)
+    if _used_elsewhere(network, pairs):
+        return 0
     for conv, norm in pairs:
         pads_same = isinstance(conv, Conv2dSame)
         conv.__class__ = FoldedConv2d
         conv.frozen_norm, conv.pads_same = (norm,), pads_same  # type: ignore[assignment]
         norm.__class__ = FoldedNorm
     return len(pairs)
+
+
+def _norms_behind_convolutions(network: nn.Module) -> list[Pair]:
+    """Convolutions and norms that run once each, the norm on the untouched output of the convolution."""
+    made_by: dict[int, tuple[nn.Conv2d, int]] = {}
+    outputs = []  # kept alive, so that ids stay unique
+    calls: Counter[nn.Module] = Counter()
+    pairs: list[Pair] = []
+
+    def after_conv(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        calls[conv] += 1
+        made_by[id(output)] = conv, output._version
+        outputs.append(output)
+
+    def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        calls[norm] += 1
+        conv, version = made_by.get(id(inputs[0]), (None, 0))
+        # An activation in place, or `+=`, leaves the same tensor with another content.
+        if conv is not None and inputs[0]._version == version:
+            pairs.append((conv, norm))
+
+    hooks = []
+    for module in network.modules():
+        if type(module) in CONVOLUTIONS and module.padding_mode == "zeros":
+            hooks.append(module.register_forward_hook(after_conv))
+        elif type(module) in NORMS and module.affine:
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    with _running(hooks):
+        _run(network)
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+
+
+def _used_elsewhere(network: nn.Module, pairs: list[Pair]) -> bool:
+    """Whether anything but its norm reads what one of the convolutions puts out (a shortcut, for example)."""
+    hooks = [conv.register_forward_hook(lambda _m, _x, y: torch.full_like(y, torch.nan)) for conv, _ in pairs]
+    hooks += [norm.register_forward_hook(lambda _m, _x, y: torch.zeros_like(y)) for _, norm in pairs]
+    with _running(hooks):
+        return any(bool(feature.isnan().any()) for feature in _run(network))
+
+
+def _run(network: nn.Module) -> list[Tensor]:
+    was_training = network.training
+    with torch.no_grad():
+        features: list[Tensor] = network.eval()(torch.zeros(1, 3, 64, 64))
+    network.train(was_training)
+    return features
+
+
+@contextmanager
+def _running(hooks: list[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PRIOR = 0.01  # probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1)
+PRIOR = (
+    0.01  # probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1)
+)
 
 
 class HeadOutput(NamedTuple):
@@ -43,8 +46,9 @@ class Head(nn.Module):
             quality branch.
         box_activation: makes distances positive: relu (improved paper) or exp (first version).
         normalize_targets: the branch predicts in units of the level's stride.
-        distance_init: what a fresh box branch predicts, in strides. The papers start at 0, where half of the
-            relu is dead and the boxes have no area; a small training has no time to wait for that.
+        distance_init: what a fresh box branch predicts, in strides (pixels without `normalize_targets`). The
+            papers start at 0, where half of the relu is dead and the boxes have no area; a small training has
+            no time to wait for that. (With exp, which cannot give 0, the papers' start is 1.)
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Head(nn.Module):
 
         def tower() -> nn.Sequential:
             widths = [channels_in] + [channels] * num_convs
-            layers = [_conv_block(a, b, conv, norm) for a, b in zip(widths, widths[1:], strict=False)]
+            layers = [_conv_block(a, b, conv, norm) for a, b in pairwise(widths)]
             return nn.Sequential(*(layer for block in layers for layer in block))
 
         width = channels if num_convs else channels_in
@@ -85,13 +89,16 @@ class Head(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 if module.groups > 1:  # a depthwise filter sees few inputs: 0.01 would silence it
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="linear")
+                    nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
                 else:
                     nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(self.logits.bias, -math.log((1 - PRIOR) / PRIOR))
-        nn.init.constant_(self.distances.bias, distance_init)
+        if self.box_activation == "exp":
+            distance_init = math.log(distance_init) if distance_init else 0.0
+        for conv, start in ((self.logits, math.log(PRIOR / (1 - PRIOR))), (self.distances, distance_init)):
+            assert conv.bias is not None
+            nn.init.constant_(conv.bias, start)
 
     def forward(self, levels: Sequence[Tensor]) -> HeadOutput:
         """Predictions for P3, P4, ... concatenated over levels, row by row."""
@@ -106,7 +113,9 @@ class Head(nn.Module):
                 tower = box if self.quality_tower == "box" else classification
                 quality.append(_flatten(self.quality(tower)).squeeze(-1))
         return HeadOutput(
-            torch.cat(logits, dim=1), torch.cat(distances, dim=1), torch.cat(quality, dim=1) if quality else None
+            torch.cat(logits, dim=1),
+            torch.cat(distances, dim=1),
+            torch.cat(quality, dim=1) if quality else None,
         )
 
 

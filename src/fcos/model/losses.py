@@ -34,7 +34,10 @@ class Losses(NamedTuple):
 
 
 def focal_loss_sum(
-    logits: Float[Tensor, "points classes"], targets: Float[Tensor, "points classes"], alpha: float, gamma: float
+    logits: Float[Tensor, "points classes"],
+    targets: Float[Tensor, "points classes"],
+    alpha: float,
+    gamma: float,
 ) -> Float[Tensor, ""]:
     """Sigmoid focal loss (arXiv 1708.02002, eq. 5), summed.
 
@@ -142,7 +145,8 @@ class FcosLoss:
         wanted = targets.distances[positive] / strides
         losses = box_loss(predicted, wanted, self.box)
         if output.quality is None:
-            return Losses(classification / num_positive, losses.sum() / num_positive, classification.new_zeros(()))
+            nothing = classification.new_zeros(())
+            return Losses(classification / num_positive, losses.sum() / num_positive, nothing)
 
         centerness = targets.centerness[positive]
         if self.quality == "iou":

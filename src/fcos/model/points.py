@@ -33,7 +33,9 @@ class PointGrid(NamedTuple):
         return [height * width for height, width in self.level_sizes]
 
 
-def make_grid(image_hw: tuple[int, int], strides: Sequence[int], device: torch.device | str = "cpu") -> PointGrid:
+def make_grid(
+    image_hw: tuple[int, int], strides: Sequence[int], device: torch.device | str = "cpu"
+) -> PointGrid:
     """The grid of points over an image of this (padded) size.
 
     A level's grid has ``ceil(side / stride)`` cells, which is what convolutions with stride 2 and padding 1

@@ -18,7 +18,7 @@ class ImageDetections(NamedTuple):
     """Detections of one image, best first.
 
     Attributes:
-        boxes_xyxy: original image pixels, clipped to the image.
+        boxes_xyxy: original image pixels, 0 <= x1 < x2 <= width, 0 <= y1 < y2 <= height.
         scores: in [0, 1].
         labels: 0-based.
     """
@@ -83,15 +83,18 @@ class PostProcess:
         boxes = distances_to_boxes(grid.points[point], distances[point])
         limit = size_hw.flip(0).repeat(2).to(boxes.dtype)
         boxes = torch.minimum(boxes.clamp(min=0), limit)
+        # Clipping leaves nothing of what lies in the padding, and the IoU of nothing would keep all of it.
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        boxes, best, label = boxes[solid], best[solid], label[solid]
         kept = batched_nms(boxes, best, label, self.nms_iou)[: self.detections_per_image]
-        scale = original_size_hw.flip(0).repeat(2) / limit
+        scale = original_size_hw.flip(0).repeat(2).to(limit) / limit
         return ImageDetections(boxes[kept] * scale, best[kept], label[kept])
 
     def _candidates(self, scores: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
         """Point and class index of the best candidates of each level."""
         points, labels = [], []
         first = 0
-        for level in scores.split(points_per_level):
+        for level in torch.split(scores, points_per_level):
             point, label = (level >= 0).nonzero(as_tuple=True)
             best = level[point, label].topk(min(self.candidates_per_level, len(point))).indices
             points.append(point[best] + first)

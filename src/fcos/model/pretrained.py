@@ -7,6 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,17 +28,18 @@ PIP_WEIGHTS = {
     ),
 }
 
-# How backbones want their pixels where timm's own record differs from how the weights were trained.
-# The TPU code that trained EfficientNet-Lite used (x - 127) / 128; ImageNet's mean and std cost 7 to 9
-# points of top-1.
-PIXEL_STATISTICS = {"efficientnet_lite": ((127.0,) * 3, (128.0,) * 3)}
+# The TPU code that trained these used (x - 127) / 128; ImageNet's mean and std cost 7 to 9 points of top-1.
+# (timm has 127.5 and 127.5 on record. Its own "efficientnet_lite0" was trained with ImageNet's.)
+TPU_EFFICIENTNET_LITE = "tf_efficientnet_lite"
+TPU_STATISTICS = ((127.0,) * 3, (128.0,) * 3)
+
+HUB_TIMEOUT_S = 5
 
 
 def pixel_statistics(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of the pixels (RGB, in 0..255) that a timm backbone's ImageNet weights expect."""
-    for part, statistics in PIXEL_STATISTICS.items():
-        if part in backbone:
-            return statistics
+    if backbone.startswith(TPU_EFFICIENTNET_LITE):
+        return TPU_STATISTICS
     known = timm.models.get_pretrained_cfg(backbone)
     mean = known.mean if known else timm.data.IMAGENET_DEFAULT_MEAN
     std = known.std if known else timm.data.IMAGENET_DEFAULT_STD
@@ -84,65 +86,94 @@ def pip_weights_file(name: str) -> Path | None:
 def classifier_from_file(name: str, path: Path) -> nn.Module:
     """The whole timm classifier with the weights of a file, which may name its tensors otherwise.
 
-    Tensors are matched by name, else one by one in order, if every shape agrees.
+    Tensors are matched by name, else one by one in order, if all agree in kind and shape.
     """
     classifier: nn.Module = timm.create_model(name, pretrained=False)
     if not path.is_file():
-        raise WeightsError(f"there is no weight file {path}", where="setting 'pretrain'", fix="correct the path")
-    loaded = _read_tensors(path)
-    wanted = classifier.state_dict()
-    if missing := sorted(set(wanted) - set(loaded)):
-        # Counters of batch norm are absent from older files.
-        ours = [key for key in wanted if not key.endswith("num_batches_tracked")]
-        theirs = [key for key in loaded if not key.endswith("num_batches_tracked")]
-        same = len(ours) == len(theirs) and all(
-            wanted[a].shape == loaded[b].shape for a, b in zip(ours, theirs, strict=True)
+        raise WeightsError(
+            f"there is no weight file {path}", where="setting 'pretrain'", fix="correct the path"
         )
-        if not same:
-            raise WeightsError(
-                f"{path.name} does not fit {name}: {len(missing)} of {len(wanted)} tensors are missing, "
-                f"for example {', '.join(missing[:3])}",
-                where=str(path),
-                fix=f"give a file with ImageNet weights of timm's {name}",
-            )
-        loaded = {a: loaded[b] for a, b in zip(ours, theirs, strict=True)}
-    try:
-        classifier.load_state_dict(loaded, strict=False)
-    except RuntimeError as error:
-        raise WeightsError(f"{path.name} does not fit {name}: {error}", where=str(path)) from None
+    wanted, loaded = _without_counters(classifier.state_dict()), _without_counters(_read_tensors(path))
+    if wanted.keys() - loaded.keys() and _kinds(wanted) == _kinds(loaded):
+        loaded = dict(zip(wanted, loaded.values(), strict=True))
+    problems = [f"{key} is missing" for key in wanted if key not in loaded]
+    problems += [
+        f"{key} has shape {tuple(loaded[key].shape)}, wanted {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in loaded and loaded[key].shape != tensor.shape
+    ]
+    if problems:
+        raise WeightsError(
+            f"{path.name} does not fit {name}: {len(problems)} of {len(wanted)} tensors are missing or of "
+            f"another shape, for example {'; '.join(problems[:3])}",
+            where=str(path),
+            fix=f"give a file with ImageNet weights of timm's {name}",
+        )
+    classifier.load_state_dict(loaded, strict=False)  # not strict: the counters, and what timm does not use
     return classifier.eval()
 
 
+def _without_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the step counters of batch norm, which older files lack."""
+    return {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+
+
+def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    """Role ("weight", "running_mean", ...) and shape of each tensor; another order shows in one of them."""
+    return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        for key in ("state_dict", "model", "state_dict_ema"):
+            if isinstance(content.get(key), dict):
+                content = content[key]
+        return {
+            key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)
+        }
+    except Exception as error:  # torch, pickle, zipfile and safetensors each raise kinds of their own
         raise WeightsError(
-            f"{path.name} cannot be read as a weight file: {str(error).splitlines()[0]}",
+            f"{path.name} cannot be read as a weight file: {_first_line(error)}",
             where=str(path),
             fix="only tensors are loaded, never code; save it again as a plain state_dict",
         ) from error
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def _timm_download(name: str) -> nn.Module:
     try:
+        _check_hub(name)
         classifier: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # timm, huggingface_hub and urllib each raise kinds of their own
         hint = f"`{PIP_WEIGHTS[name][2]}`, or " if name in PIP_WEIGHTS else ""
         raise WeightsError(
-            f"no ImageNet weights for {name}: the download failed ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]})",
+            f"no ImageNet weights for {name}: the download failed ({_first_line(error)})",
             where="setting 'pretrain'",
-            fix=f"{hint}put a weight file on this machine and set \"pretrain\": \"path/to/file.pth\"; "
+            fix=f'{hint}put a weight file on this machine and set "pretrain": "path/to/file.pth"; '
             'or train from random weights with "pretrain": false',
         ) from error
     return classifier.eval()
+
+
+def _check_hub(name: str) -> None:
+    """Fail at once where a download is needed and the hub cannot be reached: its own retries take a minute.
+
+    The hub's session is asked, so that proxies, certificates, HF_ENDPOINT and HF_HUB_OFFLINE are heeded.
+    """
+    known = timm.models.get_pretrained_cfg(name)
+    if not known or not known.hf_hub_id:
+        return  # timm says what is missing, or loads from elsewhere
+    repository, _, revision = known.hf_hub_id.partition("@")
+    files = [known.hf_hub_filename] if known.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    cached = [try_to_load_from_cache(repository, file, revision=revision or None) for file in files]
+    if not any(isinstance(path, str) for path in cached):
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _copy_into_body(body: nn.Module, classifier: nn.Module) -> None:

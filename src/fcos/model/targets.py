@@ -63,7 +63,7 @@ def near_center(
 ) -> Bool[Tensor, "points boxes"]:
     """Points strictly inside the box and within `radius` pixels (per side) of its centre.
 
-    The sub-box of the improved paper (2006.09214, section 3.1): centre +- radius * stride, clipped to the box.
+    The sub-box of the improved paper (2006.09214, section 3.1): centre +- radius * stride, cut to the box.
     """
     centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     low = torch.maximum(centers[None] - radius[:, None, None], boxes_xyxy[None, :, :2])
@@ -113,12 +113,10 @@ class StaticAssigner:
     """The papers' rule: place, size, smallest box.
 
     Attributes:
-        strides: of the levels, input pixels.
         regress_ranges: upper end of each level's range but the last, input pixels.
         center_radius: centre sampling radius in strides; None: off.
     """
 
-    strides: Sequence[int]
     regress_ranges: Sequence[float]
     center_radius: float | None
 
@@ -137,12 +135,9 @@ class StaticAssigner:
             labels: of each image, 0-based.
             predictions: ignored here; assigners that look at predictions take them.
         """
-        ends = [0.0, *self.regress_ranges, torch.inf]
-        level_of = {stride: level for level, stride in enumerate(self.strides)}
+        ends = torch.tensor([0.0, *self.regress_ranges, torch.inf], device=grid.points.device)
         counts = torch.tensor(grid.points_per_level, device=grid.points.device)
-        levels = range(len(level_of))
-        lower = torch.tensor([ends[i] for i in levels], device=grid.points.device).repeat_interleave(counts)
-        upper = torch.tensor([ends[i + 1] for i in levels], device=grid.points.device).repeat_interleave(counts)
+        lower, upper = ends[:-1].repeat_interleave(counts), ends[1:].repeat_interleave(counts)
         images = [
             self._assign_image(grid, boxes, image_labels, lower, upper)
             for boxes, image_labels in zip(boxes_xyxy, labels, strict=True)

@@ -20,6 +20,8 @@ from fcos.errors import WeightsError
 
 FORMAT_VERSION = 1
 
+GIVE = "give a *.safetensors file that `fcos train` wrote, or a run folder"
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -60,31 +62,38 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except FileNotFoundError:
-        raise WeightsError(f"there is no model file {path}") from None
-    except SafetensorError as error:
+        raise WeightsError(f"there is no model file {path}", fix=GIVE) from None
+    except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path.name} is not a model file, or is damaged: {error}",
-            where=str(path),
-            fix="give a *.safetensors file that `fcos train` wrote, or a run folder",
+            f"{path.name} is not a model file, or is damaged: {error}", where=str(path), fix=GIVE
         ) from None
     if "fcos" not in metadata:
         raise WeightsError(
-            f"{path.name} holds weights, but no card that says how to use them",
-            where=str(path),
-            fix="give a *.safetensors file that `fcos train` wrote, or a run folder",
+            f"{path.name} holds weights, but no card that says how to use them", where=str(path), fix=GIVE
         )
-    content = json.loads(metadata["fcos"])
-    if content["format_version"] > FORMAT_VERSION:
+    return _read_card(metadata["fcos"], path), tensors
+
+
+def _read_card(text: str, path: Path) -> ModelCard:
+    try:
+        content = json.loads(text)
+        if content["format_version"] <= FORMAT_VERSION:
+            content["class_names"] = tuple(content["class_names"])
+            content["category_ids"] = tuple(content["category_ids"])
+            return ModelCard(**content)
+    except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"{path.name} was written by a newer version of fcos",
+            f"the card of {path.name} cannot be read ({type(error).__name__}: {error})",
             where=str(path),
-            fix="pip install --upgrade fcos-torch",
-        )
-    content["class_names"] = tuple(content["class_names"])
-    content["category_ids"] = tuple(content["category_ids"])
-    return ModelCard(**content), tensors
+            fix=GIVE,
+        ) from None
+    raise WeightsError(
+        f"{path.name} was written by a newer version of fcos",
+        where=str(path),
+        fix="pip install --upgrade fcos-torch",
+    )
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -99,5 +108,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     ]
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise WeightsError(f"{path.name} does not fit its model:\n  " + "\n  ".join(problems[:10]) + more)
+        raise WeightsError(
+            f"{path.name} does not fit its model:\n  " + "\n  ".join(problems[:10]) + more, where=str(path)
+        )
     model.load_state_dict(dict(tensors))

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fcos.errors import ConfigError
+from fcos.model.backbone import Backbone
+from fcos.model.frozen_norm import FoldedConv2d, FoldedNorm, fold_frozen_norms
+
+
+def randomise_norms(module: nn.Module, seed: int = 0) -> None:
+    """Statistics and affine weights as after training, in place: fresh ones are nearly no norm at all."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            for tensor, mean in (
+                (norm.running_mean, 0),
+                (norm.running_var, 1),
+                (norm.weight, 1),
+                (norm.bias, 0),
+            ):
+                assert tensor is not None
+                noise = torch.rand(tensor.shape, generator=generator).to(tensor) - 0.5
+                tensor.data.copy_(mean + noise)
+
+
+def trained_names(backbone: Backbone) -> set[str]:
+    """First parts of the names of the trained parameters."""
+    return {name.split(".")[1] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+
+# Features -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("resnet18", [128, 256, 512]),
+        ("tf_efficientnet_lite0", [40, 112, 320]),
+        ("mobilenetv2_100", [32, 96, 320]),
+    ],
+)
+@pytest.mark.parametrize("size_hw", [(64, 96), (65, 33)])
+def test_features_have_strides_8_16_and_32(name: str, channels: list[int], size_hw: tuple[int, int]) -> None:
+    backbone = Backbone(name).eval()
+    assert backbone.channels == channels
+    height, width = size_hw
+    shapes = [tuple(feature.shape) for feature in backbone(torch.zeros(2, 3, height, width))]
+    assert shapes == [
+        (2, c, -(-height // stride), -(-width // stride))
+        for c, stride in zip(channels, (8, 16, 32), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vit_tiny_patch16_224", r"no features at stride \[8, 32\], only at \[16, 16, 16\]"),
+        ("swin_tiny_patch4_window7_224", "does not take an image of 64 x 64 pixels"),
+        ("resnet0", "Unknown model"),
+    ],
+)
+def test_an_unsuitable_network_is_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} cannot be the backbone: .*{reason}") as caught:
+        Backbone(name)
+    assert "for example resnet50" in caught.value.fix
+
+
+# Frozen stages --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stages", "trained"),
+    [
+        (0, {"conv1", "layer1", "layer2", "layer3", "layer4"}),
+        (1, {"layer2", "layer3", "layer4"}),
+        (2, {"layer3", "layer4"}),
+        (4, set()),
+    ],
+)
+def test_stem_and_first_stages_are_not_trained(stages: int, trained: set[str]) -> None:
+    assert trained_names(Backbone("resnet18", freeze_stages=stages)) == trained
+
+
+def test_stages_of_a_small_network_end_at_their_stride() -> None:
+    backbone = Backbone("mobilenetv2_100", freeze_bn=False, freeze_stages=1)
+    frozen = {name for name, parameter in backbone.body.named_parameters() if not parameter.requires_grad}
+    assert {".".join(name.split(".")[:2]) for name in frozen if name.startswith("blocks")} == {
+        "blocks.0",
+        "blocks.1",
+    }
+    assert {"conv_stem.weight", "bn1.weight"} <= frozen
+
+
+def test_a_stage_may_end_where_no_parameters_are() -> None:
+    # Stages of VGG end with an activation.
+    backbone = Backbone("vgg11_bn", freeze_stages=1)
+    trained = [name for name, parameter in backbone.body.named_parameters() if parameter.requires_grad]
+    assert "features_0.weight" not in trained
+    assert any(name.startswith("features_") for name in trained)
+
+
+def test_norms_of_frozen_stages_keep_their_statistics_when_the_others_train() -> None:
+    backbone = Backbone("resnet18", freeze_bn=False, freeze_stages=1).train()
+    before = copy.deepcopy(backbone.body.state_dict())
+    backbone(torch.rand(2, 3, 64, 64))
+    moved = {
+        key.split(".")[0] for key, value in backbone.body.state_dict().items() if not value.equal(before[key])
+    }
+    assert moved == {"layer2", "layer3", "layer4"}
+
+
+def test_frozen_norms_stay_frozen_in_training() -> None:
+    backbone = Backbone("mobilenetv2_100", freeze_stages=0).train()
+    before = copy.deepcopy(backbone.state_dict())
+    features = backbone(torch.rand(2, 3, 64, 64))
+    sum(feature.sum() for feature in features).backward()
+    assert all(value.equal(before[key]) for key, value in backbone.state_dict().items())
+    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+    assert not any(norm.training for norm in norms)
+    assert all(parameter.grad is None for norm in norms for parameter in norm.parameters())
+    assert backbone.body.conv_stem.weight.grad is not None
+    assert backbone.training
+
+
+def test_norms_train_if_they_are_told_to() -> None:
+    backbone = Backbone("resnet18", freeze_bn=False, freeze_stages=0)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert all(module.training for module in backbone.modules())
+    assert not any(isinstance(module, FoldedConv2d) for module in backbone.modules())
+
+
+# Folding --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv2_100", "resnet18", "resnet50"])
+def test_folding_changes_neither_features_nor_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = Backbone(name, freeze_stages=0).double()
+    monkeypatch.setattr("fcos.model.backbone.fold_frozen_norms", lambda network: 0)
+    plain = Backbone(name, freeze_stages=0).double()
+    randomise_norms(plain)
+    folded.load_state_dict(plain.state_dict())
+    assert sum(isinstance(module, FoldedConv2d) for module in folded.modules()) == sum(
+        isinstance(module, _BatchNorm) for module in plain.modules()
+    )
+
+    images = torch.rand(1, 3, 70, 50, dtype=torch.float64)  # padding as in TensorFlow depends on the size
+    results = []
+    for backbone in (plain.train(), folded.train()):
+        features = backbone(images)
+        sum(feature.square().mean() for feature in features).backward()
+        gradients = {key: p.grad for key, p in backbone.named_parameters() if p.requires_grad}
+        results.append((features, gradients))
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
+
+
+def test_folding_keeps_the_names_and_places_of_tensors() -> None:
+    original = timm.create_model("tf_efficientnet_lite0", features_only=True)
+    assert list(Backbone("tf_efficientnet_lite0").body.state_dict()) == list(original.state_dict())
+
+
+def test_a_copy_of_a_folded_network_uses_its_own_norms() -> None:
+    backbone = Backbone("resnet18").eval()
+    twin = copy.deepcopy(backbone)
+    images = torch.rand(1, 3, 64, 64)
+    before = backbone(images)
+    assert all(a.equal(b) for a, b in zip(twin(images), before, strict=True))
+    randomise_norms(twin)
+    assert all(a.equal(b) for a, b in zip(backbone(images), before, strict=True))
+    assert not any(a.equal(b) for a, b in zip(twin(images), before, strict=True))
+
+
+def test_an_activation_inside_a_norm_is_kept() -> None:
+    norms = [module for module in Backbone("mobilenetv2_100").modules() if isinstance(module, FoldedNorm)]
+    negative = -torch.ones(1, 1, 1, 1)
+    assert {type(norm.act).__name__ for norm in norms} == {"ReLU6", "Identity"}
+    assert {norm(negative.clone()).item() for norm in norms} == {0.0, -1.0}
+
+
+class Toy(nn.Module):
+    """A convolution and a norm, wired in one way or another."""
+
+    def __init__(self, wiring: str) -> None:
+        super().__init__()
+        self.wiring = wiring
+        mode = "reflect" if wiring == "reflect" else "zeros"
+        self.conv = nn.Conv2d(3, 3, 3, padding=1, padding_mode=mode)
+        self.norm = nn.BatchNorm2d(3, affine=wiring != "not affine")
+        self.eval()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.conv(x)
+        if self.wiring == "activation in place":
+            y = y.relu_()
+        if self.wiring == "norm twice":
+            return [self.norm(y), self.norm(x)]
+        if self.wiring == "convolution twice":
+            return [self.norm(y), self.conv(x)]
+        if self.wiring == "shortcut":
+            return [self.norm(y) + y]
+        return [self.norm(y)]
+
+
+@pytest.mark.parametrize(
+    ("wiring", "folded"),
+    [
+        ("one after the other", 1),
+        ("shortcut", 0),
+        ("activation in place", 0),
+        ("norm twice", 0),
+        ("convolution twice", 0),
+        ("reflect", 0),
+        ("not affine", 0),
+    ],
+)
+def test_only_a_norm_right_behind_a_convolution_is_folded(wiring: str, folded: int) -> None:
+    toy = Toy(wiring)
+    if wiring != "not affine":
+        randomise_norms(toy)
+    images = torch.rand(1, 3, 8, 8)
+    before = toy(images)
+    assert fold_frozen_norms(toy) == folded
+    torch.testing.assert_close(toy(images), before)
+
+
+def test_a_network_whose_shortcuts_start_before_the_norm_is_left_as_it_is() -> None:
+    # Pre-activation: the output of a convolution goes into a norm and into a shortcut.
+    torch.manual_seed(0)
+    original = timm.create_model("xception65p", features_only=True).eval()
+    randomise_norms(original)
+    backbone = Backbone("xception65p").eval()
+    backbone.body.load_state_dict(original.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    for a, b in zip(backbone(images), original(images)[2:], strict=True):
+        torch.testing.assert_close(a, b)
