@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class Tiny:
 
     def __init__(self, data: Path, runs: Path) -> None:
         self.data, self.runs = data, runs
+        self.started: list[subprocess.Popen[str]] = []
 
     def arguments(self, name: str, **settings: Any) -> list[str]:
         """What a user types behind `fcos train`."""
@@ -97,7 +99,9 @@ class Tiny:
         return load_config(self.data / "train.json", self.arguments(name, **settings))
 
     def train(self, name: str, **settings: Any) -> Run:
-        return train(self.config(name, **settings))
+        """Train in this process, without the pictures at the end: they take longer than all the rest."""
+        with mock.patch("fcos.engine.run.draw"):
+            return train(self.config(name, **settings))
 
     def train_until(self, step: int, name: str, **settings: Any) -> Run:
         """Train, with a SIGTERM during the step before this one: the step that is under way is the last."""
@@ -116,7 +120,7 @@ class Tiny:
     def start(self, name: str, **settings: Any) -> subprocess.Popen[str]:
         """`fcos train` in a process, and a process group, of its own."""
         command = [sys.executable, "-m", "fcos", "train", str(self.data / "train.json")]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, *self.arguments(name, **settings)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
@@ -124,6 +128,15 @@ class Tiny:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
+
+    def end_processes(self) -> None:
+        """What a test that failed left running."""
+        for process in self.started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
     def checkpoint(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(self.runs / name / "last.ckpt", weights_only=True)
@@ -180,9 +193,11 @@ def rectangles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(rectangles: Path, tmp_path: Path) -> Tiny:
+def tiny(rectangles: Path, tmp_path: Path) -> Iterator[Tiny]:
     """Trainings in a folder of this test."""
-    return Tiny(rectangles, tmp_path)
+    trainings = Tiny(rectangles, tmp_path)
+    yield trainings
+    trainings.end_processes()
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ FINE = {
     "ema_decay": 0.9,
     "momentum": 0.9,
 }
-# Long enough to be found running: 250 steps.
-LONG = {"epoches": 100, "eval_epoches": 50, "ema_decay": 0.9}
+# Long enough to be found running: 100 steps.
+LONG = {"epoches": 40, "eval_epoches": 20, "ema_decay": 0.9}
 
 
 def assert_same_run(tiny: Tiny, name: str, wanted: str) -> None:
@@ -73,18 +73,18 @@ def test_run_stopped_after_its_last_step_is_finished_by_going_on(tiny: Tiny) -> 
 def test_killed_run_goes_on_bit_by_bit(tiny: Tiny) -> None:
     tiny.train("whole", **LONG)
     process = tiny.start("killed", **LONG, save_steps=7)
-    tiny.wait_for_step("killed", 20, process)
+    tiny.wait_for_step("killed", 10, process)
     process.kill()
     process.wait()
     at_kill = tiny.lines("killed")[-1]["step"]
     saved = tiny.checkpoint("killed")["state"]["step"]
-    assert saved <= at_kill < 250
+    assert saved <= at_kill < 100
     assert tiny.train("killed", **LONG, save_steps=7, load=True).finished
     assert_same_run(tiny, "killed", "whole")
     # The steps between the last checkpoint and the kill are there twice, and read once.
-    assert len(tiny.lines("killed")) == 250 + at_kill - saved
+    assert len(tiny.lines("killed")) == 100 + at_kill - saved
     steps = [line["step"] for line in read_metrics(tiny.runs / "killed") if line["kind"] == "train"]
-    assert steps == list(range(1, 251))
+    assert steps == list(range(1, 101))
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_signal_ends_the_training_after_the_step(
     assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     step = tiny.lines("run")[-1]["step"]
-    assert tiny.checkpoint("run")["state"]["step"] == step < 250
+    assert tiny.checkpoint("run")["state"]["step"] == step < 100
     assert (
-        f"stopped after step {step} of 250; go on with: fcos train {tiny.runs}/run/config.json load=true"
+        f"stopped after step {step} of 100; go on with: fcos train {tiny.runs}/run/config.json load=true"
         in (said.replace("\n", " "))
     )
 

@@ -8,7 +8,7 @@ from fcos.model.fcos import FCOS
 from fcos.model.losses import FcosLoss
 from fcos.model.targets import StaticAssigner
 
-from .conftest import RANGES, STRIDES
+from .conftest import RANGES
 
 
 def random_images(number: int, height: int, width: int) -> Tensor:

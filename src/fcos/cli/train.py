@@ -47,5 +47,4 @@ def command(source: Path, overrides: tuple[str, ...], output: Path) -> None:
 
     from fcos.engine.run import train  # brings torch: a wrong setting is answered at once
 
-    if not train(config).finished:
-        raise click.exceptions.Exit(130)  # stopped by a signal, saved; the training has said how to go on
+    raise click.exceptions.Exit(train(config).exit_code)  # not 0 if a signal stopped it

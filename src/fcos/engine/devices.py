@@ -99,5 +99,3 @@ def launched(fabric: Fabric) -> Iterator[None]:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    for process in started:
-        process.wait()
