@@ -1,9 +1,10 @@
 """The order of the data: a function of (seed, position) only.
 
 A training is one endless stream of positions; position p is image ``permutation(seed, p // n)[p % n]``.
-Step s takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them. To
-resume is to start at another position. (Framework samplers pad the last batch by repeating images, count epochs from
-0 after a restart, or divide an incomplete window by the wrong number; none of that can happen here.)
+Step s takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them.
+To resume is to start at another position. (Framework samplers pad the last batch by repeating images, count
+epochs from 0 after a restart, or divide an incomplete window by the wrong number; none of that can happen
+here.)
 """
 
 from __future__ import annotations

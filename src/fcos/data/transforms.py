@@ -40,7 +40,10 @@ def resize(image: Image, size_hw: tuple[int, int]) -> Image:
     """Bilinear and antialiased, as PIL does it; on uint8."""
     if tuple(image.shape[1:]) == tuple(size_hw):
         return image
-    return F.resize(image, list(size_hw), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+    resized: Tensor = F.resize(
+        image, list(size_hw), interpolation=v2.InterpolationMode.BILINEAR, antialias=True
+    )
+    return resized
 
 
 @dataclass(frozen=True)
@@ -133,12 +136,15 @@ def _apply(transform: v2.Transform, image: Image, boxes_xyxy: Boxes, labels: Lab
     clipped = torch.minimum(
         whole.clamp(min=0), torch.tensor([width, height, width, height], dtype=whole.dtype)
     )
-    area = lambda b: (b[:, 2:] - b[:, :2]).clamp(min=0).prod(dim=1)  # noqa: E731
-    kept = area(clipped) > 0.25 * area(whole).clamp(min=1e-6)
+    kept = _areas(clipped) > 0.25 * _areas(whole).clamp(min=1e-6)
     return new_image.as_subclass(Tensor), clipped[kept], new_labels[kept]
 
 
-class RandomCropOfBoxes(v2.Transform):
+def _areas(boxes_xyxy: Boxes) -> Float[Tensor, " boxes"]:
+    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(dim=1)
+
+
+class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Crop 50 to 100 % of each side, anywhere. (RandomIoUCrop of SSD crops harder and costs far more.)"""
 
     def __init__(self, smallest: float = 0.5) -> None:
