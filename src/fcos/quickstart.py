@@ -31,7 +31,7 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
     "classes": 10,
     "model": "fcos_lite0",
     "pretrain": True,
-    "epoches": 3,
+    "epoches": 2,
     "nbatch_train": 4,
     "lr_base": 0.0006,
     "nbatch_eval": 8,

@@ -10,6 +10,7 @@ from fcos.cli import main
 from fcos.config import load_config
 from fcos.config_rules import check_paths
 from fcos.data.formats import read_annotations
+from fcos.engine.run import Run
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_train_on_a_folder_writes_its_config_and_trains_with_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    monkeypatch.setattr("fcos.engine.run.train", lambda config: trained.append(config) or _Finished())
+    monkeypatch.setattr("fcos.engine.run.train", lambda config: trained.append(config) or Run(Path("run"), True))
     answer = fcos("train", "birds", "epoches=3")
     assert answer.exit_code == 0, answer.output
     assert "written to train.json" in answer.output
@@ -122,16 +123,9 @@ def test_train_answers_a_wrong_setting_before_it_loads_torch(folder: Path) -> No
     assert '"lr_base": 0 is not possible\n  in: command line, lr_base=0' in answer.stderr
 
 
-def test_stopped_training_ends_with_the_exit_code_of_ctrl_c(
+def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcos.engine.run.train", lambda config: _Finished(finished=False))
+    monkeypatch.setattr("fcos.engine.run.train", lambda config: Run(Path("run"), False, exit_code=143))
     Path("train.json").write_text("{}")
-    assert fcos("train", "train.json").exit_code == 130
-
-
-class _Finished:
-    """What `engine.run.train` returns, as far as the command looks at it."""
-
-    def __init__(self, finished: bool = True) -> None:
-        self.finished = finished
+    assert fcos("train", "train.json").exit_code == 143

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.dataset import EvalDataset, TrainDataset, read_sample
+from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Annotations:
+    """A noisy picture with a crowd region and a box that sticks out; and an empty grey one."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    Image.new("L", (30, 50), 128).save(tmp_path / "grey.png")
+    boxes = [[5, 5, 30, 30], [0, 0, 60, 40], [40, -1, 61, 41]]
+    records = [
+        Record.make(tmp_path / "noise.png", boxes, [0, 1, 1], 11, is_crowd=[False, True, False]),
+        Record.make(tmp_path / "grey.png", [], [], 12),
+    ]
+    return Annotations.from_records(records, ["cat", "dog"], source=tmp_path, format="list")
+
+
+def random_transform() -> TrainTransform:
+    return TrainTransform(None, 64, scale_min=0.5, augment=build_policy("strong"))
+
+
+def test_crowds_are_no_targets_and_boxes_end_at_the_border(annotations: Annotations) -> None:
+    image, truth = read_sample(annotations[0])
+    assert image.shape == (3, 40, 60)
+    assert truth.boxes_xyxy.tolist() == [[5, 5, 30, 30], [40, 0, 60, 40]]
+    assert truth.labels.tolist() == [0, 1]
+
+
+def test_same_place_in_the_stream_gives_the_same_sample(annotations: Annotations) -> None:
+    dataset = TrainDataset(annotations, random_transform(), seed=3)
+    first = dataset[0, 17]
+    torch.rand(5)  # the state of the world does not matter
+    again = TrainDataset(annotations, random_transform(), seed=3)[0, 17]
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.ground_truth.boxes_xyxy, again.ground_truth.boxes_xyxy)
+    assert first.position == 17
+    assert first.image_id == 11
+
+
+def test_other_place_or_seed_gives_another_sample(annotations: Annotations) -> None:
+    samples = [
+        TrainDataset(annotations, random_transform(), seed=seed)[0, p] for seed in (0, 1) for p in (0, 1)
+    ]
+    pixels = {(tuple(sample.image.shape), sample.image.float().mean().item()) for sample in samples}
+    assert len(pixels) == 4
+
+
+def test_sample_leaves_the_random_state_as_it_was(annotations: Annotations) -> None:
+    state = torch.get_rng_state()
+    TrainDataset(annotations, random_transform(), seed=0)[0, 0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_picture_without_boxes_is_a_sample(annotations: Annotations) -> None:
+    sample = TrainDataset(annotations, random_transform(), seed=0)[1, 4]
+    assert sample.ground_truth.boxes_xyxy.shape == (0, 4)
+    assert sample.ground_truth.labels.shape == (0,)
+    assert sample.original_size_hw == (50, 30)
+
+
+def test_evaluation_only_resizes(annotations: Annotations) -> None:
+    dataset = EvalDataset(annotations, EvalTransform(None, 120))
+    assert len(dataset) == 2
+    sample = dataset[0, 0]
+    assert sample.image.shape == (3, 80, 120)
+    assert sample.original_size_hw == (40, 60)
+    assert len(sample.ground_truth.labels) == 0

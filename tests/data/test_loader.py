@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.batch import Batch
+from fcos.data.dataset import EvalDataset, TrainDataset
+from fcos.data.loader import build_loader
+from fcos.data.sampler import ShardSampler, StreamSampler
+from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
+    """Five noisy pictures of different sizes, one box in each."""
+    folder, random = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    records = []
+    for number in range(5):
+        pixels = random.integers(0, 255, (30 + 5 * number, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        records.append(Record.make(folder / f"{number}.png", [[5, 5, 25, 25]], [0], number + 1))
+    return Annotations.from_records(records, ["cat"], source=folder, format="list")
+
+
+def train_batches(annotations: Annotations, num_workers: int, seed: int = 0, count: int = 4) -> list[Batch]:
+    transform = TrainTransform(None, 64, scale_min=0.5, augment=build_policy("strong"))
+    sampler = StreamSampler(len(annotations), 4, 2, seed, rank=0, world=1)
+    loader = build_loader(TrainDataset(annotations, transform, seed), sampler, num_workers, pin_memory=False)
+    return list(islice(loader, count))
+
+
+def is_same(left: Batch, right: Batch) -> bool:
+    return (
+        torch.equal(left.images, right.images)
+        and left.positions == right.positions
+        and all(
+            torch.equal(a.boxes_xyxy, b.boxes_xyxy)
+            for a, b in zip(left.ground_truth, right.ground_truth, strict=True)
+        )
+    )
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_number_of_workers_changes_nothing(annotations: Annotations, num_workers: int) -> None:
+    alone, with_workers = train_batches(annotations, 0), train_batches(annotations, num_workers)
+    assert [batch.positions for batch in alone] == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert all(is_same(a, b) for a, b in zip(alone, with_workers, strict=True))
+
+
+def test_another_seed_gives_other_batches(annotations: Annotations) -> None:
+    ours, theirs = train_batches(annotations, 0), train_batches(annotations, 0, seed=1)
+    assert not any(is_same(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_sides_divide_by_32(annotations: Annotations) -> None:
+    for batch in train_batches(annotations, 0):
+        assert batch.images.shape[2] % 32 == batch.images.shape[3] % 32 == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_has_every_image_once_in_order(annotations: Annotations, num_workers: int) -> None:
+    dataset = EvalDataset(annotations, EvalTransform(None, 64))
+    loader = build_loader(dataset, ShardSampler(5, batch_size=2), num_workers, pin_memory=False)
+    batches = list(loader)
+    assert [batch.image_ids for batch in batches] == [(1, 2), (3, 4), (5,)]

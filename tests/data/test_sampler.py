@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcos.data.sampler import ShardSampler, StreamSampler, epoch_order, stream_seed
+
+
+def take(sampler: StreamSampler, num_micro_batches: int) -> list[list[tuple[int, int]]]:
+    return list(islice(sampler, num_micro_batches))
+
+
+def slow_stream(num_images: int, seed: int, num_positions: int) -> list[tuple[int, int]]:
+    """The whole stream, one epoch after the other: (image index, position)."""
+    images: list[int] = []
+    while len(images) < num_positions:
+        images += epoch_order(num_images, seed, len(images) // num_images).tolist()
+    return [(image, position) for position, image in enumerate(images[:num_positions])]
+
+
+@given(
+    num_images=st.integers(1, 20),
+    share=st.integers(1, 6),
+    world=st.integers(1, 3),
+    start_step=st.integers(0, 5),
+    data=st.data(),
+)
+def test_every_split_of_a_step_is_a_part_of_one_stream(
+    num_images: int, share: int, world: int, start_step: int, data: st.DataObject
+) -> None:
+    micro_batch = data.draw(st.sampled_from([size for size in range(1, share + 1) if share % size == 0]))
+    batch_size, num_steps = share * world, 3
+    ranks = [
+        take(
+            StreamSampler(num_images, batch_size, micro_batch, 7, rank, world, start_step),
+            num_steps * share // micro_batch,
+        )
+        for rank in range(world)
+    ]
+    assert all(len(micro) == micro_batch for rank in ranks for micro in rank)
+    flat = [[place for micro in rank for place in micro] for rank in ranks]
+    steps = [place for step in range(num_steps) for rank in flat for place in rank[step * share :][:share]]
+    end = (start_step + num_steps) * batch_size
+    assert steps == slow_stream(num_images, 7, end)[start_step * batch_size :]
+
+
+def test_order_of_a_small_stream_by_hand() -> None:
+    first, second = epoch_order(3, 0, 0).tolist(), epoch_order(3, 0, 1).tolist()
+    [step_0, step_1, step_2] = take(StreamSampler(3, 2, 2, seed=0, rank=0, world=1), 3)
+    assert step_0 == [(first[0], 0), (first[1], 1)]
+    assert step_1 == [(first[2], 2), (second[0], 3)]  # the second epoch begins within a step
+    assert step_2 == [(second[1], 4), (second[2], 5)]
+
+
+@given(num_images=st.integers(1, 50), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
+def test_every_epoch_has_every_image_once(num_images: int, seed: int, epoch: int) -> None:
+    assert sorted(epoch_order(num_images, seed, epoch).tolist()) == list(range(num_images))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {tuple(epoch_order(50, seed, epoch).tolist()) for seed in range(10) for epoch in range(10)}
+    assert len(orders) == 100
+
+
+def test_batch_larger_than_the_data_goes_round_it() -> None:
+    [step] = take(StreamSampler(3, 7, 7, seed=1, rank=0, world=1), 1)
+    assert sorted(image for image, _ in step[:3]) == sorted(image for image, _ in step[3:6]) == [0, 1, 2]
+    assert [position for _, position in step] == list(range(7))
+
+
+def test_seeds_of_places_differ() -> None:
+    seeds = {stream_seed(seed, position) for seed in range(100) for position in range(100)}
+    assert len(seeds) == 10_000
+    assert all(0 <= seed < 2**63 for seed in seeds)  # what torch.manual_seed takes
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_shards_hold_every_image_once(world: int) -> None:
+    shards = [ShardSampler(7, batch_size=2, rank=rank, world=world) for rank in range(world)]
+    found = sorted(index for shard in shards for batch in shard for index, _ in batch)
+    assert found == list(range(7))
+    for shard in shards:
+        assert len(list(shard)) == len(shard)
+        assert all(1 <= len(batch) <= 2 for batch in shard)
