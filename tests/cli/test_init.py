@@ -107,7 +107,8 @@ def test_train_on_a_folder_writes_its_config_and_trains_with_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    monkeypatch.setattr("fcos.engine.run.train", lambda config: trained.append(config) or Run(Path("run"), True))
+    finished = Run(Path("run"), finished=True)
+    monkeypatch.setattr("fcos.engine.run.train", lambda config: trained.append(config) or finished)
     answer = fcos("train", "birds", "epoches=3")
     assert answer.exit_code == 0, answer.output
     assert "written to train.json" in answer.output

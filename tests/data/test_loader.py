@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,3 +72,23 @@ def test_evaluation_has_every_image_once_in_order(annotations: Annotations, num_
     loader = build_loader(dataset, ShardSampler(5, batch_size=2), num_workers, pin_memory=False)
     batches = list(loader)
     assert [batch.image_ids for batch in batches] == [(1, 2), (3, 4), (5,)]
+
+
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+def test_worker_outlives_the_signals_that_stop_a_training(annotations: Annotations, interrupt: int) -> None:
+    before = set(multiprocessing.active_children())
+    sampler = StreamSampler(len(annotations), 2, 2, seed=0, rank=0, world=1)
+    loader = iter(build_loader(TrainDataset(annotations, TrainTransform(None, 64), 0), sampler, 1, False))
+    assert next(loader).positions == (0, 1)  # the worker runs
+    [worker] = set(multiprocessing.active_children()) - before
+
+    os.kill(worker.pid, interrupt)
+
+    # More batches than were ready before the signal.
+    assert [batch.positions[0] for batch in islice(loader, 8)] == list(range(2, 18, 2))
+    assert worker.is_alive()
+    started_at = time.monotonic()
+    del loader
+    worker.join(10)
+    assert not worker.is_alive()
+    assert time.monotonic() - started_at < 4

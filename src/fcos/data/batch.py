@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -70,24 +70,25 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device (does not wait for the copy)."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.sizes_hw.to(device, non_blocking=True),
-            tuple(truth.to(device) for truth in self.ground_truth),
-            self.image_ids,
-            self.original_sizes_hw,
-            self.positions,
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            sizes_hw=self.sizes_hw.to(device, non_blocking=True),
+            ground_truth=tuple(truth.to(device) for truth in self.ground_truth),
+            original_sizes_hw=self.original_sizes_hw.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory; the loader calls this where it helps."""
-        return Batch(
-            self.images.pin_memory(),
-            self.sizes_hw.pin_memory(),
-            tuple(GroundTruth(t.boxes_xyxy.pin_memory(), t.labels.pin_memory()) for t in self.ground_truth),
-            self.image_ids,
-            self.original_sizes_hw,
-            self.positions,
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            sizes_hw=self.sizes_hw.pin_memory(),
+            ground_truth=tuple(
+                GroundTruth(truth.boxes_xyxy.pin_memory(), truth.labels.pin_memory())
+                for truth in self.ground_truth
+            ),
+            original_sizes_hw=self.original_sizes_hw.pin_memory(),
         )
 
 

@@ -121,7 +121,7 @@ class TrainTransform:
                 ],
                 dim=1,
             )
-        kept = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1) >= max(self.min_area, 1e-6)
+        kept = _areas(boxes_xyxy) >= max(self.min_area, 1e-6)
         return image, boxes_xyxy[kept], labels[kept]
 
 

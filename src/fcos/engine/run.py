@@ -28,6 +28,7 @@ from fcos.engine.devices import build_fabric, launched
 from fcos.engine.log import track
 from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
+from fcos.errors import ConfigError
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.weights import ModelCard
 
@@ -167,7 +168,13 @@ def left_out(annotations: Annotations, config: TrainConfig) -> str:
 
 def find_run_folder(wanted: Path, *, load: bool) -> Path:
     """The folder to write to: a new one (`name`, `name-2`, ...), or with `load` the newest that is there."""
-    if wanted.name and not wanted.exists():
+    if wanted.is_file():
+        raise ConfigError(
+            f"{wanted} is a file",
+            where='setting "run_folder"',
+            fix="give a folder, or a name that is not in use",
+        )
+    if not wanted.exists():
         return wanted
     numbered = [wanted]
     while (following := wanted.with_name(f"{wanted.name}-{len(numbered) + 1}")).exists():

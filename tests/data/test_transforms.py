@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from fcos.config import TrainConfig
+from fcos.data.transforms import (
+    POLICIES,
+    Augmentation,
+    EvalTransform,
+    TrainTransform,
+    build_policy,
+    resize,
+    resized_size,
+)
+from fcos.errors import ConfigError
+
+SEEDS = range(15)
+RED, BLUE = 0, 2  # channels of the picture, and labels of its boxes
+BOXES = torch.tensor([[60.0, 40.0, 85.0, 60.0], [110.0, 55.0, 130.0, 90.0]])
+LABELS = torch.tensor([RED, BLUE])
+
+
+@pytest.fixture(autouse=True)
+def _random_state_is_kept() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def draw(
+    boxes_xyxy: Tensor = BOXES, labels: Tensor = LABELS, size_hw: tuple[int, int] = (130, 200)
+) -> Tensor:
+    """A grey picture with a rectangle in the place of every box; a label is the channel that shines."""
+    image = torch.full((3, *size_hw), 90, dtype=torch.uint8)
+    for (x1, y1, x2, y2), label in zip(boxes_xyxy.int().tolist(), labels.tolist(), strict=True):
+        image[:, y1:y2, x1:x2] = 20
+        image[label, y1:y2, x1:x2] = 230
+    return image
+
+
+def find(image: Tensor, channel: int) -> list[float]:
+    """The box xyxy of the pixels where one channel shines: at least half as much as anywhere."""
+    others = [other for other in range(3) if other != channel]
+    strength = image[channel].float() - image[others].amax(dim=0)
+    assert strength.max() > 30, "the rectangle is not in the picture"
+    y, x = (strength > strength.max() / 2).nonzero().T
+    return [float(x.min()), float(y.min()), float(x.max()) + 1, float(y.max()) + 1]
+
+
+def augmented(transform: TrainTransform, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    return transform(draw(), BOXES, LABELS)
+
+
+def assert_boxes_are_where_the_pixels_are(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> None:
+    for box, label in zip(boxes_xyxy.tolist(), labels.tolist(), strict=True):
+        assert box == pytest.approx(find(image, label), abs=2)
+
+
+# -- size
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "short_side", "longest_side", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),  # x 5/3: 640 -> 1066.7
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((600, 1000), 800, 1333, (800, 1333)),  # x 1.333: 600 -> 799.8
+        ((400, 1600), 800, 1333, (333, 1333)),  # the longer side decides, x 0.833: 400 -> 333.25
+        ((1600, 2400), 800, 1333, (800, 1200)),
+        ((203, 317), 160, 1333, (160, 250)),  # x 0.788: 317 -> 249.9
+        ((375, 500), None, 1025, (769, 1025)),  # x 2.05: 375 -> 768.75
+        ((203, 317), None, 634, (406, 634)),
+        ((1, 1000), None, 100, (1, 100)),  # 0.1 would be no picture
+        ((3000, 2), 800, 1333, (1333, 1)),
+    ],
+)
+def test_sizes_worked_out_by_hand(
+    size_hw: tuple[int, int], short_side: int | None, longest_side: int, expected: tuple[int, int]
+) -> None:
+    assert resized_size(size_hw, short_side, longest_side) == expected
+
+
+@given(
+    size_hw=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    short_side=st.none() | st.integers(1, 1500),
+    longest_side=st.integers(1, 2000),
+)
+def test_size_is_the_largest_within_both_limits(
+    size_hw: tuple[int, int], short_side: int | None, longest_side: int
+) -> None:
+    new_hw = resized_size(size_hw, short_side, longest_side)
+
+    assert min(new_hw) >= 1
+    assert max(new_hw) <= longest_side
+    assert short_side is None or min(new_hw) <= short_side
+    assert max(new_hw) == longest_side or min(new_hw) == short_side
+
+
+@pytest.mark.parametrize("size_hw", [(17, 23), (90, 131)])
+def test_resizing_gives_the_pixels_of_pillow(size_hw: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    pillow = Image.fromarray(pixels).resize(size_hw[::-1], Image.Resampling.BILINEAR)
+
+    resized = resize(torch.from_numpy(pixels).permute(2, 0, 1), size_hw)
+
+    assert resized.dtype == torch.uint8
+    difference = resized.permute(1, 2, 0).int() - torch.from_numpy(np.array(pillow)).int()
+    assert difference.abs().max() <= 1
+
+
+def test_picture_of_the_right_size_is_not_touched() -> None:
+    image = draw()
+
+    assert resize(image, (130, 200)) is image
+
+
+@pytest.mark.parametrize(
+    ("short_side", "longest_side", "expected"),
+    [(65, 500, (65, 100)), (65, 50, (33, 50)), (None, 400, (260, 400))],
+)
+def test_evaluation_resizes_and_nothing_else(
+    short_side: int | None, longest_side: int, expected: tuple[int, int]
+) -> None:
+    image = EvalTransform(short_side, longest_side)(draw())
+
+    assert (image.dtype, tuple(image.shape[1:])) == (torch.uint8, expected)
+    scaled = BOXES[0] * (expected[1] / 200)
+    assert find(image, RED) == pytest.approx(scaled.tolist(), abs=1)
+
+
+# -- boxes follow pixels
+
+
+@pytest.mark.parametrize("longest_side", [100, 200, 331])
+def test_boxes_follow_resizing_without_augmentation(longest_side: int) -> None:
+    image, boxes, labels = augmented(TrainTransform(None, longest_side, horizontal_flip=False), 0)
+
+    assert image.shape[2] == longest_side
+    assert labels.tolist() == [RED, BLUE]
+    assert torch.allclose(boxes, BOXES * (longest_side / 200), atol=0.2)  # the height is rounded
+    assert_boxes_are_where_the_pixels_are(image, boxes, labels)
+
+
+def test_half_of_the_pictures_are_mirrored_with_their_boxes() -> None:
+    mirrored = torch.tensor([[115.0, 40.0, 140.0, 60.0], [70.0, 55.0, 90.0, 90.0]])  # 200 - x
+    results = [augmented(TrainTransform(None, 200), seed) for seed in range(40)]
+
+    for image, boxes, labels in results:
+        assert torch.equal(boxes, BOXES) or torch.equal(boxes, mirrored)
+        assert_boxes_are_where_the_pixels_are(image, boxes, labels)
+    assert 10 <= sum(torch.equal(boxes, mirrored) for _, boxes, _ in results) <= 30
+
+
+@pytest.mark.parametrize("short_side", [None, 104])
+def test_pictures_are_scaled_at_random_with_their_boxes(short_side: int | None) -> None:
+    results = [augmented(TrainTransform(short_side, 160, scale_min=0.5), seed) for seed in range(40)]
+
+    for image, boxes, labels in results:
+        assert_boxes_are_where_the_pixels_are(image, boxes, labels)
+    widths = [image.shape[2] for image, _, _ in results]
+    assert 80 <= min(widths) < 90
+    assert 150 < max(widths) <= 160
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "strong"])
+def test_boxes_follow_pixels_in_every_policy(policy: str) -> None:
+    transform = TrainTransform(None, 240, scale_min=0.7, augment=build_policy(policy))
+    results = [augmented(transform, seed) for seed in SEEDS]
+
+    for image, boxes, labels in results:
+        assert (image.dtype, boxes.dtype, labels.dtype) == (torch.uint8, torch.float32, torch.int64)
+        assert_boxes_are_where_the_pixels_are(image, boxes, labels)
+    assert sum(len(labels) for _, _, labels in results) > len(SEEDS)
+
+
+def test_boxes_follow_pixels_through_rotations_where_they_are_whole() -> None:
+    # A turned rectangle that the border cuts is smaller than its box cut there.
+    transform, num_compared = TrainTransform(None, 240, augment=build_policy("strong")), 0
+    for seed in range(30):
+        image, boxes, labels = augmented(transform, seed)
+        right_bottom = torch.tensor([image.shape[2], image.shape[1]])
+        whole = (boxes[:, :2] > 0).all(dim=1) & (boxes[:, 2:] < right_bottom).all(dim=1)
+        assert_boxes_are_where_the_pixels_are(image, boxes[whole], labels[whole])
+        num_compared += int(whole.sum())
+    assert num_compared >= 30
+
+
+def test_strong_policy_rotates_zooms_out_and_crops() -> None:
+    plain = TrainTransform(None, 200, horizontal_flip=False, augment=build_policy("strong"))
+    sides = torch.cat(
+        [(boxes[:, 2:] - boxes[:, :2]) for _, boxes, _ in (augmented(plain, s) for s in range(40))]
+    )
+
+    assert sides[:, 0].min() < 20 * 0.8  # smaller than drawn: zoomed out
+    assert sides[:, 0].max() > 25 * 1.4  # larger: cropped, then scaled to the same size
+
+
+@pytest.mark.parametrize(
+    ("angle", "expected"),
+    [
+        (0, [60, 40, 85, 60]),
+        (90, [40, 115, 60, 140]),  # against the clock: x, y -> y, 200 - x
+        (180, [115, 70, 140, 90]),
+        (270, [70, 60, 90, 85]),  # x, y -> 130 - y, x
+    ],
+)
+def test_quarter_turns_worked_out_by_hand(angle: int, expected: list[int]) -> None:
+    turn = Augmentation(geometry=v2.RandomRotation((angle, angle), expand=True))
+
+    image, boxes, _ = augmented(TrainTransform(None, 200, horizontal_flip=False, augment=turn), 0)
+
+    assert tuple(image.shape[1:]) == ((130, 200) if angle in (0, 180) else (200, 130))
+    assert boxes[0].tolist() == pytest.approx(expected, abs=1e-3)
+    assert find(image, RED) == expected
+
+
+def test_overhead_shows_a_picture_in_all_eight_poses() -> None:
+    # Red to blue is (47.5, 22.5): more across than down, so that every turn and mirror differs.
+    transform = TrainTransform(None, 200, horizontal_flip=False, augment=build_policy("overhead"))
+    poses, sizes_hw = set(), set()
+    for seed in range(60):
+        image, boxes, labels = augmented(transform, seed)
+        sizes_hw.add(tuple(image.shape[1:]))
+        if labels.tolist() == [RED, BLUE]:
+            x, y = (boxes[1].reshape(2, 2).mean(dim=0) - boxes[0].reshape(2, 2).mean(dim=0)).tolist()
+            poses.add((x > 0, y > 0, abs(x) > abs(y)))
+
+    assert len(poses) == 8
+    assert {(130, 200), (200, 130)} <= sizes_hw  # whole pictures, lying and upright
+
+
+def test_color_policy_leaves_boxes_alone_and_changes_pixels() -> None:
+    transform = TrainTransform(None, 200, horizontal_flip=False, augment=build_policy("color"))
+    results = [augmented(transform, seed) for seed in SEEDS]
+
+    assert all(torch.equal(boxes, BOXES) for _, boxes, _ in results)
+    assert len({tuple(image[:, 50, 70].tolist()) for image, _, _ in results}) > 5
+
+
+# -- which boxes stay
+
+
+def test_boxes_that_leave_the_picture_are_left_out() -> None:
+    boxes = torch.tensor(
+        [
+            [0.0, 0.0, 15.0, 15.0],  # outside of the crop, which is 20 to 80
+            [10.0, 30.0, 40.0, 50.0],  # two thirds inside
+            [10.0, 30.0, 22.0, 40.0],  # a sixth inside
+            [5.0, 30.0, 25.0, 50.0],  # a quarter inside
+            [30.0, 30.0, 70.0, 50.0],
+        ]
+    )
+    crop = Augmentation(geometry=v2.CenterCrop(60))
+    transform = TrainTransform(None, 60, horizontal_flip=False, augment=crop)
+
+    _, kept, labels = transform(draw(boxes[:0], LABELS[:0], (100, 100)), boxes, torch.arange(5))
+
+    assert labels.tolist() == [1, 4]
+    assert kept.tolist() == [[0, 10, 20, 30], [10, 10, 50, 30]]
+
+
+@pytest.mark.parametrize(("min_area", "expected"), [(0.0, [0, 1, 2]), (25.0, [0, 1]), (25.5, [0])])
+def test_boxes_that_are_too_small_after_resizing_are_left_out(min_area: float, expected: list[int]) -> None:
+    boxes = torch.tensor([[0.0, 0.0, 12.0, 12.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 42.0, 10.0]])
+    transform = TrainTransform(None, 50, horizontal_flip=False, min_area=min_area)  # areas become 36, 25, 5
+
+    _, kept, labels = transform(draw(boxes[:0], LABELS[:0], (100, 100)), boxes, torch.arange(3))
+
+    assert labels.tolist() == expected
+    assert torch.equal(kept, boxes[expected] / 2)
+
+
+def test_boxes_without_area_are_left_out() -> None:
+    # Without width; inverted in both sides (whose product is positive); inverted in one.
+    boxes = torch.tensor([[50.0, 50.0, 50.0, 60.0], [60.0, 60.0, 50.0, 50.0], [60.0, 50.0, 40.0, 70.0]])
+
+    _, kept, labels = TrainTransform(None, 100)(draw(), boxes, torch.arange(3))
+
+    assert (tuple(kept.shape), labels.tolist()) == ((0, 4), [])
+
+
+@pytest.mark.parametrize("policy", [False, *POLICIES])
+@pytest.mark.parametrize("size_hw", [(130, 200), (1, 1), (1, 60)])
+def test_pictures_without_boxes_survive_every_policy(policy: bool | str, size_hw: tuple[int, int]) -> None:
+    transform = TrainTransform(None, 64, scale_min=0.5, augment=build_policy(policy))
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        image, boxes, labels = transform(draw(BOXES[:0], LABELS[:0], size_hw), BOXES[:0], LABELS[:0])
+
+        assert (image.dtype, len(image)) == (torch.uint8, 3)
+        assert 32 <= max(image.shape[1:]) <= 64
+        assert (tuple(boxes.shape), tuple(labels.shape)) == ((0, 4), (0,))
+
+
+# -- names
+
+
+def test_policies_are_the_ones_that_the_settings_name() -> None:
+    _, literal = get_args(TrainConfig.model_fields["augmentation"].annotation)
+
+    assert tuple(POLICIES) == get_args(literal)
+
+
+def test_true_is_the_standard_policy_and_false_none() -> None:
+    assert build_policy(False) == Augmentation()
+    assert repr(build_policy(True)) == repr(build_policy("standard"))
+    assert build_policy("standard").geometry is not None
+    assert build_policy("color").geometry is None
+
+
+def test_unknown_policy_is_told_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as error:
+        build_policy("mosaic")
+
+    assert str(error.value).splitlines() == [
+        '"augmentation": there is no policy "mosaic"',
+        "  fix: one of color, standard, strong, overhead",
+    ]
