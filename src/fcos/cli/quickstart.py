@@ -55,8 +55,9 @@ def command(out: Path, seed: int, num_train: int, num_eval: int, overrides: tupl
     precision = ["precision=bf16"] if find_hardware().has_bf16 else []
     config = load_config(out / "train.json", [f"run_folder={out / 'run'}", *precision, *overrides])
     run = train(config)
-    if run.finished:
-        _show(run.folder, Path(config.list_eval), Path(config.root_eval))
+    if not run.finished:
+        raise click.exceptions.Exit(run.exit_code)
+    _show(run.folder, Path(config.list_eval), Path(config.root_eval))
 
 
 def _show(run: Path, list_eval: Path, root_eval: Path) -> None:

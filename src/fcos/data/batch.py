@@ -68,11 +68,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sizes_hw)
 
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device (does not wait for the copy)."""
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> Batch:
+        """The same on another device (does not wait for the copy), pixels in this order."""
         return replace(
             self,
-            images=self.images.to(device, non_blocking=True),
+            images=self.images.to(device, non_blocking=True, memory_format=memory_format),
             sizes_hw=self.sizes_hw.to(device, non_blocking=True),
             ground_truth=tuple(truth.to(device) for truth in self.ground_truth),
             original_sizes_hw=self.original_sizes_hw.to(device, non_blocking=True),

@@ -34,16 +34,14 @@ def detect(
         channels_last: memory order of the images.
         on_batch: called with the number of images done, for a progress bar.
     """
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     was_training = model.training
     model.eval()
     found: list[tuple[int, ImageDetections]] = []
     for batch in batches:
-        batch = batch.to(model.pixel_mean.device)
-        images = batch.images
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        output = model(images, batch.sizes_hw)
-        grid = model.grid((images.shape[2], images.shape[3]))
+        batch = batch.to(model.pixel_mean.device, memory_format)
+        output = model(batch.images, batch.sizes_hw)
+        grid = model.grid((batch.images.shape[2], batch.images.shape[3]))
         detections = postprocess(output, grid, batch.sizes_hw, batch.original_sizes_hw)
         on_cpu = [ImageDetections(*(part.cpu() for part in image)) for image in detections]
         found.extend(zip(batch.image_ids, on_cpu, strict=True))

@@ -102,8 +102,8 @@ class Trainer:
         )
         self.meter = Meter(config.nbatch_train)
 
-        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = self.model.to(self.fabric.device).to(memory_format=memory_format)
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
         self.ema = Ema(self.model, config.ema_decay) if config.ema_decay else None
         # `network` is what runs in training (compiled, wrapped); `model` is the module that it shares
         # weights with, and what is evaluated and saved.
@@ -162,7 +162,7 @@ class Trainer:
             start_step=self.state.step,
         )
         for batch in loader:
-            yield batch.to(self.fabric.device)
+            yield batch.to(self.fabric.device, self.memory_format)
 
     def _optimizer_step(self, window: list[Batch], stop: StopSignal) -> tuple[StepReport, bool]:
         """One step over a window of micro-batches; also whether any device was asked to stop."""
@@ -172,11 +172,8 @@ class Trainer:
 
         losses = torch.zeros(3, device=fabric.device)
         for i, (batch, (grid, targets)) in enumerate(zip(window, assigned, strict=True)):
-            images = batch.images
-            if config.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
             with fabric.no_backward_sync(self.network, enabled=i < len(window) - 1):
-                output = self.network(images, batch.sizes_hw)
+                output = self.network(batch.images, batch.sizes_hw)
                 parts = self.loss(output, grid, targets, normalizers)
                 # DDP averages gradients over devices; the normalizers are sums over devices.
                 fabric.backward(parts.total() * fabric.world_size)
