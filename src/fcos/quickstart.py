@@ -33,7 +33,7 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
     "pretrain": True,
     "epoches": 2,
     "nbatch_train": 4,
-    "lr_base": 0.0006,
+    "lr_base": 0.001,
     "nbatch_eval": 8,
     "view_size": 320,
     "short_side": 240,
