@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +48,12 @@ def command(
     Exit code 1 if something cannot be used; training refuses such a data set unless skip_invalid=true.
     """
     from fcos.data.check import check
+    from fcos.engine.log import track
 
     parts = _read_parts(sources, root, names, format)
     num_bad = 0
     for title, part in parts:
-        report = check(part, decode=not headers_only, track=_track)
+        report = check(part, decode=not headers_only, track=partial(track, what="reading pictures"))
         _print_report(title, part, report)
         num_bad += bool(report.problems)
     if len(parts) > 1:
@@ -114,17 +115,6 @@ def _names(name_file: Path) -> tuple[str, ...]:
     if not had_background:
         click.echo(f"note: {name_file} does not start with 'background'; its first line is taken as a class")
     return names
-
-
-def _track(results: Iterable[Any], total: int) -> Iterable[Any]:
-    """Show progress on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(
-        results, "reading pictures", total, console=console, transient=True, disable=not console.is_terminal
-    )
 
 
 def _print_report(title: str, annotations: Annotations, report: CheckReport) -> None:
