@@ -12,7 +12,7 @@ from fcos.errors import DatasetError
 from fcos.propose import Hardware, find_hardware, picture_sizes, propose, propose_data, write_split
 
 CPU = Hardware(num_cores=2)
-GPU = Hardware(num_cores=16, num_gpus=1, gpu_memory_gb=80.0, has_bf16=True)
+GPU = Hardware(num_cores=16, num_gpus=1, gpu_memory_gb=80.0, bf16_is_faster=True)
 
 
 def make(

@@ -98,7 +98,7 @@ def build_train_loader(
     config: TrainConfig, annotations: Annotations, *, micro_batch: int, rank: int, world: int, start_step: int
 ) -> DataLoader[Batch]:
     """Endless micro-batches of one device, from an optimizer step on."""
-    dataset = TrainDataset(annotations, build_train_transform(config), config.seed)
+    dataset = TrainDataset(annotations, build_train_transform(config), config.seed, config.nbatch_train)
     sampler = StreamSampler(
         len(annotations), config.nbatch_train, micro_batch, config.seed, rank, world, start_step
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,13 @@ class Hardware:
         num_cores: processor cores that this process may use.
         num_gpus: CUDA devices.
         gpu_memory_gb: memory of the smallest of them.
-        has_bf16: whether they (without GPUs: the processor) compute in bfloat16 natively.
+        bf16_is_faster: whether they (without GPUs: the processor) train faster in bfloat16.
     """
 
     num_cores: int
     num_gpus: int = 0
     gpu_memory_gb: float = 0.0
-    has_bf16: bool = False
+    bf16_is_faster: bool = False
 
     def __str__(self) -> str:
         if not self.num_gpus:
@@ -70,20 +71,28 @@ def find_hardware() -> Hardware:
     allowed = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     num_cores = len(allowed(0)) if allowed else os.cpu_count() or 1
     if not torch.cuda.is_available():
-        return Hardware(num_cores, has_bf16=_processor_has_bf16())
+        return Hardware(num_cores, bf16_is_faster=_processor_prefers_bf16())
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in gpus) / 2**30
     return Hardware(num_cores, len(gpus), memory, torch.cuda.is_bf16_supported())
 
 
-def _processor_has_bf16() -> bool:
-    # Elsewhere torch emulates bfloat16, which is slower than float32. torch offers no public question for it.
+def _processor_prefers_bf16() -> bool:
+    """Measured, in a tenth of a second: of two processors that both have the instructions, one computed a
+    convolution a third faster in bfloat16, the other at half the speed of float32."""
     import torch
 
-    asked = [
-        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
-    return any(bool(question()) for question in asked if question is not None)
+    def seconds(number_format: torch.dtype) -> float:
+        conv = torch.nn.Conv2d(96, 96, 3, padding=1).to(number_format)
+        image = torch.zeros(4, 96, 40, 56, dtype=number_format, requires_grad=True)
+        times = []
+        for _ in range(5):
+            started_at = time.perf_counter()
+            conv(image).sum().backward()
+            times.append(time.perf_counter() - started_at)
+        return min(times)
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -295,11 +304,11 @@ def _batch(num_pictures: int, preset: str, hardware: Hardware, pixels: int) -> I
 
 
 def _speed(hardware: Hardware) -> Iterator[Proposal]:
-    if hardware.has_bf16:
+    if hardware.bf16_is_faster:
         faster = (
             "this GPU is about twice as fast in it"
             if hardware.num_gpus
-            else "a third faster on this processor"
+            else "measured to be faster on this processor"
         )
         yield Proposal("precision", "bf16", faster)
     if hardware.num_gpus:

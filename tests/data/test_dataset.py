@@ -9,7 +9,7 @@ from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.dataset import EvalDataset, TrainDataset, read_sample
-from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
+from fcos.data.transforms import Augmentation, EvalTransform, TrainTransform, build_policy
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def test_crowds_are_no_targets_and_boxes_end_at_the_border(annotations: Annotati
 
 
 def test_same_place_in_the_stream_gives_the_same_sample(annotations: Annotations) -> None:
-    dataset = TrainDataset(annotations, random_transform(), seed=3)
+    dataset = TrainDataset(annotations, random_transform(), seed=3, batch_size=4)
     first = dataset[0, 17]
     torch.rand(5)  # the state of the world does not matter
-    again = TrainDataset(annotations, random_transform(), seed=3)[0, 17]
+    again = TrainDataset(annotations, random_transform(), seed=3, batch_size=4)[0, 17]
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.ground_truth.boxes_xyxy, again.ground_truth.boxes_xyxy)
     assert first.position == 17
@@ -50,7 +50,9 @@ def test_same_place_in_the_stream_gives_the_same_sample(annotations: Annotations
 
 def test_other_place_or_seed_gives_another_sample(annotations: Annotations) -> None:
     samples = [
-        TrainDataset(annotations, random_transform(), seed=seed)[0, p] for seed in (0, 1) for p in (0, 1)
+        TrainDataset(annotations, random_transform(), seed=seed, batch_size=4)[0, p]
+        for seed in (0, 1)
+        for p in (0, 1)
     ]
     pixels = {(tuple(sample.image.shape), sample.image.float().mean().item()) for sample in samples}
     assert len(pixels) == 4
@@ -58,12 +60,12 @@ def test_other_place_or_seed_gives_another_sample(annotations: Annotations) -> N
 
 def test_sample_leaves_the_random_state_as_it_was(annotations: Annotations) -> None:
     state = torch.get_rng_state()
-    TrainDataset(annotations, random_transform(), seed=0)[0, 0]
+    TrainDataset(annotations, random_transform(), seed=0, batch_size=4)[0, 0]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_picture_without_boxes_is_a_sample(annotations: Annotations) -> None:
-    sample = TrainDataset(annotations, random_transform(), seed=0)[1, 4]
+    sample = TrainDataset(annotations, random_transform(), seed=0, batch_size=4)[1, 4]
     assert sample.ground_truth.boxes_xyxy.shape == (0, 4)
     assert sample.ground_truth.labels.shape == (0,)
     assert sample.original_size_hw == (50, 30)
@@ -76,3 +78,13 @@ def test_evaluation_only_resizes(annotations: Annotations) -> None:
     assert sample.image.shape == (3, 80, 120)
     assert sample.original_size_hw == (40, 60)
     assert len(sample.ground_truth.labels) == 0
+
+
+def test_pictures_of_a_step_are_turned_alike(annotations: Annotations) -> None:
+    transform = TrainTransform(None, 64, augment=Augmentation(quarter_turns=True))
+    dataset = TrainDataset(annotations, transform, seed=0, batch_size=4)
+
+    upright = [[dataset[0, 4 * step + k].image.shape[1] > 43 for k in range(4)] for step in range(12)]
+
+    assert all(len(set(step)) == 1 for step in upright)
+    assert 2 <= sum(step[0] for step in upright) <= 10

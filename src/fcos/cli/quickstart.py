@@ -52,7 +52,7 @@ def command(out: Path, seed: int, num_train: int, num_eval: int, overrides: tupl
     from fcos.engine.run import train
     from fcos.propose import find_hardware
 
-    precision = ["precision=bf16"] if find_hardware().has_bf16 else []
+    precision = ["precision=bf16"] if find_hardware().bf16_is_faster else []
     config = load_config(out / "train.json", [f"run_folder={out / 'run'}", *precision, *overrides])
     run = train(config)
     if not run.finished:

@@ -19,10 +19,14 @@ class TrainDataset(Dataset[Sample]):
         annotations: of the training images; crowd regions are no targets.
         transform: resizing and augmentation.
         seed: of the augmentation.
+        batch_size: images of one optimizer step; what augmentation draws for a whole step, they share.
     """
 
-    def __init__(self, annotations: Annotations, transform: TrainTransform, seed: int) -> None:
-        self.annotations, self.transform, self.seed = annotations, transform, seed
+    def __init__(
+        self, annotations: Annotations, transform: TrainTransform, seed: int, batch_size: int
+    ) -> None:
+        self.annotations, self.transform = annotations, transform
+        self.seed, self.batch_size = seed, batch_size
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -33,11 +37,16 @@ class TrainDataset(Dataset[Sample]):
         image, truth = read_sample(record)
         original_size = (image.shape[1], image.shape[2])
         with torch.random.fork_rng(devices=[]):
+            turned = self.transform.augment.quarter_turns and self._turns(position // self.batch_size)
             torch.manual_seed(stream_seed(self.seed, position))
-            image, boxes, labels = self.transform(image, truth.boxes_xyxy, truth.labels)
+            image, boxes, labels = self.transform(image, truth.boxes_xyxy, truth.labels, turned=turned)
         return Sample(
             image.contiguous(), GroundTruth(boxes, labels), record.image_id, original_size, position
         )
+
+    def _turns(self, step: int) -> bool:
+        """Whether the pictures of a step are turned; another stream of seeds than that of positions."""
+        return stream_seed(self.seed, -1 - step) % 2 == 1
 
 
 class EvalDataset(Dataset[Sample]):
