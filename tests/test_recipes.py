@@ -1,0 +1,150 @@
+"""What decides the papers' numbers, read from the files of `configs/` and from what they build."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fcos.build import build_assigner, build_loss, build_model, build_optimizer, build_postprocess
+from fcos.config import TrainConfig, load_config
+from fcos.engine.schedule import Schedule
+from fcos.model.fcos import FCOS
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+COCO_IMAGES = 118_287
+
+
+def recipe(name: str) -> TrainConfig:
+    return load_config(CONFIGS / f"{name}.json")
+
+
+def schedule(config: TrainConfig) -> Schedule:
+    total_steps = math.ceil(config.epoches * COCO_IMAGES / config.nbatch_train)
+    return Schedule(total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma)
+
+
+@pytest.fixture(scope="module")
+def r50() -> FCOS:
+    torch.manual_seed(0)
+    return build_model(recipe("coco_r50_1x"), 80)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "backbone", "quality", "scale_min"),
+    [
+        ("coco_r50_1x", 12, "resnet50", "centerness", 1.0),
+        ("coco_r50_iou_1x", 12, "resnet50", "iou", 1.0),
+        ("coco_r50_2x_ms", 24, "resnet50", "centerness", 0.8),
+        ("coco_r101_2x_ms", 24, "resnet101", "centerness", 0.8),
+    ],
+)
+def test_recipe_of_the_papers(name: str, epochs: int, backbone: str, quality: str, scale_min: float) -> None:
+    config = recipe(name)
+
+    assert (config.epoches, config.backbone, config.quality) == (epochs, backbone, quality)
+    assert (config.short_side, config.view_size, config.img_scale_min) == (800, 1333, scale_min)
+    assert (config.nbatch_train, config.lr_base, config.optimizer) == (16, 0.01, "sgd")
+    assert (config.momentum, config.weight_decay, config.grad_clip) == (0.9, 1e-4, 0.0)
+    assert (config.strides, config.regress_ranges) == ([8, 16, 32, 64, 128], [64, 128, 256, 512])
+    assert (config.freeze_bn, config.freeze_stages, config.boxarea_th) == (True, 1, 0)
+    assert (config.fpn_channels, config.head_channels, config.head_convs) == (256, 256, 4)
+    assert config.augmentation is False
+    assert config.horizontal_flip
+
+
+@pytest.mark.parametrize(
+    ("name", "falls"), [("coco_r50_1x", (60_000, 80_000)), ("coco_r50_2x_ms", (120_000, 160_000))]
+)
+def test_rate_falls_after_the_images_of_the_papers(name: str, falls: tuple[int, int]) -> None:
+    rate = schedule(recipe(name)).factor
+    first, second = falls
+
+    # 12 epochs of train2017 are 88,716 steps of 16, the papers' 1x 90,000: a fiftieth either way.
+    assert (rate(round(first * 0.98)), rate(round(first * 1.02))) == pytest.approx((1, 0.1))
+    assert (rate(round(second * 0.97)), rate(round(second * 1.02))) == pytest.approx((0.1, 0.01))
+    assert (rate(0), rate(249), rate(499)) == pytest.approx((1 / 500, 0.5, 1))
+
+
+def test_rate_falls_after_as_many_images_with_half_the_batch() -> None:
+    half = recipe("coco_r50_1x").model_copy(update={"nbatch_train": 8})
+
+    assert schedule(half).factor(2 * 58_500) == 1
+    assert schedule(half).factor(2 * 61_000) == pytest.approx(0.1)
+
+
+def test_fresh_head_gives_the_prior_everywhere(r50: FCOS) -> None:
+    output = r50.eval()(torch.zeros(1, 3, 128, 128, dtype=torch.uint8), torch.tensor([[128, 128]]))
+
+    assert output.logits.sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_head_starts_as_in_the_papers(r50: FCOS) -> None:
+    convolutions = [module for module in r50.head.modules() if isinstance(module, nn.Conv2d)]
+    weights = torch.cat([conv.weight.flatten() for conv in convolutions])
+
+    assert len(convolutions) == 2 * 4 + 3
+    assert weights.std().item() == pytest.approx(0.01, rel=0.01)
+    assert r50.head.scales.tolist() == [1.0] * 5
+    norms = [module for module in r50.head.modules() if isinstance(module, nn.GroupNorm)]
+    assert [(norm.num_groups, norm.num_channels) for norm in norms] == [(32, 256)] * 8
+
+
+def test_biases_and_norms_have_no_weight_decay(r50: FCOS) -> None:
+    decayed, free = build_optimizer(recipe("coco_r50_1x"), r50).param_groups
+
+    assert (decayed["weight_decay"], free["weight_decay"]) == (1e-4, 0)
+    assert (decayed["lr"], decayed["momentum"]) == (0.01, 0.9)
+    in_free = {id(parameter) for parameter in free["params"]}
+    for module in r50.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.GroupNorm):
+            assert {id(own["weight"]), id(own["bias"])} <= in_free
+        elif isinstance(module, nn.Conv2d) and own["weight"].requires_grad:
+            assert id(own["weight"]) not in in_free
+
+
+def test_stem_first_stage_and_batch_norm_are_frozen(r50: FCOS) -> None:
+    trained = {name for name, parameter in r50.backbone.body.named_parameters() if parameter.requires_grad}
+
+    assert not any(name.startswith(("conv1", "bn1", "layer1")) or ".bn" in name for name in trained)
+    assert any(name.startswith("layer2") for name in trained)
+
+
+def test_targets_losses_and_scores_follow_the_papers() -> None:
+    config = recipe("coco_r50_1x")
+    assigner, loss, postprocess = build_assigner(config), build_loss(config), build_postprocess(config)
+
+    assert (tuple(assigner.regress_ranges), assigner.center_radius) == ((64, 128, 256, 512), 1.5)
+    assert (loss.quality, loss.box, loss.alpha, loss.gamma) == ("centerness", "giou", 0.25, 2.0)
+    assert (postprocess.score_threshold, postprocess.nms_iou) == (0.05, 0.6)
+    assert (postprocess.candidates_per_level, postprocess.detections_per_image) == (1000, 100)
+    assert build_loss(recipe("coco_r50_iou_1x")).quality == "iou"
+
+
+def test_real_time_recipe_has_three_levels() -> None:
+    config = recipe("coco_rt_r50")
+    model = build_model(config, 80)
+
+    output = model(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96]]))
+
+    assert (config.short_side, config.view_size) == (512, 736)
+    assert output.logits.shape == (1, 8 * 12 + 4 * 6 + 2 * 3, 80)
+    assert build_assigner(config).regress_ranges == (64, 128)
+
+
+@pytest.mark.parametrize("name", ["coco_seed_1x", "coco_seed_2x", "voc_seed"])
+def test_recipe_of_the_seed(name: str) -> None:
+    config = recipe(name)
+
+    assert (config.model, config.view_size, config.short_side, config.quality) == (
+        "fcos_seed",
+        1025,
+        None,
+        "none",
+    )
+    assert (config.nbatch_train, config.lr_base, config.grad_clip, config.boxarea_th) == (16, 0.01, 3, 32)
+    assert config.img_scale_min == 0.8
