@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -516,3 +517,22 @@ def test_named_policies_are_those_that_exist() -> None:
 
     words = expects("augmentation")
     assert words == "true or false or " + " or ".join(f'"{name}"' for name in POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate", "origin"),
+    [
+        ({}, 0.01, "default"),
+        ({"nbatch_train": 16}, 0.01, "default"),
+        ({"nbatch_train": 4}, 0.0025, "in proportion to nbatch_train: 0.01 for 16"),
+        ({"model": "fcos_lite0", "nbatch_train": 4}, 0.0005, "in proportion to nbatch_train: 0.001 for 8"),
+        ({"nbatch_train": 4, "lr_base": 0.01}, 0.01, "dict"),
+    ],
+)
+def test_rate_that_nobody_chose_is_in_proportion_to_the_batch(
+    settings: dict[str, Any], rate: float, origin: str
+) -> None:
+    config = load_config(settings)
+
+    assert config.lr_base == pytest.approx(rate)
+    assert config.origin("lr_base") == origin

