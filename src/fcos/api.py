@@ -209,7 +209,8 @@ class Detector:
         size = batch_size or (1 if self.device.type == "cpu" else BATCH_SIZE_OF_GPU)
         config = self.config.model_copy(update={"nbatch_eval": size})
         loader = build_eval_loader(config, annotations)
-        return result_rows(detect(self.model, self._postprocess, loader, on_batch=on_batch), annotations)
+        found = detect(self.model, self._postprocess, loader, on_batch=on_batch)
+        return result_rows(found, annotations, inclusive_boxes=self._postprocess.inclusive_boxes)
 
     def _predict_batch(self, images: list[Tensor], score_threshold: float | None) -> list[Detections]:
         nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))

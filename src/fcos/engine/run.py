@@ -22,7 +22,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.check import check, common_pictures, drop_invalid
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
-from fcos.data.transforms import resized_size
+from fcos.data.resize import resized_size
 from fcos.engine.checkpoint import check_same_settings, load_checkpoint
 from fcos.engine.devices import build_fabric, launched
 from fcos.engine.log import track
@@ -31,6 +31,7 @@ from fcos.engine.train import Trainer
 from fcos.errors import ConfigError
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.weights import ModelCard
+from fcos.rules import RULES
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def usable(annotations: Annotations, what: str, config: TrainConfig, fabric: Fab
 def left_out(annotations: Annotations, config: TrainConfig) -> str:
     """How many boxes are smaller than `boxarea_th` at full size, in words."""
     sizes = annotations.sizes_hw.tolist()
-    resized = [resized_size((height, width), config.short_side, config.view_size) for height, width in sizes]
+    rule = RULES[config.rules].size
+    resized = [resized_size((h, w), config.short_side, config.view_size, rule) for h, w in sizes]
     scale_hw = np.array(resized).reshape(-1, 2) / annotations.sizes_hw
     scale_xy = np.repeat(scale_hw[:, ::-1], np.diff(annotations.first_box), axis=0)
     sides = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]) * scale_xy

@@ -35,6 +35,7 @@ class ModelCard:
         metrics: of the evaluation that chose it: map_mean, map_50, map_75, epoch.
         versions: of the libraries that wrote it.
         format_version: of this file format.
+        origin: the code base that trained the weights; empty: this one.
     """
 
     settings: dict[str, Any]
@@ -44,6 +45,7 @@ class ModelCard:
     metrics: dict[str, float | int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    origin: str = ""
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
