@@ -18,7 +18,7 @@ from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.batch import GroundTruth, Sample, collate
 from fcos.data.check import check, drop_invalid
-from fcos.data.classes import with_classes_of
+from fcos.data.classes import is_no_class, with_classes_of
 from fcos.data.formats import read_annotations
 from fcos.data.image import read_image, to_pixels
 from fcos.data.loader import PADDING_MULTIPLE
@@ -46,6 +46,7 @@ class Detector:
         model: the network, in evaluation mode, on the device.
         config: the settings that the model file carries.
         class_names: of each label, without background.
+        category_ids: of each label, as in the data that the model was trained on.
         threshold: score from which detections are worth showing (best F1 on the evaluation list).
         path: the model file.
     """
@@ -54,6 +55,7 @@ class Detector:
         self.model = loaded.model.to(device)
         self.config = loaded.config
         self.class_names = loaded.card.class_names
+        self.category_ids = loaded.card.category_ids
         self.threshold = loaded.card.threshold
         self.path = loaded.path
         self._transform = build_eval_transform(loaded.config)
@@ -69,10 +71,11 @@ class Detector:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str | Sequence[int] = "auto") -> Detector:
-        """The best model of a run folder, or a model file.
+        """The best model of a run folder, a model file, or a published file of another code base.
 
         Args:
-            source: a run folder or a `*.safetensors` file.
+            source: a run folder, a `*.safetensors` file of ours, or a `*.pth` file of AdelaiDet, detectron2,
+                MMDetection, the official code or torchvision, which is used as its authors do.
             device: "auto", "cpu", "cuda", "mps", or a list with a GPU number.
         """
         chosen = torch_device(device if isinstance(device, str) else list(device))
@@ -181,9 +184,9 @@ class Detector:
         folder = None if root is None else Path(root)
         known = recognise(source, folder) if format == "auto" else format
         if names is None and known != "coco":  # COCO's file lists its classes; the others lack some or all
-            names = self.class_names
+            names = [name for name in self.class_names if not is_no_class(name)]
         annotations = read_annotations(source, root=folder, names=names, format=known)
-        annotations = with_classes_of(annotations, self.class_names)
+        annotations = with_classes_of(annotations, self.class_names, self.category_ids)
         report = check(annotations)
         if not skip_invalid:
             report.raise_problems()

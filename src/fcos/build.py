@@ -178,14 +178,14 @@ class LoadedModel:
         config: its settings.
         card: what else the file says.
         path: of the file.
-        ignored: names of tensors in the file that nothing needs.
+        notes: what was assumed of a file of another code base.
     """
 
     model: FCOS
     config: TrainConfig
     card: ModelCard
     path: Path
-    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def model_file_of(source: Path) -> Path:
@@ -217,7 +217,7 @@ def load_model(source: Path | str) -> LoadedModel:
     config = _settings_of(card, path)
     model = build_model(config, len(file.class_names))
     model.load_state_dict(file.tensors_for(model.state_dict()))
-    return LoadedModel(model.eval(), config, card, path, file.ignored)
+    return LoadedModel(model.eval(), config, card, path, file.notes)
 
 
 def _settings_of(card: ModelCard, path: Path) -> TrainConfig:

@@ -59,6 +59,15 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None
         partial.unlink(missing_ok=True)
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether a file has our card."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "fcos" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """The card and the tensors of a model file."""
     try:

@@ -27,7 +27,7 @@ PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 PICKLE_SUFFIXES = (".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt")
 
 ONLY_TENSORS = (
-    "files are opened without running code from them. Where you trust this one, write its tensors alone: "
+    "only tensors are loaded, never code. Where you trust this one, write its tensors alone: "
     "python -c \"import torch; c = torch.load('in.pth', weights_only=False); "
     "torch.save(c.get('state_dict', c.get('model', c)), 'out.pth')\" in an environment that has its library"
 )
@@ -90,24 +90,18 @@ def load_without_code(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise WeightsError(f"there is no weight file {path}", fix="correct the path") from None
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)|type (?:of )?([\w.]+)", str(error))
-        kind = f" ({wanted.group(1) or wanted.group(2)})" if wanted else ""
-        raise WeightsError(
-            f"{path.name} holds more than tensors: to open it, code would have to run{kind}",
-            where=str(path),
-            fix=ONLY_TENSORS,
-        ) from None
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds more than tensors, {wanted.group(1)}" if wanted else str(error).partition("\n")[0]
+        raise unreadable(path, reason, ONLY_TENSORS) from None
     except Exception as error:  # torch, zipfile and safetensors each raise kinds of their own
         first_line = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"{path.name} cannot be read as a weight file: {type(error).__name__}: {first_line}",
-            where=str(path),
-            fix="download or copy it again; it should be a .pth file of torch, or .safetensors",
-        ) from error
+        fix = f"it should be a .pth file of torch, or .safetensors; {ONLY_TENSORS}"
+        raise unreadable(path, f"{type(error).__name__}: {first_line}", fix) from error
     if not isinstance(content, dict):
-        raise WeightsError(
-            f"{path.name} holds a {type(content).__name__}, not weights by name",
-            where=str(path),
-            fix=ONLY_TENSORS,
-        )
+        raise unreadable(path, f"it holds a {type(content).__name__}, not weights by name", ONLY_TENSORS)
     return content
+
+
+def unreadable(path: Path, reason: str, fix: str) -> WeightsError:
+    """The error for a file that is no file of tensors."""
+    return WeightsError(f"{path.name} cannot be read as a weight file: {reason}", where=str(path), fix=fix)

@@ -53,7 +53,7 @@ class Published:
         settings: ours, that make the network and use it as its authors do.
         class_names: of each output.
         category_ids: of each output, as their results files have it.
-        ignored: names of tensors in the file that nothing needs.
+        notes: what was assumed or left aside, in sentences.
         path: of the file.
     """
 
@@ -61,7 +61,7 @@ class Published:
     settings: dict[str, Any]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    ignored: tuple[str, ...]
+    notes: tuple[str, ...]
     path: Path
     _tensors: Mapping[str, Tensor] = field(repr=False)
     _layout: Layout = field(repr=False)
@@ -144,14 +144,26 @@ def read_published(path: Path) -> Published:
         problems = ["its backbone is not a ResNet or ResNeXt that timm has"]
     if problems or backbone is None:
         raise _does_not_fit(path, layout.origin, problems)
-    profiled, takes_bgr = profile(layout, backbone["backbone"], tensors, file.about, path.name)
-    settings = {**backbone, **architecture_settings(shape), **profiled, "rules": layout.rules}
+    taken = profile(layout, backbone["backbone"], tensors, file.about, path.name)
+    settings = {**backbone, **architecture_settings(shape), **taken.settings, "rules": layout.rules}
     preset = {"resnet18": "fcos_r18", "resnet101": "fcos_r101"}.get(backbone["backbone"], "fcos_r50")
     num_classes = len(tensors[layout.translate("head.logits.weight")])
     names, ids = class_names_of(layout, num_classes, file.about)
-    ignored = tuple(key for key in tensors if is_harmless(key) and not key.endswith("num_batches_tracked"))
+    notes = list(taken.notes)
+    if names == _numbered(num_classes):
+        notes.append("the file names no classes: `fcos import --names` can")
+    if aside := [key for key in tensors if is_harmless(key) and not key.endswith("num_batches_tracked")]:
+        notes.append(f"tensors that nothing needs: {', '.join(aside)}")
     return Published(
-        layout.origin, {"model": preset, **settings}, names, ids, ignored, path, tensors, layout, takes_bgr
+        layout.origin,
+        {"model": preset, **settings},
+        names,
+        ids,
+        tuple(notes),
+        path,
+        tensors,
+        layout,
+        taken.takes_bgr,
     )
 
 

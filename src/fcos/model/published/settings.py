@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -91,10 +91,24 @@ def architecture_settings(shape: Shape) -> dict[str, Any]:
     }
 
 
+class Profile(NamedTuple):
+    """What the tensors do not show.
+
+    Attributes:
+        settings: ours.
+        takes_bgr: the network takes blue, green, red.
+        notes: what was assumed, in sentences.
+    """
+
+    settings: dict[str, Any]
+    takes_bgr: bool
+    notes: tuple[str, ...] = ()
+
+
 def profile(
     layout: Layout, backbone: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any], name: str
-) -> tuple[dict[str, Any], bool]:
-    """The rest of the settings, and whether the network takes BGR.
+) -> Profile:
+    """How the weights are used, besides what their shapes show.
 
     Args:
         layout: the code base.
@@ -103,8 +117,6 @@ def profile(
         about: what else the file holds.
         name: of the file.
     """
-    if layout.rules == "torchvision":
-        return {**improved(), **_torchvision()}, False
     is_resnet = backbone.startswith("resnet")
     mean = CAFFE_MEAN if layout.rules == "official" else DETECTRON_MEAN
     settings: dict[str, Any] = {
@@ -113,19 +125,28 @@ def profile(
         "pixel_std": [1.0, 1.0, 1.0],
         **improved(),
     }
+    if layout.rules == "torchvision":
+        return Profile(settings | _torchvision(), takes_bgr=False)
     if layout.rules == "mmdetection":
         has_bias = "bbox_head.reg_convs.0.conv.bias" in tensors
         return _mmdetection(settings, config_text(about), has_bias=has_bias, is_resnet=is_resnet)
-    if layout.rules == "detectron2":
-        settings |= {"threshold_on": "score", "score_threshold": 0.2}
-    if layout.rules == "official" and is_first_version(name):
-        settings |= first_version()
-    if layout.rules == "adelaidet" and re.search(r"(^|[_\W])iou([_\W]|$)", name.lower()):
-        settings["quality"] = "iou"
-    if layout.rules != "official" and "pixel_mean" in tensors and "pixel_std" in tensors:
+    if layout.rules == "official":
+        if is_first_version(name):
+            note = "by its name it is of the first paper: exp, and centerness beside the classes"
+            return Profile(settings | first_version(), True, (note,))
+        note = "taken as of the improved paper, which its name does not deny (FCOS_R_50... would)"
+        return Profile(settings, True, (note,))
+    if "pixel_mean" in tensors and "pixel_std" in tensors:
         for key in ("pixel_mean", "pixel_std"):
             settings[key] = tensors[key].flatten().flip(0).tolist()
-    return settings, True
+    if layout.rules == "detectron2":
+        return Profile(settings | {"threshold_on": "score", "score_threshold": 0.2}, True)
+    if re.search(r"(^|[_\W])iou([_\W]|$)", name.lower()):
+        return Profile(
+            settings | {"quality": "iou"}, True, ("by its name the quality branch learned the IoU",)
+        )
+    note = "whether the quality branch learned centerness or IoU does not show; detections are the same"
+    return Profile(settings, True, (note,))
 
 
 def improved() -> dict[str, Any]:
@@ -174,9 +195,7 @@ def config_text(about: Mapping[str, Any]) -> str:
     return next((text for text in texts if isinstance(text, str)), "")
 
 
-def _mmdetection(
-    settings: dict[str, Any], text: str, *, has_bias: bool, is_resnet: bool
-) -> tuple[dict[str, Any], bool]:
+def _mmdetection(settings: dict[str, Any], text: str, *, has_bias: bool, is_resnet: bool) -> Profile:
     # Without its configuration: the "tricks" alone have a bias before group norm.
     has_tricks = has_bias and is_resnet
     takes_bgr = is_resnet
@@ -201,7 +220,11 @@ def _mmdetection(
         takes_bgr = not (_is_true(text, "to_rgb") or _is_true(text, "bgr_to_rgb"))
         step = -1 if takes_bgr else 1
         settings |= {"pixel_mean": mean[::step], "pixel_std": std[::step]}
-    return settings, takes_bgr
+    if text:
+        return Profile(settings, takes_bgr, ("read from the configuration that the file carries",))
+    kind = "tricks" if has_tricks else "plain"
+    note = f"the file carries no configuration: taken as the {kind} one, as the biases of its towers say"
+    return Profile(settings, takes_bgr, (note,))
 
 
 def _is_true(text: str, flag: str) -> bool:
