@@ -21,6 +21,7 @@ from fcos.config_file import Given, read_file, read_overrides
 from fcos.config_rules import DATA_PATHS, Broken, broken_rules, raise_all, without_part
 from fcos.errors import ConfigError
 from fcos.presets import PRESETS
+from fcos.rules import ThresholdOn
 
 # Other spellings of a setting, taken as if the setting itself stood there.
 ALIASES = {"epochs": "epoches", "eval_epochs": "eval_epoches"}
@@ -204,7 +205,7 @@ class TrainConfig(BaseModel):
         1, "evaluate every so many epochs and after the last (also: eval_epochs)", unit="epochs", ge=1
     )
     score_threshold: float = setting(0.05, "score that a candidate must exceed", ge=0, le=1)
-    threshold_on: Literal["class", "product", "score"] = setting(
+    threshold_on: ThresholdOn = setting(
         "class", "what must exceed it: class score, class score times quality, or the final score"
     )
     nms_iou: float = setting(

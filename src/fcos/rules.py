@@ -14,6 +14,7 @@ ResizeMethod = Literal["antialiased", "pillow", "opencv", "float"]
 PointPlace = Literal["center", "corner"]
 Score = Literal["sqrt", "product"]
 RankBy = Literal["score", "class"]
+ThresholdOn = Literal["class", "product", "score"]
 ClipBoxes = Literal["resized", "original", "after_nms"]
 Areas = Literal["exact", "float32", "inclusive"]
 

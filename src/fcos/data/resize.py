@@ -6,8 +6,6 @@ by one pixel: enough to move published scores. Each is exact to the last bit aga
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional
 from jaxtyping import Float, UInt8
@@ -16,8 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-SizeRule = Literal["round", "floor", "truncate"]
-ResizeMethod = Literal["antialiased", "pillow", "opencv", "float"]
+from fcos.rules import ResizeMethod, SizeRule
 
 Pixels = UInt8[Tensor, "3 _ _"]
 Resized = UInt8[Tensor, "3 _ _"] | Float[Tensor, "3 _ _"]

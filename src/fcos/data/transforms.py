@@ -15,8 +15,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from fcos.data.resize import Resized, ResizeMethod, SizeRule, resize, resized_size
+from fcos.data.resize import Resized, resize, resized_size
 from fcos.errors import ConfigError
+from fcos.rules import ResizeMethod, SizeRule
 
 Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]

@@ -84,7 +84,7 @@ def _create_body(name: str, channels: Sequence[int] | None) -> nn.Module:
     except TypeError as error:
         if channels is None:
             raise
-        raise _unsuitable(name, "only a ResNet can be of another width") from error
+        raise _unsuitable(name, "only a plain ResNet can be of another width") from error
     except (RuntimeError, AttributeError, AssertionError) as error:  # timm's kinds, from network to network
         raise _unsuitable(name, f"timm says: {error}") from error
     info: Any = body.feature_info
@@ -97,6 +97,8 @@ def _create_body(name: str, channels: Sequence[int] | None) -> nn.Module:
 def _narrow_stem(body: Any, width: int) -> None:
     """Give a ResNet a stem of another width, which timm cannot."""
     first: Any = body.layer1[0]
+    if not isinstance(body.conv1, nn.Conv2d):
+        raise TypeError("a stem of several convolutions")
     body.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
     body.bn1 = nn.BatchNorm2d(width)
     body.layer1[0].conv1 = _with_inputs(first.conv1, width)

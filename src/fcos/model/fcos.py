@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64, Real
@@ -13,6 +12,7 @@ from fcos.model.backbone import Backbone
 from fcos.model.fpn import FeaturePyramid
 from fcos.model.head import Head, HeadOutput
 from fcos.model.points import PointGrid, make_grid
+from fcos.rules import PointPlace
 
 
 class FCOS(nn.Module):
@@ -39,7 +39,7 @@ class FCOS(nn.Module):
         strides: Sequence[int],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        points: Literal["center", "corner"] = "center",
+        points: PointPlace = "center",
     ) -> None:
         super().__init__()
         self.backbone, self.pyramid, self.head = backbone, pyramid, head

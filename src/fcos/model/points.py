@@ -7,11 +7,13 @@ Level i is a grid over the padded network input; its cell at column x, row y loo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from fcos.rules import PointPlace
 
 
 class PointGrid(NamedTuple):
@@ -38,7 +40,7 @@ def make_grid(
     strides: Sequence[int],
     device: torch.device | str = "cpu",
     *,
-    place: Literal["center", "corner"] = "center",
+    place: PointPlace = "center",
 ) -> PointGrid:
     """The grid of points over an image of this (padded) size.
 

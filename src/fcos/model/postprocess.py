@@ -7,7 +7,7 @@ The defaults are the paper's rules as we apply them. Where another code base doe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,6 +16,7 @@ from torchvision.ops import batched_nms
 
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid, distances_to_boxes
+from fcos.rules import ClipBoxes, RankBy, Score, ThresholdOn
 
 
 class ImageDetections(NamedTuple):
@@ -57,10 +58,10 @@ class PostProcess:
     nms_iou: float = 0.6
     candidates_per_level: int = 1000
     detections_per_image: int = 100
-    threshold_on: Literal["class", "product", "score"] = "class"
-    score: Literal["sqrt", "product"] = "sqrt"
-    rank_by: Literal["score", "class"] = "score"
-    clip: Literal["resized", "original", "after_nms"] = "resized"
+    threshold_on: ThresholdOn = "class"
+    score: Score = "sqrt"
+    rank_by: RankBy = "score"
+    clip: ClipBoxes = "resized"
     keep_empty: bool = False
     inclusive_boxes: bool = False
     keep_ties: bool = False

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fcos.model.points import PointGrid, box_distances
+from fcos.rules import Areas
 
 BACKGROUND = -1
 
@@ -81,7 +82,7 @@ def match_points(
     center_radius: float | None,
     *,
     strict_ranges: bool = False,
-    areas: Literal["exact", "float32", "inclusive"] = "exact",
+    areas: Areas = "exact",
 ) -> Int64[Tensor, " points"]:
     """Index of the box that each point learns, or -1.
 
@@ -134,7 +135,7 @@ class StaticAssigner:
     regress_ranges: Sequence[float]
     center_radius: float | None
     strict_ranges: bool = False
-    areas: Literal["exact", "float32", "inclusive"] = "exact"
+    areas: Areas = "exact"
 
     def __call__(
         self,
