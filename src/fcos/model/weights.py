@@ -20,7 +20,7 @@ from fcos.errors import WeightsError
 
 FORMAT_VERSION = 1
 
-GIVE = "give a *.safetensors file that `fcos train` wrote, or a run folder"
+GIVE = "give a *.safetensors file that `fcos train` wrote, a run folder, or a published weight file"
 
 
 @dataclass(frozen=True)

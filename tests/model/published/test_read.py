@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,3 +261,6 @@ def test_a_pickle_that_wants_to_run_code_is_refused_with_what_it_wants(shared: P
     with pytest.raises(WeightsError, match=r"holds more than tensors, .*HistoryBuffer") as caught:
         load_model(tmp_path / "epoch_12.pth")
     assert "only tensors are loaded, never code" in caught.value.fix
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": {"a": np.zeros(3)}}))
+    with pytest.raises(WeightsError, match="it is a pickle of objects"):
+        load_model(tmp_path / "model.pkl")

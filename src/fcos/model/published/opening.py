@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,12 +87,14 @@ def load_without_code(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on foreign pickles, which are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"there is no weight file {path}", fix="correct the path") from None
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it holds more than tensors, {wanted.group(1)}" if wanted else str(error).partition("\n")[0]
+        reason = f"it holds more than tensors, {wanted.group(1)}" if wanted else "it is a pickle of objects"
         raise unreadable(path, reason, ONLY_TENSORS) from None
     except Exception as error:  # torch, zipfile and safetensors each raise kinds of their own
         first_line = str(error).strip().partition("\n")[0]
