@@ -120,6 +120,12 @@ def test_a_training_goes_on_from_a_published_file(
             ours = trained.model.state_dict()[key]
             torch.testing.assert_close(ours, value, rtol=1e-4, atol=1e-4, msg=key)
 
+    with mock.patch("fcos.engine.run.draw"):
+        train(load_config(tmp_path / "train.json", [f"run_folder={tmp_path / 'run'}", "load=true"]))
+    said = capsys.readouterr().err
+    assert "going on after step 1 of 1" in said
+    assert "detector: weights of" not in said, "the checkpoint has them"
+
 
 # COCO weights ---------------------------------------------------------------------------------------------
 

@@ -69,6 +69,12 @@ class Detector:
         """Where the network is."""
         return self.model.pixel_mean.device
 
+    @property
+    def _usual_batch_size(self) -> int:
+        # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
+        alone = self.device.type == "cpu" or self.model.points == "corner"
+        return 1 if alone else BATCH_SIZE_OF_GPU
+
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str | Sequence[int] = "auto") -> Detector:
         """The best model of a run folder, a model file, or a published file of another code base.
@@ -132,7 +138,7 @@ class Detector:
         """
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_batch([pixels_of(pictures)], score_threshold)[0]
-        batch_size = batch_size or (1 if self.device.type == "cpu" else BATCH_SIZE_OF_GPU)
+        batch_size = batch_size or self._usual_batch_size
         found: list[Detections] = []
         for first in range(0, len(pictures), batch_size):
             images = [pixels_of(picture) for picture in pictures[first : first + batch_size]]
@@ -209,8 +215,7 @@ class Detector:
         Returns:
             `(N, 7)` image_id, x, y, w, h (original pixels), score, category_id.
         """
-        size = batch_size or (1 if self.device.type == "cpu" else BATCH_SIZE_OF_GPU)
-        config = self.config.model_copy(update={"nbatch_eval": size})
+        config = self.config.model_copy(update={"nbatch_eval": batch_size or self._usual_batch_size})
         loader = build_eval_loader(config, annotations)
         found = detect(self.model, self._postprocess, loader, on_batch=on_batch)
         return result_rows(found, annotations, inclusive_boxes=self._postprocess.inclusive_boxes)

@@ -211,7 +211,7 @@ def _mmdetection(settings: dict[str, Any], text: str, *, has_bias: bool, is_resn
     }
     if text:
         settings |= {key: yes if _is_true(text, flag) else no for key, (flag, yes, no) in flags.items()}
-        if style := re.search(r"style\s*=\s*'(\w+)'", text):
+        if style := re.search(r"""style\s*=\s*['"](\w+)""", text):
             settings["stride_in_1x1"] = style.group(1) == "caffe" and settings["stride_in_1x1"]
         if overlap := re.search(r"nms\s*=\s*dict\([^)]*?iou_thr(?:eshold)?\s*=\s*([\d.]+)", text, re.DOTALL):
             settings["nms_iou"] = float(overlap.group(1))
