@@ -284,6 +284,9 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
             "give 2: one for each level but",
         ),
         ({"regress_ranges": [64, 32, 256, 512]}, "do not ascend from above 0", "sort them"),
+        ({"pixel_mean": [1.0, 2.0]}, "pixel_mean [1.0, 2.0] is not 3 numbers", "give 3, or null"),
+        ({"pixel_std": [1, 0, 1]}, "pixel_std [1.0, 0.0, 1.0] is not 3 numbers above 0", "give 3, or null"),
+        ({"backbone_channels": [64, 64]}, "backbone_channels [64, 64] is not 5 numbers", "give 5, or null"),
         ({"lr_schedule": [80000, 60000]}, "lr_schedule [80000.0, 60000.0] does not ascend", "sort it"),
         (
             {"lr_schedule": [0.5, 60000]},

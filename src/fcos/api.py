@@ -18,7 +18,7 @@ from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.batch import GroundTruth, Sample, collate
 from fcos.data.check import check, drop_invalid
-from fcos.data.classes import with_classes_of
+from fcos.data.classes import is_no_class, with_classes_of
 from fcos.data.formats import read_annotations
 from fcos.data.image import read_image, to_pixels
 from fcos.data.loader import PADDING_MULTIPLE
@@ -46,6 +46,7 @@ class Detector:
         model: the network, in evaluation mode, on the device.
         config: the settings that the model file carries.
         class_names: of each label, without background.
+        category_ids: of each label, as in the data that the model was trained on.
         threshold: score from which detections are worth showing (best F1 on the evaluation list).
         path: the model file.
     """
@@ -54,6 +55,7 @@ class Detector:
         self.model = loaded.model.to(device)
         self.config = loaded.config
         self.class_names = loaded.card.class_names
+        self.category_ids = loaded.card.category_ids
         self.threshold = loaded.card.threshold
         self.path = loaded.path
         self._transform = build_eval_transform(loaded.config)
@@ -67,12 +69,19 @@ class Detector:
         """Where the network is."""
         return self.model.pixel_mean.device
 
+    @property
+    def _usual_batch_size(self) -> int:
+        # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
+        alone = self.device.type == "cpu" or self.model.points == "corner"
+        return 1 if alone else BATCH_SIZE_OF_GPU
+
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str | Sequence[int] = "auto") -> Detector:
-        """The best model of a run folder, or a model file.
+        """The best model of a run folder, a model file, or a published file of another code base.
 
         Args:
-            source: a run folder or a `*.safetensors` file.
+            source: a run folder, a `*.safetensors` file of ours, or a `*.pth` file of AdelaiDet, detectron2,
+                MMDetection, the official code or torchvision, which is used as its authors do.
             device: "auto", "cpu", "cuda", "mps", or a list with a GPU number.
         """
         chosen = torch_device(device if isinstance(device, str) else list(device))
@@ -129,7 +138,7 @@ class Detector:
         """
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_batch([pixels_of(pictures)], score_threshold)[0]
-        batch_size = batch_size or (1 if self.device.type == "cpu" else BATCH_SIZE_OF_GPU)
+        batch_size = batch_size or self._usual_batch_size
         found: list[Detections] = []
         for first in range(0, len(pictures), batch_size):
             images = [pixels_of(picture) for picture in pictures[first : first + batch_size]]
@@ -181,9 +190,9 @@ class Detector:
         folder = None if root is None else Path(root)
         known = recognise(source, folder) if format == "auto" else format
         if names is None and known != "coco":  # COCO's file lists its classes; the others lack some or all
-            names = self.class_names
+            names = [name for name in self.class_names if not is_no_class(name)]
         annotations = read_annotations(source, root=folder, names=names, format=known)
-        annotations = with_classes_of(annotations, self.class_names)
+        annotations = with_classes_of(annotations, self.class_names, self.category_ids)
         report = check(annotations)
         if not skip_invalid:
             report.raise_problems()
@@ -206,10 +215,10 @@ class Detector:
         Returns:
             `(N, 7)` image_id, x, y, w, h (original pixels), score, category_id.
         """
-        size = batch_size or (1 if self.device.type == "cpu" else BATCH_SIZE_OF_GPU)
-        config = self.config.model_copy(update={"nbatch_eval": size})
+        config = self.config.model_copy(update={"nbatch_eval": batch_size or self._usual_batch_size})
         loader = build_eval_loader(config, annotations)
-        return result_rows(detect(self.model, self._postprocess, loader, on_batch=on_batch), annotations)
+        found = detect(self.model, self._postprocess, loader, on_batch=on_batch)
+        return result_rows(found, annotations, inclusive_boxes=self._postprocess.inclusive_boxes)
 
     def _predict_batch(self, images: list[Tensor], score_threshold: float | None) -> list[Detections]:
         nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))

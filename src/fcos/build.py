@@ -24,21 +24,31 @@ from fcos.model.head import Head
 from fcos.model.losses import FcosLoss
 from fcos.model.postprocess import PostProcess
 from fcos.model.pretrained import pixel_statistics
+from fcos.model.published.opening import is_published
+from fcos.model.published.read import read_published
 from fcos.model.targets import StaticAssigner
 from fcos.model.weights import ModelCard, load_tensors, read_model
+from fcos.rules import RULES
 
 # The settings that a model file carries: enough to build the model, feed it and read its output.
 MODEL_SETTINGS = (
-    *("model", "backbone", "fpn_channels", "fpn_extra_from", "strides", "regress_ranges"),
+    *("model", "backbone", "backbone_channels", "stride_in_1x1", "pixel_mean", "pixel_std"),
+    *("fpn_channels", "fpn_extra_from", "strides", "regress_ranges"),
     *("head_channels", "head_convs", "head_conv", "head_norm", "box_activation", "normalize_targets"),
-    *("quality", "quality_tower", "view_size", "short_side"),
-    *("score_threshold", "nms_iou", "candidates_per_level", "detections_per_image"),
+    *("quality", "quality_tower", "view_size", "short_side", "rules"),
+    *("score_threshold", "threshold_on", "nms_iou", "candidates_per_level", "detections_per_image"),
 )
 
 
 def build_model(config: TrainConfig, num_classes: int) -> FCOS:
     """The network with fresh weights."""
-    backbone = Backbone(config.backbone, freeze_bn=config.freeze_bn, freeze_stages=config.freeze_stages)
+    backbone = Backbone(
+        config.backbone,
+        freeze_bn=config.freeze_bn,
+        freeze_stages=config.freeze_stages,
+        channels=config.backbone_channels,
+        stride_in_1x1=config.stride_in_1x1,
+    )
     pyramid = FeaturePyramid(
         backbone.channels, config.fpn_channels, len(config.strides), extra_from=config.fpn_extra_from
     )
@@ -55,31 +65,62 @@ def build_model(config: TrainConfig, num_classes: int) -> FCOS:
         normalize_targets=config.normalize_targets,
         distance_init=config.distance_init,
     )
-    mean, std = pixel_statistics(config.backbone)
-    return FCOS(backbone, pyramid, head, config.strides, mean, std)
+    usual_mean, usual_std = pixel_statistics(config.backbone)
+    return FCOS(
+        backbone,
+        pyramid,
+        head,
+        config.strides,
+        config.pixel_mean or usual_mean,
+        config.pixel_std or usual_std,
+        RULES[config.rules].points,
+    )
 
 
 def build_assigner(config: TrainConfig) -> StaticAssigner:
     """Ground truth to targets."""
     radius = config.center_radius if config.center_sampling else None
-    return StaticAssigner(tuple(map(float, config.regress_ranges)), radius)
+    rules = RULES[config.rules]
+    ranges = tuple(map(float, config.regress_ranges))
+    return StaticAssigner(ranges, radius, strict_ranges=rules.strict_ranges, areas=rules.areas)
 
 
 def build_loss(config: TrainConfig) -> FcosLoss:
     """Output and targets to losses."""
-    return FcosLoss(config.quality, config.box_loss, config.focal_alpha, config.focal_gamma)
+    rules = RULES[config.rules]
+    return FcosLoss(
+        config.quality,
+        config.box_loss,
+        config.focal_alpha,
+        config.focal_gamma,
+        normalize_targets=config.normalize_targets,
+        iou_plus_one=rules.iou_plus_one,
+        weight_boxes=rules.weight_boxes,
+    )
 
 
 def build_postprocess(config: TrainConfig) -> PostProcess:
     """Output to detections."""
+    rules = RULES[config.rules]
     return PostProcess(
-        config.score_threshold, config.nms_iou, config.candidates_per_level, config.detections_per_image
+        config.score_threshold,
+        config.nms_iou,
+        config.candidates_per_level,
+        config.detections_per_image,
+        threshold_on=config.threshold_on,
+        score=rules.score,
+        rank_by=rules.rank_by,
+        clip=rules.clip,
+        keep_empty=rules.keep_empty,
+        inclusive_boxes=rules.inclusive_boxes,
+        keep_ties=rules.keep_ties,
     )
 
 
 def build_eval_transform(config: TrainConfig) -> EvalTransform:
     """Resizing for evaluation and prediction."""
-    return EvalTransform(config.short_side, config.view_size)
+    rules = RULES[config.rules]
+    return EvalTransform(config.short_side, config.view_size, rules.size, rules.resize)
 
 
 def build_train_transform(config: TrainConfig) -> TrainTransform:
@@ -91,6 +132,8 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
         horizontal_flip=config.horizontal_flip,
         augment=build_policy(config.augmentation),
         min_area=config.boxarea_th,
+        size=RULES[config.rules].size,
+        method=RULES[config.rules].resize,
     )
 
 
@@ -135,12 +178,14 @@ class LoadedModel:
         config: its settings.
         card: what else the file says.
         path: of the file.
+        notes: what was assumed of a file of another code base.
     """
 
     model: FCOS
     config: TrainConfig
     card: ModelCard
     path: Path
+    notes: tuple[str, ...] = ()
 
 
 def model_file_of(source: Path) -> Path:
@@ -153,18 +198,26 @@ def model_file_of(source: Path) -> Path:
     raise WeightsError(
         f"{source} holds no model",
         where="best.safetensors, last.safetensors",
-        fix="give a run folder in which `fcos train` has finished an epoch, or a *.safetensors file",
+        fix="give a run folder in which `fcos train` has finished an epoch, or a file of weights",
     )
 
 
 def load_model(source: Path | str) -> LoadedModel:
-    """The model of a run folder or file."""
+    """The model of a run folder, a model file, or a weight file of another code base."""
     path = model_file_of(Path(source))
-    card, tensors = read_model(path)
+    if not is_published(path):
+        card, tensors = read_model(path)
+        config = _settings_of(card, path)
+        model = build_model(config, len(card.class_names))
+        load_tensors(model, tensors, path)
+        return LoadedModel(model.eval(), config, card, path)
+
+    file = read_published(path)
+    card = ModelCard(file.settings, file.class_names, file.category_ids, origin=file.origin)
     config = _settings_of(card, path)
-    model = build_model(config, len(card.class_names))
-    load_tensors(model, tensors, path)
-    return LoadedModel(model.eval(), config, card, path)
+    model = build_model(config, len(file.class_names))
+    model.load_state_dict(file.tensors_for(model.state_dict()))
+    return LoadedModel(model.eval(), config, card, path, file.notes)
 
 
 def _settings_of(card: ModelCard, path: Path) -> TrainConfig:

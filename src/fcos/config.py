@@ -21,6 +21,7 @@ from fcos.config_file import Given, read_file, read_overrides
 from fcos.config_rules import DATA_PATHS, Broken, broken_rules, raise_all, without_part
 from fcos.errors import ConfigError
 from fcos.presets import PRESETS
+from fcos.rules import ThresholdOn
 
 # Other spellings of a setting, taken as if the setting itself stood there.
 ALIASES = {"epochs": "epoches", "eval_epochs": "eval_epoches"}
@@ -104,7 +105,27 @@ class TrainConfig(BaseModel):
     # Model
     model: str = setting("fcos_r50", "preset, see `fcos config --presets`")
     backbone: str = setting("resnet50", "timm model with features at strides 8, 16, 32")
-    pretrain: bool | str = setting(True, "ImageNet weights of the backbone: true, false, or a file")
+    pretrain: bool | str = setting(
+        True,
+        "start from ImageNet weights of the backbone (true), a file of such, a detector (any file that "
+        "`fcos info` knows), torchvision's COCO weights (coco), or random weights (false)",
+    )
+    backbone_channels: list[int] | None = setting(
+        None, "widths of stem and four stages, for a ResNet of another width (of bottlenecks the inner one)"
+    )
+    stride_in_1x1: bool = setting(
+        False, "bottlenecks of a ResNet step in their first convolution, as Caffe's ImageNet weights want"
+    )
+    pixel_mean: list[float] | None = setting(
+        None, "mean of red, green, blue in 0..255; null: what the backbone's ImageNet weights want"
+    )
+    pixel_std: list[float] | None = setting(
+        None, "standard deviation of red, green, blue in 0..255; null: as for pixel_mean"
+    )
+    rules: Literal["fcos", "official", "adelaidet", "detectron2", "mmdetection", "torchvision"] = setting(
+        "fcos",
+        "the code base whose conventions of resizing, points, targets, losses and detections are followed",
+    )
     freeze_bn: bool = setting(True, "batch norm of the backbone keeps its ImageNet statistics and weights")
     freeze_stages: int = setting(
         1, "stem and first N stages of the backbone are not trained; 0: all are", ge=0, le=4
@@ -185,7 +206,10 @@ class TrainConfig(BaseModel):
     eval_epoches: int = setting(
         1, "evaluate every so many epochs and after the last (also: eval_epochs)", unit="epochs", ge=1
     )
-    score_threshold: float = setting(0.05, "classification score that a candidate needs", ge=0, le=1)
+    score_threshold: float = setting(0.05, "score that a candidate must exceed", ge=0, le=1)
+    threshold_on: ThresholdOn = setting(
+        "class", "what must exceed it: class score, class score times quality, or the final score"
+    )
     nms_iou: float = setting(
         0.6, "overlap above which the lower of two detections of a class goes", ge=0, le=1
     )
@@ -397,7 +421,7 @@ def _read_value(key: str, value: Any, folder: Path) -> Any:
         return [value]
     if not isinstance(value, str) or not value:
         return value
-    if key in DATA_PATHS or key == "pretrain":
+    if key in DATA_PATHS or (key == "pretrain" and value != "coco"):
         return _absolute(value, folder)
     # Runs are kept where one works, as every tool does, not beside a config file that may be shared.
     return _absolute(value, Path.cwd()) if key == "run_folder" else value

@@ -39,7 +39,8 @@ class Broken(NamedTuple):
 
 def broken_rules(config: TrainConfig) -> Iterator[Broken]:
     """Every rule between settings that this config breaks."""
-    for rule in (_levels, _picture_size, _schedule, _devices, _batch, _settings_without_effect):
+    rules = (_levels, _backbone, _picture_size, _schedule, _devices, _batch, _settings_without_effect)
+    for rule in rules:
         yield from rule(config)
 
 
@@ -60,6 +61,14 @@ def _levels(config: TrainConfig) -> Iterator[Broken]:
             f"regress_ranges has {len(ranges)} entries for {len(strides)} strides",
             f"give {len(strides) - 1}: one for each level but the last, which has no upper limit",
         )
+
+
+def _backbone(config: TrainConfig) -> Iterator[Broken]:
+    for key, count in (("backbone_channels", 5), ("pixel_mean", 3), ("pixel_std", 3)):
+        numbers = getattr(config, key)
+        if numbers is not None and (len(numbers) != count or (key != "pixel_mean" and min(numbers) <= 0)):
+            above = "" if key == "pixel_mean" else " above 0"
+            yield Broken((key,), f"{key} {numbers} is not {count} numbers{above}", f"give {count}, or null")
 
 
 def _picture_size(config: TrainConfig) -> Iterator[Broken]:
@@ -169,7 +178,7 @@ def check_paths(config: TrainConfig) -> None:
             )
         )
     paths = {key: getattr(config, key) for key in DATA_PATHS}
-    if isinstance(config.pretrain, str):
+    if isinstance(config.pretrain, str) and config.pretrain != "coco":
         paths["pretrain"] = config.pretrain
     for key, path in paths.items():
         if path and not os.path.exists(without_part(path)):

@@ -238,3 +238,37 @@ def test_a_network_whose_shortcuts_start_before_the_norm_is_left_as_it_is() -> N
     images = torch.rand(1, 3, 64, 64)
     for a, b in zip(backbone(images), original(images)[2:], strict=True):
         torch.testing.assert_close(a, b)
+
+
+# Of published weights -------------------------------------------------------------------------------------
+
+
+def test_a_resnet_of_another_width_has_the_shapes_asked_for() -> None:
+    backbone = Backbone("resnet50", channels=[8, 4, 8, 16, 32])
+    assert backbone.channels == [32, 64, 128]
+    state = backbone.body.state_dict()
+    assert state["conv1.weight"].shape == (8, 3, 7, 7)
+    assert state["layer1.0.downsample.0.weight"].shape == (16, 8, 1, 1)
+    assert Backbone("resnet18", channels=[8, 4, 8, 16, 32]).channels == [8, 16, 32]
+
+
+def test_only_the_place_of_the_stride_moves_with_stride_in_1x1() -> None:
+    usual, caffe = Backbone("resnet50"), Backbone("resnet50", stride_in_1x1=True)
+    assert usual.channels == caffe.channels
+    blocks = dict(caffe.body.named_modules())
+    assert (blocks["layer2.0.conv1"].stride, blocks["layer2.0.conv2"].stride) == ((2, 2), (1, 1))
+    assert (blocks["layer2.1.conv1"].stride, blocks["layer1.0.conv1"].stride) == ((1, 1), (1, 1))
+    blocks = dict(usual.body.named_modules())
+    assert (blocks["layer2.0.conv1"].stride, blocks["layer2.0.conv2"].stride) == ((1, 1), (2, 2))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "resnet50d"])
+def test_other_networks_cannot_be_of_another_width(name: str) -> None:
+    with pytest.raises(ConfigError, match="only a plain ResNet can be of another width"):
+        Backbone(name, channels=[8, 4, 8, 16, 32])
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "resnet18"])
+def test_stride_in_1x1_needs_bottlenecks(name: str) -> None:
+    with pytest.raises(ConfigError, match="stride_in_1x1 needs a ResNet of bottlenecks"):
+        Backbone(name, stride_in_1x1=True)

@@ -239,3 +239,70 @@ def test_more_padding_changes_no_detection() -> None:
     narrow = PostProcess()(small._replace(quality=None), grid, sizes, sizes)
     padded = PostProcess()(large._replace(quality=None), wide, sizes, sizes)
     torch.testing.assert_close(padded, narrow)
+
+
+# Rules of other code bases --------------------------------------------------------------------------------
+
+
+def one_point_each(
+    scores: list[tuple[float, float]], boxes: list[list[float]]
+) -> tuple[HeadOutput, PointGrid]:
+    """Points of one class with these class scores, qualities and boxes, on a level of stride 8."""
+    size = torch.tensor(boxes)
+    grid = make_grid((8, 8 * len(boxes)), [8])
+    distances = torch.cat([grid.points - size[:, :2], size[:, 2:] - grid.points], dim=1)
+    pairs = torch.logit(torch.tensor(scores))
+    return HeadOutput(pairs[None, :, :1], distances[None], pairs[None, :, 1]), grid
+
+
+APART = [[0.0, 0.0, 4.0, 4.0], [20.0, 0.0, 24.0, 4.0], [40.0, 0.0, 44.0, 4.0]]
+WIDE = torch.tensor([[64, 64]])
+
+
+def test_the_threshold_is_on_class_score_product_or_final_score() -> None:
+    output, grid = one_point_each([(0.5, 0.5), (0.3, 0.9), (0.9, 0.1)], APART)
+    # class scores 0.5 0.3 0.9, products 0.25 0.27 0.09, final scores 0.5 0.52 0.3
+    for threshold_on, threshold, kept in (
+        ("class", 0.4, [0, 2]),
+        ("product", 0.26, [1]),
+        ("score", 0.4, [0, 1]),
+    ):
+        rules = PostProcess(threshold, threshold_on=threshold_on)  # type: ignore[arg-type]
+        found = rules(output, grid, WIDE, WIDE)[0]
+        assert sorted(found.boxes_xyxy[:, 0].round().tolist()) == [20.0 * i for i in kept]
+
+
+def test_the_final_score_is_the_root_or_the_product_and_candidates_are_ranked_by_either() -> None:
+    output, grid = one_point_each([(0.5, 0.5), (0.3, 0.9), (0.9, 0.1)], APART)
+    product = PostProcess(score="product")(output, grid, WIDE, WIDE)[0]
+    assert product.scores.tolist() == pytest.approx([0.27, 0.25, 0.09])
+    by_class = PostProcess(score="product", rank_by="class", candidates_per_level=2)
+    assert by_class(output, grid, WIDE, WIDE)[0].scores.tolist() == pytest.approx([0.25, 0.09])
+
+
+def test_boxes_are_cut_before_or_after_nms() -> None:
+    # Cut to 64 pixels they are equal; whole, their IoU is 8 / 24.
+    boxes = [[56.0, 0.0, 72.0, 8.0], [56.0, 0.0, 64.0, 8.0], [72.0, 0.0, 80.0, 8.0]]
+    output, grid = one_point_each([(0.9, 0.9), (0.8, 0.8), (0.7, 0.7)], boxes)
+    assert len(PostProcess()(output, grid, WIDE, WIDE)[0].scores) == 1
+    after = PostProcess(clip="after_nms")(output, grid, WIDE, 2 * WIDE)[0]
+    assert after.boxes_xyxy.tolist() == [[112.0, 0.0, 128.0, 16.0]] * 2, "the third has nothing left"
+    assert len(PostProcess(keep_empty=True)(output, grid, WIDE, WIDE)[0].scores) == 2
+    original = PostProcess(clip="original")(output, grid, WIDE, 2 * WIDE)[0]
+    assert original.boxes_xyxy.tolist() == [[112.0, 0.0, 128.0, 16.0]]
+
+
+def test_inclusive_boxes_end_at_the_last_pixel_and_keep_the_order_of_the_candidates() -> None:
+    boxes = [[0.0, 0.0, 4.0, 4.0], [50.0, 0.0, 70.0, 4.0], [0.0, 0.0, 4.0, 7.0]]
+    output, grid = one_point_each([(0.5, 0.5), (0.9, 0.9), (0.4, 0.4)], boxes)
+    # IoU of the first and the last: 16 / 28 = 0.57; with sides + 1 it is 25 / 40 = 0.63
+    assert len(PostProcess()(output, grid, WIDE, WIDE)[0].scores) == 3
+    found = PostProcess(inclusive_boxes=True)(output, grid, WIDE, WIDE)[0]
+    assert found.boxes_xyxy.tolist() == [[0.0, 0.0, 4.0, 4.0], [50.0, 0.0, 63.0, 4.0]]
+
+
+def test_equal_scores_at_the_limit_stay_only_where_ties_are_kept() -> None:
+    output, grid = one_point_each([(0.9, 0.9), (0.5, 0.5), (0.5, 0.5)], APART)
+    assert len(PostProcess(detections_per_image=2)(output, grid, WIDE, WIDE)[0].scores) == 2
+    assert len(PostProcess(detections_per_image=2, keep_ties=True)(output, grid, WIDE, WIDE)[0].scores) == 3
+    assert len(PostProcess(detections_per_image=1, keep_ties=True)(output, grid, WIDE, WIDE)[0].scores) == 1

@@ -7,6 +7,7 @@ not in the commands' files. A new command is a file with a click object `command
 from __future__ import annotations
 
 import difflib
+import keyword
 from importlib import import_module
 from typing import IO, Any
 
@@ -22,6 +23,8 @@ COMMANDS = {
     "analyze": "Curves of one or more runs, as numbers and as a picture.",
     "predict": "Detect in pictures and folders; draw and write JSON.",
     "check": "Report broken pictures and impossible boxes, and what is in a data set.",
+    "info": "What a model file is: whose, its classes, preprocessing and rules of detection.",
+    "import": "Write a published weight file of another code base as a model file.",
     "convert": "Write annotations in another format: list, coco, voc, yolo.",
     "config": "Every setting with its default, unit and meaning.",
 }
@@ -60,7 +63,8 @@ class LazyGroup(click.Group):
         """Import the command's file."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"fcos.cli.{cmd_name}").command
+        file = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command = import_module(f"fcos.cli.{file}").command
         assert isinstance(command, click.Command)
         return command
 

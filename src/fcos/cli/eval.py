@@ -151,6 +151,8 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from fcos.data.classes import is_no_class
+
     counted = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]
     num_boxes = np.bincount(counted, minlength=annotations.num_classes).tolist()
     rows = zip(metrics.per_class_ap.items(), num_boxes, strict=True)
@@ -159,6 +161,8 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     table.add_column("boxes", justify="right")
     table.add_column("AP", justify="right")
     for (name, ap), count in sorted(rows, key=lambda row: -row[0][1]):
+        if is_no_class(name):
+            continue
         table.add_row(Text(name), str(count), f"{ap:.3f}" if ap >= 0 else "-")  # Text: a name is not markup
     console = Console()
     # a pipe has no width of its own, and a folded table is hard to read for programs

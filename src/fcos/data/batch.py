@@ -1,4 +1,4 @@
-"""A batch as it travels from the loader to the device: uint8 pixels, padded, with its ground truth."""
+"""A batch as it travels from the loader to the device: pixels in 0..255, padded, with its ground truth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Real
 from torch import Tensor
 
 
@@ -34,14 +34,14 @@ class Sample:
     """One image, resized and augmented, before padding.
 
     Attributes:
-        image: RGB.
+        image: RGB in 0..255, uint8 (float32 from a resize that does not round).
         ground_truth: boxes in the frame of `image`.
         image_id: as in `Record`.
         original_size_hw: height, width of the upright image file, before resizing.
         position: place in the training stream (or index in evaluation): what seeded its augmentation.
     """
 
-    image: UInt8[Tensor, "3 height width"]
+    image: Real[Tensor, "3 height width"]
     ground_truth: GroundTruth
     image_id: int
     original_size_hw: tuple[int, int]
@@ -53,12 +53,12 @@ class Batch:
     """Samples padded (bottom, right) to one size.
 
     Attributes:
-        images: RGB, zeros outside of each image's own size.
+        images: RGB in 0..255, uint8 or float32, zeros outside of each image's own size.
         sizes_hw: height, width of each image inside the padding.
         original_sizes_hw: height, width of each upright image file.
     """
 
-    images: UInt8[Tensor, "batch 3 height width"]
+    images: Real[Tensor, "batch 3 height width"]
     sizes_hw: Int64[Tensor, "batch 2"]
     ground_truth: tuple[GroundTruth, ...]
     image_ids: tuple[int, ...]
@@ -103,7 +103,7 @@ def collate(samples: Sequence[Sample], multiple: int) -> Batch:
     """Pad samples at the bottom and right to one size that divides by `multiple`."""
     sizes = tuple((int(s.image.shape[1]), int(s.image.shape[2])) for s in samples)
     height, width = padded_size(sizes, multiple)
-    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    images = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
     for place, sample, (h, w) in zip(images, samples, sizes, strict=True):
         place[:, :h, :w] = sample.image
     return Batch(

@@ -13,15 +13,27 @@ from fcos.errors import DatasetError
 SHOWN_NAMES = 10
 
 
-def with_classes_of(annotations: Annotations, class_names: Sequence[str]) -> Annotations:
+def is_no_class(name: str) -> bool:
+    """Whether this is the name of an output that stands for no class: torchvision's 91 have 11 of them."""
+    return name.startswith("(no class ")
+
+
+def with_classes_of(
+    annotations: Annotations, class_names: Sequence[str], category_ids: Sequence[int] = ()
+) -> Annotations:
     """The annotations with the labels of a model; category ids stay those of the file.
+
+    Args:
+        annotations: of any order of classes.
+        class_names: of the model.
+        category_ids: of the model; outputs that stand for no class keep theirs.
 
     Raises:
         DatasetError: the names differ; it lists which.
     """
     file_names = annotations.class_names
     only_file = [name for name in file_names if name not in class_names]
-    only_model = [name for name in class_names if name not in file_names]
+    only_model = [name for name in class_names if name not in file_names and not is_no_class(name)]
     if only_file or only_model:
         raise DatasetError(
             "the classes of the annotations are not those of the model: "
@@ -35,6 +47,10 @@ def with_classes_of(annotations: Annotations, class_names: Sequence[str]) -> Ann
     known = (labels >= 0) & (labels < len(file_names))  # the others stay, for `check` to report
     labels[known] = new_label[labels[known]]
     category_of = dict(zip(file_names, annotations.category_ids, strict=True))
+    for name, category_id in zip(class_names, category_ids, strict=False):
+        if name not in category_of:
+            taken = set(category_of.values())
+            category_of[name] = category_id if category_id not in taken else max(taken) + 1
     return replace(
         annotations,
         class_names=tuple(class_names),

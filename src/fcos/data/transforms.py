@@ -14,36 +14,15 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
+from fcos.data.resize import Resized, resize, resized_size
 from fcos.errors import ConfigError
+from fcos.rules import ResizeMethod, SizeRule
 
 Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]
 Labels = Int64[Tensor, " boxes"]
 Augmented = tuple[Image, Float[Tensor, "kept 4"], Int64[Tensor, " kept"]]
-
-
-def resized_size(size_hw: tuple[int, int], short_side: int | None, longest_side: int) -> tuple[int, int]:
-    """Height, width after resizing (the papers' rule).
-
-    The shorter side becomes `short_side`, or less where the longer would pass `longest_side`; without
-    `short_side` the longer becomes `longest_side`. Rounded as detectron2 and mmdetection do.
-    """
-    scale = longest_side / max(size_hw)
-    if short_side is not None:
-        scale = min(scale, short_side / min(size_hw))
-    return max(1, int(size_hw[0] * scale + 0.5)), max(1, int(size_hw[1] * scale + 0.5))
-
-
-def resize(image: Image, size_hw: tuple[int, int]) -> Image:
-    """Bilinear and antialiased, as PIL does it; on uint8."""
-    if tuple(image.shape[1:]) == tuple(size_hw):
-        return image
-    resized: Tensor = F.resize(
-        image, list(size_hw), interpolation=v2.InterpolationMode.BILINEAR, antialias=True
-    )
-    return resized
 
 
 @dataclass(frozen=True)
@@ -53,16 +32,19 @@ class EvalTransform:
     Attributes:
         short_side: pixels, or None.
         longest_side: pixels.
+        size: how the new sides become whole numbers, see `resized_size`.
+        method: how the new pixels are computed, see `resize`.
     """
 
     short_side: int | None
     longest_side: int
+    size: SizeRule = "round"
+    method: ResizeMethod = "antialiased"
 
-    def __call__(self, image: Image) -> Image:
+    def __call__(self, image: Image) -> Resized:
         """The image at network size."""
-        return resize(
-            image, resized_size((image.shape[1], image.shape[2]), self.short_side, self.longest_side)
-        )
+        old_hw = (image.shape[1], image.shape[2])
+        return resize(image, resized_size(old_hw, self.short_side, self.longest_side, self.size), self.method)
 
 
 @dataclass(frozen=True)
@@ -91,6 +73,8 @@ class TrainTransform:
         horizontal_flip: mirror half of the images.
         augment: what else is done.
         min_area: boxes smaller than this after resizing are left out, square pixels.
+        size: how the new sides become whole numbers, see `resized_size`.
+        method: how the new pixels are computed, see `resize`; here they are always rounded.
     """
 
     short_side: int | None
@@ -99,6 +83,8 @@ class TrainTransform:
     horizontal_flip: bool = True
     augment: Augmentation = Augmentation()
     min_area: float = 0.0
+    size: SizeRule = "round"
+    method: ResizeMethod = "antialiased"
 
     def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels, *, turned: bool = False) -> Augmented:
         """A new version of the image and its boxes (xyxy, pixels of the image given and returned).
@@ -113,8 +99,10 @@ class TrainTransform:
         scale = 1 - (1 - self.scale_min) * float(torch.rand(()))
         old_hw = (image.shape[1], image.shape[2])
         short_side = None if self.short_side is None else max(1, round(self.short_side * scale))
-        new_hw = resized_size(old_hw, short_side, max(1, round(self.longest_side * scale)))
-        image = resize(image, new_hw)
+        new_hw = resized_size(old_hw, short_side, max(1, round(self.longest_side * scale)), self.size)
+        resized = resize(image, new_hw, self.method)
+        # color changes and the way to the device want bytes
+        image = resized if resized.dtype == torch.uint8 else resized.round().to(torch.uint8)
         if self.augment.color is not None:  # after resizing: fewer pixels
             image = self.augment.color(image)
         boxes_xyxy = boxes_xyxy * torch.tensor([new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]]).repeat(2)

@@ -59,8 +59,14 @@ def gather(found: list[tuple[int, ImageDetections]], fabric: Fabric) -> list[tup
     return [entry for rank in everyone or () for entry in rank]
 
 
-def result_rows(found: list[tuple[int, ImageDetections]], annotations: Annotations) -> NDArray[np.float64]:
-    """Detections as rows image_id, x, y, w, h, score, category_id; images in the order of the annotations."""
+def result_rows(
+    found: list[tuple[int, ImageDetections]], annotations: Annotations, *, inclusive_boxes: bool = False
+) -> NDArray[np.float64]:
+    """Detections as rows image_id, x, y, w, h, score, category_id; images in the order of the annotations.
+
+    With `inclusive_boxes` (official code) the sides of a box are its last pixels: 1 is added to its width and
+    height.
+    """
     by_id = dict(found)
     assert len(by_id) == len(found) == len(annotations), "every image exactly once"
     category_ids = np.asarray(annotations.category_ids)
@@ -70,7 +76,7 @@ def result_rows(found: list[tuple[int, ImageDetections]], annotations: Annotatio
         row = np.empty((len(scores), 7))
         row[:, 0] = image_id
         row[:, 1:3] = boxes[:, :2]
-        row[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
+        row[:, 3:5] = boxes[:, 2:] - boxes[:, :2] + inclusive_boxes
         row[:, 5] = scores
         row[:, 6] = category_ids[labels.astype(np.int64)]
         rows.append(row)

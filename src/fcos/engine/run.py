@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from fcos.build import MODEL_SETTINGS, build_model
+from fcos.adopt import adopt_settings, find_start, load_start, settings_of
+from fcos.build import build_model
 from fcos.config import TrainConfig, dump_config
 from fcos.config_rules import check_backbone, check_classes, check_paths, split_batch
 from fcos.data.annotations import Annotations
 from fcos.data.check import check, common_pictures, drop_invalid
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
-from fcos.data.transforms import resized_size
+from fcos.data.resize import resized_size
 from fcos.engine.checkpoint import check_same_settings, load_checkpoint
 from fcos.engine.devices import build_fabric, launched
 from fcos.engine.log import track
@@ -30,7 +31,9 @@ from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
 from fcos.errors import ConfigError
 from fcos.model.pretrained import load_imagenet_weights
+from fcos.model.published.download import coco_file
 from fcos.model.weights import ModelCard
+from fcos.rules import RULES
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ def train(config: TrainConfig) -> Run:
 
 def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
     """Data, model and run folder; with `load`, everything as the checkpoint has it."""
+    if config.pretrain == "coco":
+        if fabric.is_global_zero:
+            coco_file()
+        fabric.barrier()  # the others wait for the download
+    start = find_start(config)
+    if start is not None:
+        config, changes = adopt_settings(config, start)
+        if changes:
+            say(fabric, f"settings of {start.path.name}: {', '.join(changes)}")
     micro_batch, accumulation = split_batch(config.nbatch_train, fabric.world_size, config.micro_batch)
     train_set, eval_set = load_data(config, fabric)
 
@@ -84,7 +96,11 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
     torch.manual_seed(config.seed)
     model = build_model(config, train_set.num_classes)
     if checkpoint is None:
-        if config.pretrain:
+        if start is not None:
+            known = load_start(model, train_set.class_names, start)
+            shared = f"the outputs of {', '.join(known)} too" if known else "but for its classes"
+            say(fabric, f"detector: weights of {start.card.origin or 'fcos'} from {start.path}, {shared}")
+        elif config.pretrain:
             source = load_imagenet_weights(model.backbone, config.backbone, config.pretrain)
             say(fabric, f"backbone: ImageNet weights from {source}")
         if fabric.is_global_zero:
@@ -93,9 +109,7 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
     fabric.barrier()
 
     card = ModelCard(
-        settings={
-            key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS
-        },
+        settings=settings_of(config),
         class_names=train_set.class_names,
         category_ids=train_set.category_ids,
         versions={name: importlib.metadata.version(name) for name in ("fcos-torch", "torch", "timm")},
@@ -154,7 +168,8 @@ def usable(annotations: Annotations, what: str, config: TrainConfig, fabric: Fab
 def left_out(annotations: Annotations, config: TrainConfig) -> str:
     """How many boxes are smaller than `boxarea_th` at full size, in words."""
     sizes = annotations.sizes_hw.tolist()
-    resized = [resized_size((height, width), config.short_side, config.view_size) for height, width in sizes]
+    rule = RULES[config.rules].size
+    resized = [resized_size((h, w), config.short_side, config.view_size, rule) for h, w in sizes]
     scale_hw = np.array(resized).reshape(-1, 2) / annotations.sizes_hw
     scale_xy = np.repeat(scale_hw[:, ::-1], np.diff(annotations.first_box), axis=0)
     sides = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]) * scale_xy

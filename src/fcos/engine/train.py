@@ -297,7 +297,9 @@ class Trainer:
                 on_batch=self.display.evaluating(-(-len(annotations) // fabric.world_size)),
             )
         found = gather(found, fabric)
-        return result_rows(found, annotations) if fabric.is_global_zero else np.zeros((0, 7))
+        if not fabric.is_global_zero:
+            return np.zeros((0, 7))
+        return result_rows(found, annotations, inclusive_boxes=self.postprocess.inclusive_boxes)
 
     def _save_model_file(self, name: str, metrics: dict[str, Any], threshold: float) -> None:
         if self.config.save and self.fabric.is_global_zero:

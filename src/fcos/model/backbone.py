@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,14 +26,27 @@ class Backbone(nn.Module):
             converted backbone cost a peer more than 1 AP).
         freeze_stages: the stem and the first N stages (stage 1 ends at stride 4) are not trained, and their
             batch norm keeps its statistics; 0: all are.
+        channels: widths of the stem and the four stages of a ResNet (of bottlenecks the inner one), where
+            they are not 64, 64, 128, 256, 512.
+        stride_in_1x1: bottlenecks step in their first convolution, as in Caffe, not in the 3x3.
 
     Raises:
         ConfigError: the network has no such features, or not for images of every size.
     """
 
-    def __init__(self, name: str, *, freeze_bn: bool = True, freeze_stages: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        freeze_bn: bool = True,
+        freeze_stages: int = 1,
+        channels: Sequence[int] | None = None,
+        stride_in_1x1: bool = False,
+    ) -> None:
         super().__init__()
-        self.body = _create_body(name)
+        self.body = _create_body(name, channels)
+        if stride_in_1x1:
+            _step_in_1x1(self.body, name)
         info: Any = self.body.feature_info
         self.levels = [info.reduction().index(stride) for stride in STRIDES]
         self.channels: list[int] = [info.channels()[level] for level in self.levels]
@@ -60,9 +75,16 @@ class Backbone(nn.Module):
         return [features[level] for level in self.levels]
 
 
-def _create_body(name: str) -> nn.Module:
+def _create_body(name: str, channels: Sequence[int] | None) -> nn.Module:
+    widths: dict[str, Any] = {} if channels is None else {"channels": tuple(channels[1:])}
     try:
-        body: nn.Module = timm.create_model(name, pretrained=False, features_only=True)
+        body: nn.Module = timm.create_model(name, pretrained=False, features_only=True, **widths)
+        if channels is not None:
+            _narrow_stem(body, channels[0])
+    except TypeError as error:
+        if channels is None:
+            raise
+        raise _unsuitable(name, "only a plain ResNet can be of another width") from error
     except (RuntimeError, AttributeError, AssertionError) as error:  # timm's kinds, from network to network
         raise _unsuitable(name, f"timm says: {error}") from error
     info: Any = body.feature_info
@@ -70,6 +92,31 @@ def _create_body(name: str) -> nn.Module:
     if missing := [stride for stride in STRIDES if stride not in there]:
         raise _unsuitable(name, f"no features at stride {missing}, only at {there}")
     return body
+
+
+def _narrow_stem(body: Any, width: int) -> None:
+    """Give a ResNet a stem of another width, which timm cannot."""
+    first: Any = body.layer1[0]
+    if not isinstance(body.conv1, nn.Conv2d):
+        raise TypeError("a stem of several convolutions")
+    body.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+    body.bn1 = nn.BatchNorm2d(width)
+    body.layer1[0].conv1 = _with_inputs(first.conv1, width)
+    if first.downsample is not None:
+        first.downsample[0] = _with_inputs(first.downsample[0], width)
+
+
+def _with_inputs(conv: nn.Conv2d, width: int) -> nn.Conv2d:
+    size, padding = conv.kernel_size, conv.padding
+    return nn.Conv2d(width, conv.out_channels, size, conv.stride, padding, bias=False)  # type: ignore[arg-type]
+
+
+def _step_in_1x1(body: nn.Module, name: str) -> None:
+    blocks: list[Any] = [block for block in body.modules() if isinstance(block, Bottleneck)]
+    if not blocks:
+        raise _unsuitable(name, "stride_in_1x1 needs a ResNet of bottlenecks")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
 def _check_features(backbone: Backbone, name: str) -> None:

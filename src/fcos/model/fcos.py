@@ -1,17 +1,18 @@
-"""The network: uint8 images in, predictions at every point out."""
+"""The network: images in, predictions at every point out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Real
 from torch import Tensor, nn
 
 from fcos.model.backbone import Backbone
 from fcos.model.fpn import FeaturePyramid
 from fcos.model.head import Head, HeadOutput
 from fcos.model.points import PointGrid, make_grid
+from fcos.rules import PointPlace
 
 
 class FCOS(nn.Module):
@@ -24,6 +25,7 @@ class FCOS(nn.Module):
         strides: of the levels, input pixels.
         pixel_mean: RGB, in 0..255.
         pixel_std: RGB, in 0..255.
+        points: where in its cell a point lies, see `make_grid`.
     """
 
     pixel_mean: Tensor
@@ -37,10 +39,11 @@ class FCOS(nn.Module):
         strides: Sequence[int],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        points: PointPlace = "center",
     ) -> None:
         super().__init__()
         self.backbone, self.pyramid, self.head = backbone, pyramid, head
-        self.strides = tuple(strides)
+        self.strides, self.points = tuple(strides), points
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).reshape(3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(pixel_std).reshape(3, 1, 1))
 
@@ -51,22 +54,23 @@ class FCOS(nn.Module):
 
     def grid(self, image_hw: tuple[int, int]) -> PointGrid:
         """The points of an input of this (padded) size, on the device of the network."""
-        return make_grid(image_hw, self.strides, self.pixel_mean.device)
+        return make_grid(image_hw, self.strides, self.pixel_mean.device, place=self.points)
 
     def forward(
-        self, images: UInt8[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]
+        self, images: Real[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]
     ) -> HeadOutput:
         """Predictions for padded images.
 
         Args:
-            images: RGB, padded at the bottom and right.
+            images: RGB in 0..255, uint8 (or float32 from a resize that does not round), padded at the
+                bottom and right.
             sizes_hw: height, width of each image inside the padding.
         """
         output: HeadOutput = self.head(self.pyramid(self.backbone(self.normalize(images, sizes_hw))))
         return output
 
     def normalize(
-        self, images: UInt8[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]
+        self, images: Real[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Pixels minus mean over std; the padding is 0 after normalisation, as all peers have it."""
         rows = torch.arange(images.shape[2], device=images.device) < sizes_hw[:, :1]

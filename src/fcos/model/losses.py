@@ -52,13 +52,15 @@ def focal_loss_sum(
 
 
 def pairwise_box_terms(
-    predicted: Float[Tensor, "boxes 4"], target: Float[Tensor, "boxes 4"]
+    predicted: Float[Tensor, "boxes 4"], target: Float[Tensor, "boxes 4"], added: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """IoU of boxes that share a point, and what the other IoU kinds add.
 
     Args:
         predicted: distances ltrb from the shared point, any unit.
         target: the same, same unit.
+        added: to intersection and union, that unit squared. The official code and AdelaiDet have 1, after
+            dividing by the stride, which biases small boxes; torchvision and detectron2 have none.
 
     Returns:
         iou, the share of the enclosing box that the union leaves empty (GIoU, arXiv 1902.09630),
@@ -71,7 +73,7 @@ def pairwise_box_terms(
     intersection = (overlap[:, :2] + overlap[:, 2:]).clamp(min=0).prod(dim=1)
     sides_predicted, sides_target = predicted[:, :2] + predicted[:, 2:], target[:, :2] + target[:, 2:]
     union = sides_predicted.prod(dim=1) + sides_target.prod(dim=1) - intersection
-    iou = intersection / union.clamp(min=eps)
+    iou = (intersection + added) / (union + added).clamp(min=eps)
     sides_hull = hull[:, :2] + hull[:, 2:]
     empty = 1 - union / sides_hull.prod(dim=1).clamp(min=eps)
     shift = ((predicted[:, 2:] - predicted[:, :2]) - (target[:, 2:] - target[:, :2])) / 2
@@ -82,14 +84,13 @@ def pairwise_box_terms(
 
 
 def box_loss(
-    predicted: Float[Tensor, "boxes 4"], target: Float[Tensor, "boxes 4"], kind: BoxLoss
+    predicted: Float[Tensor, "boxes 4"],
+    target: Float[Tensor, "boxes 4"],
+    kind: BoxLoss,
+    added: float = 0.0,
 ) -> Float[Tensor, " boxes"]:
-    """Loss of each box, from distances ltrb in any unit.
-
-    There is no +1 in intersection and union: the official code has it, after dividing by the stride, which
-    biases small boxes (torchvision and detectron2 have none either).
-    """
-    iou, empty, distance, aspect = pairwise_box_terms(predicted, target)
+    """Loss of each box, from distances ltrb in any unit; `added` as in `pairwise_box_terms`."""
+    iou, empty, distance, aspect = pairwise_box_terms(predicted, target, added)
     if kind == "iou":
         return -iou.clamp(min=1e-6).log()  # UnitBox, arXiv 1608.01471
     if kind == "linear_iou":
@@ -112,12 +113,19 @@ class FcosLoss:
         box: kind of the box loss.
         alpha: weight of positives in the focal loss.
         gamma: focusing of the focal loss.
+        normalize_targets: the box branch regresses in strides; matters with `iou_plus_one` only.
+        iou_plus_one: add 1 to intersection and union (official code, AdelaiDet).
+        weight_boxes: weigh each box by its centerness and divide by their sum; otherwise divide by the
+            number of positives (torchvision, detectron2). With IoU quality there is no centerness.
     """
 
     quality: Literal["centerness", "iou", "none"] = "centerness"
     box: BoxLoss = "giou"
     alpha: float = 0.25
     gamma: float = 2.0
+    normalize_targets: bool = True
+    iou_plus_one: bool = False
+    weight_boxes: bool = True
 
     def __call__(
         self, output: HeadOutput, grid: PointGrid, targets: Targets, normalizers: Float[Tensor, " 2"]
@@ -140,21 +148,26 @@ class FcosLoss:
             output.logits.float().flatten(0, 1), one_hot.flatten(0, 1), self.alpha, self.gamma
         )
 
-        strides = grid.strides.expand_as(targets.labels)[positive][:, None]
-        predicted = output.distances.float()[positive] / strides
-        wanted = targets.distances[positive] / strides
-        losses = box_loss(predicted, wanted, self.box)
+        added = float(self.iou_plus_one)
+        units = grid.strides.expand_as(targets.labels)[positive][:, None]
+        if self.iou_plus_one and not self.normalize_targets:
+            units = torch.ones_like(units)
+        predicted = output.distances.float()[positive] / units
+        wanted = targets.distances[positive] / units
+        losses = box_loss(predicted, wanted, self.box, added)
         if output.quality is None:
             nothing = classification.new_zeros(())
             return Losses(classification / num_positive, losses.sum() / num_positive, nothing)
 
         centerness = targets.centerness[positive]
         if self.quality == "iou":
-            quality_target = pairwise_box_terms(predicted.detach(), wanted)[0]
-            box = losses.sum() / num_positive
+            quality_target = pairwise_box_terms(predicted.detach(), wanted, added)[0]
         else:
             quality_target = centerness
+        if self.quality == "centerness" and self.weight_boxes:
             box = (losses * centerness).sum() / normalizers[1].clamp(min=1e-6)
+        else:
+            box = losses.sum() / num_positive
         quality = F.binary_cross_entropy_with_logits(
             output.quality.float()[positive], quality_target, reduction="sum"
         )

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fcos.rules import PointPlace
+
 
 class PointGrid(NamedTuple):
     """All points of all levels, finest level first, row by row.
@@ -34,19 +36,33 @@ class PointGrid(NamedTuple):
 
 
 def make_grid(
-    image_hw: tuple[int, int], strides: Sequence[int], device: torch.device | str = "cpu"
+    image_hw: tuple[int, int],
+    strides: Sequence[int],
+    device: torch.device | str = "cpu",
+    *,
+    place: PointPlace = "center",
 ) -> PointGrid:
     """The grid of points over an image of this (padded) size.
 
     A level's grid has ``ceil(side / stride)`` cells, which is what convolutions with stride 2 and padding 1
-    give. (torchvision puts its points at the cell's upper left corner, and divides the padded size by the
-    number of cells for the step: a different convention, worth remembering when comparing.)
+    give.
+
+    Args:
+        image_hw: height, width in pixels.
+        strides: of the levels, pixels.
+        device: of the points.
+        place: of the point in its cell: the centre, or (torchvision) the upper left corner. torchvision also
+            steps by the padded side over the number of cells, rounded down: 61 and 114 pixels instead of 64
+            and 128 for an input 800 pixels high.
     """
     sizes = tuple((-(-image_hw[0] // stride), -(-image_hw[1] // stride)) for stride in strides)
     points, point_strides = [], []
     for stride, (height, width) in zip(strides, sizes, strict=True):
-        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
-        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
+        offset, step_y, step_x = 0.5, stride, stride
+        if place == "corner":
+            offset, step_y, step_x = 0.0, image_hw[0] // height, image_hw[1] // width
+        y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * step_y
+        x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * step_x
         rows, columns = torch.meshgrid(y, x, indexing="ij")
         points.append(torch.stack([columns, rows], dim=-1).reshape(-1, 2))
         point_strides.append(torch.full((height * width,), float(stride), device=device))

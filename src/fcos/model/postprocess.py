@@ -1,4 +1,8 @@
-"""Predictions to detections (section 3.1 and 3.3 of the paper; rules of the official code)."""
+"""Predictions to detections (section 3.1 and 3.3 of the paper; rules of the official code).
+
+The defaults are the paper's rules as we apply them. Where another code base does otherwise, a parameter of
+`PostProcess` says what; `fcos.rules` has the set of each.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from torchvision.ops import batched_nms
 
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid, distances_to_boxes
+from fcos.rules import ClipBoxes, RankBy, Score, ThresholdOn
 
 
 class ImageDetections(NamedTuple):
@@ -33,16 +38,33 @@ class PostProcess:
     """Threshold, best candidates of each level, NMS within each class, best of the image.
 
     Attributes:
-        score_threshold: that the classification score alone must exceed.
+        score_threshold: that a candidate must exceed.
         nms_iou: overlap above which the lower of two detections of a class goes.
         candidates_per_level: (point, class) pairs of each level that enter NMS.
         detections_per_image: kept of each image.
+        threshold_on: what must exceed the threshold: the classification score alone, its product with the
+            quality, or the final score.
+        score: final score: the square root of the product of class score and quality, or the product.
+        rank_by: the best candidates of a level are those of the best final score, or class score.
+        clip: boxes are cut to the resized picture, or to the original one, before NMS, which leaves out
+            what lies in the padding; or to the original one after NMS.
+        keep_empty: boxes that clipping leaves without area stay.
+        inclusive_boxes: sides are last pixels (official code): they end at width - 1, NMS adds 1 to widths
+            and heights, and detections come in the order of the candidates, level by level.
+        keep_ties: keep all that score as the last of `detections_per_image`.
     """
 
     score_threshold: float = 0.05
     nms_iou: float = 0.6
     candidates_per_level: int = 1000
     detections_per_image: int = 100
+    threshold_on: ThresholdOn = "class"
+    score: Score = "sqrt"
+    rank_by: RankBy = "score"
+    clip: ClipBoxes = "resized"
+    keep_empty: bool = False
+    inclusive_boxes: bool = False
+    keep_ties: bool = False
 
     def __call__(
         self,
@@ -60,44 +82,77 @@ class PostProcess:
             original_sizes_hw: height, width of each image before resizing.
         """
         class_scores = output.logits.float().sigmoid()
-        scores = class_scores
+        product = scores = class_scores
         if output.quality is not None:
+            product = class_scores * output.quality.float().sigmoid()[..., None]
             # sqrt: the scale of a probability again (2006.09214, section 3.3), same order as the product.
-            scores = (class_scores * output.quality.float().sigmoid()[..., None]).sqrt()
-        scores = torch.where(class_scores > self.score_threshold, scores, -1.0)
+            scores = product.sqrt() if self.score == "sqrt" else product
+        tested = {"class": class_scores, "product": product, "score": scores}[self.threshold_on]
+        ranks = {"score": scores, "class": class_scores}[self.rank_by]
+        ranks = torch.where(tested > self.score_threshold, ranks, -1.0)
         return [
-            self._image(scores[i], output.distances[i].float(), grid, sizes_hw[i], original_sizes_hw[i])
+            self._image(
+                scores[i], ranks[i], output.distances[i].float(), grid, sizes_hw[i], original_sizes_hw[i]
+            )
             for i in range(len(sizes_hw))
         ]
 
     def _image(
         self,
         scores: Float[Tensor, "points classes"],
+        ranks: Float[Tensor, "points classes"],
         distances: Float[Tensor, "points 4"],
         grid: PointGrid,
         size_hw: Int64[Tensor, " 2"],
         original_size_hw: Int64[Tensor, " 2"],
     ) -> ImageDetections:
-        point, label = self._candidates(scores, grid.points_per_level)
+        point, label = self._candidates(ranks, grid.points_per_level)
         best = scores[point, label]
         boxes = distances_to_boxes(grid.points[point], distances[point])
-        limit = size_hw.flip(0).repeat(2).to(boxes.dtype)
-        boxes = torch.minimum(boxes.clamp(min=0), limit)
-        # Clipping leaves nothing of what lies in the padding, and the IoU of nothing would keep all of it.
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        boxes, best, label = boxes[solid], best[solid], label[solid]
-        kept = batched_nms(boxes, best, label, self.nms_iou)[: self.detections_per_image]
-        scale = original_size_hw.flip(0).repeat(2).to(limit) / limit
-        return ImageDetections(boxes[kept] * scale, best[kept], label[kept])
+        limit, original = (size.flip(0).repeat(2).to(boxes.dtype) for size in (size_hw, original_size_hw))
+        scale = original / limit
+        if self.clip != "after_nms":
+            boxes = self._clip(boxes, limit) * (scale if self.clip == "original" else 1)
+            # Clipping leaves nothing of what lies in the padding, and the IoU of nothing would keep it all.
+            boxes, best, label = self._solid(boxes, best, label)
+        kept = self._suppress(boxes, best, label)
+        boxes, best, label = boxes[kept], best[kept], label[kept]
+        if self.clip == "after_nms":
+            return ImageDetections(*self._solid(self._clip(boxes * scale, original), best, label))
+        return ImageDetections(boxes * (scale if self.clip == "resized" else 1), best, label)
 
-    def _candidates(self, scores: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
+    def _candidates(self, ranks: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
         """Point and class index of the best candidates of each level."""
         points, labels = [], []
         first = 0
-        for level in torch.split(scores, points_per_level):
+        for level in torch.split(ranks, points_per_level):
             point, label = (level >= 0).nonzero(as_tuple=True)
-            best = level[point, label].topk(min(self.candidates_per_level, len(point))).indices
-            points.append(point[best] + first)
-            labels.append(label[best])
+            if not self.inclusive_boxes or len(point) > self.candidates_per_level:
+                count = min(self.candidates_per_level, len(point))
+                best = level[point, label].topk(count, sorted=not self.inclusive_boxes).indices
+                point, label = point[best], label[best]
+            points.append(point + first)
+            labels.append(label)
             first += len(level)
         return torch.cat(points), torch.cat(labels)
+
+    def _clip(self, boxes: Tensor, limit: Tensor) -> Tensor:
+        return torch.minimum(boxes.clamp(min=0), limit - 1 if self.inclusive_boxes else limit)
+
+    def _solid(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Without the boxes that have no area."""
+        if self.keep_empty:
+            return boxes, scores, labels
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        return boxes[solid], scores[solid], labels[solid]
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Index of what NMS and the limit of the image leave."""
+        if self.inclusive_boxes:
+            boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], dim=1)
+        kept: Tensor = batched_nms(boxes, scores, labels, self.nms_iou)
+        most = self.detections_per_image
+        if self.keep_ties and len(kept) > most:
+            most = int((scores[kept] >= scores[kept[most - 1]]).sum())
+        kept = kept[:most]
+        return kept.sort().values if self.inclusive_boxes else kept

@@ -8,11 +8,11 @@ from pathlib import Path
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fcos.errors import WeightsError
 from fcos.model.backbone import Backbone
+from fcos.model.published.opening import open_state
 
 # pip packages that ship ImageNet weights: backbone -> (module, file in it, how to install it).
 PIP_WEIGHTS = {
@@ -93,7 +93,7 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
         raise WeightsError(
             f"there is no weight file {path}", where="setting 'pretrain'", fix="correct the path"
         )
-    wanted, loaded = _without_counters(classifier.state_dict()), _without_counters(_read_tensors(path))
+    wanted, loaded = _without_counters(classifier.state_dict()), _without_counters(open_state(path).tensors)
     if wanted.keys() - loaded.keys() and _kinds(wanted) == _kinds(loaded):
         loaded = dict(zip(wanted, loaded.values(), strict=True))
     problems = [f"{key} is missing" for key in wanted if key not in loaded]
@@ -121,25 +121,6 @@ def _without_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
     """Role ("weight", "running_mean", ...) and shape of each tensor; another order shows in one of them."""
     return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model", "state_dict_ema"):
-            if isinstance(content.get(key), dict):
-                content = content[key]
-        return {
-            key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)
-        }
-    except Exception as error:  # torch, pickle, zipfile and safetensors each raise kinds of their own
-        raise WeightsError(
-            f"{path.name} cannot be read as a weight file: {_first_line(error)}",
-            where=str(path),
-            fix="only tensors are loaded, never code; save it again as a plain state_dict",
-        ) from error
 
 
 def _timm_download(name: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 A point is positive for a box if it lies inside (with centre sampling: near the centre), and if its level is
 the one for the box's size there (``lower <= max(l, t, r, b) <= upper``). Of several boxes the smallest wins.
+Other code bases differ in ties only; `match_points` can do as they do.
 
 The assigner is a seam: it may be given predictions, which this one ignores. Its targets depend on boxes and
 grid alone, so that the training loop can count the positives of a whole optimizer step before the first
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fcos.model.points import PointGrid, box_distances
+from fcos.rules import Areas
 
 BACKGROUND = -1
 
@@ -78,6 +80,9 @@ def match_points(
     lower: Float[Tensor, " points"],
     upper: Float[Tensor, " points"],
     center_radius: float | None,
+    *,
+    strict_ranges: bool = False,
+    areas: Areas = "exact",
 ) -> Int64[Tensor, " points"]:
     """Index of the box that each point learns, or -1.
 
@@ -86,9 +91,13 @@ def match_points(
         strides: of each point's level, input pixels.
         boxes_xyxy: xyxy in input pixels.
         lower: smallest largest-distance that the point's level regresses, input pixels.
-        upper: the largest, input pixels; both inclusive, as in the official code (detectron2 and torchvision
-            exclude both, which differs for distances of exactly 64, 128, ... pixels only).
+        upper: the largest, input pixels; both inclusive, as in the official code.
         center_radius: in strides of the level; None: everywhere inside the box.
+        strict_ranges: exclude both (detectron2, torchvision): a largest distance of exactly 64, 128, ...
+            pixels is then positive nowhere instead of on two levels.
+        areas: how the boxes of a point are compared: exactly; as 1e8 - area in float32, which has steps of 8
+            square pixels, so that the first of nearly equal boxes wins (detectron2, torchvision); or with
+            sides that are 1 longer (official code).
     """
     if len(boxes_xyxy) == 0:
         return torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
@@ -98,13 +107,17 @@ def match_points(
     else:
         candidate = near_center(points, boxes_xyxy, center_radius * strides)
     largest = distances.amax(dim=-1)
-    candidate &= (largest >= lower[:, None]) & (largest <= upper[:, None])
+    if strict_ranges:
+        candidate &= (largest > lower[:, None]) & (largest < upper[:, None])
+    else:
+        candidate &= (largest >= lower[:, None]) & (largest <= upper[:, None])
 
-    # The smaller box wins (section 3.1). Areas are compared exactly: the peers' `1e8 - area` in float32 has
-    # steps of 8 square pixels.
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    area = torch.where(candidate, sides.prod(dim=-1)[None], torch.inf)
-    smallest, index = area.min(dim=1)
+    # The smaller box wins (section 3.1).
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] + (1 if areas == "inclusive" else 0)
+    area = sides.prod(dim=-1)
+    if areas == "float32":
+        area = 1e8 - (1e8 - area)
+    smallest, index = torch.where(candidate, area[None], torch.inf).min(dim=1)
     return torch.where(smallest < torch.inf, index, -1)
 
 
@@ -115,10 +128,14 @@ class StaticAssigner:
     Attributes:
         regress_ranges: upper end of each level's range but the last, input pixels.
         center_radius: centre sampling radius in strides; None: off.
+        strict_ranges: as in `match_points`.
+        areas: as in `match_points`.
     """
 
     regress_ranges: Sequence[float]
     center_radius: float | None
+    strict_ranges: bool = False
+    areas: Areas = "exact"
 
     def __call__(
         self,
@@ -147,7 +164,16 @@ class StaticAssigner:
     def _assign_image(
         self, grid: PointGrid, boxes_xyxy: Tensor, labels: Tensor, lower: Tensor, upper: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        matched = match_points(grid.points, grid.strides, boxes_xyxy, lower, upper, self.center_radius)
+        matched = match_points(
+            grid.points,
+            grid.strides,
+            boxes_xyxy,
+            lower,
+            upper,
+            self.center_radius,
+            strict_ranges=self.strict_ranges,
+            areas=self.areas,
+        )
         positive = matched >= 0
         # Background points read an added empty box, so that images without boxes need no branch.
         boxes = torch.cat([boxes_xyxy, boxes_xyxy.new_zeros(1, 4)])[matched]

@@ -20,7 +20,7 @@ from fcos.errors import WeightsError
 
 FORMAT_VERSION = 1
 
-GIVE = "give a *.safetensors file that `fcos train` wrote, or a run folder"
+GIVE = "give a *.safetensors file that `fcos train` wrote, a run folder, or a published weight file"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ModelCard:
         metrics: of the evaluation that chose it: map_mean, map_50, map_75, epoch.
         versions: of the libraries that wrote it.
         format_version: of this file format.
+        origin: the code base that trained the weights; empty: this one.
     """
 
     settings: dict[str, Any]
@@ -44,6 +45,7 @@ class ModelCard:
     metrics: dict[str, float | int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    origin: str = ""
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -55,6 +57,15 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a file has our card."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "fcos" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:

@@ -1,0 +1,120 @@
+"""`fcos info`: what a model file is, and what will be done with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fcos.build import LoadedModel
+
+EPILOG = """\b
+Examples:
+  fcos info fcos_R_50_1x.pth           a published file of another code base
+  fcos info runs/train                 the best model of a run
+  fcos info best.safetensors --json    everything, for other programs
+"""
+
+SIZES = {"round": "rounded", "floor": "rounded down", "truncate": "the longer side cut off"}
+RESIZES = {
+    "antialiased": "antialiased",
+    "pillow": "as Pillow",
+    "opencv": "as OpenCV, not antialiased",
+    "float": "not antialiased, not rounded",
+}
+CLIPS = {
+    "resized": "cut to the resized picture before NMS",
+    "original": "cut and scaled to the original picture before NMS",
+    "after_nms": "cut to the original picture after NMS",
+}
+TESTED = {"class": "class score", "product": "class score * quality", "score": "final score"}
+SHOWN_CLASSES = 8
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+def command(model: Path, as_json: bool) -> None:
+    """Say what a model file is: whose, its classes, preprocessing, rules, and what was assumed.
+
+    Takes what `fcos predict` takes: a run folder, a model file, or a published file of AdelaiDet, detectron2,
+    MMDetection, the official code or torchvision. Opening a file never runs code from it.
+    """
+    from fcos.build import load_model
+
+    loaded = load_model(model)
+    if as_json:
+        click.echo(json.dumps(as_dict(loaded), indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{loaded.path}: a detector of {loaded.card.origin or 'fcos'}\n")
+    for title, text in describe(loaded).items():
+        click.echo(f"{title:<11} {text}")
+    for note in loaded.notes:
+        click.echo(f"note: {note}")
+    if loaded.card.origin:
+        click.echo(
+            '\npredict, eval and "pretrain" use it so; '
+            f"`fcos import {loaded.path.name} -o model.safetensors` writes it in our format"
+        )
+
+
+def as_dict(loaded: LoadedModel) -> dict[str, Any]:
+    """Everything that is known of a model."""
+    from dataclasses import asdict
+
+    from fcos.rules import RULES
+
+    return {
+        "file": str(loaded.path),
+        "parameters": num_parameters(loaded),
+        **asdict(loaded.card),
+        "origin": loaded.card.origin or "fcos",
+        "rules": RULES[loaded.config.rules]._asdict(),
+        "notes": loaded.notes,
+    }
+
+
+def describe(loaded: LoadedModel) -> dict[str, str]:
+    """A model in lines: title and text."""
+    from fcos.rules import RULES
+
+    config, card, rules = loaded.config, loaded.card, RULES[loaded.config.rules]
+    usual = loaded.model.pixel_mean.flatten().tolist(), loaded.model.pixel_std.flatten().tolist()
+    mean, std = ([round(value, 4) for value in values] for values in usual)
+    rank = "class" if rules.rank_by == "class" else "final"
+    stem = ", steps in the 1x1 convolutions" if config.stride_in_1x1 else ""
+    widths = f" of widths {config.backbone_channels}" if config.backbone_channels else ""
+    names = ", ".join(card.class_names[:SHOWN_CLASSES])
+    unit = "times stride" if config.normalize_targets else "pixels"
+    size = f"longest side {config.view_size}"
+    if config.short_side is not None:
+        size = f"shorter side {config.short_side}, longest at most {config.view_size}"
+    score = {"sqrt": f"sqrt(class * {config.quality})", "product": f"class * {config.quality}"}[rules.score]
+    lines = {
+        "network": f"{config.backbone}{widths}{stem}; levels P3 to P{2 + len(config.strides)} of "
+        f"{config.fpn_channels}, head of {config.head_convs} x {config.head_channels} ({config.head_norm}); "
+        f"{num_parameters(loaded) / 1e6:.1f} M parameters",
+        "classes": f"{len(card.class_names)}: {names}{', ...' * (len(card.class_names) > SHOWN_CLASSES)}; "
+        f"category ids {min(card.category_ids)} to {max(card.category_ids)}",
+        "pictures": f"{size}, {SIZES[rules.size]}; resized {RESIZES[rules.resize]}",
+        "pixels": f"RGB minus {mean} over {std}; padding to a multiple of 32 with 0 after that",
+        "points": "upper left corner of each cell" if rules.points == "corner" else "centre of each cell",
+        "boxes": f"{config.box_activation}(scale * x), {unit}; {CLIPS[rules.clip]}"
+        + (", last pixels belong to them" if rules.inclusive_boxes else ""),
+        "candidates": f"{TESTED[config.threshold_on]} above {config.score_threshold:g}; the best "
+        f"{config.candidates_per_level} of each level by {rank} score",
+        "score": score if config.quality != "none" else "class",
+        "detections": f"NMS in each class at {config.nms_iou:g}, {config.detections_per_image} of an image",
+        "shown from": f"score {card.threshold:.2f} (`fcos predict`; --score-threshold changes it)",
+    }
+    if card.metrics:
+        lines["measured"] = ", ".join(f"{key} {value:g}" for key, value in card.metrics.items())
+    return lines
+
+
+def num_parameters(loaded: LoadedModel) -> int:
+    """Of the network."""
+    return sum(parameter.numel() for parameter in loaded.model.parameters())

@@ -1,0 +1,238 @@
+"""What a published weight file needs besides its tensors, as our settings (the decode profile).
+
+Much of it stands in no file: it is what the code base does, or its default configuration. What can be read
+is read: widths and depths from shapes, MMDetection's configuration from the text that its files carry, pixel
+mean and std where they are stored. Where two configurations leave equal files, the name of the file decides,
+as its authors gave it; `fcos info` says what was taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fcos.model.published.layouts import Layout
+
+Shape = Callable[[str], tuple[int, ...] | None]  # of one of our tensors in their file
+
+# BGR. The official code and MMDetection's plain configuration, and the others.
+CAFFE_MEAN = (102.9801, 115.9465, 122.7717)
+DETECTRON_MEAN = (103.53, 116.28, 123.675)
+IMAGENET_MEAN_RGB, IMAGENET_STD_RGB = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+# blocks of each stage, bottlenecks, groups, width of a group per 64 channels -> timm's name
+RESNETS: dict[tuple[tuple[int, ...], bool, int, int], str] = {
+    ((2, 2, 2, 2), False, 1, 64): "resnet18",
+    ((3, 4, 6, 3), False, 1, 64): "resnet34",
+    ((3, 4, 6, 3), True, 1, 64): "resnet50",
+    ((3, 4, 23, 3), True, 1, 64): "resnet101",
+    ((3, 8, 36, 3), True, 1, 64): "resnet152",
+    ((3, 4, 6, 3), True, 32, 4): "resnext50_32x4d",
+    ((3, 4, 23, 3), True, 32, 4): "resnext101_32x4d",
+    ((3, 4, 23, 3), True, 32, 8): "resnext101_32x8d",
+    ((3, 4, 23, 3), True, 64, 4): "resnext101_64x4d",
+}
+USUAL_CHANNELS = [64, 64, 128, 256, 512]
+RANGES = [64.0, 128.0, 256.0, 512.0]
+
+
+def backbone_settings(shape: Shape) -> dict[str, Any] | None:
+    """Which ResNet it is; None if it is none that timm has."""
+    blocks = tuple(
+        next(i for i in range(100) if shape(f"backbone.body.layer{stage}.{i}.conv1.weight") is None)
+        for stage in (1, 2, 3, 4)
+    )
+    stem = shape("backbone.body.conv1.weight")
+    if stem is None or 0 in blocks:
+        return None
+    has_bottlenecks = shape("backbone.body.layer1.0.conv3.weight") is not None
+    inner, outer = ("conv2", "conv3") if has_bottlenecks else ("conv1", "conv2")
+    planes, groups, share = [], 1, 64
+    for stage in (1, 2, 3, 4):
+        middle, last = (shape(f"backbone.body.layer{stage}.0.{conv}.weight") for conv in (inner, outer))
+        if middle is None or last is None:
+            return None
+        planes.append(last[0] // 4 if has_bottlenecks else last[0])
+        if has_bottlenecks and stage == 1:
+            groups, share = middle[0] // middle[1], 64 * middle[1] // planes[0]
+    name = RESNETS.get((blocks, has_bottlenecks, groups, share))
+    if name is None:
+        return None
+    channels = [stem[0], *planes]
+    return {"backbone": name, "backbone_channels": None if channels == USUAL_CHANNELS else channels}
+
+
+def architecture_settings(shape: Shape) -> dict[str, Any]:
+    """Pyramid and head, from shapes that must be there."""
+    shapes = {name: shape(f"{name}.weight") for name in ("pyramid.lateral.0", "pyramid.lateral.2")}
+    shapes["tower"] = shape("head.box_tower.0.weight") or shapes["pyramid.lateral.0"]
+    fpn, c5, tower = (value or (0, 0) for value in shapes.values())
+    num_levels = 3 + sum(shape(f"pyramid.extra.{i}.weight") is not None for i in (0, 1))
+    extra = shape("pyramid.extra.0.weight") or (0, fpn[0])
+    # the norm of the first block is a vector; without norms the second layer with weights is the next conv
+    has_norm = len(shape("head.box_tower.1.weight") or ()) == 1
+    step = 3 if has_norm else 2
+    num_convs = next(i for i in range(100) if shape(f"head.box_tower.{step * i}.weight") is None)
+    is_real_time = num_levels == 3
+    return {
+        "fpn_channels": fpn[0],
+        "fpn_extra_from": "c5" if extra[1] == c5[1] != fpn[0] else "p5",
+        "strides": [8, 16, 32, 64, 128][:num_levels],
+        "regress_ranges": RANGES[: num_levels - 1],
+        "head_channels": tower[0],
+        "head_convs": num_convs,
+        "head_norm": "gn" if has_norm else "none",
+        # AdelaiDet's FCOS-RT leaves P6 and P7 out, and was trained for small pictures
+        "short_side": 512 if is_real_time else 800,
+        "view_size": 736 if is_real_time else 1333,
+    }
+
+
+class Profile(NamedTuple):
+    """What the tensors do not show.
+
+    Attributes:
+        settings: ours.
+        takes_bgr: the network takes blue, green, red.
+        notes: what was assumed, in sentences.
+    """
+
+    settings: dict[str, Any]
+    takes_bgr: bool
+    notes: tuple[str, ...] = ()
+
+
+def profile(
+    layout: Layout, backbone: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any], name: str
+) -> Profile:
+    """How the weights are used, besides what their shapes show.
+
+    Args:
+        layout: the code base.
+        backbone: timm's name of it.
+        tensors: of the file, their names.
+        about: what else the file holds.
+        name: of the file.
+    """
+    is_resnet = backbone.startswith("resnet")
+    mean = CAFFE_MEAN if layout.rules == "official" else DETECTRON_MEAN
+    settings: dict[str, Any] = {
+        "stride_in_1x1": is_resnet and backbone not in ("resnet18", "resnet34"),
+        "pixel_mean": list(reversed(mean)),
+        "pixel_std": [1.0, 1.0, 1.0],
+        **improved(),
+    }
+    if layout.rules == "torchvision":
+        return Profile(settings | _torchvision(), takes_bgr=False)
+    if layout.rules == "mmdetection":
+        has_bias = "bbox_head.reg_convs.0.conv.bias" in tensors
+        return _mmdetection(settings, config_text(about), has_bias=has_bias, is_resnet=is_resnet)
+    if layout.rules == "official":
+        if is_first_version(name):
+            note = "by its name it is of the first paper: exp, and centerness beside the classes"
+            return Profile(settings | first_version(), True, (note,))
+        note = "taken as of the improved paper, which its name does not deny (FCOS_R_50... would)"
+        return Profile(settings, True, (note,))
+    if "pixel_mean" in tensors and "pixel_std" in tensors:
+        for key in ("pixel_mean", "pixel_std"):
+            settings[key] = tensors[key].flatten().flip(0).tolist()
+    if layout.rules == "detectron2":
+        return Profile(settings | {"threshold_on": "score", "score_threshold": 0.2}, True)
+    if re.search(r"(^|[_\W])iou([_\W]|$)", name.lower()):
+        return Profile(
+            settings | {"quality": "iou"}, True, ("by its name the quality branch learned the IoU",)
+        )
+    note = "whether the quality branch learned centerness or IoU does not show; detections are the same"
+    return Profile(settings, True, (note,))
+
+
+def improved() -> dict[str, Any]:
+    """The improved paper (2006.09214), which all code bases have by default."""
+    return {
+        "box_activation": "relu",
+        "normalize_targets": True,
+        "quality": "centerness",
+        "quality_tower": "box",
+        "threshold_on": "class",
+        "score_threshold": 0.05,
+        "nms_iou": 0.6,
+        "candidates_per_level": 1000,
+        "detections_per_image": 100,
+    }
+
+
+def first_version() -> dict[str, Any]:
+    """The first paper (1904.01355): exp, pixels, centerness beside the classes."""
+    return {"box_activation": "exp", "normalize_targets": False, "quality_tower": "classification"}
+
+
+def is_first_version(name: str) -> bool:
+    """Whether a file of the official code has the name of a model of the first paper.
+
+    Nothing in the file tells: FCOS_R_50_FPN_1x.pth has the tensors of FCOS_imprv_R_50_FPN_1x.pth.
+    """
+    lower = name.lower()
+    return "imprv" not in lower and re.match(r"fcos_(syncbn_)?(bs\d+_)?(r|x|mnv2)_", lower) is not None
+
+
+def _torchvision() -> dict[str, Any]:
+    return {
+        "stride_in_1x1": False,
+        "pixel_mean": list(IMAGENET_MEAN_RGB),
+        "pixel_std": list(IMAGENET_STD_RGB),
+        "threshold_on": "score",
+        "score_threshold": 0.2,
+    }
+
+
+def config_text(about: Mapping[str, Any]) -> str:
+    """MMDetection's configuration as its files carry it; empty if they do not. It is searched, never run."""
+    meta = about.get("meta")
+    texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, Mapping) else []
+    return next((text for text in texts if isinstance(text, str)), "")
+
+
+def _mmdetection(settings: dict[str, Any], text: str, *, has_bias: bool, is_resnet: bool) -> Profile:
+    # Without its configuration: the "tricks" alone have a bias before group norm.
+    has_tricks = has_bias and is_resnet
+    takes_bgr = is_resnet
+    if not has_tricks:
+        settings |= {**first_version(), "nms_iou": 0.5, "pixel_mean": list(reversed(CAFFE_MEAN))}
+    if not is_resnet:
+        settings |= {"pixel_mean": list(IMAGENET_MEAN_RGB), "pixel_std": list(IMAGENET_STD_RGB)}
+
+    flags = {
+        "normalize_targets": ("norm_on_bbox", True, False),
+        "box_activation": ("norm_on_bbox", "relu", "exp"),
+        "quality_tower": ("centerness_on_reg", "box", "classification"),
+    }
+    if text:
+        settings |= {key: yes if _is_true(text, flag) else no for key, (flag, yes, no) in flags.items()}
+        if style := re.search(r"""style\s*=\s*['"](\w+)""", text):
+            settings["stride_in_1x1"] = style.group(1) == "caffe" and settings["stride_in_1x1"]
+        if overlap := re.search(r"nms\s*=\s*dict\([^)]*?iou_thr(?:eshold)?\s*=\s*([\d.]+)", text, re.DOTALL):
+            settings["nms_iou"] = float(overlap.group(1))
+    mean, std = (_numbers(text, word) for word in ("mean", "std"))
+    if mean and std:
+        takes_bgr = not (_is_true(text, "to_rgb") or _is_true(text, "bgr_to_rgb"))
+        step = -1 if takes_bgr else 1
+        settings |= {"pixel_mean": mean[::step], "pixel_std": std[::step]}
+    if text:
+        return Profile(settings, takes_bgr, ("read from the configuration that the file carries",))
+    kind = "tricks" if has_tricks else "plain"
+    note = f"the file carries no configuration: taken as the {kind} one, as the biases of its towers say"
+    return Profile(settings, takes_bgr, (note,))
+
+
+def _is_true(text: str, flag: str) -> bool:
+    return re.search(rf"\b{flag}\s*=\s*True", text) is not None
+
+
+def _numbers(text: str, word: str) -> list[float]:
+    """The three numbers after `word=[`; empty if they are not there."""
+    found = re.search(rf"\b{word}\s*=\s*[\[(]([^\])]*)[\])]", text)
+    numbers = [float(part) for part in re.findall(r"[\d.]+", found.group(1))] if found else []
+    return numbers if len(numbers) == 3 else []
