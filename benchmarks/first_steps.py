@@ -1,0 +1,120 @@
+"""The first steps of a training of `fcos_r50`, beside torchvision's FCOS from the same weights.
+
+    python benchmarks/first_steps.py --images data/coco_mini/train2017 \
+        --annotations data/coco_mini/annotations/instances_train2017.json
+
+Both see the same pictures in the same order and learn with SGD; ours follows torchvision's conventions
+(`rules=torchvision`). What is left is rounding: the losses are printed side by side, step by step. The
+weights are random; the last norm of every residual branch starts small, since frozen batch norm cannot tame a
+random network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torchvision
+
+from fcos.build import build_assigner, build_loss, build_model, build_optimizer, build_train_loader
+from fcos.config import TrainConfig, load_config
+from fcos.data.batch import Batch
+from fcos.data.formats import read_annotations
+from fcos.model.published.read import read_published
+
+NUM_OUTPUTS = 81  # torchvision's first is the background, and is trained like a class that never comes
+NUM_FROZEN = 2  # stem and first stage
+
+
+def make_torchvision() -> torch.nn.Module:
+    """torchvision's network with frozen batch norm and a frozen stem and first stage."""
+    torch.manual_seed(0)
+    model = torchvision.models.detection.fcos_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=NUM_OUTPUTS, _skip_resize=True
+    ).train()
+    body = model.backbone.body
+    for name, module in body.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+            if name.endswith("bn3"):
+                torch.nn.init.constant_(module.weight, 0.2)
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and not name.startswith(("conv1", "layer1")))
+    return model
+
+
+def torchvision_losses(
+    model: torch.nn.Module, batches: list[Batch], config: TrainConfig
+) -> Iterator[list[float]]:
+    """Class, box and quality loss of every step."""
+    optimizer = build_optimizer(config, model)
+    for batch in batches:
+        images = [
+            image[:, :height, :width].float() / 255
+            for image, (height, width) in zip(batch.images, batch.sizes_hw.tolist(), strict=True)
+        ]
+        targets = [{"boxes": truth.boxes_xyxy, "labels": truth.labels + 1} for truth in batch.ground_truth]
+        losses = model(images, targets)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield [losses[key].item() for key in ("classification", "bbox_regression", "bbox_ctrness")]
+
+
+def our_losses(weights: Path, batches: list[Batch], config: TrainConfig) -> Iterator[list[float]]:
+    """The same of ours."""
+    model = build_model(config, NUM_OUTPUTS)
+    model.load_state_dict(read_published(weights).tensors_for(model.state_dict()))
+    model.train().head.scales.requires_grad_(False)  # torchvision has none
+    assign, loss, optimizer = build_assigner(config), build_loss(config), build_optimizer(config, model)
+    for batch in batches:
+        grid = model.grid((batch.images.shape[2], batch.images.shape[3]))
+        truths = batch.ground_truth
+        targets = assign(grid, [t.boxes_xyxy for t in truths], [t.labels + 1 for t in truths])
+        losses = loss(model(batch.images, batch.sizes_hw), grid, targets, targets.normalizers())
+        losses.total().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield [part.item() for part in losses]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--short-side", type=int, default=256)
+    args = parser.parse_args()
+    # torchvision knows no weight decay without that of norms and biases: none for both.
+    config = load_config(
+        {"model": "fcos_r50", "rules": "torchvision", "nbatch_train": 2, "lr_base": 0.001, "num_workers": 0,
+         "short_side": args.short_side, "view_size": args.short_side * 2, "weight_decay": 0.0}
+    )  # fmt: skip
+    annotations = read_annotations(args.annotations, root=args.images)
+    loader = iter(build_train_loader(config, annotations, micro_batch=2, rank=0, world=1, start_step=0))
+    batches = [next(loader) for _ in range(args.steps)]
+
+    peer = make_torchvision()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "fcos_resnet50_fpn.pth"
+        torch.save(peer.state_dict(), weights)
+        ours = our_losses(weights, batches, config)
+        print("step   torchvision: class     box  quality   fcos: class     box  quality   difference")
+        worst = 0.0
+        for step, (theirs, mine) in enumerate(
+            zip(torchvision_losses(peer, batches, config), ours, strict=True), start=1
+        ):
+            difference = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(theirs, mine, strict=True))
+            worst = max(worst, difference)
+            numbers = ["".join(f"{value:9.5f}" for value in values) for values in (theirs, mine)]
+            print(f"{step:4d}  {' ' * 11}{numbers[0]}{' ' * 5}{numbers[1]}   {difference:.1e}", flush=True)
+    print(f"largest relative difference: {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()
