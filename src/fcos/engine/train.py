@@ -221,6 +221,7 @@ class Trainer:
         step = self.state.step + 1
         file = self.run / f"not_finite_step_{step}_rank_{self.fabric.global_rank}.pt"
         with writing(file):
+            self.run.mkdir(parents=True, exist_ok=True)  # on another machine than the first
             torch.save([asdict(batch.to(torch.device("cpu"))) for batch in window], file)
         image_ids: list[Any] = [image_id for batch in window for image_id in batch.image_ids]
         if self.fabric.world_size > 1:
