@@ -99,6 +99,9 @@ class TrainConfig(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "number format of forward and backward")
     compile: bool = setting(False, "torch.compile the network for training")
     channels_last: bool = setting(True, "memory order of the images; results differ by rounding only")
+    activation_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass: less memory, more time, the same numbers"
+    )
     tensorboard: bool = setting(True, "write TensorBoard files")
 
     # Model
