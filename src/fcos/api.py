@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -25,7 +26,7 @@ from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.recognise import Format, recognise
 from fcos.detections import Detections
 from fcos.engine.devices import torch_device
-from fcos.engine.evaluate import detect, result_rows
+from fcos.engine.evaluate import detect, gather, result_rows
 from fcos.errors import DatasetError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.model.postprocess import ImageDetections
@@ -204,6 +205,7 @@ class Detector:
         *,
         batch_size: int | None = None,
         on_batch: Callable[[int], None] = lambda num_images: None,
+        fabric: Fabric | None = None,
     ) -> NDArray[np.float64]:
         """What is found in every image of `annotations`, for `evaluate_detections`.
 
@@ -211,13 +213,20 @@ class Detector:
             annotations: with the labels of this model.
             batch_size: images of one forward pass.
             on_batch: called with the number of images done, for a progress bar.
+            fabric: launched: its processes, each with this model, share the images.
 
         Returns:
-            `(N, 7)` image_id, x, y, w, h (original pixels), score, category_id.
+            `(N, 7)` image_id, x, y, w, h (original pixels), score, category_id; with `fabric` on its first
+            process only, elsewhere no rows.
         """
         config = self.config.model_copy(update={"nbatch_eval": batch_size or self._usual_batch_size})
-        loader = build_eval_loader(config, annotations)
+        rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+        loader = build_eval_loader(config, annotations, rank=rank, world=world)
         found = detect(self.model, self._postprocess, loader, on_batch=on_batch)
+        if fabric:
+            found = gather(found, fabric)
+        if rank != 0:
+            return np.zeros((0, 7))
         return result_rows(found, annotations, inclusive_boxes=self._postprocess.inclusive_boxes)
 
     def _predict_batch(self, images: list[Tensor], score_threshold: float | None) -> list[Detections]:

@@ -153,7 +153,7 @@ def build_eval_loader(
 ) -> DataLoader[Batch]:
     """Every image once, over all devices."""
     dataset = EvalDataset(annotations, build_eval_transform(config))
-    sampler = ShardSampler(len(annotations), max(1, config.nbatch_eval // world), rank, world)
+    sampler = ShardSampler(len(annotations), config.nbatch_eval, rank, world)
     return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
 
 

@@ -1,4 +1,4 @@
-"""The option --device of commands that use one device."""
+"""The options --device and --num-processes of commands that go through pictures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ WORDS = ("auto", "cpu", "cuda", "mps")
 
 
 def _convert(ctx: click.Context, param: click.Parameter, value: str) -> str | list[int]:
-    """A word as it is, a GPU number as a list; whether the device is there is seen when it is used."""
+    """A word as it is, GPU numbers as a list; whether the device is there is seen when it is used."""
     if value in WORDS:
         return value
-    if value.isdigit():
-        return [int(value)]
-    raise click.BadParameter(f"{value!r} is none of {', '.join(WORDS)}, nor a GPU number")
+    if all(number.isdigit() for number in value.split(",")):
+        return [int(number) for number in value.split(",")]
+    raise click.BadParameter(f"{value!r} is none of {', '.join(WORDS)}, nor GPU numbers")
 
 
 device_option = click.option(
@@ -21,5 +21,13 @@ device_option = click.option(
     default="auto",
     show_default=True,
     callback=_convert,
-    help="auto, cpu, cuda, mps, or a GPU number.",
+    help="auto, cpu, cuda, mps, or GPU numbers such as 0,1,2,3, which share the pictures.",
+)
+
+num_processes_option = click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share the pictures on --device cpu.",
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.device import device_option
+from fcos.cli.device import device_option, num_processes_option
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
 
@@ -61,6 +61,7 @@ class Source:
 )
 @click.option("--skip-invalid", is_flag=True, help="Leave broken pictures and impossible boxes out.")
 @device_option
+@num_processes_option
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of one forward pass.")
 @click.option(
     "--out",
@@ -75,6 +76,7 @@ def command(
     format: str,
     skip_invalid: bool,
     device: str | list[int],
+    num_processes: int,
     batch_size: int | None,
     out: Path | None,
 ) -> None:
@@ -84,28 +86,36 @@ def command(
     the evaluation list of its run.
     """
     from fcos.api import Detector
+    from fcos.build import load_model
     from fcos.data.names import read_names
+    from fcos.engine.devices import build_fabric
     from fcos.engine.evaluate import coco_results
+    from fcos.engine.launch import launched
     from fcos.metrics.coco import evaluate_detections
 
-    detector = Detector.load(model, device)
-    run = _run_config(detector.path)
-    source = (
-        Source(list_, root, names, format, skip_invalid)
-        if list_
-        else _source_of_run(run, root, names, skip_invalid)
-    )
-    annotations = detector.read_annotations(
-        source.list,
-        root=source.root,
-        names=read_names(source.names)[0] if source.names else None,
-        format=source.format,
-        skip_invalid=source.skip_invalid,
-    )
-    with progress_bar(len(annotations), "evaluating") as advance:
-        # The padding of a batch changes a result in its last digits: as in training gives training's numbers.
-        batch_size = batch_size or (run.nbatch_eval if run else None)
-        rows = detector.find(annotations, batch_size=batch_size, on_batch=advance)
+    fabric = build_fabric(device, num_processes, one_by_default=True)
+    with launched(fabric):
+        detector = Detector(load_model(model), fabric.device)
+        run = _run_config(detector.path)
+        source = (
+            Source(list_, root, names, format, skip_invalid)
+            if list_
+            else _source_of_run(run, root, names, skip_invalid)
+        )
+        annotations = detector.read_annotations(
+            source.list,
+            root=source.root,
+            names=read_names(source.names)[0] if source.names else None,
+            format=source.format,
+            skip_invalid=source.skip_invalid,
+        )
+        with progress_bar(-(-len(annotations) // fabric.world_size), "evaluating") as advance:
+            # The padding of a batch changes a result in its last digits: as in training gives training's
+            # numbers.
+            batch_size = batch_size or (run.nbatch_eval if run else None)
+            rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
+    if not fabric.is_global_zero:
+        return
     metrics = evaluate_detections(annotations, rows)
 
     folder = out or detector.path.parent / "eval"

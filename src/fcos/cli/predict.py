@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.device import device_option
+from fcos.cli.device import device_option, num_processes_option
 from fcos.cli.progress import progress_bar
 from fcos.errors import DatasetError
 
@@ -56,35 +57,51 @@ class Job:
     help="Least score of a detection; default: the model's own, best on its evaluation list.",
 )
 @device_option
+@num_processes_option
 def command(
     model: Path,
     sources: tuple[str, ...],
     out: Path,
     score_threshold: float | None,
     device: str | list[int],
+    num_processes: int,
 ) -> None:
     """Detect in pictures; write drawn pictures and one detections.json.
 
     MODEL is a run folder or a model file. A SOURCE is a picture, a folder (with its subfolders) or a pattern
     like "photos/*.jpg". A broken picture is reported and left out; the exit code is 1 then.
     """
-    jobs = plan_jobs(find_pictures(sources, out), out)
+    # Planned before other processes start: what they draw must not look like what was there.
+    jobs = plan_jobs(find_pictures(sources, out), out) if is_first_process() else []
     from fcos.api import Detector
+    from fcos.build import load_model
+    from fcos.engine.devices import build_fabric
+    from fcos.engine.evaluate import gather
+    from fcos.engine.launch import launched
 
-    detector = Detector.load(model, device)
-    threshold = detector.threshold if score_threshold is None else score_threshold
-    started_at = time.perf_counter()
-    found: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    with progress_bar(len(jobs), "detecting") as advance:
-        for job in jobs:
-            try:
-                found.append(_predict(detector, job, threshold))
-            except DatasetError as error:
-                failed.append({"path": str(job.source), "error": error.what})
-                click.echo(f"left out: {click.format_filename(job.source)}: {error.what}", err=True)
-            advance(1)
+    fabric = build_fabric(device, num_processes, one_by_default=True)
+    with launched(fabric):
+        jobs = fabric.broadcast(jobs)
+        detector = Detector(load_model(model), fabric.device)
+        threshold = detector.threshold if score_threshold is None else score_threshold
+        started_at = time.perf_counter()
+        outcomes: list[tuple[int, dict[str, Any]]] = []
+        mine = range(fabric.global_rank, len(jobs), fabric.world_size)
+        with progress_bar(len(mine), "detecting") as advance:
+            for place in mine:
+                try:
+                    outcomes.append((place, _predict(detector, jobs[place], threshold)))
+                except DatasetError as error:
+                    source = jobs[place].source
+                    outcomes.append((place, {"path": str(source), "error": error.what}))
+                    click.echo(f"left out: {click.format_filename(source)}: {error.what}", err=True)
+                advance(1)
+        outcomes = sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])
+    if not fabric.is_global_zero:
+        return
     elapsed_s = time.perf_counter() - started_at
+    found = [outcome for _, outcome in outcomes if "error" not in outcome]
+    failed = [outcome for _, outcome in outcomes if "error" in outcome]
 
     content = {
         "model": str(detector.path),
@@ -105,6 +122,11 @@ def command(
     if failed:
         click.echo(f"{len(failed)} of {len(jobs)} pictures could not be read", err=True)
         raise click.exceptions.Exit(1)
+
+
+def is_first_process() -> bool:
+    """Before the processes know each other: whether this is the first of all."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def find_pictures(sources: Sequence[str], out: Path) -> dict[Path, Path]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from fcos.errors import ConfigError
+
 EPILOG = """\b
 Examples:
   fcos train pictures/                      proposes a train.json, writes it and trains
@@ -40,6 +42,12 @@ def command(source: Path, overrides: tuple[str, ...], output: Path) -> None:
     from fcos.config import load_config
 
     if source.is_dir():
+        if {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"} & os.environ.keys():
+            raise ConfigError(
+                "under torchrun and srun a training starts from a train.json, not from a folder",
+                where=str(source),
+                fix=f"fcos init {source}, then start with the train.json that it writes",
+            )
         if os.environ.get("LOCAL_RANK", "0") == "0":  # on several GPUs, each process runs this command again
             write_proposal(source, output)
         source = output

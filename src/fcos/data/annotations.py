@@ -97,7 +97,8 @@ class Annotations(Sequence[Record]):
     image_ids: NDArray[np.int64]
     sizes_hw: NDArray[np.int32]  # (images, 2), -1 where unknown
     _paths: NDArray[Any] = field(repr=False)  # utf-8, fixed width: no Python object an image
-    _wheres: NDArray[Any] = field(repr=False)
+    _wheres: NDArray[Any] | None = field(repr=False)  # None: the source and the image id say where
+    _folder: Path = field(default=Path(), repr=False)  # that the paths start from
 
     @staticmethod
     def from_records(
@@ -149,7 +150,7 @@ class Annotations(Sequence[Record]):
         boxes = slice(int(self.first_box[index]), int(self.first_box[index + 1]))
         height, width = (int(side) for side in self.sizes_hw[index])
         return Record(
-            path=Path(bytes(self._paths[index]).decode()),
+            path=self._folder / bytes(self._paths[index]).decode(),
             boxes_xyxy=self.boxes_xyxy[boxes],
             labels=self.labels[boxes],
             image_id=int(self.image_ids[index]),
@@ -157,8 +158,13 @@ class Annotations(Sequence[Record]):
             is_difficult=self.is_difficult[boxes],
             areas=self.areas[boxes],
             size_hw=None if height < 0 else (height, width),
-            where=bytes(self._wheres[index]).decode(),
+            where=self._where(index),
         )
+
+    def _where(self, index: int) -> str:
+        if self._wheres is None:
+            return f"{self.source}, image {self.image_ids[index]}"
+        return bytes(self._wheres[index]).decode()
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))

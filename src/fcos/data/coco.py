@@ -1,7 +1,8 @@
 """COCO's annotation JSON (cocodataset.org/#format-data): boxes xywh, category ids with gaps, crowd regions.
 
 Labels number the categories in ascending order of their ids; `Annotations.category_ids` maps them back.
-Reading goes by whole columns rather than box by box: the 860,001 boxes of train2017 take seconds.
+Reading goes by whole columns rather than box by box, and large files are kept as arrays: see `coco_columns`
+and `cache`; their times are in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
+from fcos.data.cache import cached
+from fcos.data.coco_columns import Columns, read_columns
 from fcos.data.image import read_size
 from fcos.data.names import match_names
 from fcos.data.pictures import check_root, find_root, folders_near, relative_name
@@ -23,41 +26,68 @@ from fcos.errors import DatasetError
 
 Entry = dict[str, Any]
 
+UNKNOWN_ID = -(2**63)
+
 
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
     """Read a COCO file; `root` is the folder that its ``file_name`` start from (without it, found nearby).
 
     ``ignore`` (a label of other COCO-like data sets) is kept as `is_difficult`: left out of evaluation, but
     not a crowd region. An annotation with an unknown category keeps the label -1, for `check` to report.
+    A large file is kept as arrays too (`fcos.data.cache`), which open at once and share their memory.
     """
     check_root(root)
-    content = load(source)
-    images, entries = content["images"], content["annotations"]
-    class_names, category_ids, label_of = _classes(source, content, names)
-    _check_images(source, images)
-    image_index = _image_index(source, images, entries)
-    # Stable, so that the boxes of a picture keep the order of the file.
-    order = np.argsort(image_index, kind="stable")
-    boxes_xywh = _boxes(source, entries)[order]
-    labels = np.array([label_of.get(entry["category_id"], -1) for entry in entries], np.int64)[order]
-    counts = np.bincount(image_index, minlength=len(images))
-    folder = root or find_root(_image_folders(source), (image["file_name"] for image in images))
+    arrays, described = cached(source, {"coco": 1, "names": names}, lambda: _arrays(source, names))
+    file_names = (bytes(name).decode() for name in arrays["_paths"])
     return Annotations(
-        class_names=class_names,
-        category_ids=category_ids,
+        class_names=tuple(described["class_names"]),
+        category_ids=tuple(described["category_ids"]),
         source=source,
         format="coco",
-        boxes_xyxy=np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1),
-        labels=labels,
-        is_crowd=np.array([bool(entry.get("iscrowd")) for entry in entries], np.bool_)[order],
-        is_difficult=np.array([bool(entry.get("ignore")) for entry in entries], np.bool_)[order],
-        areas=_areas(entries, order, boxes_xywh),
-        first_box=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        image_ids=np.array([image["id"] for image in images], np.int64),
-        sizes_hw=np.array([_stated_size(image) for image in images], np.int32).reshape(-1, 2),
-        _paths=np.array([str(folder / image["file_name"]).encode() for image in images], np.bytes_),
-        _wheres=np.array([f"{source}, image {image['id']}".encode() for image in images], np.bytes_),
+        _wheres=None,
+        _folder=root or find_root(_image_folders(source), file_names),
+        **arrays,
     )
+
+
+def _arrays(source: Path, names: Sequence[str] | None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """What is kept of a file: the arrays of `Annotations`, boxes by picture; and its classes."""
+    columns = read_columns(source) or _columns(source)
+    class_names, category_ids, label_of = _classes(source, columns, names)
+    index = _find(columns.box_image_ids, columns.image_ids)
+    if (index < 0).any() or len(np.unique(columns.image_ids)) < len(columns.image_ids):
+        _columns(source)  # says which
+    # Stable, so that the boxes of a picture keep the order of the file.
+    order = np.argsort(index, kind="stable")
+    boxes, stated = columns.boxes_xywh[order], columns.areas[order]
+    areas = np.where(np.isnan(stated), boxes[:, 2] * boxes[:, 3], stated)
+    boxes[:, 2:] += boxes[:, :2]
+    known = np.array(list(label_of), np.int64)
+    place = _find(columns.box_category_ids, known)
+    labels = np.array([*label_of.values(), -1], np.int64)[place][order]  # place -1: no such category
+    counts = np.bincount(index, minlength=len(columns.image_ids))
+    arrays = {
+        "boxes_xyxy": boxes,
+        "labels": labels,
+        "is_crowd": columns.is_crowd[order],
+        "is_difficult": columns.is_difficult[order],
+        "areas": areas,
+        "first_box": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "image_ids": columns.image_ids,
+        "sizes_hw": columns.sizes_hw,
+        "_paths": columns.names,
+    }
+    return arrays, {"class_names": class_names, "category_ids": category_ids}
+
+
+def _find(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Place of each value among others that may be in any order; -1 where it is not there."""
+    if not len(among):
+        return np.full(len(values), -1)
+    order = np.argsort(among, kind="stable")
+    place = np.minimum(np.searchsorted(among, values, sorter=order), len(among) - 1)
+    place = order[place]
+    return np.where(among[place] == values, place, -1)
 
 
 def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
@@ -126,26 +156,46 @@ def entries_by_image(source: Path) -> dict[int, list[Entry]]:
     return by_image
 
 
+def _columns(source: Path) -> Columns:
+    """The columns of any file that can be understood; every fault of one that cannot, at once."""
+    content = load(source)
+    images, entries = content["images"], content["annotations"]
+    _check_images(source, images)
+    _check_entries(source, images, entries)
+    return Columns(
+        categories=content["categories"],
+        image_ids=np.array([image["id"] for image in images], np.int64),
+        names=np.array([image["file_name"].encode() for image in images], np.bytes_),
+        sizes_hw=np.array([_stated_size(image) for image in images], np.int32).reshape(-1, 2),
+        box_image_ids=np.array([entry["image_id"] for entry in entries], np.int64),
+        box_category_ids=np.array([_whole(entry["category_id"]) for entry in entries], np.int64),
+        boxes_xywh=_boxes(source, entries),
+        areas=np.array([entry.get("area") for entry in entries], np.float64),
+        is_crowd=np.array([bool(entry.get("iscrowd")) for entry in entries], np.bool_),
+        is_difficult=np.array([bool(entry.get("ignore")) for entry in entries], np.bool_),
+    )
+
+
 def _classes(
-    source: Path, content: dict[str, Any], names: Sequence[str] | None
+    source: Path, columns: Columns, names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, int]]:
     """Class names, category id of each label, and label of each category id."""
     faults = Faults()
     seen: set[Any] = set()
-    for place, category in enumerate(content["categories"]):
+    for place, category in enumerate(columns.categories):
         if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
             faults.add(f"{source}, category {place + 1}", "needs a whole number 'id' and a text 'name'")
         elif category["id"] in seen:
             faults.add(f"{source}, category {category['id']}", "id stands twice")
         seen.add(category.get("id"))
     faults.raise_any("categories cannot be used", "correct the categories")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
+    categories = sorted(columns.categories, key=lambda category: category["id"])
     ids = tuple(category["id"] for category in categories)
     if names is None:
         label_of = {category_id: label for label, category_id in enumerate(ids)}
         return tuple(category["name"] for category in categories), ids, label_of
     # Exporters list categories that no box has; only those in use must be among the given names.
-    used = {entry.get("category_id") for entry in content["annotations"]}
+    used = set(np.unique(columns.box_category_ids).tolist())
     categories = [c for c in categories if c["id"] in used or c["name"] in names]
     labels = match_names([c["name"] for c in categories], names, where=str(source))
     label_of = {category["id"]: label for category, label in zip(categories, labels, strict=True)}
@@ -167,21 +217,16 @@ def _check_images(source: Path, images: list[Entry]) -> None:
     faults.raise_any("images cannot be used", "correct the images")
 
 
-def _image_index(source: Path, images: list[Entry], entries: list[Entry]) -> NDArray[np.int64]:
-    """Place in `images` of each annotation's image."""
-    place_of = {image["id"]: place for place, image in enumerate(images)}
-    index = np.array([place_of.get(entry.get("image_id"), -1) for entry in entries], np.int64)
+def _check_entries(source: Path, images: list[Entry], entries: list[Entry]) -> None:
+    known = {image["id"] for image in images}
     faults = Faults()
-    for place in np.flatnonzero(index < 0):
-        entry = entries[place]
-        faults.add(
-            f"{source}, annotation {entry.get('id')}", f"image {entry.get('image_id')} is not in the file"
-        )
     for entry in entries:
+        where = f"{source}, annotation {entry.get('id')}"
+        if entry.get("image_id") not in known:
+            faults.add(where, f"image {entry.get('image_id')} is not in the file")
         if "category_id" not in entry:
-            faults.add(f"{source}, annotation {entry.get('id')}", "no category_id")
+            faults.add(where, "no category_id")
     faults.raise_any("annotations cannot be placed", "correct the annotations")
-    return index
 
 
 def _boxes(source: Path, entries: list[Entry]) -> NDArray[np.float64]:
@@ -198,12 +243,9 @@ def _boxes(source: Path, entries: list[Entry]) -> NDArray[np.float64]:
         raise
 
 
-def _areas(
-    entries: list[Entry], order: NDArray[np.int64], boxes_xywh: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """COCO's ``area`` (of the segment), or the box's where the file has none."""
-    stated = np.array([entry.get("area") for entry in entries], np.float64)[order]
-    return np.where(np.isnan(stated), boxes_xywh[:, 2] * boxes_xywh[:, 3], stated)
+def _whole(category_id: Any) -> int:
+    """A category id, or -1 for what cannot be one: a text, for `check` to report."""
+    return int(category_id) if isinstance(category_id, int | float) else UNKNOWN_ID
 
 
 def _stated_size(image: Entry) -> tuple[int, int]:

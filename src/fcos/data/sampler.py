@@ -72,15 +72,20 @@ def stream_seed(seed: int, position: int) -> int:
 
 
 class ShardSampler(Sampler[list[tuple[int, int]]]):
-    """Every image exactly once over all devices: batches of (image index, position) of one device."""
+    """Every image exactly once over all devices: batches of (image index, position) of one device.
+
+    Whole batches are dealt out, so that their images, and with them padding and rounding, are the same on
+    any number of devices.
+    """
 
     def __init__(self, num_images: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.mine = list(range(rank, num_images, world))
-        self.batch_size = batch_size
+        self.num_images, self.batch_size = num_images, batch_size
+        self.mine = range(rank * batch_size, num_images, world * batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self.mine), self.batch_size):
-            yield [(index, index) for index in self.mine[first : first + self.batch_size]]
+        for first in self.mine:
+            last = min(first + self.batch_size, self.num_images)
+            yield [(index, index) for index in range(first, last)]
 
     def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch_size)
+        return len(self.mine)

@@ -111,7 +111,7 @@ def select(annotations: Annotations, indices: Sequence[int]) -> Annotations:
         image_ids=annotations.image_ids[chosen],
         sizes_hw=annotations.sizes_hw[chosen],
         _paths=annotations._paths[chosen],
-        _wheres=annotations._wheres[chosen],
+        _wheres=None if annotations._wheres is None else annotations._wheres[chosen],
     )
 
 

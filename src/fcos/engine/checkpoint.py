@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ FREE_SETTINGS = frozenset(
             "num_workers",
             "micro_batch",
             "tensorboard",
+            "activation_checkpointing",
         ),
         *("run_folder", "pretrain", "nbatch_eval", "eval_epoches"),
         *(
@@ -58,18 +59,25 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
-    """Write a checkpoint; the former one stays until the new one is whole (kill -9, full disk)."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
             with partial.open("wb") as file:
-                torch.save(payload, file)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
+    """Write a checkpoint; the former one stays until the new one is whole (kill -9, full disk)."""
+    with written_whole(path) as file:
+        torch.save(payload, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

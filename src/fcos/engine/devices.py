@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
 
-from fcos.config import TrainConfig
+from fcos.engine.launch import find_launch
 from fcos.errors import DeviceError
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-SECONDS_FOR_FIRST_TO_SPEAK = 3.0
 
 
 def available_devices() -> str:
@@ -58,44 +53,58 @@ def torch_device(device: list[int] | str) -> torch.device:
     return torch.device(accelerator)
 
 
-def build_fabric(config: TrainConfig) -> Fabric:
-    """A Fabric, not yet launched."""
-    accelerator, devices = choose_device(config.device)
+def build_fabric(
+    device: list[int] | str, num_processes: int = 1, precision: str = "fp32", *, one_by_default: bool = False
+) -> Fabric:
+    """A Fabric, not yet launched; under torchrun or srun with the processes that those have started.
+
+    Args:
+        device: the setting.
+        num_processes: with device cpu.
+        precision: the setting.
+        one_by_default: "auto" and "cuda" mean one GPU, not all.
+    """
+    launch = find_launch()
+    accelerator, devices = choose_device(device)
     if accelerator == "cpu":
-        devices = config.num_processes
-    if config.precision == "fp16" and accelerator == "cpu":  # Fabric would take bf16 instead
+        devices = num_processes
+    elif one_by_default and isinstance(devices, int):
+        devices = 1
+    if precision == "fp16" and accelerator == "cpu":  # Fabric would take bf16 instead
         raise DeviceError(
             "fp16 is for GPUs",
             where='"precision": "fp16" with device cpu',
             fix='set "precision" to "bf16" or "fp32"',
         )
-    count = len(devices) if isinstance(devices, list) else devices
+    if launch.num_local is not None:
+        devices = _devices_of_launch(launch.num_local, accelerator, devices, num_processes)
+    count = (len(devices) if isinstance(devices, list) else devices) * launch.num_machines
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our lines say what it would
     return Fabric(
         accelerator=accelerator,
         devices=devices,
+        num_nodes=launch.num_machines,
+        plugins=[launch.environment] if count > 1 else None,
         strategy="ddp" if count > 1 else "auto",
-        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[precision],  # type: ignore[arg-type]
     )
 
 
-@contextmanager
-def launched(fabric: Fabric) -> Iterator[None]:
-    """Start the processes of a training, and end them together.
-
-    A process that fails leaves the others waiting for it. So the first one ends those that it started; and
-    since most errors come in all processes alike, the others leave it the time to say so first.
-    """
-    fabric.launch()
-    started: list[subprocess.Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
-    try:
-        yield
-    except BaseException:
-        for process in started:
-            process.kill()
-        if not fabric.is_global_zero:
-            time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
-        raise
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+def _devices_of_launch(
+    num_local: int, accelerator: str, devices: list[int] | int, num_processes: int
+) -> list[int] | int:
+    """The devices of the processes that torchrun or srun started on this machine."""
+    if accelerator == "cpu" and num_processes not in (1, num_local):
+        wrong = f'"num_processes" is {num_processes}'
+    elif isinstance(devices, list) and len(devices) != num_local:
+        wrong = f'"device" names {len(devices)} GPUs'
+    elif accelerator == "cuda" and torch.cuda.device_count() < num_local:
+        wrong = f"a process sees {torch.cuda.device_count()} GPU"
+    else:
+        return devices if isinstance(devices, list) else num_local
+    raise DeviceError(
+        f"{num_local} processes were started on this machine, but {wrong}",
+        where="torchrun --nproc-per-node, srun --ntasks-per-node",
+        fix="start one process for each GPU, with every GPU visible to all (srun --gpu-bind=none), "
+        "or leave the setting out",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections, PostProcess
+
+T = TypeVar("T")
 
 
 @torch.inference_mode()
@@ -50,8 +52,8 @@ def detect(
     return found
 
 
-def gather(found: list[tuple[int, ImageDetections]], fabric: Fabric) -> list[tuple[int, ImageDetections]]:
-    """The detections of all devices on the first one; nothing on the others."""
+def gather(found: list[T], fabric: Fabric) -> list[T]:
+    """The lists of all devices, one behind the other, on the first one; nothing on the others."""
     if fabric.world_size == 1:
         return found
     everyone: list[Any] | None = [None] * fabric.world_size if fabric.is_global_zero else None

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import shlex
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +25,13 @@ from fcos.data.check import check, common_pictures, drop_invalid
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
 from fcos.data.resize import resized_size
-from fcos.engine.checkpoint import check_same_settings, load_checkpoint
-from fcos.engine.devices import build_fabric, launched
+from fcos.engine.checkpoint import check_same_settings, fingerprint, load_checkpoint
+from fcos.engine.devices import build_fabric
+from fcos.engine.launch import launched
 from fcos.engine.log import track
 from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
-from fcos.errors import ConfigError
+from fcos.errors import ConfigError, DatasetError
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.published.download import coco_file
 from fcos.model.weights import ModelCard
@@ -59,7 +61,7 @@ def train(config: TrainConfig) -> Run:
     """
     check_paths(config)
     check_backbone(config)
-    fabric = build_fabric(config)
+    fabric = build_fabric(config.device, config.num_processes, config.precision)
     with launched(fabric):
         trainer = prepare(config, fabric)
         say(fabric, describe(trainer))
@@ -89,7 +91,11 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
     train_set, eval_set = load_data(config, fabric)
 
     folder = Path(fabric.broadcast(str(find_run_folder(Path(config.run_folder), load=config.load))))
-    checkpoint = load_checkpoint(folder / "last.ckpt") if config.load else None
+    checkpoint = None
+    if config.load:  # read once: the run folder is the first machine's
+        checkpoint = fabric.broadcast(
+            load_checkpoint(folder / "last.ckpt") if fabric.is_global_zero else None
+        )
     if checkpoint is not None:
         check_same_settings(checkpoint["config"], config.model_dump(mode="json"), folder / "last.ckpt")
 
@@ -114,6 +120,7 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
         category_ids=train_set.category_ids,
         versions={name: importlib.metadata.version(name) for name in ("fcos-torch", "torch", "timm")},
     )
+    check_same_everywhere(fabric, train_set, eval_set)
     trainer = Trainer(fabric, config, model, train_set, eval_set, folder, micro_batch, accumulation, card)
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -149,6 +156,17 @@ def load_data(config: TrainConfig, fabric: Fabric) -> tuple[Annotations, Annotat
             f"{common[0][0].name}: the numbers will be too good",
         )
     return train_set, eval_set
+
+
+def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:
+    """Refuse machines whose copies of the data differ."""
+    ours = [fingerprint(train_set), fingerprint(eval_set)]
+    if fabric.broadcast(ours) != ours:
+        raise DatasetError(
+            "the annotations on this machine are not those of the first machine",
+            where=socket.gethostname(),
+            fix="give every machine the same copy of the data",
+        )
 
 
 def usable(annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric) -> Annotations:

@@ -32,7 +32,7 @@ from fcos.build import (
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
-from fcos.engine.checkpoint import check_same_data, fingerprint, save_checkpoint, writing
+from fcos.engine.checkpoint import check_same_data, fingerprint, save_checkpoint, writing, written_whole
 from fcos.engine.ema import Ema
 from fcos.engine.evaluate import coco_results, detect, gather, result_rows
 from fcos.engine.log import Display, Meter, MetricsFile, StepReport
@@ -42,6 +42,7 @@ from fcos.errors import TrainingError
 from fcos.metrics.coco import best_f1_threshold, evaluate_detections
 from fcos.model.fcos import FCOS
 from fcos.model.points import PointGrid
+from fcos.model.recompute import recompute_activations
 from fcos.model.targets import Targets
 from fcos.model.weights import ModelCard, save_model
 
@@ -105,6 +106,8 @@ class Trainer:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
         self.ema = Ema(self.model, config.ema_decay) if config.ema_decay else None
+        if config.activation_checkpointing:
+            recompute_activations(self.model)
         # `network` is what runs in training (compiled, wrapped); `model` is the module that it shares
         # weights with, and what is evaluated and saved.
         network: Any = torch.compile(self.model) if config.compile else self.model
@@ -221,6 +224,7 @@ class Trainer:
         step = self.state.step + 1
         file = self.run / f"not_finite_step_{step}_rank_{self.fabric.global_rank}.pt"
         with writing(file):
+            self.run.mkdir(parents=True, exist_ok=True)  # on another machine than the first
             torch.save([asdict(batch.to(torch.device("cpu"))) for batch in window], file)
         image_ids: list[Any] = [image_id for batch in window for image_id in batch.image_ids]
         if self.fabric.world_size > 1:
@@ -281,8 +285,8 @@ class Trainer:
         if is_best:
             self.state.best_map = measured.map_mean
             self._save_model_file("best", {"epoch": self.epoch, **numbers}, threshold)
-            with writing(self.run / "results.json"):
-                (self.run / "results.json").write_text(json.dumps(coco_results(rows)))
+            with written_whole(self.run / "results.json") as file:
+                file.write(json.dumps(coco_results(rows)).encode())
 
     def _find(self, annotations: Annotations) -> NDArray[np.float64]:
         """What the evaluated model finds in every image, as rows of results; on the first device."""

@@ -1,0 +1,112 @@
+"""Annotations kept as arrays in the user's cache folder, so that a large file is read once.
+
+A cache file holds arrays as they are in memory and is mapped, not read: it opens at once, only what is used
+comes into memory, and all processes of a machine share it. It is valid for one path, size and moment of
+change of the annotation file; a file that is not, or is damaged, is written anew. Deleting the folder costs
+nothing but time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FOLDER_VARIABLE = "FCOS_CACHE"
+LEAST_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
+ALIGNMENT = 64
+MARK = b"fcos arrays 1\n"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def cache_folder() -> Path:
+    """Where cache files are: $FCOS_CACHE, else `fcos` in the system's folder for them."""
+    if given := os.environ.get(FOLDER_VARIABLE):
+        return Path(given).expanduser()
+    home = Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "fcos"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "fcos"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fcos"
+
+
+def cached(
+    source: Path, how: dict[str, Any], read: Callable[[], tuple[Arrays, dict[str, Any]]]
+) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and words made from a file: from the cache where it has them, else by `read`.
+
+    Args:
+        source: the file.
+        how: what else the result depends on; plain values.
+        read: makes arrays, and plain values that go with them.
+    """
+    try:
+        status = source.stat()
+    except OSError:
+        return read()  # says what is wrong
+    if status.st_size < LEAST_BYTES:
+        return read()
+    # One file for a source read in one way, whatever became of it meanwhile: old ones do not pile up.
+    what = json.dumps([str(source.resolve()), how])
+    file = cache_folder() / f"{source.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.arrays"
+    state = [what, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    if (found := _load(file, state)) is not None:
+        return found
+    arrays, words = read()
+    with suppress(OSError):  # no cache, or no room in it: the next time takes as long as this one
+        _save(file, state, arrays, words)
+    # The mapped arrays from here on: shared with other processes, and the rest of `arrays` is let go.
+    return _load(file, state) or (arrays, words)
+
+
+def _save(file: Path, state: list[Any], arrays: Arrays, words: dict[str, Any]) -> None:
+    """Write beside it, then rename: a reader finds the old file or the new one, whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    places, end = {}, 0
+    for name, array in arrays.items():
+        places[name] = [array.dtype.str, array.shape, end]
+        end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    head = MARK + json.dumps({"state": state, "words": words, "arrays": places, "bytes": end}).encode()
+    head += b" " * (-(len(head) + 1) % ALIGNMENT) + b"\n"
+    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(head)
+            for array in arrays.values():
+                out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                out.write(bytes(-array.nbytes % ALIGNMENT))
+        os.replace(partial, file)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _load(file: Path, state: list[Any]) -> tuple[Arrays, dict[str, Any]] | None:
+    """The content of a cache file, mapped; None if there is none, or it is of another state, or damaged."""
+    try:
+        with file.open("rb") as opened:
+            if opened.readline() != MARK:
+                return None
+            content = json.loads(opened.readline())
+            begin = opened.tell()
+            if content["state"] != state or file.stat().st_size != begin + content["bytes"]:
+                return None
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    arrays = {
+        name: np.frombuffer(mapped, dtype, int(np.prod(shape)), begin + place).reshape(shape)
+        for name, (dtype, shape, place) in content["arrays"].items()
+    }
+    return arrays, content["words"]

@@ -1,0 +1,171 @@
+"""Who starts the processes of a run: we ourselves, torchrun, or SLURM's srun; and who ends them.
+
+All three give the same run. We start the other processes of this machine by typing the same command again;
+torchrun and srun have started them already, and say in the environment how many there are and where.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from fcos.errors import DeviceError, FcosError, TrainingError
+
+LOOK_EVERY_S = 0.5
+PATIENCE_S = 20.0  # for a process whose partner died to notice it by itself, and to leave its files whole
+SECONDS_FOR_FIRST_TO_SPEAK = 3.0
+
+_started: list[subprocess.Popen[bytes]] = []  # by us; they take part in all runs of this process
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The processes of a run.
+
+    Attributes:
+        environment: tells each process which one it is.
+        num_local: processes on each machine; None: as many as the device setting says, started by us.
+        num_machines: with so many processes each.
+    """
+
+    environment: ClusterEnvironment
+    num_local: int | None = None
+    num_machines: int = 1
+
+
+def find_launch() -> Launch:
+    """What the environment says."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        machines = int(os.environ["GROUP_WORLD_SIZE"])
+        return Launch(TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"]), machines)
+    # A batch script without srun has SLURM's variables too, except those of a step.
+    num_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if num_tasks > 1:
+        machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+        if num_tasks % machines:
+            raise DeviceError(
+                f"srun started {num_tasks} processes on {machines} machines: not equally many on each",
+                where="environment of SLURM",
+                fix="srun --nodes=N --ntasks-per-node=M ...",
+            )
+        # Fabric wants it, and srun sets it only where the option was given.
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(num_tasks // machines))
+        return Launch(SLURMEnvironment(auto_requeue=False), num_tasks // machines, machines)
+    return Launch(LightningEnvironment())
+
+
+def started_from_outside() -> bool:
+    """Whether torchrun or srun started several processes of this command."""
+    launch = find_launch()
+    return (launch.num_local or 1) * launch.num_machines > 1
+
+
+def start_others(num_processes: int) -> None:
+    """Type this command again for each further process of this machine; once, in the first process."""
+    if num_processes == 1 or "LOCAL_RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
+    spec = sys.modules["__main__"].__spec__
+    words = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name]
+    for rank in range(1, num_processes):
+        environment = os.environ | {"LOCAL_RANK": str(rank)}
+        _started.append(subprocess.Popen([sys.executable, *words, *sys.argv[1:]], env=environment))
+
+
+@contextmanager
+def launched(fabric: Fabric) -> Iterator[None]:
+    """Connect the processes of a run, and end them together.
+
+    A process that fails leaves the others waiting for it. So the first one ends those that it started; and
+    since most errors come in all processes alike, the others leave it the time to say so first. A process
+    that dies without a word is noticed by those beside it (or by torchrun or srun), and said once.
+    """
+    if isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment):
+        start_others(fabric.world_size)
+    watch = Watch()
+    watch.start()
+    try:
+        fabric.launch()
+        yield
+    except BaseException as error:
+        lost = watch.lost(wait_s=0.0 if isinstance(error, FcosError) else 2 * LOOK_EVERY_S)
+        for process in _started:
+            process.kill()
+        if not fabric.is_global_zero and not (lost and fabric.local_rank == 1):
+            time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
+        watch.over.set()
+        if is_lost_connection(error) or (lost and isinstance(error, RuntimeError)):
+            raise lost_process(lost) from error
+        raise
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    watch.over.set()
+
+
+class Watch(threading.Thread):
+    """Ends this process if one beside it dies and the network does not say so (NCCL waits for minutes)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="watch")
+        self.over = threading.Event()
+        # Ours to watch: the first process watches those that it started, and they watch it.
+        self.parent = os.getppid() if "LOCAL_RANK" in os.environ and not _started else None
+        if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("LOCAL_RANK") == "0":
+            self.parent = None
+
+    def run(self) -> None:
+        """Look now and then."""
+        while not self.over.wait(LOOK_EVERY_S):
+            if (lost := self.lost()) and not self.over.wait(PATIENCE_S):
+                for process in _started:
+                    process.kill()
+                if _started or os.environ.get("LOCAL_RANK") == "1":
+                    print(f"TrainingError: {lost_process(lost)}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    def lost(self, wait_s: float = 0.0) -> str:
+        """Which process died by itself, in words; "" if none did."""
+        end = time.monotonic() + wait_s
+        while True:
+            for number, process in enumerate(_started, start=2):
+                if (code := process.poll()) and code is not None:
+                    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                    return f"process {number} of {len(_started) + 1} {how}"
+            if self.parent is not None and os.getppid() != self.parent:
+                return "process 1 of the run was killed"
+            if time.monotonic() >= end:
+                return ""
+            time.sleep(LOOK_EVERY_S / 5)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether another process of the run ended in the middle of a common sum."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def lost_process(lost: str) -> TrainingError:
+    """The one message of a run that lost a process."""
+    return TrainingError(
+        f"{lost or 'another process of the run has ended'}; the run cannot go on without it",
+        fix="look above for its own message; without one it was killed, as the system does when memory runs "
+        "out. A training goes on from its last checkpoint with load=true, on any number of processes",
+    )

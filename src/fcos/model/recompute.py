@@ -1,0 +1,57 @@
+"""Activation checkpointing: the backward pass computes activations again instead of keeping them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fcos.model.fcos import FCOS
+
+
+def recompute_activations(model: FCOS) -> None:
+    """From now on the stages of the backbone and the towers of the head keep only their inputs.
+
+    Weights, names and results stay; the backward pass takes about one forward pass longer.
+    """
+    stages = [child for child in model.backbone.body.children() if isinstance(child, nn.Sequential)]
+    blocks = [block for stage in stages for block in stage.children()]
+    for segment in (*blocks, model.head.classification_tower, model.head.box_tower):
+        segment.forward = partial(_forward, segment, segment.forward)
+
+
+def _forward(segment: nn.Module, forward: Any, *inputs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(segment)
+
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_kept(segment: nn.Module) -> Iterator[None]:
+    """Batch norm counts a batch once, not again when it is computed again."""
+    norms: list[Any] = [
+        module for module in segment.modules() if getattr(module, "track_running_stats", False)
+    ]
+    before: list[tuple[Any, float | None, torch.Tensor | None]] = [
+        (norm, norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
+        for norm in norms
+        if norm.training
+    ]
+    for norm, _, _ in before:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)
