@@ -59,7 +59,7 @@ def our_step(args: argparse.Namespace) -> Callable[[], float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
         optimizer.zero_grad()
-        return float(total)
+        return total.item()
 
     return step
 
@@ -86,7 +86,7 @@ def torchvision_step(args: argparse.Namespace) -> Callable[[], float]:
         torch.nn.utils.clip_grad_norm_(trained, 10)
         optimizer.step()
         optimizer.zero_grad()
-        return float(total)
+        return total.item()
 
     return step
 

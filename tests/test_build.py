@@ -129,10 +129,10 @@ def test_rules_and_losses_get_their_settings() -> None:
 
 
 def test_evaluation_sees_every_picture_once_over_all_devices(annotations: Annotations) -> None:
-    settings = config(num_workers=0, nbatch_eval=4, short_side=40, view_size=100)
+    settings = config(num_workers=0, short_side=40, view_size=100)
     ids: list[int] = []
     for rank in range(2):
-        batches = list(build_eval_loader(settings, annotations, rank=rank, world=2))
+        batches = list(build_eval_loader(settings, annotations, 4, rank=rank, world=2))
         assert all(len(batch) <= 4 for batch in batches)
         assert all(side % 32 == 0 for batch in batches for side in batch.images.shape[2:])
         ids += [image_id for batch in batches for image_id in batch.image_ids]

@@ -219,9 +219,9 @@ class Detector:
             `(N, 7)` image_id, x, y, w, h (original pixels), score, category_id; with `fabric` on its first
             process only, elsewhere no rows.
         """
-        config = self.config.model_copy(update={"nbatch_eval": batch_size or self._usual_batch_size})
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-        loader = build_eval_loader(config, annotations, rank=rank, world=world)
+        size = batch_size or self._usual_batch_size
+        loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
         found = detect(self.model, self._postprocess, loader, on_batch=on_batch)
         if fabric:
             found = gather(found, fabric)

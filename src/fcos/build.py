@@ -142,18 +142,17 @@ def build_train_loader(
 ) -> DataLoader[Batch]:
     """Endless micro-batches of one device, from an optimizer step on."""
     dataset = TrainDataset(annotations, build_train_transform(config), config.seed, config.nbatch_train)
-    sampler = StreamSampler(
-        len(annotations), config.nbatch_train, micro_batch, config.seed, rank, world, start_step
-    )
+    is_wide = torch.from_numpy(annotations.sizes_hw[:, 1] > annotations.sizes_hw[:, 0])
+    sampler = StreamSampler(is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step)
     return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
 
 
 def build_eval_loader(
-    config: TrainConfig, annotations: Annotations, *, rank: int = 0, world: int = 1
+    config: TrainConfig, annotations: Annotations, batch_size: int, *, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
-    """Every image once, over all devices."""
+    """Every image once, over all devices; `batch_size` images of one forward pass."""
     dataset = EvalDataset(annotations, build_eval_transform(config))
-    sampler = ShardSampler(len(annotations), config.nbatch_eval, rank, world)
+    sampler = ShardSampler(len(annotations), batch_size, rank, world)
     return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
 
 

@@ -185,7 +185,7 @@ class TrainConfig(BaseModel):
     micro_batch: int | None = setting(
         None, "images of one forward pass on one device; smaller than its share: gradients accumulate", ge=1
     )
-    nbatch_eval: int = setting(16, "images of one evaluation pass of a device", unit="images", ge=1)
+    nbatch_eval: int = setting(16, "images of an evaluation batch, over all devices", unit="images", ge=1)
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "optimizer")
     lr_base: float = setting(
         0.01, "learning rate; without it the preset's, in proportion to nbatch_train", gt=0

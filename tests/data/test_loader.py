@@ -33,7 +33,7 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
 
 def train_batches(annotations: Annotations, num_workers: int, seed: int = 0, count: int = 4) -> list[Batch]:
     transform = TrainTransform(None, 64, scale_min=0.5, augment=build_policy("strong"))
-    sampler = StreamSampler(len(annotations), 4, 2, seed, rank=0, world=1)
+    sampler = StreamSampler(torch.ones(len(annotations), dtype=torch.bool), 4, 2, seed, rank=0, world=1)
     loader = build_loader(
         TrainDataset(annotations, transform, seed, 4), sampler, num_workers, pin_memory=False
     )
@@ -79,7 +79,7 @@ def test_evaluation_has_every_image_once_in_order(annotations: Annotations, num_
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_worker_outlives_the_signals_that_stop_a_training(annotations: Annotations, interrupt: int) -> None:
     before = set(multiprocessing.active_children())
-    sampler = StreamSampler(len(annotations), 2, 2, seed=0, rank=0, world=1)
+    sampler = StreamSampler(torch.ones(len(annotations), dtype=torch.bool), 2, 2, seed=0, rank=0, world=1)
     loader = iter(build_loader(TrainDataset(annotations, TrainTransform(None, 64), 0, 2), sampler, 1, False))
     assert next(loader).positions == (0, 1)  # the worker runs
     [worker] = set(multiprocessing.active_children()) - before

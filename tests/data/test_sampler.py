@@ -3,39 +3,44 @@ from __future__ import annotations
 from itertools import islice
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fcos.data.sampler import ShardSampler, StreamSampler, epoch_order, stream_seed
+
+ALIKE = torch.ones(50, dtype=torch.bool)
+SHAPES = st.lists(st.booleans(), min_size=1, max_size=30).map(torch.tensor)
 
 
 def take(sampler: StreamSampler, num_micro_batches: int) -> list[list[tuple[int, int]]]:
     return list(islice(sampler, num_micro_batches))
 
 
-def slow_stream(num_images: int, seed: int, num_positions: int) -> list[tuple[int, int]]:
+def slow_stream(is_wide: Tensor, batch_size: int, seed: int, num_positions: int) -> list[tuple[int, int]]:
     """The whole stream, one epoch after the other: (image index, position)."""
     images: list[int] = []
     while len(images) < num_positions:
-        images += epoch_order(num_images, seed, len(images) // num_images).tolist()
+        images += epoch_order(is_wide, batch_size, seed, len(images) // len(is_wide)).tolist()
     return [(image, position) for position, image in enumerate(images[:num_positions])]
 
 
 @given(
-    num_images=st.integers(1, 20),
+    is_wide=SHAPES,
     share=st.integers(1, 6),
     world=st.integers(1, 3),
     start_step=st.integers(0, 5),
     data=st.data(),
 )
 def test_every_split_of_a_step_is_a_part_of_one_stream(
-    num_images: int, share: int, world: int, start_step: int, data: st.DataObject
+    is_wide: Tensor, share: int, world: int, start_step: int, data: st.DataObject
 ) -> None:
     micro_batch = data.draw(st.sampled_from([size for size in range(1, share + 1) if share % size == 0]))
     batch_size, num_steps = share * world, 3
     ranks = [
         take(
-            StreamSampler(num_images, batch_size, micro_batch, 7, rank, world, start_step),
+            StreamSampler(is_wide, batch_size, micro_batch, 7, rank, world, start_step),
             num_steps * share // micro_batch,
         )
         for rank in range(world)
@@ -44,29 +49,43 @@ def test_every_split_of_a_step_is_a_part_of_one_stream(
     flat = [[place for micro in rank for place in micro] for rank in ranks]
     steps = [place for step in range(num_steps) for rank in flat for place in rank[step * share :][:share]]
     end = (start_step + num_steps) * batch_size
-    assert steps == slow_stream(num_images, 7, end)[start_step * batch_size :]
+    assert steps == slow_stream(is_wide, batch_size, 7, end)[start_step * batch_size :]
 
 
 def test_order_of_a_small_stream_by_hand() -> None:
-    first, second = epoch_order(3, 0, 0).tolist(), epoch_order(3, 0, 1).tolist()
-    [step_0, step_1, step_2] = take(StreamSampler(3, 2, 2, seed=0, rank=0, world=1), 3)
+    first, second = (epoch_order(ALIKE[:3], 2, 0, epoch).tolist() for epoch in (0, 1))
+    [step_0, step_1, step_2] = take(StreamSampler(ALIKE[:3], 2, 2, seed=0, rank=0, world=1), 3)
     assert step_0 == [(first[0], 0), (first[1], 1)]
     assert step_1 == [(first[2], 2), (second[0], 3)]  # the second epoch begins within a step
     assert step_2 == [(second[1], 4), (second[2], 5)]
 
 
-@given(num_images=st.integers(1, 50), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
-def test_every_epoch_has_every_image_once(num_images: int, seed: int, epoch: int) -> None:
-    assert sorted(epoch_order(num_images, seed, epoch).tolist()) == list(range(num_images))
+@given(is_wide=SHAPES, batch_size=st.integers(1, 8), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
+def test_every_epoch_has_every_image_once(is_wide: Tensor, batch_size: int, seed: int, epoch: int) -> None:
+    assert sorted(epoch_order(is_wide, batch_size, seed, epoch).tolist()) == list(range(len(is_wide)))
+
+
+def test_images_of_a_step_lie_or_stand_alike() -> None:
+    is_wide = torch.arange(102) % 3 > 0
+    steps = [
+        [bool(is_wide[image]) for image, _ in step]
+        for step in take(StreamSampler(is_wide, 8, 8, seed=0, rank=0, world=1), 102)  # 8 epochs
+    ]
+
+    mixed = [number for number, step in enumerate(steps) if len(set(step)) > 1]
+    assert len(mixed) <= 2 * 8  # an epoch leaves less than a step of each
+    kinds = [step[0] for number, step in enumerate(steps) if number not in mixed]
+    assert 0.55 < sum(kinds) / len(kinds) < 0.8
+    assert kinds[:10] != sorted(kinds[:10]) or kinds[10:20] != sorted(kinds[10:20])  # not one kind first
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = {tuple(epoch_order(50, seed, epoch).tolist()) for seed in range(10) for epoch in range(10)}
+    orders = {tuple(epoch_order(ALIKE, 4, seed, epoch).tolist()) for seed in range(10) for epoch in range(10)}
     assert len(orders) == 100
 
 
 def test_batch_larger_than_the_data_goes_round_it() -> None:
-    [step] = take(StreamSampler(3, 7, 7, seed=1, rank=0, world=1), 1)
+    [step] = take(StreamSampler(ALIKE[:3], 7, 7, seed=1, rank=0, world=1), 1)
     assert sorted(image for image, _ in step[:3]) == sorted(image for image, _ in step[3:6]) == [0, 1, 2]
     assert [position for _, position in step] == list(range(7))
 

@@ -36,8 +36,8 @@ def model(tiny: Tiny) -> FCOS:
 
 def found_by(tiny: Tiny, model: FCOS, eval_set: Annotations, world: int) -> list[tuple[int, ImageDetections]]:
     """What so many processes find, one after the other."""
-    config = tiny.config("none", nbatch_eval=4)
-    loaders = [build_eval_loader(config, eval_set, rank=rank, world=world) for rank in range(world)]
+    config = tiny.config("none")
+    loaders = [build_eval_loader(config, eval_set, 4, rank=rank, world=world) for rank in range(world)]
     return [entry for loader in loaders for entry in detect(model, build_postprocess(config), loader)]
 
 
@@ -77,8 +77,8 @@ def test_model_stays_in_the_mode_that_it_was_in(tiny: Tiny, model: FCOS, eval_se
 
 
 def test_progress_counts_images(tiny: Tiny, model: FCOS, eval_set: Annotations) -> None:
-    config, counts = tiny.config("none", nbatch_eval=4), []
-    detect(model, build_postprocess(config), build_eval_loader(config, eval_set), on_batch=counts.append)
+    config, counts = tiny.config("none"), []
+    detect(model, build_postprocess(config), build_eval_loader(config, eval_set, 4), on_batch=counts.append)
     assert counts == [4, 3]
 
 

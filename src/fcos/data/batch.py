@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64, Real
 from torch import Tensor
 
@@ -77,6 +78,11 @@ class Batch:
             ground_truth=tuple(truth.to(device) for truth in self.ground_truth),
             original_sizes_hw=self.original_sizes_hw.to(device, non_blocking=True),
         )
+
+    def padded_to(self, size_hw: tuple[int, int]) -> Batch:
+        """The same with more padding."""
+        height, width = self.images.shape[2:]
+        return replace(self, images=F.pad(self.images, (0, size_hw[1] - width, 0, size_hw[0] - height)))
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory; the loader calls this where it helps."""

@@ -1,6 +1,6 @@
 """The order of the data: a function of (seed, position) only.
 
-A training is one endless stream of positions; position p is image ``permutation(seed, p // n)[p % n]``.
+A training is one endless stream of positions; position p is image ``epoch_order(seed, p // n)[p % n]``.
 Step s takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them.
 To resume is to start at another position. (Framework samplers pad the last batch by repeating images, count
 epochs from 0 after a restart, or divide an incomplete window by the wrong number; none of that can happen
@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
@@ -19,7 +21,8 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     """Micro-batches of one device, without end: lists of (image index, position).
 
     Args:
-        num_images: in the training set.
+        is_wide: which images of the training set are wider than high; those of a step are alike, as far as
+            possible, since they are padded to one size.
         batch_size: images of one optimizer step over all devices.
         micro_batch: images of one forward pass on one device.
         seed: of the order.
@@ -30,7 +33,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        num_images: int,
+        is_wide: Bool[Tensor, " images"],
         batch_size: int,
         micro_batch: int,
         seed: int,
@@ -38,29 +41,46 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         world: int,
         start_step: int = 0,
     ) -> None:
-        self.num_images, self.batch_size, self.micro_batch = num_images, batch_size, micro_batch
+        self.is_wide, self.batch_size, self.micro_batch = is_wide, batch_size, micro_batch
         self.seed, self.rank, self.world, self.start_step = seed, rank, world, start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.batch_size // self.world
+        num_images, share = len(self.is_wide), self.batch_size // self.world
         step, epoch, order = self.start_step, -1, torch.empty(0)
         while True:
             first = step * self.batch_size + self.rank * share
             micro: list[tuple[int, int]] = []
             for position in range(first, first + share):
-                if position // self.num_images != epoch:
-                    epoch = position // self.num_images
-                    order = epoch_order(self.num_images, self.seed, epoch)
-                micro.append((int(order[position % self.num_images]), position))
+                if position // num_images != epoch:
+                    epoch = position // num_images
+                    order = epoch_order(self.is_wide, self.batch_size, self.seed, epoch)
+                micro.append((int(order[position % num_images]), position))
                 if len(micro) == self.micro_batch:
                     yield micro
                     micro = []
             step += 1
 
 
-def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
-    """The permutation of one pass over the data."""
-    return torch.randperm(num_images, generator=torch.Generator().manual_seed(stream_seed(seed, epoch)))
+def epoch_order(
+    is_wide: Bool[Tensor, " images"], batch_size: int, seed: int, epoch: int
+) -> Int64[Tensor, " images"]:
+    """The permutation of one pass over the data: steps of wide and of high images, in random order.
+
+    Mixed are only the step that the pass before has begun, and what is left at the end.
+    """
+    random = torch.Generator().manual_seed(stream_seed(seed, epoch))
+    num_images = len(is_wide)
+    order = torch.randperm(num_images, generator=random)
+    begun = -epoch * num_images % batch_size
+    rest = order[begun:]
+    steps, left = [], []
+    for alike in (rest[is_wide[rest]], rest[~is_wide[rest]]):
+        num_whole = len(alike) // batch_size * batch_size
+        steps.append(alike[:num_whole].reshape(-1, batch_size))
+        left.append(alike[num_whole:])
+    whole = torch.cat(steps)
+    whole = whole[torch.randperm(len(whole), generator=random)]
+    return torch.cat([order[:begun], whole.flatten(), *left])
 
 
 def stream_seed(seed: int, position: int) -> int:

@@ -170,6 +170,7 @@ class Trainer:
     def _optimizer_step(self, window: list[Batch], stop: StopSignal) -> tuple[StepReport, bool]:
         """One step over a window of micro-batches; also whether any device was asked to stop."""
         config, fabric = self.config, self.fabric
+        window = self._padded_alike(window)
         assigned = [self._assign(batch) for batch in window]
         normalizers = self._sum(torch.stack([targets.normalizers() for _, targets in assigned]).sum(dim=0))
 
@@ -207,6 +208,16 @@ class Trainer:
         if self.ema:
             self.ema.update(self.model, self.state.step)
         return report, stopping > 0
+
+    def _padded_alike(self, window: list[Batch]) -> list[Batch]:
+        """All images of a step at one size: group norm counts the padding, so no split may change it."""
+        if self.fabric.world_size == len(window) == 1:
+            return window
+        sizes = torch.tensor([batch.images.shape[2:] for batch in window], device=self.fabric.device)
+        largest = self.fabric.all_reduce(sizes.amax(dim=0), reduce_op="max")
+        assert isinstance(largest, torch.Tensor)
+        height, width = largest.tolist()
+        return [batch.padded_to((height, width)) for batch in window]
 
     def _assign(self, batch: Batch) -> tuple[PointGrid, Targets]:
         grid = self.model.grid((batch.images.shape[2], batch.images.shape[3]))
@@ -291,14 +302,16 @@ class Trainer:
     def _find(self, annotations: Annotations) -> NDArray[np.float64]:
         """What the evaluated model finds in every image, as rows of results; on the first device."""
         fabric = self.fabric
-        loader = build_eval_loader(self.config, annotations, rank=fabric.global_rank, world=fabric.world_size)
+        rank, world = fabric.global_rank, fabric.world_size
+        share = max(1, self.config.nbatch_eval // world)
+        loader = build_eval_loader(self.config, annotations, share, rank=rank, world=world)
         with fabric.autocast():
             found = detect(
                 self.evaluated_model,
                 self.postprocess,
                 loader,
                 channels_last=self.config.channels_last,
-                on_batch=self.display.evaluating(-(-len(annotations) // fabric.world_size)),
+                on_batch=self.display.evaluating(-(-len(annotations) // world)),
             )
         found = gather(found, fabric)
         if not fabric.is_global_zero:

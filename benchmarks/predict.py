@@ -1,0 +1,89 @@
+"""Time of one picture, from file to detections: `Detector.predict` against torchvision's FCOS, same weights.
+
+    python benchmarks/predict.py --image street.jpg [--short-side 800 --longest-side 1333 --rounds 7]
+
+Both in this process, one picture each in turn, median. The weights are random, with outputs spread so that
+some hundred candidates pass the threshold, as with a trained network; ours reads torchvision's file and
+follows its rules, so both find the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from torchvision.io import ImageReadMode, decode_image
+
+from fcos import Detector
+from fcos.adopt import import_model
+
+
+def make_torchvision(short_side: int, longest_side: int) -> torch.nn.Module:
+    """torchvision's network as it is used: in evaluation mode, batch norm frozen."""
+    torch.manual_seed(0)
+    model = torchvision.models.detection.fcos_resnet50_fpn(
+        weights=None, weights_backbone=None, min_size=short_side, max_size=longest_side
+    ).eval()
+    for name, module in model.backbone.body.named_modules():
+        if name.endswith("bn3"):  # a random network without live batch norm would overflow
+            torch.nn.init.constant_(module.weight, 0.2)
+    head = model.head.classification_head.cls_logits
+    torch.nn.init.normal_(head.weight, std=0.03)
+    torch.nn.init.constant_(head.bias, -5.5)
+    return model
+
+
+def seconds(run: Callable[[], object]) -> float:
+    started_at = time.perf_counter()
+    run()
+    return time.perf_counter() - started_at
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--short-side", type=int, default=800)
+    parser.add_argument("--longest-side", type=int, default=1333)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+
+    peer = make_torchvision(args.short_side, args.longest_side)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, ours = Path(folder) / "fcos_resnet50_fpn.pth", Path(folder) / "model.safetensors"
+        torch.save(peer.state_dict(), theirs)
+        sizes = [f"short_side={args.short_side}", f"view_size={args.longest_side}"]
+        import_model(theirs, ours, changes=sizes)
+        detector = Detector.load(ours, device="cpu")
+
+    @torch.inference_mode()
+    def predict_theirs() -> dict[str, torch.Tensor]:
+        image = decode_image(str(args.image), mode=ImageReadMode.RGB).float() / 255
+        found: dict[str, torch.Tensor] = peer([image])[0]
+        return found
+
+    def predict_ours() -> object:
+        return detector.predict(args.image, 0.0)
+
+    runs: dict[str, Callable[[], object]] = {"torchvision": predict_theirs, "fcos": predict_ours}
+    found = len(predict_theirs()["scores"]), len(detector.predict(args.image, 0.0))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    for (name, values), count in zip(times.items(), found, strict=True):
+        spread = f"{min(values) * 1000:.0f} to {max(values) * 1000:.0f}"
+        print(f"{name:12s} {statistics.median(values) * 1000:7.0f} ms ({spread}), {count} detections")
+    ratio = statistics.median(times["fcos"]) / statistics.median(times["torchvision"])
+    print(f"ratio        {ratio:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
