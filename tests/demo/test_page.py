@@ -70,7 +70,7 @@ def test_dropped_picture_is_searched_and_the_slider_filters_without_asking(
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     drop(page, examples / "a.png")
-    page.wait_for_function("document.querySelector('#facts').textContent.includes('found')")
+    sync_api.expect(page.locator("#facts")).to_contain_text("found")
     asked = [url for url in requests if url.endswith("/predict")]
 
     set_threshold(page, 0.05)
@@ -88,7 +88,7 @@ def test_dropped_picture_is_searched_and_the_slider_filters_without_asking(
 
 def test_class_buttons_hide_their_boxes(page: sync_api.Page, examples: Path) -> None:
     page.click("#examples button")
-    page.wait_for_function("document.querySelector('#facts').textContent.includes('found')")
+    sync_api.expect(page.locator("#facts")).to_contain_text("found")
     set_threshold(page, 0.05)
     before = num_boxes(page)
     labels = page.eval_on_selector_all("#boxes rect", "rects => rects.map(r => r.getAttribute('aria-label'))")
@@ -160,7 +160,7 @@ def test_webcam_is_searched_frame_after_frame(page: sync_api.Page) -> None:
     answers: list[str] = []
     page.on("response", lambda response: answers.append(response.url))
     page.click("#webcam")
-    page.wait_for_function("document.querySelector('#facts').textContent.startsWith('webcam: ')")
+    sync_api.expect(page.locator("#facts")).to_contain_text("webcam: ", timeout=20_000)
     page.wait_for_timeout(1000)
 
     assert sum(url.endswith("/predict") for url in answers) >= 2
