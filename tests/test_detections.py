@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from fcos.detections import Detections
+from fcos.errors import FcosError
 
 CLASSES = ("cat", "dog")
 
@@ -155,3 +157,45 @@ def test_parts_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         replace(three, **wrong)  # type: ignore[arg-type]
+
+
+def assert_same(first: Detections, second: Detections) -> None:
+    torch.testing.assert_close(first.boxes_xyxy, second.boxes_xyxy)
+    assert torch.equal(first.scores, second.scores)
+    assert torch.equal(first.labels, second.labels)
+    assert first.class_names == second.class_names
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_coco_entries_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    detections = request.getfixturevalue(name)
+
+    assert_same(Detections.from_coco(detections.to_coco(42, [17, 18]), CLASSES, [17, 18]), detections)
+    assert_same(Detections.from_coco(detections.to_coco(42)[::-1], CLASSES), detections)
+
+
+def test_pandas_table_has_a_row_for_each_box(three: Detections, nothing: Detections) -> None:
+    pytest.importorskip("pandas")
+    table = three.to_pandas()
+
+    assert table.columns.tolist() == ["x1", "y1", "x2", "y2", "score", "label", "class_name"]
+    assert table.iloc[1].tolist() == [5.5, 6.25, 20.0, 30.0, 0.5, 0, "cat"]
+    assert len(nothing.to_pandas()) == 0
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_supervision_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("supervision")
+    detections = request.getfixturevalue(name)
+    there = detections.to_supervision()
+
+    assert len(there) == len(detections)
+    assert there.data["class_name"].tolist() == [detections.class_name(i) for i in range(len(detections))]
+    assert_same(Detections.from_supervision(there, CLASSES), detections)
+
+
+def test_a_package_that_is_not_there_is_named(three: Detections, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+
+    with pytest.raises(FcosError, match="this needs pandas\n  fix: pip install pandas"):
+        three.to_pandas()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from fcos.errors import FcosError
 
 Index = int | slice | Tensor | NDArray[Any] | Sequence[int] | Sequence[bool]
 
@@ -121,3 +125,60 @@ class Detections:
                 boxes_xywh.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
             )
         ]
+
+    @classmethod
+    def from_coco(
+        cls,
+        entries: Sequence[Mapping[str, Any]],
+        class_names: Sequence[str],
+        category_ids: Sequence[int] | None = None,
+        image: Image.Image | None = None,
+    ) -> Detections:
+        """From the entries of one image in a COCO results file; the inverse of `to_coco`."""
+        ids = list(range(1, len(class_names) + 1) if category_ids is None else category_ids)
+        boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        scores = torch.tensor([entry["score"] for entry in entries], dtype=torch.float32)
+        labels = torch.tensor([ids.index(entry["category_id"]) for entry in entries], dtype=torch.int64)
+        order = scores.argsort(descending=True, stable=True)
+        return cls(boxes[order], scores[order], labels[order], tuple(class_names), image)
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame`, a row a box: x1, y1, x2, y2 (original pixels), score, label, class_name."""
+        pandas = _needed("pandas")
+        table = pandas.DataFrame(self.boxes_xyxy.cpu().numpy(), columns=["x1", "y1", "x2", "y2"])
+        table["score"] = self.scores.cpu().numpy()
+        table["label"] = self.labels.cpu().numpy()
+        table["class_name"] = [self.class_name(index) for index in range(len(self))]
+        return table
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections`, for its annotators, trackers and zones; names under ``class_name``."""
+        supervision = _needed("supervision")
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.cpu().numpy(),
+            confidence=self.scores.cpu().numpy(),
+            class_id=self.labels.cpu().numpy(),
+            data={"class_name": np.array([self.class_name(index) for index in range(len(self))], dtype=str)},
+        )
+
+    @classmethod
+    def from_supervision(
+        cls, found: Any, class_names: Sequence[str], image: Image.Image | None = None
+    ) -> Detections:
+        """From `supervision.Detections`, in its order (a tracker's, for example); masks are left out."""
+        return cls(
+            torch.as_tensor(found.xyxy, dtype=torch.float32).reshape(-1, 4),
+            torch.as_tensor(found.confidence, dtype=torch.float32).reshape(-1),
+            torch.as_tensor(found.class_id, dtype=torch.int64).reshape(-1),
+            tuple(class_names),
+            image,
+        )
+
+
+def _needed(package: str) -> Any:
+    """A package that only one method needs."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise FcosError(f"this needs {package}", fix=f"pip install {package}") from error

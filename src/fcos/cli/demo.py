@@ -1,0 +1,112 @@
+"""`fcos demo`: a page on this machine on which to try a model."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcos.cli.device import device_option
+from fcos.errors import FcosError
+
+if TYPE_CHECKING:
+    from fcos.api import Detector
+
+NUM_EXAMPLES = 12
+
+EPILOG = """\b
+Examples:
+  fcos demo runs/train                           the page, with examples from its evaluation list
+  fcos demo best.safetensors --examples photos/
+  curl --data-binary @street.jpg http://127.0.0.1:8000/predict
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "--examples",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of pictures that the page offers; default: some of the run's evaluation list.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 lets every machine of the network in.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
+@click.option("--open/--no-open", "open_browser", default=True, help="Open the page in a browser.")
+@device_option
+def command(
+    model: Path, examples: Path | None, host: str, port: int, open_browser: bool, device: str | list[int]
+) -> None:
+    """Try a model in the browser: drop, paste or pick pictures, or use the webcam.
+
+    The page talks to this machine only. Programs use the same server: POST a picture file to /predict; /docs
+    describes it. Needs pip install 'fcos-torch[demo]'.
+    """
+    try:
+        import uvicorn
+
+        from fcos.demo.server import build_app
+    except ImportError as error:
+        raise FcosError(f"the demo page needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
+
+    from fcos.api import Detector
+
+    listening = listen(host, port)
+    detector = Detector.load(model, device)
+    pictures = pictures_of(examples) if examples else pictures_of_run(model, detector)
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    click.echo(f"{address}  (stop with Ctrl-C)")
+    if open_browser:
+        threading.Timer(1.0, webbrowser.open, [address]).start()
+    server = uvicorn.Server(uvicorn.Config(build_app(detector, pictures), log_level="warning"))
+    server.run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at this address, before the model is loaded: a port in use is an error at once."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise FcosError(
+            f"cannot listen on {host}, port {port}: {error.strerror}",
+            fix="give another --port, or 0 for a free one",
+        ) from error
+    return listening
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """The first pictures of a folder, by name."""
+    from fcos.data.pictures import is_picture
+
+    return sorted(file for file in folder.iterdir() if is_picture(file.name))[:NUM_EXAMPLES]
+
+
+def pictures_of_run(run: Path, detector: Detector) -> list[Path]:
+    """Some of the pictures that a run was measured on, as far as they are still there."""
+    from fcos.config import load_config
+    from fcos.plots.report import spread
+
+    settings = run / "config.json"
+    if not settings.is_file():
+        return []
+    config = load_config(settings)
+    if not config.list_eval:
+        return []
+    try:
+        annotations = detector.read_annotations(
+            config.list_eval, root=config.root_eval or None, format=config.data_format, skip_invalid=True
+        )
+    except FcosError:  # moved away since: the page works without them
+        return []
+    return [annotations[index].path for index in spread(len(annotations), NUM_EXAMPLES)]

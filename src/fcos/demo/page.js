@@ -1,0 +1,288 @@
+"use strict";
+// Pictures go to /predict once, with every detection down to the server's least score; slider and class
+// buttons filter what has come, without asking again.
+
+const at = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+
+let about = null; // what /about says
+const hiddenLabels = new Set();
+const pictures = []; // {name, url, answer, totalMs}
+let current = null;
+let stream = null; // of the webcam, while it runs
+
+async function start() {
+  at("address").textContent = location.origin;
+  about = await (await fetch("about")).json();
+  at("model").textContent = about.model;
+  document.title = `fcos: ${about.model}`;
+  at("threshold").value = about.threshold;
+  about.class_names.forEach((name, label) => at("classes").append(classButton(name, label)));
+  for (let number = 0; number < about.num_examples; number++) at("examples").append(exampleButton(number));
+  at("examples-part").hidden = about.num_examples === 0;
+  show();
+}
+
+function classButton(name, label) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = name;
+  button.style.setProperty("--class", about.class_colours[label]);
+  button.setAttribute("aria-pressed", "true");
+  button.addEventListener("click", () => {
+    const shown = hiddenLabels.delete(label);
+    if (!shown) hiddenLabels.add(label);
+    button.setAttribute("aria-pressed", String(shown));
+    show();
+  });
+  return button;
+}
+
+function exampleButton(number) {
+  const button = document.createElement("button");
+  const image = document.createElement("img");
+  button.type = "button";
+  button.title = `example ${number + 1}`;
+  image.src = `examples/${number}`;
+  image.alt = button.title;
+  image.loading = "lazy";
+  button.append(image);
+  button.addEventListener("click", async () => {
+    const file = await (await fetch(image.src)).blob();
+    await add([new File([file], `example-${number + 1}`, { type: file.type })]);
+  });
+  return button;
+}
+
+// From a file to an answer
+
+async function ask(file) {
+  const startedAt = performance.now();
+  const response = await fetch("predict", { method: "POST", body: file });
+  if (!response.ok) throw new Error(await reason(response));
+  return { answer: await response.json(), totalMs: performance.now() - startedAt };
+}
+
+async function reason(response) {
+  try {
+    const { detail } = await response.json();
+    return typeof detail === "string" ? detail : JSON.stringify(detail);
+  } catch {
+    return `the server answered ${response.status}`;
+  }
+}
+
+async function add(files) {
+  stopWebcam();
+  say("");
+  at("stage").classList.add("busy");
+  for (const file of files) {
+    try {
+      if (file.size > about.max_bytes) throw new Error(`the file is longer than ${about.max_bytes / 2 ** 20} MB`);
+      const picture = { name: file.name || "pasted", url: URL.createObjectURL(file), ...(await ask(file)) };
+      pictures.push(picture);
+      at("strip").append(thumbnail(picture));
+      await choose(picture);
+    } catch (error) {
+      say(`${file.name || "picture"}: ${error.message}`);
+    }
+  }
+  at("stage").classList.remove("busy");
+}
+
+function thumbnail(picture) {
+  const button = document.createElement("button");
+  const image = document.createElement("img");
+  button.type = "button";
+  button.title = picture.name;
+  image.src = picture.url;
+  image.alt = picture.name;
+  button.append(image);
+  button.addEventListener("click", () => choose(picture));
+  picture.button = button;
+  return button;
+}
+
+async function choose(picture) {
+  stopWebcam();
+  current = picture;
+  at("picture").src = picture.url;
+  at("picture").alt = picture.name;
+  for (const each of pictures) each.button.setAttribute("aria-pressed", String(each === picture));
+  show();
+}
+
+// What is shown
+
+function visible(answer) {
+  const threshold = Number(at("threshold").value);
+  return answer.detections.filter((found) => found.score >= threshold && !hiddenLabels.has(found.label));
+}
+
+function show() {
+  const { threshold, hint, frame, facts, boxes } = Object.fromEntries(
+    ["threshold", "hint", "frame", "facts", "boxes"].map((id) => [id, at(id)]),
+  );
+  at("threshold-value").value = Number(threshold.value).toFixed(2);
+  hint.hidden = current !== null || stream !== null;
+  frame.hidden = current === null;
+  for (const id of ["save-picture", "save-json"]) at(id).disabled = current === null;
+  boxes.replaceChildren();
+  if (current === null) return;
+
+  const { answer, totalMs, name } = current;
+  const found = visible(answer);
+  boxes.setAttribute("viewBox", `0 0 ${answer.width} ${answer.height}`);
+  boxes.setAttribute("preserveAspectRatio", "none");
+  // Small boxes last, so that one inside another can be pointed at.
+  const area = ({ box_xyxy: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
+  for (const one of [...found].sort((a, b) => area(b) - area(a))) boxes.append(rectangle(one));
+  facts.textContent =
+    `${name}: ${found.length} shown of ${answer.detections.length} found, ${answer.width} x ${answer.height} pixels, ` +
+    `${answer.elapsed_ms.toFixed(0)} ms to detect, ${totalMs.toFixed(0)} ms in all`;
+}
+
+function rectangle(found) {
+  const [x1, y1, x2, y2] = found.box_xyxy;
+  const rect = document.createElementNS(SVG, "rect");
+  const sides = { x: x1, y: y1, width: x2 - x1, height: y2 - y1, stroke: about.class_colours[found.label] };
+  for (const [key, value] of Object.entries(sides)) rect.setAttribute(key, value);
+  const words = [
+    `${found.class_name} ${found.score.toFixed(2)}`,
+    `${(x2 - x1).toFixed(0)} x ${(y2 - y1).toFixed(0)} pixels at ${x1.toFixed(0)}, ${y1.toFixed(0)}`,
+  ];
+  if (found.stride) words.push(`stride ${found.stride}, point ${found.point_xy.map(Math.round).join(", ")}`);
+  rect.setAttribute("tabindex", "0");
+  rect.setAttribute("aria-label", words.join("; "));
+  rect.addEventListener("pointermove", (event) => tell(words, event.clientX, event.clientY));
+  rect.addEventListener("focus", () => tell(words, rect.getBoundingClientRect().left, rect.getBoundingClientRect().top));
+  for (const kind of ["pointerleave", "blur"]) rect.addEventListener(kind, () => (at("tip").hidden = true));
+  return rect;
+}
+
+function tell(words, clientX, clientY) {
+  const tip = at("tip");
+  const frame = at("frame").getBoundingClientRect();
+  tip.replaceChildren(...words.flatMap((line) => [line, document.createElement("br")]).slice(0, -1));
+  tip.hidden = false;
+  tip.style.left = `${Math.max(0, Math.min(clientX - frame.left + 12, frame.width - tip.offsetWidth))}px`;
+  tip.style.top = `${Math.min(clientY - frame.top + 12, frame.height)}px`;
+}
+
+function say(text) {
+  at("message").textContent = text;
+}
+
+// Saving
+
+function drawn() {
+  const { answer } = current;
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [answer.width, answer.height];
+  const context = canvas.getContext("2d");
+  context.drawImage(at("picture"), 0, 0, answer.width, answer.height);
+  const line = Math.max(1, Math.round(Math.min(answer.width, answer.height) / 250));
+  const size = Math.max(11, Math.round(Math.min(answer.width, answer.height) / 40));
+  context.lineWidth = line;
+  context.font = `${size}px sans-serif`;
+  context.textBaseline = "top";
+  for (const found of visible(answer).reverse()) {
+    const [x1, y1, x2, y2] = found.box_xyxy;
+    const colour = about.class_colours[found.label];
+    context.strokeStyle = context.fillStyle = colour;
+    context.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    const text = `${found.class_name} ${found.score.toFixed(2)}`;
+    const top = Math.max(0, y1 - size - 3);
+    context.fillRect(x1, top, context.measureText(text).width + 6, size + 3);
+    context.fillStyle = isLight(colour) ? "#000" : "#fff";
+    context.fillText(text, x1 + 3, top + 2);
+  }
+  return canvas;
+}
+
+function isLight(colour) {
+  const [red, green, blue] = [1, 3, 5].map((place) => parseInt(colour.slice(place, place + 2), 16));
+  return 0.299 * red + 0.587 * green + 0.114 * blue > 150;
+}
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+const stem = () => current.name.replace(/\.[^.]*$/, "");
+
+// Webcam: one frame after the other, as fast as the answers come
+
+async function startWebcam() {
+  say("");
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } } });
+  } catch (error) {
+    say(`no webcam: ${error.message}`);
+    return;
+  }
+  at("webcam").setAttribute("aria-pressed", "true");
+  const camera = at("camera");
+  camera.srcObject = stream;
+  await camera.play();
+  const canvas = document.createElement("canvas");
+  let url = null;
+  while (stream) {
+    [canvas.width, canvas.height] = [camera.videoWidth, camera.videoHeight];
+    canvas.getContext("2d").drawImage(camera, 0, 0);
+    const frame = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.9));
+    try {
+      const got = await ask(frame);
+      if (!stream) break;
+      const old = url;
+      url = URL.createObjectURL(frame);
+      current = { name: "webcam", url, ...got };
+      at("picture").src = url;
+      await at("picture").decode();
+      show();
+      if (old) URL.revokeObjectURL(old);
+    } catch (error) {
+      say(error.message);
+      stopWebcam();
+    }
+  }
+}
+
+function stopWebcam() {
+  if (!stream) return;
+  for (const track of stream.getTracks()) track.stop();
+  stream = null;
+  at("webcam").setAttribute("aria-pressed", "false");
+}
+
+at("threshold").addEventListener("input", show);
+at("pick").addEventListener("change", async (event) => {
+  await add([...event.target.files]);
+  event.target.value = "";
+});
+at("webcam").addEventListener("click", () => (stream ? stopWebcam() : startWebcam()));
+at("save-picture").addEventListener("click", () => drawn().toBlob((blob) => save(blob, `${stem()}-detections.png`)));
+at("save-json").addEventListener("click", () => {
+  const content = { ...current.answer, name: current.name, detections: visible(current.answer) };
+  save(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }), `${stem()}-detections.json`);
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  at("stage").classList.add("over");
+});
+document.addEventListener("dragleave", (event) => {
+  if (event.relatedTarget === null) at("stage").classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  at("stage").classList.remove("over");
+  add([...event.dataTransfer.files]);
+});
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) add([...event.clipboardData.files]);
+});
+start();

@@ -1,0 +1,214 @@
+"""A detector behind HTTP: the demo page, and `POST /predict` for programs.
+
+    curl --data-binary @street.jpg http://127.0.0.1:8000/predict
+
+Pictures come in the body of the request and are never written to disk; of the host's files only the page and
+the examples that were given at the start can be read. ``/docs`` describes the interface (OpenAPI).
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, Response
+from PIL import Image
+from pydantic import BaseModel
+
+from fcos import __version__
+from fcos.api import Detector
+from fcos.data.image import to_pixels
+from fcos.plots.boxes import class_colour
+
+MAX_BYTES = 32 * 2**20  # of one picture file
+MAX_PIXELS = 64_000_000  # of one picture; 200 MB as RGB
+LEAST_SCORE = 0.05  # the page gets everything above it, and filters by itself
+
+PAGE_FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+# Everything comes from this server; pictures also from the browser itself (files, webcam).
+CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'"
+
+
+class Found(BaseModel):
+    """One detection; box as x1, y1, x2, y2 in pixels of the upright picture."""
+
+    class_name: str
+    label: int
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+
+
+class Answer(BaseModel):
+    """What is in one picture, best score first; sizes in pixels of the upright picture."""
+
+    width: int
+    height: int
+    detections: list[Found]
+    elapsed_ms: float
+
+
+class About(BaseModel):
+    """The model behind the page; colours as #rrggbb, in the order of the classes."""
+
+    model: str
+    class_names: tuple[str, ...]
+    class_colours: tuple[str, ...]
+    threshold: float
+    num_examples: int
+    max_bytes: int
+
+
+def build_app(
+    detector: Detector,
+    examples: Sequence[Path] = (),
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        detector: ready to use; one picture is searched at a time.
+        examples: picture files that the page offers.
+        max_bytes: of the file of one picture.
+        max_pixels: of one picture.
+    """
+    app = FastAPI(title="fcos", version=__version__, description="Detections of one picture.", redoc_url=None)
+    one_at_a_time = threading.Lock()
+
+    @app.middleware("http")
+    async def _only_from_here(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        response = await call_next(request)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        if not request.url.path.startswith(("/docs", "/openapi")):  # FastAPI's page loads from elsewhere
+            response.headers["Content-Security-Policy"] = CONTENT_POLICY
+        return response
+
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return _page_file("page.html")
+
+    @app.get("/page.css", include_in_schema=False)
+    def style() -> Response:
+        return _page_file("page.css")
+
+    @app.get("/page.js", include_in_schema=False)
+    def script() -> Response:
+        return _page_file("page.js")
+
+    @app.get("/about")
+    def about() -> About:
+        """The classes of the model, and from which score on its detections are worth showing."""
+        return About(
+            model=detector.path.parent.name or detector.path.name,
+            class_names=detector.class_names,
+            class_colours=tuple(
+                "#{:02x}{:02x}{:02x}".format(*class_colour(label))
+                for label in range(len(detector.class_names))
+            ),
+            threshold=detector.threshold,
+            num_examples=len(examples),
+            max_bytes=max_bytes,
+        )
+
+    @app.get("/examples/{number}", response_class=FileResponse)
+    def example(number: int) -> FileResponse:
+        """An example picture, counted from 0."""
+        if not 0 <= number < len(examples):
+            raise HTTPException(404, f"there are {len(examples)} examples")
+        return FileResponse(examples[number])
+
+    @app.post(
+        "/predict",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+            }
+        },
+        responses={
+            413: {"description": "the file is too long, or the picture has too many pixels"},
+            415: {"description": "the file is no picture that can be read"},
+        },
+    )
+    async def predict(
+        request: Request,
+        score_threshold: Annotated[float, Query(ge=0, le=1, description="least score")] = LEAST_SCORE,
+    ) -> Answer:
+        """Detections of the picture in the request's body (the file as it is: JPEG, PNG, WebP, ...)."""
+        content = await _read_body(request, max_bytes)
+        return await run_in_threadpool(_predict, content, score_threshold)
+
+    def _predict(content: bytes, score_threshold: float) -> Answer:
+        image = open_picture(content, max_pixels)
+        with one_at_a_time:
+            started_at = time.perf_counter()
+            found = detector.predict(image, score_threshold)
+            elapsed_ms = (time.perf_counter() - started_at) * 1000
+        assert found.image is not None
+        return Answer(
+            width=found.image.width,
+            height=found.image.height,
+            detections=[
+                Found(class_name=found.class_name(i), label=label, score=score, box_xyxy=box)
+                for i, (label, score, box) in enumerate(
+                    zip(found.labels.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
+                )
+            ],
+            elapsed_ms=elapsed_ms,
+        )
+
+    return app
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    """The body; refused as soon as it is too long, whatever was announced."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > max_bytes:
+            raise HTTPException(413, f"the file is longer than {max_bytes / 2**20:.0f} MB: scale the picture")
+    if not content:
+        raise HTTPException(415, "there is no picture in the request: send the file as its body")
+    return bytes(content)
+
+
+def open_picture(content: bytes, max_pixels: int) -> Image.Image:
+    """The picture of a file's bytes, decoded and upright.
+
+    ``except Exception`` because Pillow's decoders raise nearly any kind on broken files.
+
+    Raises:
+        HTTPException: 413 with too many pixels, 415 if it cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures: the limit is ours
+            opened = Image.open(io.BytesIO(content))
+        num_pixels = opened.width * opened.height
+        if num_pixels <= max_pixels:
+            return Image.fromarray(to_pixels(opened).permute(1, 2, 0).numpy())
+    except Image.DecompressionBombError:
+        num_pixels = None
+    except Exception as error:
+        raise HTTPException(415, f"this is no picture that can be read ({error})") from error
+    size = "far too many" if num_pixels is None else f"{num_pixels / 1e6:.0f} million"
+    raise HTTPException(
+        413, f"the picture has {size} pixels, at most {max_pixels / 1e6:.0f} million are taken: scale it"
+    )
+
+
+def _page_file(name: str) -> Response:
+    content = files("fcos.demo").joinpath(name).read_bytes()
+    return Response(content, media_type=PAGE_FILES[name], headers={"Cache-Control": "no-cache"})

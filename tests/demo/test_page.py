@@ -1,0 +1,184 @@
+"""The demo page in a real browser: Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: sync_api.Browser, address: str) -> Iterator[sync_api.Page]:
+    """The page, and afterwards the certainty that nothing went wrong in it."""
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(address)
+    page.wait_for_selector("#classes button")
+    yield page
+    page.close()
+    assert [error for error in errors if "415" not in error] == []
+
+
+def drop(page: sync_api.Page, *files: Path) -> None:
+    """Drop files on the page, as from a file manager."""
+    contents = [{"name": file.name, "bytes": list(file.read_bytes())} for file in files]
+    page.evaluate(
+        """(contents) => {
+            const transfer = new DataTransfer();
+            for (const { name, bytes } of contents)
+                transfer.items.add(new File([new Uint8Array(bytes)], name));
+            document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+        }""",
+        contents,
+    )
+
+
+def set_threshold(page: sync_api.Page, value: float) -> None:
+    page.eval_on_selector(
+        "#threshold",
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }",
+        value,
+    )
+
+
+def num_boxes(page: sync_api.Page) -> int:
+    return page.locator("#boxes rect").count()
+
+
+def test_dropped_picture_is_searched_and_the_slider_filters_without_asking(
+    page: sync_api.Page, examples: Path
+) -> None:
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    drop(page, examples / "a.png")
+    sync_api.expect(page.locator("#facts")).to_contain_text("found")
+    asked = [url for url in requests if url.endswith("/predict")]
+
+    set_threshold(page, 0.05)
+    everything = num_boxes(page)
+    set_threshold(page, 1)
+    nothing = num_boxes(page)
+
+    assert (everything > 3, nothing) == (True, 0)
+    assert len(asked) == 1
+    assert [url for url in requests if url.endswith("/predict")] == asked
+    set_threshold(page, 0.05)
+    assert num_boxes(page) == everything
+    assert f"{everything} shown of {everything} found, 90 x 60 pixels" in page.inner_text("#facts")
+
+
+def test_class_buttons_hide_their_boxes(page: sync_api.Page, examples: Path) -> None:
+    page.click("#examples button")
+    sync_api.expect(page.locator("#facts")).to_contain_text("found")
+    set_threshold(page, 0.05)
+    before = num_boxes(page)
+    labels = page.eval_on_selector_all("#boxes rect", "rects => rects.map(r => r.getAttribute('aria-label'))")
+    cats = sum(label.startswith("cat ") for label in labels)
+
+    page.click("#classes button:has-text('cat')")
+
+    assert num_boxes(page) == before - cats
+    for name in ("dog", "bird"):
+        page.click(f"#classes button:has-text('{name}')")
+    assert num_boxes(page) == 0
+
+
+def test_pointing_at_a_box_says_what_it_is(page: sync_api.Page, examples: Path) -> None:
+    drop(page, examples / "a.png")
+    page.wait_for_selector("#boxes rect")
+    rect = page.locator("#boxes rect").last
+
+    rect.hover(force=True)
+
+    words = page.inner_text("#tip")
+    assert rect.get_attribute("aria-label").split(";")[0] in words
+    assert "pixels at" in words
+
+
+def test_several_pictures_are_kept_in_a_row(page: sync_api.Page, examples: Path) -> None:
+    drop(page, examples / "a.png", examples / "ünï.jpg")
+    page.wait_for_selector("#strip button:nth-child(2)")
+    assert "ünï.jpg" in page.inner_text("#facts")
+
+    page.click("#strip button:first-child")
+
+    assert "a.png" in page.inner_text("#facts")
+
+
+def test_a_broken_file_is_said_and_the_others_are_shown(
+    page: sync_api.Page, examples: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+
+    drop(page, broken, examples / "a.png")
+    page.wait_for_selector("#strip button")
+
+    assert "broken.jpg: this is no picture that can be read" in page.inner_text("#message")
+    assert page.locator("#strip button").count() == 1
+
+
+def test_picture_and_json_can_be_saved(page: sync_api.Page, examples: Path, tmp_path: Path) -> None:
+    page.set_input_files("#pick", examples / "a.png")
+    page.wait_for_selector("#boxes rect")
+    with page.expect_download() as picture:
+        page.click("#save-picture")
+    with page.expect_download() as content:
+        page.click("#save-json")
+    picture.value.save_as(tmp_path / "drawn.png")
+    content.value.save_as(tmp_path / "found.json")
+
+    assert picture.value.suggested_filename == "a-detections.png"
+    drawn, plain = Image.open(tmp_path / "drawn.png").convert("RGB"), Image.open(examples / "a.png")
+    assert drawn.size == plain.size
+    assert drawn.tobytes() != plain.convert("RGB").tobytes()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["name"], found["width"]) == ("a.png", 90)
+    assert len(found["detections"]) == num_boxes(page)
+
+
+def test_webcam_is_searched_frame_after_frame(page: sync_api.Page) -> None:
+    answers: list[str] = []
+    page.on("response", lambda response: answers.append(response.url))
+    page.click("#webcam")
+    sync_api.expect(page.locator("#facts")).to_contain_text("webcam: ", timeout=20_000)
+    page.wait_for_timeout(1000)
+
+    assert sum(url.endswith("/predict") for url in answers) >= 2
+    page.click("#webcam")
+    page.wait_for_timeout(500)
+    stopped_at = len(answers)
+    page.wait_for_timeout(500)
+    assert len(answers) == stopped_at
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_page_fits_the_screen(browser: sync_api.Browser, address: str, examples: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(address)
+    page.set_input_files("#pick", examples / "a.png")
+    page.wait_for_selector("#boxes rect")
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    picture, boxes = (page.locator(f"#{name}").bounding_box() for name in ("picture", "boxes"))
+    assert boxes == pytest.approx(picture, abs=1)
+    page.close()
