@@ -107,7 +107,8 @@ class Shown:
     def f1(self) -> NDArray[np.float64]:
         """`(images,)`; 1 where there is nothing and nothing is shown."""
         wanted = 2 * self.num_right + self.num_wrong + self.num_missed
-        return np.divide(2 * self.num_right, wanted, out=np.ones(len(wanted)), where=wanted > 0)
+        f1: NDArray[np.float64] = np.ones(len(wanted))
+        return np.divide(2 * self.num_right, wanted, out=f1, where=wanted > 0)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Analysis:
         curves: precision at 101 recalls 0, 0.01, ..., of all classes, by name.
         class_precision: `(classes, 101)` at IoU 0.5; -1 for classes without boxes.
         error_costs: AP50 that each kind of TIDE's errors costs.
-        calibration: mean score, share that is right and number of the detections, for each tenth of the scores.
+        calibration: for each tenth of the scores: mean score, share that is right, number of detections.
         best: F1 over all classes; None where nothing is right.
         threshold: from which detections are shown.
         is_right: `(N,)` of the rows: 1 right, 0 wrong, -1 not counted.

@@ -143,9 +143,7 @@ def best_f1_threshold(annotations: Annotations, results: Results) -> float:
     return NOTHING_FOUND_THRESHOLD if best is None else best.threshold
 
 
-def best_f1(
-    scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_objects: int
-) -> BestF1 | None:
+def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_objects: int) -> BestF1 | None:
     """The threshold with the best F1; None where no detection is right.
 
     Args:

@@ -38,7 +38,7 @@ class Pairs:
     num_classes: int
 
     def matrix(self) -> NDArray[np.int64]:
-        """`(classes + 1, classes + 1)` counts: rows what is there, columns what was found, background last."""
+        """`(classes + 1, classes + 1)` counts: what is there by what was found, background last."""
         side = self.num_classes + 1
         counts = np.bincount(self.there * side + self.found, minlength=side * side)
         return counts.reshape(side, side)
@@ -123,4 +123,5 @@ def box_overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDAr
     shared = (high - low).clip(min=0).prod(axis=2)
     areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
     united = areas[:, None] + other_areas[None] - shared
-    return np.divide(shared, united, out=np.zeros_like(shared), where=united > 0)
+    overlap: NDArray[np.float64] = np.zeros_like(shared)
+    return np.divide(shared, united, out=overlap, where=united > 0)

@@ -1,7 +1,7 @@
 """Which objects no point learns: their share of a data set, why, and what would change it.
 
-An object that gets no positive point is never a training target, so the detector cannot learn the likes of it.
-That depends on the boxes, the size that pictures are resized to, and the levels: not on any weights. The rule
+An object that gets no positive point is never a training target: the detector cannot learn the likes of it. That
+depends on the boxes, the size that pictures are resized to, and the levels: not on any weights. The rule
 is the assigner's (`model/targets.py`), here for all boxes of a data set at once: each level only looks at the
 points near a box, where the assigner looks at every pair of point and box. A test holds them equal.
 """
@@ -108,7 +108,9 @@ def cover(annotations: Annotations, rules: PointRules) -> Coverage:
     """Which objects get a point under these rules, and what would change it."""
     if len(annotations.labels) > MAX_BOXES:
         wanted = max(1, len(annotations) * MAX_BOXES // len(annotations.labels))
-        annotations = select(annotations, np.linspace(0, len(annotations) - 1, wanted).round().astype(int).tolist())
+        annotations = select(
+            annotations, np.linspace(0, len(annotations) - 1, wanted).round().astype(int).tolist()
+        )
     targets = ~annotations.is_crowd
     without = targets & ~learned(annotations, rules)
     share = float(without.sum() / max(1, targets.sum()))
@@ -133,7 +135,9 @@ def learned(annotations: Annotations, rules: PointRules) -> NDArray[np.bool_]:
     points = np.concatenate([point for _, point in near])
     boxes = np.concatenate([box for box, _ in near])
     areas = _box_areas(annotations, rules)[boxes]
-    order = np.lexsort((boxes, areas, points))  # of each point the smallest box first, of equal ones the first
+    order = np.lexsort(
+        (boxes, areas, points)
+    )  # of each point the smallest box first, of equal ones the first
     is_first = np.append(True, np.diff(points[order]) != 0)[: len(order)]
     result = np.zeros(len(annotations.labels), bool)
     result[boxes[order][is_first]] = True
@@ -147,9 +151,17 @@ def _candidates(rules: PointRules) -> Iterator[tuple[str, PointRules, str]]:
         short = "" if larger.short_side is None else f"short_side {larger.short_side}, "
         yield f"{short}view_size {larger.view_size}", larger, f"{factor**2:.2g} times the pixels and the time"
     doubled = tuple(2 * end for end in rules.regress_ranges)
-    yield f"regress_ranges {_listed(doubled)}", replace(rules, regress_ranges=doubled), "finer levels learn more"
+    yield (
+        f"regress_ranges {_listed(doubled)}",
+        replace(rules, regress_ranges=doubled),
+        "finer levels learn more",
+    )
     if rules.center_radius is not None:
-        yield "center_sampling false", replace(rules, center_radius=None), "points far from the centre learn too"
+        yield (
+            "center_sampling false",
+            replace(rules, center_radius=None),
+            "points far from the centre learn too",
+        )
     finer = replace(
         rules,
         strides=(rules.strides[0] // 2, *rules.strides),
@@ -207,7 +219,7 @@ def _grid_rectangles(
 def _points_near(
     annotations: Annotations, rules: PointRules, level: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Box and point of each pair that a level may learn. A point is one number for (level, picture, place)."""
+    """Box and point of each pair that a level may learn; a point is one number for level, picture, place."""
     ends = (0.0, *rules.regress_ranges, np.inf)
     lower, upper = ends[level], ends[level + 1]
     boxes = input_boxes(annotations, rules)
@@ -218,7 +230,9 @@ def _points_near(
     box = np.repeat(np.arange(len(boxes)), number)
     place = np.arange(len(box)) - np.repeat(np.cumsum(number) - number, number)
     column, row = first[box, 0] + place % count[box, 0], first[box, 1] + place // count[box, 0]
-    point = (np.stack([column, row], axis=1).astype(np.float32) + np.float32(0.5)) * np.float32(rules.strides[level])
+    point = (np.stack([column, row], axis=1).astype(np.float32) + np.float32(0.5)) * np.float32(
+        rules.strides[level]
+    )
     largest = np.concatenate([point - boxes[box, :2], boxes[box, 2:] - point], axis=1).max(axis=1)
     kept = (largest >= lower) & (largest <= upper)
     image = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))[box]
@@ -226,9 +240,7 @@ def _points_near(
     return box[kept], key[kept]
 
 
-def _reasons(
-    annotations: Annotations, rules: PointRules, without: NDArray[np.bool_]
-) -> dict[str, int]:
+def _reasons(annotations: Annotations, rules: PointRules, without: NDArray[np.bool_]) -> dict[str, int]:
     num_boxes = len(annotations.labels)
     has_point, in_range = np.zeros(num_boxes, bool), np.zeros(num_boxes, bool)
     for level in range(len(rules.strides)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,38 +60,55 @@ class PostProcess:
             sizes_hw: height, width of each image inside the padding.
             original_sizes_hw: height, width of each image before resizing.
         """
+        return [
+            self._suppress(boxes, scores, labels, scale)
+            for boxes, scores, labels, scale in self._before_nms(output, grid, sizes_hw, original_sizes_hw)
+        ]
+
+    def candidates(
+        self,
+        output: HeadOutput,
+        grid: PointGrid,
+        sizes_hw: Int64[Tensor, "batch 2"],
+        original_sizes_hw: Int64[Tensor, "batch 2"],
+    ) -> list[ImageDetections]:
+        """What enters NMS, best first; arguments as above."""
+        entering = []
+        for boxes, scores, labels, scale in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
+            order = scores.argsort(descending=True)
+            entering.append(ImageDetections((boxes * scale)[order], scores[order], labels[order]))
+        return entering
+
+    def _before_nms(
+        self,
+        output: HeadOutput,
+        grid: PointGrid,
+        sizes_hw: Int64[Tensor, "batch 2"],
+        original_sizes_hw: Int64[Tensor, "batch 2"],
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Of each image: boxes in network input pixels, scores, labels, scale to the original."""
         class_scores = output.logits.float().sigmoid()
         scores = class_scores
         if output.quality is not None:
             # sqrt: the scale of a probability again (2006.09214, section 3.3), same order as the product.
             scores = (class_scores * output.quality.float().sigmoid()[..., None]).sqrt()
         scores = torch.where(class_scores > self.score_threshold, scores, -1.0)
-        return [
-            self._image(scores[i], output.distances[i].float(), grid, sizes_hw[i], original_sizes_hw[i])
-            for i in range(len(sizes_hw))
-        ]
+        for i in range(len(sizes_hw)):
+            point, label = self._best_of_levels(scores[i], grid.points_per_level)
+            best = scores[i][point, label]
+            boxes = distances_to_boxes(grid.points[point], output.distances[i].float()[point])
+            limit = sizes_hw[i].flip(0).repeat(2).to(boxes.dtype)
+            boxes = torch.minimum(boxes.clamp(min=0), limit)
+            # Clipping leaves nothing of what lies in the padding, and the IoU of nothing would keep it all.
+            solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            scale = original_sizes_hw[i].flip(0).repeat(2).to(limit) / limit
+            yield boxes[solid], best[solid], label[solid], scale
 
-    def _image(
-        self,
-        scores: Float[Tensor, "points classes"],
-        distances: Float[Tensor, "points 4"],
-        grid: PointGrid,
-        size_hw: Int64[Tensor, " 2"],
-        original_size_hw: Int64[Tensor, " 2"],
-    ) -> ImageDetections:
-        point, label = self._candidates(scores, grid.points_per_level)
-        best = scores[point, label]
-        boxes = distances_to_boxes(grid.points[point], distances[point])
-        limit = size_hw.flip(0).repeat(2).to(boxes.dtype)
-        boxes = torch.minimum(boxes.clamp(min=0), limit)
-        # Clipping leaves nothing of what lies in the padding, and the IoU of nothing would keep all of it.
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        boxes, best, label = boxes[solid], best[solid], label[solid]
-        kept = batched_nms(boxes, best, label, self.nms_iou)[: self.detections_per_image]
-        scale = original_size_hw.flip(0).repeat(2).to(limit) / limit
-        return ImageDetections(boxes[kept] * scale, best[kept], label[kept])
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, scale: Tensor) -> ImageDetections:
+        kept = batched_nms(boxes, scores, labels, self.nms_iou)[: self.detections_per_image]
+        return ImageDetections(boxes[kept] * scale, scores[kept], labels[kept])
 
-    def _candidates(self, scores: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
+    def _best_of_levels(self, scores: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
         """Point and class index of the best candidates of each level."""
         points, labels = [], []
         first = 0
