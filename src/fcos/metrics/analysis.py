@@ -108,7 +108,8 @@ class Shown:
         """`(images,)`; 1 where there is nothing and nothing is shown."""
         wanted = 2 * self.num_right + self.num_wrong + self.num_missed
         f1: NDArray[np.float64] = np.ones(len(wanted))
-        return np.divide(2 * self.num_right, wanted, out=f1, where=wanted > 0)
+        np.divide(2 * self.num_right, wanted, out=f1, where=wanted > 0)
+        return f1
 
 
 @dataclass(frozen=True)

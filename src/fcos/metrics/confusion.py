@@ -124,4 +124,5 @@ def box_overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDAr
     areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
     united = areas[:, None] + other_areas[None] - shared
     overlap: NDArray[np.float64] = np.zeros_like(shared)
-    return np.divide(shared, united, out=overlap, where=united > 0)
+    np.divide(shared, united, out=overlap, where=united > 0)
+    return overlap

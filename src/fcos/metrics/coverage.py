@@ -1,6 +1,6 @@
 """Which objects no point learns: their share of a data set, why, and what would change it.
 
-An object that gets no positive point is never a training target: the detector cannot learn the likes of it. That
+An object without a positive point is never a training target: the detector cannot learn the likes of it. That
 depends on the boxes, the size that pictures are resized to, and the levels: not on any weights. The rule
 is the assigner's (`model/targets.py`), here for all boxes of a data set at once: each level only looks at the
 points near a box, where the assigner looks at every pair of point and box. A test holds them equal.
