@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,18 +77,16 @@ def read_cards(folder: Path) -> dict[str, DataCard]:
     return {what: _card_of(entry) for what, entry in content.items()}
 
 
-def _card_of(entry: dict[str, object]) -> DataCard:
+def _card_of(entry: Mapping[str, Any]) -> DataCard:
     content = dict(entry)
-    card = content.pop("card")
-    assert isinstance(card, dict)
-    sides = card["sides"]
+    card, sides = dict(content.pop("card")), entry["card"]["sides"]
     card["sides"] = sides and {name: tuple(values) for name, values in sides.items()}
-    lines = {name: tuple(content.pop(name)) for name in ("problems", "warnings")}  # type: ignore[call-overload]
-    return DataCard(card=Card(**card), **lines, **content)  # type: ignore[arg-type]
+    lines = {name: tuple(content.pop(name)) for name in ("problems", "warnings")}
+    return DataCard(card=Card(**card), **lines, **content)
 
 
 def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:
     """Number of values below the first end, between each two, and from the last on."""
     counts = np.bincount(np.digitize(values, ends), minlength=len(ends) + 1).tolist()
-    names = [f"<{ends[0]:g}", *(f"{low:g}–{high:g}" for low, high in zip(ends, ends[1:], strict=False))]
+    names = [f"<{ends[0]:g}", *(f"{low:g}–{high:g}" for low, high in pairwise(ends))]
     return dict(zip([*names, f"≥{ends[-1]:g}"], counts, strict=True))

@@ -154,7 +154,7 @@ def load_data(config: TrainConfig, fabric: Fabric) -> Data:
 def usable(
     annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric
 ) -> tuple[Annotations, CheckReport]:
-    """The annotations after the data check, and what it found; refuses problems unless told to leave them out."""
+    """The annotations after the data check, and what it found; refuses problems unless told to leave out."""
     report = None
     if fabric.is_global_zero:
         report = check(annotations, track=partial(track, what=f"checking {what} pictures"))

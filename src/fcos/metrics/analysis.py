@@ -147,12 +147,15 @@ class Analysis:
     shown: Shown
 
 
-def analyse(annotations: Annotations, results: Results) -> Analysis:
-    """Everything about the results; arguments as in `metrics.coco.evaluate_detections`."""
+def analyse(annotations: Annotations, results: Results, *, margins: bool = True) -> Analysis:
+    """Everything about the results; arguments as in `metrics.coco.evaluate_detections`.
+
+    Without `margins` no resampling is done, which takes most of the time.
+    """
     rows = result_array(annotations, results)
     evaluation = match(annotations, rows)
     metrics = numbers_of(evaluation, annotations)
-    margins, num_resamples = _margins(annotations, evaluation, metrics.stats, len(rows))
+    num_resamples = resamples_for(len(rows)) if margins else 0
     diagnostics = evaluation.image_diagnostics(iou_thr=F1_IOU)
     is_right = np.full(len(rows), -1, np.int8)
     counted, right = status_of_rows(diagnostics["dt_status"])
@@ -167,7 +170,7 @@ def analyse(annotations: Annotations, results: Results) -> Analysis:
     return Analysis(
         rows=rows,
         metrics=metrics,
-        margins=margins,
+        margins=_margins(annotations, evaluation, metrics.stats, num_resamples),
         num_resamples=num_resamples,
         classes=_classes(annotations, rows, is_right, precision, calibration["per_category"]),
         curves={f"IoU {iou:.2f}": np.array(curves[f"pr@{iou:.2f}"]) for iou in (0.5, 0.75, 0.9)},
@@ -184,18 +187,19 @@ def analyse(annotations: Annotations, results: Results) -> Analysis:
 
 
 def _margins(
-    annotations: Annotations, evaluation: Any, stats: Sequence[float], num_rows: int
-) -> tuple[tuple[float | None, ...], int]:
+    annotations: Annotations, evaluation: Any, stats: Sequence[float], num_resamples: int
+) -> tuple[float | None, ...]:
     """Of COCO's numbers: the bootstrap of hotcoco's `compare`, with a detector that finds nothing."""
+    if not num_resamples:
+        return (None,) * len(STATS)
     nothing = match(annotations, np.zeros((0, 7)))
-    num_resamples = resamples_for(num_rows)
     errors = compare(nothing, evaluation, n_bootstrap=num_resamples, seed=0)["ci"]
-    enough = np.array(_pictures_by_size(annotations)) >= MIN_PICTURES
+    enough = np.array(pictures_by_size(annotations)) >= MIN_PICTURES
     margins = (
         STANDARD_ERRORS * float(errors[name]["std_err"]) if stat >= 0 and enough[size] else None
         for name, stat, size in zip(STATS, stats, SIZE_OF_STAT, strict=True)
     )
-    return tuple(margins), num_resamples
+    return tuple(margins)
 
 
 def resamples_for(num_rows: int) -> int:
@@ -203,7 +207,7 @@ def resamples_for(num_rows: int) -> int:
     return int(np.clip(RESAMPLED_DETECTIONS // max(1, num_rows), MIN_RESAMPLES, MAX_RESAMPLES))
 
 
-def _pictures_by_size(annotations: Annotations) -> list[int]:
+def pictures_by_size(annotations: Annotations) -> list[int]:
     """Pictures that hold an object of each of `SIZES`."""
     counted = ~annotations.is_crowd & ~annotations.is_difficult
     images = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))

@@ -86,7 +86,7 @@ class Coverage:
 
     Attributes:
         annotations: the pictures that were looked at: all, or evenly spread ones of a large data set.
-        targets: `(boxes,)` objects to learn: no crowd.
+        targets: `(boxes,)` objects to learn: no crowd, in pictures of known size.
         without: `(boxes,)` those of them that no point learns.
         reasons: how many for each of `REASONS`.
         changes: what would help, best first.
@@ -111,7 +111,8 @@ def cover(annotations: Annotations, rules: PointRules) -> Coverage:
         annotations = select(
             annotations, np.linspace(0, len(annotations) - 1, wanted).round().astype(int).tolist()
         )
-    targets = ~annotations.is_crowd
+    is_known = np.repeat(annotations.sizes_hw[:, 0] > 0, np.diff(annotations.first_box))
+    targets = ~annotations.is_crowd & is_known
     without = targets & ~learned(annotations, rules)
     share = float(without.sum() / max(1, targets.sum()))
     changes: list[Change] = []
@@ -176,7 +177,7 @@ def _listed(numbers: tuple[float, ...]) -> str:
 
 
 def _input_sizes(annotations: Annotations, rules: PointRules) -> NDArray[np.int64]:
-    """`(images, 2)` height, width of the resized pictures; as they are where the size is unknown."""
+    """`(images, 2)` height, width of the resized pictures."""
     sizes = np.maximum(annotations.sizes_hw, 1)
     unique, place = np.unique(sizes, axis=0, return_inverse=True)
     resized = [resized_size((int(h), int(w)), rules.short_side, rules.view_size) for h, w in unique]
