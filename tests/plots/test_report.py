@@ -175,7 +175,7 @@ def test_a_cell_of_the_confusion_matrix_leads_to_its_pictures(tmp_path: Path) ->
     page = report_of(tmp_path, MIXED, num_images=8)
     [(target, words)] = re.findall(r'<a href="#([\w-]+)" data-tag="cell-0-1" data-words="([^"]*)"', page)
     assert target == "picture-2"
-    assert words == "cat taken for &lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;, 1 times"
+    assert words == "cat taken for &lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;: 1"
     tags = dict(re.findall(r'<article class="example" id="([\w-]+)" data-tags="([^"]*)"', page))
     assert "cell-0-1" in tags["picture-2"].split()
     assert "cell-0-1" not in tags["picture-1"].split()

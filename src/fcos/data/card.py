@@ -46,17 +46,20 @@ class DataCard:
     num_warnings: int | None = None
 
 
-def data_card(annotations: Annotations, report: CheckReport | None = None) -> DataCard:
-    """Describe annotations, with what their check found."""
+def data_card(
+    annotations: Annotations, report: CheckReport | None = None, more_warnings: Sequence[str] = ()
+) -> DataCard:
+    """Describe annotations, with what their check found and what else there is to warn of."""
     sides = annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]
     sides = sides[(np.isfinite(sides) & (sides > 0)).all(axis=1)]
-    problems, warnings = ((), ()) if report is None else (report.problems, report.warnings)
+    problems = [] if report is None else [str(problem) for problem in report.problems]
+    warnings = list(more_warnings) + ([] if report is None else [str(warning) for warning in report.warnings])
     return DataCard(
         card=describe(annotations),
         box_sides=_histogram(np.sqrt(sides.prod(axis=1)), SIDE_ENDS),
         box_ratios=_histogram(sides[:, 0] / sides[:, 1], RATIO_ENDS),
-        problems=tuple(str(problem) for problem in problems[:MAX_LINES]),
-        warnings=tuple(str(warning) for warning in warnings[:MAX_LINES]),
+        problems=tuple(problems[:MAX_LINES]),
+        warnings=tuple(warnings[:MAX_LINES]),
         num_problems=None if report is None else len(problems),
         num_warnings=None if report is None else len(warnings),
     )

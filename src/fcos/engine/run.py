@@ -139,15 +139,16 @@ def load_data(config: TrainConfig, fabric: Fabric) -> Data:
     eval_set = read_annotations(
         Path(config.list_eval), root=_folder(config.root_eval), names=names, format=config.data_format
     )
-    eval_set, report = usable(eval_set, "evaluation", config, fabric)
+    eval_set, eval_report = usable(eval_set, "evaluation", config, fabric)
     eval_set = with_classes_of(eval_set, train_set.class_names)
-    cards["evaluation"] = data_card(eval_set, report)
+    warnings = []
     if common := common_pictures(train_set, eval_set):
-        say(
-            fabric,
-            f"warning: {len(common)} pictures are in both training and evaluation, for example "
-            f"{common[0][0].name}: the numbers will be too good",
+        warnings.append(
+            f"{len(common)} pictures are in both training and evaluation, for example "
+            f"{common[0][0].name}: the numbers will be too good"
         )
+        say(fabric, f"warning: {warnings[0]}")
+    cards["evaluation"] = data_card(eval_set, eval_report, warnings)
     return Data(train_set, eval_set, cards)
 
 

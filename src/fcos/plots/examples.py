@@ -41,6 +41,7 @@ class Box:
         found_with: score of the detection that found this object, -1 if none did; None for detections, and
             for objects that nobody has to find.
         is_wrong: a detection that answers no object.
+        is_rival: the detection that took a missed object's place.
     """
 
     x: float
@@ -57,6 +58,7 @@ class Box:
     score: float | None = None
     found_with: float | None = None
     is_wrong: bool = False
+    is_rival: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from fcos.data.annotations import Annotations
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import rows_by_image
 from fcos.metrics.misses import Miss
-from fcos.plots.examples import Crop, Example, Picture, spread
+from fcos.plots.examples import Box, Crop, Example, Picture, spread
 
 PICTURES_OF_A_CELL = 3  # of the confusion matrix
 MAX_NOTES = 5  # reasons of misses under a picture
@@ -90,8 +91,9 @@ def gallery(
     for image, what in chosen.items():
         picture = Picture(annotations[image], annotations)
         told = {miss.box: miss.told for miss in misses_of[image]}
+        truth = picture.ground_truth(int(annotations.first_box[image]), told, analysis)
         panes = (
-            picture.ground_truth(int(annotations.first_box[image]), told, analysis),
+            replace(truth, boxes=truth.boxes + _rivals(picture, annotations, misses_of[image])),
             picture.detections("detections", rows_of[image], analysis),
         )
         of_misses = (miss_tag(miss.reason) for miss in misses_of[image])
@@ -106,6 +108,17 @@ def gallery(
             )
         )
     return examples
+
+
+def _rivals(picture: Picture, annotations: Annotations, misses: Sequence[Miss]) -> tuple[Box, ...]:
+    """The boxes that took the place of missed objects."""
+    return tuple(
+        picture.box(
+            miss.other_xyxy, int(annotations.labels[miss.box]), "", f"in its place: {miss.told}", is_rival=True
+        )
+        for miss in misses
+        if miss.reason in ("nms", "shared") and miss.other_xyxy is not None
+    )
 
 
 def tally(analysis: Analysis, image: int) -> str:

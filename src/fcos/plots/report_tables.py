@@ -155,12 +155,12 @@ def confusion_table(analysis: Analysis, class_names: Sequence[str]) -> Confusion
 def _confusion_words(names: Sequence[str], there: int, found: int, count: int) -> str:
     background = len(names) - 1
     if there == found:
-        return f"{names[there]} found, {count} times"
+        return f"{names[there]} found: {count}"
     if found == background:
-        return f"{names[there]} missed, {count} times"
+        return f"{names[there]} missed: {count}"
     if there == background:
-        return f"{names[found]} found where nothing is, {count} times"
-    return f"{names[there]} taken for {names[found]}, {count} times"
+        return f"{names[found]} found where nothing is: {count}"
+    return f"{names[there]} taken for {names[found]}: {count}"
 
 
 @dataclass(frozen=True)
