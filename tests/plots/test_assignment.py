@@ -29,12 +29,12 @@ def test_the_points_of_one_box_by_hand(tmp_path: Path) -> None:
     # at the network 64 to 96, centre at 80: points of stride 8 less than 12 from it lie at 76 and 84
     annotations = annotations_of(tmp_path, [[128, 128, 192, 192]])
     shown = assigned_picture(annotations, 0, RULES)
-    assert [(level.name, level.stride, len(level.cells)) for level in shown.levels] == [
+    assert [(level.name, level.stride, len(level.learned)) for level in shown.levels] == [
         ("P3", 8, 4),
         ("P4", 16, 0),
         ("P5", 32, 0),
     ]
-    first = shown.levels[0].cells[0]
+    first = shown.levels[0].learned[0]
     scale = 480 / 256  # the example is 480 pixels wide
     assert (first.x, first.y, first.side) == (72 * scale, 72 * scale, 8 * scale)
     # left 12, right 20: (12 / 20 * 12 / 20) ** 0.5
@@ -72,3 +72,16 @@ def test_nothing_to_choose_from_is_no_picture(tmp_path: Path) -> None:
 def test_ranges_in_words() -> None:
     words = [range_words(RULES, level) for level in range(3)]
     assert words == ["distances 0 to 64", "distances 64 to 128", "distances from 128 on"]
+
+
+def test_points_say_their_best_class(tmp_path: Path) -> None:
+    annotations = annotations_of(tmp_path, [[128, 128, 192, 192]])
+    scores, labels = np.full(32**2 + 16**2 + 8**2, -1, np.float32), np.zeros(32**2 + 16**2 + 8**2, np.int64)
+    scores[[3, 5, 7]] = 0.5, 0.7, 0.05  # the last is too little to be drawn
+    scores[32**2 + 16] = 0.25  # the first point of the second row of stride 16
+    fine, middle, coarse = assigned_picture(annotations, 0, RULES, (scores, labels)).levels
+    assert [cell.title for cell in fine.said] == ["cat 0.70; point 44, 4", "cat 0.50; point 28, 4"]
+    assert [cell.opacity for cell in fine.said] == [0.7, 0.5]
+    [cell] = middle.said
+    assert (cell.title, cell.x, cell.y) == ("cat 0.25; point 8, 24", 0, 16 * 480 / 256)
+    assert coarse.said == ()

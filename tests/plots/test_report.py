@@ -212,7 +212,7 @@ def test_positive_points_are_drawn_for_each_level(tmp_path: Path) -> None:
     page = report_of(tmp_path, [])
     [part] = re.findall(r'<article class="example assigned">(.*?)</article>', page, flags=re.DOTALL)[:1]
     # at the network the cat has 160 pixels: near its centre, distances of 80 to 104
-    assert re.search(r"<b>P4</b>, stride 16, distances 64 to 128: \d+ points\s+of 1 objects", part)
+    assert re.search(r"<b>P4 learns</b>, stride 16, distances 64 to 128: 6\s+points of 1 objects", part)
     assert "cat: centerness" in part
 
 

@@ -79,6 +79,15 @@ class PostProcess:
             entering.append(ImageDetections((boxes * scale)[order], scores[order], labels[order]))
         return entering
 
+    def scores(self, output: HeadOutput) -> Float[Tensor, "batch points classes"]:
+        """Score of every point and class; -1 where that of the class alone does not exceed the threshold."""
+        class_scores = output.logits.float().sigmoid()
+        scores = class_scores
+        if output.quality is not None:
+            # sqrt: the scale of a probability again (2006.09214, section 3.3), same order as the product.
+            scores = (class_scores * output.quality.float().sigmoid()[..., None]).sqrt()
+        return torch.where(class_scores > self.score_threshold, scores, -1.0)
+
     def _before_nms(
         self,
         output: HeadOutput,
@@ -87,12 +96,7 @@ class PostProcess:
         original_sizes_hw: Int64[Tensor, "batch 2"],
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Of each image: boxes in network input pixels, scores, labels, scale to the original."""
-        class_scores = output.logits.float().sigmoid()
-        scores = class_scores
-        if output.quality is not None:
-            # sqrt: the scale of a probability again (2006.09214, section 3.3), same order as the product.
-            scores = (class_scores * output.quality.float().sigmoid()[..., None]).sqrt()
-        scores = torch.where(class_scores > self.score_threshold, scores, -1.0)
+        scores = self.scores(output)
         for i in range(len(sizes_hw)):
             point, label = self._best_of_levels(scores[i], grid.points_per_level)
             best = scores[i][point, label]

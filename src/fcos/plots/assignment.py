@@ -1,4 +1,4 @@
-"""FCOS's own view of a picture: which points of which level learn which object, and how central they lie.
+"""FCOS's own view of a picture: which points of which level learn which object, and what each point says.
 
 The points are those of the assigner that trains (`model/targets.py`), at the size of the resized pictures.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -23,11 +24,15 @@ from fcos.plots.boxes import class_colour
 from fcos.plots.examples import Example, Pane, Picture
 
 MAX_OBJECTS = 25  # of a picture that is easy to read
+LEAST_SCORE = 0.1  # of a point that is drawn
+MAX_CELLS = 400  # of a level, those with the best scores
+
+BestScores = tuple[NDArray[np.float32], NDArray[np.int64]]  # score and label of the best class at each point
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A positive point: the square of its stride around it, in pixels of the example picture."""
+    """A point: the square of its stride around it, in pixels of the example picture."""
 
     x: float
     y: float
@@ -39,70 +44,67 @@ class Cell:
 
 @dataclass(frozen=True)
 class Level:
-    """The positive points of a level.
+    """What a level learns, and what it says.
 
     Attributes:
         range: which distances it regresses, in words.
         num_objects: that it learns.
+        learned: positive points; opacity is centerness, colours are those of the objects.
+        said: points with a score; opacity is the score, colours are those of the classes.
     """
 
     name: str
     stride: int
     range: str
     num_objects: int
-    cells: tuple[Cell, ...]
+    learned: tuple[Cell, ...]
+    said: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """A picture with its objects, and each level with its positive points."""
+    """A picture with its objects, and each level with its points."""
 
     example: Example
     levels: tuple[Level, ...]
 
 
+def assigned_picture(
+    annotations: Annotations, image: int, rules: PointRules, best_scores: BestScores | None = None
+) -> Assigned:
+    """A picture of the annotations as FCOS learns it, and as a detector sees it."""
+    view = _View(annotations, image, rules)
+    levels = []
+    for level, first, count in view.levels():
+        points = np.arange(first, first + count)
+        positive = points[view.matched[points] >= 0]
+        levels.append(
+            Level(
+                name=f"P{round(math.log2(rules.strides[level]))}",
+                stride=rules.strides[level],
+                range=range_words(rules, level),
+                num_objects=len(np.unique(view.matched[positive])),
+                learned=tuple(view.learned_cell(point) for point in positive.tolist()),
+                said=view.said_cells(points, best_scores) if best_scores is not None else (),
+            )
+        )
+    unused = [level.name for level in levels if not level.learned]
+    caption = f"at {view.size_hw[1]} x {view.size_hw[0]} pixels"
+    if unused:
+        caption += f"; {', '.join(unused)} learn nothing here"
+    example = view.picture.example(f"assigned-{image + 1}", [view.objects_pane()], 0.0, caption=caption)
+    return Assigned(example, tuple(levels))
+
+
 def assign_picture(record: Record, rules: PointRules) -> tuple[PointGrid, Targets, NDArray[np.int64]]:
     """The points of a picture, what they learn, and which object of the record each index of `matched` is."""
-    assert record.size_hw is not None, "checked annotations have sizes"
-    size_hw = resized_size(record.size_hw, rules.short_side, rules.view_size)
+    size_hw = _input_size(record, rules)
     objects = np.flatnonzero(~record.is_crowd)
     scale_hw = np.array(size_hw) / np.array(record.size_hw)
     boxes = torch.from_numpy(record.boxes_xyxy[objects] * scale_hw[[1, 0, 1, 0]]).float()
     grid = make_grid(padded_size([size_hw], PADDING_MULTIPLE), rules.strides)
     assigner = StaticAssigner(rules.regress_ranges, rules.center_radius)
     return grid, assigner(grid, [boxes], [torch.from_numpy(record.labels[objects])]), objects
-
-
-def assigned_picture(annotations: Annotations, image: int, rules: PointRules) -> Assigned:
-    """A picture of the annotations as FCOS learns it."""
-    record = annotations[image]
-    picture = Picture(record, annotations)
-    grid, targets, objects = assign_picture(record, rules)
-    matched = targets.matched[0].numpy()
-    is_learned = np.zeros(len(record.labels), bool)
-    is_learned[objects[np.unique(matched[matched >= 0])]] = True
-    levels, first = [], 0
-    for level, count in enumerate(grid.points_per_level):
-        positive = first + np.flatnonzero(matched[first : first + count] >= 0)
-        cells = tuple(_cell(int(point), picture, grid, targets, objects, rules) for point in positive)
-        levels.append(
-            Level(
-                name=f"P{round(math.log2(rules.strides[level]))}",
-                stride=rules.strides[level],
-                range=range_words(rules, level),
-                num_objects=len(np.unique(matched[positive])),
-                cells=cells,
-            )
-        )
-        first += count
-    unused = [level.name for level in levels if not level.cells]
-    caption = f"at {' x '.join(map(str, _input_size(record, rules)[::-1]))} pixels"
-    if unused:
-        caption += f"; {', '.join(unused)} learn nothing here"
-    example = picture.example(
-        f"assigned-{image + 1}", [_objects(picture, is_learned)], threshold=0.0, caption=caption
-    )
-    return Assigned(example, tuple(levels))
 
 
 def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
@@ -114,9 +116,9 @@ def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: 
     largest, smallest = np.ones(len(annotations)), np.full(len(annotations), np.inf)
     np.maximum.at(largest, images, longest)
     np.minimum.at(smallest, images, longest)
-    is_readable = (counts > 0) & (counts <= MAX_OBJECTS)
-    by_sizes = np.flatnonzero(is_readable)[np.argsort(-(largest / smallest)[is_readable], kind="stable")]
-    by_without = np.flatnonzero(is_readable)[np.argsort(-num_without[is_readable], kind="stable")]
+    readable = np.flatnonzero((counts > 0) & (counts <= MAX_OBJECTS))
+    by_sizes = readable[np.argsort(-(largest / smallest)[readable], kind="stable")]
+    by_without = readable[np.argsort(-num_without[readable], kind="stable")]
     first = [int(image) for image in by_without[:1] if num_without[image]]
     return list(dict.fromkeys([*first, *map(int, by_sizes[:most])]))[:most]
 
@@ -130,41 +132,80 @@ def range_words(rules: PointRules, level: int) -> str:
 
 
 def _input_size(record: Record, rules: PointRules) -> tuple[int, int]:
-    assert record.size_hw is not None
+    assert record.size_hw is not None, "checked annotations have sizes"
     return resized_size(record.size_hw, rules.short_side, rules.view_size)
 
 
-def _objects(picture: Picture, is_learned: NDArray[np.bool_]) -> Pane:
-    """The objects, each in a colour of its own; dashed where no point learns it."""
-    record, boxes = picture.record, []
-    for place, (box_xyxy, label) in enumerate(zip(record.boxes_xyxy, record.labels.tolist(), strict=True)):
-        name = picture.annotations.class_names[label]
-        title = name if is_learned[place] else f"{name}: no point learns it"
-        boxes.append(picture.box(box_xyxy, place, name, title, is_wrong=not is_learned[place]))
-    return Pane("objects", tuple(boxes))
+class _View:
+    """A picture with its points and targets, and how to draw them."""
 
+    def __init__(self, annotations: Annotations, image: int, rules: PointRules) -> None:
+        self.record = annotations[image]
+        self.picture = Picture(self.record, annotations)
+        self.size_hw = _input_size(self.record, rules)
+        self.grid, self.targets, self.objects = assign_picture(self.record, rules)
+        self.matched = self.targets.matched[0].numpy()
+        small = self.picture.small
+        self.scale = (small.width / self.size_hw[1], small.height / self.size_hw[0])  # x, y
 
-def _cell(
-    point: int,
-    picture: Picture,
-    grid: PointGrid,
-    targets: Targets,
-    objects: NDArray[np.int64],
-    rules: PointRules,
-) -> Cell:
-    place = int(objects[int(targets.matched[0, point])])
-    height, width = _input_size(picture.record, rules)
-    scale_x, scale_y = picture.small.width / width, picture.small.height / height
-    x, y = (float(value) for value in grid.points[point])
-    stride, centerness = float(grid.strides[point]), float(targets.centerness[0, point])
-    left, top, right, bottom = (round(float(value)) for value in targets.distances[0, point])
-    name = picture.annotations.class_names[picture.record.labels[place]]
-    return Cell(
-        x=round((x - stride / 2) * scale_x, 1),
-        y=round((y - stride / 2) * scale_y, 1),
-        side=round(stride * scale_x, 1),
-        colour="#{:02x}{:02x}{:02x}".format(*class_colour(place)),
-        opacity=round(0.1 + 0.8 * centerness, 2),
-        title=f"{name}: centerness {centerness:.2f}; point {x:g}, {y:g}; left {left}, top {top}, "
-        f"right {right}, bottom {bottom}",
-    )
+    def levels(self) -> list[tuple[int, int, int]]:
+        """Number, first point and number of points of each level."""
+        counts = self.grid.points_per_level
+        return list(zip(range(len(counts)), accumulate(counts, initial=0), counts, strict=False))
+
+    def name(self, label: int) -> str:
+        """Of a class."""
+        return self.picture.annotations.class_names[label]
+
+    def objects_pane(self) -> Pane:
+        """The objects, each in a colour of its own; dashed where no point learns it."""
+        learned = set(self.objects[np.unique(self.matched[self.matched >= 0])].tolist())
+        boxes = []
+        for place, (box, label) in enumerate(
+            zip(self.record.boxes_xyxy, self.record.labels.tolist(), strict=True)
+        ):
+            name = self.name(label)
+            title = name if place in learned else f"{name}: no point learns it"
+            boxes.append(self.picture.box(box, place, name, title, is_wrong=place not in learned))
+        return Pane("objects", tuple(boxes))
+
+    def learned_cell(self, point: int) -> Cell:
+        """A positive point."""
+        place = int(self.objects[int(self.matched[point])])
+        centerness = float(self.targets.centerness[0, point])
+        left, top, right, bottom = (round(float(side)) for side in self.targets.distances[0, point])
+        words = f"{self.name(int(self.record.labels[place]))}: centerness {centerness:.2f}"
+        sides = f"left {left}, top {top}, right {right}, bottom {bottom}"
+        return self._cell(point, place, 0.1 + 0.8 * centerness, f"{words}; {self._place(point)}; {sides}")
+
+    def said_cells(self, points: NDArray[np.int64], best_scores: BestScores) -> tuple[Cell, ...]:
+        """Points whose best class has a score."""
+        scores, labels = best_scores
+        assert len(scores) == len(self.matched), "the same points"
+        said = points[scores[points] >= LEAST_SCORE]
+        said = said[np.argsort(-scores[said], kind="stable")][:MAX_CELLS]
+        return tuple(
+            self._cell(
+                point,
+                int(labels[point]),
+                float(scores[point]),
+                f"{self.name(int(labels[point]))} {scores[point]:.2f}; {self._place(point)}",
+            )
+            for point in said.tolist()
+        )
+
+    def _place(self, point: int) -> str:
+        x, y = (float(value) for value in self.grid.points[point])
+        return f"point {x:g}, {y:g}"
+
+    def _cell(self, point: int, colour: int, opacity: float, title: str) -> Cell:
+        x, y = (float(value) for value in self.grid.points[point])
+        stride = float(self.grid.strides[point])
+        return Cell(
+            x=round((x - stride / 2) * self.scale[0], 1),
+            y=round((y - stride / 2) * self.scale[1], 1),
+            side=round(stride * self.scale[0], 1),
+            colour="#{:02x}{:02x}{:02x}".format(*class_colour(colour)),
+            opacity=round(opacity, 2),
+            title=title,
+        )

@@ -38,7 +38,7 @@ from fcos.plots.report_tables import (
     miss_rows,
     number_cards,
 )
-from fcos.plots.seen_again import seen_again
+from fcos.plots.second_look import SecondLook, second_look
 
 MAX_PICTURES = 48
 MAX_ASSIGNED = 3
@@ -72,7 +72,8 @@ def write_report(
     coverage = cover(annotations, PointRules.of(config))
     chosen = choose_pictures(annotations, analysis, max_pictures)
     with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
-    candidates = seen_again(run, annotations, with_misses, torch.device(device))
+    look = second_look(run, torch.device(device))
+    candidates = look.candidates(annotations, with_misses) if look else {}
     misses = why_missed(
         annotations, analysis, _without_point(annotations, coverage), candidates, config.nms_iou
     )
@@ -88,8 +89,9 @@ def write_report(
         num_missed=len(misses),
         num_seen_again=len(candidates),
         coverage=coverage_facts(coverage, PointRules.of(config)),
-        assigned=_assigned(coverage, PointRules.of(config)) if max_pictures else [],
+        assigned=_assigned(coverage, PointRules.of(config), look) if max_pictures else [],
         threshold=analysis.threshold,
+        has_model=look is not None,
     )
     out.write_text(page, encoding="utf-8")
     return out
@@ -286,9 +288,17 @@ def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures:
     }
 
 
-def _assigned(coverage: Coverage, rules: PointRules) -> list[Assigned]:
+def _assigned(coverage: Coverage, rules: PointRules, look: SecondLook | None) -> list[Assigned]:
     images = choose_assigned(coverage.annotations, coverage.without, MAX_ASSIGNED)
-    return [assigned_picture(coverage.annotations, image, rules) for image in images]
+    return [
+        assigned_picture(
+            coverage.annotations,
+            image,
+            rules,
+            look.best_scores(coverage.annotations, image) if look else None,
+        )
+        for image in images
+    ]
 
 
 def _without_point(annotations: Annotations, coverage: Coverage) -> NDArray[np.bool_]:
