@@ -262,5 +262,5 @@ def test_scores_of_points_below_the_threshold_are_no_scores() -> None:
     put(output, 27, 0, 0.64)
     put(output, 28, 1, 0.04)
     scores = PostProcess(score_threshold=0.05).scores(output)
-    assert scores[0, 27, 0] == pytest.approx(0.8)
+    assert float(scores[0, 27, 0]) == pytest.approx(0.8)
     assert (scores >= 0).sum() == 1

@@ -1,5 +1,8 @@
+import html
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from fcos.metrics.coco import evaluate_detections
 from fcos.plots.report import write_report
 
 NAMES = ("cat", "<b>dog & 'co'</b>")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def write_run(folder: Path) -> Path:
@@ -278,3 +282,44 @@ def test_another_file_can_be_written(tmp_path: Path, max_pictures: int) -> None:
     assert write_report(run, annotations=annotations, results=[], out=out, max_pictures=max_pictures) == out
     assert out.is_file()
     assert not (run / "report.html").exists()
+
+
+TRY_IT = """<script>
+  const tried = {}, slide = document.querySelector("#threshold");
+  const shown = () => [...document.querySelectorAll(".examples > .example:not([hidden])")].map((each) => each.id);
+  const counts = () => document.querySelector("#tally").textContent;
+  const slideTo = (value) => { slide.value = value; slide.dispatchEvent(new Event("input")); return counts(); };
+  tried.first = counts();
+  tried.high = slideTo(0.7);
+  tried.low = slideTo(0.1);
+  document.querySelector('a[data-tag="cell-0-1"]').click();
+  tried.cell = [shown(), counts(), document.querySelector("#chosen").textContent.slice(-20)];
+  document.querySelector('button[data-tag="best"]').click();
+  tried.best = shown().length;
+  document.querySelector('button[data-tag="all"]').click();
+  tried.all = shown().length;
+  document.title = JSON.stringify(tried);
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> None:
+    page = report_of(tmp_path, MIXED, num_images=8)
+    (tmp_path / "tried.html").write_text(page + TRY_IT, encoding="utf-8")
+    browser = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    done = subprocess.run(
+        [*browser, (tmp_path / "tried.html").as_uri()],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
+    [title] = re.findall(r"<title>(\{.*?)</title>", done.stdout)
+    assert json.loads(html.unescape(title)) == {
+        "first": "6 right, 2 wrong, 1 missed",
+        "high": "0 right, 2 wrong, 7 missed",
+        "low": "6 right, 3 wrong, 1 missed",
+        "cell": [["picture-2"], "0 right, 1 wrong, 1 missed", ": 1 (1 picture here)"],
+        "best": 5,
+        "all": 8,
+    }

@@ -37,7 +37,7 @@ function choose(tag, words) {
     example.hidden = Boolean(tag) && !example.dataset.tags.split(" ").includes(tag);
   }
   const shown = gallery.filter((example) => !example.hidden).length;
-  document.querySelector("#chosen").textContent = tag ? `${words} (${shown} pictures here)` : "";
+  document.querySelector("#chosen").textContent = tag ? `${words} (${shown} picture${shown === 1 ? "" : "s"} here)` : "";
   for (const button of document.querySelectorAll(".choices button")) {
     button.setAttribute("aria-pressed", String(button.dataset.tag === (tag || "all")));
   }
