@@ -181,3 +181,14 @@ def test_nothing_to_find_can_be_analysed() -> None:
     analysis = analyse(annotations_of(([], [])), [found(1, A, 0.9, CAT)])
     assert analysis.metrics.map_mean == -1
     assert analysis.shown.num_wrong.tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", ["is_crowd", "is_difficult"])
+def test_objects_that_nobody_has_to_find_are_neither_missed_nor_found(kind: str) -> None:
+    annotations = annotations_of(([A, B], [CAT, CAT]))
+    annotations = replace(annotations, **{kind: np.array([False, True])})
+    analysis = analyse(annotations, [found(1, A, 0.9, CAT), found(1, B, 0.8, CAT), found(1, B, 0.7, CAT)])
+    assert analysis.shown.missed.tolist() == [False, False]
+    assert (analysis.shown.num_right[0], analysis.shown.num_wrong[0]) == (1, 0)
+    assert analysis.is_right.tolist() == [1, -1, -1]
+    assert analyse(annotations, [found(1, A, 0.9, CAT)]).shown.missed.tolist() == [False, False]

@@ -268,22 +268,28 @@ def _shown(
     shown = rows[chosen]
     evaluation = match(annotations, shown)
     diagnostics = evaluation.image_diagnostics(iou_thr=F1_IOU, score_thr=threshold)
-    summary = [diagnostics["img_summary"].get(image_id, {}) for image_id in annotations.image_ids.tolist()]
-    missed = np.zeros(len(annotations.labels), bool)
     box_of = boxes_by_id(annotations, shown)
-    missed[[box_of[box_id - 1] for box_id, status in diagnostics["gt_status"].items() if status == "fn"]] = (
-        True
-    )
+    missed = np.zeros(len(annotations.labels), bool)
+    for box_id, status in diagnostics["gt_status"].items():
+        missed[box_of[box_id - 1]] = status == "fn"
+    missed &= ~annotations.is_crowd & ~annotations.is_difficult
+
     image_of = {image_id: image for image, image_id in enumerate(annotations.image_ids.tolist())}
-    errors = sorted(diagnostics["label_errors"], key=lambda error: -float(error["dt_score"]))
-    pairs = pair_up(annotations, shown, is_right[chosen] >= 0)
+    image_of_row = np.array([image_of[int(image_id)] for image_id in shown[:, 0]], np.int64)
+    image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
+    fate = is_right[chosen]
+    num_right, num_wrong, num_missed = (
+        np.bincount(images, minlength=len(annotations))
+        for images in (image_of_row[fate == 1], image_of_row[fate == 0], image_of_box[missed])
+    )
     counts = evaluation.tide_errors(pos_thr=F1_IOU)["counts"]
+    errors = sorted(diagnostics["label_errors"], key=lambda error: -float(error["dt_score"]))
     return Shown(
         rows=chosen,
-        pairs=pairs.of_all(chosen),
-        num_right=np.array([entry.get("tp", 0) for entry in summary], np.int64),
-        num_wrong=np.array([entry.get("fp", 0) for entry in summary], np.int64),
-        num_missed=np.array([entry.get("fn", 0) for entry in summary], np.int64),
+        pairs=pair_up(annotations, shown, fate >= 0).of_all(chosen),
+        num_right=num_right,
+        num_wrong=num_wrong,
+        num_missed=num_missed,
         error_counts={name: int(counts[name]) for name in TIDE_ERRORS},
         label_errors=tuple(
             LabelError(

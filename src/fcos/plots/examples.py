@@ -42,6 +42,7 @@ class Box:
             for objects that nobody has to find.
         is_wrong: a detection that answers no object.
         is_rival: the detection that took a missed object's place.
+        is_ignored: a detection that the evaluation does not count.
     """
 
     x: float
@@ -59,6 +60,7 @@ class Box:
     found_with: float | None = None
     is_wrong: bool = False
     is_rival: bool = False
+    is_ignored: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Picture:
                     f"{text}, {words}",
                     score=round(score, 4),
                     is_wrong=is_wrong,
+                    is_ignored=bool(analysis.is_right[row] < 0),
                 )
             )
         return Pane(title, tuple(boxes))

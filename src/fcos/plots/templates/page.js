@@ -24,7 +24,7 @@ function tally() {
       if (box.dataset.score) {
         if (box.style.display === "none") continue;
         if (box.classList.contains("wrong")) wrong++;
-        else right++;
+        else if (!box.classList.contains("ignored")) right++;
       } else if (box.classList.contains("missed")) missed++;
     }
   }
