@@ -283,7 +283,7 @@ def _shown(
         for images in (image_of_row[fate == 1], image_of_row[fate == 0], image_of_box[missed])
     )
     counts = evaluation.tide_errors(pos_thr=F1_IOU)["counts"]
-    errors = sorted(diagnostics["label_errors"], key=lambda error: -float(error["dt_score"]))
+    errors = [error for error in diagnostics["label_errors"] if fate[error["dt_id"] - 1] == 0]
     return Shown(
         rows=chosen,
         pairs=pair_up(annotations, shown, fate >= 0).of_all(chosen),
@@ -299,7 +299,7 @@ def _shown(
                 found=error["dt_category"],
                 there=error["gt_category"],
             )
-            for error in errors
+            for error in sorted(errors, key=lambda error: -float(error["dt_score"]))
         ),
         missed=missed,
     )
