@@ -41,7 +41,9 @@ def make_run(data: Path, name: str, share: float, **settings: Any) -> Path:
     run.mkdir()
     given = {"list_train": data / "eval.txt", "list_eval": data / "eval.txt", "name_file": data / "names.txt"}
     given |= {"root_train": data / "images", "root_eval": data / "images"}
-    config = load_config({**{key: str(path) for key, path in given.items()}, "model": "fcos_lite0", **settings})
+    config = load_config(
+        {**{key: str(path) for key, path in given.items()}, "model": "fcos_lite0", **settings}
+    )
     dump_config(config, run / "config.json")
     evaluated = {"kind": "eval", "step": 2, "epoch": 1, "map_mean": share, "map_50": share, "map_75": share}
     (run / "metrics.jsonl").write_text(json.dumps(evaluated) + "\n")
@@ -95,7 +97,7 @@ def test_two_runs_are_compared(data: Path) -> None:
     page = (after / "comparison.html").read_text(encoding="utf-8")
     assert "A is before, B is after" in page
     assert re.search(r"B is better: AP changed by \+49\.5 ± \d", page)
-    assert re.search(r'>epoches</th><td>\d+</td><td>7</td>', page)
+    assert re.search(r">epoches</th><td>\d+</td><td>7</td>", page)
     assert "run_folder" not in page
     # the pictures in which A found nothing
     assert page.count("B is better: F1 +") == NUM_PICTURES // 2

@@ -10,7 +10,6 @@ from fcos.data.card import MAX_LINES, data_card, read_cards, write_cards
 from fcos.data.check import check
 
 
-
 def annotations_of(path: Path, *boxes_xyxy: list[float], times: int = 1) -> Annotations:
     records = [
         Record.make(path, list(boxes_xyxy), [0] * len(boxes_xyxy), number, size_hw=(400, 600), where="line 1")

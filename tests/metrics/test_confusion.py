@@ -91,7 +91,9 @@ def test_counts_are_those_of_hotcoco_on_real_annotations(shared: Path) -> None:
     parts = []
     for _ in range(3):
         corner = annotations.boxes_xyxy[:, :2] + rng.normal(0, 0.15, sides.shape) * sides
-        labels = np.where(rng.random(len(sides)) < 0.3, rng.integers(0, len(names), len(sides)), annotations.labels)
+        labels = np.where(
+            rng.random(len(sides)) < 0.3, rng.integers(0, len(names), len(sides)), annotations.labels
+        )
         scores = rng.random(len(sides))
         parts.append(np.column_stack([image_ids, corner, sides, scores, labels + 1]))
     rows = np.concatenate(parts)

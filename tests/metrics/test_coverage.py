@@ -61,7 +61,10 @@ def test_it_is_the_rule_of_the_assigner(shared: Path, center_radius: float | Non
     ranges = (16.0, 48.0) if short_side < 320 else (64.0, 128.0)
     rules = PointRules(short_side, 400, (8, 16, 32), ranges, center_radius)
     rng = np.random.default_rng(short_side)
-    corner, sides = annotations.boxes_xyxy[:, :2], annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]
+    corner, sides = (
+        annotations.boxes_xyxy[:, :2],
+        annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2],
+    )
     smaller = np.concatenate([corner, corner + sides * rng.uniform(0.05, 1, sides.shape)], axis=1)
     annotations = replace(annotations, boxes_xyxy=smaller, is_crowd=rng.random(len(sides)) < 0.1)
     wanted = learned_one_by_one(annotations, rules)

@@ -33,7 +33,12 @@ def annotations_of(boxes: list[list[float]], labels: list[int]) -> Annotations:
 
 def found(box_xyxy: list[float], score: float, label: int, image_id: int = 1) -> dict[str, Any]:
     x1, y1, x2, y2 = box_xyxy
-    return {"image_id": image_id, "category_id": label + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+    return {
+        "image_id": image_id,
+        "category_id": label + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "score": score,
+    }
 
 
 def missed(
@@ -102,10 +107,6 @@ def test_what_nms_took_away_is_told_with_the_box_that_it_lost_to() -> None:
 def test_nms_is_no_reason_where_the_candidate_would_not_have_counted(
     score: float, label: int, box: list[float]
 ) -> None:
-    entered = ImageDetections(
-        torch.tensor([A, box]), torch.tensor([0.9, score]), torch.tensor([CAT, label])
-    )
+    entered = ImageDetections(torch.tensor([A, box]), torch.tensor([0.9, score]), torch.tensor([CAT, label]))
     [miss] = missed([A, NEXT_TO_A], [CAT, CAT], [found(A, 0.9, CAT)], candidates={1: entered})
     assert miss.reason == "shared"
-
-

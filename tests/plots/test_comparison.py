@@ -18,7 +18,9 @@ from fcos.plots.run_folder import FinishedRun
 BOX = [10.0, 20.0, 50.0, 60.0]
 
 
-def finished(folder: Path, names: tuple[str, str], category_ids: tuple[int, int], first_id: int) -> FinishedRun:
+def finished(
+    folder: Path, names: tuple[str, str], category_ids: tuple[int, int], first_id: int
+) -> FinishedRun:
     """Three pictures of a cat, two of which were found."""
     folder.mkdir()
     (folder / "metrics.jsonl").touch()

@@ -52,9 +52,7 @@ def found(
     return {"image_id": image_id, "category_id": label + 1, "bbox": list(box_xywh), "score": score}
 
 
-def report_of(
-    tmp_path: Path, results: list[dict[str, Any]], num_images: int = 3, **options: Any
-) -> str:
+def report_of(tmp_path: Path, results: list[dict[str, Any]], num_images: int = 3, **options: Any) -> str:
     out = write_report(
         write_run(tmp_path / "run"),
         annotations=data_set(tmp_path / "data", num_images),
@@ -286,9 +284,14 @@ def test_another_file_can_be_written(tmp_path: Path, max_pictures: int) -> None:
 
 TRY_IT = """<script>
   const tried = {}, slide = document.querySelector("#threshold");
-  const shown = () => [...document.querySelectorAll(".examples > .example:not([hidden])")].map((each) => each.id);
+  const visible = ".examples > .example:not([hidden])";
+  const shown = () => [...document.querySelectorAll(visible)].map((each) => each.id);
   const counts = () => document.querySelector("#tally").textContent;
-  const slideTo = (value) => { slide.value = value; slide.dispatchEvent(new Event("input")); return counts(); };
+  const slideTo = (value) => {
+    slide.value = value;
+    slide.dispatchEvent(new Event("input"));
+    return counts();
+  };
   tried.first = counts();
   tried.high = slideTo(0.7);
   tried.low = slideTo(0.1);

@@ -25,7 +25,9 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The page to write; default: report.html in the run, or comparison.html in RUN_B.",
 )
-@click.option("--pictures", type=click.IntRange(min=0), help="Examples to show; default: 48, or 24 for two runs.")
+@click.option(
+    "--pictures", type=click.IntRange(min=0), help="Examples to show; default: 48, or 24 for two runs."
+)
 @device_option
 def command(
     run: Path, other: Path | None, output: Path | None, pictures: int | None, device: str | list[int]

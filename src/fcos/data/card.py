@@ -20,8 +20,8 @@ from fcos.data.check import Card, CheckReport, describe
 
 FILE_NAME = "data.json"
 MAX_LINES = 20  # of problems and of warnings that are kept
-SIDE_ENDS = (8, 16, 32, 64, 128, 256, 512)  # pixels
-RATIO_ENDS = (0.25, 0.5, 0.8, 1.25, 2, 4)
+SIDE_ENDS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # pixels
+RATIO_ENDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
 
 
 @dataclass(frozen=True)

@@ -126,11 +126,11 @@ class Picture:
     def box(self, box_xyxy: Any, label: int, text: str, title: str = "", **more: Any) -> Box:
         """A box of the original picture."""
         scaled = np.asarray(box_xyxy) * self.scale
-        return place_box(scaled, text, title or text, class_colour(label), self.small.size, self.font_size, **more)
+        return place_box(
+            scaled, text, title or text, class_colour(label), self.small.size, self.font_size, **more
+        )
 
-    def ground_truth(
-        self, first_box: int, told: Mapping[int, str], analysis: Analysis | None = None
-    ) -> Pane:
+    def ground_truth(self, first_box: int, told: Mapping[int, str], analysis: Analysis | None = None) -> Pane:
         """What is there.
 
         Args:

@@ -30,12 +30,12 @@ def choose_pictures(annotations: Annotations, analysis: Analysis, most: int) -> 
     def add(images: Iterable[int], what: str, limit: int) -> None:
         for image in images:
             if len(chosen) < min(limit, most):
-                chosen.setdefault(int(image), what)
+                chosen.setdefault(image, what)
 
     worst = np.lexsort((-num_errors, f1))
     best = np.lexsort((-shown.num_right, -f1))
-    add(worst[num_errors[worst] > 0], "worst", most // 3)
-    add(best[shown.num_right[best] > 0], "best", len(chosen) + most // 6)
+    add(worst[num_errors[worst] > 0].tolist(), "worst", most // 3)
+    add(best[shown.num_right[best] > 0].tolist(), "best", len(chosen) + most // 6)
     for there, found in confusions(analysis):
         if len(chosen) >= most * 5 // 6:
             break
@@ -114,7 +114,11 @@ def _rivals(picture: Picture, annotations: Annotations, misses: Sequence[Miss]) 
     """The boxes that took the place of missed objects."""
     return tuple(
         picture.box(
-            miss.other_xyxy, int(annotations.labels[miss.box]), "", f"in its place: {miss.told}", is_rival=True
+            miss.other_xyxy,
+            int(annotations.labels[miss.box]),
+            "",
+            f"in its place: {miss.told}",
+            is_rival=True,
         )
         for miss in misses
         if miss.reason in ("nms", "shared") and miss.other_xyxy is not None
