@@ -5,8 +5,8 @@
 The objects are those of the list `lists/coco_val2017.txt` there. The pictures are photographs of
 `voc100/images`, brought to the sizes that the boxes need and linked under the names of the list. The
 detections are made: as of a mediocre detector, 100 a picture, which is the most that there can be. The model
-file has random weights: looking at pictures again takes its time, and what it says means nothing. What is timed
-is the command as a user types it.
+file has random weights: looking at pictures again takes its time, and what it says means nothing. What is
+timed is the command as a user types it.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_a_run_becomes_a_page(data: Path) -> None:
 
 
 def test_with_a_model_file_it_knows_what_nms_took_away(data: Path, model_file: Path) -> None:
-    run = make_run(data, "run", 0.5)
+    run = make_run(data, "run", 0.5, short_side=96, view_size=128)  # as the model file
     (run / "best.safetensors").write_bytes(model_file.read_bytes())
     assert Detector.load(run, "cpu").class_names == NAMES
     result = report(run)

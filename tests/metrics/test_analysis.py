@@ -93,7 +93,8 @@ def test_what_cannot_be_measured_has_no_number() -> None:
     analysis = analyse(annotations_of(([A], [CAT])), [found(1, A, 0.9, CAT)])
     dog = analysis.classes[DOG]
     assert (dog.ap, dog.best, dog.calibration_error, dog.num_boxes) == (None, None, None, 0)
-    assert analysis.classes[CAT].by_size == (None, None, 1.0)
+    assert analysis.classes[CAT].by_size[:2] == (None, None)
+    assert analysis.classes[CAT].by_size[2] == pytest.approx(1)
     assert analysis.margins == (None,) * 12  # one picture
 
 

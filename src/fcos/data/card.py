@@ -84,8 +84,8 @@ def _card_of(entry: Mapping[str, Any]) -> DataCard:
     content = dict(entry)
     card, sides = dict(content.pop("card")), entry["card"]["sides"]
     card["sides"] = sides and {name: tuple(values) for name, values in sides.items()}
-    lines = {name: tuple(content.pop(name)) for name in ("problems", "warnings")}
-    return DataCard(card=Card(**card), **lines, **content)
+    content |= {name: tuple(content[name]) for name in ("problems", "warnings")}
+    return DataCard(card=Card(**card), **content)
 
 
 def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:

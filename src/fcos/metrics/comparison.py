@@ -83,8 +83,8 @@ class Comparison:
 def compare_results(annotations: Annotations, first: Analysis, second: Analysis) -> Comparison:
     """Compare two analyses of the same annotations."""
     num_resamples = resamples_for(len(first.rows) + len(second.rows))
-    matched = [match(annotations, analysis.rows) for analysis in (first, second)]
-    errors = compare(*matched, n_bootstrap=num_resamples, seed=0)["ci"]
+    one, other = (match(annotations, analysis.rows) for analysis in (first, second))
+    errors = compare(one, other, n_bootstrap=num_resamples, seed=0)["ci"]
     enough = np.array(pictures_by_size(annotations)) >= MIN_PICTURES
     deltas = []
     for place, (name, size) in enumerate(zip(STATS, SIZE_OF_STAT, strict=True)):

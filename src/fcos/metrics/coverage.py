@@ -150,7 +150,7 @@ def _candidates(rules: PointRules) -> Iterator[tuple[str, PointRules, str]]:
     for factor in (1.5, 2.0):
         larger = rules.scaled(factor)
         short = "" if larger.short_side is None else f"short_side {larger.short_side}, "
-        yield f"{short}view_size {larger.view_size}", larger, f"{factor**2:.2g} times the pixels and the time"
+        yield f"{short}view_size {larger.view_size}", larger, f"{factor**2:.3g} times the pixels and the time"
     doubled = tuple(2 * end for end in rules.regress_ranges)
     yield (
         f"regress_ranges {_listed(doubled)}",

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34  # margins for the tick labels
+LEFT, RIGHT, TOP, BOTTOM = 54, 20, 12, 34  # margins for the tick labels
 MAX_POINTS = 200  # of a line; more cannot be told apart at this width
 FEW_POINTS = 60  # are drawn as dots too
 
@@ -137,7 +137,7 @@ def line_chart(
         x_name=x_name,
         lines=tuple(lines),
         x_ticks=tuple(Tick(x_place(x), f"{x:g}") for x in x_ticks if x_range[0] <= x <= x_range[1]),
-        y_ticks=tuple(Tick(y_place(y), f"{y:.4g}") for y in y_ticks),
+        y_ticks=tuple(Tick(y_place(y), _short(y)) for y in y_ticks),
         show_dots=is_few,
         reach=9 if is_few else 5,
     )
@@ -163,6 +163,11 @@ def column_chart(title: str, counts: Mapping[str, int]) -> ColumnChart:
             )
         )
     return ColumnChart(title, tuple(columns))
+
+
+def _short(value: float) -> str:
+    """A number of a few characters: learning rates would need more room than there is."""
+    return f"{value:.0e}" if 0 < abs(value) < 0.01 else f"{value:.4g}"
 
 
 def _thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -117,8 +117,9 @@ def _facts_of(
 ) -> dict[str, Any]:
     """What was trained on what, and how that went."""
     metrics = read_metrics(run)
-    known = {"evaluation": data_card(annotations), **given}
-    cards = {what: known[what] for what in ("training", "evaluation") if what in known}
+    known: dict[str, DataCard] = {"evaluation": data_card(annotations), **given}
+    order = [what for what in ("training", "evaluation") if what in known]
+    cards: dict[str, DataCard] = {what: known[what] for what in order}
     return {
         "name": " / ".join(run.absolute().parts[-2:]),
         "facts": _sentence(metrics, config, cards),
@@ -257,7 +258,7 @@ def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
     num_objects = sum(row.num_boxes for row in analysis.classes)
     if not num_objects or not len(scores):
         return {}
-    thresholds = np.linspace(0.05, 0.95, 46)
+    thresholds = np.linspace(0, 1, 51)
     num_shown = np.array([(scores >= threshold).sum() for threshold in thresholds])
     num_right = np.array([(scores[is_right] >= threshold).sum() for threshold in thresholds])
     with np.errstate(invalid="ignore"):
