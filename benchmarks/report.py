@@ -26,6 +26,8 @@ from PIL import Image
 from fcos.build import MODEL_SETTINGS, build_model
 from fcos.config import dump_config, load_config
 from fcos.data.annotations import Annotations
+from fcos.data.card import data_card, write_cards
+from fcos.data.check import check
 from fcos.data.formats import read_annotations, read_names
 from fcos.model.weights import ModelCard, save_model
 
@@ -96,10 +98,13 @@ def make_run(data: Path, folder: Path) -> Path:
     )
     dump_config(config, run / "config.json")
     (run / "metrics.jsonl").touch()
+    read = read_annotations(source, root=folder / "pictures", names=names, format="list")
+    card = data_card(read, check(read, decode=False))
+    write_cards({"training": card, "evaluation": card}, run)
     (run / "results.json").write_text(json.dumps(make_results(annotations)))
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS}
-    card = ModelCard(settings, annotations.class_names, annotations.category_ids)
-    save_model(run / "best.safetensors", build_model(config, len(names)).state_dict(), card)
+    model_card = ModelCard(settings, annotations.class_names, annotations.category_ids)
+    save_model(run / "best.safetensors", build_model(config, len(names)).state_dict(), model_card)
     return run
 
 
@@ -119,8 +124,12 @@ def main() -> None:
         page = (run / "report.html").read_bytes()
         if args.keep:
             args.keep.write_bytes(page)
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"{elapsed_s:.1f} s, {len(page) / 2**20:.1f} MB, peak {memory:.1f} GiB")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor_s = used.ru_utime + used.ru_stime
+    print(
+        f"{elapsed_s:.1f} s ({processor_s:.1f} s of processor time), {len(page) / 2**20:.1f} MB, "
+        f"peak {used.ru_maxrss / 2**20:.1f} GiB"
+    )
 
 
 if __name__ == "__main__":

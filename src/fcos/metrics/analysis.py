@@ -40,8 +40,8 @@ SIZE_OF_STAT = (0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 3)
 TIDE_ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 
 # A resample of the pictures costs 0.4 microseconds a detection.
-RESAMPLED_DETECTIONS = 25_000_000
-MIN_RESAMPLES, MAX_RESAMPLES = 50, 400
+RESAMPLED_DETECTIONS = 15_000_000
+MIN_RESAMPLES, MAX_RESAMPLES = 30, 400
 MIN_PICTURES = 10  # with fewer that hold such an object, resampling says nothing
 STANDARD_ERRORS = 1.96  # either side: 95 %
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,13 +133,13 @@ def cover(annotations: Annotations, rules: PointRules) -> Coverage:
 
 def learned(annotations: Annotations, rules: PointRules) -> NDArray[np.bool_]:
     """`(boxes,)` whether a point learns each box; crowd boxes take no part."""
-    near = [_points_near(annotations, rules, level) for level in range(len(rules.strides))]
+    placed = _Placed.of(annotations, rules)
+    near = [_points_near(placed, rules, level) for level in range(len(rules.strides))]
     points = np.concatenate([point for _, point in near])
     boxes = np.concatenate([box for box, _ in near])
-    areas = _box_areas(annotations, rules)[boxes]
-    order = np.lexsort(
-        (boxes, areas, points)
-    )  # of each point the smallest box first, of equal ones the first
+    areas = (placed.boxes[:, 2:] - placed.boxes[:, :2]).prod(axis=1)[boxes]
+    # of each point the smallest box first, of equal ones the first
+    order = np.lexsort((boxes, areas, points))
     is_first = np.append(True, np.diff(points[order]) != 0)[: len(order)]
     result = np.zeros(len(annotations.labels), bool)
     result[boxes[order][is_first]] = True
@@ -191,61 +192,75 @@ def input_boxes(annotations: Annotations, rules: PointRules) -> NDArray[np.float
     return (annotations.boxes_xyxy * scale).astype(np.float32)
 
 
-def _box_areas(annotations: Annotations, rules: PointRules) -> NDArray[np.float32]:
-    boxes = input_boxes(annotations, rules)
-    areas: NDArray[np.float32] = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return areas
+class _Placed(NamedTuple):
+    """Boxes at network size.
+
+    Attributes:
+        boxes: `(boxes, 4)` xyxy.
+        padded_wh: `(boxes, 2)` of the padded picture of each box.
+        images: `(boxes,)` index of it.
+        is_crowd: `(boxes,)`.
+    """
+
+    boxes: NDArray[np.float32]
+    padded_wh: NDArray[np.int64]
+    images: NDArray[np.int64]
+    is_crowd: NDArray[np.bool_]
+
+    @staticmethod
+    def of(annotations: Annotations, rules: PointRules) -> _Placed:
+        images = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
+        sizes, place = np.unique(_input_sizes(annotations, rules), axis=0, return_inverse=True)
+        padded = [padded_size([(int(h), int(w))], PADDING_MULTIPLE) for h, w in sizes]
+        padded_wh = np.array(padded, np.int64).reshape(-1, 2)[place.reshape(-1)][images, ::-1]
+        return _Placed(input_boxes(annotations, rules), padded_wh, images, annotations.is_crowd)
 
 
 def _grid_rectangles(
-    annotations: Annotations, rules: PointRules, level: int
+    placed: _Placed, rules: PointRules, level: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First column, row, and number of columns, rows of each box's points on a level, whatever its range."""
     stride = np.float32(rules.strides[level])
-    boxes = input_boxes(annotations, rules)
-    low, high = boxes[:, :2], boxes[:, 2:]
+    low, high = placed.boxes[:, :2], placed.boxes[:, 2:]
     if rules.center_radius is not None:
         center, radius = (low + high) / 2, np.float32(rules.center_radius) * stride
         low, high = np.maximum(center - radius, low), np.minimum(center + radius, high)
-    sizes = [padded_size([(int(h), int(w))], PADDING_MULTIPLE) for h, w in _input_sizes(annotations, rules)]
-    cells = -(-np.array(sizes, np.int64).reshape(-1, 2)[:, ::-1] // rules.strides[level])
-    last_cell = np.repeat(cells - 1, np.diff(annotations.first_box), axis=0)
+    last_cell = -(-placed.padded_wh // rules.strides[level]) - 1
     # points at (i + 0.5) strides, strictly between low and high
     first = np.maximum(np.floor(low / stride - 0.5).astype(np.int64) + 1, 0)
     last = np.minimum(np.ceil(high / stride - 0.5).astype(np.int64) - 1, last_cell)
-    count = np.where(annotations.is_crowd[:, None], 0, np.maximum(last - first + 1, 0))
+    count = np.where(placed.is_crowd[:, None], 0, np.maximum(last - first + 1, 0))
     return first, count
 
 
 def _points_near(
-    annotations: Annotations, rules: PointRules, level: int
+    placed: _Placed, rules: PointRules, level: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Box and point of each pair that a level may learn; a point is one number for level, picture, place."""
     ends = (0.0, *rules.regress_ranges, np.inf)
     lower, upper = ends[level], ends[level + 1]
-    boxes = input_boxes(annotations, rules)
-    first, count = _grid_rectangles(annotations, rules, level)
+    boxes = placed.boxes
+    first, count = _grid_rectangles(placed, rules, level)
     longest = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     possible = (longest >= lower) & (longest / 2 <= upper)  # the largest distance is between these two
     number = np.where(possible, count.prod(axis=1), 0)
     box = np.repeat(np.arange(len(boxes)), number)
     place = np.arange(len(box)) - np.repeat(np.cumsum(number) - number, number)
     column, row = first[box, 0] + place % count[box, 0], first[box, 1] + place // count[box, 0]
-    point = (np.stack([column, row], axis=1).astype(np.float32) + np.float32(0.5)) * np.float32(
-        rules.strides[level]
-    )
+    stride = np.float32(rules.strides[level])
+    point = (np.stack([column, row], axis=1).astype(np.float32) + np.float32(0.5)) * stride
     largest = np.concatenate([point - boxes[box, :2], boxes[box, 2:] - point], axis=1).max(axis=1)
     kept = (largest >= lower) & (largest <= upper)
-    image = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))[box]
-    key = ((level * len(annotations) + image) * 2**20 + row) * 2**12 + column
+    key = (((placed.images[box] * len(rules.strides)) + level) * 2**20 + row) * 2**12 + column
     return box[kept], key[kept]
 
 
 def _reasons(annotations: Annotations, rules: PointRules, without: NDArray[np.bool_]) -> dict[str, int]:
     num_boxes = len(annotations.labels)
     has_point, in_range = np.zeros(num_boxes, bool), np.zeros(num_boxes, bool)
+    placed = _Placed.of(annotations, rules)
     for level in range(len(rules.strides)):
-        has_point |= _grid_rectangles(annotations, rules, level)[1].prod(axis=1) > 0
-        in_range[_points_near(annotations, rules, level)[0]] = True
+        has_point |= _grid_rectangles(placed, rules, level)[1].prod(axis=1) > 0
+        in_range[_points_near(placed, rules, level)[0]] = True
     holds = (~has_point, has_point & ~in_range, in_range)
     return {reason: int((without & held).sum()) for reason, held in zip(REASONS, holds, strict=True)}

@@ -118,8 +118,7 @@ def _facts_of(
     """What was trained on what, and how that went."""
     metrics = read_metrics(run)
     known: dict[str, DataCard] = {"evaluation": data_card(annotations), **given}
-    order = [what for what in ("training", "evaluation") if what in known]
-    cards: dict[str, DataCard] = {what: known[what] for what in order}
+    cards = dict(sorted(known.items(), reverse=True))  # training first
     return {
         "name": " / ".join(run.absolute().parts[-2:]),
         "facts": _sentence(metrics, config, cards),

@@ -19,7 +19,7 @@ from fcos.engine.evaluate import detect
 from fcos.errors import WeightsError
 from fcos.model.postprocess import ImageDetections
 
-MAX_SECONDS = 5.0  # a large network on a CPU sees fewer pictures
+MAX_SECONDS = 3.0  # a large network on a CPU sees fewer pictures
 
 
 def second_look(run: Path, device: torch.device) -> SecondLook | None:
