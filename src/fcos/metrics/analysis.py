@@ -186,6 +186,14 @@ def analyse(annotations: Annotations, results: Results, *, margins: bool = True)
     )
 
 
+def margins_of(annotations: Annotations, results: Results) -> tuple[tuple[float | None, ...], int]:
+    """Margins and number of resamples, as in `Analysis`; for a thread of its own: hotcoco lets others run."""
+    rows = result_array(annotations, results)
+    evaluation = match(annotations, rows)
+    stats, num_resamples = numbers_of(evaluation, annotations).stats, resamples_for(len(rows))
+    return _margins(annotations, evaluation, stats, num_resamples), num_resamples
+
+
 def _margins(
     annotations: Annotations, evaluation: Any, stats: Sequence[float], num_resamples: int
 ) -> tuple[float | None, ...]:

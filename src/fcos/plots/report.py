@@ -10,6 +10,8 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.card import DataCard, data_card, read_cards
-from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse
+from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse, margins_of
 from fcos.metrics.coco import Results
 from fcos.metrics.coverage import Coverage, PointRules, cover
 from fcos.metrics.misses import Miss, why_missed
@@ -68,7 +70,10 @@ def write_report(
         device: where the model sees pictures again, to know what NMS took away.
     """
     config = load_config(run / "config.json")
-    analysis = analyse(annotations, results)
+    # Resampling takes about as long as all the rest.
+    resampling = ThreadPoolExecutor(1)
+    margins = resampling.submit(margins_of, annotations, results)
+    analysis = analyse(annotations, results, margins=False)
     coverage = cover(annotations, PointRules.of(config))
     chosen = choose_pictures(annotations, analysis, max_pictures)
     with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
@@ -78,6 +83,9 @@ def write_report(
         annotations, analysis, _without_point(annotations, coverage), candidates, config.nms_iou
     )
     examples = gallery(annotations, analysis, chosen, misses)
+    values, num_resamples = margins.result()
+    resampling.shutdown()
+    analysis = replace(analysis, margins=values, num_resamples=num_resamples)
     out = out or run / "report.html"
     page = template("report.html").render(
         _facts_of(run, config, annotations, read_cards(run) if cards is None else cards),
