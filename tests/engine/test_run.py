@@ -11,6 +11,7 @@ import pytest
 from fcos.build import load_model
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
+from fcos.data.card import read_cards
 from fcos.engine.run import Run, find_run_folder, left_out, train
 from fcos.errors import ConfigError, DatasetError
 
@@ -34,7 +35,7 @@ def finished(tiny_of_module: Tiny) -> Path:
 
 def test_run_folder_holds_what_is_promised(finished: Path) -> None:
     files = {"config.json", "metrics.jsonl", "last.ckpt", "best.safetensors", "last.safetensors"}
-    pictures = {"results.json", "curves.png", "report.html", "tensorboard"}
+    pictures = {"data.json", "results.json", "curves.png", "report.html", "tensorboard"}
     assert {path.name for path in finished.iterdir()} == files | pictures
     assert next((finished / "tensorboard").iterdir()).stat().st_size > 200
 
@@ -75,7 +76,7 @@ def test_model_file_opens_without_the_config(finished: Path) -> None:
 
 def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> None:
     train(tiny.config("run", save=False, epoches=1))
-    files = {"config.json", "metrics.jsonl", "results.json", "curves.png", "report.html"}
+    files = {"config.json", "data.json", "metrics.jsonl", "results.json", "curves.png", "report.html"}
     assert {path.name for path in (tiny.runs / "run").iterdir()} == files
 
 
@@ -206,6 +207,9 @@ def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixtu
     same = {"list_eval": str(tiny.data / "train.txt"), "root_eval": str(tiny.data / "train")}
     tiny.train("run", **same, epoches=1)
     assert "warning: 20 pictures are in both training and evaluation" in capsys.readouterr().err
+    cards = read_cards(tiny.runs / "run")
+    assert (cards["training"].num_warnings, cards["evaluation"].num_warnings) == (0, 1)
+    assert cards["evaluation"].warnings[0].startswith("20 pictures are in both")
 
 
 def test_results_are_those_of_the_best_model(finished: Path) -> None:

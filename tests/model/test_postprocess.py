@@ -306,3 +306,28 @@ def test_equal_scores_at_the_limit_stay_only_where_ties_are_kept() -> None:
     assert len(PostProcess(detections_per_image=2)(output, grid, WIDE, WIDE)[0].scores) == 2
     assert len(PostProcess(detections_per_image=2, keep_ties=True)(output, grid, WIDE, WIDE)[0].scores) == 3
     assert len(PostProcess(detections_per_image=1, keep_ties=True)(output, grid, WIDE, WIDE)[0].scores) == 1
+
+
+def test_candidates_are_what_enters_nms_best_first() -> None:
+    output, grid = silent()
+    put(output, 27, 0, 0.49, [10.0, 10.0, 10.0, 10.0])
+    put(output, 28, 0, 0.81, [10.0, 10.0, 10.0, 10.0])  # 8 pixels further: an IoU of 12 / 28 ...
+    put(output, 0, 1, 0.64, [3.0, 3.0, 3.0, 3.0])
+    rules = PostProcess(nms_iou=0.4)  # ... is too much
+    originals = torch.tensor([[128, 64]])
+    assert rules(output, grid, SIZE, originals)[0].scores.tolist() == pytest.approx([0.9, 0.8])
+    candidates = rules.candidates(output, grid, SIZE, originals)[0]
+    assert candidates.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert candidates.labels.tolist() == [0, 1, 0]
+    # the point 36, 28; the original is twice as high
+    assert candidates.boxes_xyxy[0].tolist() == [26, 36, 46, 76]
+
+
+def test_scores_of_points_below_the_threshold_are_no_scores() -> None:
+    output, _ = silent()
+    assert output.quality is not None
+    put(output, 27, 0, 0.64)
+    put(output, 28, 1, 0.04)
+    scores = PostProcess(score_threshold=0.05).scores(output)
+    assert float(scores[0, 27, 0]) == pytest.approx(0.8)
+    assert (scores >= 0).sum() == 1

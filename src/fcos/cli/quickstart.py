@@ -67,7 +67,7 @@ def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
     from fcos.api import Detector
     from fcos.metrics.coco import evaluate_detections
     from fcos.plots.boxes import draw_side_by_side
-    from fcos.plots.report import spread
+    from fcos.plots.examples import spread
 
     detector = Detector.load(run)
     annotations = detector.read_annotations(list_eval, root=root_eval)

@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
 from fcos.model.fcos import FCOS
-from fcos.model.postprocess import ImageDetections, PostProcess
+from fcos.model.head import HeadOutput
+from fcos.model.points import PointGrid
+from fcos.model.postprocess import ImageDetections
+
+ToDetections = Callable[[HeadOutput, PointGrid, torch.Tensor, torch.Tensor], list[ImageDetections]]
 
 T = TypeVar("T")
 
@@ -21,7 +25,7 @@ T = TypeVar("T")
 @torch.inference_mode()
 def detect(
     model: FCOS,
-    postprocess: PostProcess,
+    postprocess: ToDetections,
     batches: Iterable[Batch],
     *,
     channels_last: bool = True,
@@ -31,7 +35,7 @@ def detect(
 
     Args:
         model: set to evaluation mode and back.
-        postprocess: output to detections.
+        postprocess: output to detections, such as a `PostProcess`, or its `candidates`.
         batches: from an evaluation loader.
         channels_last: memory order of the images.
         on_batch: called with the number of images done, for a progress bar.

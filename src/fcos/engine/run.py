@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from fcos.build import build_model
 from fcos.config import TrainConfig, dump_config
 from fcos.config_rules import check_backbone, check_classes, check_paths, split_batch
 from fcos.data.annotations import Annotations
-from fcos.data.check import check, common_pictures, drop_invalid
+from fcos.data.card import DataCard, data_card, write_cards
+from fcos.data.check import CheckReport, check, common_pictures, drop_invalid
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
 from fcos.data.resize import resized_size
@@ -88,7 +90,7 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
         if changes:
             say(fabric, f"settings of {start.path.name}: {', '.join(changes)}")
     micro_batch, accumulation = split_batch(config.nbatch_train, fabric.world_size, config.micro_batch)
-    train_set, eval_set = load_data(config, fabric)
+    train_set, eval_set, cards = load_data(config, fabric)
 
     folder = Path(fabric.broadcast(str(find_run_folder(Path(config.run_folder), load=config.load))))
     checkpoint = None
@@ -112,6 +114,7 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
         if fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             dump_config(config.model_copy(update={"run_folder": str(folder)}), folder / "config.json")
+            write_cards(cards, folder)
     fabric.barrier()
 
     card = ModelCard(
@@ -128,7 +131,15 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
     return trainer
 
 
-def load_data(config: TrainConfig, fabric: Fabric) -> tuple[Annotations, Annotations | None]:
+class Data(NamedTuple):
+    """What is trained and measured on, ready to use, and what there is to know about it."""
+
+    train_set: Annotations
+    eval_set: Annotations | None
+    cards: dict[str, DataCard]
+
+
+def load_data(config: TrainConfig, fabric: Fabric) -> Data:
     """Training and evaluation annotations, checked on the first process before anything else happens."""
     names = None
     if config.name_file:
@@ -139,23 +150,27 @@ def load_data(config: TrainConfig, fabric: Fabric) -> tuple[Annotations, Annotat
         Path(config.list_train), root=_folder(config.root_train), names=names, format=config.data_format
     )
     check_classes(config, train_set.class_names)
-    train_set = usable(train_set, "training", config, fabric)
+    train_set, report = usable(train_set, "training", config, fabric)
+    cards = {"training": data_card(train_set, report)}
     if config.boxarea_th:
         say(fabric, left_out(train_set, config))
     if not config.list_eval:
         say(fabric, "no list_eval: nothing is measured, and the last model is the result")
-        return train_set, None
+        return Data(train_set, None, cards)
     eval_set = read_annotations(
         Path(config.list_eval), root=_folder(config.root_eval), names=names, format=config.data_format
     )
-    eval_set = with_classes_of(usable(eval_set, "evaluation", config, fabric), train_set.class_names)
+    eval_set, eval_report = usable(eval_set, "evaluation", config, fabric)
+    eval_set = with_classes_of(eval_set, train_set.class_names)
+    warnings = []
     if common := common_pictures(train_set, eval_set):
-        say(
-            fabric,
-            f"warning: {len(common)} pictures are in both training and evaluation, for example "
-            f"{common[0][0].name}: the numbers will be too good",
+        warnings.append(
+            f"{len(common)} pictures are in both training and evaluation, for example "
+            f"{common[0][0].name}: the numbers will be too good"
         )
-    return train_set, eval_set
+        say(fabric, f"warning: {warnings[0]}")
+    cards["evaluation"] = data_card(eval_set, eval_report, warnings)
+    return Data(train_set, eval_set, cards)
 
 
 def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:
@@ -169,8 +184,10 @@ def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Anno
         )
 
 
-def usable(annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric) -> Annotations:
-    """The annotations after the data check; refuses problems unless told to leave them out."""
+def usable(
+    annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric
+) -> tuple[Annotations, CheckReport]:
+    """The annotations after the data check, and what it found; refuses problems unless told to leave out."""
     report = None
     if fabric.is_global_zero:
         report = check(annotations, track=partial(track, what=f"checking {what} pictures"))
@@ -180,7 +197,7 @@ def usable(annotations: Annotations, what: str, config: TrainConfig, fabric: Fab
             say(fabric, f"{what}: {report.summary()} and are left out")
     report = fabric.broadcast(report)
     assert report is not None
-    return drop_invalid(annotations, report)
+    return drop_invalid(annotations, report), report
 
 
 def left_out(annotations: Annotations, config: TrainConfig) -> str:
@@ -251,7 +268,7 @@ def draw(trainer: Trainer) -> None:
     plot_curves([run], run / "curves.png")
     if trainer.eval_set is not None:
         results = json.loads((run / "results.json").read_text())
-        write_report(run, annotations=trainer.eval_set, results=results, train_annotations=trainer.train_set)
+        write_report(run, annotations=trainer.eval_set, results=results, device=trainer.fabric.device)
 
 
 def say(fabric: Fabric, text: str) -> None:

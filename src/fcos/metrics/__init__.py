@@ -1,1 +1,1 @@
-"""Measuring detections: `coco` has the twelve COCO numbers, AP per class and the best score threshold."""
+"""Measuring detections. Read `coco` (the twelve numbers), `analysis` (what is lost), `misses`, `coverage`."""

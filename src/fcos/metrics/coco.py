@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from hotcoco import COCO, COCOeval
@@ -93,43 +93,91 @@ def evaluate_detections(annotations: Annotations, results: Results) -> CocoMetri
             original pixels, `score`), or the same as an array `(N, 7)` float64: image_id, x, y, w, h, score,
             category_id.
     """
-    evaluation = _evaluate(annotations, _result_array(annotations, results))
+    return numbers_of(match(annotations, result_array(annotations, results)), annotations)
+
+
+def numbers_of(evaluation: Any, annotations: Annotations) -> CocoMetrics:
+    """COCO's numbers of what `match` returned; accumulates it."""
     evaluation.accumulate()
     evaluation.summary_lines()  # fills `stats`, and unlike `summarize` prints nothing
     all_areas, most_detections = 0, -1
     precision = evaluation.eval["precision"][:, :, :, all_areas, most_detections]  # (IoUs, recalls, classes)
-    order = np.argsort(annotations.category_ids)  # of the classes there; hotcoco sorts by category id
-    per_class = {int(label): _mean_of_valid(precision[:, :, place]) for place, label in enumerate(order)}
+    per_class = {
+        label: mean_of_valid(precision[:, :, place]) for place, label in enumerate(label_order(annotations))
+    }
     return CocoMetrics(
         stats=tuple(float(value) for value in evaluation.stats),
         per_class_ap={name: per_class[label] for label, name in enumerate(annotations.class_names)},
     )
 
 
+def label_order(annotations: Annotations) -> list[int]:
+    """The label of each class in hotcoco's arrays, which sort by category id."""
+    return [int(label) for label in np.argsort(annotations.category_ids)]
+
+
+class BestF1(NamedTuple):
+    """Where F1 is best, at IoU 0.5.
+
+    Attributes:
+        threshold: show detections from this score on; midway between the last score that is worth showing
+            and the first that is not, so that rounding a score does not hide a detection.
+        f1, precision, recall: of what is shown then.
+    """
+
+    threshold: float
+    f1: float
+    precision: float
+    recall: float
+
+
 def best_f1_threshold(annotations: Annotations, results: Results) -> float:
     """The score from which on detections should be shown: where F1 over all classes is best, at IoU 0.5.
 
-    Midway between the last score that is worth showing and the first that is not, so that rounding a score
-    does not hide a detection. Arguments as in `evaluate_detections`.
+    Arguments as in `evaluate_detections`.
     """
-    array = _result_array(annotations, results)
-    status = _evaluate(annotations, array).image_diagnostics(iou_thr=F1_IOU)["dt_status"]
-    rows = (
-        np.fromiter(status.keys(), np.int64, len(status)) - 1
-    )  # ids count rows from 1; ignored ones are absent
-    is_right = np.array([value == "tp" for value in status.values()], bool)
+    rows = result_array(annotations, results)
+    status = match(annotations, rows).image_diagnostics(iou_thr=F1_IOU)["dt_status"]
+    counted, is_right = status_of_rows(status)
+    best = best_f1(rows[counted, 5], is_right, num_counted(annotations))
+    return NOTHING_FOUND_THRESHOLD if best is None else best.threshold
+
+
+def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_objects: int) -> BestF1 | None:
+    """The threshold with the best F1; None where no detection is right.
+
+    Args:
+        scores: `(N,)` of the detections that count, in any order.
+        is_right: `(N,)` whether each found an object.
+        num_objects: that there are to find.
+    """
     if not is_right.any():
-        return NOTHING_FOUND_THRESHOLD
-    scores = array[rows, 5]
+        return None
     order = np.argsort(-scores)
-    scores, is_right = scores[order], is_right[order]
-    num_objects = int((~annotations.is_crowd & ~annotations.is_difficult).sum())
-    # F1 = 2 TP / (2 TP + FP + FN) = 2 TP / (shown + objects)
-    f1 = 2 * np.cumsum(is_right) / (np.arange(1, len(scores) + 1) + num_objects)
-    f1[:-1][scores[:-1] == scores[1:]] = -1  # no threshold parts equal scores
-    last = int(np.argmax(f1))
+    scores, num_right = scores[order], np.cumsum(is_right[order])
+    num_shown = np.arange(1, len(scores) + 1)
+    f1 = 2 * num_right / (num_shown + num_objects)  # 2 TP / (2 TP + FP + FN)
+    is_last = np.append(scores[:-1] != scores[1:], True)  # no threshold parts equal scores
+    last = int(np.argmax(np.where(is_last, f1, -1)))
     following = scores[last + 1] if last + 1 < len(scores) else scores[last]
-    return float((scores[last] + following) / 2)
+    right = num_right[last]
+    return BestF1(
+        threshold=float((scores[last] + following) / 2),
+        f1=float(f1[last]),
+        precision=float(right / num_shown[last]),
+        recall=float(right / num_objects),
+    )
+
+
+def status_of_rows(status: Mapping[int, str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """hotcoco's `dt_status` as row numbers and whether each is right; rows that are ignored are absent."""
+    rows = np.fromiter(status.keys(), np.int64, len(status)) - 1  # ids count rows from 1
+    return rows, np.array([value == "tp" for value in status.values()], bool)
+
+
+def num_counted(annotations: Annotations) -> int:
+    """Objects that there are to find: neither crowd nor difficult."""
+    return int((~annotations.is_crowd & ~annotations.is_difficult).sum())
 
 
 def coco_ground_truth(annotations: Annotations, results: Results = ()) -> dict[str, Any]:
@@ -145,13 +193,7 @@ def coco_ground_truth(annotations: Annotations, results: Results = ()) -> dict[s
     boxes_xywh = annotations.boxes_xyxy.copy()
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
     areas = np.where(annotations.is_difficult, IGNORED_AREA, annotations.areas)
-    repeats = np.ones(len(areas), np.int64)
-    if annotations.is_difficult.any():
-        array = _result_array(annotations, results)
-        num_results = Counter(zip(array[:, 0].tolist(), array[:, 6].tolist(), strict=True))
-        for box in np.flatnonzero(annotations.is_difficult):
-            repeats[box] = max(1, num_results[image_ids[box], box_categories[box]])
-    boxes = np.repeat(np.arange(len(areas)), repeats)
+    boxes = boxes_by_id(annotations, results)
     columns = {
         "id": range(1, len(boxes) + 1),  # from 1: pycocotools takes an id 0 for "not matched"
         "image_id": image_ids[boxes].tolist(),
@@ -175,15 +217,30 @@ def coco_ground_truth(annotations: Annotations, results: Results = ()) -> dict[s
     }
 
 
-def _evaluate(annotations: Annotations, results: NDArray[np.float64]) -> Any:
-    """hotcoco's evaluation with every image matched, not yet accumulated."""
+def boxes_by_id(annotations: Annotations, results: Results = ()) -> NDArray[np.int64]:
+    """Index among `annotations.boxes_xyxy` of each box of `coco_ground_truth`, whose ids count from 1."""
+    num_boxes = len(annotations.labels)
+    if not annotations.is_difficult.any():
+        return np.arange(num_boxes)
+    repeats = np.ones(num_boxes, np.int64)
+    array = result_array(annotations, results)
+    num_results = Counter(zip(array[:, 0].tolist(), array[:, 6].tolist(), strict=True))
+    image_ids = np.repeat(annotations.image_ids, np.diff(annotations.first_box))
+    for box in np.flatnonzero(annotations.is_difficult):
+        category_id = annotations.category_ids[annotations.labels[box]]
+        repeats[box] = max(1, num_results[image_ids[box], category_id])
+    return np.repeat(np.arange(num_boxes), repeats)
+
+
+def match(annotations: Annotations, results: NDArray[np.float64]) -> Any:
+    """hotcoco's evaluation with every image matched, not yet accumulated; `results` from `result_array`."""
     ground_truth = COCO(coco_ground_truth(annotations, results))
     evaluation = COCOeval(ground_truth, ground_truth.load_res(results), "bbox")
     evaluation.evaluate()
     return evaluation
 
 
-def _result_array(annotations: Annotations, results: Results) -> NDArray[np.float64]:
+def result_array(annotations: Annotations, results: Results) -> NDArray[np.float64]:
     """`(N, 7)` image_id, x, y, w, h, score, category_id; of the images of the annotations only."""
     if not isinstance(results, np.ndarray):
         results = np.array(
@@ -193,7 +250,7 @@ def _result_array(annotations: Annotations, results: Results) -> NDArray[np.floa
     return results[np.isin(results[:, 0], annotations.image_ids)]
 
 
-def _mean_of_valid(precision: NDArray[np.float64]) -> float:
+def mean_of_valid(precision: NDArray[np.float64]) -> float:
     """Mean of the entries that exist; -1 if none does (a class without boxes)."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else -1.0

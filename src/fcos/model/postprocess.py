@@ -6,6 +6,7 @@ The defaults are the paper's rules as we apply them. Where another code base doe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,6 +82,35 @@ class PostProcess:
             sizes_hw: height, width of each image inside the padding.
             original_sizes_hw: height, width of each image before resizing.
         """
+        found = []
+        for boxes, scores, labels, scale, size in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
+            kept = self._suppress(boxes, scores, labels)
+            boxes, scores, labels = boxes[kept] * scale, scores[kept], labels[kept]
+            if self.clip == "after_nms":
+                boxes, scores, labels = self._solid(self._clip(boxes, size), scores, labels)
+            found.append(ImageDetections(boxes, scores, labels))
+        return found
+
+    def candidates(
+        self,
+        output: HeadOutput,
+        grid: PointGrid,
+        sizes_hw: Int64[Tensor, "batch 2"],
+        original_sizes_hw: Int64[Tensor, "batch 2"],
+    ) -> list[ImageDetections]:
+        """What enters NMS, best first; arguments as above."""
+        entering = []
+        for boxes, scores, labels, scale, _ in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
+            order = scores.argsort(descending=True)
+            entering.append(ImageDetections((boxes * scale)[order], scores[order], labels[order]))
+        return entering
+
+    def scores(self, output: HeadOutput) -> Float[Tensor, "batch points classes"]:
+        """Final score of every point and class; -1 where the threshold is not exceeded."""
+        return self._scores_and_ranks(output)[0]
+
+    def _scores_and_ranks(self, output: HeadOutput) -> tuple[Tensor, Tensor]:
+        """Final scores, and what chooses the candidates of a level; both -1 below the threshold."""
         class_scores = output.logits.float().sigmoid()
         product = scores = class_scores
         if output.quality is not None:
@@ -88,40 +118,36 @@ class PostProcess:
             # sqrt: the scale of a probability again (2006.09214, section 3.3), same order as the product.
             scores = product.sqrt() if self.score == "sqrt" else product
         tested = {"class": class_scores, "product": product, "score": scores}[self.threshold_on]
-        ranks = {"score": scores, "class": class_scores}[self.rank_by]
-        ranks = torch.where(tested > self.score_threshold, ranks, -1.0)
-        return [
-            self._image(
-                scores[i], ranks[i], output.distances[i].float(), grid, sizes_hw[i], original_sizes_hw[i]
-            )
-            for i in range(len(sizes_hw))
-        ]
+        passes = tested > self.score_threshold
+        ranks = class_scores if self.rank_by == "class" else scores
+        return torch.where(passes, scores, -1.0), torch.where(passes, ranks, -1.0)
 
-    def _image(
+    def _before_nms(
         self,
-        scores: Float[Tensor, "points classes"],
-        ranks: Float[Tensor, "points classes"],
-        distances: Float[Tensor, "points 4"],
+        output: HeadOutput,
         grid: PointGrid,
-        size_hw: Int64[Tensor, " 2"],
-        original_size_hw: Int64[Tensor, " 2"],
-    ) -> ImageDetections:
-        point, label = self._candidates(ranks, grid.points_per_level)
-        best = scores[point, label]
-        boxes = distances_to_boxes(grid.points[point], distances[point])
-        limit, original = (size.flip(0).repeat(2).to(boxes.dtype) for size in (size_hw, original_size_hw))
-        scale = original / limit
-        if self.clip != "after_nms":
-            boxes = self._clip(boxes, limit) * (scale if self.clip == "original" else 1)
-            # Clipping leaves nothing of what lies in the padding, and the IoU of nothing would keep it all.
-            boxes, best, label = self._solid(boxes, best, label)
-        kept = self._suppress(boxes, best, label)
-        boxes, best, label = boxes[kept], best[kept], label[kept]
-        if self.clip == "after_nms":
-            return ImageDetections(*self._solid(self._clip(boxes * scale, original), best, label))
-        return ImageDetections(boxes * (scale if self.clip == "resized" else 1), best, label)
+        sizes_hw: Int64[Tensor, "batch 2"],
+        original_sizes_hw: Int64[Tensor, "batch 2"],
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """Of each image: boxes, scores, labels; the scale of boxes to the original, and its size (xyxy)."""
+        scores, ranks = self._scores_and_ranks(output)
+        for i in range(len(sizes_hw)):
+            point, label = self._best_of_levels(ranks[i], grid.points_per_level)
+            best = scores[i][point, label]
+            boxes = distances_to_boxes(grid.points[point], output.distances[i].float()[point])
+            limit, original = (
+                sizes[i].flip(0).repeat(2).to(boxes.dtype) for sizes in (sizes_hw, original_sizes_hw)
+            )
+            scale = original / limit
+            if self.clip != "after_nms":
+                boxes = self._clip(boxes, limit)
+                if self.clip == "original":
+                    boxes, scale = boxes * scale, torch.ones_like(scale)
+                # Clipping leaves nothing of what lies in the padding; the IoU of nothing would keep it all.
+                boxes, best, label = self._solid(boxes, best, label)
+            yield boxes, best, label, scale, original
 
-    def _candidates(self, ranks: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
+    def _best_of_levels(self, ranks: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
         """Point and class index of the best candidates of each level."""
         points, labels = [], []
         first = 0

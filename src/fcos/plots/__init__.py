@@ -1,1 +1,1 @@
-"""Pictures for people. Read `boxes` (on a photograph), `curves` (of trainings), `report` (all of it)."""
+"""Pictures for people: `boxes` (on a photograph), `curves` (of trainings), `report` (all; `templates/`)."""

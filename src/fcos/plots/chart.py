@@ -1,4 +1,4 @@
-"""Where the lines, points and ticks of a line chart go: geometry for the SVG of `report.html`."""
+"""Where the lines, points, columns and ticks of a chart go: geometry for the SVG of a page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34  # margins for the tick labels
+LEFT, RIGHT, TOP, BOTTOM = 54, 20, 12, 34  # margins for the tick labels
 MAX_POINTS = 200  # of a line; more cannot be told apart at this width
+FEW_POINTS = 60  # are drawn as dots too
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """A whole line chart."""
+    """A whole line chart. `reach` is how near to a point the mouse must be to make it speak."""
 
     title: str
     x_name: str
@@ -51,6 +52,7 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     show_dots: bool
+    reach: int
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -59,8 +61,38 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of a histogram. `middle` is where its name and number go."""
+
+    name: str
+    value: int
+    title: str
+    x: float
+    y: float
+    width: float
+    height: float
+    middle: float
+
+
+@dataclass(frozen=True)
+class ColumnChart:
+    """A histogram."""
+
+    title: str
+    columns: tuple[Column, ...]
+    width: int = WIDTH
+    height: int = HEIGHT
+    bottom: int = HEIGHT - BOTTOM
+
+
 def line_chart(
-    title: str, x_name: str, curves: Mapping[str, NDArray[np.float64]], *, mark_best: bool = False
+    title: str,
+    x_name: str,
+    curves: Mapping[str, NDArray[np.float64]],
+    *,
+    mark_best: bool = False,
+    whole_x: bool = True,
 ) -> Chart | None:
     """A chart of curves, each `(N, 2)` x and y; None if there is nothing to draw.
 
@@ -69,13 +101,14 @@ def line_chart(
         x_name: of the x axis.
         curves: by name; a y that is nan makes a gap.
         mark_best: mark the largest value of the first curve.
+        whole_x: x counts something: ticks at whole numbers only.
     """
     curves = {name: _thinned(points) for name, points in curves.items()}
     finite = [points[np.isfinite(points).all(axis=1)] for points in curves.values()]
     drawn = np.concatenate(finite) if finite else np.zeros((0, 2))
     if not len(drawn):
         return None
-    x_ticks = _ticks(drawn[:, 0], integer=True)
+    x_ticks = _ticks(drawn[:, 0], integer=whole_x)
     y_ticks = _ticks(np.append(drawn[:, 1], 0.0))
     x_range = min(drawn[:, 0].min(), x_ticks[0]), max(drawn[:, 0].max(), x_ticks[-1])
     y_range = y_ticks[0], max(drawn[:, 1].max(), y_ticks[-1])
@@ -98,14 +131,43 @@ def line_chart(
                 dots.append(Dot(x_place(x), y_place(y), text, i == best))
             pen_is_down = bool(np.isfinite(y))
         lines.append(Line(name, path, tuple(dots)))
+    is_few = max(len(points) for points in curves.values()) <= FEW_POINTS
     return Chart(
         title=title,
         x_name=x_name,
         lines=tuple(lines),
         x_ticks=tuple(Tick(x_place(x), f"{x:g}") for x in x_ticks if x_range[0] <= x <= x_range[1]),
-        y_ticks=tuple(Tick(y_place(y), f"{y:.4g}") for y in y_ticks),
-        show_dots=max(len(points) for points in curves.values()) <= 60,
+        y_ticks=tuple(Tick(y_place(y), _short(y)) for y in y_ticks),
+        show_dots=is_few,
+        reach=9 if is_few else 5,
     )
+
+
+def column_chart(title: str, counts: Mapping[str, int]) -> ColumnChart:
+    """A histogram; the names are those of its classes, in order."""
+    total, largest = max(1, sum(counts.values())), max(1, *counts.values())
+    step = WIDTH / len(counts)
+    columns = []
+    for place, (name, value) in enumerate(counts.items()):
+        height = round((HEIGHT - BOTTOM - TOP - 12) * value / largest, 1)  # 12: room for the number above
+        columns.append(
+            Column(
+                name=name,
+                value=value,
+                title=f"{name}: {value:,} ({100 * value / total:.1f} %)",
+                x=round(place * step + step / 10, 1),
+                y=round(HEIGHT - BOTTOM - height, 1),
+                width=round(step * 0.8, 1),
+                height=height,
+                middle=round((place + 0.5) * step, 1),
+            )
+        )
+    return ColumnChart(title, tuple(columns))
+
+
+def _short(value: float) -> str:
+    """A number of a few characters: learning rates would need more room than there is."""
+    return f"{value:.0e}" if 0 < abs(value) < 0.01 else f"{value:.4g}"
 
 
 def _thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,150 +1,149 @@
 """One page that shows a whole training: `report.html` in the run folder, self-contained.
 
-`write_report` gathers the facts from the run folder; how they look is in `report.html` (Jinja) alone.
+`write_report` gathers the facts; how they look is in `templates/` alone (Jinja, with `page.css` and `page.js`
+taken into the page).
 """
 
 from __future__ import annotations
 
-import base64
 import importlib.metadata
-import io
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from numpy.typing import NDArray
 
-from fcos.config import TrainConfig
-from fcos.data.annotations import Annotations, Record
-from fcos.data.check import Card, describe
-from fcos.data.image import read_image
-from fcos.metrics.coco import CocoMetrics, best_f1_threshold, evaluate_detections
-from fcos.plots.boxes import class_colour, readable_on
-from fcos.plots.chart import Chart, line_chart
+from fcos.config import TrainConfig, load_config
+from fcos.data.annotations import Annotations
+from fcos.data.card import DataCard, data_card, read_cards
+from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse, margins_of
+from fcos.metrics.coco import Results
+from fcos.metrics.coverage import Coverage, PointRules, cover
+from fcos.metrics.misses import Miss, why_missed
+from fcos.plots.assignment import Assigned, assigned_picture, choose_assigned
+from fcos.plots.chart import Chart, ColumnChart, column_chart, line_chart
 from fcos.plots.curves import EVAL_CURVES, curve, read_metrics
+from fcos.plots.examples import Example
+from fcos.plots.gallery import choose_pictures, gallery, label_error_crops
+from fcos.plots.report_tables import (
+    confusion_table,
+    coverage_facts,
+    data_rows,
+    error_rows,
+    miss_rows,
+    number_cards,
+)
+from fcos.plots.second_look import SecondLook, second_look
 
-LONGEST_SIDE = 640  # of an example picture, pixels
-JPEG_QUALITY = 80
-LEAST_SCORE = 0.05  # of a detection that the threshold slider can bring up
-MAX_DETECTIONS = 60  # of an example picture
-
+MAX_PICTURES = 48
+MAX_ASSIGNED = 3
+MAX_CURVES = 8  # of classes; as many as there are colours
 PACKAGES = ("fcos-torch", "torch", "torchvision", "timm", "hotcoco", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box of an example picture, in its pixels, with its label.
-
-    Attributes:
-        text_x, text_y, text_anchor: where the label goes so that it is inside of the picture.
-        score: None for ground truth.
-    """
-
-    x: float
-    y: float
-    width: float
-    height: float
-    text: str
-    text_x: float
-    text_y: float
-    text_anchor: str
-    colour: str
-    text_colour: str
-    score: float | None
-
-
-@dataclass(frozen=True)
-class Example:
-    """A picture with what is there and what was found.
-
-    Attributes:
-        jpeg: base64.
-        width, height: of the JPEG, in which the boxes are given.
-    """
-
-    name: str
-    jpeg: str
-    width: int
-    height: int
-    font_size: float
-    line_width: float
-    ground_truth: tuple[Box, ...]
-    detections: tuple[Box, ...]
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """AP and number of evaluation boxes of a class; AP is None where there is nothing to find."""
-
-    name: str
-    ap: float | None
-    num_boxes: int
 
 
 def write_report(
     run: Path,
     *,
     annotations: Annotations,
-    results: Sequence[Mapping[str, Any]],
-    train_annotations: Annotations | None = None,
-    max_pictures: int = 12,
+    results: Results,
+    cards: Mapping[str, DataCard] | None = None,
+    out: Path | None = None,
+    max_pictures: int = MAX_PICTURES,
+    device: torch.device | str = "cpu",
 ) -> Path:
-    """Write `report.html` into the run folder.
+    """Write the report of a run.
 
     Args:
-        run: folder with metrics.jsonl and config.json.
-        annotations: of the evaluation.
-        results: what the best model found in them, as in a COCO results file.
-        train_annotations: if given, described beside those of the evaluation.
-        max_pictures: examples to show, evenly spread over the evaluation pictures.
+        run: folder with metrics.jsonl and config.json; its data.json and model file are used where they are.
+        annotations: of the evaluation, with sizes as the data check leaves them.
+        results: what the best model found in them, as `metrics.coco.evaluate_detections` takes it.
+        cards: of the data sets; None: those of data.json in the run folder.
+        out: the file to write; None: report.html in the run folder.
+        max_pictures: examples to show.
+        device: where the model sees pictures again, to know what NMS took away.
     """
-    metrics = read_metrics(run)
-    measured = evaluate_detections(annotations, results)
-    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    cards = {"evaluation": describe(annotations)}
-    if train_annotations is not None:
-        cards = {"training": describe(train_annotations)} | cards
-    page = _template().render(
-        name=" / ".join(run.absolute().parts[-2:]),
-        facts=_facts(metrics, settings, cards),
-        numbers=_numbers(measured),
-        coco_lines=measured.summary(),
-        charts=_charts(metrics),
-        classes=_class_rows(measured, annotations),
-        cards=cards,
-        examples=_examples(annotations, results, max_pictures),
-        threshold=best_f1_threshold(annotations, results),
-        settings=_setting_rows(settings),
-        versions=_versions(),
+    config = load_config(run / "config.json")
+    # Resampling takes about as long as all the rest.
+    resampling = ThreadPoolExecutor(1)
+    margins = resampling.submit(margins_of, annotations, results)
+    analysis = analyse(annotations, results, margins=False)
+    coverage = cover(annotations, PointRules.of(config))
+    chosen = choose_pictures(annotations, analysis, max_pictures)
+    with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
+    look = second_look(run, torch.device(device))
+    candidates = look.candidates(annotations, with_misses) if look else {}
+    misses = why_missed(
+        annotations, analysis, _without_point(annotations, coverage), candidates, config.nms_iou
     )
-    out = run / "report.html"
+    examples = gallery(annotations, analysis, chosen, misses)
+    values, num_resamples = margins.result()
+    resampling.shutdown()
+    analysis = replace(analysis, margins=values, num_resamples=num_resamples)
+    out = out or run / "report.html"
+    page = template("report.html").render(
+        _facts_of(run, config, annotations, read_cards(run) if cards is None else cards),
+        **_measured(annotations, analysis),
+        **_pictures(examples, misses, len(annotations)),
+        label_errors=label_error_crops(annotations, analysis, chosen),
+        num_label_errors=len(analysis.shown.label_errors),
+        misses=miss_rows(misses),
+        num_missed=len(misses),
+        num_seen_again=len(candidates),
+        coverage=coverage_facts(coverage, PointRules.of(config)),
+        assigned=_assigned(coverage, PointRules.of(config), look) if max_pictures else [],
+        threshold=analysis.threshold,
+        has_model=look is not None,
+    )
     out.write_text(page, encoding="utf-8")
     return out
 
 
-def _template() -> Any:
+def template(name: str) -> Template:
+    """A page of `templates/`; what it names and is not given is an error."""
     environment = Environment(
-        loader=PackageLoader("fcos", "plots"),
+        loader=PackageLoader("fcos", "plots/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
-def _facts(
-    metrics: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], cards: Mapping[str, Card]
+# Facts ------------------------------------------------------------------------------------------------------
+
+
+def _facts_of(
+    run: Path, config: TrainConfig, annotations: Annotations, given: Mapping[str, DataCard]
+) -> dict[str, Any]:
+    """What was trained on what, and how that went."""
+    metrics = read_metrics(run)
+    known: dict[str, DataCard] = {"evaluation": data_card(annotations), **given}
+    cards = dict(sorted(known.items(), reverse=True))  # training first
+    return {
+        "name": " / ".join(run.absolute().parts[-2:]),
+        "facts": _sentence(metrics, config, cards),
+        "charts": training_charts(metrics),
+        "cards": cards,
+        "data_rows": data_rows(list(cards.values())),
+        "data_charts": _data_charts(cards),
+        "settings": _setting_rows(config),
+        "versions": _versions(),
+    }
+
+
+def _sentence(
+    metrics: Sequence[Mapping[str, Any]], config: TrainConfig, cards: Mapping[str, DataCard]
 ) -> str:
-    """What was trained on what, in a sentence."""
-    model = f"{settings.get('model', 'FCOS')} on {settings.get('backbone', 'its backbone')}"
-    pictures = ", ".join(f"{card.num_images:,} {what} pictures" for what, card in cards.items())
+    model = f"{config.model} on {config.backbone}"
+    pictures = ", ".join(f"{card.card.num_images:,} {what} pictures" for what, card in cards.items())
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     length = ""
     if steps:
@@ -155,26 +154,8 @@ def _facts(
     return " · ".join(part for part in (model, pictures, length, epoch) if part)
 
 
-def _numbers(measured: CocoMetrics) -> list[tuple[str, str, str]]:
-    """The headline: title, value, meaning."""
-    stats = measured.stats
-    named = [
-        ("AP", stats[0], "averaged over IoU 0.50 to 0.95"),
-        ("AP50", stats[1], "at IoU 0.50: found roughly"),
-        ("AP75", stats[2], "at IoU 0.75: found exactly"),
-        ("AP small", stats[3], "below 32² square pixels"),
-        ("AP medium", stats[4], "up to 96² square pixels"),
-        ("AP large", stats[5], "from 96² square pixels"),
-        ("AR100", stats[8], "recall with 100 detections a picture"),
-    ]
-    return [(name, _percent(value), meaning) for name, value, meaning in named]
-
-
-def _percent(value: float) -> str:
-    return "–" if value < 0 else f"{100 * value:.1f}"  # COCO's -1: there is nothing to find
-
-
-def _charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
+def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
+    """Curves of a run."""
     losses = ("loss", "loss_classification", "loss_box", "loss_quality")
     charts = [
         line_chart(
@@ -190,96 +171,21 @@ def _charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _class_rows(measured: CocoMetrics, annotations: Annotations) -> list[ClassRow]:
-    """Best AP first, classes without boxes last."""
-    counted = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]
-    counts = np.bincount(counted, minlength=annotations.num_classes).tolist()
-    rows = [
-        ClassRow(name, ap if ap >= 0 else None, count)
-        for (name, ap), count in zip(measured.per_class_ap.items(), counts, strict=True)
+def _data_charts(cards: Mapping[str, DataCard]) -> list[ColumnChart]:
+    """Of the training set where it is known."""
+    what, card = next(iter(cards.items()))
+    return [
+        column_chart(f"Boxes by size: root of the area, pixels ({what})", card.box_sides),
+        column_chart(f"Boxes by aspect ratio: width / height ({what})", card.box_ratios),
     ]
-    return sorted(rows, key=lambda row: -1.0 if row.ap is None else row.ap, reverse=True)
 
 
-def _examples(
-    annotations: Annotations, results: Iterable[Mapping[str, Any]], max_pictures: int
-) -> list[Example]:
-    chosen = [annotations[index] for index in spread(len(annotations), max_pictures)]
-    found: dict[int, list[Mapping[str, Any]]] = {record.image_id: [] for record in chosen}
-    for result in results:
-        if result["image_id"] in found and result["score"] >= LEAST_SCORE:
-            found[result["image_id"]].append(result)
-    return [_example(record, found[record.image_id], annotations) for record in chosen]
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices, evenly over `range(count)`."""
-    return [int(index) for index in np.linspace(0, count - 1, min(count, wanted)).round()]
-
-
-def _example(record: Record, found: Sequence[Mapping[str, Any]], annotations: Annotations) -> Example:
-    image = Image.fromarray(read_image(record.path).permute(1, 2, 0).numpy())
-    width, height = image.size
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    scale = np.array([image.width / width, image.height / height] * 2)
-    jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=JPEG_QUALITY)
-    names, label_of = annotations.class_names, {c: i for i, c in enumerate(annotations.category_ids)}
-    font_size = max(image.size) / 26
-
-    def box(xyxy: Any, label: int, score: float | None) -> Box:
-        return _box(np.asarray(xyxy) * scale, names[label], label, score, image.size, font_size)
-
-    best = sorted(found, key=lambda result: float(result["score"]), reverse=True)[:MAX_DETECTIONS]
-    truth = zip(record.boxes_xyxy, record.labels.tolist(), strict=True)
-    return Example(
-        name=record.path.name,
-        jpeg=base64.b64encode(jpeg.getvalue()).decode(),
-        width=image.width,
-        height=image.height,
-        font_size=round(font_size, 1),
-        line_width=round(max(image.size) / 200, 1),
-        ground_truth=tuple(box(xyxy, label, None) for xyxy, label in truth),
-        # the best is drawn last, on top of the others
-        detections=tuple(
-            box(_xyxy(result["bbox"]), label_of[result["category_id"]], float(result["score"]))
-            for result in reversed(best)
-        ),
-    )
-
-
-def _xyxy(box_xywh: ArrayLike) -> NDArray[np.float64]:
-    x, y, width, height = np.asarray(box_xywh, np.float64)
-    return np.array([x, y, x + width, y + height])
-
-
-def _box(
-    box_xyxy: Any, name: str, label: int, score: float | None, size: tuple[int, int], font_size: float
-) -> Box:
-    x1, y1, x2, y2 = (round(float(side), 1) for side in np.clip(box_xyxy, 0, (*size, *size)))
-    is_right = x1 > 0.7 * size[0]  # its label would run out of the picture: it ends at the box's right side
-    colour = class_colour(label)
-    return Box(
-        x=x1,
-        y=y1,
-        width=round(x2 - x1, 1),
-        height=round(y2 - y1, 1),
-        text=name if score is None else f"{name} {score:.2f}",
-        text_x=x2 if is_right else x1,
-        text_y=round(y1 - font_size / 4 if y1 > 1.2 * font_size else y1 + font_size, 1),
-        text_anchor="end" if is_right else "start",
-        colour="#{:02x}{:02x}{:02x}".format(*colour),
-        text_colour=readable_on(colour),
-        score=score,
-    )
-
-
-def _setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _setting_rows(config: TrainConfig) -> list[tuple[str, str, str]]:
     """Key, value, meaning."""
     meanings = {key: field.description or "" for key, field in TrainConfig.model_fields.items()}
     return [
-        (key, value if isinstance(value, str) else json.dumps(value), meanings.get(key, ""))
-        for key, value in settings.items()
+        (key, value if isinstance(value, str) else json.dumps(value), meanings[key])
+        for key, value in config.model_dump(mode="json").items()
     ]
 
 
@@ -292,3 +198,126 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a checkout without installing it
             versions[package] = "not installed"
     return versions
+
+
+# Measurements -----------------------------------------------------------------------------------------------
+
+
+def _measured(annotations: Annotations, analysis: Analysis) -> dict[str, Any]:
+    """Numbers, classes, errors and scores."""
+    ranked = sorted(analysis.classes, key=lambda row: -1.0 if row.ap is None else row.ap, reverse=True)
+    return {
+        "numbers": number_cards(analysis),
+        "num_resamples": analysis.num_resamples,
+        "min_pictures": MIN_PICTURES,
+        "coco_lines": analysis.metrics.summary(),
+        "classes": ranked,
+        "precision_charts": _precision_charts(analysis, ranked),
+        "errors": error_rows(analysis),
+        "confusion": confusion_table(analysis, annotations.class_names),
+        "score_charts": _score_charts(analysis),
+        "best": analysis.best,
+        "calibration_error": analysis.calibration_error,
+        "num_objects": int((~annotations.is_crowd & ~annotations.is_difficult).sum()),
+    }
+
+
+def _precision_charts(analysis: Analysis, ranked: Sequence[ClassResult]) -> list[Chart]:
+    recalls = np.linspace(0, 1, analysis.class_precision.shape[1])
+    overall = {
+        name: np.stack([recalls, np.where(values < 0, np.nan, values)], axis=1)
+        for name, values in analysis.curves.items()
+    }
+    measured = [row.name for row in ranked if row.ap is not None]
+    if len(measured) > MAX_CURVES:  # the ends of the list say most
+        measured = measured[: MAX_CURVES // 2] + measured[-MAX_CURVES // 2 :]
+    label_of = {row.name: label for label, row in enumerate(analysis.classes)}
+    by_class = {
+        name: np.stack([recalls, analysis.class_precision[label_of[name]]], axis=1) for name in measured
+    }
+    which = "each class" if len(by_class) == len(analysis.classes) else "the best and worst classes"
+    charts = (
+        line_chart("Precision over recall, all classes", "recall", overall, whole_x=False),
+        line_chart(f"Precision over recall of {which}, IoU 0.50", "recall", by_class, whole_x=False),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _score_charts(analysis: Analysis) -> list[Chart]:
+    bins = np.array([(score, right) for score, right, count in analysis.calibration if count])
+    diagonal = np.array([[0.0, 0.0], [1.0, 1.0]])
+    calibration = line_chart(
+        "Share of the detections that is right, by score",
+        "score",
+        {"detections": bins.reshape(-1, 2), "a score that is a probability": diagonal},
+        whole_x=False,
+    )
+    thresholds = line_chart(
+        "F1, precision and recall, by threshold", "threshold", _by_threshold(analysis), whole_x=False
+    )
+    return [chart for chart in (calibration, thresholds) if chart is not None]
+
+
+def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
+    """Over all classes, at IoU 0.5."""
+    counted = analysis.is_right >= 0
+    scores, is_right = analysis.rows[counted, 5], analysis.is_right[counted] == 1
+    num_objects = sum(row.num_boxes for row in analysis.classes)
+    if not num_objects or not len(scores):
+        return {}
+    thresholds = np.linspace(0, 1, 51)
+    num_shown = np.array([(scores >= threshold).sum() for threshold in thresholds])
+    num_right = np.array([(scores[is_right] >= threshold).sum() for threshold in thresholds])
+    with np.errstate(invalid="ignore"):
+        values = {
+            "F1": 2 * num_right / (num_shown + num_objects),
+            "precision": num_right / num_shown,  # nan, a gap, where nothing is shown
+            "recall": num_right / num_objects,
+        }
+    return {name: np.stack([thresholds, value], axis=1) for name, value in values.items()}
+
+
+# Pictures ---------------------------------------------------------------------------------------------------
+
+
+def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures: int) -> dict[str, Any]:
+    """The examples, and by which tags the page can choose them."""
+    by_tag: dict[str, list[str]] = {"all": [example.key for example in examples]}
+    for example in examples:
+        for tag in example.tags:
+            by_tag.setdefault(tag, []).append(example.key)
+    words = {"all": "all", "worst": "worst", "best": "best"}
+    words |= {row.tag: f"missed: {row.short}" for row in miss_rows(misses)}
+    return {
+        "examples": examples,
+        "pictures": by_tag,
+        "choices": [(tag, word) for tag, word in words.items() if tag in by_tag],
+        "num_pictures": num_pictures,
+    }
+
+
+def _assigned(coverage: Coverage, rules: PointRules, look: SecondLook | None) -> list[Assigned]:
+    images = choose_assigned(coverage.annotations, coverage.without, MAX_ASSIGNED)
+    return [
+        assigned_picture(
+            coverage.annotations,
+            image,
+            rules,
+            look.best_scores(coverage.annotations, image) if look else None,
+        )
+        for image in images
+    ]
+
+
+def _without_point(annotations: Annotations, coverage: Coverage) -> NDArray[np.bool_]:
+    """`(boxes,)` of all pictures; what was not looked at counts as learned."""
+    if len(coverage.without) == len(annotations.labels):
+        return coverage.without
+    without = np.zeros(len(annotations.labels), bool)
+    first_of = dict(zip(annotations.image_ids.tolist(), annotations.first_box.tolist(), strict=False))
+    seen = coverage.annotations
+    for image, image_id in enumerate(seen.image_ids.tolist()):
+        start, end = seen.first_box[image : image + 2]
+        first = first_of[image_id]
+        without[first : first + end - start] = coverage.without[start:end]
+    return without

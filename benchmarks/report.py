@@ -1,0 +1,136 @@
+"""Time and size of `fcos report` for an evaluation of 4,952 pictures with 80 classes.
+
+    python benchmarks/report.py --data ../shared/data
+
+The objects are those of the list `lists/coco_val2017.txt` there. The pictures are photographs of
+`voc100/images`, brought to the sizes that the boxes need and linked under the names of the list. The
+detections are made: as of a mediocre detector, 100 a picture, which is the most that there can be. The model
+file has random weights: looking at pictures again takes its time, and what it says means nothing. What is
+timed is the command as a user types it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fcos.build import MODEL_SETTINGS, build_model
+from fcos.config import dump_config, load_config
+from fcos.data.annotations import Annotations
+from fcos.data.card import data_card, write_cards
+from fcos.data.check import check
+from fcos.data.formats import read_annotations, read_names
+from fcos.model.weights import ModelCard, save_model
+
+STEP = 32  # pixels between the sizes of pictures
+PER_PICTURE = 100
+
+
+def make_pictures(annotations: Annotations, photographs: list[Path], folder: Path) -> None:
+    """A picture of each name that is large enough for its boxes."""
+    made: dict[tuple[int, int], Path] = {}
+    for index, record in enumerate(annotations):
+        needed = record.boxes_xyxy[:, 2:].max(axis=0, initial=320)
+        width, height = (int(-(-side // STEP)) * STEP for side in needed)
+        if (width, height) not in made:
+            made[width, height] = folder / f"{width}x{height}.jpg"
+            with Image.open(photographs[index % len(photographs)]) as photograph:
+                photograph.convert("RGB").resize((width, height)).save(made[width, height], quality=90)
+        (folder / record.path.name).symlink_to(made[width, height])
+
+
+def make_results(annotations: Annotations) -> list[dict[str, object]]:
+    """Entries of a results file: most objects twice, with noise, and background up to the limit."""
+    rng = np.random.default_rng(0)
+    entries: list[dict[str, object]] = []
+    for record in annotations:
+        boxes, labels = np.tile(record.boxes_xyxy, (2, 1)), np.tile(record.labels, 2)
+        sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        boxes = boxes + rng.normal(0, 0.07, boxes.shape) * sides
+        scores = np.clip(rng.normal(0.5, 0.2, len(boxes)), 0.05, 0.99)
+        wrong = rng.random(len(boxes)) < 0.15
+        labels = np.where(wrong, rng.integers(0, annotations.num_classes, len(boxes)), labels)
+        corner = rng.uniform(0, 300, (PER_PICTURE, 2))
+        background = np.concatenate([corner, corner + rng.uniform(10, 200, (PER_PICTURE, 2))], axis=1)
+        boxes = np.concatenate([boxes, background])[:PER_PICTURE]
+        scores = np.append(scores, 0.05 + 0.5 * rng.beta(1, 6, PER_PICTURE))[:PER_PICTURE]
+        labels = np.append(labels, rng.integers(0, annotations.num_classes, PER_PICTURE))[:PER_PICTURE]
+        boxes[:, 2:] = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
+        for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+            entries.append(
+                {
+                    "image_id": record.image_id,
+                    "category_id": annotations.category_ids[label],
+                    "bbox": [round(value, 3) for value in box],
+                    "score": round(score, 6),
+                }
+            )
+    return entries
+
+
+def make_run(data: Path, folder: Path) -> Path:
+    """A run folder as a training leaves it, without curves."""
+    names = read_names(data / "lists" / "coco_name.txt")[0]
+    source = data / "lists" / "coco_val2017.txt"
+    annotations = read_annotations(source, names=names, format="list")
+    (folder / "pictures").mkdir()
+    make_pictures(annotations, sorted((data / "voc100" / "images").glob("*.jpg")), folder / "pictures")
+
+    run = folder / "run"
+    run.mkdir()
+    config = load_config(
+        {
+            "model": "fcos_mobilenetv2",
+            "pretrain": False,
+            **{"list_train": str(source), "root_train": str(folder / "pictures")},
+            **{"list_eval": str(source), "root_eval": str(folder / "pictures")},
+            "name_file": str(data / "lists" / "coco_name.txt"),
+        }
+    )
+    dump_config(config, run / "config.json")
+    (run / "metrics.jsonl").touch()
+    read = read_annotations(source, root=folder / "pictures", names=names, format="list")
+    card = data_card(read, check(read, decode=False))
+    write_cards({"training": card, "evaluation": card}, run)
+    (run / "results.json").write_text(json.dumps(make_results(annotations)))
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS}
+    model_card = ModelCard(settings, annotations.class_names, annotations.category_ids)
+    save_model(run / "best.safetensors", build_model(config, len(names)).state_dict(), model_card)
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--keep", type=Path, help="copy the page here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run(args.data.resolve(), Path(folder))
+        command = [sys.executable, "-m", "fcos", "report", str(run), "--device", "cpu"]
+        started_at = time.perf_counter()
+        subprocess.run(command, check=True)
+        elapsed_s = time.perf_counter() - started_at
+        page = (run / "report.html").read_bytes()
+        if args.keep:
+            args.keep.write_bytes(page)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor_s = used.ru_utime + used.ru_stime
+    print(
+        f"{elapsed_s:.1f} s ({processor_s:.1f} s of processor time), {len(page) / 2**20:.1f} MB, "
+        f"peak {used.ru_maxrss / 2**20:.1f} GiB"
+    )
+
+
+if __name__ == "__main__":
+    main()

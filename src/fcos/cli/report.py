@@ -1,0 +1,62 @@
+"""`fcos report`: one page about a run, or about the difference of two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fcos.cli.device import device_option
+
+EPILOG = """\b
+Examples:
+  fcos report runs/train                       writes runs/train/report.html
+  fcos report runs/train --pictures 200        with more examples
+  fcos report runs/before runs/after           what changed, and whether by chance
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("other", metavar="[RUN_B]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The page to write; default: report.html in the run, or comparison.html in RUN_B.",
+)
+@click.option(
+    "--pictures", type=click.IntRange(min=0), help="Examples to show; default: 48, or 24 for two runs."
+)
+@device_option
+def command(
+    run: Path, other: Path | None, output: Path | None, pictures: int | None, device: str | list[int]
+) -> None:
+    """Write a page that shows a training: self-contained, for a browser, offline.
+
+    RUN is the folder of a training. With RUN_B, the page compares the two on the pictures that both were
+    measured on.
+    """
+    from fcos.plots.run_folder import read_run
+
+    first = read_run(run)
+    if other is not None:
+        from fcos.plots.comparison import MAX_PICTURES, write_comparison
+
+        second = read_run(other)
+        most = MAX_PICTURES if pictures is None else pictures
+        written = write_comparison(first, second, output or other / "comparison.html", max_pictures=most)
+    else:
+        from fcos.engine.devices import torch_device
+        from fcos.plots.report import MAX_PICTURES, write_report
+
+        written = write_report(
+            run,
+            annotations=first.annotations,
+            results=first.results,
+            cards=first.cards,
+            out=output,
+            max_pictures=MAX_PICTURES if pictures is None else pictures,
+            device=torch_device(device),
+        )
+    click.echo(f"{written} ({written.stat().st_size / 2**20:.1f} MB)")

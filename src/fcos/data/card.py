@@ -1,0 +1,95 @@
+"""What a run was trained on and measured on, kept in its folder: `data.json`.
+
+The report shows it without reading the training set again, which may be large, or elsewhere by then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcos.data.annotations import Annotations
+from fcos.data.check import Card, CheckReport, describe
+
+FILE_NAME = "data.json"
+MAX_LINES = 20  # of problems and of warnings that are kept
+SIDE_ENDS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # pixels
+RATIO_ENDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """One data set.
+
+    Attributes:
+        card: its counts.
+        box_sides: number of boxes by the root of their area, original pixels, in the order of the sizes.
+        box_ratios: number of boxes by width / height.
+        problems: what could not be used and was left out, the first `MAX_LINES`.
+        warnings: of the data check, the first `MAX_LINES`.
+        num_problems, num_warnings: all of them; None where the data were not checked.
+    """
+
+    card: Card
+    box_sides: dict[str, int]
+    box_ratios: dict[str, int]
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    num_problems: int | None = None
+    num_warnings: int | None = None
+
+
+def data_card(
+    annotations: Annotations, report: CheckReport | None = None, more_warnings: Sequence[str] = ()
+) -> DataCard:
+    """Describe annotations, with what their check found and what else there is to warn of."""
+    sides = annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]
+    sides = sides[(np.isfinite(sides) & (sides > 0)).all(axis=1)]
+    problems = [] if report is None else [str(problem) for problem in report.problems]
+    warnings = list(more_warnings) + ([] if report is None else [str(warning) for warning in report.warnings])
+    return DataCard(
+        card=describe(annotations),
+        box_sides=_histogram(np.sqrt(sides.prod(axis=1)), SIDE_ENDS),
+        box_ratios=_histogram(sides[:, 0] / sides[:, 1], RATIO_ENDS),
+        problems=tuple(problems[:MAX_LINES]),
+        warnings=tuple(warnings[:MAX_LINES]),
+        num_problems=None if report is None else len(problems),
+        num_warnings=None if report is None else len(warnings),
+    )
+
+
+def write_cards(cards: Mapping[str, DataCard], folder: Path) -> None:
+    """Keep the cards in a run folder."""
+    content = {what: asdict(card) for what, card in cards.items()}
+    (folder / FILE_NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_cards(folder: Path) -> dict[str, DataCard]:
+    """The cards of a run folder; none where it has no such file."""
+    file = folder / FILE_NAME
+    if not file.is_file():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return {what: _card_of(entry) for what, entry in content.items()}
+
+
+def _card_of(entry: Mapping[str, Any]) -> DataCard:
+    content = dict(entry)
+    card, sides = dict(content.pop("card")), entry["card"]["sides"]
+    card["sides"] = sides and {name: tuple(values) for name, values in sides.items()}
+    content |= {name: tuple(content[name]) for name in ("problems", "warnings")}
+    return DataCard(card=Card(**card), **content)
+
+
+def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:
+    """Number of values below the first end, between each two, and from the last on."""
+    counts = np.bincount(np.digitize(values, ends), minlength=len(ends) + 1).tolist()
+    names = [f"<{ends[0]:g}", *(f"{low:g}–{high:g}" for low, high in pairwise(ends))]
+    return dict(zip([*names, f"≥{ends[-1]:g}"], counts, strict=True))

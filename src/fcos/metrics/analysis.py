@@ -1,0 +1,313 @@
+"""What an evaluation says beyond COCO's twelve numbers: how sure they are, and where AP is lost.
+
+`analyse` asks hotcoco once for all of it. Two evaluations are made: of everything that was found, which is
+what AP is about, and of what is shown from the best threshold on, which is what a user of the detector sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hotcoco import compare
+from numpy.typing import NDArray
+
+from fcos.data.annotations import Annotations
+from fcos.data.check import COCO_LARGE, COCO_SMALL
+from fcos.metrics.coco import (
+    F1_IOU,
+    NOTHING_FOUND_THRESHOLD,
+    BestF1,
+    CocoMetrics,
+    Results,
+    best_f1,
+    boxes_by_id,
+    label_order,
+    match,
+    mean_of_valid,
+    num_counted,
+    numbers_of,
+    result_array,
+    status_of_rows,
+)
+from fcos.metrics.confusion import Pairs, pair_up, xyxy_of
+
+STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+SIZES = ("all", "small", "medium", "large")
+SIZE_OF_STAT = (0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 3)
+TIDE_ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
+
+# A resample of the pictures costs 0.4 microseconds a detection.
+RESAMPLED_DETECTIONS = 15_000_000
+MIN_RESAMPLES, MAX_RESAMPLES = 30, 400
+MIN_PICTURES = 10  # with fewer that hold such an object, resampling says nothing
+STANDARD_ERRORS = 1.96  # either side: 95 %
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """A class; what cannot be measured, since there is nothing to find, is None.
+
+    Attributes:
+        by_size: AP of small, medium and large objects.
+        best: its own best threshold.
+        calibration_error: expected difference of score and share that is right.
+    """
+
+    name: str
+    num_boxes: int
+    ap: float | None
+    ap_50: float | None
+    by_size: tuple[float | None, ...]
+    best: BestF1 | None
+    calibration_error: float | None
+
+
+@dataclass(frozen=True)
+class LabelError:
+    """A detection so sure that perhaps the annotation is wrong.
+
+    Attributes:
+        image: index of the picture.
+        found: name of the class that was found.
+        there: name of the class that is annotated at this place; None: nothing is.
+    """
+
+    image: int
+    box_xyxy: NDArray[np.float64]
+    score: float
+    found: str
+    there: str | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is left at the threshold, and how each picture does.
+
+    Attributes:
+        rows: `(N,)` index of the detections among all results.
+        pairs: which answers which; `pairs.rows` index all results too.
+        num_right, num_wrong, num_missed: `(images,)`.
+        error_counts: of TIDE's kinds.
+        label_errors: surest first.
+        missed: `(boxes,)` objects that no detection of their class found.
+    """
+
+    rows: NDArray[np.int64]
+    pairs: Pairs
+    num_right: NDArray[np.int64]
+    num_wrong: NDArray[np.int64]
+    num_missed: NDArray[np.int64]
+    error_counts: dict[str, int]
+    label_errors: tuple[LabelError, ...]
+    missed: NDArray[np.bool_]
+
+    def f1(self) -> NDArray[np.float64]:
+        """`(images,)`; 1 where there is nothing and nothing is shown."""
+        wanted = 2 * self.num_right + self.num_wrong + self.num_missed
+        f1: NDArray[np.float64] = np.ones(len(wanted))
+        np.divide(2 * self.num_right, wanted, out=f1, where=wanted > 0)
+        return f1
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything about one evaluation.
+
+    Attributes:
+        rows: `(N, 7)` image_id, x, y, w, h, score, category_id: all that was found.
+        margins: half of the 95 % interval of each of the twelve numbers; None where there is too little.
+        num_resamples: of the pictures, that the margins come from.
+        curves: precision at 101 recalls 0, 0.01, ..., of all classes, by name.
+        class_precision: `(classes, 101)` at IoU 0.5; -1 for classes without boxes.
+        error_costs: AP50 that each kind of TIDE's errors costs.
+        calibration: for each tenth of the scores: mean score, share that is right, number of detections.
+        best: F1 over all classes; None where nothing is right.
+        threshold: from which detections are shown.
+        is_right: `(N,)` of the rows: 1 right, 0 wrong, -1 not counted.
+        found_with: `(boxes,)` score of the detection that found each object; -1 if none did.
+    """
+
+    rows: NDArray[np.float64]
+    metrics: CocoMetrics
+    margins: tuple[float | None, ...]
+    num_resamples: int
+    classes: tuple[ClassResult, ...]
+    curves: dict[str, NDArray[np.float64]]
+    class_precision: NDArray[np.float64]
+    error_costs: dict[str, float]
+    calibration: tuple[tuple[float, float, int], ...]
+    calibration_error: float
+    best: BestF1 | None
+    threshold: float
+    is_right: NDArray[np.int8]
+    found_with: NDArray[np.float64]
+    shown: Shown
+
+
+def analyse(annotations: Annotations, results: Results, *, margins: bool = True) -> Analysis:
+    """Everything about the results; arguments as in `metrics.coco.evaluate_detections`.
+
+    Without `margins` no resampling is done, which takes most of the time.
+    """
+    rows = result_array(annotations, results)
+    evaluation = match(annotations, rows)
+    metrics = numbers_of(evaluation, annotations)
+    num_resamples = resamples_for(len(rows)) if margins else 0
+    diagnostics = evaluation.image_diagnostics(iou_thr=F1_IOU)
+    is_right = np.full(len(rows), -1, np.int8)
+    counted, right = status_of_rows(diagnostics["dt_status"])
+    is_right[counted] = right
+    best = best_f1(rows[counted, 5], right, num_counted(annotations))
+    threshold = NOTHING_FOUND_THRESHOLD if best is None else best.threshold
+    calibration = evaluation.calibration(n_bins=10, iou_threshold=F1_IOU)
+    curves = evaluation.report()["curves"]
+    precision = evaluation.eval["precision"][:, :, :, :, -1]  # (IoUs, recalls, classes, sizes)
+    order = label_order(annotations)
+    costs = evaluation.tide_errors(pos_thr=F1_IOU)["delta_ap"]
+    return Analysis(
+        rows=rows,
+        metrics=metrics,
+        margins=_margins(annotations, evaluation, metrics.stats, num_resamples),
+        num_resamples=num_resamples,
+        classes=_classes(annotations, rows, is_right, precision, calibration["per_category"]),
+        curves={f"IoU {iou:.2f}": np.array(curves[f"pr@{iou:.2f}"]) for iou in (0.5, 0.75, 0.9)},
+        class_precision=precision[0, :, np.argsort(order), 0],
+        error_costs={name: float(costs[name]) for name in TIDE_ERRORS},
+        calibration=tuple((b["avg_confidence"], b["avg_accuracy"], b["count"]) for b in calibration["bins"]),
+        calibration_error=float(calibration["ece"]),
+        best=best,
+        threshold=threshold,
+        is_right=is_right,
+        found_with=_found_with(annotations, rows, diagnostics["gt_match"]),
+        shown=_shown(annotations, rows, is_right, threshold),
+    )
+
+
+def margins_of(annotations: Annotations, results: Results) -> tuple[tuple[float | None, ...], int]:
+    """Margins and number of resamples, as in `Analysis`; for a thread of its own: hotcoco lets others run."""
+    rows = result_array(annotations, results)
+    evaluation = match(annotations, rows)
+    stats, num_resamples = numbers_of(evaluation, annotations).stats, resamples_for(len(rows))
+    return _margins(annotations, evaluation, stats, num_resamples), num_resamples
+
+
+def _margins(
+    annotations: Annotations, evaluation: Any, stats: Sequence[float], num_resamples: int
+) -> tuple[float | None, ...]:
+    """Of COCO's numbers: the bootstrap of hotcoco's `compare`, with a detector that finds nothing."""
+    if not num_resamples:
+        return (None,) * len(STATS)
+    nothing = match(annotations, np.zeros((0, 7)))
+    errors = compare(nothing, evaluation, n_bootstrap=num_resamples, seed=0)["ci"]
+    enough = np.array(pictures_by_size(annotations)) >= MIN_PICTURES
+    margins = (
+        STANDARD_ERRORS * float(errors[name]["std_err"]) if stat >= 0 and enough[size] else None
+        for name, stat, size in zip(STATS, stats, SIZE_OF_STAT, strict=True)
+    )
+    return tuple(margins)
+
+
+def resamples_for(num_rows: int) -> int:
+    """How often the pictures are drawn anew: as often as a report has time for."""
+    return int(np.clip(RESAMPLED_DETECTIONS // max(1, num_rows), MIN_RESAMPLES, MAX_RESAMPLES))
+
+
+def pictures_by_size(annotations: Annotations) -> list[int]:
+    """Pictures that hold an object of each of `SIZES`."""
+    counted = ~annotations.is_crowd & ~annotations.is_difficult
+    images = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
+    size = 1 + np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
+    return [len(np.unique(images[counted & ((size == place) | (place == 0))])) for place in range(len(SIZES))]
+
+
+def _classes(
+    annotations: Annotations,
+    rows: NDArray[np.float64],
+    is_right: NDArray[np.int8],
+    precision: NDArray[np.float64],
+    calibration: dict[str, float],
+) -> tuple[ClassResult, ...]:
+    """In the order of the labels."""
+    counts = np.bincount(
+        annotations.labels[~annotations.is_crowd & ~annotations.is_difficult],
+        minlength=annotations.num_classes,
+    )
+    place_of = {label: place for place, label in enumerate(label_order(annotations))}
+    classes = []
+    for label, name in enumerate(annotations.class_names):
+        of_class = precision[:, :, place_of[label]]
+        mine = (rows[:, 6] == annotations.category_ids[label]) & (is_right >= 0)
+        classes.append(
+            ClassResult(
+                name=name,
+                num_boxes=int(counts[label]),
+                ap=_measured(of_class[:, :, 0]),
+                ap_50=_measured(of_class[0, :, 0]),
+                by_size=tuple(_measured(of_class[:, :, size]) for size in (1, 2, 3)),
+                best=best_f1(rows[mine, 5], is_right[mine] == 1, int(counts[label])),
+                calibration_error=calibration.get(name) if mine.any() else None,
+            )
+        )
+    return tuple(classes)
+
+
+def _measured(precision: NDArray[np.float64]) -> float | None:
+    mean = mean_of_valid(precision)
+    return None if mean < 0 else mean
+
+
+def _found_with(
+    annotations: Annotations, rows: NDArray[np.float64], match_of: dict[int, int]
+) -> NDArray[np.float64]:
+    scores = np.full(len(annotations.labels), -1.0)
+    box_of = boxes_by_id(annotations, rows)
+    for box_id, row_id in match_of.items():
+        scores[box_of[box_id - 1]] = rows[row_id - 1, 5]
+    return scores
+
+
+def _shown(
+    annotations: Annotations, rows: NDArray[np.float64], is_right: NDArray[np.int8], threshold: float
+) -> Shown:
+    chosen = np.flatnonzero(rows[:, 5] >= threshold)
+    shown = rows[chosen]
+    evaluation = match(annotations, shown)
+    diagnostics = evaluation.image_diagnostics(iou_thr=F1_IOU, score_thr=threshold)
+    box_of = boxes_by_id(annotations, shown)
+    missed = np.zeros(len(annotations.labels), bool)
+    for box_id, status in diagnostics["gt_status"].items():
+        missed[box_of[box_id - 1]] = status == "fn"
+    missed &= ~annotations.is_crowd & ~annotations.is_difficult
+
+    image_of = {image_id: image for image, image_id in enumerate(annotations.image_ids.tolist())}
+    image_of_row = np.array([image_of[int(image_id)] for image_id in shown[:, 0]], np.int64)
+    image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
+    fate = is_right[chosen]
+    num_right, num_wrong, num_missed = (
+        np.bincount(images, minlength=len(annotations))
+        for images in (image_of_row[fate == 1], image_of_row[fate == 0], image_of_box[missed])
+    )
+    counts = evaluation.tide_errors(pos_thr=F1_IOU)["counts"]
+    errors = [error for error in diagnostics["label_errors"] if fate[error["dt_id"] - 1] == 0]
+    return Shown(
+        rows=chosen,
+        pairs=pair_up(annotations, shown, fate >= 0).of_all(chosen),
+        num_right=num_right,
+        num_wrong=num_wrong,
+        num_missed=num_missed,
+        error_counts={name: int(counts[name]) for name in TIDE_ERRORS},
+        label_errors=tuple(
+            LabelError(
+                image=image_of[error["image_id"]],
+                box_xyxy=xyxy_of(shown[[error["dt_id"] - 1]])[0],
+                score=float(error["dt_score"]),
+                found=error["dt_category"],
+                there=error["gt_category"],
+            )
+            for error in sorted(errors, key=lambda error: -float(error["dt_score"]))
+        ),
+        missed=missed,
+    )

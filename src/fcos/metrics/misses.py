@@ -1,0 +1,168 @@
+"""Why each missed object was missed.
+
+The results say much: another class was shown there, or the score was under the threshold. What NMS took away
+is not in them; for pictures that the model sees again, `candidates` (all that entered NMS) tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import batched_nms
+
+from fcos.data.annotations import Annotations
+from fcos.metrics.analysis import Analysis
+from fcos.metrics.coco import F1_IOU
+from fcos.metrics.confusion import box_overlap, rows_by_image, xyxy_of
+from fcos.model.postprocess import ImageDetections
+
+NEAR_IOU = 0.1  # TIDE's limit between a box that is off and one that means something else
+
+# In the order in which they are tried: the first that holds is told.
+REASONS = {
+    "no point": "no positive point at this size: the detector cannot learn the likes of it",
+    "nms": "suppressed by NMS: a better box lies over it",
+    "class": "the right box with the wrong class",
+    "score": "found, with a score under the threshold",
+    "shared": "found, but that detection is already the one of another object",
+    "box": "something of its class is shown near, but the box fits badly",
+    "nothing": "nothing was found there",
+}
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A missed object.
+
+    Attributes:
+        image: index of the picture.
+        box: index of the object among all boxes.
+        reason: a key of `REASONS`.
+        told: the reason with its class, score or overlap.
+        other_xyxy: the box that took its place or came near, original pixels; None: there is none.
+    """
+
+    image: int
+    box: int
+    reason: str
+    told: str
+    other_xyxy: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in a picture, best first: boxes xyxy in original pixels, scores and labels."""
+
+    boxes_xyxy: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+def why_missed(
+    annotations: Annotations,
+    analysis: Analysis,
+    without_point: NDArray[np.bool_],
+    candidates: Mapping[int, ImageDetections] | None = None,
+    nms_iou: float = 0.6,
+) -> list[Miss]:
+    """A reason for each object that is missed at the threshold.
+
+    Args:
+        annotations: what is there.
+        analysis: of the results.
+        without_point: `(boxes,)` objects that no point learns.
+        candidates: by image id, what entered NMS in the pictures that the model saw again.
+        nms_iou: of the detector.
+    """
+    label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
+    image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
+    rows_of = rows_by_image(annotations, analysis.rows)
+    misses = []
+    for image in np.unique(image_of_box[analysis.shown.missed]).tolist():
+        rows = analysis.rows[rows_of[image]]
+        labels = np.array([label_of[int(row[6])] for row in rows], np.int64)
+        found = Found(xyxy_of(rows), rows[:, 5], labels)
+        entered = (candidates or {}).get(int(annotations.image_ids[image]))
+        suppressed = _Suppressed(entered, analysis.threshold, nms_iou) if entered is not None else None
+        first, last = annotations.first_box[image : image + 2]
+        for box in first + np.flatnonzero(analysis.shown.missed[first:last]):
+            reason, told, other = next(
+                _reasons(
+                    annotations, int(box), found, analysis.threshold, bool(without_point[box]), suppressed
+                )
+            )
+            misses.append(Miss(image, int(box), reason, told, other))
+    return misses
+
+
+def _reasons(
+    annotations: Annotations,
+    box: int,
+    found: Found,
+    threshold: float,
+    is_without_point: bool,
+    suppressed: _Suppressed | None,
+) -> Iterator[tuple[str, str, NDArray[np.float64] | None]]:
+    """All that hold, in the order of `REASONS`: key, words, other box."""
+    label, place = int(annotations.labels[box]), annotations.boxes_xyxy[box]
+    if is_without_point:
+        yield "no point", "no positive point at this size", None
+    if suppressed is not None and (taken := suppressed.by(place, label)) is not None:
+        own, other_score, other = taken
+        yield "nms", f"its score {own:.2f} was suppressed by NMS for a box with {other_score:.2f}", other
+    overlap = box_overlap(place[None], found.boxes_xyxy)[0]
+    fits, same, shown = overlap >= F1_IOU, found.labels == label, found.scores >= threshold
+    if (others := np.flatnonzero(fits & ~same & shown)).size:
+        best = int(others[0])
+        name = annotations.class_names[found.labels[best]]
+        yield "class", f"found as {name}, {found.scores[best]:.2f}", found.boxes_xyxy[best]
+    if (own_rows := np.flatnonzero(fits & same & ~shown)).size:
+        best = int(own_rows[0])
+        yield "score", f"its score {found.scores[best]:.2f} is under the threshold", found.boxes_xyxy[best]
+    if (own_rows := np.flatnonzero(fits & same & shown)).size:
+        best = int(own_rows[0])
+        yield "shared", "one detection for two objects", found.boxes_xyxy[best]
+    if (near := np.flatnonzero((overlap >= NEAR_IOU) & same & shown)).size:
+        best = int(near[overlap[near].argmax()])
+        yield "box", f"the nearest box has an IoU of {overlap[best]:.2f}", found.boxes_xyxy[best]
+    yield "nothing", "nothing was found there", None
+
+
+class _Suppressed:
+    """Candidates over the threshold that NMS took away, and for what."""
+
+    def __init__(self, entered: ImageDetections, threshold: float, nms_iou: float) -> None:
+        kept = batched_nms(entered.boxes_xyxy, entered.scores, entered.labels, nms_iou)
+        is_kept = torch.zeros(len(entered.scores), dtype=torch.bool)
+        is_kept[kept] = True
+        self.kept, self.lost = (
+            Found(
+                entered.boxes_xyxy[chosen].double().numpy(),
+                entered.scores[chosen].double().numpy(),
+                entered.labels[chosen].numpy(),
+            )
+            for chosen in (is_kept, ~is_kept & (entered.scores >= threshold))
+        )
+        self.nms_iou = nms_iou
+
+    def by(
+        self, box_xyxy: NDArray[np.float64], label: int
+    ) -> tuple[float, float, NDArray[np.float64]] | None:
+        """Score of the best candidate for this object that was lost, and score and box of what it lost to."""
+        fits = box_overlap(box_xyxy[None], self.lost.boxes_xyxy)[0] >= F1_IOU
+        own = np.flatnonzero(fits & (self.lost.labels == label))
+        if not own.size:
+            return None
+        best = int(own[self.lost.scores[own].argmax()])
+        over = box_overlap(self.lost.boxes_xyxy[[best]], self.kept.boxes_xyxy)[0] > self.nms_iou
+        winners = np.flatnonzero(
+            over & (self.kept.labels == label) & (self.kept.scores >= self.lost.scores[best])
+        )
+        if not winners.size:  # rounding at the very limit
+            return None
+        winner = int(winners[self.kept.scores[winners].argmax()])
+        return float(self.lost.scores[best]), float(self.kept.scores[winner]), self.kept.boxes_xyxy[winner]

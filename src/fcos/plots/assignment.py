@@ -1,0 +1,211 @@
+"""FCOS's own view of a picture: which points of which level learn which object, and what each point says.
+
+The points are those of the assigner that trains (`model/targets.py`), at the size of the resized pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.batch import padded_size
+from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.transforms import resized_size
+from fcos.metrics.coverage import PointRules
+from fcos.model.points import PointGrid, make_grid
+from fcos.model.targets import StaticAssigner, Targets
+from fcos.plots.boxes import class_colour
+from fcos.plots.examples import Example, Pane, Picture
+
+MAX_OBJECTS = 25  # of a picture that is easy to read
+LEAST_SCORE = 0.1  # of a point that is drawn
+MAX_CELLS = 400  # of a level, those with the best scores
+
+BestScores = tuple[NDArray[np.float32], NDArray[np.int64]]  # score and label of the best class at each point
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point: the square of its stride around it, in pixels of the example picture."""
+
+    x: float
+    y: float
+    side: float
+    colour: str
+    opacity: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a level learns, and what it says.
+
+    Attributes:
+        range: which distances it regresses, in words.
+        num_objects: that it learns.
+        learned: positive points; opacity is centerness, colours are those of the objects.
+        said: points with a score; opacity is the score, colours are those of the classes.
+    """
+
+    name: str
+    stride: int
+    range: str
+    num_objects: int
+    learned: tuple[Cell, ...]
+    said: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A picture with its objects, and each level with its points."""
+
+    example: Example
+    levels: tuple[Level, ...]
+
+
+def assigned_picture(
+    annotations: Annotations, image: int, rules: PointRules, best_scores: BestScores | None = None
+) -> Assigned:
+    """A picture of the annotations as FCOS learns it, and as a detector sees it."""
+    view = _View(annotations, image, rules)
+    levels = []
+    for level, first, count in view.levels():
+        points = np.arange(first, first + count)
+        positive = points[view.matched[points] >= 0]
+        levels.append(
+            Level(
+                name=f"P{round(math.log2(rules.strides[level]))}",
+                stride=rules.strides[level],
+                range=range_words(rules, level),
+                num_objects=len(np.unique(view.matched[positive])),
+                learned=tuple(view.learned_cell(point) for point in positive.tolist()),
+                said=view.said_cells(points, best_scores) if best_scores is not None else (),
+            )
+        )
+    unused = [level.name for level in levels if not level.learned]
+    caption = f"at {view.size_hw[1]} x {view.size_hw[0]} pixels"
+    if unused:
+        caption += f"; {', '.join(unused)} learn nothing here"
+    example = view.picture.example(f"assigned-{image + 1}", [view.objects_pane()], 0.0, caption=caption)
+    return Assigned(example, tuple(levels))
+
+
+def assign_picture(record: Record, rules: PointRules) -> tuple[PointGrid, Targets, NDArray[np.int64]]:
+    """The points of a picture, what they learn, and which object of the record each index of `matched` is."""
+    size_hw = _input_size(record, rules)
+    objects = np.flatnonzero(~record.is_crowd)
+    scale_hw = np.array(size_hw) / np.array(record.size_hw)
+    boxes = torch.from_numpy(record.boxes_xyxy[objects] * scale_hw[[1, 0, 1, 0]]).float()
+    grid = make_grid(padded_size([size_hw], PADDING_MULTIPLE), rules.strides)
+    assigner = StaticAssigner(rules.regress_ranges, rules.center_radius)
+    return grid, assigner(grid, [boxes], [torch.from_numpy(record.labels[objects])]), objects
+
+
+def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
+    """Pictures that show much: first one with objects that no point learns, then those of many sizes."""
+    counts = np.diff(annotations.first_box)
+    images = np.repeat(np.arange(len(annotations)), counts)
+    num_without = np.bincount(images[without], minlength=len(annotations))
+    longest = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]).max(axis=1).clip(min=1)
+    largest, smallest = np.ones(len(annotations)), np.full(len(annotations), np.inf)
+    np.maximum.at(largest, images, longest)
+    np.minimum.at(smallest, images, longest)
+    readable = np.flatnonzero((counts > 0) & (counts <= MAX_OBJECTS))
+    by_sizes = readable[np.argsort(-(largest / smallest)[readable], kind="stable")]
+    by_without = readable[np.argsort(-num_without[readable], kind="stable")]
+    first = [int(image) for image in by_without[:1] if num_without[image]]
+    return list(dict.fromkeys([*first, *map(int, by_sizes[:most])]))[:most]
+
+
+def range_words(rules: PointRules, level: int) -> str:
+    """Which distances a level regresses."""
+    ends = (0.0, *rules.regress_ranges)
+    if level == len(rules.regress_ranges):
+        return f"distances from {ends[-1]:g} on"
+    return f"distances {ends[level]:g} to {ends[level + 1]:g}"
+
+
+def _input_size(record: Record, rules: PointRules) -> tuple[int, int]:
+    assert record.size_hw is not None, "checked annotations have sizes"
+    return resized_size(record.size_hw, rules.short_side, rules.view_size)
+
+
+class _View:
+    """A picture with its points and targets, and how to draw them."""
+
+    def __init__(self, annotations: Annotations, image: int, rules: PointRules) -> None:
+        self.record = annotations[image]
+        self.picture = Picture(self.record, annotations)
+        self.size_hw = _input_size(self.record, rules)
+        self.grid, self.targets, self.objects = assign_picture(self.record, rules)
+        self.matched = self.targets.matched[0].numpy()
+        small = self.picture.small
+        self.scale = (small.width / self.size_hw[1], small.height / self.size_hw[0])  # x, y
+
+    def levels(self) -> list[tuple[int, int, int]]:
+        """Number, first point and number of points of each level."""
+        counts = self.grid.points_per_level
+        return list(zip(range(len(counts)), accumulate(counts, initial=0), counts, strict=False))
+
+    def name(self, label: int) -> str:
+        """Of a class."""
+        return self.picture.annotations.class_names[label]
+
+    def objects_pane(self) -> Pane:
+        """The objects, each in a colour of its own; dashed where no point learns it."""
+        learned = set(self.objects[np.unique(self.matched[self.matched >= 0])].tolist())
+        boxes = []
+        for place, (box, label) in enumerate(
+            zip(self.record.boxes_xyxy, self.record.labels.tolist(), strict=True)
+        ):
+            name = self.name(label)
+            title = name if place in learned else f"{name}: no point learns it"
+            boxes.append(self.picture.box(box, place, name, title, is_wrong=place not in learned))
+        return Pane("objects", tuple(boxes))
+
+    def learned_cell(self, point: int) -> Cell:
+        """A positive point."""
+        place = int(self.objects[int(self.matched[point])])
+        centerness = float(self.targets.centerness[0, point])
+        left, top, right, bottom = (round(float(side)) for side in self.targets.distances[0, point])
+        words = f"{self.name(int(self.record.labels[place]))}: centerness {centerness:.2f}"
+        sides = f"left {left}, top {top}, right {right}, bottom {bottom}"
+        return self._cell(point, place, 0.1 + 0.8 * centerness, f"{words}; {self._place(point)}; {sides}")
+
+    def said_cells(self, points: NDArray[np.int64], best_scores: BestScores) -> tuple[Cell, ...]:
+        """Points whose best class has a score."""
+        scores, labels = best_scores
+        assert len(scores) == len(self.matched), "the same points"
+        said = points[scores[points] >= LEAST_SCORE]
+        said = said[np.argsort(-scores[said], kind="stable")][:MAX_CELLS]
+        return tuple(
+            self._cell(
+                point,
+                int(labels[point]),
+                float(scores[point]),
+                f"{self.name(int(labels[point]))} {scores[point]:.2f}; {self._place(point)}",
+            )
+            for point in said.tolist()
+        )
+
+    def _place(self, point: int) -> str:
+        x, y = (float(value) for value in self.grid.points[point])
+        return f"point {x:g}, {y:g}"
+
+    def _cell(self, point: int, colour: int, opacity: float, title: str) -> Cell:
+        x, y = (float(value) for value in self.grid.points[point])
+        stride = float(self.grid.strides[point])
+        return Cell(
+            x=round((x - stride / 2) * self.scale[0], 1),
+            y=round((y - stride / 2) * self.scale[1], 1),
+            side=round(stride * self.scale[0], 1),
+            colour="#{:02x}{:02x}{:02x}".format(*class_colour(colour)),
+            opacity=round(opacity, 2),
+            title=title,
+        )

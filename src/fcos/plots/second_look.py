@@ -1,0 +1,76 @@
+"""A run's model looks at a few pictures again: what entered NMS, and what it says at every point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from fcos.build import LoadedModel, build_eval_loader, build_postprocess, load_model, model_file_of
+from fcos.data.annotations import Annotations
+from fcos.data.batch import Batch
+from fcos.data.splits import select
+from fcos.engine.evaluate import detect
+from fcos.errors import WeightsError
+from fcos.model.postprocess import ImageDetections
+
+MAX_SECONDS = 3.0  # a large network on a CPU sees fewer pictures
+
+
+def second_look(run: Path, device: torch.device) -> SecondLook | None:
+    """The model of a run folder; None where it kept no model file."""
+    try:
+        model_file_of(run)
+    except WeightsError:
+        return None
+    return SecondLook(load_model(run), device)
+
+
+class SecondLook:
+    """A model, one picture at a time.
+
+    Args:
+        loaded: the model.
+        device: where it runs.
+    """
+
+    def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
+        self.model = loaded.model.to(device)
+        self.config = loaded.config.model_copy(update={"num_workers": 0, "nbatch_eval": 1})
+        self.postprocess = build_postprocess(self.config)
+
+    def candidates(self, annotations: Annotations, images: Sequence[int]) -> dict[int, ImageDetections]:
+        """What enters NMS, by image id, in as many of the pictures as there is time for."""
+        if not images:
+            return {}
+        batches = _while_there_is_time(self._loader(annotations, images))
+        return dict(detect(self.model, self.postprocess.candidates, batches))
+
+    @torch.inference_mode()
+    def best_scores(
+        self, annotations: Annotations, image: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Score and label of the best class at each point of a picture; -1 where there is none.
+
+        The points are those of `model.points.make_grid` for this picture alone.
+        """
+        [batch] = self._loader(annotations, [image])
+        batch = batch.to(self.model.pixel_mean.device)
+        scores, labels = self.postprocess.scores(self.model(batch.images, batch.sizes_hw))[0].max(dim=1)
+        return scores.cpu().numpy(), labels.cpu().numpy()
+
+    def _loader(self, annotations: Annotations, images: Sequence[int]) -> DataLoader[Batch]:
+        return build_eval_loader(self.config, select(annotations, images))
+
+
+def _while_there_is_time(batches: Iterable[Batch]) -> Iterator[Batch]:
+    end = time.monotonic() + MAX_SECONDS
+    for batch in batches:
+        yield batch
+        if time.monotonic() > end:
+            return
