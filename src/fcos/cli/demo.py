@@ -95,7 +95,7 @@ def pictures_of(folder: Path) -> list[Path]:
 def pictures_of_run(run: Path, detector: Detector) -> list[Path]:
     """Some of the pictures that a run was measured on, as far as they are still there."""
     from fcos.config import load_config
-    from fcos.plots.report import spread
+    from fcos.plots.examples import spread
 
     settings = run / "config.json"
     if not settings.is_file():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.data.transforms import resized_size
+from fcos.data.resize import resized_size
 from fcos.metrics.coverage import PointRules
 from fcos.model.points import PointGrid, make_grid
 from fcos.model.targets import StaticAssigner, Targets

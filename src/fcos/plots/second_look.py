@@ -65,7 +65,7 @@ class SecondLook:
         return scores.cpu().numpy(), labels.cpu().numpy()
 
     def _loader(self, annotations: Annotations, images: Sequence[int]) -> DataLoader[Batch]:
-        return build_eval_loader(self.config, select(annotations, images))
+        return build_eval_loader(self.config, select(annotations, images), self.config.nbatch_eval)
 
 
 def _while_there_is_time(batches: Iterable[Batch]) -> Iterator[Batch]:
