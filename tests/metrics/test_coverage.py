@@ -14,8 +14,8 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import padded_size
 from fcos.data.formats import read_annotations
+from fcos.data.resize import resized_size
 from fcos.data.splits import select
-from fcos.data.transforms import resized_size
 from fcos.metrics import coverage
 from fcos.metrics.coverage import PointRules, cover, input_boxes, learned
 from fcos.model.points import make_grid

@@ -19,8 +19,8 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.data.splits import select
 from fcos.data.resize import resized_size
+from fcos.data.splits import select
 
 MAX_BOXES = 60_000  # looked at in a data set: for a second of time
 REASONS = {
