@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from fcos.config_file import Given, read_file, read_overrides
-from fcos.config_rules import DATA_PATHS, Broken, broken_rules, raise_all, without_part
+from fcos.config_rules import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all, without_part
 from fcos.errors import ConfigError
 from fcos.presets import PRESETS
 from fcos.rules import ThresholdOn
@@ -255,13 +255,15 @@ def load_config(
     values.setdefault("model", preset)
     scaled = _scale_rate(values, given)
     config = _validate(values, given, problems)
-    raise_all(problems)
     if not config.run_folder:
         name = source.stem if isinstance(source, Path) else config.model
         config = config.model_copy(update={"run_folder": os.path.abspath(f"runs/{name}")})
     config._origins.update({key: f"preset {preset}" for key in PRESETS[preset]})
     config._origins.update({key: entry.where for key, entry in given.items()})
     config._origins.update(scaled)
+    if problems:  # alone they wait for the training: settings may be read where the data is not
+        problems += missing_paths(config)
+    raise_all(problems)
     return config
 
 
