@@ -50,14 +50,23 @@ def command(out: Path, seed: int, num_train: int, num_eval: int, overrides: tupl
     click.echo(f"data set: {out}: {num_train} pictures to train on, {num_eval} held out")
 
     from fcos.engine.run import train
-    from fcos.propose import find_hardware
 
-    precision = ["precision=bf16"] if find_hardware().bf16_is_faster else []
-    config = load_config(out / "train.json", [f"run_folder={out / 'run'}", *precision, *overrides])
+    config = load_config(out / "train.json", [*_proposed(out, overrides), *overrides])
     run = train(config)
     if not run.finished:
         raise click.exceptions.Exit(run.exit_code)
     _show(run.folder, Path(config.list_eval), Path(config.root_eval))
+
+
+def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:
+    """Settings that depend on place and machine; what the user gives goes before them."""
+    from fcos.propose import find_hardware
+
+    given = {override.partition("=")[0] for override in overrides}
+    proposed = {"run_folder": str(out / "run")}
+    if "precision" not in given and find_hardware().bf16_is_faster:
+        proposed["precision"] = "bf16"
+    return [f"{key}={value}" for key, value in proposed.items() if key not in given]
 
 
 def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
