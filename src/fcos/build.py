@@ -40,8 +40,10 @@ MODEL_SETTINGS = (
 )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def build_model(config: TrainConfig, num_classes: int) -> FCOS:
-    """The network with fresh weights."""
+    """The network with fresh weights; the same within `torch.no_grad` and `torch.inference_mode`."""
     backbone = Backbone(
         config.backbone,
         freeze_bn=config.freeze_bn,
