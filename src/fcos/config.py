@@ -196,7 +196,7 @@ class TrainConfig(BaseModel):
         [2 / 3, 8 / 9], "when the rate falls: iterations, or below 1 fractions of the training"
     )
     warmup_iter: float = setting(
-        500, "iterations of linear warm-up, or below 1 a fraction of the training", ge=0
+        500.0, "iterations of linear warm-up, or below 1 a fraction of the training", ge=0
     )
     momentum: float = setting(0.9, "momentum of SGD", ge=0, lt=1)
     weight_decay: float = setting(1e-4, "weight decay; none on norms and biases", ge=0)
