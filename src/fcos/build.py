@@ -136,6 +136,7 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
         min_area=config.boxarea_th,
         size=RULES[config.rules].size,
         method=RULES[config.rules].resize,
+        reduced_decode=config.reduced_decode,
     )
 
 

@@ -170,6 +170,9 @@ class TrainConfig(BaseModel):
         ge=32,
     )
     img_scale_min: float = setting(1.0, "training scales images at random in [img_scale_min, 1]", gt=0, le=1)
+    reduced_decode: bool = setting(
+        True, "training decodes large JPEGs at a half, quarter or eighth of their sides where that is enough"
+    )
     horizontal_flip: bool = setting(True, "training mirrors half of the images; false for text and digits")
     augmentation: bool | Literal["color", "standard", "strong", "overhead"] = setting(
         False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,9 @@ from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fcos.config import TrainConfig
     from fcos.data.annotations import Annotations
     from fcos.metrics.coco import CocoMetrics
@@ -89,9 +91,7 @@ def command(
     from fcos.build import load_model
     from fcos.data.names import read_names
     from fcos.engine.devices import build_fabric
-    from fcos.engine.evaluate import coco_results
     from fcos.engine.launch import launched
-    from fcos.metrics.coco import evaluate_detections
 
     fabric = build_fabric(device, num_processes, one_by_default=True)
     with launched(fabric):
@@ -116,11 +116,17 @@ def command(
             rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
     if not fabric.is_global_zero:
         return
-    metrics = evaluate_detections(annotations, rows)
+    show(annotations, rows, out or detector.path.parent / "eval")
 
-    folder = out or detector.path.parent / "eval"
+
+def show(annotations: Annotations, rows: NDArray[np.float64], folder: Path) -> None:
+    """Print the numbers of what was found (`result_rows`), with results.json in this folder."""
+    from fcos.engine.evaluate import results_json
+    from fcos.metrics.coco import evaluate_detections
+
+    metrics = evaluate_detections(annotations, rows)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(coco_results(rows)), encoding="utf-8")
+    (folder / "results.json").write_bytes(results_json(rows))
     click.echo(metrics.summary())
     _print_per_class(metrics, annotations)
     click.echo(f"{len(annotations)} pictures, {len(rows)} detections in {folder / 'results.json'}")

