@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from fcos.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from fcos.data.annotations import Annotations
@@ -37,8 +40,14 @@ Examples:
     help="Format of the annotations, if it is not recognised.",
 )
 @click.option("--headers-only", is_flag=True, help="Do not decode pictures: faster, misses truncated ones.")
+@json_option
 def command(
-    sources: tuple[str, ...], root: Path | None, names: Path | None, format: str, headers_only: bool
+    sources: tuple[str, ...],
+    root: Path | None,
+    names: Path | None,
+    format: str,
+    headers_only: bool,
+    as_json: bool,
 ) -> None:
     """Report broken pictures and impossible boxes of SOURCE, and what is in it.
 
@@ -51,14 +60,19 @@ def command(
     from fcos.engine.log import track
 
     parts = _read_parts(sources, root, names, format)
-    num_bad = 0
+    reports = []
     for title, part in parts:
         report = check(part, decode=not headers_only, track=partial(track, what="reading pictures"))
-        _print_report(title, part, report)
-        num_bad += bool(report.problems)
-    if len(parts) > 1:
-        _print_common(parts)
-    if num_bad:
+        reports.append(report)
+        if not as_json:
+            _print_report(title, part, report)
+    shared = _common(parts)
+    if as_json:
+        described = [_as_dict(*part, report) for part, report in zip(parts, reports, strict=True)]
+        print_json({"parts": described, "common": shared})
+    elif len(parts) > 1:
+        _print_common(shared)
+    if any(report.problems for report in reports):
         raise SystemExit(1)
 
 
@@ -113,7 +127,10 @@ def _names(name_file: Path) -> tuple[str, ...]:
 
     names, had_background = read_names(name_file)
     if not had_background:
-        click.echo(f"note: {name_file} does not start with 'background'; its first line is taken as a class")
+        click.echo(
+            f"note: {name_file} does not start with 'background'; its first line is taken as a class",
+            err=True,
+        )
     return names
 
 
@@ -163,23 +180,38 @@ def _class_table(card: Card) -> Any:
     return table
 
 
-def _print_common(parts: list[tuple[str, Annotations]]) -> None:
-    """Print pictures that two parts share."""
+def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
+    """Pictures that two parts share, for each two that share some."""
     from itertools import combinations
 
     from fcos.data.check import common_pictures
 
-    share = False
-    for (first_title, first), (second_title, second) in combinations(parts, 2):
-        pairs = common_pictures(first, second)
-        if not pairs:
-            continue
-        share = True
-        what = f"{len(pairs)} of the pictures are in both {first_title} and {second_title}"
+    return [
+        {"between": [first_title, second_title], "pictures": pairs}
+        for (first_title, first), (second_title, second) in combinations(parts, 2)
+        if (pairs := common_pictures(first, second))
+    ]
+
+
+def _print_common(shared: list[dict[str, Any]]) -> None:
+    for entry in shared:
+        (first, second), pairs = entry["between"], entry["pictures"]
+        what = f"{len(pairs)} of the pictures are in both {first} and {second}"
         click.secho(f"warning: {what}; do not train on the ones that you measure on", fg="yellow")
         for one, other in pairs[:MAX_COMMON]:
             click.echo(f"  {one}" if one == other else f"  {one} = {other}")
         if len(pairs) > MAX_COMMON:
             click.echo(f"  ... and {len(pairs) - MAX_COMMON} more")
-    if not share:
+    if not shared:
         click.secho("no picture is in two parts", fg="green")
+
+
+def _as_dict(title: str, annotations: Annotations, report: CheckReport) -> dict[str, Any]:
+    """Everything that is known of a part."""
+    return {
+        "source": title,
+        "format": annotations.format,
+        "card": asdict(report.card),
+        "problems": [asdict(problem) for problem in report.problems],
+        "warnings": [asdict(warning) for warning in report.warnings],
+    }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.device import device_option, num_processes_option
+from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
 
@@ -22,6 +23,7 @@ EPILOG = """\b
 Examples:
   fcos eval runs/train                                  on the evaluation list of the run
   fcos eval runs/train --list test.json --root images   on other annotations
+  fcos eval runs/train --json                           for other programs
   fcos eval best.safetensors --list VOC2007/ImageSets/Main/test.txt
 """
 
@@ -68,6 +70,7 @@ class Source:
     type=click.Path(path_type=Path),
     help="Folder for results.json; default: eval/ beside the model file.",
 )
+@json_option
 def command(
     model: Path,
     list_: Path | None,
@@ -79,6 +82,7 @@ def command(
     num_processes: int,
     batch_size: int | None,
     out: Path | None,
+    as_json: bool,
 ) -> None:
     """Print COCO's twelve numbers and the AP of each class; write results.json.
 
@@ -91,7 +95,7 @@ def command(
     from fcos.engine.devices import build_fabric
     from fcos.engine.evaluate import coco_results
     from fcos.engine.launch import launched
-    from fcos.metrics.coco import evaluate_detections
+    from fcos.metrics.coco import evaluate_detections, named_numbers
 
     fabric = build_fabric(device, num_processes, one_by_default=True)
     with launched(fabric):
@@ -121,6 +125,18 @@ def command(
     folder = out or detector.path.parent / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(coco_results(rows)), encoding="utf-8")
+    if as_json:
+        print_json(
+            {
+                "model": detector.path,
+                "pictures": len(annotations),
+                "detections": len(rows),
+                "results": folder / "results.json",
+                "metrics": named_numbers(metrics.stats),
+                "per_class_ap": {name: None if ap < 0 else ap for name, ap in metrics.per_class_ap.items()},
+            }
+        )
+        return
     click.echo(metrics.summary())
     _print_per_class(metrics, annotations)
     click.echo(f"{len(annotations)} pictures, {len(rows)} detections in {folder / 'results.json'}")
