@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fcos.data.check import Card, CheckReport
     from fcos.data.formats import Split
 
-MAX_COMMON = 20
+MAX_SHOWN = 20
 
 EPILOG = """\b
 Examples:
@@ -135,15 +135,19 @@ def _names(name_file: Path) -> tuple[str, ...]:
 
 
 def _print_report(title: str, annotations: Annotations, report: CheckReport) -> None:
-    from rich.console import Console
+    from fcos.cli.config import print_table
 
     click.secho(f"{title} ({annotations.format})", bold=True)
-    console = Console()
-    console.print(_summary_table(report.card), _class_table(report.card))
-    for warning in report.warnings:
+    print_table(_summary_table(report.card))
+    print_table(_class_table(report.card))
+    for warning in report.warnings[:MAX_SHOWN]:
         click.secho(f"warning: {warning}", fg="yellow")
-    for problem in report.problems:
+    if len(report.warnings) > MAX_SHOWN:
+        click.echo(f"... and {len(report.warnings) - MAX_SHOWN} more warnings (--json tells all)")
+    for problem in report.problems[:MAX_SHOWN]:
         click.echo(click.style("problem: ", fg="red") + str(problem))
+    if len(report.problems) > MAX_SHOWN:
+        click.echo(f"... and {len(report.problems) - MAX_SHOWN} more problems (--json tells all)")
     if report.problems:
         for fix in dict.fromkeys(problem.fix for problem in report.problems):
             click.echo(f"fix: {fix}")
@@ -170,13 +174,15 @@ def _summary_table(card: Card) -> Any:
 
 
 def _class_table(card: Card) -> Any:
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table("class")
-    table.add_column("boxes", justify="right")
-    table.add_column("pictures", justify="right")
+    from fcos.cli.config import new_table
+
+    table = new_table("class", "boxes", "pictures")
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, boxes in card.boxes_per_class.items():
-        table.add_row(name, str(boxes), str(card.images_per_class[name]))
+        table.add_row(Text(name), str(boxes), str(card.images_per_class[name]))
     return table
 
 
@@ -198,10 +204,10 @@ def _print_common(shared: list[dict[str, Any]]) -> None:
         (first, second), pairs = entry["between"], entry["pictures"]
         what = f"{len(pairs)} of the pictures are in both {first} and {second}"
         click.secho(f"warning: {what}; do not train on the ones that you measure on", fg="yellow")
-        for one, other in pairs[:MAX_COMMON]:
+        for one, other in pairs[:MAX_SHOWN]:
             click.echo(f"  {one}" if one == other else f"  {one} = {other}")
-        if len(pairs) > MAX_COMMON:
-            click.echo(f"  ... and {len(pairs) - MAX_COMMON} more")
+        if len(pairs) > MAX_SHOWN:
+            click.echo(f"  ... and {len(pairs) - MAX_SHOWN} more")
     if not shared:
         click.secho("no picture is in two parts", fg="green")
 
