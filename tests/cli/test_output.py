@@ -14,6 +14,7 @@ from PIL import Image
 
 from fcos.cli import main
 from fcos.cli.output import print_json
+from fcos.cli.train import left_in
 
 COMMANDS_WITHOUT_RESULT = {"demo", "predict"}
 
@@ -103,6 +104,7 @@ def test_train_gives_run_model_and_numbers(folder: Path) -> None:
     assert answer["metrics"]["map_small"] is None
     curves = ask("analyze", "run", "-o", "curves.png")
     assert [epoch for epoch, _ in curves["run"]["map_mean"]] == [1, 2]
+    assert [what for what, _ in left_in(folder / "run")] == ["report", "curves", "model"]
     report = ask("report", "run", "--device", "cpu")
     assert Path(report["report"]).stat().st_size == report["bytes"]
 

@@ -34,6 +34,7 @@ Examples:
 @click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
 @click.option(
     "--from",
+    "--format",
     "format",
     type=click.Choice(["auto", "list", "coco", "voc", "yolo"]),
     default="auto",

@@ -96,6 +96,7 @@ def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
     import json
 
     from fcos.api import Detector
+    from fcos.cli.train import left_in
     from fcos.metrics.coco import evaluate_detections
     from fcos.plots.boxes import draw_side_by_side
     from fcos.plots.examples import spread
@@ -112,12 +113,7 @@ def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     measured = evaluate_detections(annotations, results)
     click.echo(f"\nHeld-out pictures, best epoch:\n{measured.summary()}\n")
-    for what, where in (
-        ("report", run / "report.html"),
-        ("pictures", pictures),
-        ("curves", run / "curves.png"),
-        ("model", run / "best.safetensors"),
-    ):
+    for what, where in [*left_in(run), ("pictures", pictures)]:
         click.echo(f"{what + ':':10}{where}")
     click.echo(
         "\nYour own pictures with boxes (COCO, Pascal VOC, YOLO or a list):\n  fcos train FOLDER\n"

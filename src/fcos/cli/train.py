@@ -67,7 +67,18 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     run = train(config)
     if as_json and is_first_process():
         print_json(result_of(run))
+    elif run.finished and is_first_process():
+        for what, file in left_in(run.folder):
+            click.echo(f"{what + ':':10}{file}", err=True)
     raise click.exceptions.Exit(run.exit_code)  # not 0 if a signal stopped it
+
+
+def left_in(folder: Path) -> list[tuple[str, Path]]:
+    """What a run left to look at and to use, in words and as files."""
+    names = {"report": "report.html", "curves": "curves.png", "model": "best.safetensors"}
+    if not (folder / names["model"]).is_file():
+        names["model"] = "last.safetensors"  # nothing was measured
+    return [(what, folder / name) for what, name in names.items() if (folder / name).is_file()]
 
 
 def result_of(run: Run) -> dict[str, Any]:
@@ -80,11 +91,10 @@ def result_of(run: Run) -> dict[str, Any]:
 
     lines = [line for line in read_metrics(run.folder) if line["kind"] == "eval"]
     best = max(lines, key=lambda line: line["map_mean"], default=None)
-    files = [run.folder / name for name in ("best.safetensors", "last.safetensors")]
     return {
         "run": run.folder,
         "finished": run.finished,
-        "model": next((file for file in files if file.is_file()), None),
+        "model": dict(left_in(run.folder)).get("model"),
         "epoch": best and best["epoch"],
         "metrics": best and named_numbers(best["stats"]),
     }
