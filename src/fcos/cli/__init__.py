@@ -23,6 +23,7 @@ COMMANDS = {
     "analyze": "Curves of one or more runs, as numbers and as a picture.",
     "report": "One page about a run, or about what changed between two.",
     "predict": "Detect in pictures and folders; draw and write JSON.",
+    "export": "Write a model as ONNX, OpenVINO or a torch program; check and measure it.",
     "demo": "A page on this machine on which to try a model, and a REST endpoint.",
     "check": "Report broken pictures and impossible boxes, and what is in a data set.",
     "info": "What a model file is: whose, its classes, preprocessing and rules of detection.",
