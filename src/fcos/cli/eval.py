@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.device import device_option, num_processes_option
+from fcos.cli.device import device_of, device_option, num_processes_option
 from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
@@ -90,16 +90,15 @@ def command(
     the evaluation list of its run.
     """
     from fcos.api import Detector
-    from fcos.build import load_model
     from fcos.data.names import read_names
     from fcos.engine.devices import build_fabric
     from fcos.engine.evaluate import coco_results
     from fcos.engine.launch import launched
     from fcos.metrics.coco import evaluate_detections, named_numbers
 
-    fabric = build_fabric(device, num_processes, one_by_default=True)
+    fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
-        detector = Detector(load_model(model), fabric.device)
+        detector = Detector.load(model, fabric.device)
         run = _run_config(detector.path)
         source = (
             Source(list_, root, names, format, skip_invalid)
