@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
+from fcos.backend import TorchBackend
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
@@ -189,6 +190,20 @@ class LoadedModel:
     path: Path
     notes: tuple[str, ...] = ()
 
+    @property
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of red, green and blue, in 0..255."""
+        return self.model.pixel_mean.flatten().tolist(), self.model.pixel_std.flatten().tolist()
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the network."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def backend(self, device: torch.device) -> TorchBackend:
+        """What `Detector` detects with."""
+        return TorchBackend(self.model.to(device), build_postprocess(self.config))
+
 
 def model_file_of(source: Path) -> Path:
     """The model file of a run folder (the best one), or the file itself."""
@@ -209,20 +224,21 @@ def load_model(source: Path | str) -> LoadedModel:
     path = model_file_of(Path(source))
     if not is_published(path):
         card, tensors = read_model(path)
-        config = _settings_of(card, path)
+        config = settings_of_card(card, path)
         model = build_model(config, len(card.class_names))
         load_tensors(model, tensors, path)
         return LoadedModel(model.eval(), config, card, path)
 
     file = read_published(path)
     card = ModelCard(file.settings, file.class_names, file.category_ids, origin=file.origin)
-    config = _settings_of(card, path)
+    config = settings_of_card(card, path)
     model = build_model(config, len(file.class_names))
     model.load_state_dict(file.tensors_for(model.state_dict()))
     return LoadedModel(model.eval(), config, card, path, file.notes)
 
 
-def _settings_of(card: ModelCard, path: Path) -> TrainConfig:
+def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
+    """The settings that a card carries, with the defaults of all others."""
     try:
         return TrainConfig(**card.settings)
     except ValidationError as error:

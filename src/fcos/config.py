@@ -293,6 +293,13 @@ def expects(key: str) -> str:
     return (", or " if limits else " or ").join(described)
 
 
+def choices(key: str) -> list[str]:
+    """The words that a setting takes, as one writes them in train.json; none where it takes other values."""
+    if key == "model":
+        return [f'"{name}"' for name in PRESETS]
+    return re.findall(r'"\w+"|\b(?:true|false|null)\b', expects(key))
+
+
 def unit(key: str) -> str:
     """The unit of a setting; empty where it has none."""
     extra = TrainConfig.model_fields[key].json_schema_extra
@@ -400,8 +407,8 @@ def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list
 def _wrong_value(entry: Given) -> ConfigError:
     """What a setting was given, what it takes, and the nearest of its words."""
     taken, meaning = expects(entry.key), TrainConfig.model_fields[entry.key].description
-    words = re.findall(r'"\w+"|\b(?:true|false|null)\b', taken)
     written = str(entry.value).lower()
+    words = choices(entry.key)
     nearest = difflib.get_close_matches(WORDS_ELSEWHERE.get(written, f'"{written}"'), words, n=1)
     hint = f"did you mean {nearest[0]}? It takes" if nearest and isinstance(entry.value, str) else "give"
     return ConfigError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.device import device_option, num_processes_option
+from fcos.cli.device import device_of, device_option, num_processes_option
 from fcos.cli.progress import progress_bar
 from fcos.errors import DatasetError
 
@@ -74,15 +74,14 @@ def command(
     # Planned before other processes start: what they draw must not look like what was there.
     jobs = plan_jobs(find_pictures(sources, out), out) if is_first_process() else []
     from fcos.api import Detector
-    from fcos.build import load_model
     from fcos.engine.devices import build_fabric
     from fcos.engine.evaluate import gather
     from fcos.engine.launch import launched
 
-    fabric = build_fabric(device, num_processes, one_by_default=True)
+    fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
         jobs = fabric.broadcast(jobs)
-        detector = Detector(load_model(model), fabric.device)
+        detector = Detector.load(model, fabric.device)
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
         outcomes: list[tuple[int, dict[str, Any]]] = []
