@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -29,6 +30,8 @@ from fcos.engine.devices import torch_device
 from fcos.engine.evaluate import detect, gather, result_rows
 from fcos.errors import DatasetError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
+from fcos.model.fcos import FCOS
+from fcos.model.inference import for_inference
 from fcos.model.postprocess import ImageDetections
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
@@ -69,6 +72,11 @@ class Detector:
     def device(self) -> torch.device:
         """Where the network is."""
         return self.model.pixel_mean.device
+
+    @cached_property
+    def _network(self) -> FCOS:
+        """The network in the form that predicts fastest, made when it is first needed."""
+        return for_inference(self.model)
 
     @property
     def _usual_batch_size(self) -> int:
@@ -222,7 +230,7 @@ class Detector:
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         size = batch_size or self._usual_batch_size
         loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
-        found = detect(self.model, self._postprocess, loader, on_batch=on_batch)
+        found = detect(self._network, self._postprocess, loader, on_batch=on_batch)
         if fabric:
             found = gather(found, fabric)
         if rank != 0:
@@ -235,7 +243,7 @@ class Detector:
             Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
             for position, image in enumerate(images)
         ]
-        found = detect(self.model, self._postprocess, [collate(samples, PADDING_MULTIPLE)])
+        found = detect(self._network, self._postprocess, [collate(samples, PADDING_MULTIPLE)])
         threshold = self.threshold if score_threshold is None else score_threshold
         return [
             self._detections(image, detections).above(threshold)
