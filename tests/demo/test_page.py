@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_pointing_at_a_box_says_what_it_is(page: sync_api.Page, examples: Path) 
     words = page.inner_text("#tip")
     assert rect.get_attribute("aria-label").split(";")[0] in words
     assert "pixels at" in words
+    assert re.search(r"level P[3-7], point \d+, \d+$", words)
 
 
 def test_several_pictures_are_kept_in_a_row(page: sync_api.Page, examples: Path) -> None:

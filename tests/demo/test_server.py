@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,17 @@ def encoded(image: Image.Image, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a file that says it holds so many grey pixels; not one of them is there."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"")
+
+
 def test_answer_is_what_the_detector_finds(address: str, model_file: Path, examples: Path) -> None:
     content = (examples / "a.png").read_bytes()
 
@@ -61,6 +74,11 @@ def test_answer_is_what_the_detector_finds(address: str, model_file: Path, examp
         torch.tensor([one["box_xyxy"] for one in found]), wanted.boxes_xyxy, rtol=1e-4, atol=1e-3
     )
     assert answer["elapsed_ms"] > 0
+    assert {one["level"] for one in found} <= {"P3", "P4", "P5", "P6", "P7"}
+    for one in found:
+        (x, y), (x1, y1, x2, y2) = one["point_xy"], one["box_xyxy"]
+        assert x1 <= min(x, 90) <= x2  # from a point in the padding, what is left of the box is at the edge
+        assert y1 <= min(y, 60) <= y2
 
 
 def test_threshold_leaves_out_lower_scores(address: str, examples: Path) -> None:
@@ -115,9 +133,8 @@ def test_long_files_and_large_pictures_are_refused(address: str) -> None:
 def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded() -> None:
     from fastapi import HTTPException
 
-    header = encoded(Image.new("1", (60_000, 60_000)), format="PNG")
     with pytest.raises(HTTPException) as caught:
-        open_picture(header, 1_000_000)
+        open_picture(png_header(60_000, 60_000), 1_000_000)
     assert caught.value.status_code == 413
 
 

@@ -76,6 +76,7 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # who reads the address may ask at once, and waits until the model is loaded
     except OSError as error:
         listening.close()
         raise FcosError(

@@ -151,7 +151,7 @@ function rectangle(found) {
     `${found.class_name} ${found.score.toFixed(2)}`,
     `${(x2 - x1).toFixed(0)} x ${(y2 - y1).toFixed(0)} pixels at ${x1.toFixed(0)}, ${y1.toFixed(0)}`,
   ];
-  if (found.stride) words.push(`stride ${found.stride}, point ${found.point_xy.map(Math.round).join(", ")}`);
+  if (found.level) words.push(`level ${found.level}, point ${found.point_xy.map(Math.round).join(", ")}`);
   rect.setAttribute("tabindex", "0");
   rect.setAttribute("aria-label", words.join("; "));
   rect.addEventListener("pointermove", (event) => tell(words, event.clientX, event.clientY));

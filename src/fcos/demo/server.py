@@ -26,6 +26,8 @@ from pydantic import BaseModel
 from fcos import __version__
 from fcos.api import Detector
 from fcos.data.image import to_pixels
+from fcos.detections import Detections
+from fcos.model.points import level_name
 from fcos.plots.boxes import class_colour
 
 MAX_BYTES = 32 * 2**20  # of one picture file
@@ -39,12 +41,20 @@ CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'sel
 
 
 class Found(BaseModel):
-    """One detection; box as x1, y1, x2, y2 in pixels of the upright picture."""
+    """One detection, in pixels of the upright picture.
+
+    Attributes:
+        box_xyxy: x1, y1, x2, y2.
+        level: of the pyramid that found it, such as P3; null where an exported model does not say.
+        point_xy: of this level that found it.
+    """
 
     class_name: str
     label: int
     score: float
     box_xyxy: tuple[float, float, float, float]
+    level: str | None
+    point_xy: tuple[float, float] | None
 
 
 class Answer(BaseModel):
@@ -160,16 +170,29 @@ def build_app(
         return Answer(
             width=found.image.width,
             height=found.image.height,
-            detections=[
-                Found(class_name=found.class_name(i), label=label, score=score, box_xyxy=box)
-                for i, (label, score, box) in enumerate(
-                    zip(found.labels.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
-                )
-            ],
+            detections=_found(found),
             elapsed_ms=elapsed_ms,
         )
 
     return app
+
+
+def _found(detections: Detections) -> list[Found]:
+    labels, scores, boxes = (
+        part.tolist() for part in (detections.labels, detections.scores, detections.boxes_xyxy)
+    )
+    places = [None] * len(labels) if detections.found_at is None else detections.found_at.tolist()
+    return [
+        Found(
+            class_name=detections.class_names[label],
+            label=label,
+            score=score,
+            box_xyxy=box,
+            level=place and level_name(int(place[2])),
+            point_xy=place and place[:2],
+        )
+        for label, score, box, place in zip(labels, scores, boxes, places, strict=True)
+    ]
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

@@ -5,7 +5,6 @@ The points are those of the assigner that trains (`model/targets.py`), at the si
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,7 +17,7 @@ from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.resize import resized_size
 from fcos.metrics.coverage import PointRules
-from fcos.model.points import PointGrid, make_grid
+from fcos.model.points import PointGrid, level_name, make_grid
 from fcos.model.targets import StaticAssigner, Targets
 from fcos.plots.boxes import class_colour
 from fcos.plots.examples import Example, Pane, Picture
@@ -80,7 +79,7 @@ def assigned_picture(
         positive = points[view.matched[points] >= 0]
         levels.append(
             Level(
-                name=f"P{round(math.log2(rules.strides[level]))}",
+                name=level_name(rules.strides[level]),
                 stride=rules.strides[level],
                 range=range_words(rules, level),
                 num_objects=len(np.unique(view.matched[positive])),
