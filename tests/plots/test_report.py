@@ -319,8 +319,9 @@ TRY_IT = """<script>
   document.querySelector('button[data-tag="all"]').click();
   tried.all = shown().length;
   const box = document.querySelector("#picture-2 .box rect");
+  box.scrollIntoView();
   const place = box.getBoundingClientRect();
-  const here = { clientX: place.left, clientY: place.top, bubbles: true };
+  const here = { clientX: place.left + 3, clientY: place.top + 3, bubbles: true };
   box.dispatchEvent(new PointerEvent("pointermove", here));
   tried.tip = document.querySelector("#tip").textContent;
   const dot = document.querySelector(".near").getBoundingClientRect();

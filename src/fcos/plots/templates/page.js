@@ -99,15 +99,23 @@ function nearestDot(chart, x, y) {
   return best;
 }
 
+// Of boxes one inside another the smallest.
 function underPointer({ target, clientX, clientY }) {
   const chart = target.closest?.("svg:has(.near)");
-  return chart ? nearestDot(chart, clientX, clientY) : target.closest?.("g:has(> title), g[data-tip]");
+  if (chart) return nearestDot(chart, clientX, clientY);
+  const groups = document.elementsFromPoint(clientX, clientY).map((one) => one.closest("g:has(> title), g[data-tip]"));
+  const area = (group) => {
+    const { width, height } = group.querySelector("rect").getBoundingClientRect();
+    return width * height;
+  };
+  return groups.filter((group) => group?.querySelector("rect")).sort((a, b) => area(a) - area(b))[0];
 }
 
 let spoken = null;
 function speak(event) {
-  spoken?.classList.remove("spoken");
-  spoken = underPointer(event);
+  const found = underPointer(event);
+  if (found !== spoken) spoken?.classList.remove("spoken");
+  spoken = found;
   tip.hidden = !spoken;
   if (!spoken) return;
   spoken.classList.add("spoken");
