@@ -50,8 +50,7 @@ def detect(
         output = model(batch.images, batch.sizes_hw)
         grid = model.grid((batch.images.shape[2], batch.images.shape[3]))
         detections = postprocess(output, grid, batch.sizes_hw, batch.original_sizes_hw)
-        on_cpu = [ImageDetections(*(part.cpu() for part in image)) for image in detections]
-        found.extend(zip(batch.image_ids, on_cpu, strict=True))
+        found.extend(zip(batch.image_ids, (image.cpu() for image in detections), strict=True))
         on_batch(len(batch))
     model.train(was_training)
     return found
@@ -79,7 +78,7 @@ def result_rows(
     category_ids = np.asarray(annotations.category_ids)
     rows = []
     for image_id in annotations.image_ids.tolist():
-        boxes, scores, labels = (part.double().numpy() for part in by_id[image_id])
+        boxes, scores, labels = (part.double().numpy() for part in by_id[image_id][:3])
         row = np.empty((len(scores), 7))
         row[:, 0] = image_id
         row[:, 1:3] = boxes[:, :2]
