@@ -22,7 +22,7 @@ from fcos.model.weights import ModelCard
 BATCH_SIZE = 1  # of prediction, where nobody says: on a CPU a batch gains nothing, and its padding costs
 
 
-@runtime_checkable  # the tests check types while they run
+@runtime_checkable
 class Runner(Protocol):
     """Runs a `DetectionGraph` of a file."""
 
