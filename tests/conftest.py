@@ -57,3 +57,46 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "best.safetensors"
     save_model(path, model.state_dict(), ModelCard(settings, class_names, (1, 2, 3), threshold=0.5))
     return path
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of few layers with random weights that finds cat, dog and bird everywhere."""
+    import torch
+
+    from fcos.adopt import settings_of
+    from fcos.build import build_model
+    from fcos.config import load_config
+    from fcos.model.weights import ModelCard, save_model
+
+    config = load_config(
+        {
+            **{"model": "fcos_r18", "short_side": 96, "view_size": 128, "list_train": "none"},
+            **{"backbone_channels": [8, 8, 16, 16, 32], "strides": [8, 16, 32], "regress_ranges": [64, 128]},
+            **{"fpn_channels": 16, "head_channels": 16, "head_convs": 1},
+        }
+    )
+    class_names = ("cat", "dog", "bird")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(config, len(class_names))
+        torch.nn.init.normal_(model.head.logits.weight, std=0.3)  # as trained: scores from low to high
+        torch.nn.init.constant_(model.head.logits.bias, -2.0)
+        torch.nn.init.normal_(model.head.distances.weight, std=0.3)
+    path = tmp_path_factory.mktemp("small") / "best.safetensors"
+    save_model(path, model.state_dict(), ModelCard(settings_of(config), class_names, (1, 2, 3), 0.5))
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """That model as `fcos export` writes it, by format."""
+    from fcos.build import load_model
+    from fcos.export.formats import FORMATS
+    from fcos.export.make import export_model
+
+    folder = tmp_path_factory.mktemp("exported")
+    paths: dict[str, Path] = {name: folder / f"best{FORMATS[name].ending}" for name in FORMATS}
+    for name in FORMATS:
+        export_model(load_model(small_model), name, paths[name])
+    return paths

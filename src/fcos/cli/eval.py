@@ -100,7 +100,7 @@ def command(
     fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
         detector = Detector.load(model, fabric.device)
-        run = _run_config(detector.path)
+        run = run_config(detector.path)
         source = (
             Source(list_, root, names, format, skip_invalid)
             if list_
@@ -160,7 +160,7 @@ def show(
     click.echo(f"{len(annotations)} pictures, {len(rows)} detections in {folder / 'results.json'}")
 
 
-def _run_config(model_file: Path) -> TrainConfig | None:
+def run_config(model_file: Path) -> TrainConfig | None:
     """The settings of the run that a model file lies in, if it does."""
     from fcos.config import load_config
 

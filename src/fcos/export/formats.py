@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from fcos.export import onnx_file, openvino_folder, torch_program
+from fcos.export import onnx_file, onnx_int8, openvino_folder, openvino_int8, torch_program
+from fcos.export.calibration import Calibration
 from fcos.export.graph import DetectionGraph
+from fcos.export.trace import traced
 
 FormatName = Literal["onnx", "openvino", "torch"]
 
@@ -20,25 +22,50 @@ class Format(NamedTuple):
     Attributes:
         ending: of the name of the file or folder.
         torchvision_nms: what its graph is made with.
-        write: a graph, the type of its pixels, metadata, to a path.
+        convert: a graph and the type of its pixels to a model of the format.
+        save: such a model and metadata to a path.
         open: a path to metadata and runner.
+        quantise: such a model, pictures, and the parts of the network that stay in float32 to another one;
+            None: the format has no 8-bit integers.
         about: in words.
     """
 
     ending: str
     torchvision_nms: bool
-    write: Callable[[DetectionGraph, torch.dtype, Mapping[str, str], Path], None]
+    convert: Callable[[DetectionGraph, torch.dtype], Any]
+    save: Callable[[Any, Mapping[str, str], Path], None]
     open: Callable[[Path], tuple[dict[str, str], Any]]
+    quantise: Callable[[Any, Calibration, frozenset[str]], Any] | None
     about: str
 
 
 FORMATS: dict[FormatName, Format] = {
-    "onnx": Format(".onnx", False, onnx_file.write, onnx_file.open_file, "ONNX, run by onnxruntime"),
+    "onnx": Format(
+        ending=".onnx",
+        torchvision_nms=False,
+        convert=onnx_file.convert,
+        save=onnx_file.save,
+        open=onnx_file.open_file,
+        quantise=onnx_int8.quantise,
+        about="ONNX, run by onnxruntime",
+    ),
     "openvino": Format(
-        "_openvino", False, openvino_folder.write, openvino_folder.open_file, "OpenVINO, run on the CPU"
+        ending="_openvino",
+        torchvision_nms=False,
+        convert=openvino_folder.convert,
+        save=openvino_folder.save,
+        open=openvino_folder.open_file,
+        quantise=openvino_int8.quantise,
+        about="OpenVINO, run on the CPU",
     ),
     "torch": Format(
-        ".pt2", True, torch_program.write, torch_program.open_file, "a program of torch.export, run by torch"
+        ending=".pt2",
+        torchvision_nms=True,
+        convert=traced,
+        save=torch_program.save,
+        open=torch_program.open_file,
+        quantise=None,
+        about="a program of torch.export, run by torch",
     ),
 }
 

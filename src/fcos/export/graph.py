@@ -7,7 +7,7 @@ little work after the network: of each level the best points are found by their 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from fcos.model.postprocess import PostProcess
 
 INPUTS = ("images", "sizes_hw", "original_sizes_hw")
 OUTPUTS = ("boxes_xyxy", "scores", "labels", "image_index")
+
+
+Size = int | torch.SymInt  # a number, or while the graph is traced a formula
 
 
 class Candidates(NamedTuple):
@@ -136,13 +139,15 @@ class DetectionGraph(nn.Module):
             self._points(feature.shape[2], feature.shape[3], self.strides[index], images),
         )
 
-    def _points(self, height: int, width: int, stride: int, images: Tensor) -> Tensor:
+    def _points(self, height: Size, width: Size, stride: int, images: Tensor) -> Tensor:
         """As `make_grid`, of one level."""
-        offset, step_y, step_x = 0.5, stride, stride
+        offset: float = 0.5
+        step_y: Size = stride
+        step_x: Size = stride
         if self.points == "corner":
             offset, step_y, step_x = 0.0, images.shape[2] // height, images.shape[3] // width
-        y = (torch.arange(height, dtype=torch.float32) + offset) * step_y
-        x = (torch.arange(width, dtype=torch.float32) + offset) * step_x
+        y: Tensor = (torch.arange(height, dtype=torch.float32) + offset) * step_y  # type: ignore[assignment]
+        x: Tensor = (torch.arange(width, dtype=torch.float32) + offset) * step_x  # type: ignore[assignment]
         rows, columns = torch.meshgrid(y, x, indexing="ij")
         return torch.stack([columns.flatten(), rows.flatten()], dim=-1)
 
@@ -155,12 +160,11 @@ class DetectionGraph(nn.Module):
         rules, most = self.rules, self.rules.candidates_per_level
         best_class = level.logits.amax(dim=1)
         ranks = self._ranked(best_class, level.quality)[1]
-        count = torch.sym_min(most, ranks.shape[1])
-        point = ranks.topk(count, dim=1).indices
+        point = ranks.topk(_at_most(most, ranks.shape[1]), dim=1).indices
         logits = level.logits.gather(2, point[:, None].expand(-1, self.num_classes, -1)).transpose(1, 2)
         quality = None if level.quality is None else level.quality.gather(1, point)[..., None]
         scores, ranks = (part.flatten(1) for part in self._ranked(logits, quality))
-        pair = ranks.topk(torch.sym_min(most, ranks.shape[1]), dim=1).indices
+        pair = ranks.topk(_at_most(most, ranks.shape[1]), dim=1).indices
         place = torch.div(pair, self.num_classes, rounding_mode="floor")
         label = pair - place * self.num_classes
         if rules.inclusive_boxes:  # the order of the points, class after class
@@ -226,3 +230,16 @@ class DetectionGraph(nn.Module):
             return rank < most
         last = torch.where(rank == most - 1, best, 0.0)
         return best >= torch.zeros_like(scores[:, 0]).scatter_add(0, image, last)[image]
+
+
+def _at_most(most: int, count: Size) -> Size:
+    """The smaller number, as a size of its own.
+
+    While a graph is traced sizes are formulas, and one with a minimum in it makes all that has this size slow
+    to trace and to load. A number that came out of a tensor is just a name.
+    """
+    smaller: Any = torch.scalar_tensor(torch.sym_min(most, count), dtype=torch.int64).item()
+    torch._check(smaller >= 1)
+    torch._check(smaller <= count)
+    size: Size = smaller
+    return size

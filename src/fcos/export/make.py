@@ -56,7 +56,7 @@ def export_model(loaded: LoadedModel, name: FormatName, path: Path) -> None:
     metadata = to_metadata(card_of(loaded), loaded.config)
     partial = path.with_name(f".partial-{path.name}")
     try:
-        FORMATS[name].write(graph, dtype, metadata, partial)
+        FORMATS[name].save(FORMATS[name].convert(graph, dtype), metadata, partial)
         put_in_place(partial, path)
     finally:
         remove(partial)

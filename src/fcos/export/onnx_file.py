@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 OPSET = 18
+SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules of a node, outermost first
 INPUT_DIMS = {
     "images": ("batch", 3, "height", "width"),
     "sizes_hw": ("batch", 2),
@@ -29,18 +32,19 @@ INPUT_DIMS = {
 OUTPUT_DIMS = {"boxes_xyxy": ("detections", 4), "scores": ("detections",), "labels": ("detections",)}
 
 
-def write(graph: DetectionGraph, dtype: torch.dtype, metadata: Mapping[str, str], path: Path) -> None:
-    """Write a graph, made without torchvision's NMS, as an ONNX file."""
-    with needs("onnx"):
-        import onnx
-    model = to_onnx(graph, dtype)
+def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
+    """Write an `onnx.ModelProto`."""
+    import onnx
+
     set_metadata(model, metadata)
     onnx.save(model, path)
 
 
-def to_onnx(graph: DetectionGraph, dtype: torch.dtype) -> Any:
-    """A graph as an `onnx.ModelProto`."""
+def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
+    """A graph, made without torchvision's NMS, as an `onnx.ModelProto`."""
     with needs("onnx"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401  # asked for now, not after the work
         import onnxscript  # noqa: F401  # torch needs it
     program = traced(graph, dtype)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
@@ -59,6 +63,7 @@ def to_onnx(graph: DetectionGraph, dtype: torch.dtype) -> Any:
     assert converted is not None
     model = converted.model_proto
     _name_dims(model)
+    _name_nodes(model)
     return model
 
 
@@ -91,6 +96,24 @@ def _name_dims(model: Any) -> None:
             if isinstance(name, str):
                 dim.dim_param = name
     del model.graph.value_info[:]  # sizes in the exporter's names
+
+
+def _name_nodes(model: Any) -> None:
+    """Nodes by the module that they come from, instead of the exporter's counts.
+
+    What else it notes at each node goes: lines of source with their paths on this machine.
+    """
+    taken = Counter[str]()
+    for node in model.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(notes.get(SCOPES, "[]"))
+        module = next((scope for scope in reversed(scopes[:-1]) if scope), "detect")
+        name = f"{module}/{node.op_type}"
+        taken[name] += 1
+        node.name = f"{name}_{taken[name]}" if taken[name] > 1 else name
+        del node.metadata_props[:]
+    for thing in [*model.graph.initializer, *model.graph.input, *model.graph.output, model.graph]:
+        del thing.metadata_props[:]
 
 
 def set_metadata(model: Any, metadata: Mapping[str, str]) -> None:

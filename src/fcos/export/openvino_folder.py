@@ -20,20 +20,15 @@ NAME = "model.xml"
 SECTION = "fcos"  # of rt_info
 
 
-def write(graph: DetectionGraph, dtype: torch.dtype, metadata: Mapping[str, str], path: Path) -> None:
-    """Write a graph, made without torchvision's NMS, as a folder of OpenVINO."""
-    save(to_openvino(graph, dtype), metadata, path)
-
-
-def to_openvino(graph: DetectionGraph, dtype: torch.dtype) -> Any:
-    """A graph as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
+def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
+    """A graph, made without torchvision's NMS, as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
     with needs("openvino"):
         import openvino
     with needs("onnx"):
         import onnx
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        onnx.save(onnx_file.to_onnx(graph, dtype), file)
+        onnx.save(onnx_file.convert(graph, dtype), file)
         model = openvino.Core().read_model(file)
         # It reads the weights from the file when they are asked for: copy them before the file goes.
         return model.clone()

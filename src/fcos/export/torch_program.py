@@ -16,16 +16,15 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.export.card import GIVE
-from fcos.export.graph import DetectionGraph
-from fcos.export.trace import quiet, traced
+from fcos.export.trace import quiet
 
 EXTRA_FILE = "metadata.json"
 
 
-def write(graph: DetectionGraph, dtype: torch.dtype, metadata: Mapping[str, str], path: Path) -> None:
-    """Write a graph, made with torchvision's NMS, as a program."""
+def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:
+    """Write a program, of a graph that was made with torchvision's NMS."""
     with quiet():
-        torch.export.save(traced(graph, dtype), path, extra_files={EXTRA_FILE: json.dumps(dict(metadata))})
+        torch.export.save(program, path, extra_files={EXTRA_FILE: json.dumps(dict(metadata))})
 
 
 def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:
@@ -34,7 +33,8 @@ def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:
     try:
         with quiet():
             program = torch.export.load(path, extra_files=extra)
-            module = program.module()
+            # Its guards refuse pictures of a single cell (32 pixels), which it computes rightly.
+            module = program.module(check_guards=False)
     except Exception as error:  # zipfile's, json's and torch's kinds, and bare ones
         raise WeightsError(
             f"{path.name} cannot be opened as a program of torch.export: "

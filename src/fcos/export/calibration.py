@@ -1,0 +1,68 @@
+"""What quantising needs: pictures to measure ranges on, and which nodes make up a part of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from fcos.build import build_eval_transform
+from fcos.config import TrainConfig
+from fcos.data.batch import GroundTruth, Sample, collate
+from fcos.data.image import read_image
+from fcos.data.loader import PADDING_MULTIPLE
+from fcos.export.card import input_dtype
+from fcos.export.graph import INPUTS
+
+MOST_PICTURES = 300
+
+# Parts of the network that may stay in float32, by the modules that they are made of; cheapest first. The
+# stem is the first convolution, whatever the backbone calls it.
+OUTPUTS = ("head.logits", "head.distances", "head.quality")
+PARTS: dict[str, tuple[str, ...]] = {
+    "sums": (),  # no convolutions: where two branches are added
+    "outputs": OUTPUTS,
+    "stem": ("backbone",),
+    "pyramid": ("pyramid",),
+    "head": ("head.classification_tower", "head.box_tower", *OUTPUTS),
+}
+
+Inputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs of the graph, one picture each; can be gone through again.
+
+    Attributes:
+        config: of the model.
+        pictures: files.
+    """
+
+    config: TrainConfig
+    pictures: Sequence[Path]
+
+    def __len__(self) -> int:
+        return min(len(self.pictures), MOST_PICTURES)
+
+    def __iter__(self) -> Iterator[Inputs]:
+        transform, dtype = build_eval_transform(self.config), getattr(torch, input_dtype(self.config))
+        nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        for path in self.pictures[: len(self)]:
+            image = read_image(path)
+            sample = Sample(transform(image), nothing, 0, (image.shape[1], image.shape[2]), 0)
+            batch = collate([sample], PADDING_MULTIPLE)
+            tensors = (batch.images.to(dtype), batch.sizes_hw, batch.original_sizes_hw)
+            yield {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
+
+
+def in_float32(names: Sequence[str], parts: frozenset[str]) -> set[str]:
+    """Which convolutions, in the order of the graph and named by their modules, make these parts up."""
+    found = {name for part in parts - {"stem", "sums"} for name in names if name.startswith(PARTS[part])}
+    if "stem" in parts:
+        found.add(next(name for name in names if name.startswith(PARTS["stem"])))
+    return found

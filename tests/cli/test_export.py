@@ -1,0 +1,183 @@
+"""`fcos export` as a user types it, and what the other commands do with its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from fcos import Detector
+from fcos.cli import main
+from fcos.export import onnx_file
+from fcos.export.formats import FORMATS
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with four pictures."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in range(4):
+        coarse = np.random.default_rng(seed).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+        Image.fromarray(coarse.repeat(10, axis=0).repeat(10, axis=1)).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture
+def annotated(photos: Path, small_model: Path) -> Path:
+    """Annotations on which the small model is perfect: what it finds itself."""
+    detector, entries, images = Detector.load(small_model, "cpu"), list[dict[str, Any]](), []
+    for number, path in enumerate(sorted(photos.iterdir())):
+        found = detector.predict(path, 0.0)[:10]
+        images.append({"id": number, "file_name": path.name, "width": 90, "height": 60})
+        entries += [{**entry, "iscrowd": 0} for entry in found.to_coco(number)]
+    for number, entry in enumerate(entries):
+        entry["id"], entry["area"] = number + 1, entry["bbox"][2] * entry["bbox"][3]
+    names = [{"id": number + 1, "name": name} for number, name in enumerate(detector.class_names)]
+    path = photos.parent / "found.json"
+    path.write_text(json.dumps({"images": images, "annotations": entries, "categories": names}))
+    return path
+
+
+@pytest.fixture
+def converted(exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conversion to ONNX, which takes seconds, is taken from the file that is there."""
+    import onnx
+
+    ready = FORMATS["onnx"]._replace(convert=lambda graph, dtype: onnx.load(exported["onnx"]))
+    monkeypatch.setitem(FORMATS, "onnx", ready)
+
+
+def test_a_model_is_written_checked_and_measured(small_model: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.pt2"
+    result = run("export", small_model, "--format", "torch", "-o", out, "--check", photos)
+    assert result.exit_code == 0, result.output
+    assert out.is_file()
+    assert "detections in 4 pictures are the same; boxes differ by at most 0.0" in result.output
+    assert "one picture" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "small.pt2"]
+
+    again = run("export", small_model, "--format", "torch", "-o", out)
+    assert again.exit_code == 2
+    assert "small.pt2 is there already" in again.output
+
+
+@pytest.mark.usefixtures("converted")
+def test_the_photographs_of_pip_are_checked_where_none_are_given(small_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    result = run("export", small_model, "--format", "onnx", "-o", out, "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert content["num_pictures"] == 3
+    assert content["num_detections"] == content["num_same"] + content["num_ties"] > 0
+    assert content["most_pixels"] < 0.01
+    assert content["after_bytes"] == out.stat().st_size
+    assert min(content["before_ms"], content["after_ms"]) > 0
+
+
+@pytest.mark.usefixtures("converted")
+def test_a_file_that_finds_something_else_is_removed(
+    small_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = onnx_file.OnnxRunner.__call__
+
+    def shifted(self: Any, *inputs: Any) -> Any:
+        boxes, *others = honest(self, *inputs)
+        return (boxes + 1, *others)
+
+    monkeypatch.setattr(onnx_file.OnnxRunner, "__call__", shifted)
+    out = tmp_path / "small.onnx"
+    result = run("export", small_model, "--format", "onnx", "-o", out, "--check", photos)
+    assert result.exit_code == 2
+    assert "small.onnx does not find what PyTorch finds, and was removed" in result.output
+    assert "only PyTorch found" in result.output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_predict_eval_and_info_take_an_exported_file(
+    name: str, exported: dict[str, Path], small_model: Path, photos: Path, annotated: Path, tmp_path: Path
+) -> None:
+    found = []
+    for model in (small_model, exported[name]):
+        out = tmp_path / "out" / model.name
+        result = run("predict", model, photos, "--out", out)
+        assert result.exit_code == 0, result.output
+        found.append(json.loads((out / "detections.json").read_text())["pictures"])
+        result = run("eval", model, "--list", annotated, "--root", photos, "--out", out)
+        assert result.exit_code == 0, result.output
+        found.append(json.loads((out / "results.json").read_text()))
+    for before, after in zip(found[:2], found[2:], strict=True):
+        assert len(before) == len(after) > 0
+    for picture, same in zip(found[0], found[2], strict=True):
+        boxes = [[entry["box_xyxy"] for entry in one["detections"]] for one in (picture, same)]
+        np.testing.assert_allclose(boxes[0], boxes[1], atol=0.05)
+
+    result = run("info", exported[name])
+    assert result.exit_code == 0, result.output
+    assert f"{FORMATS[name].about}, fp32" in result.output  # type: ignore[index]
+    assert "3: cat, dog, bird" in result.output
+
+
+@pytest.mark.usefixtures("converted")
+def test_integers_are_measured_and_the_loss_is_said(
+    small_model: Path, photos: Path, annotated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small_int8.onnx"
+    words = ("--calibrate", photos, "--list", annotated, "--root", photos, "--check", photos)
+    limit = ("--max-ap-loss", "60", "--json")
+    result = run("export", small_model, "--format", "onnx", "--int8", "-o", out, *words, *limit)
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert content["precision"] == "int8"
+    assert content["ap_before"] == pytest.approx(1.0, abs=0.05)  # equal scores may fall in any order
+    assert 0.4 < content["ap_after"] < content["ap_before"]
+    assert "8-bit integers, calibrated on 4 pictures" in run("info", out).output
+
+
+@pytest.mark.usefixtures("converted")
+def test_integers_that_cost_too_much_are_refused_with_all_that_was_tried(
+    small_model: Path, photos: Path, annotated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small_int8.onnx"
+    words = ("--calibrate", photos, "--list", annotated, "--root", photos, "--max-ap-loss", "0")
+    result = run("export", small_model, "--format", "onnx", "--int8", "-o", out, *words)
+    assert result.exit_code == 2
+    assert "more than 0; nothing was written. AP was 0.9" in result.output
+    for parts in ("nothing", "sums", "outputs", "stem", "pyramid", "head"):
+        assert f"  {parts} in float32: AP " in result.output
+    assert not out.exists()
+
+
+def test_what_is_missing_is_asked_for(small_model: Path, photos: Path, tmp_path: Path) -> None:
+    for words, wanted in (
+        (("--format", "onnx", "--int8"), "8-bit integers need pictures to measure their ranges on"),
+        (("--format", "onnx", "--int8", "--calibrate", photos), "nothing to measure the AP on"),
+        (("--format", "torch", "--int8", "--calibrate", photos), "the format torch has no 8-bit integers"),
+        (("--format", "onnx", "--calibrate", photos), "--calibrate and --list are for --int8"),
+        (("--format", "onnx", "-o", tmp_path / "a.pt2"), "a.pt2 is no *.onnx file"),
+        (("--format", "openvino", "-o", tmp_path / "a.xml"), "OpenVINO's format is a folder"),
+        (("--format", "onnx", "--check", tmp_path / "none"), "there is no "),
+    ):
+        result = run("export", small_model, *words)
+        assert result.exit_code == 2, result.output
+        assert wanted in result.output, result.output
+
+
+def test_a_missing_package_names_the_extra(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    result = run("export", small_model, "--format", "onnx", "-o", tmp_path / "a.onnx")
+    assert result.exit_code == 2
+    assert "the format onnx needs onnxscript" in result.output
+    assert "pip install 'fcos-torch[onnx]'" in result.output
