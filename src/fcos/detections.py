@@ -32,6 +32,8 @@ class Detections:
         labels: `(N,)` int64, 0-based, index into `class_names`.
         class_names: the classes of the model, without background.
         image: the upright picture that was searched, if it was kept.
+        track_ids: `(N,)` int64 from a tracker: the same object of a video has the same one in all its frames;
+            -1: none (yet).
     """
 
     boxes_xyxy: Tensor
@@ -39,6 +41,7 @@ class Detections:
     labels: Tensor
     class_names: tuple[str, ...]
     image: Image.Image | None = field(default=None)
+    track_ids: Tensor | None = field(default=None)
 
     def __post_init__(self) -> None:
         num_boxes = len(self.boxes_xyxy)
@@ -46,8 +49,11 @@ class Detections:
             ("boxes_xyxy", (num_boxes, 4), torch.float32),
             ("scores", (num_boxes,), torch.float32),
             ("labels", (num_boxes,), torch.int64),
+            ("track_ids", (num_boxes,), torch.int64),
         ):
             tensor = getattr(self, name)
+            if tensor is None and name == "track_ids":
+                continue
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:
                 raise ValueError(
                     f"Detections.{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}"
@@ -71,7 +77,11 @@ class Detections:
             if index.numel() == 0 and index.dtype != torch.bool:
                 index = index.long()  # an empty list becomes a float tensor, which cannot index
         return replace(
-            self, boxes_xyxy=self.boxes_xyxy[index], scores=self.scores[index], labels=self.labels[index]
+            self,
+            boxes_xyxy=self.boxes_xyxy[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            track_ids=None if self.track_ids is None else self.track_ids[index],
         )
 
     def __iter__(self) -> Iterator[Detections]:
@@ -102,7 +112,14 @@ class Detections:
         from fcos.plots.boxes import draw_boxes  # loads matplotlib: only who draws waits for it
 
         shown = self if score_threshold is None else self.above(score_threshold)
-        return draw_boxes(self.image, shown.boxes_xyxy, shown.labels, self.class_names, scores=shown.scores)
+        return draw_boxes(
+            self.image,
+            shown.boxes_xyxy,
+            shown.labels,
+            self.class_names,
+            scores=shown.scores,
+            track_ids=shown.track_ids,
+        )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Entries of a COCO results file.
@@ -144,13 +161,33 @@ class Detections:
         return cls(boxes[order], scores[order], labels[order], tuple(class_names), image)
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame`, a row a box: x1, y1, x2, y2 (original pixels), score, label, class_name."""
+        """A `pandas.DataFrame`, a row a box: x1, y1, x2, y2 (original pixels), score, label, class_name.
+
+        And track_id, where a tracker gave some.
+        """
         pandas = _needed("pandas")
         table = pandas.DataFrame(self.boxes_xyxy.cpu().numpy(), columns=["x1", "y1", "x2", "y2"])
         table["score"] = self.scores.cpu().numpy()
         table["label"] = self.labels.cpu().numpy()
         table["class_name"] = [self.class_name(index) for index in range(len(self))]
+        if self.track_ids is not None:
+            table["track_id"] = self.track_ids.cpu().numpy()
         return table
+
+    @classmethod
+    def from_pandas(
+        cls, table: Any, class_names: Sequence[str], image: Image.Image | None = None
+    ) -> Detections:
+        """From a table as `to_pandas` makes it, in its order; other columns are left out."""
+        tracked = "track_id" in table.columns
+        return cls(
+            torch.tensor(table[["x1", "y1", "x2", "y2"]].to_numpy("float32")),
+            torch.tensor(table["score"].to_numpy("float32")),
+            torch.tensor(table["label"].to_numpy("int64")),
+            tuple(class_names),
+            image,
+            torch.tensor(table["track_id"].to_numpy("int64")) if tracked else None,
+        )
 
     def to_supervision(self) -> Any:
         """`supervision.Detections`, for its annotators, trackers and zones; names under ``class_name``."""
@@ -159,6 +196,7 @@ class Detections:
             xyxy=self.boxes_xyxy.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
+            tracker_id=None if self.track_ids is None else self.track_ids.cpu().numpy(),
             data={"class_name": np.array([self.class_name(index) for index in range(len(self))], dtype=str)},
         )
 
@@ -167,12 +205,14 @@ class Detections:
         cls, found: Any, class_names: Sequence[str], image: Image.Image | None = None
     ) -> Detections:
         """From `supervision.Detections`, in its order (a tracker's, for example); masks are left out."""
+        ids = found.tracker_id
         return cls(
             torch.as_tensor(found.xyxy, dtype=torch.float32).reshape(-1, 4),
             torch.as_tensor(found.confidence, dtype=torch.float32).reshape(-1),
             torch.as_tensor(found.class_id, dtype=torch.int64).reshape(-1),
             tuple(class_names),
             image,
+            None if ids is None else torch.as_tensor(ids, dtype=torch.int64).reshape(-1),
         )
 
 

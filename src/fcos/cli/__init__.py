@@ -22,7 +22,7 @@ COMMANDS = {
     "eval": "The twelve COCO numbers of a run or model file, and per class.",
     "analyze": "Curves of one or more runs, as numbers and as a picture.",
     "report": "One page about a run, or about what changed between two.",
-    "predict": "Detect in pictures and folders; draw and write JSON.",
+    "predict": "Detect in pictures, folders and videos; draw and write JSON.",
     "demo": "A page on this machine on which to try a model, and a REST endpoint.",
     "check": "Report broken pictures and impossible boxes, and what is in a data set.",
     "info": "What a model file is: whose, its classes, preprocessing and rules of detection.",
