@@ -88,7 +88,7 @@ def test_a_server_that_is_too_slow_is_not_waited_for(
 ) -> None:
     started_at = time.monotonic()
 
-    with pytest.raises(DatasetError, match="cannot be downloaded: .*(timed out|not complete after)"):
+    with pytest.raises(DatasetError, match=r"cannot be downloaded: .*(timed out|not complete after)"):
         download(f"{address}/{name}", **limits)  # type: ignore[arg-type]
     assert time.monotonic() - started_at < 1.4
 
