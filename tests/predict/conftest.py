@@ -26,11 +26,11 @@ NUM_FRAMES, RATE, SOUND_RATE = 24, 12, 16_000
 MakeClip = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Two threads side by side also where a test of another file set one, and back."""
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small lose time with more."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

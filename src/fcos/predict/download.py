@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -42,17 +43,17 @@ def download(
             if answer.length:
                 raise ConnectionError("the connection ended in the middle of the file")
     except urllib.error.HTTPError as error:
+        error.close()
         raise DatasetError(
             f"the server answers {error.code} {error.reason}", where=address, fix="correct the address"
         ) from error
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # not found, refused, timed out, no such scheme
-        if isinstance(error, DatasetError):
-            raise
+    except DatasetError:
+        raise
+    # The name is not found, refused, timed out; the answer is no HTTP; the address is none.
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)  # urllib wraps what the system says
         raise DatasetError(
-            f"cannot be downloaded: {getattr(error, 'reason', None) or error}",
+            f"cannot be downloaded: {getattr(reason, 'strerror', None) or reason}",
             where=address,
             fix="is this machine online, and the address right? Or download it elsewhere and give the file",
         ) from error
