@@ -107,7 +107,7 @@ def test_tracks_follow_a_flower_over_the_pan(flower_detector: Path, clip: Path) 
     for number, [entry] in enumerate(found):
         assert entry["box_xyxy"] == pytest.approx(flowers_at(*pan(number))[0].tolist(), abs=14)
     assert summary()["videos"][0]["num_tracks"] == 1
-    assert "1 tracks" in result.output
+    assert ", 1 track, " in result.output
 
 
 def test_each_nth_frame(model_file: Path, clip: Path) -> None:
@@ -241,6 +241,30 @@ def test_without_the_library_it_says_so_before_it_starts(
     assert result.exit_code == 2
     assert "videos need PyAV\n  fix: pip install 'fcos-torch[video]'" in result.stderr
     assert not Path("predictions").exists()
+
+
+def test_a_missing_tracker_is_named_before_it_starts(
+    model_file: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackers", None)
+
+    result = predict(model_file, clip, "--track")
+
+    assert result.exit_code == 2
+    assert "tracking needs the package trackers" in result.stderr
+    assert not Path("predictions").exists()
+
+
+@pytest.mark.parametrize("words", [["--track"], ["--every", "2"]])
+def test_what_is_for_videos_is_refused_where_there_is_none(
+    model_file: Path, frames: list[Image.Image], words: list[str]
+) -> None:
+    frames[0].save("frame.png")
+
+    result = predict(model_file, "frame.png", *words)
+
+    assert result.exit_code == 2
+    assert f"{words[0]} is for videos, and there is none among the sources" in result.stderr
 
 
 def test_a_picture_from_standard_input(model_file: Path, frames: list[Image.Image]) -> None:

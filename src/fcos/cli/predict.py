@@ -88,13 +88,11 @@ def command(
     from fcos.predict.pictures import FRAMES_FILE, RESULT_FILE, plan
     from fcos.predict.sources import find_sources
     from fcos.predict.video import VideoOptions
-    from fcos.predict.video_reader import import_av
 
     # Planned before other processes start: what they draw must not look like what was there.
     planned = plan(find_sources(sources, out), out) if is_first_process() else []
     videos = [source for source in planned if source.kind != "picture"]
-    if videos:
-        import_av()  # now, not after an hour of pictures
+    check_video_options(videos, track, every)
     fabric = build_fabric(device, num_processes, one_by_default=True)
     with launched(fabric):
         pictures = fabric.broadcast([source for source in planned if source.kind == "picture"])
@@ -143,6 +141,20 @@ def command(
 def is_first_process() -> bool:
     """Before the processes know each other: whether this is the first of all."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def check_video_options(videos: Sequence[Source], track: bool, every: int) -> None:
+    """Refuse what needs a video or a package that is not there: now, not after an hour of pictures."""
+    from fcos.predict.tracker import import_trackers
+    from fcos.predict.video_reader import import_av
+
+    if videos:
+        import_av()
+        if track:
+            import_trackers()
+    elif (track or every > 1) and is_first_process():
+        option = "--track" if track else "--every"
+        raise click.UsageError(f"{option} is for videos, and there is none among the sources.")
 
 
 def _load(model: Path, fabric: Fabric) -> Detector:
@@ -213,7 +225,8 @@ def _search_videos(
 def _describe(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> None:
     """A line about a video."""
     if num_frames := about.get("num_frames"):
-        tracks = f", {about['num_tracks']} tracks" if about["num_tracks"] else ""
+        num_tracks = about["num_tracks"]
+        tracks = f", {num_tracks} track{'s' if num_tracks > 1 else ''}" if num_tracks else ""
         click.echo(
             f"{click.format_filename(about['path'])}: {num_frames} frames, {about['num_detections']} "
             f"detections{tracks}, {num_frames / elapsed_s:.1f} frames/s"

@@ -5,6 +5,8 @@ From the package `trackers`; `supervision`, where it was before, has dropped its
 
 from __future__ import annotations
 
+from typing import Any
+
 from fcos.detections import Detections
 from fcos.errors import FcosError
 
@@ -23,14 +25,8 @@ class Tracker:
     """
 
     def __init__(self, threshold: float, frame_rate: float) -> None:
-        try:
-            from trackers import ByteTrackTracker
-        except ImportError as error:
-            raise FcosError(
-                "tracking needs the package trackers", fix="pip install 'fcos-torch[track]'"
-            ) from error
         self.threshold = threshold
-        self._tracker = ByteTrackTracker(
+        self._tracker = import_trackers().ByteTrackTracker(
             frame_rate=frame_rate, track_activation_threshold=threshold, high_conf_det_threshold=threshold
         )
 
@@ -53,3 +49,18 @@ class Tracker:
         tracked = tracked[tracked.scores.argsort(descending=True, stable=True)]
         assert tracked.track_ids is not None
         return tracked[(tracked.track_ids > 0) | (tracked.scores >= self.threshold)]
+
+
+def import_trackers() -> Any:
+    """The package `trackers`.
+
+    Raises:
+        FcosError: it is not installed.
+    """
+    try:
+        import trackers
+    except ImportError as error:
+        raise FcosError(
+            "tracking needs the package trackers", fix="pip install 'fcos-torch[track]'"
+        ) from error
+    return trackers
