@@ -1,8 +1,8 @@
 """Searching many pictures: reading, network and what is done with the detections run beside each other.
 
 On a CPU each picture has a thread of its own for its whole way, and the network computes in that thread
-alone: a small network on two cores takes a picture in 1.5 times less with two cores than with one, while two
-pictures on one core each lose nothing. On a GPU the same threads read and draw while it computes.
+alone: two cores share the work on one picture less well than they work on two. On a GPU the same threads
+read and draw while it computes.
 """
 
 from __future__ import annotations
@@ -52,13 +52,15 @@ def search(
         batch_size: pictures of one forward pass.
     """
     side_by_side = detector.searches_side_by_side
-    alone = nullcontext() if side_by_side else threading.Lock()
+    alone, is_ready = threading.Lock(), threading.Event()
 
     def work(group: list[Source]) -> list[Result | DatasetError]:
         pixels = [_read(read, source) for source in group]
         good = [image for image in pixels if isinstance(image, Tensor)]
-        with alone:
+        # The first one alone: it makes what is only made when it is needed.
+        with nullcontext() if side_by_side and is_ready.is_set() else alone:
             found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
+        is_ready.set()
         return [
             then(source, next(found)) if isinstance(image, Tensor) else image
             for source, image in zip(group, pixels, strict=True)
