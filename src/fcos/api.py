@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fcos.build import LoadedModel, build_eval_loader, build_eval_transform, build_postprocess, load_model
+from fcos.backend import TorchBackend
+from fcos.build import LoadedModel, build_eval_loader, build_eval_transform
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.batch import GroundTruth, Sample, collate
@@ -26,15 +27,17 @@ from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.recognise import Format, recognise
 from fcos.detections import Detections
 from fcos.engine.devices import torch_device
-from fcos.engine.evaluate import detect, gather, result_rows
-from fcos.errors import DatasetError
+from fcos.engine.evaluate import gather, result_rows
+from fcos.errors import DatasetError, WeightsError
+from fcos.export.exported import ExportedModel, open_model
+from fcos.export.formats import format_of
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
+from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
+from fcos.rules import RULES
 from fcos.stream import search
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
-
-BATCH_SIZE_OF_GPU = 8
 
 
 class Detector:
@@ -45,7 +48,6 @@ class Detector:
         detections.draw().show()
 
     Attributes:
-        model: the network, in evaluation mode, on the device.
         config: the settings that the model file carries.
         class_names: of each label, without background.
         category_ids: of each label, as in the data that the model was trained on.
@@ -53,46 +55,56 @@ class Detector:
         path: the model file.
     """
 
-    def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
-        self.model = loaded.model.to(device)
+    def __init__(self, loaded: LoadedModel | ExportedModel, device: torch.device) -> None:
+        self._backend = loaded.backend(device)
         self.config = loaded.config
         self.class_names = loaded.card.class_names
         self.category_ids = loaded.card.category_ids
         self.threshold = loaded.card.threshold
         self.path = loaded.path
         self._transform = build_eval_transform(loaded.config)
-        self._postprocess = build_postprocess(loaded.config)
 
     def __repr__(self) -> str:
         return f"Detector({self.config.model}, {len(self.class_names)} classes, {self.device}, '{self.path}')"
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return self.model.pixel_mean.device
+        """Where it computes."""
+        return self._backend.device
 
     @property
-    def _usual_batch_size(self) -> int:
-        # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
-        alone = self.device.type == "cpu" or self.model.points == "corner"
-        return 1 if alone else BATCH_SIZE_OF_GPU
+    def model(self) -> FCOS:
+        """The network, in evaluation mode, on the device."""
+        if not isinstance(self._backend, TorchBackend):
+            raise WeightsError(
+                "an exported file holds a graph and no network",
+                where=str(self.path),
+                fix="load the model file that it was made from",
+            )
+        return self._backend.model
 
     @property
     def searches_side_by_side(self) -> bool:
         """Whether several threads may call `predict` at once."""
-        return self.device.type in ("cpu", "cuda")
+        # Runtimes of exported files share one request between calls, and use all cores for each.
+        return isinstance(self._backend, TorchBackend) and self.device.type in ("cpu", "cuda")
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str], device: str | Sequence[int] = "auto") -> Detector:
-        """The best model of a run folder, a model file, or a published file of another code base.
+    def load(
+        cls, source: str | os.PathLike[str], device: str | Sequence[int] | torch.device = "auto"
+    ) -> Detector:
+        """The best model of a run folder, a model file, an exported file, or one of another code base.
 
         Args:
-            source: a run folder, a `*.safetensors` file of ours, or a `*.pth` file of AdelaiDet, detectron2,
-                MMDetection, the official code or torchvision, which is used as its authors do.
-            device: "auto", "cpu", "cuda", "mps", or a list with a GPU number.
+            source: a run folder, a `*.safetensors` file of ours, what `fcos export` wrote, or a `*.pth` file
+                of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which is used as its
+                authors do.
+            device: "auto", "cpu", "cuda", "mps", or a list with a GPU number. Exported files run on the CPU.
         """
-        chosen = torch_device(device if isinstance(device, str) else list(device))
-        return cls(load_model(Path(source)), chosen)
+        if not isinstance(device, torch.device):
+            device = device if isinstance(device, str) else list(device)
+            device = torch_device("cpu" if device == "auto" and format_of(Path(source)) else device)
+        return cls(open_model(Path(source)), device)
 
     @classmethod
     def train(cls, config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig) -> Detector:
@@ -145,7 +157,7 @@ class Detector:
         """
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_batch([pixels_of(pictures)], score_threshold)[0]
-        batch_size = batch_size or self._usual_batch_size
+        batch_size = batch_size or self._backend.usual_batch_size
         found: list[Detections] = []
         for first in range(0, len(pictures), batch_size):
             images = [pixels_of(picture) for picture in pictures[first : first + batch_size]]
@@ -175,7 +187,7 @@ class Detector:
         Raises:
             DatasetError: at the place of a picture that cannot be read; the stream ends there.
         """
-        size = batch_size or self._usual_batch_size
+        size = batch_size or self._backend.usual_batch_size
         for found in search(
             self,
             pictures,
@@ -262,14 +274,14 @@ class Detector:
             process only, elsewhere no rows.
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-        size = batch_size or self._usual_batch_size
+        size = batch_size or self._backend.usual_batch_size
         loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
-        found = detect(self.model, self._postprocess, loader, on_batch=on_batch)
+        found = self._backend.detect(loader, on_batch)
         if fabric:
             found = gather(found, fabric)
         if rank != 0:
             return np.zeros((0, 7))
-        return result_rows(found, annotations, inclusive_boxes=self._postprocess.inclusive_boxes)
+        return result_rows(found, annotations, inclusive_boxes=RULES[self.config.rules].inclusive_boxes)
 
     def _predict_batch(self, images: list[Tensor], score_threshold: float | None) -> list[Detections]:
         nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
@@ -277,7 +289,7 @@ class Detector:
             Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
             for position, image in enumerate(images)
         ]
-        found = detect(self.model, self._postprocess, [collate(samples, PADDING_MULTIPLE)])
+        found = self._backend.detect([collate(samples, PADDING_MULTIPLE)])
         threshold = self.threshold if score_threshold is None else score_threshold
         return [
             self._detections(image, detections).above(threshold)
@@ -286,7 +298,9 @@ class Detector:
 
     def _detections(self, image: Tensor, found: ImageDetections) -> Detections:
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        return Detections(found.boxes_xyxy, found.scores, found.labels, self.class_names, picture)
+        return Detections(
+            found.boxes_xyxy, found.scores, found.labels, self.class_names, picture, found_at=found.found_at
+        )
 
 
 def pixels_of(picture: object) -> Tensor:

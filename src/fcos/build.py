@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
+from fcos.backend import TorchBackend
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
@@ -40,8 +41,10 @@ MODEL_SETTINGS = (
 )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def build_model(config: TrainConfig, num_classes: int) -> FCOS:
-    """The network with fresh weights."""
+    """The network with fresh weights; the same within `torch.no_grad` and `torch.inference_mode`."""
     backbone = Backbone(
         config.backbone,
         freeze_bn=config.freeze_bn,
@@ -134,6 +137,7 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
         min_area=config.boxarea_th,
         size=RULES[config.rules].size,
         method=RULES[config.rules].resize,
+        reduced_decode=config.reduced_decode,
     )
 
 
@@ -186,6 +190,20 @@ class LoadedModel:
     path: Path
     notes: tuple[str, ...] = ()
 
+    @property
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of red, green and blue, in 0..255."""
+        return self.model.pixel_mean.flatten().tolist(), self.model.pixel_std.flatten().tolist()
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the network."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def backend(self, device: torch.device) -> TorchBackend:
+        """What `Detector` detects with."""
+        return TorchBackend(self.model.to(device), build_postprocess(self.config))
+
 
 def model_file_of(source: Path) -> Path:
     """The model file of a run folder (the best one), or the file itself."""
@@ -206,20 +224,21 @@ def load_model(source: Path | str) -> LoadedModel:
     path = model_file_of(Path(source))
     if not is_published(path):
         card, tensors = read_model(path)
-        config = _settings_of(card, path)
+        config = settings_of_card(card, path)
         model = build_model(config, len(card.class_names))
         load_tensors(model, tensors, path)
         return LoadedModel(model.eval(), config, card, path)
 
     file = read_published(path)
     card = ModelCard(file.settings, file.class_names, file.category_ids, origin=file.origin)
-    config = _settings_of(card, path)
+    config = settings_of_card(card, path)
     model = build_model(config, len(file.class_names))
     model.load_state_dict(file.tensors_for(model.state_dict()))
     return LoadedModel(model.eval(), config, card, path, file.notes)
 
 
-def _settings_of(card: ModelCard, path: Path) -> TrainConfig:
+def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
+    """The settings that a card carries, with the defaults of all others."""
     try:
         return TrainConfig(**card.settings)
     except ValidationError as error:

@@ -32,6 +32,8 @@ class Detections:
         labels: `(N,)` int64, 0-based, index into `class_names`.
         class_names: the classes of the model, without background.
         image: the upright picture that was searched, if it was kept.
+        found_at: `(N, 3)` float32: x, y of the point that found each, pixels of the upright original image,
+            and the stride of its level, pixels of the resized one (level P3 has stride 8); None: unknown.
         track_ids: `(N,)` int64 from a tracker: the same object of a video has the same one in all its frames;
             -1: none (yet).
     """
@@ -41,6 +43,7 @@ class Detections:
     labels: Tensor
     class_names: tuple[str, ...]
     image: Image.Image | None = field(default=None)
+    found_at: Tensor | None = field(default=None)
     track_ids: Tensor | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -49,10 +52,11 @@ class Detections:
             ("boxes_xyxy", (num_boxes, 4), torch.float32),
             ("scores", (num_boxes,), torch.float32),
             ("labels", (num_boxes,), torch.int64),
+            ("found_at", (num_boxes, 3), torch.float32),
             ("track_ids", (num_boxes,), torch.int64),
         ):
             tensor = getattr(self, name)
-            if tensor is None and name == "track_ids":
+            if tensor is None and name in ("found_at", "track_ids"):
                 continue
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:
                 raise ValueError(
@@ -81,6 +85,7 @@ class Detections:
             boxes_xyxy=self.boxes_xyxy[index],
             scores=self.scores[index],
             labels=self.labels[index],
+            found_at=None if self.found_at is None else self.found_at[index],
             track_ids=None if self.track_ids is None else self.track_ids[index],
         )
 
@@ -186,7 +191,7 @@ class Detections:
             torch.tensor(table["label"].to_numpy("int64")),
             tuple(class_names),
             image,
-            torch.tensor(table["track_id"].to_numpy("int64")) if tracked else None,
+            track_ids=torch.tensor(table["track_id"].to_numpy("int64")) if tracked else None,
         )
 
     def to_supervision(self) -> Any:
@@ -212,7 +217,7 @@ class Detections:
             torch.as_tensor(found.class_id, dtype=torch.int64).reshape(-1),
             tuple(class_names),
             image,
-            None if ids is None else torch.as_tensor(ids, dtype=torch.int64).reshape(-1),
+            track_ids=None if ids is None else torch.as_tensor(ids, dtype=torch.int64).reshape(-1),
         )
 
 

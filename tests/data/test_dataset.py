@@ -31,8 +31,8 @@ def random_transform() -> TrainTransform:
 
 
 def test_crowds_are_no_targets_and_boxes_end_at_the_border(annotations: Annotations) -> None:
-    image, truth = read_sample(annotations[0])
-    assert image.shape == (3, 40, 60)
+    picture, truth = read_sample(annotations[0])
+    assert picture.pixels.shape == (3, 40, 60)
     assert truth.boxes_xyxy.tolist() == [[5, 5, 30, 30], [40, 0, 60, 40]]
     assert truth.labels.tolist() == [0, 1]
 

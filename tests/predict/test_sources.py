@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fcos.errors import DatasetError
-from fcos.predict.sources import Source, find_sources, is_address, read_picture
+from fcos.predict.sources import Source, find_pictures, find_sources, is_address, read_picture
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +177,9 @@ def test_pixels_of_a_piped_picture_are_those_of_its_file(here: Path) -> None:
     piped = read_picture(Source("picture", "standard input", Path("x.jpg"), path.read_bytes()))
 
     assert np.array_equal(piped.numpy(), read_picture(Source("picture", str(path), Path("a.jpg"))).numpy())
+
+
+def test_where_files_are_needed_nothing_else_is_taken(here: Path) -> None:
+    assert find_pictures(["photos/*.jpg"], Path("out")) == [Path("photos/a.jpg")]
+    with pytest.raises(DatasetError, match=r"only picture files .*, and 'photos/clip\.MP4' is none"):
+        find_pictures(["photos"], Path("out"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 WORDS = ("auto", "cpu", "cuda", "mps")
@@ -14,6 +16,13 @@ def _convert(ctx: click.Context, param: click.Parameter, value: str) -> str | li
     if all(number.isdigit() for number in value.split(",")):
         return [int(number) for number in value.split(",")]
     raise click.BadParameter(f"{value!r} is none of {', '.join(WORDS)}, nor GPU numbers")
+
+
+def device_of(model: Path, device: str | list[int]) -> str | list[int]:
+    """The device for a model: exported files run on the CPU, so that "auto" is no GPU for them."""
+    from fcos.export.formats import format_of
+
+    return "cpu" if device == "auto" and format_of(model) else device
 
 
 device_option = click.option(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.device import device_option, num_processes_option
+from fcos.cli.device import device_of, device_option, num_processes_option
+from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fcos.config import TrainConfig
     from fcos.data.annotations import Annotations
     from fcos.metrics.coco import CocoMetrics
@@ -22,6 +25,7 @@ EPILOG = """\b
 Examples:
   fcos eval runs/train                                  on the evaluation list of the run
   fcos eval runs/train --list test.json --root images   on other annotations
+  fcos eval runs/train --json                           for other programs
   fcos eval best.safetensors --list VOC2007/ImageSets/Main/test.txt
 """
 
@@ -68,6 +72,7 @@ class Source:
     type=click.Path(path_type=Path),
     help="Folder for results.json; default: eval/ beside the model file.",
 )
+@json_option
 def command(
     model: Path,
     list_: Path | None,
@@ -79,6 +84,7 @@ def command(
     num_processes: int,
     batch_size: int | None,
     out: Path | None,
+    as_json: bool,
 ) -> None:
     """Print COCO's twelve numbers and the AP of each class; write results.json.
 
@@ -86,16 +92,13 @@ def command(
     the evaluation list of its run.
     """
     from fcos.api import Detector
-    from fcos.build import load_model
     from fcos.data.names import read_names
     from fcos.engine.devices import build_fabric
-    from fcos.engine.evaluate import coco_results
     from fcos.engine.launch import launched
-    from fcos.metrics.coco import evaluate_detections
 
-    fabric = build_fabric(device, num_processes, one_by_default=True)
+    fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
-        detector = Detector(load_model(model), fabric.device)
+        detector = Detector.load(model, fabric.device)
         run = _run_config(detector.path)
         source = (
             Source(list_, root, names, format, skip_invalid)
@@ -116,11 +119,39 @@ def command(
             rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
     if not fabric.is_global_zero:
         return
-    metrics = evaluate_detections(annotations, rows)
-
     folder = out or detector.path.parent / "eval"
+    show(annotations, rows, folder, as_json={"model": detector.path} if as_json else None)
+
+
+def show(
+    annotations: Annotations, rows: NDArray[np.float64], folder: Path, as_json: dict[str, Any] | None = None
+) -> None:
+    """Print the numbers of what was found (`result_rows`), with results.json in this folder.
+
+    Args:
+        annotations: what was to be found.
+        rows: what was found.
+        folder: of results.json.
+        as_json: print JSON that begins with this, instead of tables.
+    """
+    from fcos.engine.evaluate import results_json
+    from fcos.metrics.coco import evaluate_detections, named_numbers
+
+    metrics = evaluate_detections(annotations, rows)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(coco_results(rows)), encoding="utf-8")
+    (folder / "results.json").write_bytes(results_json(rows))
+    if as_json is not None:
+        print_json(
+            {
+                **as_json,
+                "pictures": len(annotations),
+                "detections": len(rows),
+                "results": folder / "results.json",
+                "metrics": named_numbers(metrics.stats),
+                "per_class_ap": {name: None if ap < 0 else ap for name, ap in metrics.per_class_ap.items()},
+            }
+        )
+        return
     click.echo(metrics.summary())
     _print_per_class(metrics, annotations)
     click.echo(f"{len(annotations)} pictures, {len(rows)} detections in {folder / 'results.json'}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.output import json_option, print_json
+
 if TYPE_CHECKING:
     from fcos.build import LoadedModel
+    from fcos.export.exported import ExportedModel
 
 EPILOG = """\b
 Examples:
@@ -36,32 +38,34 @@ SHOWN_CLASSES = 8
 
 @click.command(epilog=EPILOG)
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+@json_option
 def command(model: Path, as_json: bool) -> None:
     """Say what a model file is: whose, its classes, preprocessing, rules, and what was assumed.
 
-    Takes what `fcos predict` takes: a run folder, a model file, or a published file of AdelaiDet, detectron2,
-    MMDetection, the official code or torchvision. Opening a file never runs code from it.
+    Takes what `fcos predict` takes: a run folder, a model file, what `fcos export` wrote, or a published file
+    of AdelaiDet, detectron2, MMDetection, the official code or torchvision. Opening a file never runs code
+    from it.
     """
-    from fcos.build import load_model
+    from fcos.export.exported import ExportedModel, open_model
 
-    loaded = load_model(model)
+    loaded = open_model(model)
     if as_json:
-        click.echo(json.dumps(as_dict(loaded), indent=2, ensure_ascii=False))
+        print_json(as_dict(loaded))
         return
     click.echo(f"{loaded.path}: a detector of {loaded.card.origin or 'fcos'}\n")
+    exported = isinstance(loaded, ExportedModel)
     for title, text in describe(loaded).items():
         click.echo(f"{title:<11} {text}")
     for note in loaded.notes:
         click.echo(f"note: {note}")
-    if loaded.card.origin:
+    if loaded.card.origin and not exported:
         click.echo(
             '\npredict, eval and "pretrain" use it so; '
             f"`fcos import {loaded.path.name} -o model.safetensors` writes it in our format"
         )
 
 
-def as_dict(loaded: LoadedModel) -> dict[str, Any]:
+def as_dict(loaded: LoadedModel | ExportedModel) -> dict[str, Any]:
     """Everything that is known of a model."""
     from dataclasses import asdict
 
@@ -69,7 +73,7 @@ def as_dict(loaded: LoadedModel) -> dict[str, Any]:
 
     return {
         "file": str(loaded.path),
-        "parameters": num_parameters(loaded),
+        "parameters": loaded.num_parameters,
         **asdict(loaded.card),
         "origin": loaded.card.origin or "fcos",
         "rules": RULES[loaded.config.rules]._asdict(),
@@ -77,13 +81,14 @@ def as_dict(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def describe(loaded: LoadedModel) -> dict[str, str]:
+def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
     """A model in lines: title and text."""
+    from fcos.export.exported import ExportedModel
+    from fcos.export.formats import FORMATS
     from fcos.rules import RULES
 
     config, card, rules = loaded.config, loaded.card, RULES[loaded.config.rules]
-    usual = loaded.model.pixel_mean.flatten().tolist(), loaded.model.pixel_std.flatten().tolist()
-    mean, std = ([round(value, 4) for value in values] for values in usual)
+    mean, std = ([round(value, 4) for value in values] for values in loaded.pixel_statistics)
     rank = "class" if rules.rank_by == "class" else "final"
     stem = ", steps in the 1x1 convolutions" if config.stride_in_1x1 else ""
     widths = f" of widths {config.backbone_channels}" if config.backbone_channels else ""
@@ -96,7 +101,7 @@ def describe(loaded: LoadedModel) -> dict[str, str]:
     lines = {
         "network": f"{config.backbone}{widths}{stem}; levels P3 to P{2 + len(config.strides)} of "
         f"{config.fpn_channels}, head of {config.head_convs} x {config.head_channels} ({config.head_norm}); "
-        f"{num_parameters(loaded) / 1e6:.1f} M parameters",
+        f"{loaded.num_parameters / 1e6:.1f} M parameters",
         "classes": f"{len(card.class_names)}: {names}{', ...' * (len(card.class_names) > SHOWN_CLASSES)}; "
         f"category ids {min(card.category_ids)} to {max(card.category_ids)}",
         "pictures": f"{size}, {SIZES[rules.size]}; resized {RESIZES[rules.resize]}",
@@ -110,11 +115,8 @@ def describe(loaded: LoadedModel) -> dict[str, str]:
         "detections": f"NMS in each class at {config.nms_iou:g}, {config.detections_per_image} of an image",
         "shown from": f"score {card.threshold:.2f} (`fcos predict`; --score-threshold changes it)",
     }
+    if isinstance(loaded, ExportedModel):
+        lines = {"format": f"{FORMATS[loaded.format].about}, {loaded.export.precision}", **lines}
     if card.metrics:
         lines["measured"] = ", ".join(f"{key} {value:g}" for key, value in card.metrics.items())
     return lines
-
-
-def num_parameters(loaded: LoadedModel) -> int:
-    """Of the network."""
-    return sum(parameter.numel() for parameter in loaded.model.parameters())

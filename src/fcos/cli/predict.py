@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.device import device_option, num_processes_option
+from fcos.cli.device import device_of, device_option, num_processes_option
+from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import DatasetError
 
@@ -61,7 +62,7 @@ Examples:
     metavar="N",
 )
 @click.option("--draw/--no-draw", default=True, help="Write drawn pictures and videos, or JSON only.")
-@click.option("--json", "as_json", is_flag=True, help="Print detections.json instead of a summary.")
+@json_option
 @device_option
 @num_processes_option
 def command(
@@ -83,6 +84,7 @@ def command(
     line, the number of a camera (0), or - for standard input: a picture, or paths. What is broken is reported
     and left out; the exit code is 1 then.
     """
+    from fcos.api import Detector
     from fcos.engine.devices import build_fabric
     from fcos.engine.launch import launched
     from fcos.predict.pictures import FRAMES_FILE, RESULT_FILE, plan
@@ -93,10 +95,10 @@ def command(
     planned = plan(find_sources(sources, out), out) if is_first_process() else []
     videos = [source for source in planned if source.kind != "picture"]
     check_video_options(videos, track, every)
-    fabric = build_fabric(device, num_processes, one_by_default=True)
+    fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
         pictures = fabric.broadcast([source for source in planned if source.kind == "picture"])
-        detector = _load(model, fabric)
+        detector = Detector.load(model, fabric.device)
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
         outcomes = _search_pictures(detector, pictures, out, threshold, draw, fabric)
@@ -121,7 +123,7 @@ def command(
     text = json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
     (out / RESULT_FILE).write_bytes(text)
     if as_json:
-        click.echo(text)
+        print_json(content)
     elif pictures:
         num_detections = sum(len(picture["detections"]) for picture in content["pictures"])
         click.echo(
@@ -155,13 +157,6 @@ def check_video_options(videos: Sequence[Source], track: bool, every: int) -> No
     elif (track or every > 1) and is_first_process():
         option = "--track" if track else "--every"
         raise click.UsageError(f"{option} is for videos, and there is none among the sources.")
-
-
-def _load(model: Path, fabric: Fabric) -> Detector:
-    from fcos.api import Detector
-    from fcos.build import load_model
-
-    return Detector(load_model(model), fabric.device)
 
 
 def _search_pictures(

@@ -84,10 +84,11 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         raise WeightsError(
             f"{path.name} holds weights, but no card that says how to use them", where=str(path), fix=GIVE
         )
-    return _read_card(metadata["fcos"], path), tensors
+    return read_card(metadata["fcos"], path), tensors
 
 
-def _read_card(text: str, path: Path) -> ModelCard:
+def read_card(text: str, path: Path) -> ModelCard:
+    """The card of a file from its JSON."""
     try:
         content = json.loads(text)
         if content["format_version"] <= FORMAT_VERSION:

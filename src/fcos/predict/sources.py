@@ -82,6 +82,20 @@ def find_sources(words: Iterable[str], out: Path) -> list[Source]:
     return list(found.values())
 
 
+def find_pictures(words: Iterable[str], out: Path) -> list[Path]:
+    """The picture files that the words mean, for what needs files; arguments as in `find_sources`.
+
+    Raises:
+        DatasetError: a word that means nothing, or something else than picture files.
+    """
+    sources = find_sources(words, out)
+    paths = [source.path for source in sources if source.kind == "picture" and source.path is not None]
+    if len(paths) < len(sources):
+        other = next(source for source in sources if source.kind != "picture" or source.path is None)
+        raise DatasetError(f"only picture files can be used here, and {other.where!r} is none")
+    return paths
+
+
 def _expand(word: str, out: Path) -> Iterator[Source]:
     path = Path(word).expanduser()
     if word == STANDARD_INPUT:

@@ -1,0 +1,71 @@
+"""What finds things in batches of pictures: a network of PyTorch, or a file that was exported from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Protocol
+
+import torch
+
+from fcos.data.batch import Batch
+from fcos.engine.evaluate import detect
+from fcos.model.fcos import FCOS
+from fcos.model.inference import for_inference
+from fcos.model.postprocess import ImageDetections, PostProcess
+
+BATCH_SIZE_OF_GPU = 8
+
+
+class Backend(Protocol):
+    """Batches to detections.
+
+    Attributes:
+        device: where it computes.
+        usual_batch_size: pictures of one forward pass, where nobody says.
+    """
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    @property
+    def usual_batch_size(self) -> int: ...  # noqa: D102
+
+    def detect(
+        self, batches: Iterable[Batch], on_batch: Callable[[int], None] = ...
+    ) -> list[tuple[int, ImageDetections]]:
+        """Detections of every image of the batches, on the CPU, with its image id.
+
+        `on_batch` is called with the number of images done, for a progress bar.
+        """
+        ...
+
+
+class TorchBackend:
+    """Detects with the network itself."""
+
+    def __init__(self, model: FCOS, postprocess: PostProcess) -> None:
+        self.model, self._postprocess = model, postprocess
+
+    @cached_property
+    def _network(self) -> FCOS:
+        """The network in the form that predicts fastest, made when it is first needed."""
+        return for_inference(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.model.pixel_mean.device
+
+    @property
+    def usual_batch_size(self) -> int:
+        """1 on a CPU."""
+        # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
+        alone = self.device.type == "cpu" or self.model.points == "corner"
+        return 1 if alone else BATCH_SIZE_OF_GPU
+
+    def detect(
+        self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None
+    ) -> list[tuple[int, ImageDetections]]:
+        """See `Backend`."""
+        return detect(self._network, self._postprocess, batches, on_batch=on_batch)

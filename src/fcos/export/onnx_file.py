@@ -1,0 +1,130 @@
+"""ONNX: one file, for onnxruntime; what it says about itself is in its `metadata_props`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fcos.errors import WeightsError
+from fcos.export.card import GIVE
+from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
+from fcos.export.needs import needs
+from fcos.export.suppress import INVALID
+from fcos.export.trace import quiet, traced
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+OPSET = 18
+INPUT_DIMS = {
+    "images": ("batch", 3, "height", "width"),
+    "sizes_hw": ("batch", 2),
+    "original_sizes_hw": ("batch", 2),
+}
+OUTPUT_DIMS = {"boxes_xyxy": ("detections", 4), "scores": ("detections",), "labels": ("detections",)}
+
+
+def write(graph: DetectionGraph, dtype: torch.dtype, metadata: Mapping[str, str], path: Path) -> None:
+    """Write a graph, made without torchvision's NMS, as an ONNX file."""
+    with needs("onnx"):
+        import onnx
+    model = to_onnx(graph, dtype)
+    set_metadata(model, metadata)
+    onnx.save(model, path)
+
+
+def to_onnx(graph: DetectionGraph, dtype: torch.dtype) -> Any:
+    """A graph as an `onnx.ModelProto`."""
+    with needs("onnx"):
+        import onnxscript  # noqa: F401  # torch needs it
+    program = traced(graph, dtype)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with torch.no_grad(), quiet():
+        converted = torch.onnx.export(
+            program,
+            (),
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            custom_translation_table={torch.ops.fcos.suppress.default: _suppress_in_onnx()},
+        )
+    assert converted is not None
+    model = converted.model_proto
+    _name_dims(model)
+    return model
+
+
+def _suppress_in_onnx() -> Any:
+    """`fcos.export.suppress` in ONNX's operators."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+
+    def suppress(boxes_xyxy: Any, scores: Any, iou: float, most: Any) -> Any:
+        if isinstance(most, int):
+            most = op.Constant(value_ints=[most])
+        chosen = op.NonMaxSuppression(
+            boxes_xyxy,
+            op.Unsqueeze(scores, op.Constant(value_ints=[1])),
+            op.Reshape(most, op.Constant(value_ints=[1])),
+            op.Constant(value_floats=[iou]),
+            op.Constant(value_floats=[INVALID / 2]),
+        )
+        return op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)  # without the class, which is 0
+
+    return suppress
+
+
+def _name_dims(model: Any) -> None:
+    """Readable names of what may have any size, instead of the exporter's."""
+    for value in [*model.graph.input, *model.graph.output]:
+        names = INPUT_DIMS.get(value.name) or OUTPUT_DIMS.get(value.name, ("detections",))
+        for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
+            if isinstance(name, str):
+                dim.dim_param = name
+    del model.graph.value_info[:]  # sizes in the exporter's names
+
+
+def set_metadata(model: Any, metadata: Mapping[str, str]) -> None:
+    """Replace what a model says about itself."""
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
+    """Metadata and runner of a file."""
+    with needs("onnx"):
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its kinds are not exported by name in every version
+        raise WeightsError(
+            f"{path.name} cannot be opened by onnxruntime: {str(error).splitlines()[0]}",
+            where=str(path),
+            fix=GIVE,
+        ) from error
+    return dict(session.get_modelmeta().custom_metadata_map), OnnxRunner(session)
+
+
+class OnnxRunner:
+    """An ONNX file in onnxruntime; see `fcos.export.exported.Runner`."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Detections of a batch, see `DetectionGraph.forward`."""
+        feed = {name: tensor.contiguous().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
+        return tuple(torch.from_numpy(output) for output in self._session.run(list(OUTPUTS), feed))

@@ -1,0 +1,95 @@
+"""OpenVINO: a folder with `model.xml` and `model.bin`; what it says about itself is in its `rt_info`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcos.errors import WeightsError
+from fcos.export import onnx_file
+from fcos.export.card import GIVE
+from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
+from fcos.export.needs import needs
+
+NAME = "model.xml"
+SECTION = "fcos"  # of rt_info
+
+
+def write(graph: DetectionGraph, dtype: torch.dtype, metadata: Mapping[str, str], path: Path) -> None:
+    """Write a graph, made without torchvision's NMS, as a folder of OpenVINO."""
+    save(to_openvino(graph, dtype), metadata, path)
+
+
+def to_openvino(graph: DetectionGraph, dtype: torch.dtype) -> Any:
+    """A graph as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
+    with needs("openvino"):
+        import openvino
+    with needs("onnx"):
+        import onnx
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        onnx.save(onnx_file.to_onnx(graph, dtype), file)
+        model = openvino.Core().read_model(file)
+        # It reads the weights from the file when they are asked for: copy them before the file goes.
+        return model.clone()
+
+
+def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
+    """Write an `openvino.Model` with weights as they are (the default would round them to 16 bits)."""
+    import openvino
+
+    for key, value in metadata.items():
+        model.set_rt_info(value, [SECTION, key])
+    path.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(model, path / NAME, compress_to_fp16=False)
+
+
+def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
+    """Metadata and runner of a folder, or of the .xml in it."""
+    file = path / NAME if path.is_dir() else path
+    with needs("openvino"):
+        import openvino
+    core = openvino.Core()
+    try:
+        model = core.read_model(file)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{file.name} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1].strip()}",
+            where=str(file),
+            fix=GIVE,
+        ) from error
+    metadata = {}
+    if model.has_rt_info(SECTION):
+        metadata = {key: str(value) for key, value in model.get_rt_info(SECTION).value.items()}
+    return metadata, OpenVinoRunner(core.compile_model(model, "CPU", settings()))
+
+
+def settings() -> dict[str, Any]:
+    """How the model is compiled.
+
+    float32 is asked for: where a processor has bfloat16 OpenVINO takes that by itself, which moves boxes by
+    pixels.
+    """
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+
+
+class OpenVinoRunner:
+    """A compiled model of OpenVINO; see `fcos.export.exported.Runner`."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Detections of a batch, see `DetectionGraph.forward`."""
+        feed = {name: tensor.contiguous().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
+        found = self._request.infer(feed, share_inputs=True)
+        return tuple(torch.from_numpy(found[name].copy()) for name in OUTPUTS)

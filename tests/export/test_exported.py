@@ -1,0 +1,140 @@
+"""Exported files against the network: any batch, any size, everything that the file says about itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos import Detector
+from fcos.errors import DeviceError, WeightsError
+from fcos.export.exported import open_exported
+from fcos.export.formats import FORMATS, FormatName
+
+NAMES = list(FORMATS)
+SIZES_HW = [(60, 90), (200, 40), (3, 5), (128, 96)]
+
+
+def picture(size_hw: tuple[int, int], seed: int = 0) -> np.ndarray[Any, Any]:
+    height, width = size_hw
+    coarse = np.random.default_rng(seed).integers(
+        0, 255, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8
+    )
+    return np.ascontiguousarray(coarse.repeat(10, axis=0).repeat(10, axis=1)[:height, :width])
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.boxes_xyxy, wanted.boxes_xyxy, rtol=0, atol=0.02)
+    assert found.labels.tolist() == wanted.labels.tolist()
+    assert found.class_names == wanted.class_names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
+    name: FormatName, exported: dict[FormatName, Path], model_file: Path
+) -> None:
+    before, after = Detector.load(model_file, "cpu"), Detector.load(exported[name])
+    pictures = [picture(size, seed) for seed, size in enumerate(SIZES_HW)]
+    for one in pictures:
+        wanted = before.predict(one, 0.0)
+        assert len(wanted) > 0
+        assert_same(after.predict(one, 0.0), wanted)
+    together = before.predict(pictures, 0.0, batch_size=3)
+    for found, wanted in zip(after.predict(pictures, 0.0, batch_size=3), together, strict=True):
+        assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_carries_classes_preprocessing_and_thresholds(
+    name: FormatName, exported: dict[FormatName, Path], model_file: Path
+) -> None:
+    metadata, _ = FORMATS[name].open(exported[name])
+    card = {key: json.loads(text) for key, text in metadata.items()}
+    assert card["class_names"] == ["cat", "dog", "bird"]
+    assert card["category_ids"] == [1, 2, 3]
+    assert (card["short_side"], card["longest_side"], card["padding_multiple"]) == (96, 128, 32)
+    assert (card["size_rule"], card["resize"], card["input_dtype"]) == ("round", "antialiased", "uint8")
+    assert (card["score_threshold"], card["nms_iou"], card["show_from_score"]) == (0.05, 0.6, 0.5)
+    assert card["pixel_mean"] == pytest.approx([127.5] * 3)
+
+    before, after = Detector.load(model_file, "cpu"), Detector.load(exported[name])
+    assert after.class_names == before.class_names
+    assert after.category_ids == before.category_ids
+    assert after.threshold == before.threshold
+    assert after.config == before.config
+    assert repr(after).startswith("Detector(fcos_lite0, 3 classes, cpu, ")
+
+
+def test_the_lines_of_the_documentation_run_without_this_package(
+    exported: dict[FormatName, Path], model_file: Path, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- test: plain onnxruntime -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    lines = block.group(1)
+    assert len(lines.strip().splitlines()) <= 21
+    assert "fcos" not in lines
+    Image.fromarray(picture((60, 90))).save(tmp_path / "street.jpg", quality=95)
+    (tmp_path / "best.onnx").write_bytes(exported["onnx"].read_bytes())
+    printed = subprocess.run(
+        [sys.executable, "-W", "error", "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+    wanted = Detector.load(model_file, "cpu").predict(tmp_path / "street.jpg")
+    assert len(printed) == len(wanted) > 0
+    for line, box, score, label in zip(printed, wanted.boxes_xyxy, wanted.scores, wanted.labels, strict=True):
+        name, found_score, found_box = line.split(" ", 2)
+        assert name == wanted.class_names[label]
+        assert float(found_score) == pytest.approx(float(score), abs=0.02)
+        torch.testing.assert_close(torch.tensor(json.loads(found_box)), box, rtol=0, atol=2.0)
+
+
+def test_an_exported_file_runs_on_the_cpu_and_says_so(exported: dict[FormatName, Path]) -> None:
+    with pytest.raises(DeviceError, match="an exported file runs on the CPU, not on cuda"):
+        Detector.load(exported["onnx"], torch.device("cuda"))
+
+
+def test_an_exported_file_has_no_network_to_look_into(exported: dict[FormatName, Path]) -> None:
+    with pytest.raises(WeightsError, match="holds a graph and no network"):
+        _ = Detector.load(exported["onnx"]).model
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("broken.onnx", "cannot be opened by onnxruntime"),
+        ("broken.xml", "cannot be opened by OpenVINO"),
+        ("broken.pt2", "cannot be opened as a program of torch.export"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_its_name(name: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"this is no model")
+    with pytest.raises(WeightsError, match=f"{name} {words}"):
+        Detector.load(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"there is no exported file .*none\.onnx"):
+        Detector.load(tmp_path / "none.onnx")
+
+
+def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path, exported: dict[FormatName, Path]) -> None:
+    import onnx
+
+    from fcos.export.onnx_file import set_metadata
+
+    model = onnx.load(exported["onnx"])
+    set_metadata(model, {"author": "somebody"})
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(WeightsError, match=r'other\.onnx does not say how to use it: no entry "fcos"'):
+        open_exported(tmp_path / "other.onnx")
