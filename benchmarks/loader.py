@@ -1,15 +1,15 @@
-"""Pictures a second and core, from JPEG files to a padded batch: ours against torchvision's reference pipeline.
+"""Pictures a second and core, from JPEG files to a padded batch: ours against torchvision's references.
 
     python benchmarks/loader.py --images ../shared/data/coco_mini/train2017 [--rounds 7]
 
-Theirs is that of torchvision's detection references (`DetectionPresetTrain`, backend "pil", transforms v2) and
-of `GeneralizedRCNNTransform`: Pillow, colour changes and mirror, to a float tensor, normalise, resize, pad. Ours
-ends with bytes, since the network normalises; the last column counts our normalisation too. Both change colours
+Theirs is that of torchvision's detection references (`DetectionPresetTrain`, Pillow, transforms v2) and of
+`GeneralizedRCNNTransform`: colour changes and mirror, to a float tensor, normalise, resize, pad. Ours ends
+with bytes, since the network normalises; the last column counts our normalisation too. Both change colours
 alike (brightness, contrast, saturation, 0.7 of the pictures) or not at all, and mirror half.
 
-Small pictures are photographs of 640 x 480 of that folder, large ones 4000 x 3000 mosaics of them, as sharp as
-a photograph can be (4 MB at quality 90). One thread; processor time, so that other work on the machine disturbs
-little; both in this process, one batch each in turn, median.
+Small pictures are photographs of 640 x 480 of that folder, large ones 4000 x 3000 mosaics of them, as sharp
+as a photograph can be (4 MB at quality 90). One thread; processor time, so that other work on the machine
+disturbs little; both in this process, one batch each in turn, median.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,13 @@ def main() -> None:
                     peer = theirs(paths, short_side, longest_side, color)
                     mine = ours(paths, short_side, longest_side, color)
                     batch = mine()
+                    normalise = partial(model.normalize, batch.images, batch.sizes_hw)
                     peer()
                     times: dict[str, list[float]] = {"peer": [], "mine": [], "normalise": []}
                     for _ in range(args.rounds):
                         times["peer"].append(seconds(peer))
                         times["mine"].append(seconds(mine))
-                        times["normalise"].append(
-                            seconds(lambda: model.normalize(batch.images, batch.sizes_hw))
-                        )
+                        times["normalise"].append(seconds(normalise))
                     medians = {key: statistics.median(values) for key, values in times.items()}
                     rates = {key: len(paths) / median for key, median in medians.items()}
                     whole = medians["mine"] + medians["normalise"]

@@ -54,9 +54,7 @@ def mobilenet_v2_weights() -> Path:
     return next(Path(package.__file__).parent.rglob("mobilenet_v2*.pth"))
 
 
-def fcos_mobilenet(
-    num_classes: int, weights: Path | None, short_side: int = 320, longest_side: int = 532
-) -> FCOS:
+def fcos_mobilenet(num_classes: int, weights: Path | None, **options: Any) -> FCOS:
     """torchvision's FCOS on its MobileNetV2 with frozen batch norm, a frozen stem and first block, an FPN."""
     net = torchvision.models.mobilenet_v2(norm_layer=torchvision.ops.FrozenBatchNorm2d)
     if weights is not None:
@@ -67,7 +65,8 @@ def fcos_mobilenet(
     levels = {"6": "0", "13": "1", "17": "2"}  # the last blocks at strides 8, 16, 32
     channels = [features[int(place)].out_channels for place in levels]
     backbone = BackboneWithFPN(features, levels, channels, 256, extra_blocks=LastLevelP6P7(256, 256))
-    return FCOS(backbone, num_classes + 1, min_size=short_side, max_size=longest_side, score_thresh=0.05)
+    sizes = {"min_size": 320, "max_size": 532, "score_thresh": 0.05}
+    return FCOS(backbone, num_classes + 1, **sizes, **options)
 
 
 class MobileNetV2Levels(nn.Module):

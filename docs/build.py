@@ -53,7 +53,7 @@ def build(site: Path = BUILD / "site", pages: Path = BUILD / "docs") -> None:
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_COLOR": "1"}, check=False)
     if result.returncode:
         raise SystemExit("the documentation has errors, see above")
-    print(f"documentation: {site / 'index.html'}")
+    print(f"documentation: {site / 'index.html'}; with search: python -m http.server -d {site}")
 
 
 def write_pages(pages: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ from fcos.model.postprocess import ImageDetections, PostProcess
 BATCH_SIZE_OF_GPU = 8
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Batches to detections.
 

@@ -50,9 +50,10 @@ def finished(tiny_of_module: Tiny) -> Path:
 
 def test_run_folder_holds_what_is_promised(finished: Path) -> None:
     files = {"config.json", "metrics.jsonl", "last.ckpt", "best.safetensors", "last.safetensors"}
-    pictures = {"data.json", "results.json", "curves.png", "report.html", "tensorboard"}
+    pictures = {"data.json", "coverage.json", "results.json", "curves.png", "report.html", "tensorboard"}
     assert {path.name for path in finished.iterdir()} == files | pictures
     assert next((finished / "tensorboard").iterdir()).stat().st_size > 200
+    assert "In the training set</h3>" in (finished / "report.html").read_text(encoding="utf-8")
 
 
 def test_lines_of_the_metrics_have_the_promised_keys(finished: Path) -> None:
@@ -94,6 +95,7 @@ def test_model_file_opens_without_the_config(finished: Path) -> None:
 def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> None:
     train(tiny.config("run", save=False, epoches=1))
     files = {"config.json", "data.json", "metrics.jsonl", "results.json", "curves.png", "report.html"}
+    files |= {"coverage.json"}
     assert {path.name for path in (tiny.runs / "run").iterdir()} == files
 
 

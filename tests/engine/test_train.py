@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -227,5 +228,7 @@ def test_finds_the_rectangles_that_it_was_trained_on(tiny: Tiny) -> None:
     losses = [line["loss"] for line in metrics if line["kind"] == "train"]
     assert losses[-1] < 0.3 * losses[0]
     assert metrics[-1]["kind"] == "eval"
+    assert metrics[-1]["network_s"] <= metrics[-1]["elapsed_s"]
+    assert re.search(r"epoch 40: \d+ s, [\d.]+ img/s, \d+% waiting for pictures: ", said), said
     assert metrics[-1]["map_mean"] > 0.5
     assert (tiny.runs / "run" / "report.html").is_file()

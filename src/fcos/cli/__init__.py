@@ -132,3 +132,6 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 )
 def main() -> None:
     """FCOS: from pictures with boxes to a detector that you can measure, look at and use."""
+    from fcos.engine.memory import keep_freed_memory
+
+    keep_freed_memory()

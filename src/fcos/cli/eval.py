@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,9 +138,11 @@ def show(
     from fcos.engine.evaluate import results_json
     from fcos.metrics.coco import evaluate_detections, named_numbers
 
-    metrics = evaluate_detections(annotations, rows)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_bytes(results_json(rows))
+    with ThreadPoolExecutor(1) as pool:  # matching lets Python go on, and the file takes as long
+        written = pool.submit(lambda: (folder / "results.json").write_bytes(results_json(rows)))
+        metrics = evaluate_detections(annotations, rows)
+        written.result()
     if as_json is not None:
         print_json(
             {

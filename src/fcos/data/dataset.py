@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -75,7 +76,7 @@ def read_sample(record: Record, enough: EnoughSize | None = None) -> tuple[Pictu
     """
     picture = read_picture(record.path, enough)
     height, width = picture.size_hw
-    boxes = torch.from_numpy(record.boxes_xyxy[~record.is_crowd]).float()
-    labels = torch.from_numpy(record.labels[~record.is_crowd])
-    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
-    return picture, GroundTruth(boxes / picture.reduction, labels)
+    learned = ~record.is_crowd
+    boxes = record.boxes_xyxy[learned].clip(0, (width, height, width, height))
+    boxes = picture.boxes_in_pixels(boxes).astype(np.float32)
+    return picture, GroundTruth(torch.from_numpy(boxes), torch.from_numpy(record.labels[learned]))

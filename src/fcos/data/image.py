@@ -77,11 +77,19 @@ class Picture(NamedTuple):
         pixels: RGB, upright; the three values of a pixel lie side by side in memory (channels last).
         size_hw: height, width of the upright picture in the file.
         reduction: 1, 2, 4 or 8; each pixel stands for so many by so many of the file.
+        begin_xy: where the picture begins in `pixels` times `reduction`: not at 0 where a part of a pixel at
+            the end of the stored picture was turned to the left or the top.
     """
 
     pixels: UInt8[Tensor, "3 _ _"]
     size_hw: tuple[int, int]
     reduction: int
+    begin_xy: tuple[int, int] = (0, 0)
+
+    def boxes_in_pixels(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Boxes of the upright picture in the frame of `pixels`."""
+        boxes: NDArray[np.float64] = (boxes_xyxy + np.tile(self.begin_xy, 2)) / self.reduction
+        return boxes
 
 
 EnoughSize = Callable[[tuple[int, int]], tuple[int, int]]
@@ -108,7 +116,8 @@ def read_picture(path: Path, enough: EnoughSize | None = None) -> Picture:
         if enough is not None and image.format in JPEG_FORMATS:
             reduction = reduction_for(header.size_hw, enough(header.size_hw))
         _reduce(image, reduction)
-        return Picture(_to_tensor(_upright_rgb(image, header)), header.size_hw, reduction)
+        begin_xy = _begin_xy(header, reduction)
+        return Picture(_to_tensor(_upright_rgb(image, header)), header.size_hw, reduction, begin_xy)
 
 
 def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
@@ -117,6 +126,15 @@ def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
         if all(side >= reduction * enough for side, enough in zip(size_hw, enough_hw, strict=True)):
             return reduction
     return 1
+
+
+def _begin_xy(header: Header, reduction: int) -> tuple[int, int]:
+    """What a reduced picture has too much at its right and bottom, where turning it upright brings that."""
+    height, width = header.raw_size_hw
+    right, bottom = -width % reduction, -height % reduction
+    left = {2: right, 3: right, 6: bottom, 7: bottom}
+    top = {3: bottom, 4: bottom, 7: right, 8: right}
+    return left.get(header.orientation, 0), top.get(header.orientation, 0)
 
 
 def _reduce(image: Image.Image, reduction: int) -> None:

@@ -117,7 +117,7 @@ class TrainTransform:
         short_side = None if self.short_side is None else max(1, round(self.short_side * scale))
         new_hw = resized_size(old_hw, short_side, max(1, round(self.longest_side * scale)), self.size)
         image = self._recolored_and_resized(image, new_hw)
-        boxes_xyxy = boxes_xyxy * torch.tensor([new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]]).repeat(2)
+        boxes_xyxy = boxes_xyxy * torch.tensor(2 * [new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]])
         if self.horizontal_flip and float(torch.rand(())) < 0.5:
             image, boxes_xyxy = mirror(image, boxes_xyxy)
         if turned:  # after resizing: fewer pixels; after both mirrors: in between, the second undid the first

@@ -75,18 +75,18 @@ def result_rows(
     """
     by_id = dict(found)
     assert len(by_id) == len(found) == len(annotations), "every image exactly once"
-    category_ids = np.asarray(annotations.category_ids)
-    rows = []
-    for image_id in annotations.image_ids.tolist():
-        boxes, scores, labels = (part.double().numpy() for part in by_id[image_id][:3])
-        row = np.empty((len(scores), 7))
-        row[:, 0] = image_id
-        row[:, 1:3] = boxes[:, :2]
-        row[:, 3:5] = boxes[:, 2:] - boxes[:, :2] + inclusive_boxes
-        row[:, 5] = scores
-        row[:, 6] = category_ids[labels.astype(np.int64)]
-        rows.append(row)
-    return np.concatenate(rows) if rows else np.zeros((0, 7))
+    if not found:
+        return np.zeros((0, 7))
+    in_order = [by_id[image_id] for image_id in annotations.image_ids.tolist()]
+    corners = torch.cat([image.boxes_xyxy for image in in_order]).double().numpy()
+    labels = torch.cat([image.labels for image in in_order]).numpy()
+    rows = np.empty((len(labels), 7))
+    rows[:, 0] = np.repeat(annotations.image_ids, [len(image.scores) for image in in_order])
+    rows[:, 1:3] = corners[:, :2]
+    rows[:, 3:5] = corners[:, 2:] - corners[:, :2] + inclusive_boxes
+    rows[:, 5] = torch.cat([image.scores for image in in_order]).double().numpy()
+    rows[:, 6] = np.asarray(annotations.category_ids)[labels]
+    return rows
 
 
 def coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -104,5 +104,18 @@ def coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
 
 
 def results_json(rows: NDArray[np.float64]) -> bytes:
-    """Rows as a COCO results file; msgspec writes half a million in a fifth of `json`'s time."""
-    return msgspec.json.encode(coco_results(rows))
+    """Rows as a COCO results file.
+
+    Column by column: half a million dicts, and the garbage collector going through them, take five times as
+    long to make as the file.
+    """
+    if not len(rows):
+        return b"[]"
+    columns = [
+        *rows[:, [0, 6]].astype(np.int64).T.tolist(),
+        *rows[:, 1:5].round(3).T.tolist(),
+        rows[:, 5].round(6).tolist(),
+    ]
+    numbers = [msgspec.json.encode(column)[1:-1].split(b",") for column in columns]
+    entry = b'{"image_id":%b,"category_id":%b,"bbox":[%b,%b,%b,%b],"score":%b}'
+    return b"[" + b",".join(map(entry.__mod__, zip(*numbers, strict=True))) + b"]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fcos.model.weights import ModelCard
 BATCH_SIZE = 1  # of prediction, where nobody says: on a CPU a batch gains nothing, and its padding costs
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Runs a `DetectionGraph` of a file."""
 
