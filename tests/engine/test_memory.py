@@ -13,11 +13,10 @@ torch.set_num_threads(1)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 if {keep}:
     assert keep_freed_memory()
-for _ in range(3):
-    torch.empty(16 * 2**20).fill_(1)  # 64 MiB
+torch.empty(64 * 2**20).fill_(1)
 before = faults()
 for _ in range(5):
-    torch.empty(16 * 2**20).fill_(1)
+    torch.empty(16 * 2**20).fill_(1)  # 64 MiB
 print(faults() - before)
 """
 
@@ -30,4 +29,4 @@ def page_faults(*, keep: bool) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_large_feature_maps_cost_no_new_pages() -> None:
-    assert page_faults(keep=True) < 100 < 1000 < page_faults(keep=False)
+    assert page_faults(keep=True) < 100 < 5000 < page_faults(keep=False)
