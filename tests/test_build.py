@@ -90,7 +90,7 @@ def test_every_setting_of_the_model_reaches_it() -> None:
     frozen = {name.split(".")[0] for name, p in model.backbone.body.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "bn1", "layer1", "layer2"}
     assert model.pyramid.extra_from == "c5"
-    assert [type(conv) for conv in model.pyramid.extra] == [nn.Conv2d]
+    assert [isinstance(conv, nn.Conv2d) for conv in model.pyramid.extra] == [True]
     assert model.pyramid.output[0].out_channels == 24
     kinds = ["Conv2d", "Conv2d", "BatchNorm2d", "ReLU"] * 3
     assert [type(layer).__name__ for layer in model.head.box_tower] == kinds

@@ -178,6 +178,57 @@ def test_coco_entries_and_back(name: str, request: pytest.FixtureRequest) -> Non
     assert_same(Detections.from_coco(detections.to_coco(42)[::-1], CLASSES), detections)
 
 
+def with_tracks(detections: Detections) -> Detections:
+    return replace(detections, track_ids=torch.arange(len(detections)) * 5 - 1)
+
+
+def test_tracks_follow_their_boxes(three: Detections) -> None:
+    tracked = with_tracks(three)
+
+    assert tracked[[2, 0]].track_ids.tolist() == [9, -1]
+    assert tracked.above(0.5).track_ids.tolist() == [-1, 4]
+    assert three[0].track_ids is None
+    with pytest.raises(ValueError, match=r"track_ids is \(2,\) torch.int64, expected \(3,\)"):
+        replace(three, track_ids=torch.zeros(2, dtype=torch.int64))
+
+
+def test_tracks_are_drawn_before_the_names(three: Detections) -> None:
+    plain, tracked, none_yet = (
+        np.asarray(detections.draw())
+        for detections in (
+            three,
+            with_tracks(three),
+            replace(three, track_ids=torch.full((3,), -1)),
+        )
+    )
+
+    assert not np.array_equal(plain, tracked)
+    assert np.array_equal(plain, none_yet)
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_pandas_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("pandas")
+    detections = request.getfixturevalue(name)
+
+    assert_same(Detections.from_pandas(detections.to_pandas(), CLASSES), detections)
+    tracked = Detections.from_pandas(with_tracks(detections).to_pandas(), CLASSES)
+    assert_same(tracked, detections)
+    assert tracked.track_ids.tolist() == with_tracks(detections).track_ids.tolist()
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_tracks_go_to_supervision_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("supervision")
+    tracked = with_tracks(request.getfixturevalue(name))
+
+    there = tracked.to_supervision()
+    assert there.tracker_id.tolist() == tracked.track_ids.tolist()
+    back = Detections.from_supervision(there, CLASSES)
+    assert_same(back, tracked)
+    assert back.track_ids.tolist() == tracked.track_ids.tolist()
+
+
 def test_pandas_table_has_a_row_for_each_box(three: Detections, nothing: Detections) -> None:
     pytest.importorskip("pandas")
     table = three.to_pandas()

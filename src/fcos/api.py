@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -35,6 +35,7 @@ from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
 from fcos.rules import RULES
+from fcos.stream import search
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 
@@ -81,6 +82,12 @@ class Detector:
                 fix="load the model file that it was made from",
             )
         return self._backend.model
+
+    @property
+    def searches_side_by_side(self) -> bool:
+        """Whether several threads may call `predict` at once."""
+        # Runtimes of exported files share one request between calls, and use all cores for each.
+        return isinstance(self._backend, TorchBackend) and self.device.type in ("cpu", "cuda")
 
     @classmethod
     def load(
@@ -146,7 +153,7 @@ class Detector:
 
         Returns:
             `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
-            list of thousands fills the memory: give it in parts.)
+            list of thousands fills the memory: `stream` does not.)
         """
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_batch([pixels_of(pictures)], score_threshold)[0]
@@ -156,6 +163,42 @@ class Detector:
             images = [pixels_of(picture) for picture in pictures[first : first + batch_size]]
             found += self._predict_batch(images, score_threshold)
         return found
+
+    def stream(
+        self,
+        pictures: Iterable[Picture],
+        score_threshold: float | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Iterator[Detections]:
+        """What is in each of any number of pictures, in their order, and faster than one by one.
+
+            for detections in detector.stream(Path("photos").glob("*.jpg")):
+                detections.draw().save(...)
+
+        A few pictures are read and searched in threads while the caller uses the last one; no more than
+        these are in memory.
+
+        Args:
+            pictures: each as `predict` takes it; an endless generator too.
+            score_threshold: as in `predict`.
+            batch_size: as in `predict`.
+
+        Raises:
+            DatasetError: at the place of a picture that cannot be read; the stream ends there.
+        """
+        size = batch_size or self._backend.usual_batch_size
+        for found in search(
+            self,
+            pictures,
+            pixels_of,
+            lambda picture, detections: detections,
+            score_threshold=score_threshold,
+            batch_size=size,
+        ):
+            if isinstance(found, DatasetError):
+                raise found
+            yield found
 
     def evaluate(
         self,

@@ -34,6 +34,8 @@ class Detections:
         image: the upright picture that was searched, if it was kept.
         found_at: `(N, 3)` float32: x, y of the point that found each, pixels of the upright original image,
             and the stride of its level, pixels of the resized one (level P3 has stride 8); None: unknown.
+        track_ids: `(N,)` int64 from a tracker: the same object of a video has the same one in all its frames;
+            -1: none (yet).
     """
 
     boxes_xyxy: Tensor
@@ -42,6 +44,7 @@ class Detections:
     class_names: tuple[str, ...]
     image: Image.Image | None = field(default=None)
     found_at: Tensor | None = field(default=None)
+    track_ids: Tensor | None = field(default=None)
 
     def __post_init__(self) -> None:
         num_boxes = len(self.boxes_xyxy)
@@ -50,9 +53,10 @@ class Detections:
             ("scores", (num_boxes,), torch.float32),
             ("labels", (num_boxes,), torch.int64),
             ("found_at", (num_boxes, 3), torch.float32),
+            ("track_ids", (num_boxes,), torch.int64),
         ):
             tensor = getattr(self, name)
-            if tensor is None and name == "found_at":
+            if tensor is None and name in ("found_at", "track_ids"):
                 continue
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:
                 raise ValueError(
@@ -82,6 +86,7 @@ class Detections:
             scores=self.scores[index],
             labels=self.labels[index],
             found_at=None if self.found_at is None else self.found_at[index],
+            track_ids=None if self.track_ids is None else self.track_ids[index],
         )
 
     def __iter__(self) -> Iterator[Detections]:
@@ -112,7 +117,14 @@ class Detections:
         from fcos.plots.boxes import draw_boxes  # loads matplotlib: only who draws waits for it
 
         shown = self if score_threshold is None else self.above(score_threshold)
-        return draw_boxes(self.image, shown.boxes_xyxy, shown.labels, self.class_names, scores=shown.scores)
+        return draw_boxes(
+            self.image,
+            shown.boxes_xyxy,
+            shown.labels,
+            self.class_names,
+            scores=shown.scores,
+            track_ids=shown.track_ids,
+        )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Entries of a COCO results file.
@@ -154,13 +166,33 @@ class Detections:
         return cls(boxes[order], scores[order], labels[order], tuple(class_names), image)
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame`, a row a box: x1, y1, x2, y2 (original pixels), score, label, class_name."""
+        """A `pandas.DataFrame`, a row a box: x1, y1, x2, y2 (original pixels), score, label, class_name.
+
+        And track_id, where a tracker gave some.
+        """
         pandas = _needed("pandas")
         table = pandas.DataFrame(self.boxes_xyxy.cpu().numpy(), columns=["x1", "y1", "x2", "y2"])
         table["score"] = self.scores.cpu().numpy()
         table["label"] = self.labels.cpu().numpy()
         table["class_name"] = [self.class_name(index) for index in range(len(self))]
+        if self.track_ids is not None:
+            table["track_id"] = self.track_ids.cpu().numpy()
         return table
+
+    @classmethod
+    def from_pandas(
+        cls, table: Any, class_names: Sequence[str], image: Image.Image | None = None
+    ) -> Detections:
+        """From a table as `to_pandas` makes it, in its order; other columns are left out."""
+        tracked = "track_id" in table.columns
+        return cls(
+            torch.tensor(table[["x1", "y1", "x2", "y2"]].to_numpy("float32")),
+            torch.tensor(table["score"].to_numpy("float32")),
+            torch.tensor(table["label"].to_numpy("int64")),
+            tuple(class_names),
+            image,
+            track_ids=torch.tensor(table["track_id"].to_numpy("int64")) if tracked else None,
+        )
 
     def to_supervision(self) -> Any:
         """`supervision.Detections`, for its annotators, trackers and zones; names under ``class_name``."""
@@ -169,6 +201,7 @@ class Detections:
             xyxy=self.boxes_xyxy.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
+            tracker_id=None if self.track_ids is None else self.track_ids.cpu().numpy(),
             data={"class_name": np.array([self.class_name(index) for index in range(len(self))], dtype=str)},
         )
 
@@ -177,12 +210,14 @@ class Detections:
         cls, found: Any, class_names: Sequence[str], image: Image.Image | None = None
     ) -> Detections:
         """From `supervision.Detections`, in its order (a tracker's, for example); masks are left out."""
+        ids = found.tracker_id
         return cls(
             torch.as_tensor(found.xyxy, dtype=torch.float32).reshape(-1, 4),
             torch.as_tensor(found.confidence, dtype=torch.float32).reshape(-1),
             torch.as_tensor(found.class_id, dtype=torch.int64).reshape(-1),
             tuple(class_names),
             image,
+            track_ids=None if ids is None else torch.as_tensor(ids, dtype=torch.int64).reshape(-1),
         )
 
 

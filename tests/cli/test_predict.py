@@ -159,8 +159,8 @@ def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pic
     ("source", "words"),
     [
         ("nowhere", "there is no 'nowhere'"),
-        ("photos/*.tif", "no picture matches the pattern 'photos/*.tif'"),
-        ("empty", "the folder holds no picture"),
+        ("photos/*.tif", "no picture and no video matches the pattern 'photos/*.tif'"),
+        ("empty", "the folder holds no picture and no video"),
     ],
 )
 def test_a_source_without_pictures_says_what_was_looked_for(

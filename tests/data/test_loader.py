@@ -99,6 +99,12 @@ def test_worker_outlives_the_signals_that_stop_a_training(annotations: Annotatio
     assert time.monotonic() - started_at < 4
 
 
+def test_more_workers_than_cores_are_no_warning_of_torch(annotations: Annotations) -> None:
+    sampler = ShardSampler(5, batch_size=2)
+    loader = build_loader(EvalDataset(annotations, EvalTransform(None, 64)), sampler, 5000, pin_memory=False)
+    assert loader.num_workers == 5000  # and warnings are errors here
+
+
 def test_batches_of_workers_come_in_shared_memory(annotations: Annotations) -> None:
     alone, [batch] = train_batches(annotations, 0, count=1)[0], train_batches(annotations, 1, count=1)
     assert batch.images.is_shared()

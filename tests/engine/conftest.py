@@ -24,7 +24,7 @@ from fcos.engine.log import Meter, StepReport
 from fcos.engine.run import Run, train
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
-NOT_NUMBERS = {"kind", "elapsed_s", "images_per_s"}  # or such as differ from run to run
+NOT_NUMBERS = {"kind", "elapsed_s", "network_s", "images_per_s"}  # or such as differ from run to run
 
 # A training of ten steps takes about a second.
 SETTINGS = {

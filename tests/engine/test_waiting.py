@@ -6,7 +6,14 @@ import pytest
 
 from fcos.config import TrainConfig, load_config
 from fcos.engine import waiting
-from fcos.engine.waiting import EpochClock, EpochTimes, describe, loader_advice, network_advice
+from fcos.engine.waiting import (
+    EpochClock,
+    EpochTimes,
+    describe,
+    loader_advice,
+    network_advice,
+    too_many_workers,
+)
 
 
 class Time:
@@ -94,3 +101,11 @@ def test_what_brings_pictures_faster(
     settings: dict[str, Any], num_processes: int, device: str, cores: int, words: str
 ) -> None:
     assert words in loader_advice(config(**settings), num_processes, device, cores)
+
+
+def test_more_loader_processes_than_cores_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "num_cores", lambda: 8)
+    assert too_many_workers(config(num_workers=4), 2) is None
+    said = too_many_workers(config(num_workers=5), 2)
+    assert said is not None
+    assert said.startswith("num_workers=5 starts 10 loader processes for 8 cores")

@@ -24,7 +24,7 @@ COMMANDS = {  # each fits into a line of 80 columns
     "eval": "The twelve COCO numbers of a run or model file, and per class.",
     "analyze": "Curves of one or more runs, as numbers and as a picture.",
     "report": "One page about a run, or about what changed between two.",
-    "predict": "Detect in pictures and folders; draw and write JSON.",
+    "predict": "Detect in pictures and videos; draw and write JSON.",
     "export": "Write a model as ONNX, OpenVINO or torch.export; check it.",
     "demo": "Try a model in the browser; also a REST endpoint.",
     "check": "What is in a data set, and what is wrong with it.",

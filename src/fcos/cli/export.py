@@ -200,10 +200,10 @@ def _search_as_dict(found: Search | None) -> dict[str, Any]:
 
 def _pictures(words: tuple[str, ...], folder: Path) -> list[Path]:
     """Those that the words mean; without words those of pip, written to `folder`."""
-    from fcos.cli.predict import find_pictures
     from fcos.export.verify import usual_pictures
+    from fcos.predict.sources import find_pictures
 
-    return list(find_pictures(words, folder)) if words else usual_pictures(folder)
+    return find_pictures(words, folder) if words else usual_pictures(folder)
 
 
 def _checked(loaded: LoadedModel, path: Path, pictures: list[Path]) -> Check:

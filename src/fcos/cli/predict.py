@@ -1,44 +1,40 @@
-"""`fcos predict`: pictures in, drawn pictures and one detections.json out."""
+"""`fcos predict`: pictures and videos in, drawn ones and what was found as JSON out."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fcos.cli.device import device_of, device_option, num_processes_option
+from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import DatasetError
 
 if TYPE_CHECKING:
-    from fcos.api import Detector
-    from fcos.detections import Detections
+    from lightning_fabric import Fabric
 
-RESULT_FILE = "detections.json"
-DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
-JPEG_QUALITY = 92
+    from fcos.api import Detector
+    from fcos.predict.sources import Source
+    from fcos.predict.video import VideoOptions
+
+STOPPED_BY_CTRL_C = 130  # what shells expect
 
 EPILOG = """\b
 Examples:
   fcos predict runs/train photo.jpg
   fcos predict runs/train photos/ --out found --score-threshold 0.5
-  fcos predict best.safetensors "photos/**/*.png"
+  fcos predict best.safetensors "photos/**/*.png" https://example.org/street.jpg
+  fcos predict runs/train clip.mp4 --track
+  fcos predict runs/train 0                          the first camera, until Ctrl-C
+  find photos -name "*.jpg" | fcos predict runs/train - --json
 """
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to search, and where the drawn one goes."""
-
-    source: Path
-    target: Path
 
 
 @click.command(epilog=EPILOG)
@@ -49,13 +45,24 @@ class Job:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("predictions"),
     show_default=True,
-    help="Folder for the drawn pictures and detections.json.",
+    help="Folder for what is drawn, detections.json and (videos) detections.jsonl.",
 )
 @click.option(
     "--score-threshold",
     type=click.FloatRange(0, 1),
     help="Least score of a detection; default: the model's own, best on its evaluation list.",
 )
+@click.option("--track", is_flag=True, help="Videos: the same object has the same number in all frames.")
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Videos: search each N-th frame, leave out the others.",
+    metavar="N",
+)
+@click.option("--draw/--no-draw", default=True, help="Write drawn pictures and videos, or JSON only.")
+@json_option
 @device_option
 @num_processes_option
 def command(
@@ -63,63 +70,73 @@ def command(
     sources: tuple[str, ...],
     out: Path,
     score_threshold: float | None,
+    track: bool,
+    every: int,
+    draw: bool,
+    as_json: bool,
     device: str | list[int],
     num_processes: int,
 ) -> None:
-    """Detect in pictures; write drawn pictures and one detections.json.
+    """Detect in pictures and videos; draw them and write what was found as JSON.
 
-    MODEL is a run folder or a model file. A SOURCE is a picture, a folder (with its subfolders) or a pattern
-    like "photos/*.jpg". A broken picture is reported and left out; the exit code is 1 then.
+    MODEL is a run folder or a model file. A SOURCE is a picture, a video, a folder (with its subfolders), a
+    pattern like "photos/*.jpg", an address of a picture or video (https://...), a text file with a path a
+    line, the number of a camera (0), or - for standard input: a picture, or paths. What is broken is reported
+    and left out; the exit code is 1 then.
     """
-    # Planned before other processes start: what they draw must not look like what was there.
-    jobs = plan_jobs(find_pictures(sources, out), out) if is_first_process() else []
     from fcos.api import Detector
     from fcos.engine.devices import build_fabric
-    from fcos.engine.evaluate import gather
     from fcos.engine.launch import launched
+    from fcos.predict.pictures import FRAMES_FILE, RESULT_FILE, plan
+    from fcos.predict.sources import find_sources
+    from fcos.predict.video import VideoOptions
 
+    # Planned before other processes start: what they draw must not look like what was there.
+    planned = plan(find_sources(sources, out), out) if is_first_process() else []
+    videos = [source for source in planned if source.kind != "picture"]
+    check_video_options(videos, track, every)
     fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
-        jobs = fabric.broadcast(jobs)
+        pictures = fabric.broadcast([source for source in planned if source.kind == "picture"])
         detector = Detector.load(model, fabric.device)
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
-        outcomes: list[tuple[int, dict[str, Any]]] = []
-        mine = range(fabric.global_rank, len(jobs), fabric.world_size)
-        with progress_bar(len(mine), "detecting") as advance:
-            for place in mine:
-                try:
-                    outcomes.append((place, _predict(detector, jobs[place], threshold)))
-                except DatasetError as error:
-                    source = jobs[place].source
-                    outcomes.append((place, {"path": str(source), "error": error.what}))
-                    click.echo(f"left out: {click.format_filename(source)}: {error.what}", err=True)
-                advance(1)
-        outcomes = sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])
+        outcomes = _search_pictures(detector, pictures, out, threshold, draw, fabric)
     if not fabric.is_global_zero:
         return
-    elapsed_s = time.perf_counter() - started_at
-    found = [outcome for _, outcome in outcomes if "error" not in outcome]
-    failed = [outcome for _, outcome in outcomes if "error" in outcome]
+    picture_s = time.perf_counter() - started_at
 
-    content = {
+    out.mkdir(parents=True, exist_ok=True)
+    options = VideoOptions(threshold, every, track, draw)
+    found_in_videos = _search_videos(detector, videos, out, options, to_stderr=as_json) if videos else []
+    failed = [outcome for outcome in outcomes if "error" in outcome]
+    failed += [video for video in found_in_videos if "error" in video]
+    content: dict[str, Any] = {
         "model": str(detector.path),
         "score_threshold": threshold,
         "class_names": detector.class_names,
-        "pictures": found,
-        "failed": failed,
+        "pictures": [outcome for outcome in outcomes if "error" not in outcome],
+        "videos": [video for video in found_in_videos if "num_frames" in video],
+        "failed": [{"path": outcome["path"], "error": outcome["error"]} for outcome in failed],
     }
-    out.mkdir(parents=True, exist_ok=True)
     # backslashreplace: a file name that is no Unicode becomes a JSON escape instead of an error
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    (out / RESULT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
-    num_detections = sum(len(picture["detections"]) for picture in found)
-    click.echo(
-        f"{len(found)} pictures, {num_detections} detections with a score of at least {threshold:.2f}, "
-        f"{len(jobs) / elapsed_s:.1f} pictures/s; in {out}, all boxes in {out / RESULT_FILE}"
-    )
+    text = json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
+    (out / RESULT_FILE).write_bytes(text)
+    if as_json:
+        print_json(content)
+    elif pictures:
+        num_detections = sum(len(picture["detections"]) for picture in content["pictures"])
+        click.echo(
+            f"{len(content['pictures'])} pictures, {num_detections} detections with a score of at least "
+            f"{threshold:.2f}, {len(pictures) / picture_s:.1f} pictures/s; in {out}, all boxes in "
+            f"{out / RESULT_FILE}"
+        )
+    if videos and not as_json:
+        click.echo(f"all boxes of the frames in {out / FRAMES_FILE}")
+    if any(video.get("stopped") for video in found_in_videos):
+        raise click.exceptions.Exit(STOPPED_BY_CTRL_C)
     if failed:
-        click.echo(f"{len(failed)} of {len(jobs)} pictures could not be read", err=True)
+        click.echo(_how_many_failed(pictures, videos, failed), err=True)
         raise click.exceptions.Exit(1)
 
 
@@ -128,132 +145,105 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def find_pictures(sources: Sequence[str], out: Path) -> dict[Path, Path]:
-    """The pictures that the words mean, each with its name below the output folder.
+def check_video_options(videos: Sequence[Source], track: bool, every: int) -> None:
+    """Refuse what needs a video or a package that is not there: now, not after an hour of pictures."""
+    from fcos.predict.tracker import import_trackers
+    from fcos.predict.video_reader import import_av
 
-    Raises:
-        DatasetError: a word that means no picture.
-    """
-    names: dict[Path, Path] = {}
-    for source in sources:
-        pictures = list(_expand(source, out.resolve()))
-        if not pictures:
-            raise _nothing_found(source)
-        for path, name in pictures:
-            names.setdefault(path, name)  # given twice is searched once
-    return names
+    if videos:
+        import_av()
+        if track:
+            import_trackers()
+    elif (track or every > 1) and is_first_process():
+        option = "--track" if track else "--every"
+        raise click.UsageError(f"{option} is for videos, and there is none among the sources.")
 
 
-def _expand(source: str, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Pictures of one word of the command line, and their names relative to its folder."""
-    from fcos.data.pictures import is_picture, pictures_under
+def _search_pictures(
+    detector: Detector, pictures: Sequence[Source], out: Path, threshold: float, draw: bool, fabric: Fabric
+) -> list[dict[str, Any]]:
+    """What was found in each picture, on the first process; each process searches its share."""
+    from fcos.engine.evaluate import gather
+    from fcos.predict.pictures import search_pictures
 
-    path = Path(source).expanduser()
-    if path.is_file():  # whatever its suffix: it was asked for by name
-        yield path, Path(path.name)
-        return
-    if path.is_dir():
-        folder, candidates = path, pictures_under(path)
+    mine = range(fabric.global_rank, len(pictures), fabric.world_size)
+    results = search_pictures(detector, [pictures[place] for place in mine], out, threshold, draw=draw)
+    outcomes: list[tuple[int, dict[str, Any]]] = []
+    with progress_bar(len(mine), "detecting") as advance:
+        for place, outcome in zip(mine, results, strict=True):
+            if "error" in outcome:
+                _report(outcome)
+            outcomes.append((place, outcome))
+            advance(1)
+    return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]
+
+
+def _search_videos(
+    detector: Detector, videos: Sequence[Source], out: Path, options: VideoOptions, *, to_stderr: bool
+) -> list[dict[str, Any]]:
+    """What was found in each video; Ctrl-C ends after a frame, and leaves whole files."""
+    from fcos.engine.stop import StopSignal
+    from fcos.predict.pictures import FRAMES_FILE
+    from fcos.predict.video import search_video
+
+    found: list[dict[str, Any]] = []
+    with StopSignal(after="frame") as stop, (out / FRAMES_FILE).open("w", encoding="utf-8") as lines:
+        lines.reconfigure(errors="backslashreplace")
+        for video in videos:
+            started_at = time.perf_counter()
+            with ExitStack() as stack:
+                advance = [lambda done: None]
+
+                def show(total: int | None, stack: ExitStack = stack, advance: list[Any] = advance) -> None:
+                    advance[0] = stack.enter_context(progress_bar(total, "detecting"))
+
+                try:
+                    about = search_video(
+                        detector,
+                        video,
+                        out / video.name,
+                        lines,
+                        options,
+                        on_open=show,
+                        on_frame=lambda advance=advance: advance[0](1),  # type: ignore[misc]
+                        is_stopped=lambda: stop.number != 0,
+                    )
+                except DatasetError as error:
+                    about = {"path": video.where, "error": error.what}
+            found.append(about)
+            _describe(about, time.perf_counter() - started_at, to_stderr=to_stderr)
+            if stop.number:
+                break
+    return found
+
+
+def _describe(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> None:
+    """A line about a video."""
+    if num_frames := about.get("num_frames"):
+        num_tracks = about["num_tracks"]
+        tracks = f", {num_tracks} track{'s' if num_tracks > 1 else ''}" if num_tracks else ""
+        click.echo(
+            f"{click.format_filename(about['path'])}: {num_frames} frames, {about['num_detections']} "
+            f"detections{tracks}, {num_frames / elapsed_s:.1f} frames/s"
+            + (f"; drawn in {about['drawn']}" if about["drawn"] else "")
+            + ("; stopped before its end" if about["stopped"] else ""),
+            err=to_stderr,
+        )
+        if "error" in about:
+            click.echo(f"broken: {click.format_filename(about['path'])}: {about['error']}", err=True)
     else:
-        folder = _fixed_folder(path)
-        candidates = [
-            Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if is_picture(match)
-        ]
-    # What an earlier call drew into a folder inside of the source is not a source.
-    drawn = out if folder.resolve() in out.parents else None
-    for picture in candidates:
-        if picture.is_file() and not (drawn and drawn in picture.resolve().parents):
-            yield picture, picture.relative_to(folder)
+        _report(about)
 
 
-def _fixed_folder(pattern: Path) -> Path:
-    """The part of a pattern before its first wildcard: "photos/**/*.png" -> "photos"."""
-    parts = pattern.parts
-    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return Path(*parts[:wild])
+def _report(outcome: dict[str, Any]) -> None:
+    click.echo(f"left out: {click.format_filename(outcome['path'])}: {outcome['error']}", err=True)
 
 
-def _nothing_found(source: str) -> DatasetError:
-    from fcos.data.pictures import PICTURE_SUFFIXES
-
-    suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return DatasetError(
-            "the folder holds no picture",
-            where=str(path.absolute()),
-            fix=f"looked in it and its subfolders for {suffixes}; give another folder, or a file by its name",
-        )
-    if glob.has_magic(source):
-        return DatasetError(
-            f"no picture matches the pattern {source!r}",
-            where=str(_fixed_folder(path).absolute()),
-            fix=f"looked for {suffixes}; * stands for any name, ** for any folders",
-        )
-    return DatasetError(
-        f"there is no {source!r}", where=str(path.absolute()), fix="give a picture, a folder, or a pattern"
-    )
-
-
-def plan_jobs(names: dict[Path, Path], out: Path) -> list[Job]:
-    """Where each picture's drawn copy goes; different pictures of one name are numbered.
-
-    Raises:
-        DatasetError: a picture would be overwritten that `fcos predict` did not draw.
-    """
-    jobs, taken = [], set[str]()
-    for source, name in names.items():
-        if name.suffix.lower() not in DRAWN_SUFFIXES:
-            name = name.with_name(name.name + ".png")
-        target, number = name, 1
-        while str(target).casefold() in taken:
-            number += 1
-            target = name.with_stem(f"{name.stem}_{number}")
-        taken.add(str(target).casefold())
-        jobs.append(Job(source, out / target))
-
-    sources = {job.source.resolve() for job in jobs}
-    is_ours = (out / RESULT_FILE).is_file()
-    for job in jobs:
-        if job.target.resolve() in sources or (job.target.exists() and not is_ours):
-            raise DatasetError(
-                "a picture would be overwritten by its drawn copy",
-                where=str(job.target),
-                fix="give another folder with --out",
-            )
-    return jobs
-
-
-def _predict(detector: Detector, job: Job, score_threshold: float) -> dict[str, Any]:
-    """Search one picture, draw it, and describe what was found.
-
-    One at a time: reading, drawing and writing a picture take longer than a batch could save.
-    """
-    detections = detector.predict(job.source, score_threshold)
-    drawn = detections.draw()
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    drawn.save(job.target, quality=JPEG_QUALITY)  # formats without a quality ignore it
-    return {
-        "path": str(job.source),
-        "drawn": str(job.target),
-        "width": drawn.width,
-        "height": drawn.height,
-        "detections": _as_dicts(detections),
-    }
-
-
-def _as_dicts(detections: Detections) -> list[dict[str, Any]]:
-    return [
-        {
-            "box_xyxy": [round(side, 2) for side in box],
-            "score": round(score, 4),
-            "label": label,
-            "class_name": detections.class_names[label],
-        }
-        for box, score, label in zip(
-            detections.boxes_xyxy.tolist(),
-            detections.scores.tolist(),
-            detections.labels.tolist(),
-            strict=True,
-        )
-    ]
+def _how_many_failed(
+    pictures: Sequence[Source], videos: Sequence[Source], failed: Sequence[dict[str, Any]]
+) -> str:
+    if videos and not pictures:
+        return f"{len(failed)} of {len(videos)} videos are broken"
+    if videos:
+        return f"{len(failed)} of {len(pictures) + len(videos)} pictures and videos are broken"
+    return f"{len(failed)} of {len(pictures)} pictures could not be read"

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, in a terminal only; call what it gives with the number of pictures done."""
+def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, in a terminal only; call what it gives with the number of pictures done.
+
+    Without a `total` it shows how many, and no end.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -11,6 +11,7 @@ A JPEG can be decoded to a half, a quarter or an eighth of its sides (`read_pict
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -142,6 +143,12 @@ def _reduce(image: Image.Image, reduction: int) -> None:
         image.draft(None, (image.width // reduction, image.height // reduction))
 
 
+def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
+    """RGB pixels, upright, of a picture file that is in memory; `where` names it in messages."""
+    with _opened(io.BytesIO(content), where) as (image, header):
+        return _to_tensor(_upright_rgb(image, header))
+
+
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of a picture that is open already, upright."""
     return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
@@ -190,32 +197,33 @@ def _turn_boxes(boxes_xyxy: NDArray[np.float64], header: Header) -> NDArray[np.f
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
+def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Image, Header]]:
     """An open image and its header; whatever goes wrong inside is a `DatasetError` with the path.
 
     ``except Exception`` because Pillow's decoders raise nearly any kind on broken files (OSError,
     SyntaxError, struct.error, ValueError, IndexError, ...), and all of them mean the same to the user.
     """
+    where = where or str(file)
     try:
-        with _open_quietly(path) as image:
+        with _open_quietly(file) as image:
             yield image, Header((image.height, image.width), _orientation(image))
     except DatasetError:
         raise
     except FileNotFoundError:
         raise DatasetError(
-            "picture not found", where=str(path), fix="correct the name, or the folder of pictures (root)"
+            "picture not found", where=where, fix="correct the name, or the folder of pictures (root)"
         ) from None
     except Image.DecompressionBombError as error:
         raise DatasetError(
-            f"picture has too many pixels ({error})", where=str(path), fix="cut or scale the picture"
+            f"picture has too many pixels ({error})", where=where, fix="cut or scale the picture"
         ) from error
     except Exception as error:
-        empty = path.is_file() and path.stat().st_size == 0
+        empty = isinstance(file, Path) and file.is_file() and file.stat().st_size == 0
         what = "picture file is empty (0 bytes)" if empty else f"picture cannot be decoded: {error}"
-        raise DatasetError(what, where=str(path), fix="replace the file, or leave the picture out") from error
+        raise DatasetError(what, where=where, fix="replace the file, or leave the picture out") from error
 
 
-def _open_quietly(path: Path) -> Image.Image:
+def _open_quietly(file: Path | io.BytesIO) -> Image.Image:
     """Open without Pillow's warnings about large pictures and odd metadata: neither asks for an action.
 
     Up to Pillow's hard limit (179 megapixels) a large picture is just large; above it Pillow raises.
@@ -223,7 +231,7 @@ def _open_quietly(path: Path) -> Image.Image:
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(path)
+        return Image.open(file)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from functools import partial
 
 from torch.utils.data import DataLoader
@@ -21,15 +22,17 @@ def build_loader(
     pin_memory: bool,
 ) -> DataLoader[Batch]:
     """A loader of padded batches in the order of the sampler."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=partial(collate, multiple=PADDING_MULTIPLE),
-        worker_init_fn=_start_worker,
-        pin_memory=pin_memory,
-        persistent_workers=False,
-    )
+    with warnings.catch_warnings():  # of more workers than cores; `engine/waiting.py` says it in a line
+        warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes", UserWarning)
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=partial(collate, multiple=PADDING_MULTIPLE),
+            worker_init_fn=_start_worker,
+            pin_memory=pin_memory,
+            persistent_workers=False,
+        )
 
 
 def _start_worker(worker_id: int) -> None:

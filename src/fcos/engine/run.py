@@ -33,6 +33,7 @@ from fcos.engine.launch import launched
 from fcos.engine.log import track
 from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
+from fcos.engine.waiting import too_many_workers
 from fcos.errors import ConfigError, DatasetError
 from fcos.metrics.coverage import PointRules
 from fcos.model.pretrained import load_imagenet_weights
@@ -68,6 +69,8 @@ def train(config: TrainConfig) -> Run:
     with launched(fabric):
         trainer = prepare(config, fabric)
         say(fabric, describe(trainer))
+        if too_many := too_many_workers(config, trainer.local_world_size):
+            say(fabric, f"warning: {too_many}")
         with StopSignal(announce=fabric.is_global_zero) as stop:
             finished = trainer.fit(stop)
         if not finished:

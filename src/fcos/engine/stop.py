@@ -16,13 +16,14 @@ class StopSignal:
 
     Args:
         announce: tell the user that the signal was heard (one process of several does).
+        after: what is finished first.
 
     Attributes:
         number: of the signal that came; 0: none.
     """
 
-    def __init__(self, *, announce: bool = True) -> None:
-        self.announce, self.number = announce, 0
+    def __init__(self, *, announce: bool = True, after: str = "step") -> None:
+        self.announce, self.after, self.number = announce, after, 0
         self.former: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -35,7 +36,7 @@ class StopSignal:
             raise KeyboardInterrupt
         self.number = number
         if self.announce:  # not print: the signal may come in the middle of one
-            os.write(2, b"\nstopping after this step\n")
+            os.write(2, f"\nstopping after this {self.after}\n".encode())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

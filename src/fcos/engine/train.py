@@ -120,6 +120,11 @@ class Trainer:
         return self.ema.module if self.ema else self.model
 
     @property
+    def local_world_size(self) -> int:
+        """Processes on this machine, one a device."""
+        return self.fabric.world_size // getattr(self.fabric.strategy, "num_nodes", 1)
+
+    @property
     def epoch(self) -> int:
         """Passes over the data that are complete."""
         return min(self.config.epoches, self.state.step * self.config.nbatch_train // len(self.train_set))
@@ -288,8 +293,8 @@ class Trainer:
         waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
         times = times._replace(waited_s=round(waited_s.item(), 3))
         self.metrics.write("epoch", {"step": self.state.step, "epoch": epoch, **times._asdict()})
-        num_processes = self.fabric.world_size // getattr(self.fabric.strategy, "num_nodes", 1)
-        self.display.line(describe(times, epoch, self.config, num_processes, self.fabric.device.type))
+        device = self.fabric.device.type
+        self.display.line(describe(times, epoch, self.config, self.local_world_size, device))
 
     def _evaluate(self, annotations: Annotations) -> None:
         """COCO's numbers of the evaluated model; the files of the last and the best model."""

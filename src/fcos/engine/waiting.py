@@ -102,6 +102,17 @@ def describe(times: EpochTimes, epoch: int, config: TrainConfig, num_processes: 
     return f"{took}, {times.waited_share:.0%} waiting for pictures: {change}"
 
 
+def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
+    """What to say before a training that starts more loader processes than this machine has cores."""
+    workers, cores = config.num_workers * num_processes, num_cores()
+    if workers <= cores:
+        return None
+    return (
+        f"num_workers={config.num_workers} starts {workers} loader processes for {cores} cores: "
+        "they take turns, and each takes memory; fewer are as fast"
+    )
+
+
 def network_advice(config: TrainConfig, device: str) -> str:
     """What makes a step shorter."""
     if device == "cuda" and config.precision == "fp32":

@@ -87,12 +87,14 @@ def depthwise_in_float32(conv: nn.Conv2d, x: Tensor) -> AbstractContextManager[o
 class FoldedNorm(nn.BatchNorm2d):
     """A batch norm whose work the convolution before it does; only its activation is left."""
 
+    @property
+    def activation(self) -> nn.Module | None:
+        """The one that timm puts into its norms, if there is one."""
+        return getattr(self, "act", None)
+
     def forward(self, x: Tensor) -> Tensor:
-        """The activation that timm puts into its norms, if there is one."""
-        activation: nn.Module | None = getattr(self, "act", None)
-        if activation is not None:
-            x = activation(x)
-        return x
+        """The activation alone."""
+        return x if self.activation is None else self.activation(x)
 
 
 def fold_frozen_norms(network: nn.Module) -> int:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 
 from fcos.model.fcos import FCOS
-from fcos.model.frozen_norm import FoldedConv2d
+from fcos.model.frozen_norm import FoldedConv2d, FoldedNorm
 from fcos.model.fused import fuse_convolutions, fuse_layers, is_available
 
 
@@ -22,6 +23,8 @@ def for_inference(model: FCOS) -> FCOS:
     for name, module in list(network.named_modules()):
         if isinstance(module, FoldedConv2d):
             network.set_submodule(name, module.plain())
+        elif isinstance(module, FoldedNorm):
+            network.set_submodule(name, module.activation or nn.Identity())
     network = network.to(memory_format=torch.channels_last)
     is_plain = network.pixel_mean.dtype == torch.float32
     if network.pixel_mean.device.type == "cpu" and is_plain and is_available():

@@ -132,8 +132,9 @@ class PostProcess:
             scores = product.sqrt() if self.score == "sqrt" else product
         tested = {"class": class_scores, "product": product, "score": scores}[self.threshold_on]
         passes = tested > self.score_threshold
-        ranks = class_scores if self.rank_by == "class" else scores
-        return torch.where(passes, scores, -1.0), torch.where(passes, ranks, -1.0)
+        scores = torch.where(passes, scores, -1.0)
+        ranks = torch.where(passes, class_scores, -1.0) if self.rank_by == "class" else scores
+        return scores, ranks
 
     def _before_nms(
         self,

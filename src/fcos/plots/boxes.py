@@ -41,6 +41,7 @@ def draw_boxes(
     labels: ArrayLike,
     class_names: Sequence[str],
     scores: ArrayLike | None = None,
+    track_ids: ArrayLike | None = None,
 ) -> Image.Image:
     """A copy of the picture with boxes and the names of their classes.
 
@@ -50,11 +51,13 @@ def draw_boxes(
         labels: `(N,)` 0-based, index into `class_names`.
         class_names: names in any script that the fonts of this machine have.
         scores: `(N,)`, written behind the names; the best is drawn last, on top.
+        track_ids: `(N,)`, written before the names; -1: none.
     """
     picture = image.convert("RGB")
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     classes = np.asarray(labels, np.int64).reshape(-1).tolist()
     values = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
+    ids = None if track_ids is None else np.asarray(track_ids, np.int64).reshape(-1).tolist()
     draw = ImageDraw.Draw(picture)
     line_width = max(1, round(min(picture.size) / 250))
     order = range(len(boxes)) if values is None else np.argsort(values, kind="stable").tolist()
@@ -62,6 +65,8 @@ def draw_boxes(
         draw.rectangle(_inside(boxes[i], picture.size), outline=class_colour(classes[i]), width=line_width)
     for i in order:
         text = class_names[classes[i]] + ("" if values is None else f" {values[i]:.2f}")
+        if ids and ids[i] >= 0:
+            text = f"#{ids[i]} {text}"
         _draw_label(draw, text, boxes[i], class_colour(classes[i]), picture.size)
     return picture
 

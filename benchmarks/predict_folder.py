@@ -1,0 +1,130 @@
+"""Pictures a second on a folder, drawn and saved: a loop over single pictures against what overlaps.
+
+    python benchmarks/predict_folder.py --model MODEL --folder ../shared/data/bccd/JPEGImages --number 60
+
+Three ways in turn, `--rounds` times, medians:
+
+- loop: ``for path in folder: detector.predict(path).draw().save(...)``
+- stream: the same with ``for detections in detector.stream(folder)``
+- command: what `fcos predict` runs, drawing in its threads too, JSON included
+
+All in this process, on as many cores as torch takes by default. With `--video` also frames a second of
+a clip that is made of the pictures: a loop that decodes, predicts, draws and encodes frame by frame against
+`fcos predict clip.mp4`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from fcos import Detector
+from fcos.predict.pictures import plan, search_pictures
+from fcos.predict.sources import Source, find_sources
+from fcos.predict.video import VideoOptions, search_video
+from fcos.predict.video_reader import Frame, VideoReader, import_av
+from fcos.predict.video_writer import VideoWriter
+
+
+def seconds(run: Callable[[], object]) -> float:
+    started_at = time.perf_counter()
+    run()
+    return time.perf_counter() - started_at
+
+
+def compare(runs: dict[str, Callable[[], object]], number: int, rounds: int, unit: str) -> None:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    first = statistics.median(next(iter(times.values())))
+    for name, values in times.items():
+        median = statistics.median(values)
+        spread = f"{number / max(values):.1f} to {number / min(values):.1f}"
+        print(f"{name:8s} {number / median:6.1f} {unit}/s ({spread}), {first / median:.2f} times the first")
+
+
+def picture_runs(detector: Detector, paths: list[Path], out: Path) -> dict[str, Callable[[], object]]:
+    sources = plan(find_sources([str(path) for path in paths], out), out)
+
+    def loop() -> None:
+        for path in paths:
+            detector.predict(path).draw().save(out / path.name, quality=92)
+
+    def stream() -> None:
+        for path, found in zip(paths, detector.stream(paths), strict=True):
+            found.draw().save(out / path.name, quality=92)
+
+    def command() -> None:
+        found = list(search_pictures(detector, sources, out, detector.threshold))
+        (out / "detections.json").write_text(json.dumps(found, indent=1))
+
+    return {"loop": loop, "stream": stream, "command": command}
+
+
+def write_clip(paths: list[Path], clip: Path) -> None:
+    import_av()
+    from av import VideoFrame
+
+    with VideoWriter(clip, Fraction(25), Fraction(1, 25)) as writer:
+        for number, path in enumerate(paths):
+            picture = Image.open(path).convert("RGB").resize((640, 480))
+            writer.write(Frame(number, number / 25, number, VideoFrame.from_image(picture)), picture)
+
+
+def video_runs(detector: Detector, clip: Path, out: Path) -> dict[str, Callable[[], object]]:
+    def loop() -> None:
+        with VideoReader(str(clip)) as reader:
+            with VideoWriter(out / "loop.mp4", reader.frame_rate, reader.time_base) as writer:
+                for frame in reader.frames():
+                    writer.write(frame, detector.predict(frame.pixels()).draw())
+
+    def command() -> None:
+        source = Source("video", str(clip), Path("command.mp4"))
+        options = VideoOptions(detector.threshold)
+        search_video(detector, source, out / "command.mp4", io.StringIO(), options)
+
+    return {"loop": loop, "command": command}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--number", type=int, default=60, help="pictures of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--video", action="store_true")
+    args = parser.parse_args()
+
+    detector = Detector.load(args.model, device="cpu")
+    paths = sorted(args.folder.glob("*.jpg"))[: args.number]
+    print(f"{detector}, {len(paths)} pictures, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as folder:
+        runs = picture_runs(detector, paths, Path(folder))
+        for run in runs.values():  # once without a clock: files into memory, threads started
+            run()
+        compare(runs, len(paths), args.rounds, "pictures")
+        if args.video:
+            write_clip(paths, Path(folder, "clip.mp4"))
+            compare(
+                video_runs(detector, Path(folder, "clip.mp4"), Path(folder)),
+                len(paths),
+                args.rounds,
+                "frames",
+            )
+
+
+if __name__ == "__main__":
+    main()

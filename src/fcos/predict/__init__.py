@@ -1,0 +1,5 @@
+"""`fcos predict` without its printing: what the words mean, pictures, videos, tracks.
+
+Read `sources`, then `pictures`; for videos `video_reader`, `video_writer`, `tracker` and `video`, which joins
+them. What runs beside what is in `fcos.stream`.
+"""

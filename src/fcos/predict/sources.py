@@ -1,0 +1,270 @@
+"""What the words of `fcos predict` mean: pictures, folders, patterns, videos, cameras, addresses, lists."""
+
+from __future__ import annotations
+
+import glob
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+from torch import Tensor
+
+from fcos.data.image import decode_image, read_image
+from fcos.data.pictures import PICTURE_SUFFIXES, is_picture
+from fcos.errors import DatasetError
+from fcos.predict.download import download
+
+VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
+LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
+STANDARD_INPUT = "-"
+NUM_BYTES_TO_KNOW = 4096  # of a file without a known suffix
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture, video or camera.
+
+    Attributes:
+        kind: what it is.
+        where: path, address, or number of the camera.
+        name: of its drawn copy below the output folder.
+        content: the picture file itself, if it came through standard input.
+    """
+
+    kind: Literal["picture", "video", "camera"]
+    where: str
+    name: Path
+    content: bytes | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The file, if it is one."""
+        return None if self.kind == "camera" or self.content or is_address(self.where) else Path(self.where)
+
+
+def read_picture(source: Source) -> Tensor:
+    """RGB uint8 pixels `(3, height, width)`, upright.
+
+    Raises:
+        DatasetError: it cannot be got or decoded.
+    """
+    if source.content is not None:
+        return decode_image(source.content, source.where)
+    if is_address(source.where):
+        return decode_image(download(source.where), source.where)
+    return read_image(Path(source.where))
+
+
+def is_address(word: str) -> bool:
+    """Whether a word is an address of the web."""
+    return word.lower().startswith(("http://", "https://"))
+
+
+def find_sources(words: Iterable[str], out: Path) -> list[Source]:
+    """What the words mean, each thing once.
+
+    Args:
+        words: as typed.
+        out: the output folder: what an earlier call drew there is no source.
+
+    Raises:
+        DatasetError: a word that means nothing.
+    """
+    found: dict[tuple[str, str], Source] = {}
+    for word in words:
+        for source in _expand(word, out.resolve()):
+            found.setdefault((source.kind, source.where), source)
+    return list(found.values())
+
+
+def find_pictures(words: Iterable[str], out: Path) -> list[Path]:
+    """The picture files that the words mean, for what needs files; arguments as in `find_sources`.
+
+    Raises:
+        DatasetError: a word that means nothing, or something else than picture files.
+    """
+    sources = find_sources(words, out)
+    paths = [source.path for source in sources if source.kind == "picture" and source.path is not None]
+    if len(paths) < len(sources):
+        other = next(source for source in sources if source.kind != "picture" or source.path is None)
+        raise DatasetError(f"only picture files can be used here, and {other.where!r} is none")
+    return paths
+
+
+def _expand(word: str, out: Path) -> Iterator[Source]:
+    path = Path(word).expanduser()
+    if word == STANDARD_INPUT:
+        yield from _from_standard_input(sys.stdin.buffer.read(), out)
+    elif is_address(word):
+        yield _at_address(word)
+    elif path.is_file():
+        yield from _of_file(path, out)
+    elif path.is_dir():
+        yield from _found(path, path, (file for file in sorted(path.rglob("*"))), out)
+    elif word.isdecimal():
+        yield Source("camera", str(int(word)), Path(f"camera_{int(word)}"))
+    else:
+        matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
+        yield from _found(path, _fixed_folder(path), matches, out)
+
+
+def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> Iterator[Source]:
+    """Pictures and videos of a folder or pattern, by their suffixes, named by their path below `folder`."""
+    # What an earlier call drew into a folder inside of the source is not a source.
+    drawn = out if folder.resolve() in out.parents else None
+    nothing = True
+    for path in candidates:
+        is_video = path.suffix.lower() in VIDEO_SUFFIXES
+        if (is_video or is_picture(path)) and path.is_file():
+            if drawn and drawn in path.resolve().parents:
+                continue
+            nothing = False
+            yield Source("video" if is_video else "picture", str(path), path.relative_to(folder))
+    if nothing:
+        raise _nothing_found(word)
+
+
+def _of_file(path: Path, out: Path) -> Iterator[Source]:
+    """A file that was asked for by name, whatever its suffix."""
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        yield Source("video", str(path), Path(path.name))
+    elif suffix in PICTURE_SUFFIXES:
+        yield Source("picture", str(path), Path(path.name))
+    elif suffix in LIST_SUFFIXES:
+        yield from _of_list(path.read_bytes(), str(path), path.parent, out)
+    else:
+        with path.open("rb") as file:
+            head = file.read(NUM_BYTES_TO_KNOW)
+        if _is_picture_file(path) or not head:
+            yield Source("picture", str(path), Path(path.name))
+        elif _is_text(head):
+            yield from _of_list(path.read_bytes(), str(path), path.parent, out)
+        else:
+            yield Source("video", str(path), Path(path.name))
+
+
+def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
+    """A picture file, or else a list of paths."""
+    if not content:
+        raise DatasetError(
+            "standard input is empty",
+            fix="pipe a picture into the command, or a list of paths: find photos -name '*.jpg' | fcos "
+            "predict MODEL -",
+        )
+    if suffix := _picture_suffix(content):
+        yield Source("picture", "standard input", Path(f"standard_input{suffix}"), content)
+    elif _is_text(content[:NUM_BYTES_TO_KNOW]):
+        yield from _of_list(content, "standard input", Path(), out)
+    else:
+        raise DatasetError(
+            "standard input is neither a picture nor a list of paths",
+            fix="give a video by its name: it cannot be piped",
+        )
+
+
+def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[Source]:
+    """A path or an address a line; paths as seen from the working directory, or else from the list's folder.
+
+    A line that is not there is a picture that cannot be read, like any other: the rest is done.
+    """
+    lines = [line.strip() for line in content.decode("utf-8-sig", "surrogateescape").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    found = []
+    for line in lines:
+        path = Path(line).expanduser()
+        path = path if path.exists() or not (folder / path).exists() else folder / path
+        if is_address(line):
+            found.append(_at_address(line))
+        elif path.is_dir():
+            found += _expand(str(path), out)
+        else:
+            is_video = path.suffix.lower() in VIDEO_SUFFIXES
+            found.append(Source("video" if is_video else "picture", str(path), Path(path.name)))
+    if not any(source.path is None or source.path.exists() for source in found):
+        raise DatasetError(
+            f"the list names {len(found)} files, and none of them is there" if found else "the list is empty",
+            where=where + (f", first line {lines[0]!r}" if lines else ""),
+            fix="write a path or an address a line; paths are looked for from here, then from the list's "
+            "folder",
+        )
+    yield from found
+
+
+def _at_address(address: str) -> Source:
+    """The picture or video at an address, named by the end of its path."""
+    name = PurePosixPath(unquote(urlsplit(address).path)).name.replace("\\", "_").replace("\0", "_")
+    if name in ("", ".", ".."):
+        name = "picture"
+    kind: Literal["picture", "video"] = "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "picture"
+    return Source(kind, address, Path(name))
+
+
+def _picture_suffix(content: bytes) -> str:
+    """The usual suffix of a picture file by its first bytes; "" if it is none."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            kind = image.format or ""
+    except Exception:  # Pillow's readers raise nearly any kind
+        return ""
+    return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
+
+
+def _is_picture_file(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # Pillow's readers raise nearly any kind
+        return False
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file begins as text does; a name that is no Unicode is text too."""
+    return not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
+
+
+def _fixed_folder(pattern: Path) -> Path:
+    """The part of a pattern before its first wildcard: "photos/**/*.png" -> "photos"."""
+    parts = pattern.parts
+    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return Path(*parts[:wild])
+
+
+def _nothing_found(path: Path) -> DatasetError:
+    suffixes = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
+    if path.is_dir():
+        return DatasetError(
+            "the folder holds no picture and no video",
+            where=str(path.absolute()),
+            fix=f"looked in it and its subfolders for {suffixes}; give another folder, or a file by its name",
+        )
+    if glob.has_magic(str(path)):
+        return DatasetError(
+            f"no picture and no video matches the pattern {str(path)!r}",
+            where=str(_fixed_folder(path).absolute()),
+            fix=f"looked for {suffixes}; * stands for any name, ** for any folders",
+        )
+    return DatasetError(
+        f"there is no {str(path)!r}",
+        where=str(path.absolute()),
+        fix="give a picture, a video, a folder, a pattern, a list of paths, an address, the number of a "
+        "camera, or - for standard input",
+    )
+
+
+def numbered(sources: Iterable[Source]) -> list[Source]:
+    """With drawn copies of different names: of different sources of one name the later ones get numbers."""
+    distinct, taken = [], set[str]()
+    for source in sources:
+        name, number = source.name, 1
+        while str(name).casefold() in taken:
+            number += 1
+            name = source.name.with_stem(f"{source.name.stem}_{number}")
+        taken.add(str(name).casefold())
+        distinct.append(replace(source, name=name))
+    return distinct

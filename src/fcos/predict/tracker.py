@@ -1,0 +1,66 @@
+"""The same object of a video has the same number in all its frames: ByteTrack (arXiv 2110.06864).
+
+From the package `trackers`; `supervision`, where it was before, has dropped its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcos.detections import Detections
+from fcos.errors import FcosError
+
+LEAST_SCORE = 0.1  # what is surely no object; above it, a weak detection may go on with a track
+
+
+class Tracker:
+    """Gives detections their track.
+
+    A track begins with a detection of at least `threshold`, has a number from its second frame on, and goes
+    on with weaker ones; a second without any ends it. It does not look at classes.
+
+    Args:
+        threshold: as for showing detections.
+        frame_rate: frames a second that come.
+    """
+
+    def __init__(self, threshold: float, frame_rate: float) -> None:
+        self.threshold = threshold
+        self._tracker = import_trackers().ByteTrackTracker(
+            frame_rate=frame_rate, track_activation_threshold=threshold, high_conf_det_threshold=threshold
+        )
+
+    @property
+    def least_score(self) -> float:
+        """Of the detections that it wants to see."""
+        return min(LEAST_SCORE, self.threshold)
+
+    def update(self, detections: Detections, time_s: float) -> Detections:
+        """Those of at least `threshold`, and weaker ones of a track; with `track_ids`, from 1 on.
+
+        Args:
+            detections: of the next frame, from `least_score` on.
+            time_s: of the frame, later than the last one.
+        """
+        found = self._tracker.update(detections.to_supervision(), timestamp=time_s)
+        tracked = Detections.from_supervision(found, detections.class_names, detections.image)
+        assert tracked.track_ids is not None
+        tracked.track_ids[tracked.track_ids >= 0] += 1
+        tracked = tracked[tracked.scores.argsort(descending=True, stable=True)]
+        assert tracked.track_ids is not None
+        return tracked[(tracked.track_ids > 0) | (tracked.scores >= self.threshold)]
+
+
+def import_trackers() -> Any:
+    """The package `trackers`.
+
+    Raises:
+        FcosError: it is not installed.
+    """
+    try:
+        import trackers
+    except ImportError as error:
+        raise FcosError(
+            "tracking needs the package trackers", fix="pip install 'fcos-torch[track]'"
+        ) from error
+    return trackers

@@ -1,0 +1,164 @@
+"""Searching a video: frames, detections, tracks, JSON lines and the drawn video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from fcos.detections import Detections
+from fcos.predict.pictures import as_dicts
+from fcos.predict.sources import Source
+from fcos.predict.tracker import Tracker
+from fcos.predict.video_reader import Frame, VideoReader
+from fcos.predict.video_writer import VideoWriter
+from fcos.stream import search
+
+if TYPE_CHECKING:
+    from fcos.api import Detector
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How videos are searched.
+
+    Attributes:
+        score_threshold: least score of a detection.
+        every: search each `every`th frame; those between are left out.
+        track: give the same object the same number in all frames.
+        draw: write the drawn video.
+    """
+
+    score_threshold: float
+    every: int = 1
+    track: bool = False
+    draw: bool = True
+
+
+def search_video(
+    detector: Detector,
+    source: Source,
+    target: Path,
+    lines: IO[str],
+    options: VideoOptions,
+    *,
+    on_open: Callable[[int | None], None] = lambda num_frames: None,
+    on_frame: Callable[[], None] = lambda: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """What `detections.json` says about a video; its frames go to `lines` and, drawn, to `target`.
+
+    Args:
+        detector: searches.
+        source: a video or camera.
+        target: the drawn mp4 file.
+        lines: gets a line of JSON a frame, whole lines only.
+        options: how.
+        on_open: called with the number of frames to search, as far as it is known.
+        on_frame: called after each.
+        is_stopped: asked after each frame whether to end here; what was done is kept.
+
+    Raises:
+        DatasetError: it cannot be opened.
+    """
+    with ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(source.where, camera=source.kind == "camera"))
+        on_open(reader.num_frames and -(-reader.num_frames // options.every))
+        rate = reader.frame_rate / options.every
+        tracker = Tracker(options.score_threshold, float(rate)) if options.track else None
+        writer = None
+        if options.draw:
+            writer = stack.enter_context(VideoWriter(target, rate, reader.time_base, reader.audio))
+        counts = _Counts()
+        frames = reader.frames(writer.write_audio if writer else lambda packet: None)
+        # Closed before reader and writer: threads may still look at frames.
+        found = stack.enter_context(closing(_found(detector, frames, options, tracker)))
+        for frame, detections in found:
+            detections = tracker.update(detections, frame.time_s) if tracker else detections
+            counts.add(detections)
+            lines.write(json.dumps(_line(source, frame, detections), ensure_ascii=False) + "\n")
+            lines.flush()
+            if writer:
+                writer.write(frame, detections.draw())
+            on_frame()
+            if is_stopped():
+                counts.was_stopped = True
+                break
+    return counts.about(source, reader, str(target) if options.draw else None)
+
+
+def _found(
+    detector: Detector, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
+) -> Generator[tuple[Frame, Detections], None, None]:
+    """Each frame that is searched, with what is in it."""
+    results = search(
+        detector,
+        (frame for frame in frames if frame.index % options.every == 0),
+        Frame.pixels,
+        lambda frame, detections: (frame, detections),
+        score_threshold=tracker.least_score if tracker else options.score_threshold,
+    )
+    for result in results:
+        assert isinstance(result, tuple), "a decoded frame needs no file"
+        yield result
+
+
+def _line(source: Source, frame: Frame, detections: Detections) -> dict[str, Any]:
+    assert detections.image is not None, "Detector.predict keeps the picture"
+    return {
+        "path": source.where,
+        "frame": frame.index,
+        "time_s": round(frame.time_s, 6),
+        "width": detections.image.width,
+        "height": detections.image.height,
+        "detections": as_dicts(detections),
+    }
+
+
+class _Counts:
+    """What was found in a video so far."""
+
+    def __init__(self) -> None:
+        self.num_frames, self.num_detections, self.was_stopped = 0, 0, False
+        self.tracks: set[int] = set()
+        self.size = (0, 0)
+
+    def add(self, detections: Detections) -> None:
+        """One more frame."""
+        self.num_frames += 1
+        self.num_detections += len(detections)
+        if detections.image is not None:
+            self.size = detections.image.size
+        if detections.track_ids is not None:
+            self.tracks |= {track for track in detections.track_ids.tolist() if track >= 0}
+
+    def about(self, source: Source, reader: VideoReader, drawn: str | None) -> dict[str, Any]:
+        """The entry of `detections.json`."""
+        about: dict[str, Any] = {
+            "path": source.where,
+            "drawn": drawn if self.num_frames else None,
+            "num_frames": self.num_frames,
+            "width": self.size[0],
+            "height": self.size[1],
+            "frame_rate": round(float(reader.frame_rate), 3),
+            "num_detections": self.num_detections,
+            "num_tracks": len(self.tracks),
+            "stopped": self.was_stopped,
+        }
+        if reader.num_damaged and not self.was_stopped:
+            about["num_damaged"] = reader.num_damaged
+        if problem := self._problem(reader):
+            about["error"] = problem
+        return about
+
+    def _problem(self, reader: VideoReader) -> str:
+        if self.was_stopped:
+            return ""
+        if reader.problem:
+            return reader.problem
+        if reader.num_damaged:
+            return f"{reader.num_damaged} of its frames are damaged"
+        return "" if self.num_frames else "it has no frame that can be decoded"

@@ -1,0 +1,190 @@
+"""Frames of a video file or a camera, upright, with their times; decoded by PyAV (ffmpeg's libraries)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcos.errors import DatasetError, FcosError
+
+# PyAV's own annotations differ between its versions.
+AudioStream = Any
+InputContainer = Any
+Packet = Any
+VideoFrame = Any
+
+SILENCE_S = 15.0  # without a byte of a video at an address
+SHORT_BY_S = 0.5  # files whose parts end that much before the announced end are whole
+CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation")}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video.
+
+    Attributes:
+        index: counted from 0, those that are left out included.
+        time_s: when it is shown, from the beginning of the video.
+        pts: the same in units of `VideoReader.time_base`.
+        image: as decoded.
+    """
+
+    index: int
+    time_s: float
+    pts: int
+    image: VideoFrame
+
+    def pixels(self) -> Tensor:
+        """RGB uint8 `(3, height, width)`, upright."""
+        rgb = self.image.to_ndarray(format="rgb24")
+        # Phones store a frame as the sensor saw it, with the angle by which to turn it.
+        upright = np.rot90(rgb, round(self.image.rotation / 90))
+        return torch.from_numpy(np.ascontiguousarray(upright)).permute(2, 0, 1)
+
+
+class VideoReader:
+    """An open video.
+
+    Args:
+        where: a path, an address, or with `camera` its number.
+        camera: read a camera of this machine.
+
+    Attributes:
+        frame_rate: frames a second, on average.
+        time_base: seconds, the unit of `Frame.pts`.
+        num_frames: as far as the file says; None: unknown.
+        audio: its sound.
+        num_damaged: frames and parts that were not decoded, or not in full.
+        problem: why the last call of `frames` ended before the end that the file announces; "" if it did not.
+
+    Raises:
+        DatasetError: it cannot be opened, or holds no video.
+    """
+
+    def __init__(self, where: str, *, camera: bool = False) -> None:
+        self.where = f"camera {where}" if camera else where
+        self._av = import_av()
+        self._container: InputContainer = self._open_camera(where) if camera else self._open(where)
+        if not self._container.streams.video:
+            raise DatasetError("the file holds no video", where=self.where, fix="give another file")
+        self._stream = stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        assert stream.time_base is not None
+        self.time_base: Fraction = stream.time_base
+        self.frame_rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        self.duration_s = (self._container.duration or 0) / self._av.time_base
+        self.num_frames: int | None = stream.frames or round(self.duration_s * self.frame_rate) or None
+        self.audio: list[AudioStream] = list(self._container.streams.audio)
+        self._starts_at_s = (self._container.start_time or 0) / self._av.time_base
+        self.num_damaged, self.problem = 0, ""
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def frames(self, on_audio: Callable[[Packet], None] = lambda packet: None) -> Iterator[Frame]:
+        """All frames that can be decoded, in the order in which they are shown.
+
+        Args:
+            on_audio: called with the parts of the sound on the way, shifted as the frames are, so that the
+                video begins at 0.
+        """
+        last_pts, ends_at_s, index = -1, 0.0, 0
+        step = max(1, round(1 / (self.frame_rate * self.time_base)))
+        for packet in self._packets():
+            if packet.pts is not None:
+                ends_at_s = max(ends_at_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.type == "audio":
+                if packet.dts is not None:
+                    shift = round(Fraction(self._starts_at_s) / packet.time_base)
+                    packet.pts, packet.dts = (packet.pts or packet.dts) - shift, packet.dts - shift
+                    on_audio(packet)
+                continue
+            for image in self._decoded(packet):
+                shift = round(Fraction(self._starts_at_s) / self.time_base)
+                pts = last_pts + step if image.pts is None else image.pts - shift
+                last_pts = max(pts, last_pts + 1)  # broken files repeat times
+                yield Frame(index, float(last_pts * self.time_base), last_pts, image)
+                index += 1
+        missing_s = self.duration_s - (ends_at_s - self._starts_at_s)
+        if not self.problem and missing_s > max(SHORT_BY_S, 0.01 * self.duration_s):
+            self.problem = f"it ends {missing_s:.1f} s before the end that it announces"
+
+    def _packets(self) -> Iterator[Packet]:
+        """Parts of the file, up to its end or to where it cannot be read further."""
+        wanted = [self._stream, *self.audio]
+        packets = self._container.demux(wanted)
+        while True:
+            try:
+                yield next(packets)
+            except StopIteration:
+                return
+            except (self._av.FFmpegError, OSError) as error:
+                self.problem = f"it cannot be read further: {_words(error)}"
+                break
+        # What the decoder still holds: as the empty packet at a regular end asks for.
+        flush = self._av.Packet()
+        flush.stream = self._stream
+        yield flush
+
+    def _decoded(self, packet: Packet) -> Iterator[VideoFrame]:
+        try:
+            for image in packet.decode():
+                self.num_damaged += image.is_corrupt  # concealed by the decoder: kept
+                yield image
+        except self._av.EOFError:
+            return
+        except self._av.FFmpegError:
+            self.num_damaged += 1
+
+    def _open(self, where: str) -> InputContainer:
+        try:
+            return self._av.open(where, timeout=SILENCE_S, metadata_errors="replace")
+        except (self._av.FFmpegError, OSError) as error:
+            raise DatasetError(
+                f"the video cannot be opened: {_words(error)}",
+                where=where,
+                fix="does it play elsewhere? A recording that was cut off before its index was written can "
+                "only be repaired by special tools",
+            ) from error
+
+    def _open_camera(self, number: str) -> InputContainer:
+        if sys.platform not in CAMERAS:
+            raise FcosError(f"cameras are not read on {sys.platform}", fix="record a video and give its file")
+        file, kind = CAMERAS[sys.platform]
+        try:
+            return self._av.open(file.format(number), format=kind, metadata_errors="replace")
+        except (self._av.FFmpegError, OSError, ValueError) as error:
+            raise DatasetError(
+                f"camera {number} cannot be opened: {_words(error)}",
+                where=file.format(number),
+                fix="connect it, close other programs that use it, give another number, or record a video",
+            ) from error
+
+
+def import_av() -> Any:
+    """PyAV.
+
+    Raises:
+        FcosError: it is not installed.
+    """
+    try:
+        import av
+        import av.filter  # loads ffmpeg's devices too
+    except ImportError as error:
+        raise FcosError("videos need PyAV", fix="pip install 'fcos-torch[video]'") from error
+    return av
+
+
+def _words(error: Exception) -> str:
+    """What ffmpeg says, without its number and the file's name."""
+    return str(getattr(error, "strerror", None) or error)

@@ -1,0 +1,115 @@
+"""Drawn frames as an mp4 file with the sound of the original, at the original times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fcos.predict.video_reader import AudioStream, Frame, Packet, import_av
+
+H264 = "libx264"
+QUALITY_OF_H264 = {"crf": "23", "preset": "veryfast"}
+MPEG4_BITS_PER_PIXEL = 0.2
+MPEG4_UNITS = 60_000  # a second; its clock cannot count finer than 65,535
+COPIED = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}  # what mp4 players expect; others become AAC
+
+
+class VideoWriter:
+    """Writes a video; a file that was closed is whole, wherever it stopped.
+
+    Args:
+        path: of the mp4 file.
+        frame_rate: on average.
+        time_base: of `Frame.pts`.
+        audio: sound to come, of an open `VideoReader`.
+        codec: "libx264", or "mpeg4", which every build of ffmpeg has.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        frame_rate: Fraction,
+        time_base: Fraction,
+        audio: Sequence[AudioStream] = (),
+        *,
+        codec: str | None = None,
+    ) -> None:
+        self._av = import_av()
+        self._path, self._frame_rate, self._time_base = path, frame_rate, time_base
+        self._codec = codec or (H264 if H264 in self._av.codecs_available else "mpeg4")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container: Any = self._av.open(str(path), "w", format="mp4")
+        self._video = self._container.add_stream(self._codec, rate=frame_rate)
+        self._audio = {stream.index: self._add_audio(stream) for stream in audio}
+        self._early: list[Packet] = []  # sound before the first frame, whose size opens the file
+        self._is_open = False
+        self.num_lost_audio = 0
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, frame: Frame, drawn: Image.Image) -> None:
+        """The next frame: `drawn` at the time of `frame`."""
+        if not self._is_open:
+            self._open(drawn.width, drawn.height, frame)
+        # 4:2:0 has a colour for two by two pixels: an odd last row or column is left out.
+        pixels = np.asarray(drawn)[: self._video.height, : self._video.width]
+        image = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        unit = self._video.codec_context.time_base
+        image.pts, image.time_base = round(frame.pts * self._time_base / unit), unit
+        self._container.mux(self._video.encode(image))
+
+    def write_audio(self, packet: Packet) -> None:
+        """A part of the sound, as it is in the original where mp4 can hold it."""
+        if not self._is_open:
+            self._early.append(packet)
+            return
+        out, is_copied = self._audio[packet.stream.index]
+        try:
+            if is_copied:
+                packet.stream = out
+                self._container.mux(packet)
+            else:
+                for piece in packet.decode():
+                    self._container.mux(out.encode(piece))
+        except (self._av.FFmpegError, ValueError):  # damaged sound is no reason to lose the pictures
+            self.num_lost_audio += 1
+
+    def close(self) -> None:
+        """Write what the encoders still hold, and the index."""
+        if self._is_open:
+            self._container.mux(self._video.encode())
+            for out, is_copied in self._audio.values():
+                if not is_copied:
+                    self._container.mux(out.encode())
+        self._container.close()
+        if not self._is_open:  # no frame came: nothing to see
+            self._path.unlink(missing_ok=True)
+
+    def _open(self, width: int, height: int, frame: Frame) -> None:
+        video = self._video
+        video.width, video.height = max(2, width // 2 * 2), max(2, height // 2 * 2)
+        video.pix_fmt = "yuv420p"
+        if self._codec == H264:
+            video.codec_context.options = QUALITY_OF_H264
+            video.codec_context.time_base = self._time_base
+        else:
+            video.bit_rate = round(video.width * video.height * self._frame_rate * MPEG4_BITS_PER_PIXEL)
+            video.codec_context.time_base = Fraction(1, MPEG4_UNITS)
+        self._is_open = True
+        early, self._early = self._early, []
+        for packet in early:
+            self.write_audio(packet)
+
+    def _add_audio(self, stream: AudioStream) -> tuple[AudioStream, bool]:
+        if stream.codec_context.name in COPIED:
+            return self._container.add_stream_from_template(stream), True
+        return self._container.add_stream("aac", rate=stream.codec_context.sample_rate), False

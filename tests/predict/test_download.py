@@ -1,0 +1,112 @@
+"""Downloads from a real server on this machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from fcos.errors import DatasetError
+from fcos.predict.download import download
+
+PICTURE = bytes(range(256)) * 1000
+
+
+class Server(BaseHTTPRequestHandler):
+    """Behaves by the address."""
+
+    def do_GET(self) -> None:
+        if self.path == "/missing.jpg":
+            self.send_error(404, "Not Found")
+            return
+        if self.path == "/moved.jpg":
+            self.send_response(302)
+            self.send_header("Location", "/picture.jpg")
+            self.end_headers()
+            return
+        if self.path == "/to_file":
+            self.send_response(302)
+            self.send_header("Location", Path(__file__).as_uri())
+            self.end_headers()
+            return
+        self.send_response(200)
+        if self.path != "/unknown_length.jpg":
+            self.send_header("Content-Length", str(len(PICTURE)))
+        self.end_headers()
+        if self.path == "/stalls.jpg":
+            self.wfile.write(PICTURE[:100])
+            self.wfile.flush()
+            time.sleep(1.5)
+        elif self.path == "/drips.jpg":
+            for byte in PICTURE[:100]:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.05)
+        else:
+            self.wfile.write(PICTURE[:5000] if self.path == "/breaks_off.jpg" else PICTURE)
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.handle_error = lambda request, client: None  # type: ignore[method-assign]  # who hangs up is meant to
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["picture.jpg", "moved.jpg", "unknown_length.jpg"])
+def test_the_content_comes_as_it_is(address: str, name: str) -> None:
+    assert download(f"{address}/{name}") == PICTURE
+
+
+def test_what_the_server_refuses_is_said_in_its_words(address: str) -> None:
+    with pytest.raises(DatasetError, match=r"the server answers 404 Not Found\n  in: http.*missing\.jpg"):
+        download(f"{address}/missing.jpg")
+
+
+@pytest.mark.parametrize("name", ["picture.jpg", "unknown_length.jpg"])
+def test_a_file_that_is_too_large_is_not_taken(address: str, name: str) -> None:
+    with pytest.raises(DatasetError, match="the file is larger than 0 MB"):
+        download(f"{address}/{name}", max_bytes=len(PICTURE) - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"), [("stalls.jpg", {"silence_s": 0.3}), ("drips.jpg", {"max_s": 0.5})]
+)
+def test_a_server_that_is_too_slow_is_not_waited_for(
+    address: str, name: str, limits: dict[str, float]
+) -> None:
+    started_at = time.monotonic()
+
+    with pytest.raises(DatasetError, match=r"cannot be downloaded: .*(timed out|not complete after)"):
+        download(f"{address}/{name}", **limits)  # type: ignore[arg-type]
+    assert time.monotonic() - started_at < 1.4
+
+
+def test_a_file_that_breaks_off_is_no_file(address: str) -> None:
+    with pytest.raises(DatasetError, match="the connection ended in the middle of the file"):
+        download(f"{address}/breaks_off.jpg")
+
+
+def test_an_address_of_a_file_of_this_machine_is_not_followed(address: str) -> None:
+    with pytest.raises(DatasetError, match="the server answers 302"):
+        download(f"{address}/to_file")
+
+
+def test_without_a_connection_the_message_asks_for_one() -> None:
+    with pytest.raises(DatasetError) as error:
+        download("http://127.0.0.1:9/picture.jpg")
+    assert "cannot be downloaded: Connection refused" in str(error.value)
+    assert "fix: is this machine online, and the address right?" in str(error.value)
+    with pytest.raises(DatasetError, match="cannot be downloaded"):
+        download("http://name.that.is.not.there.invalid/picture.jpg", silence_s=5.0)

@@ -1,0 +1,185 @@
+"""What the words of the command line mean."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcos.errors import DatasetError
+from fcos.predict.sources import Source, find_pictures, find_sources, is_address, read_picture
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos/a.jpg, photos/sub/b.png, photos/clip.MP4 (empty), photos/notes.txt; the working directory."""
+    for name in ("a.jpg", "sub/b.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (10, 200, 30)).save(path)
+    (tmp_path / "photos/clip.MP4").touch()
+    (tmp_path / "photos/notes.txt").write_text("a.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(*words: str) -> list[tuple[str, str, str]]:
+    return [
+        (source.kind, source.where, str(source.name)) for source in find_sources(words, Path("predictions"))
+    ]
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+def test_a_folder_holds_pictures_and_videos() -> None:
+    assert found("photos") == [
+        ("picture", "photos/a.jpg", "a.jpg"),
+        ("video", "photos/clip.MP4", "clip.MP4"),
+        ("picture", "photos/sub/b.png", "sub/b.png"),
+    ]
+
+
+def test_a_pattern_may_be_of_videos() -> None:
+    assert found("photos/*.MP4") == [("video", "photos/clip.MP4", "clip.MP4")]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("picture", "picture"),
+        (b"", "picture"),  # reported as an empty picture
+        (bytes(range(256)), "video"),
+    ],
+)
+def test_a_file_without_a_known_suffix_is_what_it_holds(here: Path, content: bytes | str, kind: str) -> None:
+    data = (here / "photos/a.jpg").read_bytes() if isinstance(content, str) else content
+    (here / "thing").write_bytes(data)
+
+    assert found("thing") == [(kind, "thing", "thing")]
+
+
+def test_a_text_file_lists_pictures_from_here_or_from_its_folder(here: Path) -> None:
+    lines = [
+        "# a comment",
+        "",
+        "photos/a.jpg",
+        "sub/b.png",
+        "https://example.org/c.jpg",
+        "photos/missing.jpg",
+    ]
+    (here / "photos/list").write_text("\n".join(lines))
+
+    assert found("photos/list") == [
+        ("picture", "photos/a.jpg", "a.jpg"),
+        ("picture", "photos/sub/b.png", "b.png"),
+        ("picture", "https://example.org/c.jpg", "c.jpg"),
+        ("picture", "photos/missing.jpg", "missing.jpg"),
+    ]
+    assert found("photos/notes.txt") == [("picture", "photos/a.jpg", "a.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "milk\neggs\n",
+            r"the list names 2 files, and none of them is there\n  in: todo\.txt, first line 'milk'",
+        ),
+        ("\n# nothing\n", r"the list is empty\n  in: todo\.txt"),
+    ],
+)
+def test_a_text_that_is_no_list_is_refused(here: Path, content: str, message: str) -> None:
+    (here / "todo.txt").write_text(content)
+
+    with pytest.raises(DatasetError, match=message):
+        found("todo.txt")
+
+
+def test_standard_input_may_be_a_picture(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(monkeypatch, (here / "photos/a.jpg").read_bytes())
+
+    [source] = find_sources(["-"], Path("predictions"))
+    assert (source.kind, source.where, source.name) == (
+        "picture",
+        "standard input",
+        Path("standard_input.jpg"),
+    )
+    assert source.path is None
+    assert read_picture(source).shape == (3, 6, 8)
+
+
+def test_standard_input_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(monkeypatch, b"photos/a.jpg\nphotos/sub\n")
+
+    assert [where for _, where, _ in found("-")] == ["photos/a.jpg", "photos/sub/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "standard input is empty\n  fix: pipe a picture"),
+        (
+            b"\0\1\2\3",
+            "standard input is neither a picture nor a list of paths\n  fix: give a video by its name",
+        ),
+        (b"milk", "the list names 1 files, and none of them is there\n  in: standard input"),
+    ],
+)
+def test_other_things_from_standard_input_are_refused(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    pipe(monkeypatch, content)
+
+    with pytest.raises(DatasetError, match=message):
+        found("-")
+
+
+def test_a_number_is_a_camera_unless_there_is_such_a_file(here: Path) -> None:
+    assert found("0") == [("camera", "0", "camera_0")]
+    (here / "0").write_bytes((here / "photos/a.jpg").read_bytes())
+    assert found("0") == [("picture", "0", "0")]
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "name"),
+    [
+        ("https://example.org/a/street%20view.jpg?size=2#x", "picture", "street view.jpg"),
+        ("http://example.org", "picture", "picture"),
+        ("http://example.org/..", "picture", "picture"),
+        ("http://example.org/..%2F..%2Fetc%2Fpasswd", "picture", "passwd"),
+        ("http://example.org/..%5C..%5Cboot", "picture", ".._.._boot"),
+        ("HTTPS://example.org/clip.mp4", "video", "clip.mp4"),
+    ],
+)
+def test_a_drawn_download_is_named_by_its_address_and_stays_below_the_output_folder(
+    address: str, kind: str, name: str
+) -> None:
+    assert is_address(address)
+    assert found(address) == [(kind, address, name)]
+
+
+def test_what_was_piped_is_refused_with_its_source_when_it_is_broken(here: Path) -> None:
+    half = (here / "photos/a.jpg").read_bytes()[:300]
+
+    with pytest.raises(DatasetError, match=r"picture cannot be decoded.*\n  in: standard input"):
+        read_picture(Source("picture", "standard input", Path("x.jpg"), half))
+
+
+def test_pixels_of_a_piped_picture_are_those_of_its_file(here: Path) -> None:
+    path = here / "photos/a.jpg"
+    piped = read_picture(Source("picture", "standard input", Path("x.jpg"), path.read_bytes()))
+
+    assert np.array_equal(piped.numpy(), read_picture(Source("picture", str(path), Path("a.jpg"))).numpy())
+
+
+def test_where_files_are_needed_nothing_else_is_taken(here: Path) -> None:
+    assert find_pictures(["photos/*.jpg"], Path("out")) == [Path("photos/a.jpg")]
+    with pytest.raises(DatasetError, match=r"only picture files .*, and 'photos/clip\.MP4' is none"):
+        find_pictures(["photos"], Path("out"))

@@ -1,0 +1,113 @@
+"""Drawn videos have the times and the sound of the original."""
+
+from __future__ import annotations
+
+import hashlib
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcos.predict.video_reader import Frame, VideoReader
+from fcos.predict.video_writer import VideoWriter
+
+from .conftest import NUM_FRAMES, RATE, SIZE, MakeClip
+
+
+def rewrite(source: Path, target: Path, codec: str | None = None) -> None:
+    with (
+        VideoReader(str(source)) as reader,
+        VideoWriter(target, reader.frame_rate, reader.time_base, reader.audio, codec=codec) as writer,
+    ):
+        for frame in reader.frames(writer.write_audio):
+            writer.write(frame, Image.fromarray(frame.pixels().permute(1, 2, 0).numpy()))
+
+
+def sound_of(path: Path) -> tuple[str, list[tuple[float, str]]]:
+    """Codec, and time and content of each part of the sound."""
+    with av.open(str(path)) as container:
+        [stream] = container.streams.audio
+        parts = [
+            (float(packet.pts * packet.time_base), hashlib.sha256(bytes(packet)).hexdigest())
+            for packet in container.demux(stream)
+            if packet.pts is not None and packet.time_base is not None
+        ]
+        return stream.codec_context.name, parts
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("mpeg4", "mpeg4"), (None, "h264")])
+def test_frames_keep_their_content_and_times(
+    make_clip: MakeClip, frames: list[Image.Image], tmp_path: Path, codec: str | None, name: str
+) -> None:
+    if codec != "mpeg4" and "libx264" not in av.codecs_available:
+        pytest.skip("this build of ffmpeg cannot write h264")
+    times = [n / RATE + (1.5 if n >= 10 else 0) for n in range(NUM_FRAMES)]
+    source = make_clip("source.mp4", times=times, sound=None)
+
+    rewrite(source, tmp_path / "drawn.mp4", codec)
+
+    with VideoReader(str(tmp_path / "drawn.mp4")) as reader:
+        found = list(reader.frames())
+    with av.open(str(tmp_path / "drawn.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == name
+    assert [frame.time_s for frame in found] == pytest.approx(times, abs=1e-3)
+    for frame, original in zip(found, frames, strict=True):
+        difference = frame.pixels().permute(1, 2, 0).numpy() - np.asarray(original, np.float64)
+        assert np.abs(difference).mean() < 8
+
+
+@pytest.mark.parametrize(("name", "sound"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.ts", "mp2")])
+def test_sound_is_kept(make_clip: MakeClip, tmp_path: Path, name: str, sound: str) -> None:
+    if sound == "libopus" and sound not in av.codecs_available:
+        pytest.skip("this build of ffmpeg cannot write Opus")
+    rates = {"libopus": 48_000, "mp2": 16_000}
+    source = make_clip(name, sound=sound, sound_rate=rates.get(sound, 16_000))
+
+    rewrite(source, tmp_path / "drawn.mp4")
+
+    codec, before = sound_of(source)
+    new_codec, after = sound_of(tmp_path / "drawn.mp4")
+    if codec in ("aac", "opus"):
+        assert [digest for _, digest in after] == [digest for _, digest in before]
+        assert new_codec == codec
+    else:
+        assert new_codec == "aac"
+    lengths = [sound[-1][0] - sound[0][0] for sound in (before, after)]
+    assert lengths[1] == pytest.approx(lengths[0], abs=0.15)
+    with VideoReader(str(tmp_path / "drawn.mp4")) as reader:
+        assert len(list(reader.frames())) == NUM_FRAMES
+        assert reader.problem == ""
+
+
+def test_an_odd_last_row_and_column_are_left_out(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (33, 21), (200, 30, 30))
+    with VideoWriter(tmp_path / "odd.mp4", Fraction(10), Fraction(1, 10)) as writer:
+        for number in range(3):
+            frame = Frame(number, number / 10, number, av.VideoFrame.from_image(picture))
+            writer.write(frame, picture)
+
+    with VideoReader(str(tmp_path / "odd.mp4")) as reader:
+        found = list(reader.frames())
+    assert [tuple(frame.pixels().shape) for frame in found] == [(3, 20, 32)] * 3
+    assert found[0].pixels().float().mean(dim=(1, 2)).tolist() == pytest.approx([200, 30, 30], abs=8)
+
+
+def test_without_a_frame_there_is_no_file(clip: Path, tmp_path: Path) -> None:
+    with (
+        VideoReader(str(clip)) as reader,
+        VideoWriter(tmp_path / "none.mp4", Fraction(10), Fraction(1, 10), reader.audio),
+    ):
+        pass
+
+    assert not (tmp_path / "none.mp4").exists()
+
+
+def test_the_original_size_is_kept(clip: Path, tmp_path: Path) -> None:
+    rewrite(clip, tmp_path / "drawn.mp4")
+
+    with VideoReader(str(tmp_path / "drawn.mp4")) as reader:
+        frame = next(iter(reader.frames()))
+    assert tuple(frame.pixels().shape) == (3, SIZE[1], SIZE[0])
