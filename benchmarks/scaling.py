@@ -2,13 +2,15 @@
 
     python benchmarks/scaling.py
 
-Trains a small network on coco_mini: 8 steps of 32 images, every source of randomness on. Prints a table.
+Trains a small network on coco_mini: 8 steps of 32 images, every source of randomness on. Prints a table, with
+a row of SLURM where `srun` is there and has two CPUs to give.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,13 +38,15 @@ SETTINGS = {
     "warmup_iter": 2,
     "tensorboard": False,
 }
-TRAIN = ["-m", "fcos", "train"]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *TRAIN]
+TRAIN = [sys.executable, "-m", "fcos", "train"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *TRAIN[1:]]
+SRUN = ["srun", "--ntasks=2", "--kill-on-bad-exit=1", *TRAIN]
 WAYS = {
     "1 process": (TRAIN, []),
     "2 x accumulated": (TRAIN, ["micro_batch=16"]),
     "2 processes": (TRAIN, ["num_processes=2"]),
     "torchrun, 2 processes": (TORCHRUN, []),
+    **({"srun, 2 processes": (SRUN, [])} if shutil.which("srun") else {}),
     "2 processes, 2 x accumulated": (TRAIN, ["num_processes=2", "micro_batch=8"]),
 }
 
@@ -51,7 +55,7 @@ def losses(folder: Path, start: list[str], words: list[str]) -> list[float]:
     """Of every step."""
     (folder / "train.json").write_text(json.dumps(SETTINGS))
     run = folder / f"run-{len(list(folder.iterdir()))}"
-    command = [sys.executable, *start, str(folder / "train.json"), f"run_folder={run}", *words]
+    command = [*start, str(folder / "train.json"), f"run_folder={run}", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

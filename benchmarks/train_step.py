@@ -1,10 +1,14 @@
-"""Time and memory of one training step of `fcos_r50` against torchvision's FCOS at the same input.
+"""Time and memory of one training step against torchvision's FCOS at the same input.
 
-    python benchmarks/train_step.py [--height 800 --width 1088 --batch 2 --steps 7]
+    python benchmarks/train_step.py [--model fcos_r50 --height 800 --width 1088 --batch 2 --steps 7]
+    python benchmarks/train_step.py --model fcos_mobilenetv2 --height 400 --width 533
 
 Time: both in this process, one step each in turn, median. Memory: peak resident memory of a process of its
-own each. A step is assignment, forward, loss, backward, clipping and SGD, on the same pictures and boxes;
-both with frozen batch norm, frozen stem and first stage, 80 classes, random weights.
+own each. A step is assignment, forward, loss, backward, clipping and the optimizer, on the same pictures and
+boxes, padded to a multiple of 32; 80 classes, random weights. Ours is the preset as it is (`--set` changes
+settings: precision=bf16 is what `fcos train FOLDER` proposes where the processor is faster in it). The peer
+is torchvision's FCOS on the same backbone with frozen batch norm, frozen stem and first stage (block), and
+SGD. The allocator keeps freed memory, as in `fcos train`; that helps the peer too.
 """
 
 from __future__ import annotations
@@ -20,9 +24,12 @@ from collections.abc import Callable
 
 import torch
 import torchvision
+from peers import fcos_mobilenet
+from torch.nn import functional as F
 
 from fcos.build import build_assigner, build_loss, build_model, build_optimizer
 from fcos.config import load_config
+from fcos.engine.memory import keep_freed_memory
 
 NUM_CLASSES = 80
 
@@ -43,18 +50,26 @@ def make_input(args: argparse.Namespace) -> tuple[torch.Tensor, list[torch.Tenso
     return images, boxes, labels
 
 
+def padded(size: int) -> int:
+    return -(-size // 32) * 32
+
+
 def our_step(args: argparse.Namespace) -> Callable[[], float]:
-    config = load_config({"model": "fcos_r50", "pretrain": False})
+    changes = dict(change.split("=", 1) for change in args.set)
+    config = load_config({"model": args.model, "pretrain": False, **changes})
     model = build_model(config, NUM_CLASSES).to(memory_format=torch.channels_last).train()
     assign, loss, optimizer = build_assigner(config), build_loss(config), build_optimizer(config, model)
     images, boxes, labels = make_input(args)
+    height, width = padded(args.height), padded(args.width)
+    images = F.pad(images, (0, width - args.width, 0, height - args.height))
     sizes = torch.tensor([[args.height, args.width]] * args.batch)
-    grid = model.grid((args.height, args.width))
+    grid = model.grid((height, width))
 
     def step() -> float:
         targets = assign(grid, boxes, labels)
-        output = model(images.contiguous(memory_format=torch.channels_last), sizes)
-        total = loss(output, grid, targets, targets.normalizers()).total()
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            output = model(images.contiguous(memory_format=torch.channels_last), sizes)
+            total = loss(output, grid, targets, targets.normalizers()).total()
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
@@ -64,17 +79,24 @@ def our_step(args: argparse.Namespace) -> Callable[[], float]:
     return step
 
 
-def torchvision_step(args: argparse.Namespace) -> Callable[[], float]:
-    model = torchvision.models.detection.fcos_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1, trainable_backbone_layers=3,
-        _skip_resize=True,
-    ).train()  # fmt: skip
-    for module in model.backbone.modules():  # with weights_backbone=None torchvision leaves batch norm live
+def make_torchvision(model: str) -> torch.nn.Module:
+    """Its FCOS on the backbone of one of our presets."""
+    if model == "fcos_mobilenetv2":
+        return fcos_mobilenet(NUM_CLASSES, None, _skip_resize=True).train()
+    peer: torch.nn.Module = torchvision.models.detection.fcos_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1, _skip_resize=True
+    ).train()
+    for module in peer.backbone.modules():  # with weights_backbone=None torchvision leaves batch norm live
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval().requires_grad_(False)
-    for name, parameter in model.backbone.body.named_parameters():
+    for name, parameter in peer.backbone.body.named_parameters():
         if name.startswith(("conv1", "layer1")):
             parameter.requires_grad_(False)
+    return peer
+
+
+def torchvision_step(args: argparse.Namespace) -> Callable[[], float]:
+    model = make_torchvision(args.model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9, weight_decay=1e-4)
     images, boxes, labels = make_input(args)
@@ -98,6 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=["fcos_r50", "fcos_mobilenetv2"], default="fcos_r50")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours")
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1088)
     parser.add_argument("--batch", type=int, default=2)
@@ -106,6 +130,7 @@ def main() -> None:
         "--memory-of", choices=STEPS, help="only: run two steps of one, print its peak memory"
     )
     args = parser.parse_args()
+    keep_freed_memory()
     if args.memory_of:
         step = STEPS[args.memory_of](args)
         step(), step()

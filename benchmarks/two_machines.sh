@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One training on two "machines": two network namespaces that torchrun's rendezvous connects, each with its own
-# copy of the data at the same path (mount namespaces). Needs root, ip and unshare.
+# copy of the data at the same path, and no other in sight (mount namespaces). Needs root, ip and unshare.
 #     benchmarks/two_machines.sh TRAIN_JSON [KEY=VALUE ...]
 # TRAIN_JSON lies in the data folder; the paths in it are relative. Run folders are /tmp/fcos-data/run of each.
 set -euo pipefail
@@ -25,9 +25,12 @@ ip -n fcos2 addr add 10.77.0.2/24 dev fcosB; ip -n fcos2 link set fcosB up
 machine() {  # number, network device, words
     local number=$1 device=$2; shift 2
     ip netns exec "fcos$number" unshare -m bash -c '
-        mount --bind "$0" /tmp/fcos-data; cd /tmp/fcos-data; exec "$@"' \
-        "$work/data$number" env GLOO_SOCKET_IFNAME="$device" OMP_NUM_THREADS=1 python -m torch.distributed.run \
-        --nnodes 2 --nproc-per-node 1 --node-rank $((number - 1)) --rdzv-id fcos --rdzv-backend c10d \
+        mount --bind "$0" /tmp/fcos-data
+        mount -t tmpfs none "$1"; mount -t tmpfs none "$2"  # the copy of the other machine, and the original
+        cd /tmp/fcos-data; exec "${@:3}"' \
+        "$work/data$number" "$work" "$(dirname "$config")" \
+        env GLOO_SOCKET_IFNAME="$device" OMP_NUM_THREADS=1 python -m torch.distributed.run \
+        --nnodes 2 --nproc-per-node 1 --rdzv-id fcos --rdzv-backend c10d \
         --rdzv-endpoint 10.77.0.1:29511 --rdzv-conf "is_host=$((number == 1))" --local-addr "10.77.0.$number" \
         -m fcos train "/tmp/fcos-data/$(basename "$config")" run_folder=/tmp/fcos-data/run "$@"
 }

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -229,3 +231,13 @@ def test_weights_that_do_not_fit_their_settings_are_refused(model_file: Path, tm
         WeightsError, match=r"model\.safetensors does not fit its model:\n  missing: head\.scales"
     ):
         load_model(path)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_network_that_was_opened_without_gradients_can_be_trained(
+    model_file: Path, context: Callable[[], AbstractContextManager[None]]
+) -> None:
+    with context():
+        model = load_model(model_file).model
+    model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.tensor([[32, 32]])).logits.sum().backward()
+    assert model.head.logits.weight.grad is not None

@@ -217,7 +217,7 @@ def test_unknown_key_like_none_points_to_the_list() -> None:
 
 
 def test_wrong_override_is_said_to_be_on_the_command_line(folder: Path) -> None:
-    assert message(write(folder, SEED_FILE), "epoches=0") == (
+    assert message(write(folder, "{}"), "epoches=0") == (
         '"epoches": 0 is not possible\n'
         "  in: command line, epoches=0\n"
         "  fix: give a whole number, at least 1 (passes over the training data (also: epochs))"
@@ -461,6 +461,12 @@ def test_all_missing_paths_are_named_at_once(folder: Path) -> None:
         f"  in: file {file}, line 3\n"
         f"  fix: correct the path; the part that exists is {folder}"
     )
+
+
+def test_missing_paths_are_named_beside_wrong_values(folder: Path) -> None:
+    text = message(write(folder, '{"epoches": 0,\n"list_train": "a.txt"}'))
+    assert text.startswith("2 settings are wrong\n")
+    assert f'"list_train": {folder}/a.txt does not exist' in text
 
 
 def test_training_without_data_is_refused() -> None:

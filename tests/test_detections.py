@@ -25,6 +25,7 @@ def three() -> Detections:
         torch.tensor([1, 0, 1]),
         CLASSES,
         Image.new("RGB", (100, 100), (128, 128, 128)),
+        found_at=torch.tensor([[4.0, 4.0, 8.0], [12.0, 20.0, 8.0], [56.0, 72.0, 16.0]]),
     )
 
 
@@ -57,6 +58,9 @@ def test_every_kind_of_index_gives_detections_with_all_parts_in_step(
     assert chosen.scores.tolist() == scores
     label_of = {0.75: 1, 0.5: 0, 0.25: 1}
     left_of = {0.75: 0.0, 0.5: 5.5, 0.25: 50.0}
+    point_of = {0.75: 4.0, 0.5: 12.0, 0.25: 56.0}
+    assert chosen.found_at is not None
+    assert chosen.found_at[:, 0].tolist() == [point_of[score] for score in scores]
     assert chosen.labels.tolist() == [label_of[score] for score in scores]
     assert chosen.boxes_xyxy[:, 0].tolist() == [left_of[score] for score in scores]
     assert chosen.boxes_xyxy.shape == (len(scores), 4)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from fcos.build import build_assigner, build_loss, build_model, build_optimizer, build_postprocess
 from fcos.config import TrainConfig, load_config
+from fcos.engine.run import train
 from fcos.engine.schedule import Schedule
 from fcos.model.fcos import FCOS
+from fcos.model.head import HeadOutput
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COCO_IMAGES = 118_287
@@ -76,6 +81,18 @@ def test_rate_falls_after_as_many_images_with_half_the_batch() -> None:
     assert schedule(half).factor(2 * 61_000) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("batch", [2, 8, 64])
+def test_rate_is_in_proportion_to_the_batch(batch: int) -> None:
+    config = load_config(CONFIGS / "coco_r50_1x.json", [f"nbatch_train={batch}", "device=cpu"])
+
+    assert config.lr_base == pytest.approx(0.01 * batch / 16)
+    assert build_optimizer(config, build_small(config)).param_groups[0]["lr"] == config.lr_base
+
+
+def build_small(config: TrainConfig) -> FCOS:
+    return build_model(config.model_copy(update={"backbone": "resnet18", "head_channels": 64}), 80)
+
+
 def test_fresh_head_gives_the_prior_everywhere(r50: FCOS) -> None:
     output = r50.eval()(torch.zeros(1, 3, 128, 128, dtype=torch.uint8), torch.tensor([[128, 128]]))
 
@@ -125,6 +142,40 @@ def test_targets_losses_and_scores_follow_the_papers() -> None:
     assert build_loss(recipe("coco_r50_iou_1x")).quality == "iou"
 
 
+@pytest.mark.parametrize(
+    ("name", "divided_by"),
+    [("coco_r50_1x", ("positives", "centerness", "positives")), ("coco_r50_iou_1x", ("positives",) * 3)],
+)
+def test_losses_are_divided_by_what_the_papers_divide_by(name: str, divided_by: tuple[str, ...]) -> None:
+    config = recipe(name)
+    model = build_small(config)
+    grid = model.grid((64, 64))
+    targets = build_assigner(config)(grid, [torch.tensor([[8.0, 8.0, 40.0, 48.0]])], [torch.tensor([3])])
+    output = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]]))
+    usual, loss = targets.normalizers(), build_loss(config)
+
+    assert usual.tolist() == pytest.approx(
+        [int((targets.labels == 3).sum()), float(targets.centerness[targets.labels == 3].sum())]
+    )
+    wanted = loss(output, grid, targets, usual)
+    for number, what in enumerate(("positives", "centerness")):
+        more = usual.clone()
+        more[number] *= 4
+        for part, whole, unit in zip(loss(output, grid, targets, more), wanted, divided_by, strict=True):
+            assert part.item() == pytest.approx(whole.item() / (4 if unit == what else 1), rel=1e-5)
+
+
+def test_scores_are_square_roots_of_class_times_centerness() -> None:
+    output = HeadOutput(
+        logits=torch.tensor([[[0.0, 1.0]]]), distances=torch.ones(1, 1, 4), quality=torch.tensor([[-1.0]])
+    )
+
+    scores = build_postprocess(recipe("coco_r50_1x")).scores(output)
+
+    wanted = (torch.tensor([0.0, 1.0]).sigmoid() * torch.tensor(-1.0).sigmoid()).sqrt()
+    torch.testing.assert_close(scores, wanted[None, None])
+
+
 def test_real_time_recipe_has_three_levels() -> None:
     config = recipe("coco_rt_r50")
     model = build_model(config, 80)
@@ -136,15 +187,48 @@ def test_real_time_recipe_has_three_levels() -> None:
     assert build_assigner(config).regress_ranges == (64, 128)
 
 
-@pytest.mark.parametrize("name", ["coco_seed_1x", "coco_seed_2x", "voc_seed"])
-def test_recipe_of_the_seed(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "epochs", "falls"),
+    [("coco_seed_1x", 12, [60_000, 80_000]), ("coco_seed_2x", 24, [120_000, 160_000])],
+)
+def test_recipe_of_the_seed(name: str, epochs: int, falls: list[float]) -> None:
     config = recipe(name)
 
-    assert (config.model, config.view_size, config.short_side, config.quality) == (
-        "fcos_seed",
-        1025,
-        None,
-        "none",
-    )
+    assert (config.model, config.view_size, config.short_side) == ("fcos_seed", 1025, None)
+    assert (config.quality, config.epoches, config.lr_schedule) == ("none", epochs, falls)
     assert (config.nbatch_train, config.lr_base, config.grad_clip, config.boxarea_th) == (16, 0.01, 3, 32)
-    assert config.img_scale_min == 0.8
+    assert (config.img_scale_min, config.warmup_iter) == (0.8, 500)
+
+
+def test_recipe_of_the_seed_for_voc() -> None:
+    config = recipe("voc_seed")
+
+    assert (config.model, config.view_size, config.short_side) == ("fcos_seed", 641, None)
+    assert (config.epoches, config.lr_schedule, config.classes) == (30, [16_000, 22_000], 20)
+    assert (config.nbatch_train, config.lr_base, config.grad_clip, config.boxarea_th) == (28, 0.01, 3, 32)
+    assert (config.img_scale_min, config.warmup_iter) == (0.6, 500)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.stem)
+def test_recipe_trains(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One step of the recipe's own network and losses, on one small picture."""
+    Image.new("RGB", (64, 64), (90, 20, 20)).save(tmp_path / "a.png")
+    num_classes = json.loads(file.read_text())["classes"]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 40, 40]}],
+        "categories": [{"id": number, "name": str(number)} for number in range(1, num_classes + 1)],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    data = [f"root_train={tmp_path}", f"list_train={tmp_path / 'train.json'}", "root_eval=", "list_eval="]
+    small = ["short_side=null", "view_size=64", "nbatch_train=1", "epoches=1", "device=cpu", "pretrain=false"]
+    here = [f"run_folder={tmp_path / 'run'}", "num_workers=0", "tensorboard=false", "save=false"]
+    words = [*data, "data_format=coco", "name_file=", *small, *here]
+
+    with mock.patch("fcos.engine.run.draw"):
+        assert train(load_config(file, words)).finished
+
+    [line] = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert 0 < json.loads(line)["loss"] < 100
+    config = load_config(file, words)
+    assert f"learning rate {config.lr_base:g} ({config.origin('lr_base')})" in capsys.readouterr().err

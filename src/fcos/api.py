@@ -255,7 +255,9 @@ class Detector:
 
     def _detections(self, image: Tensor, found: ImageDetections) -> Detections:
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        return Detections(found.boxes_xyxy, found.scores, found.labels, self.class_names, picture)
+        return Detections(
+            found.boxes_xyxy, found.scores, found.labels, self.class_names, picture, found_at=found.found_at
+        )
 
 
 def pixels_of(picture: object) -> Tensor:

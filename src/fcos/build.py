@@ -41,8 +41,10 @@ MODEL_SETTINGS = (
 )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def build_model(config: TrainConfig, num_classes: int) -> FCOS:
-    """The network with fresh weights."""
+    """The network with fresh weights; the same within `torch.no_grad` and `torch.inference_mode`."""
     backbone = Backbone(
         config.backbone,
         freeze_bn=config.freeze_bn,
@@ -135,6 +137,7 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
         min_area=config.boxarea_th,
         size=RULES[config.rules].size,
         method=RULES[config.rules].resize,
+        reduced_decode=config.reduced_decode,
     )
 
 

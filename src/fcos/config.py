@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from fcos.config_file import Given, read_file, read_overrides
-from fcos.config_rules import DATA_PATHS, Broken, broken_rules, raise_all, without_part
+from fcos.config_rules import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all, without_part
 from fcos.errors import ConfigError
 from fcos.presets import PRESETS
 from fcos.rules import ThresholdOn
@@ -170,6 +170,9 @@ class TrainConfig(BaseModel):
         ge=32,
     )
     img_scale_min: float = setting(1.0, "training scales images at random in [img_scale_min, 1]", gt=0, le=1)
+    reduced_decode: bool = setting(
+        True, "training decodes large JPEGs at a half, quarter or eighth of their sides where that is enough"
+    )
     horizontal_flip: bool = setting(True, "training mirrors half of the images; false for text and digits")
     augmentation: bool | Literal["color", "standard", "strong", "overhead"] = setting(
         False,
@@ -196,7 +199,7 @@ class TrainConfig(BaseModel):
         [2 / 3, 8 / 9], "when the rate falls: iterations, or below 1 fractions of the training"
     )
     warmup_iter: float = setting(
-        500, "iterations of linear warm-up, or below 1 a fraction of the training", ge=0
+        500.0, "iterations of linear warm-up, or below 1 a fraction of the training", ge=0
     )
     momentum: float = setting(0.9, "momentum of SGD", ge=0, lt=1)
     weight_decay: float = setting(1e-4, "weight decay; none on norms and biases", ge=0)
@@ -255,13 +258,15 @@ def load_config(
     values.setdefault("model", preset)
     scaled = _scale_rate(values, given)
     config = _validate(values, given, problems)
-    raise_all(problems)
     if not config.run_folder:
         name = source.stem if isinstance(source, Path) else config.model
         config = config.model_copy(update={"run_folder": os.path.abspath(f"runs/{name}")})
     config._origins.update({key: f"preset {preset}" for key in PRESETS[preset]})
     config._origins.update({key: entry.where for key, entry in given.items()})
     config._origins.update(scaled)
+    if problems:  # alone they wait for the training: settings may be read where the data is not
+        problems += missing_paths(config)
+    raise_all(problems)
     return config
 
 
@@ -286,6 +291,13 @@ def expects(key: str) -> str:
     )
     described = [_kind_in_words(kind) + (limits if kind in (int, float) else "") for kind in kinds]
     return (", or " if limits else " or ").join(described)
+
+
+def choices(key: str) -> list[str]:
+    """The words that a setting takes, as one writes them in train.json; none where it takes other values."""
+    if key == "model":
+        return [f'"{name}"' for name in PRESETS]
+    return re.findall(r'"\w+"|\b(?:true|false|null)\b', expects(key))
 
 
 def unit(key: str) -> str:
@@ -395,8 +407,8 @@ def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list
 def _wrong_value(entry: Given) -> ConfigError:
     """What a setting was given, what it takes, and the nearest of its words."""
     taken, meaning = expects(entry.key), TrainConfig.model_fields[entry.key].description
-    words = re.findall(r'"\w+"|\b(?:true|false|null)\b', taken)
     written = str(entry.value).lower()
+    words = choices(entry.key)
     nearest = difflib.get_close_matches(WORDS_ELSEWHERE.get(written, f'"{written}"'), words, n=1)
     hint = f"did you mean {nearest[0]}? It takes" if nearest and isinstance(entry.value, str) else "give"
     return ConfigError(

@@ -177,20 +177,22 @@ def check_paths(config: TrainConfig) -> None:
                 fix="give list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
             )
         )
+    raise_all([*problems, *missing_paths(config)])
+
+
+def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:
+    """A problem for each path of the settings that does not exist."""
     paths = {key: getattr(config, key) for key in DATA_PATHS}
     if isinstance(config.pretrain, str) and config.pretrain != "coco":
         paths["pretrain"] = config.pretrain
     for key, path in paths.items():
         if path and not os.path.exists(without_part(path)):
             there = next((str(parent) for parent in Path(path).parents if parent.exists()), "none of it")
-            problems.append(
-                ConfigError(
-                    f'"{key}": {path} does not exist',
-                    where=config.origin(key),
-                    fix=f"correct the path; the part that exists is {there}",
-                )
+            yield ConfigError(
+                f'"{key}": {path} does not exist',
+                where=config.origin(key),
+                fix=f"correct the path; the part that exists is {there}",
             )
-    raise_all(problems)
 
 
 def without_part(path: str) -> str:

@@ -32,6 +32,8 @@ class Detections:
         labels: `(N,)` int64, 0-based, index into `class_names`.
         class_names: the classes of the model, without background.
         image: the upright picture that was searched, if it was kept.
+        found_at: `(N, 3)` float32: x, y of the point that found each, pixels of the upright original image,
+            and the stride of its level, pixels of the resized one (level P3 has stride 8); None: unknown.
     """
 
     boxes_xyxy: Tensor
@@ -39,6 +41,7 @@ class Detections:
     labels: Tensor
     class_names: tuple[str, ...]
     image: Image.Image | None = field(default=None)
+    found_at: Tensor | None = field(default=None)
 
     def __post_init__(self) -> None:
         num_boxes = len(self.boxes_xyxy)
@@ -46,8 +49,11 @@ class Detections:
             ("boxes_xyxy", (num_boxes, 4), torch.float32),
             ("scores", (num_boxes,), torch.float32),
             ("labels", (num_boxes,), torch.int64),
+            ("found_at", (num_boxes, 3), torch.float32),
         ):
             tensor = getattr(self, name)
+            if tensor is None and name == "found_at":
+                continue
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:
                 raise ValueError(
                     f"Detections.{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}"
@@ -71,7 +77,11 @@ class Detections:
             if index.numel() == 0 and index.dtype != torch.bool:
                 index = index.long()  # an empty list becomes a float tensor, which cannot index
         return replace(
-            self, boxes_xyxy=self.boxes_xyxy[index], scores=self.scores[index], labels=self.labels[index]
+            self,
+            boxes_xyxy=self.boxes_xyxy[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            found_at=None if self.found_at is None else self.found_at[index],
         )
 
     def __iter__(self) -> Iterator[Detections]:

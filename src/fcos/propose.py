@@ -6,7 +6,6 @@ The rules are plain and written to the config file, to be changed there. They st
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.formats import Split, find_splits, read_annotations, read_names, split_annotations
 from fcos.data.image import read_size
 from fcos.data.pictures import common_root
+from fcos.engine.waiting import num_cores
 from fcos.errors import DatasetError
 from fcos.presets import PRESETS
 
@@ -68,13 +68,12 @@ def find_hardware() -> Hardware:
     """This machine, as far as this process may use it."""
     import torch  # only to ask for the GPUs
 
-    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    num_cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    cores = num_cores()
     if not torch.cuda.is_available():
-        return Hardware(num_cores, bf16_is_faster=_processor_prefers_bf16())
+        return Hardware(cores, bf16_is_faster=_processor_prefers_bf16())
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in gpus) / 2**30
-    return Hardware(num_cores, len(gpus), memory, torch.cuda.is_bf16_supported())
+    return Hardware(cores, len(gpus), memory, torch.cuda.is_bf16_supported())
 
 
 def _processor_prefers_bf16() -> bool:

@@ -78,6 +78,20 @@ def test_a_config_is_checked_as_a_training_reads_it(fcos, make_picture, tmp_path
     assert "1 of the pictures are in both" in result.output
 
 
+def test_of_many_problems_the_first_are_shown_and_the_rest_counted(fcos, make_picture, tmp_path):
+    make_picture("a.jpg")
+    lines = ["a.jpg 1 2 3 4 1", *(f"missing{number}.jpg 1 2 3 4 1" for number in range(30))]
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+
+    output = fcos("check", tmp_path / "train.txt").output
+
+    assert output.count("problem: ") == 20
+    assert "... and 10 more problems (--json tells all)" in output
+    assert (
+        len(json.loads(fcos("check", tmp_path / "train.txt", "--json").stdout)["parts"][0]["problems"]) == 30
+    )
+
+
 def test_what_cannot_be_read_ends_with_code_2_and_no_traceback(fcos, tmp_path):
     result = fcos("check", tmp_path / "nowhere")
 

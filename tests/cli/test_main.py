@@ -1,3 +1,5 @@
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -68,6 +70,36 @@ def test_command_explains_itself(name: str) -> None:
     answer = CliRunner().invoke(main, [name, "--help"])
     assert answer.exit_code == 0
     assert "Usage:" in answer.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_has_examples_that_it_understands(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()  # an option that wants a folder which is there
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    lines = [line.strip() for line in (command.epilog or "").splitlines()]
+    examples = [re.split(r"\s{3,}", line)[0] for line in lines if line.startswith(f"fcos {name} ")]
+    assert examples or f"fcos {name}" in lines
+    for example in examples:
+        command.make_context(name, shlex.split(example)[2:])  # a wrong option or number of words raises
+
+
+def test_names_and_titles_are_coloured_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = CliRunner().invoke(main, ["train", "--help"], color=True).output
+    assert "\x1b[36m-o, --output FILE\x1b[0m" in coloured
+    assert "\x1b" not in CliRunner().invoke(main, ["train", "--help"]).output
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in CliRunner().invoke(main, ["train", "--help"], color=True).output
+
+
+def test_a_command_fits_into_a_line() -> None:
+    answer = CliRunner().invoke(main, ["--help"], terminal_width=80)
+    for name, description in COMMANDS.items():
+        assert f"  {name:<10}  {description}\n" in answer.output
 
 
 def test_mistyped_command_is_answered_with_the_nearest() -> None:

@@ -41,3 +41,10 @@ def test_batch_moves_as_a_whole() -> None:
     tensors = [batch.images, batch.sizes_hw, batch.original_sizes_hw, batch.ground_truth[0].boxes_xyxy]
     assert all(tensor.is_meta for tensor in [*tensors, batch.ground_truth[0].labels])
     assert batch.image_ids == (1,)
+
+
+def test_values_of_a_pixel_lie_side_by_side() -> None:
+    batch = collate([sample(20, 40), sample(33, 16)], multiple=32)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.padded_to((96, 64)).images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.to(torch.device("cpu"), torch.contiguous_format).images.is_contiguous()

@@ -31,8 +31,8 @@ def random_transform() -> TrainTransform:
 
 
 def test_crowds_are_no_targets_and_boxes_end_at_the_border(annotations: Annotations) -> None:
-    image, truth = read_sample(annotations[0])
-    assert image.shape == (3, 40, 60)
+    picture, truth = read_sample(annotations[0])
+    assert picture.pixels.shape == (3, 40, 60)
     assert truth.boxes_xyxy.tolist() == [[5, 5, 30, 30], [40, 0, 60, 40]]
     assert truth.labels.tolist() == [0, 1]
 
@@ -88,3 +88,22 @@ def test_pictures_of_a_step_are_turned_alike(annotations: Annotations) -> None:
 
     assert all(len(set(step)) == 1 for step in upright)
     assert 2 <= sum(step[0] for step in upright) <= 10
+
+
+def test_sample_of_a_reduced_picture_is_nearly_that_of_the_whole(tmp_path: Path) -> None:
+    y, x = np.mgrid[:301, :403]
+    waves = np.stack([128 + 100 * np.sin(x / 29 + k) * np.cos(y / 31 - k) for k in range(3)], axis=2)
+    Image.fromarray(waves.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    record = Record.make(tmp_path / "a.jpg", [[40, 60, 200, 300], [300, 20, 403, 100]], [0, 1], 5)
+    annotations = Annotations.from_records([record], ["cat", "dog"], source=tmp_path, format="list")
+    whole, reduced = (
+        TrainDataset(annotations, TrainTransform(None, 100, reduced_decode=on), seed=0, batch_size=1)[0, 3]
+        for on in (False, True)
+    )
+    assert reduced.image.shape == whole.image.shape == (3, 75, 100)
+    # 403 pixels become 202, so the right side is a quarter of a pixel farther to the left
+    assert 0 < (reduced.image.float() - whole.image.float()).abs().mean() < 2
+    torch.testing.assert_close(
+        reduced.ground_truth.boxes_xyxy, whole.ground_truth.boxes_xyxy, rtol=0, atol=0.5
+    )
+    assert reduced.original_size_hw == whole.original_size_hw == (301, 403)

@@ -10,7 +10,15 @@ from PIL import Image
 
 from fcos.data import image as image_module
 from fcos.data.annotations import Record
-from fcos.data.image import read_header, read_image, read_record, read_size
+from fcos.data.dataset import read_sample
+from fcos.data.image import (
+    read_header,
+    read_image,
+    read_picture,
+    read_record,
+    read_size,
+    reduction_for,
+)
 from fcos.errors import DatasetError
 
 ORIENTATION = 0x0112
@@ -28,12 +36,12 @@ def save(tmp_path, image, name="a.png", **options):
     return path
 
 
-def test_pixels_are_contiguous_uint8_rgb(tmp_path):
+def test_pixels_are_uint8_rgb_side_by_side_in_memory(tmp_path):
     path = save(tmp_path, Image.new("RGB", (5, 3), (10, 20, 30)))
 
     image = read_image(path)
 
-    assert (image.dtype, tuple(image.shape), image.is_contiguous()) == (torch.uint8, (3, 3, 5), True)
+    assert (image.dtype, tuple(image.shape), image.stride()) == (torch.uint8, (3, 3, 5), (1, 15, 3))
     assert image[:, 0, 0].tolist() == [10, 20, 30]
 
 
@@ -191,3 +199,93 @@ def test_reading_leaves_warnings_as_they_were(tmp_path):
     read_image(path)
 
     assert list(warnings.filters) == before
+
+
+# -- reduced decoding
+
+
+def half(size_hw):
+    return -(-size_hw[0] // 2), -(-size_hw[1] // 2)
+
+
+def smooth(width, height):
+    """A picture of broad waves, RGB."""
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin(x / 17 + k) * np.cos(y / 23 - k) for k in range(3)]
+    return Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))
+
+
+def test_reduction_worked_out_by_hand():
+    assert reduction_for((3000, 4000), (320, 427)) == 8
+    assert reduction_for((3000, 4000), (480, 640)) == 4  # an eighth would be 375 high
+    assert reduction_for((3000, 4000), (1500, 2000)) == 2
+    assert reduction_for((3000, 4000), (1501, 2000)) == 1
+    assert reduction_for((480, 640), (800, 1067)) == 1
+    assert reduction_for((100, 4000), (20, 300)) == 4  # both sides count
+
+
+@pytest.mark.parametrize(("name", "reduction"), [("a.jpg", 2), ("a.png", 1), ("a.webp", 1)])
+def test_a_jpeg_is_decoded_no_larger_than_enough(tmp_path, name, reduction):
+    path = save(tmp_path, smooth(200, 120), name, quality=95)
+
+    picture = read_picture(path, half)
+
+    assert (picture.size_hw, picture.reduction) == ((120, 200), reduction)
+    assert tuple(picture.pixels.shape) == (3, 120 // reduction, 200 // reduction)
+    whole = read_image(path).float()
+    means = torch.nn.functional.avg_pool2d(whole, reduction)
+    assert (picture.pixels.float() - means).abs().mean() < 1
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_reduced_pictures_keep_the_colors_of_every_mode(tmp_path, mode):
+    path = save(tmp_path, Image.new("RGB", (64, 64), (180, 180, 180)).convert(mode), "a.jpg", quality=95)
+
+    picture = read_picture(path, half)
+
+    assert picture.pixels.shape == (3, 32, 32)
+    assert (picture.pixels.int() - read_image(path)[:, :32, :32].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (93, 61)])  # the second leaves parts of blocks
+def test_boxes_follow_reduced_pictures_however_the_camera_was_held(tmp_path, orientation, width, height):
+    raw = np.zeros((height, width, 3), np.uint8)
+    raw[16:32, 32:80] = 255
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = save(tmp_path, Image.fromarray(raw), "a.jpg", exif=exif, quality=100, subsampling=0)
+    whole = read_image(path)
+    rows, columns = torch.nonzero(whole[0] > 128, as_tuple=True)
+    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    record = Record.make(path, [[float(side) for side in box]], [0], 1)
+
+    picture, truth = read_sample(record, lambda size_hw: (size_hw[0] // 4, size_hw[1] // 4))
+
+    assert picture.reduction == 4
+    assert picture.size_hw == tuple(whole.shape[1:])
+    x1, y1, x2, y2 = truth.boxes_xyxy[0].tolist()
+    covered = torch.zeros_like(picture.pixels[0], dtype=torch.float)
+    covered[round(y1) : round(y2), round(x1) : round(x2)] = 255
+    off = (picture.pixels[0].float() - covered).abs()
+    assert (off > 140).sum() == 0
+
+
+def test_a_truncated_picture_is_told_when_it_is_reduced_too(tmp_path):
+    buffer = io.BytesIO()
+    smooth(640, 480).save(buffer, "JPEG", quality=95)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+
+    with pytest.raises(DatasetError, match=r"cannot be decoded: .*truncated(.|\n)*a.jpg"):
+        read_picture(path, half)
+
+
+def test_large_pictures_have_the_pixels_of_pillow(tmp_path):
+    picture = smooth(1500, 1001)
+    path = save(tmp_path, picture)
+
+    image = read_image(path)
+
+    assert image.stride() == (1, 4500, 3)
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture))

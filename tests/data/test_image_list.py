@@ -94,6 +94,14 @@ def test_pictures_are_found_beside_the_list_or_under_root(write_list, make_pictu
     assert image_list.read(path, root=tmp_path)[0].path == tmp_path / "a.jpg"
 
 
+def test_pictures_are_found_in_a_folder_called_like_the_list(make_picture, tmp_path):
+    for part in ("train", "eval"):
+        make_picture(f"images/{part}/a.jpg")
+        (tmp_path / f"{part}.txt").write_text("a.jpg 1 2 3 4 1\n")
+
+        assert image_list.read(tmp_path / f"{part}.txt")[0].path == tmp_path / "images" / part / "a.jpg"
+
+
 def test_a_root_that_is_not_there_is_refused(write_list, tmp_path):
     with pytest.raises(DatasetError, match="folder of pictures does not exist"):
         image_list.read(write_list("a.jpg\n"), root=tmp_path / "nowhere")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import get_args
 
@@ -327,3 +328,24 @@ def test_unknown_policy_is_told_with_the_known_ones() -> None:
         '"augmentation": there is no policy "mosaic"',
         "  fix: one of color, standard, strong, overhead",
     ]
+
+
+# -- how small a picture may be decoded
+
+
+def test_enough_is_half_as_much_again_as_the_target() -> None:
+    assert TrainTransform(320, 532, reduced_decode=True).enough((3000, 4000)) == (480, 641)
+    assert TrainTransform(None, 1000, reduced_decode=True).enough((3000, 4000)) == (1125, 1500)
+
+
+@pytest.mark.parametrize(("policy", "margin"), [("color", 1.5), ("standard", 1 / 0.6), ("strong", 2.5)])
+def test_enough_leaves_room_for_crops(policy: str, margin: float) -> None:
+    transform = TrainTransform(None, 400, augment=build_policy(policy), reduced_decode=True)
+    assert transform.enough((400, 400)) == (math.ceil(400 * margin), math.ceil(400 * margin))
+
+
+def test_exact_ways_of_resizing_want_the_whole_picture() -> None:
+    assert TrainTransform(320, 532).enough((3000, 4000)) == (3000, 4000)
+    for method in ("pillow", "opencv", "float"):
+        transform = TrainTransform(320, 532, method=method, reduced_decode=True)
+        assert transform.enough((3000, 4000)) == (3000, 4000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,9 +98,15 @@ def test_class_buttons_hide_their_boxes(page: sync_api.Page, examples: Path) -> 
     page.click("#classes button:has-text('cat')")
 
     assert num_boxes(page) == before - cats
+    assert page.locator("#boxes text").count() == before - cats
     for name in ("dog", "bird"):
         page.click(f"#classes button:has-text('{name}')")
     assert num_boxes(page) == 0
+    page.click("#classes button:has-text('all')")
+    assert num_boxes(page) == before
+    page.click("#classes button:has-text('all')")
+    page.click("#classes button:has-text('cat')")
+    assert num_boxes(page) == cats
 
 
 def test_pointing_at_a_box_says_what_it_is(page: sync_api.Page, examples: Path) -> None:
@@ -112,6 +119,7 @@ def test_pointing_at_a_box_says_what_it_is(page: sync_api.Page, examples: Path) 
     words = page.inner_text("#tip")
     assert rect.get_attribute("aria-label").split(";")[0] in words
     assert "pixels at" in words
+    assert re.search(r"level P[3-7], point \d+, \d+$", words)
 
 
 def test_several_pictures_are_kept_in_a_row(page: sync_api.Page, examples: Path) -> None:
@@ -122,6 +130,19 @@ def test_several_pictures_are_kept_in_a_row(page: sync_api.Page, examples: Path)
     page.click("#strip button:first-child")
 
     assert "a.png" in page.inner_text("#facts")
+
+
+def test_a_picture_can_be_pasted(page: sync_api.Page, examples: Path) -> None:
+    page.evaluate(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));
+        }""",
+        list((examples / "a.png").read_bytes()),
+    )
+    sync_api.expect(page.locator("#facts")).to_contain_text("image.png: ")
+    assert "90 x 60 pixels" in page.inner_text("#facts")
 
 
 def test_a_broken_file_is_said_and_the_others_are_shown(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import socket
+import struct
 import urllib.error
 import urllib.request
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,17 @@ def encoded(image: Image.Image, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a file that says it holds so many grey pixels; not one of them is there."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"")
+
+
 def test_answer_is_what_the_detector_finds(address: str, model_file: Path, examples: Path) -> None:
     content = (examples / "a.png").read_bytes()
 
@@ -61,6 +76,11 @@ def test_answer_is_what_the_detector_finds(address: str, model_file: Path, examp
         torch.tensor([one["box_xyxy"] for one in found]), wanted.boxes_xyxy, rtol=1e-4, atol=1e-3
     )
     assert answer["elapsed_ms"] > 0
+    assert {one["level"] for one in found} <= {"P3", "P4", "P5", "P6", "P7"}
+    for one in found:
+        (x, y), (x1, y1, x2, y2) = one["point_xy"], one["box_xyxy"]
+        assert x1 <= min(x, 90) <= x2  # from a point in the padding, what is left of the box is at the edge
+        assert y1 <= min(y, 60) <= y2
 
 
 def test_threshold_leaves_out_lower_scores(address: str, examples: Path) -> None:
@@ -90,10 +110,14 @@ def test_boxes_are_in_the_frame_of_the_upright_picture(address: str) -> None:
         (b"hello, I am no picture", "this is no picture that can be read"),
         (
             encoded(Image.effect_noise((300, 300), 90), format="PNG")[:20_000],
-            "this is no picture that can be read",
+            "this picture is broken and cannot be read",
+        ),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+            "this is no picture that can be read: send a JPEG",  # Pillow would start Ghostscript
         ),
     ],
-    ids=["empty", "text", "truncated"],
+    ids=["empty", "text", "truncated", "program"],
 )
 def test_what_is_no_picture_is_refused_in_words(address: str, content: bytes, message: str) -> None:
     status, answer = post(f"{address}/predict", content)
@@ -115,9 +139,8 @@ def test_long_files_and_large_pictures_are_refused(address: str) -> None:
 def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded() -> None:
     from fastapi import HTTPException
 
-    header = encoded(Image.new("1", (60_000, 60_000)), format="PNG")
     with pytest.raises(HTTPException) as caught:
-        open_picture(header, 1_000_000)
+        open_picture(png_header(60_000, 60_000), 1_000_000)
     assert caught.value.status_code == 413
 
 
@@ -144,7 +167,6 @@ def test_interface_is_described(address: str) -> None:
     assert set(described["paths"]) == {"/about", "/examples/{number}", "/predict"}
     body = described["paths"]["/predict"]["post"]["requestBody"]
     assert body["content"] == {"image/*": {"schema": {"type": "string", "format": "binary"}}}
-    assert get(f"{address}/docs")[0] == 200
 
 
 def test_page_may_load_nothing_from_elsewhere(address: str) -> None:
@@ -153,6 +175,37 @@ def test_page_may_load_nothing_from_elsewhere(address: str) -> None:
 
     assert policy.startswith("default-src 'self'")
     assert "http" not in page.replace('<html lang="en">', "")
+
+
+def test_only_this_machine_by_its_own_names_is_answered(address: str) -> None:
+    port = address.rsplit(":", 1)[1]
+    assert get(f"http://localhost:{port}/about")[0] == 200
+
+    request = urllib.request.Request(f"{address}/about", headers={"Host": "elsewhere.example"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    assert caught.value.code == 421
+    with caught.value:
+        assert "elsewhere.example is not served" in json.load(caught.value)["detail"]
+
+
+def test_many_pictures_at_once_get_the_answers_of_one(address: str, examples: Path) -> None:
+    contents = [(examples / name).read_bytes() for name in ("a.png", "ünï.jpg")] * 8
+    alone = [post(f"{address}/predict", content)[1]["detections"] for content in contents[:2]] * 8
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda content: post(f"{address}/predict", content), contents))
+
+    assert [answer["detections"] for _, answer in answers] == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_connection_that_is_cut_leaves_the_server_well(address: str, examples: Path) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
+
+    assert post(f"{address}/predict", (examples / "a.png").read_bytes())[0] == 200
 
 
 def test_port_in_use_is_an_error_that_says_so(address: str, model_file: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ from lightning_fabric import Fabric
 from fcos.build import build_eval_loader, build_model, build_postprocess
 from fcos.data.annotations import Annotations
 from fcos.data.formats import read_annotations
-from fcos.engine.evaluate import coco_results, detect, gather, result_rows
+from fcos.engine.evaluate import coco_results, detect, gather, result_rows, results_json
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
 
@@ -96,3 +97,12 @@ def test_rows_by_hand(eval_set: Annotations) -> None:
     assert coco_results(rows) == [
         {"image_id": 3, "category_id": 2, "bbox": [1.0, 2.0, 10.5, 20.0], "score": 0.5}
     ]
+
+
+def test_results_file_holds_the_entries() -> None:
+    random = np.random.default_rng(0)
+    rows = random.uniform(0, 1000, (50, 7))
+    rows[:, [0, 6]] = random.integers(1, 2**40, (50, 2))
+    rows[0, 1:6] = [0, 1e-9, 123456.789012, -0.5, 1]
+    assert json.loads(results_json(rows)) == coco_results(rows)
+    assert json.loads(results_json(np.zeros((0, 7)))) == []

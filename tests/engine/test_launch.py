@@ -200,6 +200,15 @@ def test_batch_script_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert not started_from_outside()
+    assert build_fabric("cpu").world_size == 1
+    assert build_fabric("cpu", 2).world_size == 2  # that we start
+
+
+def test_a_machine_that_has_srun_gives_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert build_fabric("cpu").world_size == 1  # warnings are errors
 
 
 def test_one_process_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

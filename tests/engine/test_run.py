@@ -22,7 +22,22 @@ TRAIN_KEYS = {
     *("kind", "step", "epoch", "loss", "loss_classification", "loss_box", "loss_quality", "lr"),
     *("images_per_s", "num_positive", "grad_norm", "elapsed_s"),
 }
-EVAL_KEYS = {"kind", "step", "epoch", "map_mean", "map_50", "map_75", "stats", "per_class", "elapsed_s"}
+EVAL_KEYS = {
+    *(
+        "kind",
+        "step",
+        "epoch",
+        "map_mean",
+        "map_50",
+        "map_75",
+        "stats",
+        "per_class",
+        "elapsed_s",
+        "network_s",
+    ),
+}
+EPOCH_KEYS = {"kind", "step", "epoch", "num_images", "elapsed_s", "waited_s", "start_s"}
+KEYS = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "epoch": EPOCH_KEYS}
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +50,25 @@ def finished(tiny_of_module: Tiny) -> Path:
 
 def test_run_folder_holds_what_is_promised(finished: Path) -> None:
     files = {"config.json", "metrics.jsonl", "last.ckpt", "best.safetensors", "last.safetensors"}
-    pictures = {"data.json", "results.json", "curves.png", "report.html", "tensorboard"}
+    pictures = {"data.json", "coverage.json", "results.json", "curves.png", "report.html", "tensorboard"}
     assert {path.name for path in finished.iterdir()} == files | pictures
     assert next((finished / "tensorboard").iterdir()).stat().st_size > 200
+    assert "In the training set</h3>" in (finished / "report.html").read_text(encoding="utf-8")
 
 
 def test_lines_of_the_metrics_have_the_promised_keys(finished: Path) -> None:
     entries = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [(entry["kind"], entry["step"]) for entry in entries] == [
         *(("train", step) for step in (1, 2, 3)),
+        ("epoch", 3),
         ("eval", 3),
         *(("train", step) for step in (4, 5)),
+        ("epoch", 5),
         ("eval", 5),
     ]
     for entry in entries:
-        assert set(entry) == (TRAIN_KEYS if entry["kind"] == "train" else EVAL_KEYS)
-    assert [entry["epoch"] for entry in entries] == [0.4, 0.8, pytest.approx(1.2), 1, 1.6, 2.0, 2]
+        assert set(entry) == KEYS[entry["kind"]]
+    assert [entry["epoch"] for entry in entries] == [0.4, 0.8, pytest.approx(1.2), 1, 1, 1.6, 2.0, 2, 2]
     assert set(entries[-1]["per_class"]) == {"red", "blue"}
     assert entries[-1]["stats"][:3] == [entries[-1][key] for key in ("map_mean", "map_50", "map_75")]
 
@@ -77,6 +95,7 @@ def test_model_file_opens_without_the_config(finished: Path) -> None:
 def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> None:
     train(tiny.config("run", save=False, epoches=1))
     files = {"config.json", "data.json", "metrics.jsonl", "results.json", "curves.png", "report.html"}
+    files |= {"coverage.json"}
     assert {path.name for path in (tiny.runs / "run").iterdir()} == files
 
 

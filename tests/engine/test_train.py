@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -127,9 +128,34 @@ def test_memory_order_changes_rounding_only(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
+    "settings", [{"ema_decay": 0.9}, {"activation_checkpointing": True}, {"num_workers": 2}], ids=str
+)
+def test_training_stays_the_same_to_the_last_bit(tiny: Tiny, settings: dict[str, Any]) -> None:
+    tiny.train("plain")
+    tiny.train("other", **settings)
+    assert tiny.lines("other") == tiny.lines("plain")
+    for part in ("model", "optimizer"):
+        assert list(tiny.differences(tiny.checkpoint("other")[part], tiny.checkpoint("plain")[part])) == []
+
+
+def test_mixed_precision_changes_rounding_only_and_keeps_float32_weights(tiny: Tiny) -> None:
+    tiny.train("bf16", precision="bf16", ema_decay=0.9)
+    tiny.train("fp32", ema_decay=0.9)
+    lines, wanted = tiny.lines("bf16"), tiny.lines("fp32")
+    assert lines[0] != wanted[0]  # something was in bf16
+    for entry, line in zip(lines, wanted, strict=True):
+        assert entry["num_positive"] == line["num_positive"]  # targets are not
+        assert entry["lr"] == line["lr"]
+        assert entry["loss"] == pytest.approx(line["loss"], rel=0.01)
+    checkpoint = tiny.checkpoint("bf16")
+    momenta = [state["momentum_buffer"] for state in checkpoint["optimizer"]["state"].values()]
+    kept = [*checkpoint["model"].values(), *checkpoint["ema"].values(), *momenta]
+    assert {tensor.dtype for tensor in kept if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
     "settings",
     [
-        {"precision": "bf16"},
         {"optimizer": "adamw", "lr_base": 0.001},
         {"quality": "none"},
         {"quality": "iou", "lr_policy": "cosine"},
@@ -202,5 +228,7 @@ def test_finds_the_rectangles_that_it_was_trained_on(tiny: Tiny) -> None:
     losses = [line["loss"] for line in metrics if line["kind"] == "train"]
     assert losses[-1] < 0.3 * losses[0]
     assert metrics[-1]["kind"] == "eval"
+    assert metrics[-1]["network_s"] <= metrics[-1]["elapsed_s"]
+    assert re.search(r"epoch 40: \d+ s, [\d.]+ img/s, \d+% waiting for pictures: ", said), said
     assert metrics[-1]["map_mean"] > 0.5
     assert (tiny.runs / "run" / "report.html").is_file()

@@ -22,6 +22,7 @@ from fcos.metrics.coco import (
     best_f1_threshold,
     coco_ground_truth,
     evaluate_detections,
+    measure,
 )
 
 CLASSES = ("cat", "dog")
@@ -378,3 +379,13 @@ def test_five_thousand_images_with_a_hundred_detections_each_take_seconds_not_mi
 
     assert 0 <= metrics.map_mean < 0.1
     assert elapsed_s < 15  # about 1 s when nothing else runs; pycocotools takes 70
+
+
+def test_one_matching_gives_numbers_and_threshold() -> None:
+    annotations = annotations_of({"boxes_xyxy": [[0, 0, 10, 10], [50, 50, 90, 90]], "labels": [0, 1]})
+    results = [found([0, 0, 10, 10], 0.8), found([50, 50, 90, 80], 0.6, label=1), found([9, 9, 30, 30], 0.5)]
+
+    measured, threshold = measure(annotations, results)
+
+    assert measured == evaluate_detections(annotations, results)
+    assert threshold == best_f1_threshold(annotations, results) == pytest.approx(0.55)

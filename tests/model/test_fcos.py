@@ -23,6 +23,17 @@ def test_pixels_are_normalised_by_hand(network: FCOS) -> None:
     assert normal.flatten().tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_memory_order_does_not_change_normalisation(network: FCOS, dtype: torch.dtype) -> None:
+    images = random_images(2, 4, 6).to(dtype)
+    sizes = torch.tensor([[4, 6], [2, 3]])
+    given = images.to(memory_format=torch.channels_last, copy=True)
+    normal = network.normalize(given, sizes)
+    assert normal.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(normal, network.normalize(images, sizes))
+    assert torch.equal(given, images)  # what was given is not written over
+
+
 def test_padding_is_zero_after_normalisation(network: FCOS) -> None:
     normal = network.normalize(random_images(2, 4, 6), torch.tensor([[4, 6], [2, 3]]))
     assert (normal[0] != 0).any(dim=0).all()

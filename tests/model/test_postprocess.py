@@ -148,8 +148,21 @@ def test_no_candidates_give_no_detections() -> None:
     output, grid = silent(batch=2)
     sizes = SIZE.expand(2, 2)
     for detections in PostProcess()(output, grid, sizes, sizes):
-        assert [tuple(part.shape) for part in detections] == [(0, 4), (0,), (0,)]
+        assert [tuple(part.shape) for part in detections] == [(0, 4), (0,), (0,), (0, 3)]
         assert detections.labels.dtype == torch.int64
+
+
+def test_each_detection_knows_the_point_and_level_that_found_it() -> None:
+    output, grid = silent()
+    put(output, 8 + 2, 0, 0.6)  # level of stride 8: row 1, column 2
+    put(output, 64 + 4 + 3, 1, 0.8)  # of stride 16: row 1, column 3
+    originals = torch.tensor([[128, 192]])  # twice as high, three times as wide
+    [found] = PostProcess()(output, grid, SIZE, originals)
+    assert found.found_at is not None
+    assert found.found_at.tolist() == [[3 * 56.0, 2 * 24.0, 16.0], [3 * 20.0, 2 * 12.0, 8.0]]
+    [entered] = PostProcess().candidates(output, grid, SIZE, originals)
+    assert entered.found_at is not None
+    assert entered.found_at.tolist() == found.found_at.tolist()
 
 
 def test_overlapping_boxes_of_one_class_keep_the_better_and_other_classes_stay() -> None:

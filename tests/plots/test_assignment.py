@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.coverage import PointRules, learned
 from fcos.plots.assignment import assigned_picture, choose_assigned, range_words
+from fcos.plots.second_look import PointAnswers
 
 RULES = PointRules(None, 256, (8, 16, 32), (64.0, 128.0), 1.5)
 
@@ -79,9 +82,31 @@ def test_points_say_their_best_class(tmp_path: Path) -> None:
     scores, labels = np.full(32**2 + 16**2 + 8**2, -1, np.float32), np.zeros(32**2 + 16**2 + 8**2, np.int64)
     scores[[3, 5, 7]] = 0.5, 0.7, 0.05  # the last is too little to be drawn
     scores[32**2 + 16] = 0.25  # the first point of the second row of stride 16
-    fine, middle, coarse = assigned_picture(annotations, 0, RULES, (scores, labels)).levels
+    answers = PointAnswers(scores, labels, None)
+    fine, middle, coarse = assigned_picture(annotations, 0, RULES, answers).levels
     assert [cell.title for cell in fine.said] == ["cat 0.70; point 44, 4", "cat 0.50; point 28, 4"]
     assert [cell.opacity for cell in fine.said] == [0.7, 0.5]
     [cell] = middle.said
     assert (cell.title, cell.x, cell.y) == ("cat 0.25; point 8, 24", 0, 16 * 480 / 256)
     assert coarse.said == ()
+    assert fine.quality is None
+
+
+def test_centerness_is_a_heat_map_of_a_pixel_a_point(tmp_path: Path) -> None:
+    annotations = annotations_of(tmp_path, [[128, 128, 192, 192]])
+    num_points = 32**2 + 16**2 + 8**2
+    scores, labels = np.full(num_points, -1, np.float32), np.zeros(num_points, np.int64)
+    quality = np.zeros(num_points, np.float32)
+    scores[0] = 0.5
+    quality[32 * 2 + 3] = 0.6  # third row, fourth column of stride 8
+    levels = assigned_picture(annotations, 0, RULES, PointAnswers(scores, labels, quality)).levels
+    heat = levels[0].quality
+    assert heat is not None
+    assert [level.quality for level in levels[1:]] == [None, None]  # they say nothing
+    assert (heat.width, heat.height, heat.largest) == (480, 480, pytest.approx(0.6))
+    image = Image.open(io.BytesIO(base64.b64decode(heat.png)))
+    assert image.size == (32, 32)
+    values = np.asarray(image)
+    assert values[2, 3] == round(0.6 * 255)
+    assert values.sum() == values[2, 3]
+    assert image.convert("RGB").getpixel((0, 0)) == (68, 1, 84)  # viridis at 0

@@ -84,6 +84,10 @@ def test_crops_show_the_surroundings_of_a_box(analysed: tuple[Annotations, Analy
     assert (dog.width, dog.height) == (157, 170)
     scale = 170 / 80
     assert (dog.box.x, dog.box.y) == (round(10 * scale, 1), round(20 * scale, 1))
+    assert [(box.x, box.title) for box in dog.annotated] == [(dog.box.x, "annotated: cat")]
+    # around the other thing, from x = 31, the cat is cut off
+    [cat] = thing.annotated
+    assert cat.x == 0
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(0, 3), (1, 3), (3, 3), (100, 12)])

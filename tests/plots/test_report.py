@@ -15,7 +15,9 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.card import data_card, write_cards
 from fcos.data.check import check
 from fcos.metrics.coco import evaluate_detections
+from fcos.metrics.coverage import PointRules
 from fcos.plots.report import write_report
+from fcos.plots.report_coverage import keep_coverage
 
 NAMES = ("cat", "<b>dog & 'co'</b>")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -130,7 +132,7 @@ def test_the_numbers_are_those_of_the_evaluation(tmp_path: Path) -> None:
     assert f"<span>AP</span><b>{100 * measured.map_mean:.1f}</b>" in page
     assert measured.summary() in page.replace("&#39;", "'")
     assert "best epoch 1 of 1" in page
-    assert "map_mean, epoch 1: 0.4321, the best" in page
+    assert "AP, epoch 1: 0.4321, the best" in page
 
 
 def test_what_does_not_exist_has_no_number(tmp_path: Path) -> None:
@@ -208,6 +210,21 @@ def test_objects_that_no_point_learns_are_told_with_a_remedy(tmp_path: Path) -> 
     assert "no point inside: " in page
     assert "one more level, of stride 4" in page
     assert "missed: no positive point at this size" in page
+
+
+def test_the_training_set_has_its_objects_that_no_point_learns(tmp_path: Path) -> None:
+    path = data_set(tmp_path / "train")[0].path
+    tiny = [Record.make(path, [[29, 29, 30, 30]], [1], number, size_hw=(80, 100)) for number in (1, 2)]
+    train_set = Annotations.from_records(tiny, NAMES, source=tmp_path, format="list")
+    run = write_run(tmp_path / "run")
+    keep_coverage(run, train_set, PointRules.of(load_config(run / "config.json")))
+    annotations = data_set(tmp_path / "data")
+    page = write_report(run, annotations=annotations, results=[]).read_text(encoding="utf-8")
+    parsed(page)
+    _, training, evaluation = re.split("<h3>In the (?:training|evaluation) set</h3>", page)
+    assert re.search(r"<b>100\.00 %</b> of the objects\s+\(2 of 2\)", training)
+    assert "no point inside: " in training
+    assert re.search(r"<b>0\.00 %</b> of the objects\s+\(0 of 2\)", evaluation)
 
 
 def test_positive_points_are_drawn_for_each_level(tmp_path: Path) -> None:
@@ -301,28 +318,57 @@ TRY_IT = """<script>
   tried.best = shown().length;
   document.querySelector('button[data-tag="all"]').click();
   tried.all = shown().length;
+  const box = document.querySelector("#picture-2 .box rect");
+  box.scrollIntoView();
+  const place = box.getBoundingClientRect();
+  const here = { clientX: place.left + 3, clientY: place.top + 3, bubbles: true };
+  box.dispatchEvent(new PointerEvent("pointermove", here));
+  tried.tip = document.querySelector("#tip").textContent;
+  const dot = document.querySelector(".near").getBoundingClientRect();
+  const near = { clientX: dot.left + 20, clientY: dot.bottom, bubbles: true };
+  document.querySelector(".near").closest("svg").dispatchEvent(new PointerEvent("pointermove", near));
+  tried.dot = document.querySelector("#tip").textContent;
   document.title = JSON.stringify(tried);
 </script>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+FOLDED = """<script>
+  const shown = () => document.querySelectorAll(".examples > .example:not([hidden])").length;
+  const tried = [shown(), more.textContent];
+  more.click();
+  document.title = JSON.stringify([...tried, shown(), more.hidden]);
+</script>"""
+
+
+def tried(page: Path) -> Any:
+    """What a script of a page writes into its title, in a browser."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    browser = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    done = subprocess.run(
+        [*browser, page.as_uri()], capture_output=True, encoding="utf-8", timeout=120, check=True
+    )
+    [title] = re.findall(r"<title>([{\[].*?)</title>", done.stdout)
+    return json.loads(html.unescape(title))
+
+
 def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
     (tmp_path / "tried.html").write_text(page + TRY_IT, encoding="utf-8")
-    browser = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    done = subprocess.run(
-        [*browser, (tmp_path / "tried.html").as_uri()],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=True,
-    )
-    [title] = re.findall(r"<title>(\{.*?)</title>", done.stdout)
-    assert json.loads(html.unescape(title)) == {
+    assert tried(tmp_path / "tried.html") == {
         "first": "6 right, 2 wrong, 1 missed",
         "high": "0 right, 2 wrong, 7 missed",
         "low": "6 right, 3 wrong, 1 missed",
         "cell": [["picture-2"], "0 right, 1 wrong, 1 missed", ": 1 (1 picture here)"],
         "best": 5,
         "all": 8,
+        "tip": "cat, missed: found as <b>dog & 'co'</b>, 0.80",
+        "dot": "AP, epoch 1: 0.4321, the best",
     }
+
+
+def test_more_than_a_few_pictures_are_folded_in_a_browser_only(tmp_path: Path) -> None:
+    page = report_of(tmp_path, [found(image_id, 0.6) for image_id in range(1, 15)], num_images=15)
+    assert page.count('<article class="example" ') == 15
+    (tmp_path / "tried.html").write_text(page + FOLDED, encoding="utf-8")
+    assert tried(tmp_path / "tried.html") == [12, "show all 15 pictures", 15, True]

@@ -62,9 +62,11 @@ def test_it_stops_when_there_is_no_more_time(
 def test_scores_are_those_of_the_points_of_the_picture(model_file: Path, annotations: Annotations) -> None:
     look = second_look(model_file.parent, CPU)
     assert look is not None
-    scores, labels = look.best_scores(annotations, 1)
+    scores, labels, quality = look.at_points(annotations, 1)
     grid, _, _ = assign_picture(annotations[1], PointRules.of(look.config))
-    assert len(scores) == len(labels) == len(grid.points)
+    assert quality is not None
+    assert len(scores) == len(labels) == len(quality) == len(grid.points)
+    assert 0 <= quality.min() < quality.max() <= 1
     candidates = look.candidates(annotations, [1])[41]
     assert scores.max() == pytest.approx(float(candidates.scores[0]))
     assert labels[scores.argmax()] == candidates.labels[0]

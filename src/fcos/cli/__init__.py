@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import difflib
 import keyword
+import os
 from importlib import import_module
 from typing import IO, Any
 
 import click
 
+from fcos.cli.look import Context
 from fcos.errors import FcosError
 
-COMMANDS = {
-    "quickstart": "Train, measure and look at a small detector in five minutes, offline.",
+COMMANDS = {  # each fits into a line of 80 columns
+    "quickstart": "See it work: train and measure a small detector, offline.",
     "init": "Propose a train.json for a folder of pictures.",
     "train": "Train from a train.json or a folder.",
     "eval": "The twelve COCO numbers of a run or model file, and per class.",
     "analyze": "Curves of one or more runs, as numbers and as a picture.",
     "report": "One page about a run, or about what changed between two.",
     "predict": "Detect in pictures and folders; draw and write JSON.",
-    "export": "Write a model as ONNX, OpenVINO or a torch program; check and measure it.",
-    "demo": "A page on this machine on which to try a model, and a REST endpoint.",
-    "check": "Report broken pictures and impossible boxes, and what is in a data set.",
-    "info": "What a model file is: whose, its classes, preprocessing and rules of detection.",
-    "import": "Write a published weight file of another code base as a model file.",
+    "export": "Write a model as ONNX, OpenVINO or torch.export; check it.",
+    "demo": "Try a model in the browser; also a REST endpoint.",
+    "check": "What is in a data set, and what is wrong with it.",
+    "info": "What a model file is, and how it will be used.",
+    "import": "Write weights of another code base as a model file.",
     "convert": "Write annotations in another format: list, coco, voc, yolo.",
     "config": "Every setting with its default, unit and meaning.",
 }
@@ -58,6 +60,14 @@ class UserError(click.ClickException):
 class LazyGroup(click.Group):
     """Commands that are imported when they are typed."""
 
+    context_class = Context
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As usual; the shell's questions for completions go to our own answers."""
+        if "_FCOS_COMPLETE" in os.environ:
+            import_module("fcos.cli.completion")
+        return super().main(*args, **kwargs)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which one comes to need them."""
         return list(COMMANDS)
@@ -69,6 +79,7 @@ class LazyGroup(click.Group):
         file = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
         command = import_module(f"fcos.cli.{file}").command
         assert isinstance(command, click.Command)
+        command.context_class = Context
         return command
 
     def resolve_command(
@@ -121,3 +132,6 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 )
 def main() -> None:
     """FCOS: from pictures with boxes to a detector that you can measure, look at and use."""
+    from fcos.engine.memory import keep_freed_memory
+
+    keep_freed_memory()

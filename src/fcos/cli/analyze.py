@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from fcos.cli.output import json_option, print_json
 
 EPILOG = """\b
 Examples:
   fcos analyze runs/train
   fcos analyze runs/train runs/train-2 -o compared.png
+  fcos analyze runs/train --json            [epoch, value] pairs for other programs
 """
 
 
@@ -23,7 +27,8 @@ Examples:
     show_default=True,
     help="The picture to write; its suffix chooses the format (png, pdf, svg).",
 )
-def command(runs: tuple[Path, ...], output: Path) -> None:
+@json_option
+def command(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
     """Print AP after every epoch and draw it, with losses and learning rate.
 
     RUN is the folder of a training; several are drawn into one picture.
@@ -32,7 +37,10 @@ def command(runs: tuple[Path, ...], output: Path) -> None:
 
     from fcos.plots.curves import EVAL_CURVES, curve, plot_curves, read_metrics, run_names
 
-    for run, name in zip(runs, run_names(runs), strict=True):
+    names = run_names(runs)
+    if as_json:
+        print_json({name: _curves(run) for run, name in zip(runs, names, strict=True)})
+    for run, name in zip(runs, names, strict=True) if not as_json else ():
         metrics = read_metrics(run)
         if len(runs) > 1:
             click.echo(f"# {name}")
@@ -43,3 +51,12 @@ def command(runs: tuple[Path, ...], output: Path) -> None:
                 click.echo(f"{curve_name}\n{np.round(values, 4)}")
     plot_curves(runs, output)
     click.echo(f"curves are in {output}", err=True)
+
+
+def _curves(run: Path) -> dict[str, Any]:
+    """Every curve of a run: `[epoch, value]` of what was measured, `[step, value]` of the training."""
+    from fcos.plots.curves import EVAL_CURVES, TRAIN_CURVES, curve, read_metrics
+
+    metrics = read_metrics(run)
+    measured = {name: curve(metrics, name, "epoch").tolist() for name in EVAL_CURVES}
+    return measured | {name: curve(metrics, name).tolist() for name in TRAIN_CURVES}

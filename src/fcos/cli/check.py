@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.output import json_option, print_json
+
 if TYPE_CHECKING:
     from fcos.data.annotations import Annotations
     from fcos.data.check import Card, CheckReport
     from fcos.data.formats import Split
 
-MAX_COMMON = 20
+MAX_SHOWN = 20
 
 EPILOG = """\b
 Examples:
@@ -31,14 +34,21 @@ Examples:
 @click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
 @click.option(
     "--from",
+    "--format",
     "format",
     type=click.Choice(["auto", "list", "coco", "voc", "yolo"]),
     default="auto",
     help="Format of the annotations, if it is not recognised.",
 )
 @click.option("--headers-only", is_flag=True, help="Do not decode pictures: faster, misses truncated ones.")
+@json_option
 def command(
-    sources: tuple[str, ...], root: Path | None, names: Path | None, format: str, headers_only: bool
+    sources: tuple[str, ...],
+    root: Path | None,
+    names: Path | None,
+    format: str,
+    headers_only: bool,
+    as_json: bool,
 ) -> None:
     """Report broken pictures and impossible boxes of SOURCE, and what is in it.
 
@@ -51,14 +61,19 @@ def command(
     from fcos.engine.log import track
 
     parts = _read_parts(sources, root, names, format)
-    num_bad = 0
+    reports = []
     for title, part in parts:
         report = check(part, decode=not headers_only, track=partial(track, what="reading pictures"))
-        _print_report(title, part, report)
-        num_bad += bool(report.problems)
-    if len(parts) > 1:
-        _print_common(parts)
-    if num_bad:
+        reports.append(report)
+        if not as_json:
+            _print_report(title, part, report)
+    shared = _common(parts)
+    if as_json:
+        described = [_as_dict(*part, report) for part, report in zip(parts, reports, strict=True)]
+        print_json({"parts": described, "common": shared})
+    elif len(parts) > 1:
+        _print_common(shared)
+    if any(report.problems for report in reports):
         raise SystemExit(1)
 
 
@@ -113,20 +128,27 @@ def _names(name_file: Path) -> tuple[str, ...]:
 
     names, had_background = read_names(name_file)
     if not had_background:
-        click.echo(f"note: {name_file} does not start with 'background'; its first line is taken as a class")
+        click.echo(
+            f"note: {name_file} does not start with 'background'; its first line is taken as a class",
+            err=True,
+        )
     return names
 
 
 def _print_report(title: str, annotations: Annotations, report: CheckReport) -> None:
-    from rich.console import Console
+    from fcos.cli.config import print_table
 
     click.secho(f"{title} ({annotations.format})", bold=True)
-    console = Console()
-    console.print(_summary_table(report.card), _class_table(report.card))
-    for warning in report.warnings:
+    print_table(_summary_table(report.card))
+    print_table(_class_table(report.card))
+    for warning in report.warnings[:MAX_SHOWN]:
         click.secho(f"warning: {warning}", fg="yellow")
-    for problem in report.problems:
+    if len(report.warnings) > MAX_SHOWN:
+        click.echo(f"... and {len(report.warnings) - MAX_SHOWN} more warnings (--json tells all)")
+    for problem in report.problems[:MAX_SHOWN]:
         click.echo(click.style("problem: ", fg="red") + str(problem))
+    if len(report.problems) > MAX_SHOWN:
+        click.echo(f"... and {len(report.problems) - MAX_SHOWN} more problems (--json tells all)")
     if report.problems:
         for fix in dict.fromkeys(problem.fix for problem in report.problems):
             click.echo(f"fix: {fix}")
@@ -153,33 +175,50 @@ def _summary_table(card: Card) -> Any:
 
 
 def _class_table(card: Card) -> Any:
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table("class")
-    table.add_column("boxes", justify="right")
-    table.add_column("pictures", justify="right")
+    from fcos.cli.config import new_table
+
+    table = new_table("class", "boxes", "pictures")
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, boxes in card.boxes_per_class.items():
-        table.add_row(name, str(boxes), str(card.images_per_class[name]))
+        table.add_row(Text(name), str(boxes), str(card.images_per_class[name]))
     return table
 
 
-def _print_common(parts: list[tuple[str, Annotations]]) -> None:
-    """Print pictures that two parts share."""
+def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
+    """Pictures that two parts share, for each two that share some."""
     from itertools import combinations
 
     from fcos.data.check import common_pictures
 
-    share = False
-    for (first_title, first), (second_title, second) in combinations(parts, 2):
-        pairs = common_pictures(first, second)
-        if not pairs:
-            continue
-        share = True
-        what = f"{len(pairs)} of the pictures are in both {first_title} and {second_title}"
+    return [
+        {"between": [first_title, second_title], "pictures": pairs}
+        for (first_title, first), (second_title, second) in combinations(parts, 2)
+        if (pairs := common_pictures(first, second))
+    ]
+
+
+def _print_common(shared: list[dict[str, Any]]) -> None:
+    for entry in shared:
+        (first, second), pairs = entry["between"], entry["pictures"]
+        what = f"{len(pairs)} of the pictures are in both {first} and {second}"
         click.secho(f"warning: {what}; do not train on the ones that you measure on", fg="yellow")
-        for one, other in pairs[:MAX_COMMON]:
+        for one, other in pairs[:MAX_SHOWN]:
             click.echo(f"  {one}" if one == other else f"  {one} = {other}")
-        if len(pairs) > MAX_COMMON:
-            click.echo(f"  ... and {len(pairs) - MAX_COMMON} more")
-    if not share:
+        if len(pairs) > MAX_SHOWN:
+            click.echo(f"  ... and {len(pairs) - MAX_SHOWN} more")
+    if not shared:
         click.secho("no picture is in two parts", fg="green")
+
+
+def _as_dict(title: str, annotations: Annotations, report: CheckReport) -> dict[str, Any]:
+    """Everything that is known of a part."""
+    return {
+        "source": title,
+        "format": annotations.format,
+        "card": asdict(report.card),
+        "problems": [asdict(problem) for problem in report.problems],
+        "warnings": [asdict(warning) for warning in report.warnings],
+    }

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.output import json_option, print_json
+from fcos.cli.overrides import overrides_argument
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -21,9 +24,9 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("words", nargs=-1, metavar="[TRAIN_JSON] [KEY=VALUE]...")
+@overrides_argument("words", "[TRAIN_JSON] [KEY=VALUE]...")
 @click.option("--presets", is_flag=True, help="Show the presets and what each changes, with the reason.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+@json_option
 def command(words: tuple[str, ...], presets: bool, as_json: bool) -> None:
     """Print every setting with its default, unit and meaning.
 
@@ -51,7 +54,7 @@ def _print_settings(as_json: bool) -> None:
             }
             for key, field in fields.items()
         }
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     table = new_table("setting", "default", "unit", "meaning")
     for key, field in fields.items():
@@ -67,7 +70,7 @@ def _print_resolved(words: tuple[str, ...], as_json: bool) -> None:
     file, overrides = (None, words) if "=" in words[0] else (Path(words[0]), words[1:])
     config = load_config(file, overrides)
     if as_json:
-        click.echo(config.model_dump_json(indent=2))
+        print_json(config.model_dump())
         return
     table = new_table("setting", "value", "comes from")
     for key in type(config).model_fields:
@@ -79,7 +82,7 @@ def _print_presets(as_json: bool) -> None:
     from fcos.presets import ALL_PRESETS, PRESETS
 
     if as_json:
-        click.echo(json.dumps(PRESETS, indent=2))
+        print_json(PRESETS)
         return
     table = new_table("preset", "changes", "because")
     for name, preset in ALL_PRESETS.items():
@@ -120,10 +123,10 @@ def _add(table: Table, key: str, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in (key, *cells)))  # Text: "[0, 1]" is not markup
 
 
-def print_table(table: Table) -> None:
+def print_table(table: Table, *, err: bool = False) -> None:
     """Print as wide as the terminal."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(stderr=err)
     # A file or a pipe has no width of its own; 80 columns would fold every line.
-    Console(width=console.width if console.is_terminal else 140).print(table)
+    Console(width=console.width if console.is_terminal else 140, stderr=err).print(table)

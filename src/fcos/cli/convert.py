@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from fcos.cli.output import json_option, print_json
+
 FORMATS = ["list", "coco", "voc", "yolo"]
 
 EPILOG = """\b
@@ -32,14 +34,23 @@ Examples:
 @click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
 @click.option(
     "--from",
+    "--format",
     "format",
     type=click.Choice(["auto", *FORMATS]),
     default="auto",
     help="Format of SOURCE, if it is not recognised.",
 )
 @click.option("--copy-images", is_flag=True, help="VOC and YOLO: copy the pictures instead of linking them.")
+@json_option
 def command(
-    source: Path, to: Any, out: Path, root: Path | None, names: Path | None, format: Any, copy_images: bool
+    source: Path,
+    to: Any,
+    out: Path,
+    root: Path | None,
+    names: Path | None,
+    format: Any,
+    copy_images: bool,
+    as_json: bool,
 ) -> None:
     """Write the annotations of SOURCE in another format, without losing a box.
 
@@ -53,10 +64,16 @@ def command(
     result = convert(source, to, out, root=root, names=class_names, format=format, copy_images=copy_images)
     annotations = result.annotations
     boxes, classes = len(annotations.labels), annotations.num_classes
+    name_file = {"list": names_beside(out), "voc": out / "names.txt"}.get(to)
+    if as_json:
+        counts = {"pictures": len(annotations), "boxes": boxes, "class_names": annotations.class_names}
+        files = {"out": out, "root": result.root, "name_file": name_file}
+        print_json({**files, **counts, "notes": result.notes})
+        return
     click.echo(f"{out}: {len(annotations)} pictures, {boxes} boxes, {classes} classes")
     if result.root is not None:
         click.echo(f"root of the pictures: {result.root}")
-    if to in ("list", "voc"):
-        click.echo(f"class names: {names_beside(out) if to == 'list' else out / 'names.txt'}")
+    if name_file is not None:
+        click.echo(f"class names: {name_file}")
     for note in result.notes:
         click.secho(f"note: {note}", fg="yellow")

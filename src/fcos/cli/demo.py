@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fcos.api import Detector
 
 NUM_EXAMPLES = 12
+MAX_CONNECTIONS = 64  # each may hold a picture file; more are told to come back (503)
 
 EPILOG = """\b
 Examples:
@@ -47,13 +48,13 @@ def command(
 ) -> None:
     """Try a model in the browser: drop, paste or pick pictures, or use the webcam.
 
-    The page talks to this machine only. Programs use the same server: POST a picture file to /predict; /docs
-    describes it. Needs pip install 'fcos-torch[demo]'.
+    The page talks to this machine only. Programs use the same server: POST a picture file to /predict;
+    /openapi.json describes it. Needs pip install 'fcos-torch[demo]'.
     """
     try:
         import uvicorn
 
-        from fcos.demo.server import build_app
+        from fcos.demo.server import LOCAL_HOSTS, build_app
     except ImportError as error:
         raise FcosError(f"the demo page needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
 
@@ -66,7 +67,8 @@ def command(
     click.echo(f"{address}  (stop with Ctrl-C)")
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    server = uvicorn.Server(uvicorn.Config(build_app(detector, pictures), log_level="warning"))
+    app = build_app(detector, pictures, hosts=LOCAL_HOSTS if host in LOCAL_HOSTS else None)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_CONNECTIONS))
     server.run(sockets=[listening])
 
 
@@ -76,6 +78,7 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # who reads the address may ask at once, and waits until the model is loaded
     except OSError as error:
         listening.close()
         raise FcosError(

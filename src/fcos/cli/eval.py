@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.device import device_of, device_option, num_processes_option
+from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fcos.config import TrainConfig
     from fcos.data.annotations import Annotations
     from fcos.metrics.coco import CocoMetrics
@@ -22,6 +26,7 @@ EPILOG = """\b
 Examples:
   fcos eval runs/train                                  on the evaluation list of the run
   fcos eval runs/train --list test.json --root images   on other annotations
+  fcos eval runs/train --json                           for other programs
   fcos eval best.safetensors --list VOC2007/ImageSets/Main/test.txt
 """
 
@@ -68,6 +73,7 @@ class Source:
     type=click.Path(path_type=Path),
     help="Folder for results.json; default: eval/ beside the model file.",
 )
+@json_option
 def command(
     model: Path,
     list_: Path | None,
@@ -79,6 +85,7 @@ def command(
     num_processes: int,
     batch_size: int | None,
     out: Path | None,
+    as_json: bool,
 ) -> None:
     """Print COCO's twelve numbers and the AP of each class; write results.json.
 
@@ -88,9 +95,7 @@ def command(
     from fcos.api import Detector
     from fcos.data.names import read_names
     from fcos.engine.devices import build_fabric
-    from fcos.engine.evaluate import coco_results
     from fcos.engine.launch import launched
-    from fcos.metrics.coco import evaluate_detections
 
     fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
@@ -115,11 +120,41 @@ def command(
             rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
     if not fabric.is_global_zero:
         return
-    metrics = evaluate_detections(annotations, rows)
-
     folder = out or detector.path.parent / "eval"
+    show(annotations, rows, folder, as_json={"model": detector.path} if as_json else None)
+
+
+def show(
+    annotations: Annotations, rows: NDArray[np.float64], folder: Path, as_json: dict[str, Any] | None = None
+) -> None:
+    """Print the numbers of what was found (`result_rows`), with results.json in this folder.
+
+    Args:
+        annotations: what was to be found.
+        rows: what was found.
+        folder: of results.json.
+        as_json: print JSON that begins with this, instead of tables.
+    """
+    from fcos.engine.evaluate import results_json
+    from fcos.metrics.coco import evaluate_detections, named_numbers
+
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(coco_results(rows)), encoding="utf-8")
+    with ThreadPoolExecutor(1) as pool:  # matching lets Python go on, and the file takes as long
+        written = pool.submit(lambda: (folder / "results.json").write_bytes(results_json(rows)))
+        metrics = evaluate_detections(annotations, rows)
+        written.result()
+    if as_json is not None:
+        print_json(
+            {
+                **as_json,
+                "pictures": len(annotations),
+                "detections": len(rows),
+                "results": folder / "results.json",
+                "metrics": named_numbers(metrics.stats),
+                "per_class_ap": {name: None if ap < 0 else ap for name, ap in metrics.per_class_ap.items()},
+            }
+        )
+        return
     click.echo(metrics.summary())
     _print_per_class(metrics, annotations)
     click.echo(f"{len(annotations)} pictures, {len(rows)} detections in {folder / 'results.json'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from fcos.cli.eval import run_config
+from fcos.cli.output import json_option, print_json
 from fcos.errors import FcosError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ Examples:
     show_default=True,
     help="With --int8: points of AP (of 100) that may be lost.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+@json_option
 def command(
     model: Path,
     name: FormatName,
@@ -118,7 +118,7 @@ def command(
         check = _checked(loaded, path, pictures)
     if as_json:
         content = {"file": str(path), "format": name, "precision": "int8" if int8 else "fp32"}
-        click.echo(json.dumps({**content, **check.as_dict(), **_search_as_dict(found)}, indent=2))
+        print_json({**content, **check.as_dict(), **_search_as_dict(found)})
     else:
         print_check(check, path, name, found)
     if check.problems and not int8:

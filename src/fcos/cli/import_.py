@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from fcos.cli.output import json_option, print_json
+from fcos.cli.overrides import overrides_argument
+
 EPILOG = """\b
 Examples:
   fcos import fcos_R_50_1x.pth -o fcos.safetensors
@@ -16,7 +19,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+@overrides_argument("changes")
 @click.option(
     "-o",
     "--output",
@@ -26,7 +29,10 @@ Examples:
 )
 @click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line.")
 @click.option("--force", is_flag=True, help="Overwrite the model file.")
-def command(file: Path, changes: tuple[str, ...], output: Path, names: Path | None, force: bool) -> None:
+@json_option
+def command(
+    file: Path, changes: tuple[str, ...], output: Path, names: Path | None, force: bool, as_json: bool
+) -> None:
     """Write FILE, of another code base, as a model file of ours.
 
     The tensors get our names, and the card says how its authors use them: preprocessing, rules of detection,
@@ -37,6 +43,10 @@ def command(file: Path, changes: tuple[str, ...], output: Path, names: Path | No
 
     class_names = tuple(read_names(names)[0]) if names else None
     card = import_model(file, output, changes=changes, class_names=class_names, overwrite=force)
+    if as_json:
+        origin = card.origin or "fcos"
+        print_json({"model": output, "origin": origin, "class_names": card.class_names})
+        return
     classes = len(card.class_names)
     click.echo(
         f"{output}: a detector of {card.origin or 'fcos'}, {classes} classes; `fcos info {output}` says more"

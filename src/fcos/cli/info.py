@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from fcos.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from fcos.build import LoadedModel
@@ -37,7 +38,7 @@ SHOWN_CLASSES = 8
 
 @click.command(epilog=EPILOG)
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+@json_option
 def command(model: Path, as_json: bool) -> None:
     """Say what a model file is: whose, its classes, preprocessing, rules, and what was assumed.
 
@@ -49,7 +50,7 @@ def command(model: Path, as_json: bool) -> None:
 
     loaded = open_model(model)
     if as_json:
-        click.echo(json.dumps(as_dict(loaded), indent=2, ensure_ascii=False))
+        print_json(as_dict(loaded))
         return
     click.echo(f"{loaded.path}: a detector of {loaded.card.origin or 'fcos'}\n")
     exported = isinstance(loaded, ExportedModel)

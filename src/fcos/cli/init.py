@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.output import json_option, print_json
+
 if TYPE_CHECKING:
     from fcos.propose import Proposal
 
@@ -31,17 +33,26 @@ Examples:
     help="The config file to write.",
 )
 @click.option("--force", is_flag=True, help="Overwrite the config file.")
-def command(folder: Path, output: Path, force: bool) -> None:
+@json_option
+def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
     """Propose a train.json for a FOLDER of pictures with boxes.
 
     The format is recognised (list, COCO, VOC, YOLO); the folder's own split is used, or one is made.
     """
-    write_proposal(folder, output, overwrite=force)
+    proposals = write_proposal(folder, output, overwrite=force)
+    if as_json:
+        settings = {
+            key: {"value": _portable(value, Path.cwd()), "because": reason}
+            for key, value, reason in proposals
+        }
+        print_json({"file": output, "settings": settings})
+        return
+    print_proposal(proposals, output)
     click.echo(f"`fcos train {output}` trains with it; change in the file what you know better")
 
 
-def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> None:
-    """Write a config file for a folder and print each setting with its reason.
+def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> list[Proposal]:
+    """Write a config file for a folder; the settings with their reasons.
 
     Raises:
         ConfigError: another file is there, and `overwrite` is not given.
@@ -63,8 +74,7 @@ def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> No
     output.parent.mkdir(parents=True, exist_ok=True)
     write_split(data, split_folder)
     output.write_text(text, encoding="utf-8")
-    _print(proposals)
-    click.echo(f"written to {output}")
+    return proposals
 
 
 def _as_json(proposals: list[Proposal], folder: Path) -> str:
@@ -83,10 +93,12 @@ def _portable(value: Any, folder: Path) -> Any:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
-def _print(proposals: list[Proposal]) -> None:
+def print_proposal(proposals: list[Proposal], output: Path, *, err: bool = False) -> None:
+    """Each setting with its reason, and the file that they are in."""
     from fcos.cli.config import new_table, print_table, show
 
     table = new_table("setting", "value", "because")
     for key, value, reason in proposals:
         table.add_row(key, show(_portable(value, Path.cwd())), reason)
-    print_table(table)
+    print_table(table, err=err)
+    click.echo(f"written to {output}", err=err)

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import click
 
+from fcos.cli.output import json_option, print_json
+from fcos.cli.overrides import overrides_argument
+
 NUM_DRAWN = 12
 
 EPILOG = """\b
 Examples:
   fcos quickstart
   fcos quickstart --out digits epoches=20
+  fcos quickstart --out digits --data-only      a folder of pictures with boxes, to try commands on
 """
 
 
@@ -32,8 +36,18 @@ Examples:
 @click.option(
     "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Pictures held out."
 )
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def command(out: Path, seed: int, num_train: int, num_eval: int, overrides: tuple[str, ...]) -> None:
+@click.option("--data-only", is_flag=True, help="Only make the data set.")
+@overrides_argument()
+@json_option
+def command(
+    out: Path,
+    seed: int,
+    num_train: int,
+    num_eval: int,
+    data_only: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Train, measure and look at a small detector in five minutes, offline.
 
     Handwritten digits on photographs, which pip has brought already, are made into an ordinary data set;
@@ -47,17 +61,34 @@ def command(out: Path, seed: int, num_train: int, num_eval: int, overrides: tupl
     from fcos.quickstart import make_digits
 
     make_digits(out, num_train=num_train, num_eval=num_eval, seed=seed)
-    click.echo(f"data set: {out}: {num_train} pictures to train on, {num_eval} held out")
+    click.echo(f"data set: {out}: {num_train} pictures to train on, {num_eval} held out", err=as_json)
+    if data_only:
+        if as_json:
+            print_json({"folder": out, "pictures_train": num_train, "pictures_eval": num_eval})
+        return
 
+    from fcos.cli.train import result_of
     from fcos.engine.run import train
-    from fcos.propose import find_hardware
 
-    precision = ["precision=bf16"] if find_hardware().bf16_is_faster else []
-    config = load_config(out / "train.json", [f"run_folder={out / 'run'}", *precision, *overrides])
+    config = load_config(out / "train.json", [*_proposed(out, overrides), *overrides])
     run = train(config)
     if not run.finished:
         raise click.exceptions.Exit(run.exit_code)
+    if as_json:
+        print_json(result_of(run))
+        return
     _show(run.folder, Path(config.list_eval), Path(config.root_eval))
+
+
+def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:
+    """Settings that depend on place and machine; what the user gives goes before them."""
+    from fcos.propose import find_hardware
+
+    given = {override.partition("=")[0] for override in overrides}
+    proposed = {"run_folder": str(out / "run")}
+    if "precision" not in given and find_hardware().bf16_is_faster:
+        proposed["precision"] = "bf16"
+    return [f"{key}={value}" for key, value in proposed.items() if key not in given]
 
 
 def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
@@ -65,6 +96,7 @@ def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
     import json
 
     from fcos.api import Detector
+    from fcos.cli.train import left_in
     from fcos.metrics.coco import evaluate_detections
     from fcos.plots.boxes import draw_side_by_side
     from fcos.plots.examples import spread
@@ -81,12 +113,7 @@ def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     measured = evaluate_detections(annotations, results)
     click.echo(f"\nHeld-out pictures, best epoch:\n{measured.summary()}\n")
-    for what, where in (
-        ("report", run / "report.html"),
-        ("pictures", pictures),
-        ("curves", run / "curves.png"),
-        ("model", run / "best.safetensors"),
-    ):
+    for what, where in [*left_in(run), ("pictures", pictures)]:
         click.echo(f"{what + ':':10}{where}")
     click.echo(
         "\nYour own pictures with boxes (COCO, Pascal VOC, YOLO or a list):\n  fcos train FOLDER\n"

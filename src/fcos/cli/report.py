@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fcos.cli.device import device_option
+from fcos.cli.output import json_option, print_json
 
 EPILOG = """\b
 Examples:
@@ -29,8 +30,14 @@ Examples:
     "--pictures", type=click.IntRange(min=0), help="Examples to show; default: 48, or 24 for two runs."
 )
 @device_option
+@json_option
 def command(
-    run: Path, other: Path | None, output: Path | None, pictures: int | None, device: str | list[int]
+    run: Path,
+    other: Path | None,
+    output: Path | None,
+    pictures: int | None,
+    device: str | list[int],
+    as_json: bool,
 ) -> None:
     """Write a page that shows a training: self-contained, for a browser, offline.
 
@@ -59,4 +66,7 @@ def command(
             max_pictures=MAX_PICTURES if pictures is None else pictures,
             device=torch_device(device),
         )
+    if as_json:
+        print_json({"report": written, "bytes": written.stat().st_size})
+        return
     click.echo(f"{written} ({written.stat().st_size / 2**20:.1f} MB)")

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.output import json_option, print_json
+from fcos.cli.overrides import overrides_argument
+from fcos.cli.predict import is_first_process
 from fcos.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fcos.engine.run import Run
 
 EPILOG = """\b
 Examples:
@@ -15,6 +22,7 @@ Examples:
   fcos train train.json                     trains with a config file
   fcos train train.json epoches=24 lr_base=0.02
   fcos train train.json load=true           goes on where the run stopped
+  fcos train train.json --json              JSON at the end: run, model, numbers
   fcos train runs/birds/config.json run_folder=runs/again
                                             repeats a run
 `fcos config` lists every setting.
@@ -23,7 +31,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("source", type=click.Path(path_type=Path), metavar="TRAIN_JSON|FOLDER")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@overrides_argument()
 @click.option(
     "-o",
     "--output",
@@ -32,13 +40,14 @@ Examples:
     show_default=True,
     help="With FOLDER: the config file to write.",
 )
-def command(source: Path, overrides: tuple[str, ...], output: Path) -> None:
+@json_option
+def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Train a detector.
 
     TRAIN_JSON holds the settings; KEY=VALUE changes one for this training. A FOLDER of pictures with boxes
     needs none: a train.json is proposed from data and machine, written, and used.
     """
-    from fcos.cli.init import write_proposal
+    from fcos.cli.init import print_proposal, write_proposal
     from fcos.config import load_config
 
     if source.is_dir():
@@ -49,10 +58,43 @@ def command(source: Path, overrides: tuple[str, ...], output: Path) -> None:
                 fix=f"fcos init {source}, then start with the train.json that it writes",
             )
         if os.environ.get("LOCAL_RANK", "0") == "0":  # on several GPUs, each process runs this command again
-            write_proposal(source, output)
+            print_proposal(write_proposal(source, output), output, err=as_json)
         source = output
     config = load_config(source, overrides)
 
     from fcos.engine.run import train  # brings torch: a wrong setting is answered at once
 
-    raise click.exceptions.Exit(train(config).exit_code)  # not 0 if a signal stopped it
+    run = train(config)
+    if as_json and is_first_process():
+        print_json(result_of(run))
+    elif run.finished and is_first_process():
+        for what, file in left_in(run.folder):
+            click.echo(f"{what + ':':10}{file}", err=True)
+    raise click.exceptions.Exit(run.exit_code)  # not 0 if a signal stopped it
+
+
+def left_in(folder: Path) -> list[tuple[str, Path]]:
+    """What a run left to look at and to use, in words and as files."""
+    names = {"report": "report.html", "curves": "curves.png", "model": "best.safetensors"}
+    if not (folder / names["model"]).is_file():
+        names["model"] = "last.safetensors"  # nothing was measured
+    return [(what, folder / name) for what, name in names.items() if (folder / name).is_file()]
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    """What a training left: its folder, its model, and the numbers of the best epoch.
+
+    None: `epoch` and `metrics` where nothing was measured, `model` where the run was stopped before it.
+    """
+    from fcos.metrics.coco import named_numbers
+    from fcos.plots.curves import read_metrics
+
+    lines = [line for line in read_metrics(run.folder) if line["kind"] == "eval"]
+    best = max(lines, key=lambda line: line["map_mean"], default=None)
+    return {
+        "run": run.folder,
+        "finished": run.finished,
+        "model": dict(left_in(run.folder)).get("model"),
+        "epoch": best and best["epoch"],
+        "metrics": best and named_numbers(best["stats"]),
+    }

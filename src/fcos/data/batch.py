@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Real
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,10 @@ def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int
 
 
 def collate(samples: Sequence[Sample], multiple: int) -> Batch:
-    """Pad samples at the bottom and right to one size that divides by `multiple`."""
+    """Pad samples at the bottom and right to one size that divides by `multiple`; channels last in memory."""
     sizes = tuple((int(s.image.shape[1]), int(s.image.shape[2])) for s in samples)
     height, width = padded_size(sizes, multiple)
-    images = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
+    images = _zeros((len(samples), height, width, 3), samples[0].image.dtype).permute(0, 3, 1, 2)
     for place, sample, (h, w) in zip(images, samples, sizes, strict=True):
         place[:, :h, :w] = sample.image
     return Batch(
@@ -120,3 +122,12 @@ def collate(samples: Sequence[Sample], multiple: int) -> Batch:
         torch.tensor([s.original_size_hw for s in samples]),
         tuple(s.position for s in samples),
     )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros; in a loader process in memory shared with the main process: no copy on the way there."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=dtype)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]  # fresh: zeros
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

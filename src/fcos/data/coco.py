@@ -20,7 +20,7 @@ from fcos.data.cache import cached
 from fcos.data.coco_columns import Columns, read_columns
 from fcos.data.image import read_size
 from fcos.data.names import match_names
-from fcos.data.pictures import check_root, find_root, folders_near, relative_name
+from fcos.data.pictures import check_root, find_root, folders_of, relative_name
 from fcos.data.text import Faults, read_text
 from fcos.errors import DatasetError
 
@@ -45,7 +45,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         source=source,
         format="coco",
         _wheres=None,
-        _folder=root or find_root(_image_folders(source), file_names),
+        _folder=root or find_root(folders_of(source), file_names),
         **arrays,
     )
 
@@ -252,13 +252,6 @@ def _stated_size(image: Entry) -> tuple[int, int]:
     """Height, width; -1 where the file has none (or 0, as some tools write)."""
     height, width = image.get("height"), image.get("width")
     return (int(height), int(width)) if height and width else (-1, -1)
-
-
-def _image_folders(source: Path) -> list[Path]:
-    """Where pictures may be: ``annotations/instances_val2017.json`` goes with ``val2017`` beside it."""
-    split = source.stem.rsplit("_", 1)[-1]
-    bases = [source.parent, source.absolute().parent.parent]
-    return folders_near(source.parent) + [b / sub for b in bases for sub in (split, f"images/{split}")]
 
 
 def _number(value: float) -> float | int:

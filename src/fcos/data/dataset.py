@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import GroundTruth, Sample
-from fcos.data.image import read_image
+from fcos.data.image import EnoughSize, Picture, read_image, read_picture
 from fcos.data.sampler import stream_seed
 from fcos.data.transforms import EvalTransform, TrainTransform
 
@@ -34,15 +35,15 @@ class TrainDataset(Dataset[Sample]):
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         index, position = place
         record = self.annotations[index]
-        image, truth = read_sample(record)
-        original_size = (image.shape[1], image.shape[2])
+        picture, truth = read_sample(record, self.transform.enough)
         with torch.random.fork_rng(devices=[]):
             turned = self.transform.augment.quarter_turns and self._turns(position // self.batch_size)
-            torch.manual_seed(stream_seed(self.seed, position))
-            image, boxes, labels = self.transform(image, truth.boxes_xyxy, truth.labels, turned=turned)
-        return Sample(
-            image.contiguous(), GroundTruth(boxes, labels), record.image_id, original_size, position
-        )
+            # torch.manual_seed keeps a stack trace for GPUs: a third of the time of a small picture
+            torch.default_generator.manual_seed(stream_seed(self.seed, position))
+            image, boxes, labels = self.transform(
+                picture.pixels, truth.boxes_xyxy, truth.labels, turned=turned
+            )
+        return Sample(image, GroundTruth(boxes, labels), record.image_id, picture.size_hw, position)
 
     def _turns(self, step: int) -> bool:
         """Whether the pictures of a step are turned; another stream of seeds than that of positions."""
@@ -68,11 +69,14 @@ class EvalDataset(Dataset[Sample]):
         )
 
 
-def read_sample(record: Record) -> tuple[torch.Tensor, GroundTruth]:
-    """Upright image and its boxes to learn from, clipped to the image; without crowd regions."""
-    image = read_image(record.path)
-    height, width = image.shape[1:]
-    boxes = torch.from_numpy(record.boxes_xyxy[~record.is_crowd]).float()
-    labels = torch.from_numpy(record.labels[~record.is_crowd])
-    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
-    return image, GroundTruth(boxes, labels)
+def read_sample(record: Record, enough: EnoughSize | None = None) -> tuple[Picture, GroundTruth]:
+    """Upright picture (`enough` as in `read_picture`) and its boxes to learn from, without crowd regions.
+
+    Boxes are clipped to the picture and in the frame of its pixels, reduced or not.
+    """
+    picture = read_picture(record.path, enough)
+    height, width = picture.size_hw
+    learned = ~record.is_crowd
+    boxes = record.boxes_xyxy[learned].clip(0, (width, height, width, height))
+    boxes = picture.boxes_in_pixels(boxes).astype(np.float32)
+    return picture, GroundTruth(torch.from_numpy(boxes), torch.from_numpy(record.labels[learned]))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.pictures import PICTURE_SUFFIXES, check_root, find_root, folders_near, relative_name
+from fcos.data.pictures import PICTURE_SUFFIXES, check_root, find_root, folders_of, relative_name
 from fcos.data.text import Faults, number_text, read_lines
 
 _SUFFIXES = "|".join(map(re.escape, sorted(PICTURE_SUFFIXES)))
@@ -33,7 +33,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     """
     check_root(root)
     lines = _parse(source)
-    folder = root or find_root(folders_near(source.parent), (name for _, name, _ in lines))
+    folder = root or find_root(folders_of(source), (name for _, name, _ in lines))
     records = [
         Record.make(
             folder / name,

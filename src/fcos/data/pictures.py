@@ -27,6 +27,17 @@ def folders_near(start: Path) -> list[Path]:
     return [folder for base in bases for folder in (base, base / "images", base / "JPEGImages")]
 
 
+def folders_of(source: Path) -> list[Path]:
+    """Folders that may hold the pictures of an annotation file: near it, or called like its part.
+
+    ``annotations/instances_val2017.json`` goes with ``val2017`` beside it, ``train.txt`` with
+    ``images/train``.
+    """
+    part = source.stem.rsplit("_", 1)[-1]
+    bases = [source.parent, source.absolute().parent.parent]
+    return folders_near(source.parent) + [b / sub for b in bases for sub in (part, f"images/{part}")]
+
+
 def check_root(root: Path | None) -> None:
     """Refuse a folder of pictures that is not there."""
     if root is not None and not root.is_dir():

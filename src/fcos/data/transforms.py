@@ -1,12 +1,13 @@
 """Pixels and boxes together: resizing for every picture, augmentation for training.
 
-Augmentation is torchvision's (`transforms.v2` on `tv_tensors`), drawn from torch's generator, which the data
-set seeds from (seed, position in the stream).
+Geometry is torchvision's (`transforms.v2` on `tv_tensors`), drawn from torch's generator, which the data
+set seeds from (seed, position in the stream). Pixels stay bytes, channels last, up to the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from fcos.data.color import ColorChange
 from fcos.data.resize import Resized, resize, resized_size
 from fcos.errors import ConfigError
 from fcos.rules import ResizeMethod, SizeRule
@@ -23,6 +25,10 @@ Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]
 Labels = Int64[Tensor, " boxes"]
 Augmented = tuple[Image, Float[Tensor, "kept 4"], Int64[Tensor, " kept"]]
+
+# A picture is decoded no smaller than this times the size that it is resized to: reduced and full decoding
+# then differ by one grey level in the mean; by two and a half at 1.0 (docs/data.md).
+DECODE_MARGIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,19 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A policy: torchvision v2 transforms of the original picture, and of the resized one.
+    """A policy.
 
     Attributes:
-        geometry: moves pixels and boxes.
-        color: changes pixels alone.
+        geometry: moves pixels and boxes; a torchvision v2 transform of the original picture.
+        color: changes pixels alone, before or after resizing, whichever is on fewer pixels.
         quarter_turns: turn all pictures of half of the steps by 90 degrees.
+        smallest_crop: share of each side that `geometry` leaves at least.
     """
 
     geometry: v2.Transform | None = None
-    color: v2.Transform | None = None
+    color: Callable[[Image], Image] | None = None
     quarter_turns: bool = False
+    smallest_crop: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class TrainTransform:
         min_area: boxes smaller than this after resizing are left out, square pixels.
         size: how the new sides become whole numbers, see `resized_size`.
         method: how the new pixels are computed, see `resize`; here they are always rounded.
+        reduced_decode: large pictures need not be decoded at full size.
     """
 
     short_side: int | None
@@ -85,6 +94,15 @@ class TrainTransform:
     min_area: float = 0.0
     size: SizeRule = "round"
     method: ResizeMethod = "antialiased"
+    reduced_decode: bool = False
+
+    def enough(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """The least height, width that a picture of this size must be decoded at."""
+        if not self.reduced_decode or self.method != "antialiased":
+            return size_hw  # the other ways of resizing are exact against their originals
+        height, width = resized_size(size_hw, self.short_side, self.longest_side, self.size)
+        margin = max(DECODE_MARGIN, 1 / self.augment.smallest_crop)
+        return math.ceil(height * margin), math.ceil(width * margin)
 
     def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels, *, turned: bool = False) -> Augmented:
         """A new version of the image and its boxes (xyxy, pixels of the image given and returned).
@@ -92,33 +110,37 @@ class TrainTransform:
         `turned` turns them by 90 degrees. Who calls draws it for a whole step: upright pictures beside lying
         ones are all padded to squares, and a third of the work is done on padding.
         """
-        if turned:
-            image, boxes_xyxy = quarter_turn(image, boxes_xyxy)
         if self.augment.geometry is not None:
             image, boxes_xyxy, labels = _apply(self.augment.geometry, image, boxes_xyxy, labels)
         scale = 1 - (1 - self.scale_min) * float(torch.rand(()))
         old_hw = (image.shape[1], image.shape[2])
         short_side = None if self.short_side is None else max(1, round(self.short_side * scale))
         new_hw = resized_size(old_hw, short_side, max(1, round(self.longest_side * scale)), self.size)
+        image = self._recolored_and_resized(image, new_hw)
+        boxes_xyxy = boxes_xyxy * torch.tensor(2 * [new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]])
+        if self.horizontal_flip and float(torch.rand(())) < 0.5:
+            image, boxes_xyxy = mirror(image, boxes_xyxy)
+        if turned:  # after resizing: fewer pixels; after both mirrors: in between, the second undid the first
+            image, boxes_xyxy = quarter_turn(image, boxes_xyxy)
+        kept = _areas(boxes_xyxy) >= max(self.min_area, 1e-6)
+        return image, boxes_xyxy[kept], labels[kept]
+
+    def _recolored_and_resized(self, image: Image, new_hw: tuple[int, int]) -> Image:
+        color = self.augment.color
+        shrinks = new_hw[0] * new_hw[1] < image.shape[1] * image.shape[2]
+        if color is not None and not shrinks:
+            image = color(image)
         resized = resize(image, new_hw, self.method)
         # color changes and the way to the device want bytes
         image = resized if resized.dtype == torch.uint8 else resized.round().to(torch.uint8)
-        if self.augment.color is not None:  # after resizing: fewer pixels
-            image = self.augment.color(image)
-        boxes_xyxy = boxes_xyxy * torch.tensor([new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]]).repeat(2)
-        if self.horizontal_flip and float(torch.rand(())) < 0.5:
-            image = image.flip(-1)
-            boxes_xyxy = torch.stack(
-                [
-                    new_hw[1] - boxes_xyxy[:, 2],
-                    boxes_xyxy[:, 1],
-                    new_hw[1] - boxes_xyxy[:, 0],
-                    boxes_xyxy[:, 3],
-                ],
-                dim=1,
-            )
-        kept = _areas(boxes_xyxy) >= max(self.min_area, 1e-6)
-        return image, boxes_xyxy[kept], labels[kept]
+        return color(image) if color is not None and shrinks else image
+
+
+def mirror(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
+    """Image and boxes, left and right exchanged."""
+    left, top, right, bottom = boxes_xyxy.unbind(dim=1)
+    width = image.shape[2]
+    return image.flip(-1), torch.stack([width - right, top, width - left, bottom], dim=1)
 
 
 def quarter_turn(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
@@ -178,9 +200,7 @@ class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has 
         return v2.functional.crop(inpt, **params)
 
 
-def _color() -> v2.Transform:
-    # No hue: the way through HSV costs more than all the rest together.
-    return v2.RandomApply([v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4)], p=0.7)
+SMALLEST_CROP = {"standard": 0.6, "overhead": 0.6, "strong": 0.4}  # share of each side
 
 
 def _sometimes(transform: v2.Transform, p: float) -> v2.Transform:
@@ -189,14 +209,14 @@ def _sometimes(transform: v2.Transform, p: float) -> v2.Transform:
 
 def _geometry(name: str) -> list[v2.Transform]:
     if name == "standard":
-        return [_sometimes(RandomCropOfBoxes(0.6), 0.5)]
+        return [_sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.5)]
     if name == "overhead":
-        return [v2.RandomVerticalFlip(0.5), _sometimes(RandomCropOfBoxes(0.6), 0.5)]
+        return [v2.RandomVerticalFlip(0.5), _sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.5)]
     zoom_out = v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=0.25)
     return [
         zoom_out,
         _sometimes(v2.RandomRotation(10, fill=127), 0.3),
-        _sometimes(RandomCropOfBoxes(0.4), 0.6),
+        _sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.6),
     ]
 
 
@@ -216,4 +236,6 @@ def build_policy(name: bool | str) -> Augmentation:
     if key not in POLICIES:
         raise ConfigError(f'"augmentation": there is no policy "{key}"', fix=f"one of {', '.join(POLICIES)}")
     geometry = None if key == "color" else v2.Compose(_geometry(key))
-    return Augmentation(geometry, _color(), quarter_turns=key == "overhead")
+    return Augmentation(
+        geometry, ColorChange(), quarter_turns=key == "overhead", smallest_crop=SMALLEST_CROP.get(key, 1.0)
+    )

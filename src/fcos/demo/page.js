@@ -17,6 +17,7 @@ async function start() {
   at("model").textContent = about.model;
   document.title = `fcos: ${about.model}`;
   at("threshold").value = about.threshold;
+  if (about.class_names.length > 1) at("classes").append(allButton());
   about.class_names.forEach((name, label) => at("classes").append(classButton(name, label)));
   for (let number = 0; number < about.num_examples; number++) at("examples").append(exampleButton(number));
   at("examples-part").hidden = about.num_examples === 0;
@@ -27,12 +28,25 @@ function classButton(name, label) {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = name;
+  button.dataset.label = label;
   button.style.setProperty("--class", about.class_colours[label]);
   button.setAttribute("aria-pressed", "true");
   button.addEventListener("click", () => {
-    const shown = hiddenLabels.delete(label);
-    if (!shown) hiddenLabels.add(label);
-    button.setAttribute("aria-pressed", String(shown));
+    if (!hiddenLabels.delete(label)) hiddenLabels.add(label);
+    show();
+  });
+  return button;
+}
+
+// Hides all classes, so that a few of many can be chosen; once any is hidden, shows all again.
+function allButton() {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "all";
+  button.setAttribute("aria-pressed", "true");
+  button.addEventListener("click", () => {
+    if (hiddenLabels.size) hiddenLabels.clear();
+    else about.class_names.forEach((_, label) => hiddenLabels.add(label));
     show();
   });
   return button;
@@ -73,6 +87,7 @@ async function reason(response) {
 }
 
 async function add(files) {
+  await started;
   stopWebcam();
   say("");
   at("stage").classList.add("busy");
@@ -124,6 +139,11 @@ function show() {
     ["threshold", "hint", "frame", "facts", "boxes"].map((id) => [id, at(id)]),
   );
   at("threshold-value").value = Number(threshold.value).toFixed(2);
+  for (const button of at("classes").children) {
+    const { label } = button.dataset;
+    const shown = label === undefined ? hiddenLabels.size === 0 : !hiddenLabels.has(Number(label));
+    button.setAttribute("aria-pressed", String(shown));
+  }
   hint.hidden = current !== null || stream !== null;
   frame.hidden = current === null;
   for (const id of ["save-picture", "save-json"]) at(id).disabled = current === null;
@@ -136,7 +156,8 @@ function show() {
   boxes.setAttribute("preserveAspectRatio", "none");
   // Small boxes last, so that one inside another can be pointed at.
   const area = ({ box_xyxy: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
-  for (const one of [...found].sort((a, b) => area(b) - area(a))) boxes.append(rectangle(one));
+  const sorted = [...found].sort((a, b) => area(b) - area(a));
+  boxes.append(...sorted.map(rectangle), ...sorted.map(label));
   facts.textContent =
     `${name}: ${found.length} shown of ${answer.detections.length} found, ${answer.width} x ${answer.height} pixels, ` +
     `${answer.elapsed_ms.toFixed(0)} ms to detect, ${totalMs.toFixed(0)} ms in all`;
@@ -151,13 +172,28 @@ function rectangle(found) {
     `${found.class_name} ${found.score.toFixed(2)}`,
     `${(x2 - x1).toFixed(0)} x ${(y2 - y1).toFixed(0)} pixels at ${x1.toFixed(0)}, ${y1.toFixed(0)}`,
   ];
-  if (found.stride) words.push(`stride ${found.stride}, point ${found.point_xy.map(Math.round).join(", ")}`);
+  if (found.level) words.push(`level ${found.level}, point ${found.point_xy.map(Math.round).join(", ")}`);
   rect.setAttribute("tabindex", "0");
   rect.setAttribute("aria-label", words.join("; "));
   rect.addEventListener("pointermove", (event) => tell(words, event.clientX, event.clientY));
   rect.addEventListener("focus", () => tell(words, rect.getBoundingClientRect().left, rect.getBoundingClientRect().top));
   for (const kind of ["pointerleave", "blur"]) rect.addEventListener(kind, () => (at("tip").hidden = true));
   return rect;
+}
+
+// The class above its box, at the same size on the screen whatever the picture's.
+function label(found) {
+  const { width, height } = current.answer;
+  const size = (12 * width) / (at("picture").clientWidth || width);
+  const [x1, y1, x2] = found.box_xyxy;
+  const isRight = x1 > 0.8 * width; // it would run out of the picture
+  const text = document.createElementNS(SVG, "text");
+  const colour = about.class_colours[found.label];
+  const places = { x: isRight ? x2 : x1, y: y1 > 1.2 * size ? y1 - size / 4 : Math.min(y1 + size, height) };
+  const looks = { fill: isLight(colour) ? "#000" : "#fff", stroke: colour, "text-anchor": isRight ? "end" : "start" };
+  for (const [key, value] of Object.entries({ ...places, ...looks, "font-size": size })) text.setAttribute(key, value);
+  text.textContent = `${found.class_name} ${found.score.toFixed(2)}`;
+  return text;
 }
 
 function tell(words, clientX, clientY) {
@@ -218,6 +254,7 @@ const stem = () => current.name.replace(/\.[^.]*$/, "");
 // Webcam: one frame after the other, as fast as the answers come
 
 async function startWebcam() {
+  await started;
   say("");
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } } });
@@ -260,6 +297,8 @@ function stopWebcam() {
 }
 
 at("threshold").addEventListener("input", show);
+at("picture").addEventListener("load", show); // its size on the screen is known: labels follow it
+window.addEventListener("resize", show);
 at("pick").addEventListener("change", async (event) => {
   await add([...event.target.files]);
   event.target.value = "";
@@ -285,4 +324,4 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) add([...event.clipboardData.files]);
 });
-start();
+const started = start();

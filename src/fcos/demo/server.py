@@ -3,7 +3,7 @@
     curl --data-binary @street.jpg http://127.0.0.1:8000/predict
 
 Pictures come in the body of the request and are never written to disk; of the host's files only the page and
-the examples that were given at the start can be read. ``/docs`` describes the interface (OpenAPI).
+the examples that were given at the start can be read. ``/openapi.json`` describes the interface.
 """
 
 from __future__ import annotations
@@ -13,24 +13,31 @@ import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, Response
-from PIL import Image
+from fastapi.responses import FileResponse, JSONResponse, Response
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from fcos import __version__
 from fcos.api import Detector
 from fcos.data.image import to_pixels
+from fcos.detections import Detections
+from fcos.model.points import level_name
 from fcos.plots.boxes import class_colour
 
 MAX_BYTES = 32 * 2**20  # of one picture file
 MAX_PIXELS = 64_000_000  # of one picture; 200 MB as RGB
 LEAST_SCORE = 0.05  # the page gets everything above it, and filters by itself
+# Others of Pillow's decoders start programs (EPS: Ghostscript) or are hardly ever tried.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 PAGE_FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 
@@ -39,12 +46,20 @@ CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'sel
 
 
 class Found(BaseModel):
-    """One detection; box as x1, y1, x2, y2 in pixels of the upright picture."""
+    """One detection, in pixels of the upright picture.
+
+    Attributes:
+        box_xyxy: x1, y1, x2, y2.
+        level: of the pyramid that found it, such as P3; null where an exported model does not say.
+        point_xy: of this level that found it.
+    """
 
     class_name: str
     label: int
     score: float
     box_xyxy: tuple[float, float, float, float]
+    level: str | None
+    point_xy: tuple[float, float] | None
 
 
 class Answer(BaseModel):
@@ -73,6 +88,7 @@ def build_app(
     *,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
+    hosts: Sequence[str] | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -81,18 +97,28 @@ def build_app(
         examples: picture files that the page offers.
         max_bytes: of the file of one picture.
         max_pixels: of one picture.
+        hosts: names by which it may be asked; None: any. A page from elsewhere can point a name of its own at
+            this machine (DNS rebinding); with `LOCAL_HOSTS` it gets no answer.
     """
-    app = FastAPI(title="fcos", version=__version__, description="Detections of one picture.", redoc_url=None)
+    app = FastAPI(  # FastAPI's own page of the interface loads scripts from elsewhere
+        title="fcos",
+        version=__version__,
+        description="Detections of one picture.",
+        docs_url=None,
+        redoc_url=None,
+    )
     one_at_a_time = threading.Lock()
 
     @app.middleware("http")
     async def _only_from_here(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
+        if hosts is not None and request.url.hostname not in hosts:
+            detail = f"{request.url.hostname} is not served: `fcos demo --host ...` says for whom to answer"
+            return JSONResponse({"detail": detail}, 421)
         response = await call_next(request)
         response.headers["X-Content-Type-Options"] = "nosniff"
-        if not request.url.path.startswith(("/docs", "/openapi")):  # FastAPI's page loads from elsewhere
-            response.headers["Content-Security-Policy"] = CONTENT_POLICY
+        response.headers["Content-Security-Policy"] = CONTENT_POLICY
         return response
 
     @app.get("/", include_in_schema=False)
@@ -151,8 +177,8 @@ def build_app(
         return await run_in_threadpool(_predict, content, score_threshold)
 
     def _predict(content: bytes, score_threshold: float) -> Answer:
-        image = open_picture(content, max_pixels)
-        with one_at_a_time:
+        with one_at_a_time:  # decoding too: many large pictures at once would fill the memory
+            image = open_picture(content, max_pixels)
             started_at = time.perf_counter()
             found = detector.predict(image, score_threshold)
             elapsed_ms = (time.perf_counter() - started_at) * 1000
@@ -160,25 +186,42 @@ def build_app(
         return Answer(
             width=found.image.width,
             height=found.image.height,
-            detections=[
-                Found(class_name=found.class_name(i), label=label, score=score, box_xyxy=box)
-                for i, (label, score, box) in enumerate(
-                    zip(found.labels.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
-                )
-            ],
+            detections=_found(found),
             elapsed_ms=elapsed_ms,
         )
 
     return app
 
 
+def _found(detections: Detections) -> list[Found]:
+    labels, scores, boxes = (
+        part.tolist() for part in (detections.labels, detections.scores, detections.boxes_xyxy)
+    )
+    places = [None] * len(labels) if detections.found_at is None else detections.found_at.tolist()
+    return [
+        Found(
+            class_name=detections.class_names[label],
+            label=label,
+            score=score,
+            box_xyxy=box,
+            level=place and level_name(int(place[2])),
+            point_xy=place and place[:2],
+        )
+        for label, score, box, place in zip(labels, scores, boxes, places, strict=True)
+    ]
+
+
 async def _read_body(request: Request, max_bytes: int) -> bytes:
     """The body; refused as soon as it is too long, whatever was announced."""
     content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > max_bytes:
-            raise HTTPException(413, f"the file is longer than {max_bytes / 2**20:.0f} MB: scale the picture")
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > max_bytes:
+                detail = f"the file is longer than {max_bytes / 2**20:.0f} MB: scale the picture"
+                raise HTTPException(413, detail)
+    except ClientDisconnect:  # nobody reads this answer
+        raise HTTPException(400, "the picture ended early") from None
     if not content:
         raise HTTPException(415, "there is no picture in the request: send the file as its body")
     return bytes(content)
@@ -195,18 +238,29 @@ def open_picture(content: bytes, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures: the limit is ours
-            opened = Image.open(io.BytesIO(content))
+            opened = Image.open(io.BytesIO(content), formats=_formats())
         num_pixels = opened.width * opened.height
         if num_pixels <= max_pixels:
             return Image.fromarray(to_pixels(opened).permute(1, 2, 0).numpy())
     except Image.DecompressionBombError:
         num_pixels = None
+    except UnidentifiedImageError:
+        raise HTTPException(
+            415, "this is no picture that can be read: send a JPEG, PNG, WebP, ... file as the body"
+        ) from None
     except Exception as error:
-        raise HTTPException(415, f"this is no picture that can be read ({error})") from error
+        raise HTTPException(415, f"this picture is broken and cannot be read ({error})") from error
     size = "far too many" if num_pixels is None else f"{num_pixels / 1e6:.0f} million"
     raise HTTPException(
         413, f"the picture has {size} pixels, at most {max_pixels / 1e6:.0f} million are taken: scale it"
     )
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow, with what is plugged into it, can read."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _page_file(name: str) -> Response:

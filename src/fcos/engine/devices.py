@@ -84,7 +84,7 @@ def build_fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=launch.num_machines,
-        plugins=[launch.environment] if count > 1 else None,
+        plugins=[launch.environment],  # for one process too: Fabric would look for SLURM by itself, and warn
         strategy="ddp" if count > 1 else "auto",
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from lightning_fabric import Fabric
@@ -49,8 +50,7 @@ def detect(
         output = model(batch.images, batch.sizes_hw)
         grid = model.grid((batch.images.shape[2], batch.images.shape[3]))
         detections = postprocess(output, grid, batch.sizes_hw, batch.original_sizes_hw)
-        on_cpu = [ImageDetections(*(part.cpu() for part in image)) for image in detections]
-        found.extend(zip(batch.image_ids, on_cpu, strict=True))
+        found.extend(zip(batch.image_ids, (image.cpu() for image in detections), strict=True))
         on_batch(len(batch))
     model.train(was_training)
     return found
@@ -75,28 +75,47 @@ def result_rows(
     """
     by_id = dict(found)
     assert len(by_id) == len(found) == len(annotations), "every image exactly once"
-    category_ids = np.asarray(annotations.category_ids)
-    rows = []
-    for image_id in annotations.image_ids.tolist():
-        boxes, scores, labels = (part.double().numpy() for part in by_id[image_id])
-        row = np.empty((len(scores), 7))
-        row[:, 0] = image_id
-        row[:, 1:3] = boxes[:, :2]
-        row[:, 3:5] = boxes[:, 2:] - boxes[:, :2] + inclusive_boxes
-        row[:, 5] = scores
-        row[:, 6] = category_ids[labels.astype(np.int64)]
-        rows.append(row)
-    return np.concatenate(rows) if rows else np.zeros((0, 7))
+    if not found:
+        return np.zeros((0, 7))
+    in_order = [by_id[image_id] for image_id in annotations.image_ids.tolist()]
+    corners = torch.cat([image.boxes_xyxy for image in in_order]).double().numpy()
+    labels = torch.cat([image.labels for image in in_order]).numpy()
+    rows = np.empty((len(labels), 7))
+    rows[:, 0] = np.repeat(annotations.image_ids, [len(image.scores) for image in in_order])
+    rows[:, 1:3] = corners[:, :2]
+    rows[:, 3:5] = corners[:, 2:] - corners[:, :2] + inclusive_boxes
+    rows[:, 5] = torch.cat([image.scores for image in in_order]).double().numpy()
+    rows[:, 6] = np.asarray(annotations.category_ids)[labels]
+    return rows
 
 
 def coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Rows as the entries of a COCO results file."""
     return [
-        {
-            "image_id": int(row[0]),
-            "category_id": int(row[6]),
-            "bbox": [round(value, 3) for value in row[1:5]],
-            "score": round(row[5], 6),
-        }
-        for row in rows.tolist()
+        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+        for image_id, category_id, box, score in zip(
+            rows[:, 0].astype(np.int64).tolist(),
+            rows[:, 6].astype(np.int64).tolist(),
+            rows[:, 1:5].round(3).tolist(),
+            rows[:, 5].round(6).tolist(),
+            strict=True,
+        )
     ]
+
+
+def results_json(rows: NDArray[np.float64]) -> bytes:
+    """Rows as a COCO results file.
+
+    Column by column: half a million dicts, and the garbage collector going through them, take five times as
+    long to make as the file.
+    """
+    if not len(rows):
+        return b"[]"
+    columns = [
+        *rows[:, [0, 6]].astype(np.int64).T.tolist(),
+        *rows[:, 1:5].round(3).T.tolist(),
+        rows[:, 5].round(6).tolist(),
+    ]
+    numbers = [msgspec.json.encode(column)[1:-1].split(b",") for column in columns]
+    entry = b'{"image_id":%b,"category_id":%b,"bbox":[%b,%b,%b,%b],"score":%b}'
+    return b"[" + b",".join(map(entry.__mod__, zip(*numbers, strict=True))) + b"]"

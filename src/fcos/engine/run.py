@@ -34,6 +34,7 @@ from fcos.engine.log import track
 from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
 from fcos.errors import ConfigError, DatasetError
+from fcos.metrics.coverage import PointRules
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.published.download import coco_file
 from fcos.model.weights import ModelCard
@@ -263,9 +264,11 @@ def draw(trainer: Trainer) -> None:
     """Curves and report of a finished run."""
     from fcos.plots.curves import plot_curves
     from fcos.plots.report import write_report
+    from fcos.plots.report_coverage import keep_coverage
 
     run = trainer.run
     plot_curves([run], run / "curves.png")
+    keep_coverage(run, trainer.train_set, PointRules.of(trainer.config))
     if trainer.eval_set is not None:
         results = json.loads((run / "results.json").read_text())
         write_report(run, annotations=trainer.eval_set, results=results, device=trainer.fabric.device)

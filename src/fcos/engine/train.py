@@ -7,7 +7,6 @@ split changes nothing but rounding.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -34,12 +33,13 @@ from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
 from fcos.engine.checkpoint import check_same_data, fingerprint, save_checkpoint, writing, written_whole
 from fcos.engine.ema import Ema
-from fcos.engine.evaluate import coco_results, detect, gather, result_rows
+from fcos.engine.evaluate import detect, gather, result_rows, results_json
 from fcos.engine.log import Display, Meter, MetricsFile, StepReport
 from fcos.engine.schedule import Schedule
 from fcos.engine.stop import StopSignal
+from fcos.engine.waiting import EpochClock, describe
 from fcos.errors import TrainingError
-from fcos.metrics.coco import best_f1_threshold, evaluate_detections
+from fcos.metrics.coco import measure
 from fcos.model.fcos import FCOS
 from fcos.model.points import PointGrid
 from fcos.model.recompute import recompute_activations
@@ -102,6 +102,7 @@ class Trainer:
             self.total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma
         )
         self.meter = Meter(config.nbatch_train)
+        self.clock = EpochClock()
 
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
@@ -138,8 +139,10 @@ class Trainer:
         try:
             self._end_epoch()  # of a run that was stopped there
             while state.step < self.total_steps and not stopping:
-                window = [next(batches) for _ in range(self.accumulation)]
-                report, stopping = self._optimizer_step(window, stop)
+                with self.clock.waiting():
+                    window = [next(batches) for _ in range(self.accumulation)]
+                with self.clock.computing(config.nbatch_train):
+                    report, stopping = self._optimizer_step(window, stop)
                 state.step += 1
                 state.elapsed_s = time.monotonic() - self.started_at
                 self.meter.add(report)
@@ -262,6 +265,7 @@ class Trainer:
         state, epoch = self.state, self.epoch
         if epoch == state.epoch_evaluated:
             return
+        self._tell_times(epoch)
         self._save()  # an evaluation that fails costs no step
         interval = self.config.eval_epoches
         is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epoches
@@ -274,30 +278,44 @@ class Trainer:
         self.meter.restart_clock()
         self._save()
 
+    def _tell_times(self, epoch: int) -> None:
+        """What was waited for in this epoch; nothing in a session that only evaluates the end of one."""
+        times = self.clock.take()
+        if not times.num_images:
+            return
+        # A device that waits for pictures makes the others wait for it in their computing.
+        waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
+        waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
+        times = times._replace(waited_s=round(waited_s.item(), 3))
+        self.metrics.write("epoch", {"step": self.state.step, "epoch": epoch, **times._asdict()})
+        num_processes = self.fabric.world_size // getattr(self.fabric.strategy, "num_nodes", 1)
+        self.display.line(describe(times, epoch, self.config, num_processes, self.fabric.device.type))
+
     def _evaluate(self, annotations: Annotations) -> None:
         """COCO's numbers of the evaluated model; the files of the last and the best model."""
         started_at = time.monotonic()
         rows = self._find(annotations)
         if not self.fabric.is_global_zero:
             return
-        measured = evaluate_detections(annotations, rows)
+        network_s = time.monotonic() - started_at
+        measured, threshold = measure(annotations, rows)
         numbers = {"map_mean": measured.map_mean, "map_50": measured.map_50, "map_75": measured.map_75}
         entry = {"step": self.state.step, "epoch": self.epoch, **numbers, "stats": list(measured.stats)}
         elapsed_s = time.monotonic() - started_at
-        self.metrics.write("eval", {**entry, "per_class": measured.per_class_ap, "elapsed_s": elapsed_s})
+        times = {"elapsed_s": elapsed_s, "network_s": network_s}
+        self.metrics.write("eval", {**entry, "per_class": measured.per_class_ap, **times})
         is_best = measured.map_mean > self.state.best_map
         described = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.display.line(
             f"epoch {self.epoch:3d}/{self.config.epoches}  {described}" + ("  best" if is_best else "")
         )
 
-        threshold = best_f1_threshold(annotations, rows)
         self._save_model_file("last", {"epoch": self.epoch, **numbers}, threshold)
         if is_best:
             self.state.best_map = measured.map_mean
             self._save_model_file("best", {"epoch": self.epoch, **numbers}, threshold)
             with written_whole(self.run / "results.json") as file:
-                file.write(json.dumps(coco_results(rows)).encode())
+                file.write(results_json(rows))
 
     def _find(self, annotations: Annotations) -> NDArray[np.float64]:
         """What the evaluated model finds in every image, as rows of results; on the first device."""

@@ -47,6 +47,11 @@ _STATS = (  # title, IoU, area, largest number of detections: COCO's order
     ("Average Recall     (AR)", "0.50:0.95", "medium", 100),
     ("Average Recall     (AR)", "0.50:0.95", "large", 100),
 )
+# The same in the words of our files.
+STAT_NAMES = (
+    *("map_mean", "map_50", "map_75", "map_small", "map_medium", "map_large"),
+    *("recall_1", "recall_10", "recall_100", "recall_small", "recall_medium", "recall_large"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,11 @@ class CocoMetrics:
             f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={count:>3} ] = {value:0.3f}"
             for (title, iou, area, count), value in zip(_STATS, self.stats, strict=True)
         )
+
+
+def named_numbers(stats: Sequence[float]) -> dict[str, float | None]:
+    """COCO's twelve numbers by name, for programs; None where there is nothing to find."""
+    return {name: None if value < 0 else float(value) for name, value in zip(STAT_NAMES, stats, strict=True)}
 
 
 def evaluate_detections(annotations: Annotations, results: Results) -> CocoMetrics:
@@ -137,7 +147,20 @@ def best_f1_threshold(annotations: Annotations, results: Results) -> float:
     Arguments as in `evaluate_detections`.
     """
     rows = result_array(annotations, results)
-    status = match(annotations, rows).image_diagnostics(iou_thr=F1_IOU)["dt_status"]
+    return threshold_of(match(annotations, rows), annotations, rows)
+
+
+def measure(annotations: Annotations, results: Results) -> tuple[CocoMetrics, float]:
+    """`evaluate_detections` and `best_f1_threshold`, from one matching."""
+    rows = result_array(annotations, results)
+    evaluation = match(annotations, rows)
+    threshold = threshold_of(evaluation, annotations, rows)
+    return numbers_of(evaluation, annotations), threshold
+
+
+def threshold_of(evaluation: Any, annotations: Annotations, rows: NDArray[np.float64]) -> float:
+    """The best threshold of what `match` returned for these rows."""
+    status = evaluation.image_diagnostics(iou_thr=F1_IOU)["dt_status"]
     counted, is_right = status_of_rows(status)
     best = best_f1(rows[counted, 5], is_right, num_counted(annotations))
     return NOTHING_FOUND_THRESHOLD if best is None else best.threshold

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,16 @@ class FoldedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution and the norm one after the other."""
+        weight, shift = self.folded()
+        if self.pads_same:  # TensorFlow's padding depends on the size of the input
+            x = pad_same(x, list(self.weight.shape[-2:]), list(self.stride), list(self.dilation))
+        padding = (0, 0) if self.pads_same else self.padding
+        with depthwise_in_float32(self, x):
+            x = x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+            return F.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias with the norm in them."""
         norm = self.frozen_norm[0]
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -43,13 +54,22 @@ class FoldedConv2d(nn.Conv2d):
         shift = norm.bias - norm.running_mean * factor
         if self.bias is not None:
             shift = shift + self.bias * factor
-        if self.pads_same:  # TensorFlow's padding depends on the size of the input
-            x = pad_same(x, list(self.weight.shape[-2:]), list(self.stride), list(self.dilation))
-        padding = (0, 0) if self.pads_same else self.padding
-        weight = self.weight * factor.reshape(-1, 1, 1, 1)
-        with depthwise_in_float32(self, x):
-            x = x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
-            return F.conv2d(x, weight, shift, self.stride, padding, self.dilation, self.groups)
+        return self.weight * factor.reshape(-1, 1, 1, 1), shift
+
+    @torch.no_grad()
+    def plain(self) -> nn.Conv2d:
+        """The same with the norm in its weights, for when they no longer change."""
+        weight, shift = self.folded()
+        kind = Conv2dSame if self.pads_same else nn.Conv2d
+        shape: dict[str, Any] = {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "groups": self.groups,
+        }
+        shape |= {"padding": self.padding, "dilation": self.dilation}
+        conv: nn.Conv2d = kind(self.in_channels, self.out_channels, **shape, device="meta")
+        conv.weight, conv.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, shift))
+        return conv
 
 
 def depthwise_in_float32(conv: nn.Conv2d, x: Tensor) -> AbstractContextManager[object]:

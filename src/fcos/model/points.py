@@ -6,6 +6,7 @@ Level i is a grid over the padded network input; its cell at column x, row y loo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,11 @@ class PointGrid(NamedTuple):
     def points_per_level(self) -> list[int]:
         """Number of points of each level."""
         return [height * width for height, width in self.level_sizes]
+
+
+def level_name(stride: int) -> str:
+    """The paper's name of the level with this stride: P3 for 8."""
+    return f"P{round(math.log2(stride))}"
 
 
 def make_grid(

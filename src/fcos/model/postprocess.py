@@ -27,11 +27,24 @@ class ImageDetections(NamedTuple):
         boxes_xyxy: original image pixels, 0 <= x1 < x2 <= width, 0 <= y1 < y2 <= height.
         scores: in [0, 1].
         labels: 0-based.
+        found_at: x, y of the point that each comes from, original image pixels, and the stride of its level,
+            network input pixels; None where that is not known.
     """
 
     boxes_xyxy: Float[Tensor, "detections 4"]
     scores: Float[Tensor, " detections"]
     labels: Int64[Tensor, " detections"]
+    found_at: Float[Tensor, "detections 3"] | None = None
+
+    def of(self, chosen: Tensor) -> ImageDetections:
+        """Those that an index or a mask chooses."""
+        found_at = None if self.found_at is None else self.found_at[chosen]
+        return ImageDetections(self.boxes_xyxy[chosen], self.scores[chosen], self.labels[chosen], found_at)
+
+    def cpu(self) -> ImageDetections:
+        """The same on the CPU."""
+        found_at = None if self.found_at is None else self.found_at.cpu()
+        return ImageDetections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu(), found_at)
 
 
 @dataclass(frozen=True)
@@ -83,12 +96,12 @@ class PostProcess:
             original_sizes_hw: height, width of each image before resizing.
         """
         found = []
-        for boxes, scores, labels, scale, size in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
-            kept = self._suppress(boxes, scores, labels)
-            boxes, scores, labels = boxes[kept] * scale, scores[kept], labels[kept]
+        for entered, scale, size in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
+            kept = entered.of(self._suppress(entered))
+            kept = kept._replace(boxes_xyxy=kept.boxes_xyxy * scale)
             if self.clip == "after_nms":
-                boxes, scores, labels = self._solid(self._clip(boxes, size), scores, labels)
-            found.append(ImageDetections(boxes, scores, labels))
+                kept = self._solid(kept._replace(boxes_xyxy=self._clip(kept.boxes_xyxy, size)))
+            found.append(kept)
         return found
 
     def candidates(
@@ -100,9 +113,9 @@ class PostProcess:
     ) -> list[ImageDetections]:
         """What enters NMS, best first; arguments as above."""
         entering = []
-        for boxes, scores, labels, scale, _ in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
-            order = scores.argsort(descending=True)
-            entering.append(ImageDetections((boxes * scale)[order], scores[order], labels[order]))
+        for entered, scale, _ in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
+            placed = entered._replace(boxes_xyxy=entered.boxes_xyxy * scale)
+            entering.append(placed.of(entered.scores.argsort(descending=True)))
         return entering
 
     def scores(self, output: HeadOutput) -> Float[Tensor, "batch points classes"]:
@@ -128,8 +141,8 @@ class PostProcess:
         grid: PointGrid,
         sizes_hw: Int64[Tensor, "batch 2"],
         original_sizes_hw: Int64[Tensor, "batch 2"],
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-        """Of each image: boxes, scores, labels; the scale of boxes to the original, and its size (xyxy)."""
+    ) -> Iterator[tuple[ImageDetections, Tensor, Tensor]]:
+        """Of each image: what enters NMS; the scale of its boxes to the original, and its size (xyxy)."""
         scores, ranks = self._scores_and_ranks(output)
         for i in range(len(sizes_hw)):
             point, label = self._best_of_levels(ranks[i], grid.points_per_level)
@@ -139,13 +152,16 @@ class PostProcess:
                 sizes[i].flip(0).repeat(2).to(boxes.dtype) for sizes in (sizes_hw, original_sizes_hw)
             )
             scale = original / limit
+            found_at = torch.cat([grid.points[point] * scale[:2], grid.strides[point, None]], dim=1)
             if self.clip != "after_nms":
                 boxes = self._clip(boxes, limit)
                 if self.clip == "original":
                     boxes, scale = boxes * scale, torch.ones_like(scale)
+            entered = ImageDetections(boxes, best, label, found_at)
+            if self.clip != "after_nms":
                 # Clipping leaves nothing of what lies in the padding; the IoU of nothing would keep it all.
-                boxes, best, label = self._solid(boxes, best, label)
-            yield boxes, best, label, scale, original
+                entered = self._solid(entered)
+            yield entered, scale, original
 
     def _best_of_levels(self, ranks: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
         """Point and class index of the best candidates of each level."""
@@ -165,15 +181,15 @@ class PostProcess:
     def _clip(self, boxes: Tensor, limit: Tensor) -> Tensor:
         return torch.minimum(boxes.clamp(min=0), limit - 1 if self.inclusive_boxes else limit)
 
-    def _solid(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _solid(self, found: ImageDetections) -> ImageDetections:
         """Without the boxes that have no area."""
         if self.keep_empty:
-            return boxes, scores, labels
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return boxes[solid], scores[solid], labels[solid]
+            return found
+        return found.of((found.boxes_xyxy[:, 2:] > found.boxes_xyxy[:, :2]).all(dim=1))
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    def _suppress(self, found: ImageDetections) -> Tensor:
         """Index of what NMS and the limit of the image leave."""
+        boxes, scores, labels, _ = found
         if self.inclusive_boxes:
             boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], dim=1)
         kept: Tensor = batched_nms(boxes, scores, labels, self.nms_iou)

@@ -5,29 +5,31 @@ The points are those of the assigner that trains (`model/targets.py`), at the si
 
 from __future__ import annotations
 
-import math
+import base64
+import io
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from numpy.typing import NDArray
+from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.resize import resized_size
 from fcos.metrics.coverage import PointRules
-from fcos.model.points import PointGrid, make_grid
+from fcos.model.points import PointGrid, level_name, make_grid
 from fcos.model.targets import StaticAssigner, Targets
 from fcos.plots.boxes import class_colour
 from fcos.plots.examples import Example, Pane, Picture
+from fcos.plots.second_look import PointAnswers
 
 MAX_OBJECTS = 25  # of a picture that is easy to read
 LEAST_SCORE = 0.1  # of a point that is drawn
 MAX_CELLS = 400  # of a level, those with the best scores
-
-BestScores = tuple[NDArray[np.float32], NDArray[np.int64]]  # score and label of the best class at each point
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,22 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class HeatMap:
+    """A value at every point of a level.
+
+    Attributes:
+        png: base64, one pixel a point.
+        width, height: of the whole level, pixels of the example picture.
+        largest: of the values.
+    """
+
+    png: str
+    width: float
+    height: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class Level:
     """What a level learns, and what it says.
 
@@ -51,6 +69,7 @@ class Level:
         num_objects: that it learns.
         learned: positive points; opacity is centerness, colours are those of the objects.
         said: points with a score; opacity is the score, colours are those of the classes.
+        quality: centerness (or expected IoU) everywhere, where the detector says something.
     """
 
     name: str
@@ -59,6 +78,7 @@ class Level:
     num_objects: int
     learned: tuple[Cell, ...]
     said: tuple[Cell, ...]
+    quality: HeatMap | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,7 @@ class Assigned:
 
 
 def assigned_picture(
-    annotations: Annotations, image: int, rules: PointRules, best_scores: BestScores | None = None
+    annotations: Annotations, image: int, rules: PointRules, answers: PointAnswers | None = None
 ) -> Assigned:
     """A picture of the annotations as FCOS learns it, and as a detector sees it."""
     view = _View(annotations, image, rules)
@@ -78,14 +98,18 @@ def assigned_picture(
     for level, first, count in view.levels():
         points = np.arange(first, first + count)
         positive = points[view.matched[points] >= 0]
+        said = view.said_cells(points, answers) if answers is not None else ()
         levels.append(
             Level(
-                name=f"P{round(math.log2(rules.strides[level]))}",
+                name=level_name(rules.strides[level]),
                 stride=rules.strides[level],
                 range=range_words(rules, level),
                 num_objects=len(np.unique(view.matched[positive])),
                 learned=tuple(view.learned_cell(point) for point in positive.tolist()),
-                said=view.said_cells(points, best_scores) if best_scores is not None else (),
+                said=said,
+                quality=view.heat_map(level, answers.quality[points])
+                if said and answers is not None and answers.quality is not None
+                else None,
             )
         )
     unused = [level.name for level in levels if not level.learned]
@@ -178,9 +202,25 @@ class _View:
         sides = f"left {left}, top {top}, right {right}, bottom {bottom}"
         return self._cell(point, place, 0.1 + 0.8 * centerness, f"{words}; {self._place(point)}; {sides}")
 
-    def said_cells(self, points: NDArray[np.int64], best_scores: BestScores) -> tuple[Cell, ...]:
+    def heat_map(self, level: int, values: NDArray[np.float32]) -> HeatMap:
+        """The values in [0, 1] of a level's points, row by row."""
+        height, width = self.grid.level_sizes[level]
+        stride = float(self.grid.strides[self.levels()[level][1]])
+        image = Image.fromarray((255 * values).round().astype(np.uint8).reshape(height, width))
+        colours = colormaps["viridis"](np.arange(256), bytes=True)[:, :3]
+        image.putpalette(colours.tobytes())
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        return HeatMap(
+            png=base64.b64encode(content.getvalue()).decode(),
+            width=round(width * stride * self.scale[0], 1),
+            height=round(height * stride * self.scale[1], 1),
+            largest=float(values.max()),
+        )
+
+    def said_cells(self, points: NDArray[np.int64], answers: PointAnswers) -> tuple[Cell, ...]:
         """Points whose best class has a score."""
-        scores, labels = best_scores
+        scores, labels, _ = answers
         assert len(scores) == len(self.matched), "the same points"
         said = points[scores[points] >= LEAST_SCORE]
         said = said[np.argsort(-scores[said], kind="stable")][:MAX_CELLS]

@@ -26,6 +26,7 @@ CROP_SIDE = 170  # of a crop
 CROP_MARGIN = 0.6  # of the box's longer side, on each side of it
 JPEG_QUALITY = 75
 LEAST_SCORE = 0.05  # of a detection that the threshold slider can bring up
+FEW_OBJECTS = 8  # with more in a picture, their labels are smaller
 MAX_DETECTIONS = 60  # of an example picture
 
 
@@ -101,12 +102,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of a picture with one box in it, and the example that shows the whole picture, if one does."""
+    """A piece of a picture with one box in it, and the example that shows the whole picture, if one does.
+
+    Attributes:
+        annotated: what is annotated around there.
+    """
 
     jpeg: str
     width: int
     height: int
     box: Box
+    annotated: tuple[Box, ...]
     caption: str
     picture: str
     example: str | None
@@ -121,7 +127,8 @@ class Picture:
         self.small = self.original.copy()
         self.small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         self.scale = np.array(self.small.size * 2) / np.array(self.original.size * 2)
-        self.font_size = max(self.small.size) / 26
+        crowded = len(record.labels) > FEW_OBJECTS
+        self.font_size = max(self.small.size) / (34 if crowded else 26)
 
     def box(self, box_xyxy: Any, label: int, text: str, title: str = "", **more: Any) -> Box:
         """A box of the original picture."""
@@ -204,12 +211,18 @@ class Picture:
         piece = self.original.crop(window)
         factor = CROP_SIDE / max(piece.size)  # small objects are enlarged: they are what one wants to see
         piece = piece.resize((max(1, round(piece.width * factor)), max(1, round(piece.height * factor))))
-        inside = (np.asarray(box_xyxy) - np.array(window[:2] * 2)) * factor
+        inside, *others = (np.stack([box_xyxy, *self.record.boxes_xyxy]) - np.array(window[:2] * 2)) * factor
+        names = [self.annotations.class_names[other] for other in self.record.labels]
+        annotated = [
+            place_box(other, "", f"annotated: {name}", class_colour(other_label), piece.size, 0.0)
+            for other, name, other_label in zip(others, names, self.record.labels.tolist(), strict=True)
+        ]
         return Crop(
             jpeg=jpeg_of(piece),
             width=piece.width,
             height=piece.height,
             box=place_box(inside, "", caption, class_colour(label), piece.size, 0.0),
+            annotated=tuple(box for box in annotated if box.width and box.height),
             caption=caption,
             picture=self.record.path.name,
             example=example,

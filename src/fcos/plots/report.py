@@ -32,9 +32,9 @@ from fcos.plots.chart import Chart, ColumnChart, column_chart, line_chart
 from fcos.plots.curves import EVAL_CURVES, curve, read_metrics
 from fcos.plots.examples import Example
 from fcos.plots.gallery import choose_pictures, gallery, label_error_crops
+from fcos.plots.report_coverage import CoverageFacts, coverage_facts, read_coverage
 from fcos.plots.report_tables import (
     confusion_table,
-    coverage_facts,
     data_rows,
     error_rows,
     miss_rows,
@@ -43,8 +43,10 @@ from fcos.plots.report_tables import (
 from fcos.plots.second_look import SecondLook, second_look
 
 MAX_PICTURES = 48
+EVAL_TITLES = ("AP", "AP50", "AP75")  # of `EVAL_CURVES`
 MAX_ASSIGNED = 3
 MAX_CURVES = 8  # of classes; as many as there are colours
+QUALITY_NAMES = {"centerness": "centerness", "iou": "expected IoU", "none": ""}
 PACKAGES = ("fcos-torch", "torch", "torchvision", "timm", "hotcoco", "numpy", "pillow")
 
 
@@ -74,7 +76,8 @@ def write_report(
     resampling = ThreadPoolExecutor(1)
     margins = resampling.submit(margins_of, annotations, results)
     analysis = analyse(annotations, results, margins=False)
-    coverage = cover(annotations, PointRules.of(config))
+    rules = PointRules.of(config)
+    coverage = cover(annotations, rules)
     chosen = choose_pictures(annotations, analysis, max_pictures)
     with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
     look = second_look(run, torch.device(device))
@@ -96,8 +99,9 @@ def write_report(
         misses=miss_rows(misses),
         num_missed=len(misses),
         num_seen_again=len(candidates),
-        coverage=coverage_facts(coverage, PointRules.of(config)),
-        assigned=_assigned(coverage, PointRules.of(config), look) if max_pictures else [],
+        coverages=_coverages(run, coverage_facts(coverage, rules, len(annotations))),
+        assigned=_assigned(coverage, rules, look) if max_pictures else [],
+        quality_name=QUALITY_NAMES[config.quality],
         threshold=analysis.threshold,
         has_model=look is not None,
     )
@@ -161,7 +165,10 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
         line_chart(
             "AP after each epoch",
             "epoch",
-            {name: curve(metrics, name, "epoch") for name in EVAL_CURVES},
+            {
+                title: curve(metrics, name, "epoch")
+                for title, name in zip(EVAL_TITLES, EVAL_CURVES, strict=True)
+            },
             mark_best=True,
         ),
         line_chart("Losses", "step", {name.replace("loss_", ""): curve(metrics, name) for name in losses}),
@@ -303,10 +310,17 @@ def _assigned(coverage: Coverage, rules: PointRules, look: SecondLook | None) ->
             coverage.annotations,
             image,
             rules,
-            look.best_scores(coverage.annotations, image) if look else None,
+            look.at_points(coverage.annotations, image) if look else None,
         )
         for image in images
     ]
+
+
+def _coverages(run: Path, evaluation: CoverageFacts) -> list[tuple[str, CoverageFacts]]:
+    """By data set, the training first."""
+    training = read_coverage(run)
+    known = [("training", training)] if training else []
+    return [*known, ("evaluation", evaluation)]
 
 
 def _without_point(annotations: Annotations, coverage: Coverage) -> NDArray[np.bool_]:

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcos.data.card import DataCard
-from fcos.data.check import COCO_LARGE, COCO_SMALL, Card
+from fcos.data.check import Card
 from fcos.metrics.analysis import TIDE_ERRORS, Analysis
-from fcos.metrics.coverage import REASONS as COVERAGE_REASONS
-from fcos.metrics.coverage import Change, Coverage, PointRules
 from fcos.metrics.misses import REASONS as MISS_REASONS
 from fcos.metrics.misses import Miss
 from fcos.plots.gallery import cell_tag, confusions, miss_tag
@@ -182,69 +180,6 @@ def miss_rows(misses: Iterable[Miss]) -> list[MissRow]:
         MissRow(MISS_REASONS[reason], SHORT_REASONS[reason], count, count / largest, miss_tag(reason))
         for reason, count in counts.most_common()
     ]
-
-
-@dataclass(frozen=True)
-class CoverageCell:
-    """Objects of a class and size: those without a point, and all."""
-
-    without: int
-    total: int
-
-
-@dataclass(frozen=True)
-class CoverageRow:
-    """A class: small, medium, large and all objects."""
-
-    name: str
-    cells: tuple[CoverageCell, ...]
-
-
-@dataclass(frozen=True)
-class CoverageFacts:
-    """What a report says about objects that no point learns.
-
-    Attributes:
-        share: of the objects.
-        size: that pictures are resized to, in words.
-        reasons: reason, meaning, number of objects.
-        by_class: classes with such objects, most first.
-    """
-
-    share: float
-    num_without: int
-    num_objects: int
-    num_pictures: int
-    size: str
-    reasons: tuple[tuple[str, str, int], ...]
-    changes: tuple[Change, ...]
-    by_class: tuple[CoverageRow, ...]
-
-
-def coverage_facts(coverage: Coverage, rules: PointRules) -> CoverageFacts:
-    """Coverage by class and size, in words and numbers."""
-    annotations, without, targets = coverage.annotations, coverage.without, coverage.targets
-    size = np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
-    rows = []
-    for label, name in enumerate(annotations.class_names):
-        mine = targets & (annotations.labels == label)
-        masks = [*(mine & (size == place) for place in range(3)), mine]
-        cells = tuple(CoverageCell(int((mask & without).sum()), int(mask.sum())) for mask in masks)
-        if cells[-1].without:
-            rows.append(CoverageRow(name, cells))
-    short = "" if rules.short_side is None else f"shorter side {rules.short_side}, "
-    return CoverageFacts(
-        share=coverage.share,
-        num_without=int(without.sum()),
-        num_objects=int(targets.sum()),
-        num_pictures=len(annotations),
-        size=f"{short}longer side at most {rules.view_size}",
-        reasons=tuple(
-            (reason, COVERAGE_REASONS[reason], count) for reason, count in coverage.reasons.items() if count
-        ),
-        changes=coverage.changes,
-        by_class=tuple(sorted(rows, key=lambda row: -row.cells[-1].without)),
-    )
 
 
 def data_rows(data_cards: Sequence[DataCard]) -> list[tuple[str, list[str]]]:

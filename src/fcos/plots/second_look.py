@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,19 @@ def second_look(run: Path, device: torch.device) -> SecondLook | None:
     return SecondLook(load_model(run), device)
 
 
+class PointAnswers(NamedTuple):
+    """What a detector says at each of the points that `model.points.make_grid` gives for one picture.
+
+    Attributes:
+        scores, labels: of the best class; score -1 where it is under the threshold.
+        quality: centerness or expected IoU; None without that branch.
+    """
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    quality: NDArray[np.float32] | None
+
+
 class SecondLook:
     """A model, one picture at a time.
 
@@ -52,17 +66,14 @@ class SecondLook:
         return dict(detect(self.model, self.postprocess.candidates, batches))
 
     @torch.inference_mode()
-    def best_scores(
-        self, annotations: Annotations, image: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Score and label of the best class at each point of a picture; -1 where there is none.
-
-        The points are those of `model.points.make_grid` for this picture alone.
-        """
+    def at_points(self, annotations: Annotations, image: int) -> PointAnswers:
+        """What it says at each point of a picture."""
         [batch] = self._loader(annotations, [image])
         batch = batch.to(self.model.pixel_mean.device)
-        scores, labels = self.postprocess.scores(self.model(batch.images, batch.sizes_hw))[0].max(dim=1)
-        return scores.cpu().numpy(), labels.cpu().numpy()
+        output = self.model(batch.images, batch.sizes_hw)
+        scores, labels = self.postprocess.scores(output)[0].max(dim=1)
+        quality = None if output.quality is None else output.quality[0].float().sigmoid().cpu().numpy()
+        return PointAnswers(scores.cpu().numpy(), labels.cpu().numpy(), quality)
 
     def _loader(self, annotations: Annotations, images: Sequence[int]) -> DataLoader[Batch]:
         return build_eval_loader(self.config, select(annotations, images), self.config.nbatch_eval)

@@ -4,6 +4,8 @@ for (const element of document.querySelectorAll(".scripted")) element.classList.
 
 const slider = document.querySelector("#threshold");
 const gallery = slider ? [...document.querySelectorAll(".examples > .example")] : [];
+const FEW = 12;
+const more = document.querySelector("#more");
 const boxes = gallery.flatMap((example) => [...example.querySelectorAll(".box")]);
 
 function showAbove(threshold) {
@@ -31,13 +33,16 @@ function tally() {
   document.querySelector("#tally").textContent = `${right} right, ${wrong} wrong, ${missed} missed`;
 }
 
-// Leaves the pictures of one kind; none: all of them.
-function choose(tag, words) {
-  for (const example of gallery) {
-    example.hidden = Boolean(tag) && !example.dataset.tags.split(" ").includes(tag);
-  }
-  const shown = gallery.filter((example) => !example.hidden).length;
-  document.querySelector("#chosen").textContent = tag ? `${words} (${shown} picture${shown === 1 ? "" : "s"} here)` : "";
+// Leaves the pictures of one kind; none: all kinds. The first FEW of them, unless `everything`.
+function choose(tag, words, everything = false) {
+  const wanted = gallery.filter((example) => !tag || example.dataset.tags.split(" ").includes(tag));
+  const shown = new Set(everything ? wanted : wanted.slice(0, FEW));
+  for (const example of gallery) example.hidden = !shown.has(example);
+  document.querySelector("#chosen").textContent =
+    tag ? `${words} (${wanted.length} picture${wanted.length === 1 ? "" : "s"} here)` : "";
+  more.hidden = shown.size === wanted.length;
+  more.textContent = `show all ${wanted.length} pictures`;
+  more.onclick = () => choose(tag, words, true);
   for (const button of document.querySelectorAll(".choices button")) {
     button.setAttribute("aria-pressed", String(button.dataset.tag === (tag || "all")));
   }
@@ -58,12 +63,71 @@ if (slider) {
   window.addEventListener("hashchange", () => {
     const target = document.getElementById(location.hash.slice(1));
     if (target && target.hidden) {
-      choose("", "");
+      choose("", "", true);
       target.scrollIntoView();
     }
   });
   choose("", "");
 }
+
+// What is under the mouse or the finger says at once what it is; a browser's own tips come late, and not to fingers.
+const tip = document.createElement("div");
+tip.id = "tip";
+tip.hidden = true;
+document.body.append(tip);
+
+// The words of an element; moved out of <title>, so that the browser does not say them too.
+function wordsOf(element) {
+  const title = element.querySelector(":scope > title");
+  if (title) {
+    element.dataset.tip = title.textContent;
+    element.setAttribute("aria-label", title.textContent);
+    title.remove();
+  }
+  return element.dataset.tip;
+}
+
+// A point of a curve need not be hit: the nearest one on the screen speaks.
+function nearestDot(chart, x, y) {
+  let best = null;
+  let least = 40; // pixels
+  for (const circle of chart.querySelectorAll(".near")) {
+    const place = circle.getBoundingClientRect();
+    const distance = Math.hypot((place.left + place.right) / 2 - x, (place.top + place.bottom) / 2 - y);
+    if (distance < least) [best, least] = [circle, distance];
+  }
+  return best;
+}
+
+// Of boxes one inside another the smallest.
+function underPointer({ target, clientX, clientY }) {
+  const chart = target.closest?.("svg:has(.near)");
+  if (chart) return nearestDot(chart, clientX, clientY);
+  const groups = document.elementsFromPoint(clientX, clientY).map((one) => one.closest("g:has(> title), g[data-tip]"));
+  const area = (group) => {
+    const { width, height } = group.querySelector("rect").getBoundingClientRect();
+    return width * height;
+  };
+  return groups.filter((group) => group?.querySelector("rect")).sort((a, b) => area(a) - area(b))[0];
+}
+
+let spoken = null;
+function speak(event) {
+  const found = underPointer(event);
+  if (found !== spoken) spoken?.classList.remove("spoken");
+  spoken = found;
+  tip.hidden = !spoken;
+  if (!spoken) return;
+  spoken.classList.add("spoken");
+  tip.textContent = wordsOf(spoken);
+  const below = event.clientY + 16;
+  const fits = below + tip.offsetHeight < innerHeight;
+  tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 4))}px`;
+  tip.style.top = `${fits ? below : event.clientY - tip.offsetHeight - 8}px`;
+}
+document.addEventListener("pointermove", speak);
+document.addEventListener("pointerdown", speak);
+document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 
 // Paper shows what is folded.
 window.addEventListener("beforeprint", () => {

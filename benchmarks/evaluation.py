@@ -1,0 +1,145 @@
+"""Time of an evaluation beyond the network at COCO's size: `fcos eval` against pycocotools.
+
+    python benchmarks/evaluation.py --data ../shared/data [--rounds 7 --peer-rounds 3]
+
+495,200 detections, 100 on each of 4,952 pictures, 80 classes; the objects are those of the list
+`lists/coco_val2017.txt` there, the detections are made (`benchmarks/report.py`): as of a mediocre detector.
+
+Ours begins with what the network leaves, a list of tensors an image, and ends with the printed numbers and
+results.json on the disk. pycocotools begins with the entries of a results file in memory: loadRes, evaluate,
+accumulate, summarize. Both in this process, in turn, median; the twelve numbers must agree.
+
+Then what an evaluation in training adds to the forward passes: the numbers and the best threshold,
+results.json and a model file of `fcos_r50` on the disk. (The loader runs beside the network.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from report import make_results
+
+from fcos.build import MODEL_SETTINGS, build_model
+from fcos.cli.eval import show
+from fcos.config import load_config
+from fcos.data.annotations import Annotations
+from fcos.data.formats import read_annotations, read_names
+from fcos.engine.evaluate import result_rows, results_json
+from fcos.metrics.coco import coco_ground_truth, evaluate_detections, measure, result_array
+from fcos.model.postprocess import ImageDetections
+from fcos.model.weights import ModelCard, save_model
+
+TRAIN_IMAGES = 118_287
+IMAGES_PER_S = 400  # an assumption: what eight of the fastest GPUs may reach; on fewer an epoch is longer
+
+Found = list[tuple[int, ImageDetections]]
+
+
+def as_found(annotations: Annotations, rows: NDArray[np.float64]) -> Found:
+    """Rows of results as the network leaves them: tensors of each image."""
+    label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
+    found = []
+    for image_id in annotations.image_ids.tolist():
+        of_image = rows[rows[:, 0] == image_id]
+        boxes = torch.from_numpy(of_image[:, 1:5].copy()).float()
+        boxes[:, 2:] += boxes[:, :2]
+        labels = torch.tensor([label_of[category_id] for category_id in of_image[:, 6].astype(int)])
+        found.append((image_id, ImageDetections(boxes, torch.from_numpy(of_image[:, 5]).float(), labels)))
+    return found
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Of a call, without what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        started_at = time.perf_counter()
+        run()
+        return time.perf_counter() - started_at
+
+
+def save_r50(folder: Path) -> Callable[[], None]:
+    """Writes a model file of `fcos_r50`, as an evaluation in training does."""
+    config = load_config({"model": "fcos_r50", "pretrain": False, "list_train": "none"})
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS}
+    names = tuple(f"class {number}" for number in range(1, 81))
+    card = ModelCard(settings, names, tuple(range(1, 81)))
+    state = build_model(config, len(names)).state_dict()
+    return lambda: save_model(folder / "best.safetensors", state, card)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with lists/")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peer-rounds", type=int, default=3, help="pycocotools takes a minute or more")
+    args = parser.parse_args()
+
+    names = read_names(args.data / "lists" / "coco_name.txt")[0]
+    annotations = read_annotations(args.data / "lists" / "coco_val2017.txt", names=names, format="list")
+    found = as_found(annotations, result_array(annotations, make_results(annotations)))
+    rows = result_rows(found, annotations)
+    truth = COCO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.dataset = coco_ground_truth(annotations)
+        truth.createIndex()
+    entries = [
+        {"image_id": int(row[0]), "bbox": row[1:5], "score": row[5], "category_id": int(row[6])}
+        for row in rows.tolist()
+    ]
+    theirs: list[float] = []
+
+    def run_theirs() -> None:
+        evaluation = COCOeval(truth, truth.loadRes([dict(entry) for entry in entries]), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        theirs[:] = evaluation.stats.tolist()
+
+    with tempfile.TemporaryDirectory() as folder:
+        save = save_r50(Path(folder))
+
+        def in_training() -> None:
+            rows = result_rows(found, annotations)
+            measure(annotations, rows)
+            (Path(folder) / "results.json").write_bytes(results_json(rows))
+            save()
+
+        times: dict[str, list[float]] = {"fcos eval": [], "in training": [], "pycocotools": []}
+        for number in range(args.rounds):
+            if number < args.peer_rounds:
+                times["pycocotools"].append(seconds(run_theirs))
+            times["fcos eval"].append(
+                seconds(lambda: show(annotations, result_rows(found, annotations), Path(folder)))
+            )
+            times["in training"].append(seconds(in_training))
+    ours = evaluate_detections(annotations, rows).stats
+    assert np.allclose(ours, theirs, atol=1e-9), (ours, theirs)
+
+    print(f"{len(annotations)} pictures, {len(annotations.labels)} objects, {len(rows)} detections")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, values in times.items():
+        spread = f"{min(values):.2f} to {max(values):.2f}, {len(values)} rounds"
+        print(f"{name:12s} {medians[name]:7.2f} s ({spread})")
+    print(f"pycocotools / fcos eval: {medians['pycocotools'] / medians['fcos eval']:.0f}")
+    epoch_s = TRAIN_IMAGES / IMAGES_PER_S
+    print(
+        f"in training beyond the forward passes: {medians['in training'] / epoch_s:.2%} of an epoch of "
+        f"{TRAIN_IMAGES} pictures at {IMAGES_PER_S} a second ({epoch_s / 60:.0f} min)"
+    )
+
+
+if __name__ == "__main__":
+    main()

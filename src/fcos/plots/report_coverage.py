@@ -1,0 +1,106 @@
+"""What a report says about objects that no point learns; of the training set, kept in `coverage.json`.
+
+The training set decides what can be learned, and only the training has it at hand: `fcos report` does not
+read it again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcos.data.annotations import Annotations
+from fcos.data.check import COCO_LARGE, COCO_SMALL
+from fcos.metrics.coverage import REASONS, Change, Coverage, PointRules, cover
+
+FILE_NAME = "coverage.json"
+
+
+@dataclass(frozen=True)
+class CoverageCell:
+    """Objects of a class and size: those without a point, and all."""
+
+    without: int
+    total: int
+
+
+@dataclass(frozen=True)
+class CoverageRow:
+    """A class: small, medium, large and all objects."""
+
+    name: str
+    cells: tuple[CoverageCell, ...]
+
+
+@dataclass(frozen=True)
+class CoverageFacts:
+    """What a report says about objects that no point learns.
+
+    Attributes:
+        share: of the objects.
+        num_pictures: that were looked at, of `num_all_pictures`.
+        size: that pictures are resized to, in words.
+        reasons: reason, meaning, number of objects.
+        by_class: classes with such objects, most first.
+    """
+
+    share: float
+    num_without: int
+    num_objects: int
+    num_pictures: int
+    num_all_pictures: int
+    size: str
+    reasons: tuple[tuple[str, str, int], ...]
+    changes: tuple[Change, ...]
+    by_class: tuple[CoverageRow, ...]
+
+
+def coverage_facts(coverage: Coverage, rules: PointRules, num_all_pictures: int) -> CoverageFacts:
+    """Coverage by class and size, in words and numbers."""
+    annotations, without, targets = coverage.annotations, coverage.without, coverage.targets
+    size = np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
+    rows = []
+    for label, name in enumerate(annotations.class_names):
+        mine = targets & (annotations.labels == label)
+        masks = [*(mine & (size == place) for place in range(3)), mine]
+        cells = tuple(CoverageCell(int((mask & without).sum()), int(mask.sum())) for mask in masks)
+        if cells[-1].without:
+            rows.append(CoverageRow(name, cells))
+    short = "" if rules.short_side is None else f"shorter side {rules.short_side}, "
+    return CoverageFacts(
+        share=coverage.share,
+        num_without=int(without.sum()),
+        num_objects=int(targets.sum()),
+        num_pictures=len(annotations),
+        num_all_pictures=num_all_pictures,
+        size=f"{short}longer side at most {rules.view_size}",
+        reasons=tuple(
+            (reason, REASONS[reason], count) for reason, count in coverage.reasons.items() if count
+        ),
+        changes=coverage.changes,
+        by_class=tuple(sorted(rows, key=lambda row: -row.cells[-1].without)),
+    )
+
+
+def keep_coverage(run: Path, train_set: Annotations, rules: PointRules) -> None:
+    """Look at the training set and write what there is to say into the run folder."""
+    facts = coverage_facts(cover(train_set, rules), rules, len(train_set))
+    (run / FILE_NAME).write_text(json.dumps(asdict(facts), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_coverage(run: Path) -> CoverageFacts | None:
+    """Of the training set of a run; None where that was not kept."""
+    file = run / FILE_NAME
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["reasons"] = tuple((reason, meaning, count) for reason, meaning, count in content["reasons"])
+    content["changes"] = tuple(Change(**change) for change in content["changes"])
+    content["by_class"] = tuple(
+        CoverageRow(row["name"], tuple(CoverageCell(**cell) for cell in row["cells"]))
+        for row in content["by_class"]
+    )
+    return CoverageFacts(**content)
