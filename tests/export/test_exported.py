@@ -35,8 +35,8 @@ def picture(size_hw: tuple[int, int], seed: int = 0) -> np.ndarray[Any, Any]:
 def assert_same(found: Any, wanted: Any) -> None:
     same = compare(wanted, found, nms_iou=0.6)
     assert same.only_first == same.only_second == ()
-    assert len(same.pairs) + same.num_ties == len(wanted) == len(found)
     assert same.num_ties < 5
+    assert len(same.pairs) > 0.9 * len(wanted) > 0
     for i, j in same.pairs:
         torch.testing.assert_close(found.scores[j], wanted.scores[i], rtol=0, atol=1e-4)
         torch.testing.assert_close(found.boxes_xyxy[j], wanted.boxes_xyxy[i], rtol=0, atol=0.02)

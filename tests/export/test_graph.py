@@ -99,7 +99,7 @@ def test_weights_of_every_code_base_keep_their_rules_as_a_graph(shared: Path, na
 
 def by_score(found: ImageDetections) -> ImageDetections:
     order = found.scores.argsort(descending=True, stable=True)
-    return ImageDetections(*(part[order] for part in found))
+    return ImageDetections(found.boxes_xyxy[order], found.scores[order], found.labels[order])
 
 
 @pytest.mark.parametrize(

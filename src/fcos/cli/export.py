@@ -146,9 +146,9 @@ def _write_int8(
     import torch
 
     from fcos.api import Detector
-    from fcos.cli.predict import find_pictures
     from fcos.export.calibration import Calibration
     from fcos.export.quantise import check_int8, export_int8
+    from fcos.predict.sources import find_pictures
 
     check_int8(name)
     if not calibrate:
@@ -157,7 +157,7 @@ def _write_int8(
             fix="give --calibrate a folder with some hundred pictures like those that the model will see "
             "(of the training set, not those that it is measured on)",
         )
-    calibration = Calibration(loaded.config, list(find_pictures(calibrate, path)))
+    calibration = Calibration(loaded.config, find_pictures(calibrate, path))
     list_, root = source.list, source.root
     if list_ is None:
         run = run_config(loaded.path)

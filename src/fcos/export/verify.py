@@ -20,6 +20,7 @@ from fcos.detections import Detections
 MOST_PIXELS = 0.5  # that a side of a box may differ by, original pixels
 MOST_SCORE = 1e-3
 EQUAL_SCORES = 1e-5  # what two computations in float32 differ by
+AT_LIMIT = 1e-4  # the same for overlaps
 ROUNDS = 7
 MOST_SECONDS = 60.0  # of timing
 SHOWN_PROBLEMS = 5
@@ -68,7 +69,7 @@ class Difference:
         pairs: index in the first and in the second, of the same.
         only_first: index of those that the second lacks.
         only_second: index of those that the first lacks.
-        num_ties: of the first's others, that equal scores decided.
+        num_ties: of the others, that the last digits decided.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -112,9 +113,9 @@ def check_export(before: Detector, after: Detector, pictures: Sequence[Path]) ->
 def compare(first: Detections, second: Detections, nms_iou: float) -> Difference:
     """Which detections are the same: class, box to `MOST_PIXELS`, score to `MOST_SCORE`.
 
-    Two computations differ in the last digits, and where scores are equal up to these, they decide: which of
-    two overlapping boxes NMS keeps (and then which of their neighbours), and which detections are the last of
-    a full picture. Such detections are ties.
+    Two computations differ in the last digits, and where scores or overlaps are equal up to these, they
+    decide: which of two overlapping boxes NMS keeps (and then which of their neighbours), and which
+    detections are the last of a full picture. Such detections are ties.
     """
     pixels = (first.boxes_xyxy[:, None] - second.boxes_xyxy[None]).abs().amax(dim=2)
     scores = (first.scores[:, None] - second.scores[None]).abs()
@@ -134,7 +135,7 @@ def compare(first: Detections, second: Detections, nms_iou: float) -> Difference
         tuple(pairs),
         tuple(i for i in only_first if i not in ties_first),
         tuple(j for j in only_second if j not in ties_second),
-        len(ties_first),
+        max(len(ties_first), len(ties_second)),
     )
 
 
@@ -143,8 +144,8 @@ def _ties(
 ) -> tuple[set[int], set[int]]:
     """Those that only one has, and that follow from equal scores.
 
-    Groups of overlapping ones that begin with equal scores, and what has the score of the last of a full
-    picture.
+    Groups of overlapping ones that begin with equal scores, what overlaps another by just the limit of NMS,
+    and what has the score of the last of a full picture.
     """
     overlap = box_iou(first.boxes_xyxy[only_first], second.boxes_xyxy[only_second])
     competes = (overlap > nms_iou - MOST_SCORE) & (
@@ -155,12 +156,20 @@ def _ties(
         last = float(torch.minimum(first.scores.min(), second.scores.min())) + EQUAL_SCORES
     ties_first = {i for i in only_first if first.scores[i] <= last}
     ties_second = {j for j in only_second if second.scores[j] <= last}
+    ties_first |= {i for i in only_first if _at_the_limit(first, i, nms_iou)}
+    ties_second |= {j for j in only_second if _at_the_limit(second, j, nms_iou)}
     for rows, columns in _groups(competes):
         mine, theirs = [only_first[row] for row in rows], [only_second[column] for column in columns]
         if abs(float(first.scores[mine].max() - second.scores[theirs].max())) <= EQUAL_SCORES:
             ties_first.update(mine)
             ties_second.update(theirs)
     return ties_first, ties_second
+
+
+def _at_the_limit(found: Detections, index: int, nms_iou: float) -> bool:
+    """Whether a detection overlaps another of its class by just the limit of NMS."""
+    overlap = box_iou(found.boxes_xyxy[index : index + 1], found.boxes_xyxy)[0]
+    return bool((((overlap - nms_iou).abs() < AT_LIMIT) & (found.labels == found.labels[index])).any())
 
 
 def _groups(linked: Tensor) -> list[tuple[list[int], list[int]]]:
