@@ -54,8 +54,6 @@ class FusedConv2d(nn.Module):
         self.kernel_size, self.stride = list(conv.kernel_size), list(conv.stride)
         self.dilation, self.groups = list(conv.dilation), conv.groups
         self.padding = [0, 0] if self.pads_same else [int(side) for side in conv.padding]
-        # oneDNN takes half as long again for a 1x1 with a stride as for one on a copy of what it reads.
-        self.skips_pixels = self.kernel_size == [1, 1] and self.stride != [1, 1] and not any(self.padding)
         self.bias = None if conv.bias is None else conv.bias.detach()
         # Channels-last, not packed by oneDNN: that depends on the size of the image, and packed for another
         # size some convolutions took four times as long, while it saves 1 % at the right one.
@@ -65,10 +63,7 @@ class FusedConv2d(nn.Module):
         """The result; with a shortcut the activation of their sum."""
         if self.pads_same:
             x = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        if self.skips_pixels:
-            x = x[..., :: self.stride[0], :: self.stride[1]].contiguous(memory_format=torch.channels_last)
-        stride = [1, 1] if self.skips_pixels else self.stride
-        shape = self.padding, stride, self.dilation, self.groups
+        shape = self.padding, self.stride, self.dilation, self.groups
         name, numbers = self.activation
         if shortcut is None:
             result: Tensor = torch.ops.mkldnn._convolution_pointwise(
