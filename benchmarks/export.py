@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from predict import make_torchvision, seconds
 from torchvision.io import ImageReadMode, decode_image
 
 from fcos import Detector
@@ -28,6 +27,7 @@ from fcos.export.calibration import Calibration
 from fcos.export.card import to_metadata
 from fcos.export.formats import FORMATS, FormatName
 from fcos.export.make import card_of, graph_of
+from predict import make_torchvision, seconds
 
 NAMES = ("torchvision", "fcos", "torch", "onnx", "onnx-int8", "openvino", "openvino-int8")
 

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 import torchvision
 from first_steps import make_torchvision as make_peer_for_training
-from predict import make_torchvision as make_peer_for_inference
 from train_step import NUM_CLASSES, make_input
 
 from fcos.adopt import import_model
@@ -40,6 +39,7 @@ from fcos.engine.devices import build_fabric
 from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
 from fcos.model.weights import ModelCard
+from predict import make_torchvision as make_peer_for_inference
 
 Step = Callable[[], object]
 
