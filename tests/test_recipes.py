@@ -228,7 +228,8 @@ def test_recipe_trains(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     with mock.patch("fcos.engine.run.draw"):
         assert train(load_config(file, words)).finished
 
-    [line] = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert 0 < json.loads(line)["loss"] < 100
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    [step] = [line for line in lines if line["kind"] == "train"]
+    assert 0 < step["loss"] < 100
     config = load_config(file, words)
     assert f"learning rate {config.lr_base:g} ({config.origin('lr_base')})" in capsys.readouterr().err
