@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 from PIL import Image
-
-# As many tests run at once as there are cores: threads of each beside one another would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before anything of the package is imported; jaxtyping annotations become assertions.
 install_import_hook("fcos", "beartype.beartype")
