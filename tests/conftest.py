@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ from PIL import Image
 install_import_hook("fcos", "beartype.beartype")
 
 MakePicture = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_handler_of_ended_children() -> Iterator[None]:
+    """Take away the handler that torch's loader installs for good in the process that has workers.
+
+    A library that the export tests load leaves a signal stack behind on which the kernel cannot put the next
+    signal of an ended child: the whole test run died without a word.
+    """
+    yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
