@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from functools import partial
 
 from torch.utils.data import DataLoader
@@ -22,17 +21,20 @@ def build_loader(
     pin_memory: bool,
 ) -> DataLoader[Batch]:
     """A loader of padded batches in the order of the sampler."""
-    with warnings.catch_warnings():  # of more workers than cores; `engine/waiting.py` says it in a line
-        warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes", UserWarning)
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            num_workers=num_workers,
-            collate_fn=partial(collate, multiple=PADDING_MULTIPLE),
-            worker_init_fn=_start_worker,
-            pin_memory=pin_memory,
-            persistent_workers=False,
-        )
+    return _Loader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=partial(collate, multiple=PADDING_MULTIPLE),
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+        persistent_workers=False,
+    )
+
+
+class _Loader(DataLoader[Batch]):
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing of more workers than cores: `engine/waiting.py` says it in a line, once."""
 
 
 def _start_worker(worker_id: int) -> None:
