@@ -212,7 +212,9 @@ def test_a_machine_that_has_srun_gives_no_warning(tmp_path: Path, monkeypatch: p
 
 
 def test_one_process_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "Popen", None)
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: started.append(args))
     start_others(1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     start_others(2)
+    assert started == []

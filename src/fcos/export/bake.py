@@ -34,25 +34,13 @@ def baked(network: Network) -> Network:
 def _plain(module: nn.Module) -> nn.Module | None:
     """The plain layer instead of one of ours; None where it is plain already."""
     if isinstance(module, FoldedConv2d):
-        return _plain_conv(module, *_folded(module), same=module.pads_same)
+        return _plain_conv(module, *module.folded(), same=module.pads_same)
     if isinstance(module, FoldedNorm):
         activation: nn.Module | None = getattr(module, "act", None)
         return activation if activation is not None else nn.Identity()
     if isinstance(module, Conv2dSame):
         return _plain_conv(module, module.weight, module.bias, same=True)
     return None
-
-
-def _folded(conv: FoldedConv2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of the convolution and its frozen norm together."""
-    norm = conv.frozen_norm[0]
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = (norm.running_var + norm.eps).rsqrt() * norm.weight
-    shift = norm.bias - norm.running_mean * factor
-    if conv.bias is not None:
-        shift = shift + conv.bias * factor
-    return conv.weight * factor.reshape(-1, 1, 1, 1), shift
 
 
 def _plain_conv(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None, *, same: bool) -> nn.Module:
