@@ -207,7 +207,7 @@ def test_loss_that_is_not_finite_ends_the_training(tiny: Tiny) -> None:
 def test_loss_that_is_not_finite_ends_every_process(tiny: Tiny) -> None:
     process = tiny.start("run", lr_base=1e30, lr_schedule=[1000], num_processes=2, save_steps=1)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 2
+    assert process.returncode == 2, said
     assert said.count("is not finite at step 2") == 1, said
     assert "Traceback" not in said
     batches = [torch.load(file, weights_only=True)[0] for file in sorted(tiny.runs.glob("run/not_finite*"))]

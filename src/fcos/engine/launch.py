@@ -111,6 +111,7 @@ def launched(fabric: Fabric) -> Iterator[None]:
         if not fabric.is_global_zero and not (lost and fabric.local_rank == 1):
             time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
         watch.over.set()
+        disconnect(wait_s=SECONDS_FOR_FIRST_TO_SPEAK)
         if is_lost_connection(error) or (lost and isinstance(error, RuntimeError)):
             raise lost_process(lost) from error
         raise
@@ -118,6 +119,17 @@ def launched(fabric: Fabric) -> Iterator[None]:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     watch.over.set()
+
+
+def disconnect(wait_s: float) -> None:
+    """Leave the other processes without them; gloo's threads, still running at exit, may abort the process.
+
+    A sum that others have not entered cannot be left: then not longer than `wait_s`.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        leave = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
+        leave.start()
+        leave.join(wait_s)
 
 
 class Watch(threading.Thread):
