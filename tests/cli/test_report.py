@@ -139,10 +139,32 @@ def test_a_run_without_results_is_told_how_to_get_them(data: Path) -> None:
     assert f"fix: `fcos eval {run}` writes them" in result.output
 
 
-def test_a_run_that_measured_nothing_has_no_report(data: Path) -> None:
-    run = make_run(data, "run", 0.5)
+def without_evaluation(run: Path) -> Path:
+    """As a training without list_eval leaves it."""
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**settings, "list_eval": "", "root_eval": ""}))
+    (run / "results.json").unlink()
+    train = {"kind": "train", "step": 1, "loss": 1.5, "lr": 0.01, "images_per_s": 10.0, "elapsed_s": 60.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(train | {"step": step}) + "\n" for step in (1, 2)))
+    return run
+
+
+def test_a_run_that_measured_nothing_shows_its_training(data: Path) -> None:
+    run = without_evaluation(make_run(data, "run", 0.5))
     result = report(run)
+    assert result.exit_code == 0, result.output
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was measured: the training had no <code>list_eval</code>" in page
+    assert "12 training pictures · 2 steps in 1.0 minutes" in page
+    assert "Which point learns which object" in page
+    for number in ("map", "AP50", 'href="#classes"', 'id="missed"', "evaluation pictures"):
+        assert number not in page
+    links = re.findall(r'href="#([^"]+)"', page)
+    assert "points" in links
+    assert all(f'id="{link}"' in page for link in links)
+
+
+def test_a_run_that_measured_nothing_is_not_compared(data: Path) -> None:
+    result = report(without_evaluation(make_run(data, "before", 0.5)), make_run(data, "after", 0.5))
     assert result.exit_code == 2
-    assert "there is nothing to report: the run measured nothing" in result.output
+    assert "there is nothing to compare: the run measured nothing" in result.output

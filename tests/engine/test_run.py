@@ -113,6 +113,7 @@ def test_without_evaluation_the_last_model_is_the_result(
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []
     assert (tiny.runs / "run" / "curves.png").is_file()
+    assert "Nothing was measured" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_evaluation_without_a_single_box_still_gives_a_best_model(tiny: Tiny) -> None:

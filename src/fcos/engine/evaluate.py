@@ -103,19 +103,27 @@ def coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
     ]
 
 
+class _Box(msgspec.Struct, array_like=True, gc=False):
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class _Entry(msgspec.Struct, gc=False):
+    image_id: int
+    category_id: int
+    bbox: _Box
+    score: float
+
+
 def results_json(rows: NDArray[np.float64]) -> bytes:
     """Rows as a COCO results file.
 
-    Column by column: half a million dicts, and the garbage collector going through them, take five times as
-    long to make as the file.
+    Not by `coco_results`: half a million dicts, and the garbage collector going through them, take ten times as
+    long as structs that it does not know of.
     """
-    if not len(rows):
-        return b"[]"
-    columns = [
-        *rows[:, [0, 6]].astype(np.int64).T.tolist(),
-        *rows[:, 1:5].round(3).T.tolist(),
-        rows[:, 5].round(6).tolist(),
-    ]
-    numbers = [msgspec.json.encode(column)[1:-1].split(b",") for column in columns]
-    entry = b'{"image_id":%b,"category_id":%b,"bbox":[%b,%b,%b,%b],"score":%b}'
-    return b"[" + b",".join(map(entry.__mod__, zip(*numbers, strict=True))) + b"]"
+    image_ids, category_ids = rows[:, [0, 6]].astype(np.int64).T.tolist()
+    boxes = map(_Box, *rows[:, 1:5].round(3).T.tolist())
+    scores = rows[:, 5].round(6).tolist()
+    return msgspec.json.encode(list(map(_Entry, image_ids, category_ids, boxes, scores)))

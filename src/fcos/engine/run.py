@@ -272,9 +272,11 @@ def draw(trainer: Trainer) -> None:
     run = trainer.run
     plot_curves([run], run / "curves.png")
     keep_coverage(run, trainer.train_set, PointRules.of(trainer.config))
-    if trainer.eval_set is not None:
-        results = json.loads((run / "results.json").read_text())
-        write_report(run, annotations=trainer.eval_set, results=results, device=trainer.fabric.device)
+    if trainer.eval_set is None:
+        annotations, results = trainer.train_set, None
+    else:
+        annotations, results = trainer.eval_set, json.loads((run / "results.json").read_text())
+    write_report(run, annotations=annotations, results=results, device=trainer.fabric.device)
 
 
 def say(fabric: Fabric, text: str) -> None:

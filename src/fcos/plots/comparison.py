@@ -14,7 +14,7 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.errors import DatasetError
 from fcos.metrics.analysis import TIDE_ERRORS, Analysis, analyse
-from fcos.metrics.coco import result_array
+from fcos.metrics.coco import Results, result_array
 from fcos.metrics.comparison import Comparison, Delta, compare_results
 from fcos.metrics.confusion import rows_by_image
 from fcos.plots.chart import Chart, line_chart
@@ -53,12 +53,14 @@ def write_comparison(
     """Write the page.
 
     Raises:
-        DatasetError: the runs measured different pictures or boxes.
+        DatasetError: the runs measured different pictures or boxes, or nothing.
     """
+    first_results, second_results = _results_of(first), _results_of(second)
     check_same_pictures(first, second)
     annotations = first.annotations
-    before = analyse(annotations, first.results, margins=False)
-    after = analyse(annotations, _in_ids_of(annotations, second), margins=False)
+    before = analyse(annotations, first_results, margins=False)
+    in_same_ids = _in_ids_of(annotations, second.annotations, second_results)
+    after = analyse(annotations, in_same_ids, margins=False)
     compared = compare_results(annotations, before, after)
     names = run_names([first.folder, second.folder])
     page = template("comparison.html").render(
@@ -78,6 +80,16 @@ def write_comparison(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out
+
+
+def _results_of(run: FinishedRun) -> Results:
+    if run.results is None:
+        raise DatasetError(
+            "there is nothing to compare: the run measured nothing",
+            where=f'file {run.folder / "config.json"}, "list_eval"',
+            fix="train with list_eval",
+        )
+    return run.results
 
 
 def check_same_pictures(first: FinishedRun, second: FinishedRun) -> None:
@@ -101,10 +113,9 @@ def _class_of_boxes(annotations: Annotations) -> list[str]:
     return [annotations.class_names[label] for label in annotations.labels.tolist()]
 
 
-def _in_ids_of(annotations: Annotations, run: FinishedRun) -> NDArray[np.float64]:
+def _in_ids_of(annotations: Annotations, theirs: Annotations, results: Results) -> NDArray[np.float64]:
     """A run's results with the image and category ids of other annotations of the same pictures."""
-    theirs = run.annotations
-    rows = result_array(theirs, run.results).copy()
+    rows = result_array(theirs, results).copy()
     category_of = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
     category_ids = {
         category_id: category_of[name]

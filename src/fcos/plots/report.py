@@ -54,7 +54,7 @@ def write_report(
     run: Path,
     *,
     annotations: Annotations,
-    results: Results,
+    results: Results | None,
     cards: Mapping[str, DataCard] | None = None,
     out: Path | None = None,
     max_pictures: int = MAX_PICTURES,
@@ -64,45 +64,32 @@ def write_report(
 
     Args:
         run: folder with metrics.jsonl and config.json; its data.json and model file are used where they are.
-        annotations: of the evaluation, with sizes as the data check leaves them.
-        results: what the best model found in them, as `metrics.coco.evaluate_detections` takes it.
+        annotations: of the evaluation, with sizes as the data check leaves them; of the training where
+            nothing was measured.
+        results: what the best model found in them, as `metrics.coco.evaluate_detections` takes it; None:
+            nothing was measured, and the page is about the training alone.
         cards: of the data sets; None: those of data.json in the run folder.
         out: the file to write; None: report.html in the run folder.
         max_pictures: examples to show.
         device: where the model sees pictures again, to know what NMS took away.
     """
     config = load_config(run / "config.json")
-    # Resampling takes about as long as all the rest.
-    resampling = ThreadPoolExecutor(1)
-    margins = resampling.submit(margins_of, annotations, results)
-    analysis = analyse(annotations, results, margins=False)
     rules = PointRules.of(config)
-    coverage = cover(annotations, rules)
-    chosen = choose_pictures(annotations, analysis, max_pictures)
-    with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
     look = second_look(run, torch.device(device))
-    candidates = look.candidates(annotations, with_misses) if look else {}
-    misses = why_missed(
-        annotations, analysis, _without_point(annotations, coverage), candidates, config.nms_iou
-    )
-    examples = gallery(annotations, analysis, chosen, misses)
-    values, num_resamples = margins.result()
-    resampling.shutdown()
-    analysis = replace(analysis, margins=values, num_resamples=num_resamples)
+    coverage = cover(annotations, rules)
+    measured = {}
+    if results is not None:
+        measured = _measured(annotations, results, coverage, look, config.nms_iou, max_pictures)
+    what = "training" if results is None else "evaluation"
+    given = read_cards(run) if cards is None else cards
     out = out or run / "report.html"
     page = template("report.html").render(
-        _facts_of(run, config, annotations, read_cards(run) if cards is None else cards),
-        **_measured(annotations, analysis),
-        **_pictures(examples, misses, len(annotations)),
-        label_errors=label_error_crops(annotations, analysis, chosen),
-        num_label_errors=len(analysis.shown.label_errors),
-        misses=miss_rows(misses),
-        num_missed=len(misses),
-        num_seen_again=len(candidates),
-        coverages=_coverages(run, coverage_facts(coverage, rules, len(annotations))),
+        _facts_of(run, config, {what: data_card(annotations), **given}),
+        **measured,
+        is_measured=results is not None,
+        coverages=_coverages(run, {what: coverage_facts(coverage, rules, len(annotations))}),
         assigned=_assigned(coverage, rules, look) if max_pictures else [],
         quality_name=QUALITY_NAMES[config.quality],
-        threshold=analysis.threshold,
         has_model=look is not None,
     )
     out.write_text(page, encoding="utf-8")
@@ -124,13 +111,10 @@ def template(name: str) -> Template:
 # Facts ------------------------------------------------------------------------------------------------------
 
 
-def _facts_of(
-    run: Path, config: TrainConfig, annotations: Annotations, given: Mapping[str, DataCard]
-) -> dict[str, Any]:
+def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataCard]) -> dict[str, Any]:
     """What was trained on what, and how that went."""
     metrics = read_metrics(run)
-    known: dict[str, DataCard] = {"evaluation": data_card(annotations), **given}
-    cards = dict(sorted(known.items(), reverse=True))  # training first
+    cards = dict(sorted(cards.items(), reverse=True))  # training first
     return {
         "name": " / ".join(run.absolute().parts[-2:]),
         "facts": _sentence(metrics, config, cards),
@@ -210,7 +194,39 @@ def _versions() -> dict[str, str]:
 # Measurements -----------------------------------------------------------------------------------------------
 
 
-def _measured(annotations: Annotations, analysis: Analysis) -> dict[str, Any]:
+def _measured(
+    annotations: Annotations,
+    results: Results,
+    coverage: Coverage,
+    look: SecondLook | None,
+    nms_iou: float,
+    max_pictures: int,
+) -> dict[str, Any]:
+    """All that an evaluation says."""
+    # Resampling takes about as long as all the rest.
+    with ThreadPoolExecutor(1) as resampling:
+        margins = resampling.submit(margins_of, annotations, results)
+        analysis = analyse(annotations, results, margins=False)
+        chosen = choose_pictures(annotations, analysis, max_pictures)
+        with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
+        candidates = look.candidates(annotations, with_misses) if look else {}
+        misses = why_missed(annotations, analysis, _without_point(annotations, coverage), candidates, nms_iou)
+        examples = gallery(annotations, analysis, chosen, misses)
+        values, num_resamples = margins.result()
+    analysis = replace(analysis, margins=values, num_resamples=num_resamples)
+    return {
+        **_numbers(annotations, analysis),
+        **_pictures(examples, misses, len(annotations)),
+        "label_errors": label_error_crops(annotations, analysis, chosen),
+        "num_label_errors": len(analysis.shown.label_errors),
+        "misses": miss_rows(misses),
+        "num_missed": len(misses),
+        "num_seen_again": len(candidates),
+        "threshold": analysis.threshold,
+    }
+
+
+def _numbers(annotations: Annotations, analysis: Analysis) -> dict[str, Any]:
     """Numbers, classes, errors and scores."""
     ranked = sorted(analysis.classes, key=lambda row: -1.0 if row.ap is None else row.ap, reverse=True)
     return {
@@ -316,11 +332,10 @@ def _assigned(coverage: Coverage, rules: PointRules, look: SecondLook | None) ->
     ]
 
 
-def _coverages(run: Path, evaluation: CoverageFacts) -> list[tuple[str, CoverageFacts]]:
+def _coverages(run: Path, known: Mapping[str, CoverageFacts]) -> list[tuple[str, CoverageFacts]]:
     """By data set, the training first."""
     training = read_coverage(run)
-    known = [("training", training)] if training else []
-    return [*known, ("evaluation", evaluation)]
+    return list(({"training": training, **known} if training else known).items())
 
 
 def _without_point(annotations: Annotations, coverage: Coverage) -> NDArray[np.bool_]:

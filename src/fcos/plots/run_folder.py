@@ -20,26 +20,27 @@ from fcos.errors import ConfigError, DatasetError
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that measured something.
+    """A run that has ended.
 
     Attributes:
-        annotations: of the evaluation, with the labels of the model.
-        results: what its best model found in them, as in a COCO results file.
+        annotations: of the evaluation, with the labels of the model; of the training where the run measured
+            nothing.
+        results: what its best model found in them, as in a COCO results file; None: it measured nothing.
         cards: of its data sets, training first.
     """
 
     folder: Path
     config: TrainConfig
     annotations: Annotations
-    results: Sequence[Mapping[str, Any]]
+    results: Sequence[Mapping[str, Any]] | None
     cards: dict[str, DataCard]
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read a run folder and the evaluation annotations that it names.
+    """Read a run folder and the annotations that it was measured on.
 
     Raises:
-        ConfigError: it is no run folder, or the run measured nothing.
+        ConfigError: it is no run folder.
         DatasetError: there are no results.
     """
     config_file = folder / "config.json"
@@ -49,16 +50,13 @@ def read_run(folder: Path) -> FinishedRun:
             fix="give a folder that `fcos train` made, for example runs/train",
         )
     config = load_config(config_file)
-    if not config.list_eval:
-        raise ConfigError(
-            "there is nothing to report: the run measured nothing",
-            where=f'file {config_file}, "list_eval"',
-            fix="train with list_eval",
-        )
-    results = read_results(folder)  # first: reading the annotations may take long
+    results = read_results(folder) if config.list_eval else None  # first: annotations may take long
     cards = read_cards(folder)
-    if not cards:
-        cards["training"] = _read_card(config)
+    if results is None or not cards:
+        train_set, checked = _train_set(config, cards)
+        cards.setdefault("training", data_card(train_set, checked))
+    if results is None:
+        return FinishedRun(folder, config, train_set, None, cards)
     annotations, checked = _eval_set(config, cards)
     cards.setdefault("evaluation", data_card(annotations, checked))
     return FinishedRun(folder, config, annotations, results, cards)
@@ -80,32 +78,24 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def _eval_set(config: TrainConfig, cards: Mapping[str, DataCard]) -> tuple[Annotations, CheckReport]:
     """As the training read it."""
     names = tuple(cards["training"].card.boxes_per_class)
+    annotations, report = _usable(config.list_eval, config.root_eval, config, cards.get("evaluation"))
+    return with_classes_of(annotations, names), report
+
+
+def _train_set(config: TrainConfig, cards: Mapping[str, DataCard]) -> tuple[Annotations, CheckReport]:
+    """As the training read it."""
+    return _usable(config.list_train, config.root_train, config, cards.get("training"))
+
+
+def _usable(
+    source: str, root: str, config: TrainConfig, card: DataCard | None
+) -> tuple[Annotations, CheckReport]:
+    """What the training read from a list, without what it left out."""
+    names = read_names(Path(config.name_file))[0] if config.name_file else None
     annotations = read_annotations(
-        Path(config.list_eval),
-        root=_folder(config.root_eval),
-        names=_names(config),
-        format=config.data_format,
+        Path(source), root=Path(root) if root else None, names=names, format=config.data_format
     )
     # The training has decoded all pixels; only where it left some out is it to be found again which.
-    left_some_out = "evaluation" not in cards or cards["evaluation"].num_problems != 0
+    left_some_out = card is None or card.num_problems != 0
     report = check(annotations, decode=config.skip_invalid and left_some_out)
-    return with_classes_of(drop_invalid(annotations, report), names), report
-
-
-def _read_card(config: TrainConfig) -> DataCard:
-    """Of the training set of a run without data.json, which an earlier version of fcos made."""
-    annotations = read_annotations(
-        Path(config.list_train),
-        root=_folder(config.root_train),
-        names=_names(config),
-        format=config.data_format,
-    )
-    return data_card(annotations, check(annotations, decode=False))
-
-
-def _names(config: TrainConfig) -> tuple[str, ...] | None:
-    return read_names(Path(config.name_file))[0] if config.name_file else None
-
-
-def _folder(path: str) -> Path | None:
-    return Path(path) if path else None
+    return drop_invalid(annotations, report), report
