@@ -120,8 +120,8 @@ class _Entry(msgspec.Struct, gc=False):
 def results_json(rows: NDArray[np.float64]) -> bytes:
     """Rows as a COCO results file.
 
-    Not by `coco_results`: half a million dicts, and the garbage collector going through them, take ten times as
-    long as structs that it does not know of.
+    Not by `coco_results`: half a million dicts, and the garbage collector going through them, take ten times
+    as long as structs that it does not know of.
     """
     image_ids, category_ids = rows[:, [0, 6]].astype(np.int64).T.tolist()
     boxes = map(_Box, *rows[:, 1:5].round(3).T.tolist())
