@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-PIECE_BYTES = 16 * 2**20
+PIECE_BYTES = 2**20  # fits into a processor's cache, with what is made of it
 VALUE_BYTES = 2**16
 SPACES = b" \t\r\n"
 LIST_END = re.compile(rb"\}[ \t\r\n]*\]")
@@ -211,12 +211,12 @@ class _Text:
             self._more(2 * len(self.buffer) + PIECE_BYTES)
 
     def _cuts(self) -> Iterator[int]:
-        """Places behind a "}": the likely end of the list, then the last one, then ever earlier ones."""
-        if end := LIST_END.search(self.buffer):
-            yield end.start() + 1
+        """Places behind a "}": the last one, then the likely end of the list, then ever earlier ones."""
         size = len(self.buffer)
         while cut := self.buffer.rfind(b"}", 0, size) + 1:
             yield cut
+            if size == len(self.buffer) and (end := LIST_END.search(self.buffer)):
+                yield end.start() + 1
             size = min(cut - 1, size // 2)
         if self.at_end:  # little is left by now
             yield from (end.start() + 1 for end in LIST_END.finditer(self.buffer))
