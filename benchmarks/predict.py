@@ -3,10 +3,10 @@
     python benchmarks/predict.py --image street.jpg [--short-side 800 --longest-side 1333 --rounds 7]
     python benchmarks/predict.py --image street.jpg --score-threshold 0
 
-With a threshold of 0 every point is a candidate for each of the 91 outputs: 2 million pairs, of which 1,000 of
-each level enter NMS. Both in this process, one picture each in turn, median. The weights are random, with outputs spread so that
+Both in this process, one picture each in turn, median. The weights are random, with outputs spread so that
 some hundred candidates pass the threshold, as with a trained network; ours reads torchvision's file and
-follows its rules, so both find the same.
+follows its rules, so both find the same. With a threshold of 0 every point is a candidate for each of the
+91 outputs: 2 million pairs, of which the best 1,000 of each level enter NMS.
 """
 
 from __future__ import annotations
