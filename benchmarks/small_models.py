@@ -100,7 +100,8 @@ class Pictures(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if index not in self.decoded:
-            self.decoded[index] = read_sample(self.annotations[index])
+            picture, truth = read_sample(self.annotations[index])
+            self.decoded[index] = picture.pixels.contiguous(), truth
         image, truth = self.decoded[index]
         boxes = tv_tensors.BoundingBoxes(truth.boxes_xyxy, format="XYXY", canvas_size=image.shape[1:])
         target = {"boxes": boxes, "labels": truth.labels + 1}  # torchvision's 0 is the background
@@ -229,9 +230,9 @@ def main() -> None:
         command.add_argument("--data", choices=DATA, required=True)
         command.add_argument("--data-root", type=Path, default=SHARED)
     args = parser.parse_args()
-    torch.set_num_threads(NUM_THREADS)
 
     if args.command == "table":
+        torch.set_num_threads(NUM_THREADS)
         rows = measure(args.models, read_data(args.data_root, args.data, "test"), args.pictures)
         print("| detector | AP | AP50 | AP75 | ms a picture | |\n|---|---|---|---|---|---|")
         for name, numbers, milliseconds, note in rows:
