@@ -8,7 +8,8 @@ own each. A step is assignment, forward, loss, backward, clipping and the optimi
 boxes, padded to a multiple of 32; 80 classes, random weights. Ours is the preset as it is (`--set` changes
 settings: precision=bf16 is what `fcos train FOLDER` proposes where the processor is faster in it). The peer
 is torchvision's FCOS on the same backbone with frozen batch norm, frozen stem and first stage (block), and
-SGD. The allocator keeps freed memory, as in `fcos train`; that helps the peer too.
+SGD, in float32 as its own reference trains it on CPUs; with `--peer-bf16` under bfloat16 autocast. The
+allocator keeps freed memory, as in `fcos train`; that helps the peer too.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def torchvision_step(args: argparse.Namespace) -> Callable[[], float]:
     targets = [{"boxes": b, "labels": n + 1} for b, n in zip(boxes, labels, strict=True)]
 
     def step() -> float:
-        total = sum(model([image.float() / 255 for image in images], targets).values())
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.peer_bf16):
+            total = sum(model([image.float() / 255 for image in images], targets).values())
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 10)
         optimizer.step()
@@ -122,6 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=["fcos_r50", "fcos_mobilenetv2"], default="fcos_r50")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours")
+    parser.add_argument("--peer-bf16", action="store_true", help="torchvision under bfloat16 autocast")
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1088)
     parser.add_argument("--batch", type=int, default=2)
