@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,26 +13,6 @@ from PIL import Image
 install_import_hook("fcos", "beartype.beartype")
 
 MakePicture = Callable[..., Path]
-
-
-class SignalStack(ctypes.Structure):
-    """`stack_t` of <signal.h> on Linux."""
-
-    _fields_ = (("memory", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-@pytest.fixture(autouse=True)
-def signals_on_the_usual_stack() -> Iterator[None]:
-    """Signals of ended children are handled on the stack of the program, and by nobody after a test.
-
-    A library that the export tests load leaves a signal stack behind on which the kernel cannot put the next
-    one, for which torch's loader has installed a handler: the whole test run died without a word.
-    """
-    if sys.platform == "linux":
-        disabled = SignalStack(None, 2, 0)  # SS_DISABLE
-        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(disabled), None) == 0
-    yield
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

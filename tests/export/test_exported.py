@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 from fcos import Detector
+from fcos.build import load_model
 from fcos.errors import DeviceError, WeightsError
 from fcos.export.exported import open_exported
 from fcos.export.formats import FORMATS, FormatName
+from fcos.export.make import export_model
 from fcos.export.verify import compare
 
 NAMES = list(FORMATS)
@@ -56,6 +58,37 @@ def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
     together = before.predict(pictures, 0.0, batch_size=3)
     for found, wanted in zip(after.predict(pictures, 0.0, batch_size=3), together, strict=True):
         assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_in_which_nothing_is_found(name: FormatName, small_model: Path, tmp_path: Path) -> None:
+    loaded = load_model(small_model)
+    torch.nn.init.constant_(loaded.model.head.logits.bias, -20.0)
+    export_model(loaded, name, tmp_path / f"model{FORMATS[name].ending}")
+    detector = Detector.load(tmp_path / f"model{FORMATS[name].ending}")
+    assert [len(found) for found in detector.predict([picture((60, 90)), picture((40, 40))], 0.0)] == [0, 0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks as Linux has them")
+def test_a_process_goes_on_after_openvino(exported: dict[str, Path]) -> None:
+    script = f"""
+import gc, subprocess
+import numpy as np
+from torch.utils.data import DataLoader
+from fcos import Detector
+
+first, second = (Detector.load({str(exported["openvino"])!r}) for _ in range(2))
+first.predict(np.zeros((60, 90, 3), np.uint8))
+second.predict(np.zeros((60, 90, 3), np.uint8))
+del first
+gc.collect()
+del second
+gc.collect()
+assert len(list(DataLoader(range(8), num_workers=2))) == 8
+subprocess.run(["true"], check=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

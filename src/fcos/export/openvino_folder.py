@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,26 @@ NAME = "model.xml"
 SECTION = "fcos"  # of rt_info
 
 
-def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
-    """A graph, made without torchvision's NMS, as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
+@cache
+def core() -> Any:
+    """OpenVINO's library, opened once in a process and never closed.
+
+    Its CPU plugin has signals handled on a stack of its own, and where it is closed that memory goes, whether
+    or not it is still in use: the next worker of a loader that ended then ended the whole process.
+    """
     with needs("openvino"):
         import openvino
+    return openvino.Core()
+
+
+def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
+    """A graph, made without torchvision's NMS, as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
     with needs("onnx"):
         import onnx
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(onnx_file.convert(graph, dtype), file)
-        model = openvino.Core().read_model(file)
+        model = core().read_model(file)
         # It reads the weights from the file when they are asked for: copy them before the file goes.
         return model.clone()
 
@@ -47,11 +58,8 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
 def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
     """Metadata and runner of a folder, or of the .xml in it."""
     file = path / NAME if path.is_dir() else path
-    with needs("openvino"):
-        import openvino
-    core = openvino.Core()
     try:
-        model = core.read_model(file)
+        model = core().read_model(file)
     except RuntimeError as error:
         raise WeightsError(
             f"{file.name} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1].strip()}",
@@ -61,7 +69,7 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
     metadata = {}
     if model.has_rt_info(SECTION):
         metadata = {key: str(value) for key, value in model.get_rt_info(SECTION).value.items()}
-    return metadata, OpenVinoRunner(core.compile_model(model, "CPU", settings()))
+    return metadata, OpenVinoRunner(core().compile_model(model, "CPU", settings()))
 
 
 def settings() -> dict[str, Any]:

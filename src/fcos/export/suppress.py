@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 INVALID = -1.0  # the score of what fills a list up
 
@@ -67,7 +68,10 @@ def suppress_with_torchvision(boxes_xyxy: Tensor, scores: Tensor, iou: float) ->
     """
     valid = (scores > INVALID / 2).nonzero()
     image, place = valid[:, 0], valid[:, 1]
-    boxes, best = boxes_xyxy[image, place], scores[image, place]
+    # torchvision tells the tracer that two boxes stay at least, and the program checks that. So there are two
+    # more, without area, which overlap nothing; they go afterwards.
+    boxes, best = F.pad(boxes_xyxy[image, place], (0, 0, 0, 2)), F.pad(scores[image, place], (0, 2))
     kept = torch.ops.torchvision.nms(boxes, best, iou)
+    kept = kept[kept < valid.shape[0]]
     order = image[kept].argsort(stable=True)
     return valid[kept[order]]
