@@ -84,10 +84,11 @@ def _find(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int
     """Place of each value among others that may be in any order; -1 where it is not there."""
     if not len(among):
         return np.full(len(values), -1)
+    once, copies = np.unique(values, return_inverse=True)
     order = np.argsort(among, kind="stable")
-    place = np.minimum(np.searchsorted(among, values, sorter=order), len(among) - 1)
-    place = order[place]
-    return np.where(among[place] == values, place, -1)
+    ascending = among[order]
+    place = np.minimum(np.searchsorted(ascending, once), len(among) - 1)
+    return np.where(ascending[place] == once, order[place], -1)[copies]
 
 
 def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
