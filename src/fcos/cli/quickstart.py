@@ -31,7 +31,7 @@ Examples:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of data set and training."
 )
 @click.option(
-    "--num-train", type=click.IntRange(min=1), default=1100, show_default=True, help="Pictures to train on."
+    "--num-train", type=click.IntRange(min=1), default=2000, show_default=True, help="Pictures to train on."
 )
 @click.option(
     "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Pictures held out."
