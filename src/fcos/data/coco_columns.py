@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-PIECE_BYTES = 2**20  # fits into a processor's cache, with what is made of it
+PIECE_BYTES = 2**18  # stays in a processor's cache, with what is made of it, and needs no new pages
 VALUE_BYTES = 2**16
 SPACES = b" \t\r\n"
 LIST_END = re.compile(rb"\}[ \t\r\n]*\]")
@@ -199,7 +199,7 @@ class _Text:
         while True:
             for cut in self._cuts():
                 try:
-                    piece = decoder.decode(b"[" + self.buffer[:cut] + b"]")
+                    piece = decoder.decode(b"".join((b"[", memoryview(self.buffer)[:cut], b"]")))
                 except msgspec.ValidationError:  # not what COCO defines (a DecodeError too)
                     raise
                 except msgspec.DecodeError:
