@@ -174,7 +174,9 @@ def train_ours(preset: str, data: str, root: Path, epochs: int, out: Path) -> fl
 # Measuring ------------------------------------------------------------------------------------------------
 
 
-def open_model(source: str) -> tuple[str, Callable[[Path, int], list[dict[str, Any]]], str]:
+def open_model(
+    source: str, annotations: Annotations
+) -> tuple[str, Callable[[Path, int], list[dict[str, Any]]], str]:
     """Its name in the table, file to COCO results of an image, and what else there is to say."""
     name, _, path = source.rpartition("=")
     if path.endswith(".pt"):
@@ -183,9 +185,11 @@ def open_model(source: str) -> tuple[str, Callable[[Path, int], list[dict[str, A
         note += "" if said["imagenet"] else ", backbone from random weights"
         return name or peer, predict, note
     detector = Detector.load(path, device="cpu")
+    id_of = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
+    ids = [id_of[class_name] for class_name in detector.class_names]
 
     def find(picture: Path, image_id: int) -> list[dict[str, Any]]:
-        return detector.predict(picture, 0.0).to_coco(image_id, detector.category_ids)
+        return detector.predict(picture, 0.0).to_coco(image_id, ids)
 
     return name or detector.config.model, find, detector.config.model
 
@@ -194,7 +198,7 @@ def measure(
     sources: list[str], annotations: Annotations, num_pictures: int | None
 ) -> list[tuple[str, CocoMetrics, float, str]]:
     """Each model on each picture in turn: name, COCO's numbers, median milliseconds, note."""
-    models = [open_model(source) for source in sources]
+    models = [open_model(source, annotations) for source in sources]
     found: list[list[dict[str, Any]]] = [[] for _ in models]
     times: list[list[float]] = [[] for _ in models]
     records = list(annotations)[:num_pictures]
