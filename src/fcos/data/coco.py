@@ -58,19 +58,19 @@ def _arrays(source: Path, names: Sequence[str] | None) -> tuple[dict[str, NDArra
     if (index < 0).any() or len(np.unique(columns.image_ids)) < len(columns.image_ids):
         _columns(source)  # says which
     # Stable, so that the boxes of a picture keep the order of the file.
-    order = np.argsort(index, kind="stable")
-    boxes, stated = columns.boxes_xywh[order], columns.areas[order]
+    columns.sort_boxes(np.argsort(index, kind="stable"))
+    boxes, stated = columns.boxes_xywh, columns.areas
     areas = np.where(np.isnan(stated), boxes[:, 2] * boxes[:, 3], stated)
     boxes[:, 2:] += boxes[:, :2]
     known = np.array(list(label_of), np.int64)
     place = _find(columns.box_category_ids, known)
-    labels = np.array([*label_of.values(), -1], np.int64)[place][order]  # place -1: no such category
+    labels = np.array([*label_of.values(), -1], np.int64)[place]  # place -1: no such category
     counts = np.bincount(index, minlength=len(columns.image_ids))
     arrays = {
         "boxes_xyxy": boxes,
         "labels": labels,
-        "is_crowd": columns.is_crowd[order],
-        "is_difficult": columns.is_difficult[order],
+        "is_crowd": columns.is_crowd,
+        "is_difficult": columns.is_difficult,
         "areas": areas,
         "first_box": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "image_ids": columns.image_ids,

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE_BYTES = 2**18  # stays in a processor's cache, with what is made of it, and needs no new pages
+PIECES_OF_BLOCK = 64
 VALUE_BYTES = 2**16
 SPACES = b" \t\r\n"
 LIST_END = re.compile(rb"\}[ \t\r\n]*\]")
@@ -46,9 +47,9 @@ class BoxEntry(msgspec.Struct, gc=False):
     ignore: bool | int | None = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Columns:
-    """A COCO file, in its own order.
+    """A COCO file, in its own order as it is read.
 
     Attributes:
         categories: as in the file.
@@ -72,6 +73,15 @@ class Columns:
     is_crowd: NDArray[np.bool_]
     is_difficult: NDArray[np.bool_]
 
+    def sort_boxes(self, order: NDArray[np.int64]) -> None:
+        """Bring the boxes into this order, column by column: memory holds one of them twice, not all."""
+        self.box_image_ids = self.box_image_ids[order]
+        self.box_category_ids = self.box_category_ids[order]
+        self.boxes_xywh = self.boxes_xywh[order]
+        self.areas = self.areas[order]
+        self.is_crowd = self.is_crowd[order]
+        self.is_difficult = self.is_difficult[order]
+
 
 def read_columns(source: Path) -> Columns | None:
     """The columns of a file that is as COCO defines it; None for any other."""
@@ -85,7 +95,8 @@ def read_columns(source: Path) -> Columns | None:
                 if key in lists:
                     kind, to_columns = lists[key]
                     decoder = msgspec.json.Decoder(kind)
-                    parts[key] = _joined([to_columns(piece) for piece in text.pieces(decoder)], to_columns)
+                    pieces = map(to_columns, text.pieces(decoder))
+                    parts[key] = _joined(list(_blocks(pieces, to_columns)), to_columns)
                 else:
                     value = text.value()
                     parts[key] = value if key == "categories" else None
@@ -119,6 +130,12 @@ def _box_columns(boxes: list[BoxEntry]) -> list[NDArray[Any]]:
 
 def _column(entries: list[Any], name: str, dtype: type) -> NDArray[Any]:
     return np.fromiter(map(attrgetter(name), entries), dtype, len(entries))
+
+
+def _blocks(pieces: Iterator[list[NDArray[Any]]], to_columns: Any) -> Iterator[list[NDArray[Any]]]:
+    """Some pieces joined at a time: small arrays that stay keep the memory between them from being let go."""
+    while some := list(islice(pieces, PIECES_OF_BLOCK)):
+        yield _joined(some, to_columns)
 
 
 def _joined(pieces: list[list[NDArray[Any]]], to_columns: Any) -> list[NDArray[Any]]:
