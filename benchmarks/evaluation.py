@@ -6,8 +6,9 @@
 `lists/coco_val2017.txt` there, the detections are made (`benchmarks/report.py`): as of a mediocre detector.
 
 Ours begins with what the network leaves, a list of tensors an image, and ends with the printed numbers and
-results.json on the disk. pycocotools begins with the entries of a results file in memory: loadRes, evaluate,
-accumulate, summarize. Both in this process, in turn, median; the twelve numbers must agree.
+results.json on the disk; memory is kept, as in the command. pycocotools begins with the entries of a results
+file in memory: loadRes, evaluate, accumulate, summarize. Both in this process, in turn, median; the twelve
+numbers must agree.
 
 Then what an evaluation in training adds to the forward passes: the numbers and the best threshold,
 results.json and a model file of `fcos_r50` on the disk. (The loader runs beside the network.)
@@ -38,6 +39,7 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations
 from fcos.data.formats import read_annotations, read_names
 from fcos.engine.evaluate import result_rows, results_json
+from fcos.engine.memory import keep_freed_memory
 from fcos.metrics.coco import coco_ground_truth, evaluate_detections, measure, result_array
 from fcos.model.postprocess import ImageDetections
 from fcos.model.weights import ModelCard, save_model
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--peer-rounds", type=int, default=3, help="pycocotools takes a minute or more")
     args = parser.parse_args()
 
+    keep_freed_memory()
     names = read_names(args.data / "lists" / "coco_name.txt")[0]
     annotations = read_annotations(args.data / "lists" / "coco_val2017.txt", names=names, format="list")
     found = as_found(annotations, result_array(annotations, make_results(annotations)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,10 +138,8 @@ def show(
     from fcos.metrics.coco import evaluate_detections, named_numbers
 
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(1) as pool:  # matching lets Python go on, and the file takes as long
-        written = pool.submit(lambda: (folder / "results.json").write_bytes(results_json(rows)))
-        metrics = evaluate_detections(annotations, rows)
-        written.result()
+    (folder / "results.json").write_bytes(results_json(rows))
+    metrics = evaluate_detections(annotations, rows)
     if as_json is not None:
         print_json(
             {
