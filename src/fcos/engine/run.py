@@ -271,10 +271,10 @@ def draw(trainer: Trainer) -> None:
 
     run = trainer.run
     plot_curves([run], run / "curves.png")
-    keep_coverage(run, trainer.train_set, PointRules.of(trainer.config))
     if trainer.eval_set is None:
         annotations, results = trainer.train_set, None
     else:
+        keep_coverage(run, trainer.train_set, PointRules.of(trainer.config))
         annotations, results = trainer.eval_set, json.loads((run / "results.json").read_text())
     write_report(run, annotations=annotations, results=results, device=trainer.fabric.device)
 
