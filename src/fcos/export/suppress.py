@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import functional as F
 
 INVALID = -1.0  # the score of what fills a list up
@@ -28,7 +28,7 @@ def moved_apart(boxes_xyxy: Tensor, labels: Tensor, num_classes: int, *, images_
     return boxes_xyxy + torch.cat([cell, cell], dim=-1)
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "fcos::suppress",
     mutates_args=(),
     schema="(Tensor boxes_xyxy, Tensor scores, float iou, int most) -> Tensor",
@@ -57,7 +57,7 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, iou: float, most: int) -> Tenso
 
 @suppress.register_fake
 def _(boxes_xyxy: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    count = torch.library.get_ctx().new_dynamic_size()
+    count = library.get_ctx().new_dynamic_size()
     return boxes_xyxy.new_empty((count, 2), dtype=torch.int64)
 
 
