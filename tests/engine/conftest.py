@@ -48,7 +48,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # as the processes that are compared with have
 
