@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from fcos.data import coco
@@ -201,3 +203,12 @@ def test_real_coco_written_again_is_the_same(shared, tmp_path):
             into[entry["image_id"]].append((entry["category_id"], entry["bbox"], entry["iscrowd"]))
 
     assert boxes == again
+
+
+@given(
+    values=st.lists(st.integers(-20, 20) | st.sampled_from([coco.UNKNOWN_ID, 2**53])),
+    among=st.lists(st.integers(-20, 20) | st.integers(-(2**53), 2**53), unique=True),
+)
+def test_places_of_ids_that_lie_close_together_or_far_apart(values: list[int], among: list[int]) -> None:
+    found = coco._find(np.array(values, np.int64), np.array(among, np.int64))
+    assert found.tolist() == [among.index(value) if value in among else -1 for value in values]

@@ -22,8 +22,8 @@ EXTRAS = st.fixed_dictionaries(
         "segmentation": st.just({"counts": [1, 2], "size": [3, 4]}) | st.just([[1.5, 2.5]]),
         "attributes": st.lists(st.fixed_dictionaries({"name": TEXTS}), max_size=3),
         "area": st.floats(0, 1e6) | st.integers(0, 1000) | st.none(),
-        "iscrowd": st.sampled_from([0, 1, True, False]),
-        "ignore": st.sampled_from([0, 1]),
+        "iscrowd": st.sampled_from([0, 1, True, False, None]),
+        "ignore": st.sampled_from([0, 1, True]),
     },
 )
 
@@ -93,6 +93,10 @@ def test_pieces_of_any_size_give_the_columns_of_the_whole(
         '{"images": [{"id": "1", "file_name": "a"}], "annotations": [], "categories": []}',
         '{"images": [], "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1]}], "categories": []}',
         '{"images": [], "annotations": [{"bbox": [1, 2, 3, 4]}], "categories": []}',
+        '{"images": [], "annotations": [{"image_id": 1.5, "category_id": 1, "bbox": [1, 2, 3, 4]}],'
+        ' "categories": []}',
+        '{"images": [], "annotations": [{"image_id": 9007199254740993, "category_id": 1, "bbox": [1, 2, 3, 4]}],'
+        ' "categories": []}',
         '{"images": [{"id": 1, "file_name": "a"}, "annotations": [], "categories": []}',
         '{"images": [{"id": 1, "file_name": "a"},], "annotations": [], "categories": []}',
         '{"images": {}, "annotations": [], "categories": []}',

@@ -2,7 +2,9 @@
 
 `read_columns` decodes pieces of the two long lists straight into typed records, turns each piece into arrays
 and forgets it; segmentations and unknown keys are never built. It is for files as COCO defines them, and
-gives None for any other: the ordinary reader then says what is wrong, or makes the best of it.
+gives None for any other: the ordinary reader then says what is wrong, or makes the best of it. Numbers go
+from the records into arrays by way of MessagePack: one call packs a piece, and numpy finds them at fixed
+places.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE_BYTES = 2**18  # stays in a processor's cache, with what is made of it, and needs no new pages
-PIECES_OF_BLOCK = 64
 VALUE_BYTES = 2**16
 SPACES = b" \t\r\n"
 LIST_END = re.compile(rb"\}[ \t\r\n]*\]")
@@ -37,14 +36,28 @@ class ImageEntry(msgspec.Struct, gc=False):
 
 
 class BoxEntry(msgspec.Struct, gc=False):
-    """What is used of an annotation."""
+    """What is used of an annotation; all are floats, so that each packs into the same number of bytes."""
 
-    image_id: int
-    category_id: int
+    image_id: float
+    category_id: float
     bbox: tuple[float, float, float, float]
-    area: float | None = None
-    iscrowd: bool | int | None = 0
-    ignore: bool | int | None = 0
+    area: float | None = float("nan")
+    iscrowd: float | bool | None = 0.0
+    ignore: float | bool | None = 0.0
+
+
+def _packed_dtype() -> np.dtype[Any]:
+    """A `BoxEntry` in MessagePack: for each field its name, then nine bytes a number, a marker first."""
+    side = np.dtype([("", "V1"), ("side", ">f8")])
+    parts: list[Any] = [("", "V1")]
+    for name in BoxEntry.__struct_fields__:
+        parts.append(("", f"V{1 + len(name)}"))
+        parts += [("", "V1"), (name, side, 4) if name == "bbox" else (name, ">f8")]
+    return np.dtype(parts)
+
+
+PACK = msgspec.msgpack.Encoder()
+PACKED = _packed_dtype()
 
 
 @dataclass
@@ -75,12 +88,12 @@ class Columns:
 
     def sort_boxes(self, order: NDArray[np.int64]) -> None:
         """Bring the boxes into this order, column by column: memory holds one of them twice, not all."""
-        self.box_image_ids = self.box_image_ids[order]
-        self.box_category_ids = self.box_category_ids[order]
-        self.boxes_xywh = self.boxes_xywh[order]
-        self.areas = self.areas[order]
-        self.is_crowd = self.is_crowd[order]
-        self.is_difficult = self.is_difficult[order]
+        self.box_image_ids = self.box_image_ids.take(order, 0)
+        self.box_category_ids = self.box_category_ids.take(order, 0)
+        self.boxes_xywh = self.boxes_xywh.take(order, 0)
+        self.areas = self.areas.take(order, 0)
+        self.is_crowd = self.is_crowd.take(order, 0)
+        self.is_difficult = self.is_difficult.take(order, 0)
 
 
 def read_columns(source: Path) -> Columns | None:
@@ -96,7 +109,7 @@ def read_columns(source: Path) -> Columns | None:
                     kind, to_columns = lists[key]
                     decoder = msgspec.json.Decoder(kind)
                     pieces = map(to_columns, text.pieces(decoder))
-                    parts[key] = _joined(list(_blocks(pieces, to_columns)), to_columns)
+                    parts[key] = _joined(pieces, to_columns([]))
                 else:
                     value = text.value()
                     parts[key] = value if key == "categories" else None
@@ -108,44 +121,60 @@ def read_columns(source: Path) -> Columns | None:
 
 
 def _image_columns(images: list[ImageEntry]) -> list[NDArray[Any]]:
-    sizes = chain.from_iterable((i.height, i.width) if i.height and i.width else (-1, -1) for i in images)
+    sides = [[image.height or -1 for image in images], [image.width or -1 for image in images]]
+    sizes_hw = np.array(sides).astype(np.int32).T
+    sizes_hw[(sizes_hw == -1).any(1)] = -1
     return [
-        _column(images, "id", np.int64),
+        np.array([image.id for image in images], np.int64),
         np.array([image.file_name.encode() for image in images], np.bytes_),
-        np.fromiter(sizes, np.float64, 2 * len(images)).astype(np.int32).reshape(-1, 2),
+        sizes_hw,
     ]
 
 
 def _box_columns(boxes: list[BoxEntry]) -> list[NDArray[Any]]:
-    sides = chain.from_iterable(map(attrgetter("bbox"), boxes))
+    size = PACKED.itemsize * len(boxes)
+    packed = PACK.encode(boxes)
+    if len(packed) < size:  # numbers take nine bytes, anything else less
+        packed = PACK.encode([_in_numbers(box) for box in boxes])
+    table = np.frombuffer(packed[len(packed) - size :], PACKED)  # behind the length of the list
     return [
-        _column(boxes, "image_id", np.int64),
-        _column(boxes, "category_id", np.int64),
-        np.fromiter(sides, np.float64, 4 * len(boxes)).reshape(-1, 4),
-        np.array([box.area for box in boxes], np.float64),  # None becomes nan
-        _column(boxes, "iscrowd", np.bool_),
-        _column(boxes, "ignore", np.bool_),
+        _whole(table["image_id"]),
+        _whole(table["category_id"]),
+        table["bbox"]["side"].astype(np.float64),
+        table["area"].astype(np.float64),
+        table["iscrowd"] != 0,
+        table["ignore"] != 0,
     ]
 
 
-def _column(entries: list[Any], name: str, dtype: type) -> NDArray[Any]:
-    return np.fromiter(map(attrgetter(name), entries), dtype, len(entries))
+def _in_numbers(box: BoxEntry) -> BoxEntry:
+    area = np.nan if box.area is None else box.area
+    return BoxEntry(
+        box.image_id, box.category_id, box.bbox, area, float(box.iscrowd or 0), float(box.ignore or 0)
+    )
 
 
-def _blocks(pieces: Iterator[list[NDArray[Any]]], to_columns: Any) -> Iterator[list[NDArray[Any]]]:
-    """Some pieces joined at a time: small arrays that stay keep the memory between them from being let go."""
-    while some := list(islice(pieces, PIECES_OF_BLOCK)):
-        yield _joined(some, to_columns)
+def _whole(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    """Ids, which are whole and small enough for a float to hold exactly."""
+    ids = numbers.astype(np.int64)
+    if (ids != numbers).any() or (np.abs(ids) >= 2**53).any():
+        raise ValueError("an id is a whole number")
+    return ids
 
 
-def _joined(pieces: list[list[NDArray[Any]]], to_columns: Any) -> list[NDArray[Any]]:
-    """Pieces one behind the other, column by column; what is joined is let go."""
-    columns = []
-    for place, empty in enumerate(to_columns([])):
-        columns.append(np.concatenate([piece[place] for piece in pieces] or [empty]))
-        for piece in pieces:
-            piece[place] = empty
-    return columns
+def _joined(pieces: Iterator[list[NDArray[Any]]], columns: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Pieces one behind the other, column by column, in arrays that double when they are full."""
+    end = 0
+    for piece in pieces:
+        start, end = end, end + len(piece[0])
+        for place, part in enumerate(piece):
+            column = columns[place]
+            dtype = np.promote_types(column.dtype, part.dtype)  # a longer text
+            if len(column) < end or column.dtype != dtype:
+                columns[place] = np.empty((2 * end, *part.shape[1:]), dtype)
+                columns[place][:start] = column[:start]
+            columns[place][start:end] = part
+    return [column[:end] for column in columns]
 
 
 class _Text:
