@@ -95,8 +95,8 @@ def test_pieces_of_any_size_give_the_columns_of_the_whole(
         '{"images": [], "annotations": [{"bbox": [1, 2, 3, 4]}], "categories": []}',
         '{"images": [], "annotations": [{"image_id": 1.5, "category_id": 1, "bbox": [1, 2, 3, 4]}],'
         ' "categories": []}',
-        '{"images": [], "annotations": [{"image_id": 9007199254740993, "category_id": 1, "bbox": [1, 2, 3, 4]}],'
-        ' "categories": []}',
+        '{"images": [], "annotations": [{"image_id": 9007199254740993, "category_id": 1, "bbox": [1, 2, 3, 4]'
+        '}], "categories": []}',
         '{"images": [{"id": 1, "file_name": "a"}, "annotations": [], "categories": []}',
         '{"images": [{"id": 1, "file_name": "a"},], "annotations": [], "categories": []}',
         '{"images": {}, "annotations": [], "categories": []}',
