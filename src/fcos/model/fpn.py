@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcos.model.winograd import Conv3x3
+
 
 class FeaturePyramid(nn.Module):
     """Top-down pyramid with extra coarse levels.
@@ -30,7 +32,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         self.extra_from = extra_from
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.output = nn.ModuleList(Conv3x3(channels, channels) for _ in in_channels)
         widths = [channels] * (num_levels - len(in_channels))
         if widths and extra_from == "c5":
             widths[0] = in_channels[-1]

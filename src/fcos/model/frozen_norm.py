@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from fcos.model.winograd import conv3x3, pays
+
 Pair = tuple[nn.Conv2d, _BatchNorm]
 
 # Exact types: a subclass may do more than we fold.
@@ -40,6 +42,8 @@ class FoldedConv2d(nn.Conv2d):
         weight, shift = self.folded()
         if self.pads_same:  # TensorFlow's padding depends on the size of the input
             x = pad_same(x, list(self.weight.shape[-2:]), list(self.stride), list(self.dilation))
+        elif pays(x, self):
+            return conv3x3(x, weight, shift)
         padding = (0, 0) if self.pads_same else self.padding
         with depthwise_in_float32(self, x):
             x = x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)

@@ -4,9 +4,6 @@ oneDNN, the library under PyTorch's convolutions on CPUs, can add a tensor and a
 still in the cache. Each pass over a feature map that this saves is small, but results the size of 32 MiB and
 more come from fresh pages of the system each time: with ResNet-50 at 800 x 1344 that alone is a tenth of the
 time, and a shortcut that is added in place needs no new memory.
-
-The calls are those that `torch.compile` makes on CPUs. They are not part of PyTorch's public interface, so
-`is_available` looks for them, and without them everything stays as it was.
 """
 
 from __future__ import annotations
@@ -20,19 +17,14 @@ from timm.layers.drop import DropPath
 from timm.layers.padding import pad_same
 from torch import Tensor, fx, nn
 
-CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+from fcos.model import onednn
+from fcos.model.onednn import Activation
+from fcos.model.winograd import Conv3x3, conv3x3, pays
+
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame, Conv3x3)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # in evaluation mode
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 UNTRACEABLE = (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError)
-
-Activation = tuple[str, list[float]]  # oneDNN's name, its numbers
-
-
-def is_available() -> bool:
-    """Whether this PyTorch has the calls."""
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    calls = ("_convolution_pointwise", "_convolution_pointwise_")
-    return has_onednn and all(hasattr(torch.ops.mkldnn, call) for call in calls)
 
 
 class FusedConv2d(nn.Module):
@@ -51,9 +43,9 @@ class FusedConv2d(nn.Module):
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.activation, self.in_place = activation, in_place
         self.pads_same = isinstance(conv, Conv2dSame)
-        self.kernel_size, self.stride = list(conv.kernel_size), list(conv.stride)
-        self.dilation, self.groups = list(conv.dilation), conv.groups
-        self.padding = [0, 0] if self.pads_same else [int(side) for side in conv.padding]
+        self.kernel_size, self.stride = conv.kernel_size, conv.stride
+        self.padding = (0, 0) if self.pads_same else tuple(int(side) for side in conv.padding)
+        self.dilation, self.groups, self.padding_mode = conv.dilation, conv.groups, conv.padding_mode
         self.bias = None if conv.bias is None else conv.bias.detach()
         # Channels-last, not packed by oneDNN: that depends on the size of the image, and packed for another
         # size some convolutions took four times as long, while it saves 1 % at the right one.
@@ -61,25 +53,23 @@ class FusedConv2d(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """The result; with a shortcut the activation of their sum."""
+        if shortcut is None and self.activation[0] in ("none", "relu") and pays(x, self):
+            result = conv3x3(x, self.weight, self.bias)
+            return result if self.activation[0] == "none" else result.relu_()
         if self.pads_same:
-            x = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        shape = self.padding, self.stride, self.dilation, self.groups
-        name, numbers = self.activation
-        if shortcut is None:
-            result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *shape, name, numbers, ""
-            )
-            return result
-        after = "add", 1.0, None if name == "none" else name, numbers, None
-        if self.in_place:
-            torch.ops.mkldnn._convolution_pointwise_.binary(
-                shortcut, x, self.weight, self.bias, *shape, *after
-            )
-            return shortcut
-        result = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, shortcut, self.weight, self.bias, *shape, *after
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        return onednn.convolution(
+            x,
+            self.weight,
+            self.bias,
+            padding=self.padding,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            activation=self.activation,
+            shortcut=shortcut,
+            in_place=self.in_place,
         )
-        return result
 
 
 def fuse_convolutions(network: nn.Module) -> nn.Module:

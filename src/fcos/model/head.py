@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fcos.model.winograd import Conv3x3
+
 PRIOR = (
     0.01  # probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1)
 )
@@ -136,7 +138,7 @@ class Head(nn.Module):
 def _conv_block(channels_in: int, channels: int, conv: str, norm: str) -> list[nn.Module]:
     layers: list[nn.Module]
     if conv == "plain":
-        layers = [nn.Conv2d(channels_in, channels, 3, padding=1)]
+        layers = [Conv3x3(channels_in, channels)]
     else:
         layers = [
             nn.Conv2d(channels_in, channels_in, 5, padding=2, groups=channels_in, bias=False),

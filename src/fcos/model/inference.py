@@ -12,9 +12,10 @@ import copy
 import torch
 from torch import nn
 
+from fcos.model import onednn
 from fcos.model.fcos import FCOS
 from fcos.model.frozen_norm import FoldedConv2d, FoldedNorm
-from fcos.model.fused import fuse_convolutions, fuse_layers, is_available
+from fcos.model.fused import fuse_convolutions, fuse_layers
 
 
 def for_inference(model: FCOS) -> FCOS:
@@ -27,7 +28,7 @@ def for_inference(model: FCOS) -> FCOS:
             network.set_submodule(name, module.activation or nn.Identity())
     network = network.to(memory_format=torch.channels_last)
     is_plain = network.pixel_mean.dtype == torch.float32
-    if network.pixel_mean.device.type == "cpu" and is_plain and is_available():
+    if network.pixel_mean.device.type == "cpu" and is_plain and onednn.is_available():
         network.backbone.body = fuse_convolutions(network.backbone.body)
         for part in (network.pyramid, network.head.classification_tower, network.head.box_tower):
             fuse_layers(part)
