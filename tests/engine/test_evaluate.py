@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from fcos.build import build_eval_loader, build_model, build_postprocess
 from fcos.data.annotations import Annotations
 from fcos.data.formats import read_annotations
+from fcos.engine import evaluate
 from fcos.engine.evaluate import coco_results, detect, gather, result_rows, results_json
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
@@ -99,7 +100,9 @@ def test_rows_by_hand(eval_set: Annotations) -> None:
     ]
 
 
-def test_results_file_holds_the_entries() -> None:
+@pytest.mark.parametrize("at_once", [1, 7, 50, 4096])
+def test_results_file_holds_the_entries(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "ROWS_AT_ONCE", at_once)
     random = np.random.default_rng(0)
     rows = random.uniform(0, 1000, (50, 7))
     rows[:, [0, 6]] = random.integers(1, 2**40, (50, 2))

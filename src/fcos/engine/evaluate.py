@@ -22,6 +22,8 @@ ToDetections = Callable[[HeadOutput, PointGrid, torch.Tensor, torch.Tensor], lis
 
 T = TypeVar("T")
 
+ROWS_AT_ONCE = 4096
+
 
 @torch.inference_mode()
 def detect(
@@ -121,9 +123,15 @@ def results_json(rows: NDArray[np.float64]) -> bytes:
     """Rows as a COCO results file.
 
     Not by `coco_results`: half a million dicts, and the garbage collector going through them, take ten times
-    as long as structs that it does not know of.
+    as long as structs that it does not know of. Some at a time, so that they stay in the processor's cache.
     """
+    pieces = [_entries_json(rows[i : i + ROWS_AT_ONCE]) for i in range(0, len(rows), ROWS_AT_ONCE)]
+    return b"[%s]" % b",".join(pieces)
+
+
+def _entries_json(rows: NDArray[np.float64]) -> bytes:
+    """The entries of a results file, without the brackets of the list."""
     image_ids, category_ids = rows[:, [0, 6]].astype(np.int64).T.tolist()
     boxes = map(_Box, *rows[:, 1:5].round(3).T.tolist())
     scores = rows[:, 5].round(6).tolist()
-    return msgspec.json.encode(list(map(_Entry, image_ids, category_ids, boxes, scores)))
+    return msgspec.json.encode(list(map(_Entry, image_ids, category_ids, boxes, scores)))[1:-1]
