@@ -60,6 +60,29 @@ def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
         assert_same(found, wanted)
 
 
+@pytest.mark.parametrize(
+    ("name", "code_base"),
+    [
+        ("onnx", "torchvision_r50"),
+        ("onnx", "official_r50_imprv"),
+        ("openvino", "official_r50_imprv"),
+        ("openvino", "mmdet_r50_caffe_tricks"),
+        ("openvino", "detectron2_r50"),
+        ("torch", "adelaidet_r50_1x_iou"),
+        ("torch", "mmdet_r50_caffe"),
+        ("torch", "detectron2_r50"),
+    ],
+)
+def test_weights_of_other_code_bases_are_exported_with_their_rules(
+    name: FormatName, code_base: str, shared: Path, tmp_path: Path
+) -> None:
+    source, out = shared / "vectors" / code_base / "state_dict.pth", tmp_path / f"it{FORMATS[name].ending}"
+    export_model(load_model(source), name, out)
+    before, after = Detector.load(source, "cpu"), Detector.load(out)
+    for seed, size in enumerate([(130, 190), (200, 140)]):
+        assert_same(after.predict(picture(size, seed), 0.0), before.predict(picture(size, seed), 0.0))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_in_which_nothing_is_found(name: FormatName, small_model: Path, tmp_path: Path) -> None:
     loaded = load_model(small_model)

@@ -73,7 +73,7 @@ def assert_same(found: list[ImageDetections], wanted: list[ImageDetections]) -> 
         assert one.labels.tolist() == other.labels.tolist()
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "fcos_r101"])  # r50, but deeper
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_gives_the_same_as_a_graph(preset: str) -> None:
     it = small(preset)
     postprocess = build_postprocess(it.config)

@@ -210,7 +210,8 @@ class DetectionGraph(nn.Module):
             apart = moved_apart(boxes, found.labels, self.num_classes, images_too=True)
             kept = suppress_with_torchvision(apart, found.scores, rules.nms_iou)
         else:
-            limit = boxes.shape[1] if rules.keep_ties else most
+            # A number that is known now: all that there can be, where ties may exceed the limit.
+            limit = rules.candidates_per_level * len(self.strides) if rules.keep_ties else most
             apart = moved_apart(boxes, found.labels, self.num_classes)
             kept = suppress(apart, found.scores, rules.nms_iou, limit)
         if self.torchvision_nms or rules.keep_ties:

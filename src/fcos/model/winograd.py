@@ -54,6 +54,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def pays(x: Tensor, conv: Any) -> bool:
     """Whether `conv3x3` gives what a convolution (with the shape of an `nn.Conv2d`) gives, and sooner."""
+    if torch.compiler.is_compiling():  # or exporting: sizes may be unknown
+        return False
     shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
     if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or conv.padding_mode != "zeros":
         return False
@@ -65,7 +67,6 @@ def pays(x: Tensor, conv: Any) -> bool:
         and x.dtype == conv.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and onednn.is_available()
     )
 
