@@ -8,9 +8,10 @@ Three ways in turn, `--rounds` times, medians:
 - stream: the same with ``for detections in detector.stream(folder)``
 - command: what `fcos predict` runs, drawing in its threads too, JSON included
 
-All in this process, on as many cores as torch takes by default. With `--video` also frames a second of
-a clip that is made of the pictures: a loop that decodes, predicts, draws and encodes frame by frame against
-`fcos predict clip.mp4`.
+Each in a process of its own, on as many cores as torch takes by default, after a round without a clock. The
+command's process keeps freed memory, as `fcos predict` does and a Python process does not. With `--video`
+also frames a second of a clip that is made of the pictures: a loop that decodes, predicts, draws and encodes
+frame by frame against `fcos predict clip.mp4`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import argparse
 import io
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +32,7 @@ import torch
 from PIL import Image
 
 from fcos import Detector
+from fcos.engine.memory import keep_freed_memory
 from fcos.predict.pictures import plan, search_pictures
 from fcos.predict.sources import Source, find_sources
 from fcos.predict.video import VideoOptions, search_video
@@ -42,16 +46,19 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started_at
 
 
-def compare(runs: dict[str, Callable[[], object]], number: int, rounds: int, unit: str) -> None:
-    times: dict[str, list[float]] = {name: [] for name in runs}
+def compare(ways: list[str], number: int, rounds: int, unit: str) -> None:
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    first = statistics.median(next(iter(times.values())))
-    for name, values in times.items():
+        for way in ways:
+            done = subprocess.run(
+                [sys.executable, *sys.argv, "--only", unit, way], check=True, capture_output=True, text=True
+            )
+            times[way].append(float(done.stdout.splitlines()[-1]))
+    first = statistics.median(times[ways[0]])
+    for way, values in times.items():
         median = statistics.median(values)
         spread = f"{number / max(values):.1f} to {number / min(values):.1f}"
-        print(f"{name:8s} {number / median:6.1f} {unit}/s ({spread}), {first / median:.2f} times the first")
+        print(f"{way:8s} {number / median:6.1f} {unit}/s ({spread}), {first / median:.2f} times the first")
 
 
 def picture_runs(detector: Detector, paths: list[Path], out: Path) -> dict[str, Callable[[], object]]:
@@ -106,24 +113,29 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=60, help="pictures of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--video", action="store_true")
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # unit and way: one round, its seconds
     args = parser.parse_args()
 
-    detector = Detector.load(args.model, device="cpu")
     paths = sorted(args.folder.glob("*.jpg"))[: args.number]
-    print(f"{detector}, {len(paths)} pictures, {torch.get_num_threads()} threads")
-    with tempfile.TemporaryDirectory() as folder:
-        runs = picture_runs(detector, paths, Path(folder))
-        for run in runs.values():  # once without a clock: files into memory, threads started
-            run()
-        compare(runs, len(paths), args.rounds, "pictures")
+    if not args.only:
+        print(f"{args.model}, {len(paths)} pictures, {torch.get_num_threads()} threads", flush=True)
+        compare(["loop", "stream", "command"], len(paths), args.rounds, "pictures")
         if args.video:
-            write_clip(paths, Path(folder, "clip.mp4"))
-            compare(
-                video_runs(detector, Path(folder, "clip.mp4"), Path(folder)),
-                len(paths),
-                args.rounds,
-                "frames",
-            )
+            compare(["loop", "command"], len(paths), args.rounds, "frames")
+        return
+    unit, way = args.only
+    if way == "command":
+        keep_freed_memory()
+    detector = Detector.load(args.model, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        if unit == "frames":
+            write_clip(paths, out / "clip.mp4")
+            run = video_runs(detector, out / "clip.mp4", out)[way]
+        else:
+            run = picture_runs(detector, paths, out)[way]
+        run()  # files into memory, threads started
+        print(seconds(run))
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ class Detector:
 
 
 def pixels_of(picture: object) -> Tensor:
-    """A picture as an upright RGB uint8 tensor `(3, height, width)` on the CPU.
+    """A picture as an upright RGB uint8 tensor `(3, height, width)` on the CPU, channels last in memory.
 
     Raises:
         DatasetError: a file that cannot be read, or an array that is not such a picture.
@@ -315,10 +315,10 @@ def pixels_of(picture: object) -> Tensor:
         return to_pixels(picture)
     if isinstance(picture, np.ndarray):
         _check_array(picture.dtype == np.uint8, picture.ndim == 3 and picture.shape[2] == 3, picture)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # a copy: may be read-only
+        return torch.from_numpy(np.array(picture, order="C")).permute(2, 0, 1)  # a copy: may be read-only
     if isinstance(picture, Tensor):
         _check_array(picture.dtype == torch.uint8, picture.ndim == 3 and picture.shape[0] == 3, picture)
-        return picture.detach().cpu().contiguous()
+        return picture.detach().cpu().permute(1, 2, 0).contiguous().permute(2, 0, 1)
     raise DatasetError(
         f"a picture cannot be a {type(picture).__name__}",
         fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
