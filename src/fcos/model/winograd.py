@@ -99,7 +99,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         n, rows, columns = tiles.shape[:3]
         points = tiles.view(1, n * rows, columns, -1).permute(0, 3, 1, 2)
         products = onednn.convolution(points, weights, None, groups=36).permute(0, 2, 3, 1)
-        result = _output_of(products.view(n, rows, columns, 6, 6, channels_out))
+        result = _output_of(products.reshape(n, rows, columns, 6, 6, channels_out))
         into = block.part(results)
         result = result[:, : into.shape[1], : into.shape[2]]
         into.copy_(result) if bias is None else torch.add(result, bias, out=into)
