@@ -45,7 +45,8 @@ def detect(
     """
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     was_training = model.training
-    model.eval()
+    if was_training:  # going through all modules takes a twentieth of a small network's time
+        model.eval()
     found: list[tuple[int, ImageDetections]] = []
     for batch in batches:
         batch = batch.to(model.pixel_mean.device, memory_format)
@@ -54,7 +55,8 @@ def detect(
         detections = postprocess(output, grid, batch.sizes_hw, batch.original_sizes_hw)
         found.extend(zip(batch.image_ids, (image.cpu() for image in detections), strict=True))
         on_batch(len(batch))
-    model.train(was_training)
+    if was_training:
+        model.train()
     return found
 
 
