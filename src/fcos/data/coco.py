@@ -59,20 +59,20 @@ def _arrays(source: Path, names: Sequence[str] | None) -> tuple[dict[str, NDArra
     places = np.arange(len(columns.image_ids))
     if (index < 0).any() or (_find(columns.image_ids, columns.image_ids) != places).any():
         _columns(source)  # says which annotation has no image, or which id two images have
-    # The boxes of a picture keep the order of the file; numbers that all differ sort faster than stably.
-    columns.sort_boxes(np.argsort(index * len(index) + np.arange(len(index))))
-    boxes, stated = columns.boxes_xywh, columns.areas
-    areas = np.where(np.isnan(stated), boxes[:, 2] * boxes[:, 3], stated)
-    boxes[:, 2:] += boxes[:, :2]
     known = np.array(list(label_of), np.int64)
-    place = _find(columns.box_category_ids, known)
-    labels = np.array([*label_of.values(), -1], np.int64)[place]  # place -1: no such category
+    labels = np.array([*label_of.values(), -1], np.int64)  # place -1: no such category
+    # The boxes of a picture keep the order of the file; numbers that all differ sort faster than stably.
+    order = np.argsort(index * len(index) + np.arange(len(index)))
+    boxes, areas = columns.pop("boxes_xywh", order), columns.pop("areas", order)
+    if (unstated := np.isnan(areas)).any():
+        areas[unstated] = boxes[unstated, 2] * boxes[unstated, 3]
+    boxes[:, 2:] += boxes[:, :2]
     counts = np.bincount(index, minlength=len(columns.image_ids))
     arrays = {
         "boxes_xyxy": boxes,
-        "labels": labels,
-        "is_crowd": columns.is_crowd,
-        "is_difficult": columns.is_difficult,
+        "labels": labels[_find(columns.pop("box_category_ids", order), known)],
+        "is_crowd": columns.pop("is_crowd", order),
+        "is_difficult": columns.pop("is_difficult", order),
         "areas": areas,
         "first_box": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "image_ids": columns.image_ids,
