@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fcos.build import build_model
+from fcos.config import load_config
 from fcos.model import winograd
 from fcos.model.winograd import Conv3x3, conv3x3, pays
 
@@ -102,6 +104,43 @@ def test_large_convolutions_go_that_way_and_learn_the_same() -> None:
         result.square().mean().backward()
     for ours, theirs in zip(conv.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_an_activation_in_place_may_follow() -> None:
+    x, weight, bias = tensors(1, 4, 5, 9, 10)
+    inputs = x, weight, bias
+    found = torch.autograd.grad(torch.relu_(conv3x3(*inputs)).square().sum(), inputs)
+    wanted = torch.autograd.grad(F.conv2d(*inputs, padding=1).relu().square().sum(), inputs)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_whole_network_learns_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(load_config({"model": "fcos_r18", "pretrain": False}), 3).train()
+    model = model.to(memory_format=torch.channels_last)
+    images = torch.rand(1, 3, 480, 544, generator=torch.Generator().manual_seed(0)) * 255
+    images = images.contiguous(memory_format=torch.channels_last)
+    called: list[tuple[int, ...]] = []
+    convolve = winograd._convolve
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        called.append(tuple(x.shape))
+        return convolve(x, weight, bias)
+
+    monkeypatch.setattr(winograd, "_convolve", counted)
+    gradients: list[dict[str, Tensor]] = []
+    for channels in (64, 10**6):  # 64: nearly every 3x3 convolution, those of the backbone too
+        monkeypatch.setattr(winograd, "LEAST_CHANNELS", channels)
+        before = len(called)
+        output = model(images, torch.tensor([[480, 544]]))
+        (output.logits.square().mean() + output.distances.mean()).backward()
+        assert (len(called) > before + 20) == (channels == 64)
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, ours in gradients[0].items():
+        theirs = gradients[1][name]
+        assert float((ours - theirs).norm()) < 1e-3 * float(theirs.norm()) + 1e-7, name
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def _whole(numbers: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _joined(pieces: Iterator[list[NDArray[Any]]], columns: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Pieces one behind the other, column by column, in arrays that grow to four times when they are full."""
+    """Pieces one behind the other, column by column, in arrays that double when they are full."""
     end = 0
     for piece in pieces:
         start, end = end, end + len(piece[0])
@@ -168,7 +168,7 @@ def _joined(pieces: Iterator[list[NDArray[Any]]], columns: list[NDArray[Any]]) -
             column = columns[place]
             dtype = np.promote_types(column.dtype, part.dtype)  # a longer text
             if len(column) < end or column.dtype != dtype:
-                columns[place] = np.empty((4 * end, *part.shape[1:]), dtype)
+                columns[place] = np.empty((2 * end, *part.shape[1:]), dtype)
                 columns[place][:start] = column[:start]
             columns[place][start:end] = part
     return [column[:end] for column in columns]

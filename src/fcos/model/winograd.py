@@ -93,17 +93,19 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     channels_out, channels_in = weight.shape[:2]
     weights = (WEIGHT_MATRIX @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, channels_in, 1, 1)
     images = x.permute(0, 2, 3, 1).contiguous()
-    results = images.new_empty(*images.shape[:3], channels_out)
+    count, height, width, _ = images.shape
+    result = torch.empty(count, channels_out, height, width, memory_format=torch.channels_last)
+    results = result.permute(0, 2, 3, 1)
     for block in _blocks(images):
         tiles = _along_both(_input_transform, block.cut(images, border=1), size=6, to=6)
         n, rows, columns = tiles.shape[:3]
         points = tiles.view(1, n * rows, columns, -1).permute(0, 3, 1, 2)
         products = onednn.convolution(points, weights, None, groups=36).permute(0, 2, 3, 1)
-        result = _output_of(products.reshape(n, rows, columns, 6, 6, channels_out))
+        output = _output_of(products.reshape(n, rows, columns, 6, 6, channels_out))
         into = block.part(results)
-        result = result[:, : into.shape[1], : into.shape[2]]
-        into.copy_(result) if bias is None else torch.add(result, bias, out=into)
-    return results.permute(0, 3, 1, 2)
+        output = output[:, : into.shape[1], : into.shape[2]]
+        into.copy_(output) if bias is None else torch.add(output, bias, out=into)
+    return result  # no view: an activation in place may follow
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
