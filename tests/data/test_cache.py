@@ -57,6 +57,25 @@ def test_the_second_opening_reads_nothing_and_gives_the_same(source: Path) -> No
     assert len(files()) == 1
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 6])
+def test_what_is_in_another_order_is_put_into_it(
+    rows: int, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "ROWS_AT_ONCE", 2)
+    array, order = np.random.default_rng(0).random((rows, 3)), np.arange(rows)[::-1]
+    flags = np.arange(rows) % 2 == 0
+
+    def read() -> tuple[cache.ToKeep, dict[str, Any]]:
+        return {"a": cache.Taken(array, order), "b": cache.Taken(flags, order), "c": np.arange(3)}, {}
+
+    for found in (cached(source, {}, read), cached(source, {}, read), cache._in_memory(*read())):
+        np.testing.assert_array_equal(found[0]["a"], array[::-1])
+        np.testing.assert_array_equal(found[0]["b"], flags[::-1])
+        assert found[0]["a"].shape == (rows, 3)
+        assert found[0]["b"].dtype == bool
+        assert found[0]["c"].tolist() == [0, 1, 2]
+
+
 def test_a_changed_source_is_read_again_and_its_old_arrays_go(source: Path) -> None:
     read = Reader(source)
     old, _ = cached(source, {}, read)

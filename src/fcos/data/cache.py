@@ -14,8 +14,9 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,25 @@ LEAST_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a mom
 ALIGNMENT = 64
 MARK = b"fcos arrays 1\n"
 
+ROWS_AT_ONCE = 2**14
+
 Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An array in another order, which is made only as it is written: memory never holds it twice."""
+
+    array: NDArray[Any]
+    order: NDArray[np.int64]
+
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """Some rows at a time."""
+        for first in range(0, len(self.order), ROWS_AT_ONCE):
+            yield self.array.take(self.order[first : first + ROWS_AT_ONCE], 0)
+
+
+ToKeep = Mapping[str, NDArray[Any] | Taken]
 
 
 def cache_folder() -> Path:
@@ -43,7 +62,7 @@ def cache_folder() -> Path:
 
 
 def cached(
-    source: Path, how: dict[str, Any], read: Callable[[], tuple[Arrays, dict[str, Any]]]
+    source: Path, how: dict[str, Any], read: Callable[[], tuple[ToKeep, dict[str, Any]]]
 ) -> tuple[Arrays, dict[str, Any]]:
     """Arrays and words made from a file: from the cache where it has them, else by `read`.
 
@@ -55,9 +74,9 @@ def cached(
     try:
         status = source.stat()
     except OSError:
-        return read()  # says what is wrong
+        return _in_memory(*read())  # says what is wrong
     if status.st_size < LEAST_BYTES:
-        return read()
+        return _in_memory(*read())
     # One file for a source read in one way, whatever became of it meanwhile: old ones do not pile up.
     what = json.dumps([str(source.resolve()), how])
     file = cache_folder() / f"{source.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.arrays"
@@ -68,14 +87,21 @@ def cached(
     with suppress(OSError):  # no cache, or no room in it: the next time takes as long as this one
         _save(file, state, arrays, words)
     # The mapped arrays from here on: shared with other processes, and the rest of `arrays` is let go.
-    return _load(file, state) or (arrays, words)
+    return _load(file, state) or _in_memory(arrays, words)
 
 
-def _save(file: Path, state: list[Any], arrays: Arrays, words: dict[str, Any]) -> None:
+def _in_memory(arrays: ToKeep, words: dict[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    return {
+        name: it.array.take(it.order, 0) if isinstance(it, Taken) else it for name, it in arrays.items()
+    }, words
+
+
+def _save(file: Path, state: list[Any], arrays: ToKeep, words: dict[str, Any]) -> None:
     """Write beside it, then rename: a reader finds the old file or the new one, whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     places, end = {}, 0
-    for name, array in arrays.items():
+    for name, it in arrays.items():
+        array = it.array if isinstance(it, Taken) else it
         places[name] = [array.dtype.str, array.shape, end]
         end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     head = MARK + json.dumps({"state": state, "words": words, "arrays": places, "bytes": end}).encode()
@@ -84,9 +110,10 @@ def _save(file: Path, state: list[Any], arrays: Arrays, words: dict[str, Any]) -
     try:
         with os.fdopen(descriptor, "wb") as out:
             out.write(head)
-            for array in arrays.values():
-                out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                out.write(bytes(-array.nbytes % ALIGNMENT))
+            for it in arrays.values():
+                for piece in it.pieces() if isinstance(it, Taken) else [it]:
+                    out.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+                out.write(bytes(-(out.tell() - len(head)) % ALIGNMENT))
         os.replace(partial, file)
     finally:
         Path(partial).unlink(missing_ok=True)

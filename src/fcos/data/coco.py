@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-from fcos.data.cache import cached
+from fcos.data.cache import Taken, ToKeep, cached
 from fcos.data.coco_columns import Columns, read_columns
 from fcos.data.image import read_size
 from fcos.data.names import match_names
@@ -51,7 +51,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     )
 
 
-def _arrays(source: Path, names: Sequence[str] | None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _arrays(source: Path, names: Sequence[str] | None) -> tuple[ToKeep, dict[str, Any]]:
     """What is kept of a file: the arrays of `Annotations`, boxes by picture; and its classes."""
     columns = read_columns(source) or _columns(source)
     class_names, category_ids, label_of = _classes(source, columns, names)
@@ -59,21 +59,22 @@ def _arrays(source: Path, names: Sequence[str] | None) -> tuple[dict[str, NDArra
     places = np.arange(len(columns.image_ids))
     if (index < 0).any() or (_find(columns.image_ids, columns.image_ids) != places).any():
         _columns(source)  # says which annotation has no image, or which id two images have
-    known = np.array(list(label_of), np.int64)
-    labels = np.array([*label_of.values(), -1], np.int64)  # place -1: no such category
-    # The boxes of a picture keep the order of the file; numbers that all differ sort faster than stably.
-    order = np.argsort(index * len(index) + np.arange(len(index)))
-    boxes, areas = columns.pop("boxes_xywh", order), columns.pop("areas", order)
+    boxes, areas = columns.boxes_xywh, columns.areas
     if (unstated := np.isnan(areas)).any():
         areas[unstated] = boxes[unstated, 2] * boxes[unstated, 3]
     boxes[:, 2:] += boxes[:, :2]
+    known = np.array(list(label_of), np.int64)
+    label_at = np.array([*label_of.values(), -1], np.int64)  # place -1: no such category
+    labels = label_at[_find(columns.box_category_ids, known)]
+    # The boxes of a picture keep the order of the file; numbers that all differ sort faster than stably.
+    order = np.argsort(index * len(index) + np.arange(len(index)))
     counts = np.bincount(index, minlength=len(columns.image_ids))
-    arrays = {
-        "boxes_xyxy": boxes,
-        "labels": labels[_find(columns.pop("box_category_ids", order), known)],
-        "is_crowd": columns.pop("is_crowd", order),
-        "is_difficult": columns.pop("is_difficult", order),
-        "areas": areas,
+    arrays: ToKeep = {
+        "boxes_xyxy": Taken(boxes, order),
+        "labels": Taken(labels, order),
+        "is_crowd": Taken(columns.is_crowd, order),
+        "is_difficult": Taken(columns.is_difficult, order),
+        "areas": Taken(areas, order),
         "first_box": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "image_ids": columns.image_ids,
         "sizes_hw": columns.sizes_hw,

@@ -86,12 +86,6 @@ class Columns:
     is_crowd: NDArray[np.bool_]
     is_difficult: NDArray[np.bool_]
 
-    def pop(self, name: str, order: NDArray[np.int64]) -> NDArray[Any]:
-        """A column of the boxes in this order, and let go here: memory holds one column twice, not all."""
-        column: NDArray[Any] = getattr(self, name)
-        setattr(self, name, column[:0])
-        return column.take(order, 0)
-
 
 def read_columns(source: Path) -> Columns | None:
     """The columns of a file that is as COCO defines it; None for any other."""
