@@ -2,8 +2,8 @@
 
 A tile of 6 x 6 inputs gives 4 x 4 outputs by 36 products for each pair of channels instead of 144 (Lavin and
 Gray, arXiv 1509.09308): ``Y = A^T [(G g G^T) * (B^T d B)] A``. The matrices follow from the points at which
-polynomials are evaluated. With 0, +-sqrt(1/2), +-sqrt(2) and infinity the result is as close to the exact one
-as that of the direct convolution; with the usual 0, +-1, +-2 and infinity the error is five times as large.
+polynomials are evaluated. With 0, +-sqrt(1/2), +-sqrt(2) and infinity the largest error is up to twice that
+of the direct convolution; with the usual 0, +-1, +-2 and infinity it is seven times as large.
 
 Tiles are transformed in blocks that stay in the processor's cache, and all products of a block are one
 grouped 1x1 convolution, PyTorch's fastest matrix product on the processors that we know. Forward pass and
@@ -97,7 +97,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     result = torch.empty(count, channels_out, height, width, memory_format=torch.channels_last)
     results = result.permute(0, 2, 3, 1)
     for block in _blocks(images):
-        tiles = _along_both(_input_transform, block.cut(images, border=1), size=6, to=6)
+        tiles = _along_both(_input_transform, block.cut(images, border=1), size=6)
         n, rows, columns = tiles.shape[:3]
         points = tiles.view(1, n * rows, columns, -1).permute(0, 3, 1, 2)
         products = onednn.convolution(points, weights, None, groups=36).permute(0, 2, 3, 1)
@@ -113,8 +113,8 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     channels_in, channels_out = images.shape[3], gradients.shape[3]
     products = images.new_zeros(36, channels_out, channels_in)
     for block in _blocks(images):
-        tiles = _along_both(_input_transform, block.cut(images, border=1), size=6, to=6)
-        back = _along_both(_output_transposed, block.cut(gradients), size=4, to=6)
+        tiles = _along_both(_input_transform, block.cut(images, border=1), size=6)
+        back = _along_both(_output_transposed, block.cut(gradients), size=4)
         tiles, back = tiles.view(-1, 36, channels_in), back.view(-1, 36, channels_out)
         products.baddbmm_(back.permute(1, 2, 0), tiles.permute(1, 0, 2))
     weight = WEIGHT_MATRIX.T @ products.view(36, -1)
@@ -206,17 +206,17 @@ def _output_transposed(y: Slices, out: Slices) -> None:
     out[5].copy_(y[3])
 
 
-def _along_both(transform: Callable[[Slices, Slices], None], x: Tensor, size: int, to: int) -> Tensor:
+def _along_both(transform: Callable[[Slices, Slices], None], x: Tensor, size: int) -> Tensor:
     """Transform the rows, then the columns, of tiles that start at every fourth.
 
-    (N, H, W, C) to (N, rows of tiles, columns of tiles, to, to, C). Slice i of all tiles at once is every
+    (N, H, W, C) to (N, rows of tiles, columns of tiles, 6, 6, C). Slice i of all tiles at once is every
     fourth row (column) from i on.
     """
     n, height, width, channels = x.shape
     rows, columns = (height - size) // 4 + 1, (width - size) // 4 + 1
-    half = x.new_empty(to, n, rows, width, channels)
+    half = x.new_empty(6, n, rows, width, channels)
     transform([x[:, i : 4 * rows - 3 + i : 4] for i in range(size)], half.unbind())
-    tiles = x.new_empty(n, rows, columns, to, to, channels)
+    tiles = x.new_empty(n, rows, columns, 6, 6, channels)
     slices = [half[..., i : 4 * columns - 3 + i : 4, :] for i in range(size)]
     transform(slices, tiles.permute(4, 3, 0, 1, 2, 5).unbind())
     return tiles

@@ -1,0 +1,85 @@
+"""A 3x3 convolution by Winograd against the direct one: times and errors, forward and both gradients.
+
+    python benchmarks/winograd.py [--threads 2 --rounds 9]
+
+Both in this process, one call each in turn, medians; memory is kept, as in the `fcos` command. The error is
+the largest difference from the convolution in float64, as a part of its largest value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fcos.engine.memory import keep_freed_memory
+from fcos.model.winograd import conv3x3
+
+SHAPES = [(256, 1, 100, 168), (256, 1, 50, 84), (256, 2, 52, 68), (256, 2, 26, 34), (128, 1, 100, 168)]
+
+
+def direct(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, padding=1)
+
+
+def milliseconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds + 1):  # the first is warm-up
+        for place, call in enumerate(calls):
+            started_at = time.perf_counter()
+            call()
+            times[place].append((time.perf_counter() - started_at) * 1000)
+    return [statistics.median(values[1:]) for values in times]
+
+
+def gradients(result: Tensor, inputs: list[Tensor], back: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(result, inputs, back, retain_graph=True)
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.detach() - exact.detach()).abs().max() / exact.detach().abs().max())
+
+
+def row(numbers: list[float], kind: str) -> str:
+    return " | ".join(format(number, kind) for number in numbers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+
+    keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    print("| channels, map | | ms | direct | error | direct |\n|---|---|---|---|---|---|")
+    for channels, *size in SHAPES:
+        x = torch.randn(size[0], channels, *size[1:]).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(channels, channels, 3, 3) / (3 * channels**0.5)
+        back = torch.randn_like(x)
+        inputs = [t.requires_grad_() for t in (x, weight.contiguous(memory_format=torch.channels_last))]
+        exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+        exact = direct(*exact_inputs)
+        wanted = gradients(exact, exact_inputs, back.double())
+        results = [convolution(*inputs) for convolution in (conv3x3, direct)]
+        shape = f"{channels}, {' x '.join(map(str, size))}"
+        forward = milliseconds([partial(conv3x3, *inputs), partial(direct, *inputs)], args.rounds)
+        errors = [error(result, exact) for result in results]
+        print(f"| {shape} | forward | {row(forward, '.1f')} | {row(errors, '.1e')} |")
+        calls = [partial(gradients, result, inputs, back) for result in results]
+        backward = milliseconds([*calls], args.rounds)
+        errors = [max(map(error, call(), wanted)) for call in calls]
+        print(f"| {shape} | both gradients | {row(backward, '.1f')} | {row(errors, '.1e')} |")
+
+
+if __name__ == "__main__":
+    main()
