@@ -6,14 +6,15 @@ polynomials are evaluated. With 0, +-sqrt(1/2), +-sqrt(2) and infinity the large
 of the direct convolution; with the usual 0, +-1, +-2 and infinity it is seven times as large.
 
 Tiles are transformed in blocks that stay in the processor's cache, and all products of a block are one
-grouped 1x1 convolution, PyTorch's fastest matrix product on the processors that we know. Forward pass and
-both gradients go this way. Times are in docs/performance.md.
+grouped 1x1 convolution, or for the weights' gradient a transposed one: PyTorch's fastest matrix products on
+the processors that we know. Forward pass and both gradients go this way. Times are in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, bias)
+        return _convolve(x, weight, WEIGHT_MATRIX, bias)
 
     @staticmethod
     @once_differentiable
@@ -83,42 +84,62 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _convolve(gradient, weight.flip(2, 3).transpose(0, 1), None) if for_x else None,
+            _convolve(gradient, weight.transpose(0, 1), WEIGHT_MATRIX.flip(1)) if for_x else None,
             _weight_gradient(x, gradient) if for_weight else None,
             gradient.sum((0, 2, 3)) if for_bias else None,
         )
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, weight_matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     channels_out, channels_in = weight.shape[:2]
-    weights = (WEIGHT_MATRIX @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, channels_in, 1, 1)
+    weights = (weight_matrix @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, channels_in, 1, 1)
     images = x.permute(0, 2, 3, 1).contiguous()
     count, height, width, _ = images.shape
-    result = torch.empty(count, channels_out, height, width, memory_format=torch.channels_last)
-    results = result.permute(0, 2, 3, 1)
+    rows, columns = _tiles(height, width)
+    result = torch.empty(count, channels_out, 4 * rows, 4 * columns, memory_format=torch.channels_last)
     for block in _blocks(images):
-        tiles = _along_both(_input_transform, block.cut(images, border=1), size=6)
-        n, rows, columns = tiles.shape[:3]
-        points = tiles.view(1, n * rows, columns, -1).permute(0, 3, 1, 2)
+        part = block.cut(images, border=1)
+        shape = block.shape(part)
+        tiles = part.new_empty(*shape, 6, 6, channels_in)
+        _along_both(_input_transform, part, tiles.permute(3, 4, 0, 1, 2, 5))
+        points = tiles.view(1, -1, columns, 36 * channels_in).permute(0, 3, 1, 2)
         products = onednn.convolution(points, weights, None, groups=36).permute(0, 2, 3, 1)
-        output = _output_of(products.reshape(n, rows, columns, 6, 6, channels_out))
-        into = block.part(results)
-        output = output[:, : into.shape[1], : into.shape[2]]
-        into.copy_(output) if bias is None else torch.add(output, bias, out=into)
+        output = block.part(result.permute(0, 2, 3, 1))
+        _output_into(output, products.reshape(*shape, 6, 6, channels_out))
+        if bias is not None:
+            output += bias
+    if (height, width) != result.shape[2:]:
+        result = result[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
     return result  # no view: an activation in place may follow
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     images, gradients = (t.permute(0, 2, 3, 1).contiguous() for t in (x, gradient))
     channels_in, channels_out = images.shape[3], gradients.shape[3]
-    products = images.new_zeros(36, channels_out, channels_in)
+    products = []
     for block in _blocks(images):
-        tiles = _along_both(_input_transform, block.cut(images, border=1), size=6)
-        back = _along_both(_output_transposed, block.cut(gradients), size=4)
-        tiles, back = tiles.view(-1, 36, channels_in), back.view(-1, 36, channels_out)
-        products.baddbmm_(back.permute(1, 2, 0), tiles.permute(1, 0, 2))
-    weight = WEIGHT_MATRIX.T @ products.view(36, -1)
+        part, back_part = block.cut(images, border=1), block.cut(gradients)
+        tiles, of_tiles = _by_point(part, block.shape(part), channels_in)
+        back, of_back = _by_point(part, block.shape(part), channels_out)
+        _along_both(_input_transform, part, of_tiles)
+        _along_both(_output_transposed, back_part, of_back)
+        # At each point the sum over tiles of back^T @ tiles; no matrix product of PyTorch is as fast.
+        pixels, filters = tiles.view(1, -1, channels_in, 1), back.view(-1, channels_out, 1, 1)
+        products.append(F.conv_transpose2d(pixels, filters, groups=36))
+    weight = WEIGHT_MATRIX.T @ reduce(Tensor.add_, products).view(36, -1)
     return weight.view(3, 3, channels_out, channels_in).permute(2, 3, 0, 1)
+
+
+def _by_point(like: Tensor, shape: tuple[int, int, int], channels: int) -> tuple[Tensor, Tensor]:
+    """Memory (36, number of tiles, C) and its view (6, 6, *shape, C).
+
+    oneDNN multiplies them two to ten times as fast where their number is not a multiple of 4, so that one
+    tile of zeros may follow.
+    """
+    number = math.prod(shape)
+    memory = like.new_empty(36, number + (number % 4 == 0), channels)
+    memory[:, number:] = 0
+    return memory, memory[:, :number].view(6, 6, *shape, channels)
 
 
 # Blocks of tiles ------------------------------------------------------------------------------------------
@@ -135,6 +156,10 @@ class _Block(NamedTuple):
     top: int
     bottom: int
     columns: int
+
+    def shape(self, part: Tensor) -> tuple[int, int, int]:
+        """Images, rows and columns of tiles of its part of images."""
+        return part.shape[0], self.bottom - self.top, self.columns
 
     def part(self, images: Tensor) -> Tensor:
         """Its part of (N, H, W, C)."""
@@ -206,27 +231,24 @@ def _output_transposed(y: Slices, out: Slices) -> None:
     out[5].copy_(y[3])
 
 
-def _along_both(transform: Callable[[Slices, Slices], None], x: Tensor, size: int) -> Tensor:
+def _along_both(transform: Callable[[Slices, Slices], None], x: Tensor, out: Tensor) -> None:
     """Transform the rows, then the columns, of tiles that start at every fourth.
 
-    (N, H, W, C) to (N, rows of tiles, columns of tiles, 6, 6, C). Slice i of all tiles at once is every
+    (N, H, W, C) to (6, 6, N, rows of tiles, columns of tiles, C). Slice i of all tiles at once is every
     fourth row (column) from i on.
     """
     n, height, width, channels = x.shape
-    rows, columns = (height - size) // 4 + 1, (width - size) // 4 + 1
+    rows, columns = out.shape[3:5]
     half = x.new_empty(6, n, rows, width, channels)
-    transform([x[:, i : 4 * rows - 3 + i : 4] for i in range(size)], half.unbind())
-    tiles = x.new_empty(n, rows, columns, 6, 6, channels)
-    slices = [half[..., i : 4 * columns - 3 + i : 4, :] for i in range(size)]
-    transform(slices, tiles.permute(4, 3, 0, 1, 2, 5).unbind())
-    return tiles
+    transform([x[:, i : 4 * rows - 3 + i : 4] for i in range(height - 4 * rows + 4)], half.unbind())
+    slices = [half[..., i : 4 * columns - 3 + i : 4, :] for i in range(width - 4 * columns + 4)]
+    transform(slices, out.transpose(0, 1).unbind())
 
 
-def _output_of(tiles: Tensor) -> Tensor:
+def _output_into(out: Tensor, tiles: Tensor) -> None:
     """A^T M A: (N, rows, columns, 6, 6, C) to (N, 4 * rows, 4 * columns, C)."""
     n, rows, columns, _, _, channels = tiles.shape
     half = tiles.new_empty(4, n, rows, columns, 6, channels)
     _output_transform(tiles.unbind(3), half.unbind())
-    output = tiles.new_empty(n, rows, 4, columns, 4, channels)
-    _output_transform(half.unbind(4), output.permute(4, 2, 0, 1, 3, 5).unbind())
-    return output.view(n, 4 * rows, 4 * columns, channels)
+    pixels = out.view(n, rows, 4, columns, 4, channels)
+    _output_transform(half.unbind(4), pixels.permute(4, 2, 0, 1, 3, 5).unbind())
