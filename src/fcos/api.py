@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,10 +85,15 @@ class Detector:
         return self._backend.model
 
     @property
-    def searches_side_by_side(self) -> bool:
-        """Whether several threads may call `predict` at once."""
-        # Runtimes of exported files share one request between calls, and use all cores for each.
-        return isinstance(self._backend, TorchBackend) and self.device.type in ("cpu", "cuda")
+    def calls_at_once(self) -> int:
+        """How many calls of `predict` in threads are the fastest, of what `side_by_side` gives."""
+        return self._backend.calls_at_once
+
+    def side_by_side(self) -> Detector:
+        """The same for `calls_at_once` calls of `predict` at once, which share the cores."""
+        detector = copy.copy(self)
+        detector._backend = self._backend.side_by_side
+        return detector
 
     @classmethod
     def load(

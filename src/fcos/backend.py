@@ -15,6 +15,13 @@ from fcos.model.inference import for_inference
 from fcos.model.postprocess import ImageDetections, PostProcess
 
 BATCH_SIZE_OF_GPU = 8
+MOST_CALLS = 4  # at once on a CPU: each needs memory, and threads of Python share one interpreter lock
+CALLS_OF_GPU = 2  # one prepares its batch while the other computes
+
+
+def calls_of_cpu() -> int:
+    """How many calls at once share the cores."""
+    return min(torch.get_num_threads(), MOST_CALLS)
 
 
 @runtime_checkable
@@ -24,6 +31,8 @@ class Backend(Protocol):
     Attributes:
         device: where it computes.
         usual_batch_size: pictures of one forward pass, where nobody says.
+        calls_at_once: of `detect` in threads that are the fastest, of what `side_by_side` gives.
+        side_by_side: the same for so many calls at once, which share the cores.
     """
 
     @property
@@ -31,6 +40,12 @@ class Backend(Protocol):
 
     @property
     def usual_batch_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def calls_at_once(self) -> int: ...  # noqa: D102
+
+    @property
+    def side_by_side(self) -> Backend: ...  # noqa: D102
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = ...
@@ -64,6 +79,17 @@ class TorchBackend:
         # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
         alone = self.device.type == "cpu" or self.model.points == "corner"
         return 1 if alone else BATCH_SIZE_OF_GPU
+
+    @property
+    def calls_at_once(self) -> int:
+        """1 where PyTorch does not allow several."""
+        return {"cpu": calls_of_cpu(), "cuda": CALLS_OF_GPU}.get(self.device.type, 1)
+
+    @property
+    def side_by_side(self) -> TorchBackend:
+        """Itself, with its network made: several threads would make it several times."""
+        self._network  # noqa: B018
+        return self
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None

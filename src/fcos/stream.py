@@ -1,8 +1,8 @@
 """Searching many pictures: reading, network and what is done with the detections run beside each other.
 
-On a CPU each picture has a thread of its own for its whole way, and the network computes in that thread
-alone: two cores share the work on one picture less well than they work on two. On a GPU the same threads
-read and draw while it computes.
+On a CPU several pictures are searched at once, each on its share of the cores: two cores share the work on
+one picture less well than they work on two. As many threads again read and draw meanwhile, as they do while a
+GPU computes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 Source = TypeVar("Source")
 Result = TypeVar("Result")
 
-MOST_THREADS = 4  # of Python, which share one interpreter lock; more cores go to the network in each
-THREADS_BESIDE_A_DEVICE = 3
-
 
 def search(
     detector: Detector,
@@ -43,7 +39,7 @@ def search(
     """What `then` makes of the detections of each source, in order.
 
     Args:
-        detector: searches; by several threads at once where its device allows that.
+        detector: searches; several at once where that is faster.
         sources: taken one by one, a few ahead of what has been given out.
         read: pixels of a source, uint8 RGB `(3, height, width)`; called in threads. Its `DatasetError` takes
             the place of the result.
@@ -51,33 +47,28 @@ def search(
         score_threshold: as in `Detector.predict`.
         batch_size: pictures of one forward pass.
     """
-    side_by_side = detector.searches_side_by_side
-    alone, is_ready = threading.Lock(), threading.Event()
+    num_cores = torch.get_num_threads()
+    detector = detector.side_by_side()
+    at_once = detector.calls_at_once
+    cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
+    searching = threading.BoundedSemaphore(at_once)
 
     def work(group: list[Source]) -> list[Result | DatasetError]:
         pixels = [_read(read, source) for source in group]
         good = [image for image in pixels if isinstance(image, Tensor)]
-        # The first one alone: it makes what is only made when it is needed.
-        with nullcontext() if side_by_side and is_ready.is_set() else alone:
+        with searching:
             found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
-        is_ready.set()
         return [
             then(source, next(found)) if isinstance(image, Tensor) else image
             for source, image in zip(group, pixels, strict=True)
         ]
 
-    num_cores = torch.get_num_threads()
-    if side_by_side and detector.device.type == "cpu":
-        num_threads = min(num_cores, MOST_THREADS)
-        cores_each = max(1, num_cores // num_threads)
-    else:
-        num_threads, cores_each = THREADS_BESIDE_A_DEVICE, num_cores
     try:
         # The setting belongs to the thread that makes it.
         pool = ThreadPoolExecutor(
-            num_threads, "search", initializer=lambda: torch.set_num_threads(cores_each)
+            2 * at_once, "search", initializer=lambda: torch.set_num_threads(cores_each)
         )
-        for results in in_order(pool, work, _groups(sources, batch_size), ahead=2 * num_threads):
+        for results in in_order(pool, work, _groups(sources, batch_size), ahead=4 * at_once):
             yield from results
     finally:
         torch.set_num_threads(num_cores)  # but for MKL, where it belongs to all threads

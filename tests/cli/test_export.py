@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -101,6 +102,24 @@ def test_a_file_that_finds_something_else_is_removed(
     assert "small.onnx does not find what PyTorch finds, and was removed" in result.output
     assert "only PyTorch found" in result.output
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_several_pictures_are_searched_at_once(name: str, exported: dict[str, Path], photos: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        detector = Detector.load(exported[name])
+        assert detector.calls_at_once == 2
+        pictures = sorted(photos.iterdir()) * 4
+        streamed = list(detector.stream(pictures, 0.0))
+    finally:
+        torch.set_num_threads(before)
+    assert len(streamed) == len(pictures)
+    for found, picture in zip(streamed, pictures, strict=True):
+        alone = detector.predict(picture, 0.0)
+        assert len(found) == len(alone)
+        torch.testing.assert_close(found.scores, alone.scores, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FORMATS)

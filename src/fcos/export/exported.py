@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from fcos.backend import calls_of_cpu
 from fcos.build import LoadedModel, load_model, settings_of_card
 from fcos.config import TrainConfig
 from fcos.data.batch import Batch
@@ -28,6 +30,10 @@ class Runner(Protocol):
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Images, sizes_hw, original_sizes_hw to boxes_xyxy, scores, labels, image_index."""
+        ...
+
+    def side_by_side(self, num_calls: int) -> Runner:
+        """The same for `num_calls` calls in threads at once, which share the cores."""
         ...
 
 
@@ -88,6 +94,16 @@ class ExportedBackend:
 
     def __init__(self, runner: Runner, dtype: torch.dtype) -> None:
         self._runner, self._dtype = runner, dtype
+
+    @property
+    def calls_at_once(self) -> int:
+        """As many as have a core each."""
+        return calls_of_cpu()
+
+    @cached_property
+    def side_by_side(self) -> ExportedBackend:
+        """See `fcos.backend.Backend`."""
+        return ExportedBackend(self._runner.side_by_side(self.calls_at_once), self._dtype)
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None

@@ -125,29 +125,37 @@ def set_metadata(model: Any, metadata: Mapping[str, str]) -> None:
 
 def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
     """Metadata and runner of a file."""
+    session = _session(path, torch.get_num_threads())
+    return dict(session.get_modelmeta().custom_metadata_map), OnnxRunner(session, path)
+
+
+def _session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
     with needs("onnx"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = num_cores
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its kinds are not exported by name in every version
         raise WeightsError(
             f"{path.name} cannot be opened by onnxruntime: {str(error).splitlines()[0]}",
             where=str(path),
             fix=GIVE,
         ) from error
-    return dict(session.get_modelmeta().custom_metadata_map), OnnxRunner(session)
 
 
 class OnnxRunner:
     """An ONNX file in onnxruntime; see `fcos.export.exported.Runner`."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
+    def __init__(self, session: onnxruntime.InferenceSession, path: Path) -> None:
+        self._session, self._path = session, path
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Detections of a batch, see `DetectionGraph.forward`."""
         feed = {name: tensor.contiguous().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
         return tuple(torch.from_numpy(output) for output in self._session.run(list(OUTPUTS), feed))
+
+    def side_by_side(self, num_calls: int) -> OnnxRunner:
+        """With a session whose calls take their share of the cores each."""
+        return OnnxRunner(_session(self._path, max(1, torch.get_num_threads() // num_calls)), self._path)

@@ -30,7 +30,7 @@ SUM_OF_SQUARES = 2.5
 TILES_OF_BLOCK = 480  # 18 MB of 256 channels
 
 # Where it is faster; of an image alone, so that what it gives does not depend on the others of its batch.
-LEAST_CHANNELS = 192
+LEAST_CHANNELS = 128
 LEAST_TILES = 200
 
 Slices = Sequence[Tensor]
