@@ -97,7 +97,7 @@ def test_two_pictures_are_searched_at_once_each_on_one_core(
         return Detector.predict(detector, images, *args, **kwargs)
 
     monkeypatch.setattr(detector, "predict", predict)
-    assert len(list(detector.stream(pictures))) == len(pictures) == 12  # six pairs
+    assert len(list(detector.stream(pictures[:8]))) == 8  # four pairs, all taken at once
 
     assert set(cores) == {1}
     assert torch.get_num_threads() == 2
