@@ -103,6 +103,8 @@ class ExportedBackend:
     @cached_property
     def side_by_side(self) -> ExportedBackend:
         """See `fcos.backend.Backend`."""
+        if self.calls_at_once == 1:
+            return self
         return ExportedBackend(self._runner.side_by_side(self.calls_at_once), self._dtype)
 
     def detect(

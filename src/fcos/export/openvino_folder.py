@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,13 @@ class OpenVinoRunner:
     """A model of OpenVINO; see `fcos.export.exported.Runner`."""
 
     def __init__(self, model: Any, num_calls: int = 1) -> None:
-        self._model = model
-        self._compiled = core().compile_model(model, "CPU", settings(num_calls))
+        self._model, self._num_calls = model, num_calls
         self._of_thread = threading.local()
+
+    @cached_property
+    def _compiled(self) -> Any:
+        """Made when it is first needed: a folder needs another form than a picture."""
+        return core().compile_model(self._model, "CPU", settings(self._num_calls))
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Detections of a batch, see `DetectionGraph.forward`."""
@@ -91,7 +95,9 @@ class OpenVinoRunner:
 
     def side_by_side(self, num_calls: int) -> OpenVinoRunner:
         """Compiled for so many calls at once."""
-        return OpenVinoRunner(self._model, num_calls)
+        runner = OpenVinoRunner(self._model, num_calls)
+        runner._compiled  # noqa: B018  # now: several threads would do it several times
+        return runner
 
 
 def settings(num_calls: int) -> dict[str, Any]:

@@ -119,8 +119,9 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     products = []
     for block in _blocks(images):
         part, back_part = block.cut(images, border=1), block.cut(gradients)
-        tiles, of_tiles = _by_point(part, block.shape(part), channels_in)
-        back, of_back = _by_point(part, block.shape(part), channels_out)
+        shape = block.shape(part)
+        tiles, of_tiles = _by_point(part, shape, channels_in)
+        back, of_back = _by_point(part, shape, channels_out)
         _along_both(_input_transform, part, of_tiles)
         _along_both(_output_transposed, back_part, of_back)
         # At each point the sum over tiles of back^T @ tiles; no matrix product of PyTorch is as fast.
