@@ -7,7 +7,6 @@ The rules are plain and written to the config file, to be changed there. They st
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,32 +65,17 @@ class Hardware:
 
 def find_hardware() -> Hardware:
     """This machine, as far as this process may use it."""
-    import torch  # only to ask for the GPUs
+    # only to ask for the GPUs
+    import torch
+
+    from fcos.engine.devices import processor_prefers_bf16
 
     cores = num_cores()
     if not torch.cuda.is_available():
-        return Hardware(cores, bf16_is_faster=_processor_prefers_bf16())
+        return Hardware(cores, bf16_is_faster=processor_prefers_bf16())
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in gpus) / 2**30
     return Hardware(cores, len(gpus), memory, torch.cuda.is_bf16_supported())
-
-
-def _processor_prefers_bf16() -> bool:
-    """Measured, in a tenth of a second: of two processors that both have the instructions, one computed a
-    convolution a third faster in bfloat16, the other at half the speed of float32."""
-    import torch
-
-    def seconds(number_format: torch.dtype) -> float:
-        conv = torch.nn.Conv2d(96, 96, 3, padding=1).to(number_format)
-        image = torch.zeros(4, 96, 40, 56, dtype=number_format, requires_grad=True)
-        times = []
-        for _ in range(5):
-            started_at = time.perf_counter()
-            conv(image).sum().backward()
-            times.append(time.perf_counter() - started_at)
-        return min(times)
-
-    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
 
 
 @dataclass(frozen=True)

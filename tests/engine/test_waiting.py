@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fcos.config import TrainConfig, load_config
-from fcos.engine import waiting
+from fcos.engine import devices, waiting
 from fcos.engine.waiting import (
     EpochClock,
     EpochTimes,
@@ -73,15 +73,24 @@ def test_the_line_says_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("settings", "device", "words"),
+    ("settings", "device", "cpu_prefers_bf16", "words"),
     [
-        ({}, "cuda", "precision=bf16"),
-        ({"precision": "bf16"}, "cuda", "compile=true"),
-        ({"precision": "bf16", "compile": True}, "cuda", "smaller model"),
-        ({}, "cpu", "smaller short_side"),
+        ({}, "cuda", False, "precision=bf16"),
+        ({"precision": "bf16"}, "cuda", False, "compile=true"),
+        ({"precision": "bf16", "compile": True}, "cuda", False, "smaller model"),
+        ({}, "cpu", False, "smaller short_side"),
+        ({}, "cpu", True, "precision=bf16"),
+        ({"precision": "bf16"}, "cpu", True, "smaller short_side"),
     ],
 )
-def test_what_makes_the_network_faster(settings: dict[str, Any], device: str, words: str) -> None:
+def test_what_makes_the_network_faster(
+    settings: dict[str, Any],
+    device: str,
+    cpu_prefers_bf16: bool,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "processor_prefers_bf16", lambda: cpu_prefers_bf16)
     assert words in network_advice(config(**settings), device)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from functools import cache
 
 import torch
 from lightning_fabric import Fabric
@@ -51,6 +53,27 @@ def torch_device(device: list[int] | str) -> torch.device:
     if isinstance(numbers, list):
         return torch.device(accelerator, numbers[0])
     return torch.device(accelerator)
+
+
+@cache
+def processor_prefers_bf16() -> bool:
+    """Whether the CPU trains faster in bfloat16 than in float32.
+
+    Measured, in a tenth of a second: of two processors that both have the instructions, one computed a
+    convolution a third faster in bfloat16, the other at half the speed of float32.
+    """
+
+    def seconds(number_format: torch.dtype) -> float:
+        conv = torch.nn.Conv2d(96, 96, 3, padding=1).to(number_format)
+        image = torch.zeros(4, 96, 40, 56, dtype=number_format, requires_grad=True)
+        times = []
+        for _ in range(5):
+            started_at = time.perf_counter()
+            conv(image).sum().backward()
+            times.append(time.perf_counter() - started_at)
+        return min(times)
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
 
 
 def build_fabric(

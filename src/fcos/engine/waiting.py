@@ -115,7 +115,9 @@ def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
 
 def network_advice(config: TrainConfig, device: str) -> str:
     """What makes a step shorter."""
-    if device == "cuda" and config.precision == "fp32":
+    from fcos.engine.devices import processor_prefers_bf16  # PyTorch: `num_cores` is needed without it
+
+    if config.precision == "fp32" and (device == "cuda" or (device == "cpu" and processor_prefers_bf16())):
         return "precision=bf16"
     if device == "cuda" and not config.compile:
         return "compile=true, where the pictures have few sizes"
