@@ -48,14 +48,16 @@ Examples:
     "check_on",
     multiple=True,
     metavar="IMAGES",
-    help="Picture, folder or pattern to compare with PyTorch on; default: photographs that come with pip.",
+    help="Picture, folder, list or quoted pattern to compare with PyTorch on; default: photographs that come "
+    "with pip.",
 )
 @click.option("--int8", is_flag=True, help="Convolutions in 8-bit integers; needs --calibrate.")
 @click.option(
     "--calibrate",
     multiple=True,
     metavar="IMAGES",
-    help="With --int8: pictures like those that the model will see, 300 at most, not those of --list.",
+    help="With --int8: folder, list or quoted pattern of pictures like those that the model will see, 300 at "
+    "most, not those of --list.",
 )
 @click.option(
     "--list",

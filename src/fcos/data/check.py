@@ -118,7 +118,8 @@ class CheckReport:
             raise DatasetError(
                 self.summary(),
                 where=shown([str(problem) for problem in self.problems]),
-                fix=f'`fcos check {self.source} --json` lists all; correct them, or set "skip_invalid": true',
+                fix=f"`fcos check {self.source} --json` lists all; correct them, or leave them out with "
+                '"skip_invalid": true (--skip-invalid)',
             )
 
 

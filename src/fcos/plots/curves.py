@@ -96,6 +96,6 @@ def _finish(ax: Axes, name: str, x: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if x == "epoch":
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.04 * ax.get_ylim()[1])  # the upper limit was made for a lower one above 0
     if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines):
         ax.text(0.5, 0.5, "no values", ha="center", transform=ax.transAxes, color="0.5")
