@@ -3,31 +3,29 @@
     python benchmarks/export.py --image street.jpg [--short-side 800 --longest-side 1333 --rounds 7]
     python benchmarks/export.py --image street.jpg --only torchvision openvino openvino-int8 --keep exported
 
-All in this process, one picture each in turn, median. Weights as in `predict.py`: random, with outputs spread
-so that some hundred candidates pass the threshold. 8-bit integers are calibrated on that picture alone: their
-time does not depend on it, their accuracy does (`fcos export --int8` measures it). `--keep` keeps the files,
-so that a second call need not write them again.
+Each in a process of its own, one picture each in turn, median. Weights as in `predict.py`: random, with
+outputs spread so that some hundred candidates pass the threshold. 8-bit integers are calibrated on that
+picture alone: their time does not depend on it, their accuracy does (`fcos export --int8` measures it).
+`--keep` keeps the files, so that a second call need not write them again.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision.io import ImageReadMode, decode_image
+from in_turn import Make, measure
 
-from fcos import Detector
 from fcos.adopt import import_model
 from fcos.build import LoadedModel, load_model
 from fcos.export.calibration import Calibration
 from fcos.export.card import to_metadata
 from fcos.export.formats import FORMATS, FormatName
 from fcos.export.make import card_of, graph_of
-from predict import make_torchvision, seconds
+from predict import detector_run, make_torchvision, torchvision_run
 
 NAMES = ("torchvision", "fcos", "torch", "onnx", "onnx-int8", "openvino", "openvino-int8")
 
@@ -65,48 +63,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--keep-freed-memory", action="store_true", help="as the `fcos` command does")
     args = parser.parse_args()
 
-    peer = make_torchvision(args.short_side, args.longest_side)
-    runs: dict[str, Callable[[], int]] = {}
-
-    @torch.inference_mode()
-    def predict_theirs() -> int:
-        image = decode_image(str(args.image), mode=ImageReadMode.RGB).float() / 255
-        return len(peer([image])[0]["scores"])
-
+    sizes = (args.short_side, args.longest_side)
+    makes: dict[str, Make] = {}
     if "torchvision" in args.only:
-        runs["torchvision"] = predict_theirs
+        makes["torchvision"] = partial(torchvision_run, args.image, *sizes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         theirs, ours = folder / "fcos_resnet50_fpn.pth", folder / "model.safetensors"
-        torch.save(peer.state_dict(), theirs)
-        sizes = [f"short_side={args.short_side}", f"view_size={args.longest_side}"]
-        import_model(theirs, ours, changes=sizes, overwrite=True)
-        loaded = load_model(ours)
-        paths = write(loaded, args.only, folder, args.image)
-        if "fcos" in args.only:
-            paths["fcos"] = ours
-        detectors = {name: Detector.load(path, "cpu") for name, path in paths.items()}
-
-        def run_of(detector: Detector) -> Callable[[], int]:
-            return lambda: len(detector.predict(args.image, 0.0))
-
-        runs |= {name: run_of(detectors[name]) for name in NAMES if name in detectors}
-        found = {name: run() for name, run in runs.items()}
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(args.rounds):
-            for name, run in runs.items():
-                times[name].append(seconds(run))
-    reference = statistics.median(times[next(iter(times))])
-    for name, values in times.items():
-        spread = f"{min(values) * 1000:.0f} to {max(values) * 1000:.0f}"
-        median = statistics.median(values)
-        print(
-            f"{name:14s} {median * 1000:7.0f} ms ({spread}), ratio {median / reference:.2f}, "
-            f"{found[name]} detections"
-        )
+        torch.save(make_torchvision(*sizes).state_dict(), theirs)
+        changes = [f"short_side={args.short_side}", f"view_size={args.longest_side}"]
+        import_model(theirs, ours, changes=changes, overwrite=True)
+        paths = {"fcos": ours} | write(load_model(ours), args.only, folder, args.image)
+        for name in NAMES:
+            if name in args.only and name in paths:
+                makes[name] = partial(detector_run, args.image, paths[name])
+        measured = measure(makes, args.rounds, keep_memory=args.keep_freed_memory)
+    reference = next(iter(measured.values())).median_ms
+    for name, result in measured.items():
+        print(f"{name:14s} {result}, ratio {result.median_ms / reference:.2f}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/predict.py --image street.jpg [--short-side 800 --longest-side 1333 --rounds 7]
     python benchmarks/predict.py --image street.jpg --score-threshold 0
 
-Both in this process, one picture each in turn, median. The weights are random, with outputs spread so that
-some hundred candidates pass the threshold, as with a trained network; ours reads torchvision's file and
+Each in a process of its own, one picture each in turn, median. The weights are random, with outputs spread so
+that some hundred candidates pass the threshold, as with a trained network; ours reads torchvision's file and
 follows its rules, so both find the same. With a threshold of 0 every point is a candidate for each of the
 91 outputs: 2 million pairs, of which the best 1,000 of each level enter NMS.
 """
@@ -12,14 +12,13 @@ follows its rules, so both find the same. With a threshold of 0 every point is a
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torchvision
+from in_turn import Run, measure
 from torchvision.io import ImageReadMode, decode_image
 
 from fcos import Detector
@@ -45,10 +44,22 @@ def make_torchvision(short_side: int, longest_side: int, score_threshold: float 
     return model
 
 
-def seconds(run: Callable[[], object]) -> float:
-    started_at = time.perf_counter()
-    run()
-    return time.perf_counter() - started_at
+def torchvision_run(image: Path, short_side: int, longest_side: int, score_threshold: float = 0.2) -> Run:
+    """Number of detections in the picture, by torchvision."""
+    model = make_torchvision(short_side, longest_side, score_threshold)
+
+    @torch.inference_mode()
+    def run() -> int:
+        pixels = decode_image(str(image), mode=ImageReadMode.RGB).float() / 255
+        return len(model([pixels])[0]["scores"])
+
+    return run
+
+
+def detector_run(image: Path, file: Path) -> Run:
+    """Number of detections in the picture, by a file that `Detector.load` takes."""
+    detector = Detector.load(file, device="cpu")
+    return lambda: len(detector.predict(image, 0.0))
 
 
 def main() -> None:
@@ -60,36 +71,23 @@ def main() -> None:
     parser.add_argument("--longest-side", type=int, default=1333)
     parser.add_argument("--score-threshold", type=float, default=0.2, help="torchvision's default is 0.2")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--keep-freed-memory", action="store_true", help="as the `fcos` command does")
     args = parser.parse_args()
 
-    peer = make_torchvision(args.short_side, args.longest_side, args.score_threshold)
+    how = (args.short_side, args.longest_side, args.score_threshold)
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = Path(folder) / "fcos_resnet50_fpn.pth", Path(folder) / "model.safetensors"
-        torch.save(peer.state_dict(), theirs)
+        torch.save(make_torchvision(*how).state_dict(), theirs)
         changes = [f"short_side={args.short_side}", f"view_size={args.longest_side}"]
         import_model(theirs, ours, changes=[*changes, f"score_threshold={args.score_threshold}"])
-        detector = Detector.load(ours, device="cpu")
-
-    @torch.inference_mode()
-    def predict_theirs() -> dict[str, torch.Tensor]:
-        image = decode_image(str(args.image), mode=ImageReadMode.RGB).float() / 255
-        found: dict[str, torch.Tensor] = peer([image])[0]
-        return found
-
-    def predict_ours() -> object:
-        return detector.predict(args.image, 0.0)
-
-    runs: dict[str, Callable[[], object]] = {"torchvision": predict_theirs, "fcos": predict_ours}
-    found = len(predict_theirs()["scores"]), len(detector.predict(args.image, 0.0))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    for (name, values), count in zip(times.items(), found, strict=True):
-        spread = f"{min(values) * 1000:.0f} to {max(values) * 1000:.0f}"
-        print(f"{name:12s} {statistics.median(values) * 1000:7.0f} ms ({spread}), {count} detections")
-    ratio = statistics.median(times["fcos"]) / statistics.median(times["torchvision"])
-    print(f"ratio        {ratio:7.2f}")
+        makes = {
+            "torchvision": partial(torchvision_run, args.image, *how),
+            "fcos": partial(detector_run, args.image, ours),
+        }
+        measured = measure(makes, args.rounds, keep_memory=args.keep_freed_memory)
+    for name, result in measured.items():
+        print(f"{name:12s} {result}")
+    print(f"ratio        {measured['fcos'].median_ms / measured['torchvision'].median_ms:7.2f}")
 
 
 if __name__ == "__main__":
