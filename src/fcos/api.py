@@ -85,6 +85,12 @@ class Detector:
         return self._backend.model
 
     @property
+    def usual_batch_size(self) -> int:
+        """Pictures of one forward pass, where nobody says: 1 on a CPU, where a batch gains little and its
+        padding costs time."""
+        return self._backend.usual_batch_size
+
+    @property
     def calls_at_once(self) -> int:
         """How many calls of `predict` in threads are the fastest, of what `side_by_side` gives."""
         return self._backend.calls_at_once
@@ -163,7 +169,7 @@ class Detector:
         """
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_batch([pixels_of(pictures)], score_threshold)[0]
-        batch_size = batch_size or self._backend.usual_batch_size
+        batch_size = batch_size or self.usual_batch_size
         found: list[Detections] = []
         for first in range(0, len(pictures), batch_size):
             images = [pixels_of(picture) for picture in pictures[first : first + batch_size]]
@@ -193,14 +199,13 @@ class Detector:
         Raises:
             DatasetError: at the place of a picture that cannot be read; the stream ends there.
         """
-        size = batch_size or self._backend.usual_batch_size
         for found in search(
             self,
             pictures,
             pixels_of,
             lambda picture, detections: detections,
             score_threshold=score_threshold,
-            batch_size=size,
+            batch_size=batch_size,
         ):
             if isinstance(found, DatasetError):
                 raise found
@@ -280,7 +285,7 @@ class Detector:
             process only, elsewhere no rows.
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-        size = batch_size or self._backend.usual_batch_size
+        size = batch_size or self.usual_batch_size
         loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
         found = self._backend.detect(loader, on_batch)
         if fabric:

@@ -34,7 +34,7 @@ def search(
     then: Callable[[Source, Detections], Result],
     *,
     score_threshold: float | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
 ) -> Iterator[Result | DatasetError]:
     """What `then` makes of the detections of each source, in order.
 
@@ -45,10 +45,11 @@ def search(
             the place of the result.
         then: called in threads.
         score_threshold: as in `Detector.predict`.
-        batch_size: pictures of one forward pass.
+        batch_size: pictures of one forward pass; None: the usual number.
     """
     num_cores = torch.get_num_threads()
     detector = detector.side_by_side()
+    batch_size = batch_size or detector.usual_batch_size
     at_once = detector.calls_at_once
     cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
     searching = threading.BoundedSemaphore(at_once)

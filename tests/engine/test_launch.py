@@ -163,8 +163,8 @@ def test_evaluation_and_prediction_are_shared_to_the_last_digit(tiny: Tiny, one_
     outputs: dict[str, list[Any]] = {}
     for processes in (1, 2):
         folder = tiny.runs / f"out-{processes}"
-        shared = ["--out", folder, "--num-processes", processes]
-        printed = run("eval", one_run, "--batch-size", 2, *shared)
+        shared = ["--out", folder, "--num-processes", processes, "--batch-size", 2]
+        printed = run("eval", one_run, *shared)
         said = run("predict", one_run, tiny.data / "eval", "--score-threshold", 0, *shared)
         assert said.count("7 pictures, ") == 1  # not the 7 of "5.7 pictures/s"
         content = json.loads((folder / "detections.json").read_text())

@@ -62,6 +62,11 @@ Examples:
     metavar="N",
 )
 @click.option("--draw/--no-draw", default=True, help="Write drawn pictures and videos, or JSON only.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Pictures of one forward pass; default: 1 on a CPU, else 8.",
+)
 @json_option
 @device_option
 @num_processes_option
@@ -73,6 +78,7 @@ def command(
     track: bool,
     every: int,
     draw: bool,
+    batch_size: int | None,
     as_json: bool,
     device: str | list[int],
     num_processes: int,
@@ -101,7 +107,7 @@ def command(
         detector = Detector.load(model, fabric.device)
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
-        outcomes = _search_pictures(detector, pictures, out, threshold, draw, fabric)
+        outcomes = _search_pictures(detector, pictures, out, threshold, draw, batch_size, fabric)
     if not fabric.is_global_zero:
         return
     picture_s = time.perf_counter() - started_at
@@ -160,14 +166,30 @@ def check_video_options(videos: Sequence[Source], track: bool, every: int) -> No
 
 
 def _search_pictures(
-    detector: Detector, pictures: Sequence[Source], out: Path, threshold: float, draw: bool, fabric: Fabric
+    detector: Detector,
+    pictures: Sequence[Source],
+    out: Path,
+    threshold: float,
+    draw: bool,
+    batch_size: int | None,
+    fabric: Fabric,
 ) -> list[dict[str, Any]]:
     """What was found in each picture, on the first process; each process searches its share."""
+    from fcos.data.sampler import ShardSampler
     from fcos.engine.evaluate import gather
     from fcos.predict.pictures import search_pictures
 
-    mine = range(fabric.global_rank, len(pictures), fabric.world_size)
-    results = search_pictures(detector, [pictures[place] for place in mine], out, threshold, draw=draw)
+    size = batch_size or detector.usual_batch_size
+    batches = ShardSampler(len(pictures), size, fabric.global_rank, fabric.world_size)
+    mine = [place for batch in batches for place, _ in batch]
+    results = search_pictures(
+        detector,
+        [pictures[place] for place in mine],
+        out,
+        threshold,
+        draw=draw,
+        batch_size=size,
+    )
     outcomes: list[tuple[int, dict[str, Any]]] = []
     with progress_bar(len(mine), "detecting") as advance:
         for place, outcome in zip(mine, results, strict=True):

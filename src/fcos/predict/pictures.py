@@ -52,11 +52,17 @@ def _drawn_name(source: Source) -> Path:
 
 
 def search_pictures(
-    detector: Detector, sources: Sequence[Source], out: Path, score_threshold: float, *, draw: bool = True
+    detector: Detector,
+    sources: Sequence[Source],
+    out: Path,
+    score_threshold: float,
+    *,
+    draw: bool = True,
+    batch_size: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """What `detections.json` says about each picture; its drawn copy is written.
 
-    Of one that cannot be read: path and error.
+    Of one that cannot be read: path and error. `batch_size` as in `Detector.predict`.
     """
 
     def describe(source: Source, detections: Detections) -> dict[str, Any]:
@@ -71,7 +77,9 @@ def search_pictures(
         about |= {"width": detections.image.width, "height": detections.image.height}
         return about | {"detections": as_dicts(detections)}
 
-    results = search(detector, sources, read_picture, describe, score_threshold=score_threshold)
+    results = search(
+        detector, sources, read_picture, describe, score_threshold=score_threshold, batch_size=batch_size
+    )
     for source, result in zip(sources, results, strict=True):
         yield {"path": source.where, "error": result.what} if isinstance(result, DatasetError) else result
 

@@ -100,6 +100,7 @@ def _found(
         Frame.pixels,
         lambda frame, detections: (frame, detections),
         score_threshold=tracker.least_score if tracker else options.score_threshold,
+        batch_size=1,  # a camera's frame should not wait for others
     )
     for result in results:
         assert isinstance(result, tuple), "a decoded frame needs no file"
