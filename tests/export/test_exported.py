@@ -114,6 +114,26 @@ subprocess.run(["true"], check=True)
     assert done.returncode == 0, done.stderr
 
 
+def test_threads_may_be_the_first_to_use_openvino() -> None:
+    """OpenVINO's table of number formats, made by two threads at once, stopped the whole process for good."""
+    code = """
+import sys, threading
+from fcos.export.openvino_folder import core
+core()
+import openvino
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(4)
+def use():
+    barrier.wait()
+    for _ in range(100):
+        openvino.Type.f32.to_dtype()
+threads = [threading.Thread(target=use) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_carries_classes_preprocessing_and_thresholds(
     name: FormatName, exported: dict[str, Path], small_model: Path

@@ -28,9 +28,13 @@ def core() -> Any:
 
     Its CPU plugin has signals handled on a stack of its own, and where it is closed that memory goes, whether
     or not it is still in use: the next worker of a loader that ended then ended the whole process.
+
+    Its Python part makes a table of number formats where one is first asked for, and lets go of the
+    interpreter on the way: of two threads that ask first, each waits for the other. So it is asked here.
     """
     with needs("openvino"):
         import openvino
+    openvino.Type.f32.to_dtype()
     return openvino.Core()
 
 
