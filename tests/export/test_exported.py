@@ -130,8 +130,10 @@ def use():
 threads = [threading.Thread(target=use) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
+print("all came back")
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "all came back\n", done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
