@@ -7,15 +7,15 @@ choose the text's colour by its background in all versions that we support.
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import get_data_path
 from matplotlib.ft2font import FT2Font
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fcos.data.annotations import Record
@@ -54,7 +54,7 @@ def draw_boxes(
         track_ids: `(N,)`, written before the names; -1: none.
     """
     picture = image.convert("RGB")
-    boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
+    boxes = _inside(np.asarray(boxes_xyxy, np.float64).reshape(-1, 4), picture.size)
     classes = np.asarray(labels, np.int64).reshape(-1).tolist()
     values = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
     ids = None if track_ids is None else np.asarray(track_ids, np.int64).reshape(-1).tolist()
@@ -62,12 +62,13 @@ def draw_boxes(
     line_width = max(1, round(min(picture.size) / 250))
     order = range(len(boxes)) if values is None else np.argsort(values, kind="stable").tolist()
     for i in order:  # all lines first: no line crosses a label
-        draw.rectangle(_inside(boxes[i], picture.size), outline=class_colour(classes[i]), width=line_width)
+        draw.rectangle(boxes[i], outline=class_colour(classes[i]), width=line_width)
     for i in order:
         text = class_names[classes[i]] + ("" if values is None else f" {values[i]:.2f}")
         if ids and ids[i] >= 0:
             text = f"#{ids[i]} {text}"
-        _draw_label(draw, text, boxes[i], class_colour(classes[i]), picture.size)
+        label = _label(text, class_colour(classes[i]), _font_size(picture.size))
+        picture.paste(label, _place_of_label(label.size, boxes[i], picture.size))
     return picture
 
 
@@ -87,27 +88,34 @@ def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Ima
     return both
 
 
-def _inside(box_xyxy: Any, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The outermost whole pixels of a box that are on the picture, both ends included, as Pillow draws."""
-    width, height = size
-    x1, x2 = (int(x) for x in np.clip([np.floor(box_xyxy[0]), np.ceil(box_xyxy[2]) - 1], 0, width - 1))
-    y1, y2 = (int(y) for y in np.clip([np.floor(box_xyxy[1]), np.ceil(box_xyxy[3]) - 1], 0, height - 1))
-    return x1, y1, max(x1, x2), max(y1, y2)
+def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """The outermost whole pixels of boxes that are on the picture, both ends included, as Pillow draws."""
+    last = np.array(size) - 1
+    top_left = np.floor(boxes_xyxy[:, :2]).clip(0, last)
+    bottom_right = (np.ceil(boxes_xyxy[:, 2:]) - 1).clip(0, last)
+    sides = np.hstack([np.minimum(top_left, bottom_right), np.maximum(top_left, bottom_right)])
+    return [(x1, y1, x2, y2) for x1, y1, x2, y2 in sides.astype(int).tolist()]
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw, text: str, box_xyxy: Any, colour: Rgb, size: tuple[int, int]
-) -> None:
-    """A filled label above the box; below its top where there is no room; always inside of the picture."""
-    font = label_font(text, _font_size(size))
-    margin = max(1, font.size // 6)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 2 * margin, bottom - top + 2 * margin
-    x1, y1, _, _ = _inside(box_xyxy, size)
+@lru_cache(maxsize=1000)  # the same classes and scores come again and again, and letters take time to draw
+def _label(text: str, colour: Rgb, font_size: int) -> Image.Image:
+    """A filled rectangle with the text."""
+    font = label_font(text, font_size)
+    margin = max(1, font_size // 6)
+    left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text, font=font)
+    width, height = math.ceil(right - left) + 2 * margin, math.ceil(bottom - top) + 2 * margin
+    label = Image.new("RGB", (width, height), colour)
+    ImageDraw.Draw(label).text((margin - left, margin - top), text, fill=readable_on(colour), font=font)
+    return label
+
+
+def _place_of_label(
+    label_size: tuple[int, int], box: tuple[int, int, int, int], size: tuple[int, int]
+) -> tuple[int, int]:
+    """Its left upper corner: above the box; below its top where there is no room; inside of the picture."""
+    (width, height), (x1, y1, _, _) = label_size, box
     x = max(0, min(x1, size[0] - width))
-    y = y1 - height if y1 >= height else min(y1, size[1] - height)
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + margin - left, y + margin - top), text, fill=readable_on(colour), font=font)
+    return x, y1 - height if y1 >= height else min(y1, size[1] - height)
 
 
 def readable_on(colour: Rgb) -> str:
