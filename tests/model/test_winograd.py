@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fcos.build import build_model
 from fcos.config import load_config
 from fcos.model import winograd
-from fcos.model.winograd import Conv3x3, conv3x3, pays
+from fcos.model.winograd import Conv3x3, conv3x3, conv3x3_ahead, pays, transform_weight
 
 
 def error(found: Tensor, exact: Tensor, scale: Tensor | None = None) -> float:
@@ -76,6 +76,33 @@ def test_an_image_gives_the_same_in_any_batch() -> None:
         together = conv3x3(x, weight, bias)
         for i in range(3):
             assert torch.equal(conv3x3(x[i : i + 1], weight, bias), together[i : i + 1])
+
+
+def test_with_weights_transformed_ahead_it_is_the_same() -> None:
+    x, weight, bias = tensors(2, 96, 128, 40, 57)
+    with torch.no_grad():
+        assert torch.equal(conv3x3_ahead(x, transform_weight(weight), bias), conv3x3(x, weight, bias))
+
+
+@pytest.mark.parametrize(("threads", "least_channels"), [(1, 96), (2, 128)])
+def test_ahead_it_pays_for_smaller_maps_and_on_one_core_for_fewer_channels(
+    threads: int, least_channels: int
+) -> None:
+    def there(channels: int, side: int, *, ahead: bool) -> bool:
+        x = torch.zeros(1, channels, side, side).contiguous(memory_format=torch.channels_last)
+        return pays(x, nn.Conv2d(channels, channels, 3, padding=1), ahead=ahead)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert there(least_channels, 46, ahead=True)  # 12 x 12 tiles
+        assert not there(least_channels, 44, ahead=True)
+        assert not there(least_channels - 32, 46, ahead=True)
+        assert there(128, 60, ahead=False)
+        assert not there(128, 46, ahead=False)
+        assert not there(96, 60, ahead=False)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_only_what_is_asked_for_has_a_gradient() -> None:

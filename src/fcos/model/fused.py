@@ -9,6 +9,7 @@ time, and a shortcut that is added in place needs no new memory.
 from __future__ import annotations
 
 import operator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fcos.model import onednn
 from fcos.model.onednn import Activation
-from fcos.model.winograd import Conv3x3, conv3x3, pays
+from fcos.model.winograd import Conv3x3, conv3x3_ahead, pays, transform_weight
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame, Conv3x3)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # in evaluation mode
@@ -51,10 +52,15 @@ class FusedConv2d(nn.Module):
         # size some convolutions took four times as long, while it saves 1 % at the right one.
         self.weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
 
+    @cached_property
+    def _transformed(self) -> Tensor:
+        """The weights of Winograd's convolution."""
+        return transform_weight(self.weight)
+
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """The result; with a shortcut the activation of their sum."""
-        if shortcut is None and self.activation[0] in ("none", "relu") and pays(x, self):
-            result = conv3x3(x, self.weight, self.bias)
+        if shortcut is None and self.activation[0] in ("none", "relu") and pays(x, self, ahead=True):
+            result = conv3x3_ahead(x, self._transformed, self.bias)
             return result if self.activation[0] == "none" else result.relu_()
         if self.pads_same:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))

@@ -31,7 +31,9 @@ TILES_OF_BLOCK = 480  # 18 MB of 256 channels
 
 # Where it is faster; of an image alone, so that what it gives does not depend on the others of its batch.
 LEAST_CHANNELS = 128
+LEAST_CHANNELS_OF_ONE_CORE = 96  # forward only: the transforms gain less from several cores than the products
 LEAST_TILES = 200
+LEAST_TILES_AHEAD = 128  # with weights that were transformed ahead
 
 Slices = Sequence[Tensor]
 
@@ -53,17 +55,27 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return result
 
 
-def pays(x: Tensor, conv: Any) -> bool:
-    """Whether `conv3x3` gives what a convolution (with the shape of an `nn.Conv2d`) gives, and sooner."""
+def conv3x3_ahead(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`conv3x3` without gradients, by what `transform_weight` gives, which is four times as large."""
+    return _convolve(x, transformed, bias)
+
+
+def pays(x: Tensor, conv: Any, *, ahead: bool = False) -> bool:
+    """Whether `conv3x3` gives what a convolution (with the shape of an `nn.Conv2d`) gives, and sooner.
+
+    With `ahead` the same of `conv3x3_ahead`.
+    """
     if torch.compiler.is_compiling():  # or exporting: sizes may be unknown
         return False
     shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
     if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or conv.padding_mode != "zeros":
         return False
     rows, columns = _tiles(*x.shape[2:])
+    on_one_core = ahead and torch.get_num_threads() == 1
     return (
-        min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS
-        and rows * columns >= LEAST_TILES
+        min(conv.in_channels, conv.out_channels)
+        >= (LEAST_CHANNELS_OF_ONE_CORE if on_one_core else LEAST_CHANNELS)
+        and rows * columns >= (LEAST_TILES_AHEAD if ahead else LEAST_TILES)
         and x.device.type == "cpu"
         and x.dtype == conv.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -76,7 +88,7 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, WEIGHT_MATRIX, bias)
+        return _convolve(x, transform_weight(weight), bias)
 
     @staticmethod
     @once_differentiable
@@ -84,15 +96,23 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _convolve(gradient, weight.transpose(0, 1), WEIGHT_MATRIX.flip(1)) if for_x else None,
+            _convolve(gradient, transform_weight(weight.transpose(0, 1), turned=True)) if for_x else None,
             _weight_gradient(x, gradient) if for_weight else None,
             gradient.sum((0, 2, 3)) if for_bias else None,
         )
 
 
-def _convolve(x: Tensor, weight: Tensor, weight_matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    channels_out, channels_in = weight.shape[:2]
-    weights = (weight_matrix @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, channels_in, 1, 1)
+def transform_weight(weight: Tensor, *, turned: bool = False) -> Tensor:
+    """G g G^T of `(C out, C in, 3, 3)`: a 1x1 filter for each of the 36 points, `(36 * C out, C in, 1, 1)`.
+
+    `turned`: of the filters turned by 180 degrees.
+    """
+    matrix = WEIGHT_MATRIX.flip(1) if turned else WEIGHT_MATRIX
+    return (matrix @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, weight.shape[1], 1, 1)
+
+
+def _convolve(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
+    channels_out, channels_in = len(transformed) // 36, transformed.shape[1]
     images = x.permute(0, 2, 3, 1).contiguous()
     count, height, width, _ = images.shape
     rows, columns = _tiles(height, width)
@@ -103,7 +123,7 @@ def _convolve(x: Tensor, weight: Tensor, weight_matrix: Tensor, bias: Tensor | N
         tiles = part.new_empty(*shape, 6, 6, channels_in)
         _along_both(_input_transform, part, tiles.permute(3, 4, 0, 1, 2, 5))
         points = tiles.view(1, -1, columns, 36 * channels_in).permute(0, 3, 1, 2)
-        products = onednn.convolution(points, weights, None, groups=36).permute(0, 2, 3, 1)
+        products = onednn.convolution(points, transformed, None, groups=36).permute(0, 2, 3, 1)
         output = block.part(result.permute(0, 2, 3, 1))
         _output_into(output, products.reshape(*shape, 6, 6, channels_out))
         if bias is not None:
