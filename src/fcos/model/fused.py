@@ -9,6 +9,7 @@ time, and a shortcut that is added in place needs no new memory.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from timm.layers.padding import pad_same
 from torch import Tensor, fx, nn
 
 from fcos.model import onednn
+from fcos.model.one_by_one import first_layers_one_by_one
 from fcos.model.onednn import Activation
 from fcos.model.winograd import Conv3x3, conv3x3_ahead, pays, transform_weight
 
@@ -78,16 +80,19 @@ class FusedConv2d(nn.Module):
         )
 
 
-def fuse_convolutions(network: nn.Module) -> nn.Module:
+def fuse_convolutions(network: nn.Module, levels: Sequence[int]) -> nn.Module:
     """The same network with its convolutions fused, or itself where it cannot be followed.
 
     Args:
         network: in evaluation mode, images to a list of features.
+        levels: indices of the features that are wanted; None stands for the others.
     """
     try:
         traced = fx.GraphModule(network, _Tracer().trace(network))
+        _leave_out_others(traced, levels)
         _fuse(traced)
-        fused = traced if _same_features(network, traced) else network
+        parts = first_layers_one_by_one(traced)
+        fused = parts if _same_features(network, parts, levels) else network
     except UNTRACEABLE:  # its forward pass depends on values, or is written in a way fx does not know
         fused = network
     return fused
@@ -123,6 +128,13 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known: tuple[type, ...] = (Conv2dSame, DropPath)
         return isinstance(m, known) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _leave_out_others(traced: fx.GraphModule, levels: Sequence[int]) -> None:
+    """Features that nobody wants need no memory, and may be overwritten."""
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    features = [feature if i in levels else None for i, feature in enumerate(output.args[0])]
+    output.args = (features,)
 
 
 def _fuse(traced: fx.GraphModule) -> None:
@@ -204,13 +216,14 @@ def _may_be_overwritten(shortcut: fx.Node, replaced: list[fx.Node], module_of: A
 
 
 @torch.inference_mode()
-def _same_features(network: nn.Module, fused: nn.Module) -> bool:
+def _same_features(network: nn.Module, fused: nn.Module, levels: Sequence[int]) -> bool:
     """Whether both give the same for images of two sizes."""
     generator = torch.Generator().manual_seed(0)
     for height, width in ((64, 96), (96, 64)):
         images = torch.rand(2, 3, height, width, generator=generator) * 4 - 2
         images = images.contiguous(memory_format=torch.channels_last)
-        for wanted, feature in zip(network(images), fused(images), strict=True):
+        original, features = network(images), fused(images)
+        for wanted, feature in ((original[level], features[level]) for level in levels):
             largest = float(wanted.abs().max())
             if wanted.shape != feature.shape or not float((wanted - feature).abs().max()) <= 1e-4 * largest:
                 return False

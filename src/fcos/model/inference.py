@@ -29,7 +29,7 @@ def for_inference(model: FCOS) -> FCOS:
     network = network.to(memory_format=torch.channels_last)
     is_plain = network.pixel_mean.dtype == torch.float32
     if network.pixel_mean.device.type == "cpu" and is_plain and onednn.is_available():
-        network.backbone.body = fuse_convolutions(network.backbone.body)
+        network.backbone.body = fuse_convolutions(network.backbone.body, network.backbone.levels)
         for part in (network.pyramid, network.head.classification_tower, network.head.box_tower):
             fuse_layers(part)
     return network
