@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fcos.backend import TorchBackend
+from fcos.backend import MOST_PIXELS_OF_SMALL, TorchBackend
 from fcos.build import LoadedModel, build_eval_loader, build_eval_transform
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
-from fcos.data.batch import GroundTruth, Sample, collate
+from fcos.data.batch import GroundTruth, Sample, collate, split_by_size
 from fcos.data.check import check, drop_invalid
 from fcos.data.classes import is_no_class, with_classes_of
 from fcos.data.formats import read_annotations
@@ -86,9 +86,13 @@ class Detector:
 
     @property
     def usual_batch_size(self) -> int:
-        """Pictures of one forward pass, where nobody says: 1 on a CPU, where a batch gains little and its
-        padding costs time."""
+        """Pictures of any sizes in one forward pass, where nobody says; on a CPU 1, as padding costs time."""
         return self._backend.usual_batch_size
+
+    @property
+    def group_size(self) -> int:
+        """How many pictures `predict` looks at together, where nobody says; on a CPU 4."""
+        return self._backend.group_size
 
     @property
     def calls_at_once(self) -> int:
@@ -160,20 +164,21 @@ class Detector:
                 as their EXIF says.
             score_threshold: least score of what is returned; None: the model's own `threshold`; 0: all that
                 was found, as the evaluation counts it.
-            batch_size: pictures of one forward pass; None: 1 on a CPU, where a batch gains nothing and
-                its padding costs time, else 8.
+            batch_size: pictures of one forward pass; None: 8 on a GPU. On a CPU, where padding costs time
+                and large pictures gain nothing, up to 4 small ones of the same size.
 
         Returns:
             `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
             list of thousands fills the memory: `stream` does not.)
         """
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
-            return self._predict_batch([pixels_of(pictures)], score_threshold)[0]
-        batch_size = batch_size or self.usual_batch_size
+            return self._predict_group([pixels_of(pictures)], score_threshold)[0]
+        mixed = batch_size is not None or self.usual_batch_size > 1
+        size = batch_size or self.group_size
         found: list[Detections] = []
-        for first in range(0, len(pictures), batch_size):
-            images = [pixels_of(picture) for picture in pictures[first : first + batch_size]]
-            found += self._predict_batch(images, score_threshold)
+        for first in range(0, len(pictures), size):
+            images = [pixels_of(picture) for picture in pictures[first : first + size]]
+            found += self._predict_group(images, score_threshold, mixed=mixed)
         return found
 
     def stream(
@@ -194,7 +199,8 @@ class Detector:
         Args:
             pictures: each as `predict` takes it; an endless generator too.
             score_threshold: as in `predict`.
-            batch_size: as in `predict`.
+            batch_size: pictures that are waited for, to go through the network together; None: 1 on a CPU,
+                else 8.
 
         Raises:
             DatasetError: at the place of a picture that cannot be read; the stream ends there.
@@ -205,7 +211,7 @@ class Detector:
             pixels_of,
             lambda picture, detections: detections,
             score_threshold=score_threshold,
-            batch_size=batch_size,
+            batch_size=batch_size or self.usual_batch_size,
         ):
             if isinstance(found, DatasetError):
                 raise found
@@ -294,13 +300,18 @@ class Detector:
             return np.zeros((0, 7))
         return result_rows(found, annotations, inclusive_boxes=RULES[self.config.rules].inclusive_boxes)
 
-    def _predict_batch(self, images: list[Tensor], score_threshold: float | None) -> list[Detections]:
+    def _predict_group(
+        self, images: list[Tensor], score_threshold: float | None, *, mixed: bool = True
+    ) -> list[Detections]:
+        """In one forward pass, or not `mixed` in one for each size of picture."""
         nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         samples = [
             Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
             for position, image in enumerate(images)
         ]
-        found = self._backend.detect([collate(samples, PADDING_MULTIPLE)])
+        passes = [samples] if mixed else split_by_size(samples, PADDING_MULTIPLE, MOST_PIXELS_OF_SMALL)
+        found = self._backend.detect([collate(batch, PADDING_MULTIPLE) for batch in passes])
+        found.sort(key=lambda of_image: of_image[0])
         threshold = self.threshold if score_threshold is None else score_threshold
         return [
             self._detections(image, detections).above(threshold)

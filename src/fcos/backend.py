@@ -15,6 +15,8 @@ from fcos.model.inference import for_inference
 from fcos.model.postprocess import ImageDetections, PostProcess
 
 BATCH_SIZE_OF_GPU = 8
+GROUP_SIZE_OF_CPU = 4
+MOST_PIXELS_OF_SMALL = 480 * 640  # of the network's input: up to there a batch is faster on a CPU
 MOST_CALLS = 4  # at once on a CPU: each needs memory, and threads of Python share one interpreter lock
 CALLS_OF_GPU = 2  # one prepares its batch while the other computes
 
@@ -30,7 +32,8 @@ class Backend(Protocol):
 
     Attributes:
         device: where it computes.
-        usual_batch_size: pictures of one forward pass, where nobody says.
+        usual_batch_size: pictures of any sizes in one forward pass, where nobody says.
+        group_size: pictures that are looked at together, where nobody says.
         calls_at_once: of `detect` in threads that are the fastest, of what `side_by_side` gives.
         side_by_side: the same for so many calls at once, which share the cores.
     """
@@ -40,6 +43,9 @@ class Backend(Protocol):
 
     @property
     def usual_batch_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def group_size(self) -> int: ...  # noqa: D102
 
     @property
     def calls_at_once(self) -> int: ...  # noqa: D102
@@ -75,10 +81,16 @@ class TorchBackend:
 
     @property
     def usual_batch_size(self) -> int:
-        """1 on a CPU."""
-        # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
-        alone = self.device.type == "cpu" or self.model.points == "corner"
-        return 1 if alone else BATCH_SIZE_OF_GPU
+        """1 on a CPU, where padding costs time."""
+        return 1 if self.device.type == "cpu" else self.group_size
+
+    @property
+    def group_size(self) -> int:
+        """See `Backend`."""
+        if self.model.points == "corner":
+            # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
+            return 1
+        return GROUP_SIZE_OF_CPU if self.device.type == "cpu" else BATCH_SIZE_OF_GPU
 
     @property
     def calls_at_once(self) -> int:

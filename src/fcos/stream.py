@@ -2,11 +2,12 @@
 
 On a CPU several pictures are searched at once, each on its share of the cores: two cores share the work on
 one picture less well than they work on two. As many threads again read and draw meanwhile, as they do while a
-GPU computes.
+GPU computes. For many pictures processes do the same: they share no interpreter lock.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,12 +17,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from fcos.data.loader import Loader, start_worker
 from fcos.detections import Detections
-from fcos.errors import DatasetError
+from fcos.errors import DatasetError, FcosError
 
 if TYPE_CHECKING:
     from fcos.api import Detector
+
+MOST_PIXELS = 4 * 1920 * 1080  # that are in memory before they are searched, where nobody says a batch size
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
@@ -35,6 +40,7 @@ def search(
     *,
     score_threshold: float | None = None,
     batch_size: int | None = None,
+    num_processes: int = 1,
 ) -> Iterator[Result | DatasetError]:
     """What `then` makes of the detections of each source, in order.
 
@@ -45,31 +51,38 @@ def search(
             the place of the result.
         then: called in threads.
         score_threshold: as in `Detector.predict`.
-        batch_size: pictures of one forward pass; None: the usual number.
+        batch_size: as in `Detector.predict`.
+        num_processes: if more than one, forks of this process with a core each take the place of threads
+            (Linux, a network on the CPU). All sources are taken first, and the results are sent from there.
     """
     num_cores = torch.get_num_threads()
     detector = detector.side_by_side()
-    batch_size = batch_size or detector.usual_batch_size
     at_once = detector.calls_at_once
     cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
     searching = threading.BoundedSemaphore(at_once)
+    groups = _groups(sources, batch_size or detector.group_size)
+    most_pixels = math.inf if batch_size else MOST_PIXELS
 
     def work(group: list[Source]) -> list[Result | DatasetError]:
-        pixels = [_read(read, source) for source in group]
-        good = [image for image in pixels if isinstance(image, Tensor)]
-        with searching:
-            found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
-        return [
-            then(source, next(found)) if isinstance(image, Tensor) else image
-            for source, image in zip(group, pixels, strict=True)
-        ]
+        results: list[Result | DatasetError] = []
+        for some in _read_some(read, group, most_pixels):
+            good = [image for _, image in some if isinstance(image, Tensor)]
+            with searching:
+                found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
+            results += [
+                then(source, next(found)) if isinstance(image, Tensor) else image for source, image in some
+            ]
+        return results
 
+    if num_processes > 1:
+        yield from _in_processes(work, list(groups), num_processes)
+        return
     try:
         # The setting belongs to the thread that makes it.
         pool = ThreadPoolExecutor(
             2 * at_once, "search", initializer=lambda: torch.set_num_threads(cores_each)
         )
-        for results in in_order(pool, work, _groups(sources, batch_size), ahead=4 * at_once):
+        for results in in_order(pool, work, groups, ahead=4 * at_once):
             yield from results
     finally:
         torch.set_num_threads(num_cores)  # but for MKL, where it belongs to all threads
@@ -101,8 +114,62 @@ def _groups(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
         yield group
 
 
-def _read(read: Callable[[Source], Tensor], source: Source) -> Tensor | DatasetError:
+def _read_some(
+    read: Callable[[Source], Tensor], group: list[Source], most_pixels: float
+) -> Iterator[list[tuple[Source, Tensor | DatasetError]]]:
+    """The pictures of a group with their sources, in portions of at most `most_pixels` and one picture."""
+    some: list[tuple[Source, Tensor | DatasetError]] = []
+    num_pixels = 0
+    for source in group:
+        try:
+            image: Tensor | DatasetError = read(source)
+        except DatasetError as error:
+            image = error
+        some.append((source, image))
+        num_pixels += image[0].numel() if isinstance(image, Tensor) else 0
+        if num_pixels >= most_pixels:
+            yield some
+            some, num_pixels = [], 0
+    if some:
+        yield some
+
+
+class _Groups(Dataset[list[Result] | Exception]):
+    """The results of each group, worked out where it is asked for."""
+
+    def __init__(self, work: Callable[[list[Source]], list[Result]], groups: list[list[Source]]) -> None:
+        self.work, self.groups = work, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, place: int) -> list[Result] | Exception:
+        try:
+            return self.work(self.groups[place])
+        except Exception as error:  # the loader would make another of it
+            return error
+
+
+def _in_processes(
+    work: Callable[[list[Source]], list[Result]], groups: list[list[Source]], num_processes: int
+) -> Iterator[Result]:
+    loader = Loader(
+        _Groups(work, groups),
+        batch_size=None,
+        num_workers=min(num_processes, len(groups)),
+        collate_fn=lambda results: results,
+        worker_init_fn=start_worker,
+        multiprocessing_context="fork",
+    )
     try:
-        return read(source)
-    except DatasetError as error:
-        return error
+        for results in loader:
+            if isinstance(results, Exception):
+                raise results
+            yield from results
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise FcosError(
+            "a process that searches pictures was killed, as the system does when memory runs out",
+            fix=f"let fewer search at the same time, --num-processes {num_processes // 2}",
+        ) from error

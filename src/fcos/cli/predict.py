@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.device import device_of, device_option, num_processes_option
+from fcos.cli.device import device_of, device_option
 from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import DatasetError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from fcos.predict.video import VideoOptions
 
 STOPPED_BY_CTRL_C = 130  # what shells expect
+MANY_PICTURES = 100  # for fewer it takes longer to start processes than they save
+MOST_PROCESSES = 8  # of our own accord: each needs memory
 
 EPILOG = """\b
 Examples:
@@ -65,11 +68,16 @@ Examples:
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Pictures of one forward pass; default: 1 on a CPU, else 8.",
+    help="Pictures of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones of the same size.",
 )
 @json_option
 @device_option
-@num_processes_option
+@click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    help=f"Processes that share the pictures on a CPU; default: 1; on Linux for {MANY_PICTURES} or more one "
+    f"a core, but not more than {MOST_PROCESSES}.",
+)
 def command(
     model: Path,
     sources: tuple[str, ...],
@@ -81,7 +89,7 @@ def command(
     batch_size: int | None,
     as_json: bool,
     device: str | list[int],
-    num_processes: int,
+    num_processes: int | None,
 ) -> None:
     """Detect in pictures and videos; draw them and write what was found as JSON.
 
@@ -101,13 +109,16 @@ def command(
     planned = plan(find_sources(sources, out), out) if is_first_process() else []
     videos = [source for source in planned if source.kind != "picture"]
     check_video_options(videos, track, every)
-    fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
+    device = device_of(model, device)
+    forks = can_fork(model, device)
+    fabric = build_fabric(device, 1 if forks else num_processes or 1, one_by_default=True)
     with launched(fabric):
         pictures = fabric.broadcast([source for source in planned if source.kind == "picture"])
         detector = Detector.load(model, fabric.device)
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
-        outcomes = _search_pictures(detector, pictures, out, threshold, draw, batch_size, fabric)
+        num_forks = (num_processes or usual_processes(len(pictures))) if forks else 1
+        outcomes = _search_pictures(detector, pictures, out, threshold, draw, batch_size, num_forks, fabric)
     if not fabric.is_global_zero:
         return
     picture_s = time.perf_counter() - started_at
@@ -151,6 +162,27 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
+def can_fork(model: Path, device: str | list[int]) -> bool:
+    """Whether the processes that share the pictures can be forks of this one.
+
+    They start at once and share the model's memory. On macOS a fork must not compute, Windows has none, and
+    the threads of an exported file's runtime do not live on in one.
+    """
+    from fcos.engine.devices import choose_device
+    from fcos.engine.launch import started_from_outside
+    from fcos.export.formats import format_of
+
+    on_cpu = choose_device(device)[0] == "cpu"
+    return sys.platform == "linux" and on_cpu and not format_of(model) and not started_from_outside()
+
+
+def usual_processes(num_pictures: int) -> int:
+    """How many forks search, where nobody says."""
+    import torch
+
+    return min(torch.get_num_threads(), MOST_PROCESSES) if num_pictures >= MANY_PICTURES else 1
+
+
 def check_video_options(videos: Sequence[Source], track: bool, every: int) -> None:
     """Refuse what needs a video or a package that is not there: now, not after an hour of pictures."""
     from fcos.predict.tracker import import_trackers
@@ -172,6 +204,7 @@ def _search_pictures(
     threshold: float,
     draw: bool,
     batch_size: int | None,
+    num_forks: int,
     fabric: Fabric,
 ) -> list[dict[str, Any]]:
     """What was found in each picture, on the first process; each process searches its share."""
@@ -179,7 +212,7 @@ def _search_pictures(
     from fcos.engine.evaluate import gather
     from fcos.predict.pictures import search_pictures
 
-    size = batch_size or detector.usual_batch_size
+    size = batch_size or detector.group_size
     batches = ShardSampler(len(pictures), size, fabric.global_rank, fabric.world_size)
     mine = [place for batch in batches for place, _ in batch]
     results = search_pictures(
@@ -188,7 +221,8 @@ def _search_pictures(
         out,
         threshold,
         draw=draw,
-        batch_size=size,
+        batch_size=batch_size,
+        num_processes=num_forks,
     )
     outcomes: list[tuple[int, dict[str, Any]]] = []
     with progress_bar(len(mine), "detecting") as advance:

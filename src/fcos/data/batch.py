@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Real
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,25 @@ def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
-def collate(samples: Sequence[Sample], multiple: int) -> Batch:
-    """Pad samples at the bottom and right to one size that divides by `multiple`; channels last in memory."""
-    sizes = tuple((int(s.image.shape[1]), int(s.image.shape[2])) for s in samples)
+def split_by_size(samples: Sequence[Sample], multiple: int, most_pixels: int) -> list[list[Sample]]:
+    """Samples that are padded to one size together; alone those of more than `most_pixels`."""
+    groups: dict[object, list[Sample]] = {}
+    for sample in samples:
+        size_hw = padded_size([_size_hw(sample)], multiple)
+        key = size_hw if math.prod(size_hw) <= most_pixels else sample.position
+        groups.setdefault(key, []).append(sample)
+    return list(groups.values())
+
+
+def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> Batch:
+    """Pad samples at the bottom and right to one size that divides by `multiple`; channels last in memory.
+
+    With `shared` memory, a loader's process hands a batch to the main process without a copy.
+    """
+    sizes = tuple(_size_hw(sample) for sample in samples)
     height, width = padded_size(sizes, multiple)
-    images = _zeros((len(samples), height, width, 3), samples[0].image.dtype).permute(0, 3, 1, 2)
+    zeros = _shared_zeros if shared else torch.zeros
+    images = zeros((len(samples), height, width, 3), dtype=samples[0].image.dtype).permute(0, 3, 1, 2)
     for place, sample, (h, w) in zip(images, samples, sizes, strict=True):
         place[:, :h, :w] = sample.image
     return Batch(
@@ -124,10 +137,11 @@ def collate(samples: Sequence[Sample], multiple: int) -> Batch:
     )
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros; in a loader process in memory shared with the main process: no copy on the way there."""
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=dtype)
+def _size_hw(sample: Sample) -> tuple[int, int]:
+    return int(sample.image.shape[1]), int(sample.image.shape[2])
+
+
+def _shared_zeros(shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
     num_bytes = math.prod(shape) * dtype.itemsize
     storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]  # fresh: zeros
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)

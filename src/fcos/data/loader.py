@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 from functools import partial
+from typing import TypeVar
 
 from torch.utils.data import DataLoader
 
 from fcos.data.batch import Batch, collate
 from fcos.data.dataset import EvalDataset, TrainDataset
 from fcos.data.sampler import ShardSampler, StreamSampler
+
+T = TypeVar("T", covariant=True)
 
 PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up
 
@@ -21,24 +24,29 @@ def build_loader(
     pin_memory: bool,
 ) -> DataLoader[Batch]:
     """A loader of padded batches in the order of the sampler."""
-    return _Loader(
+    return Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=partial(collate, multiple=PADDING_MULTIPLE),
-        worker_init_fn=_start_worker,
+        collate_fn=partial(collate, multiple=PADDING_MULTIPLE, shared=num_workers > 0),
+        worker_init_fn=start_worker,
         pin_memory=pin_memory,
         persistent_workers=False,
     )
 
 
-class _Loader(DataLoader[Batch]):
+class Loader(DataLoader[T]):
+    """Says nothing of more workers than cores: `engine/waiting.py` says it in a line, once."""
+
     def check_worker_number_rationality(self) -> None:
-        """Say nothing of more workers than cores: `engine/waiting.py` says it in a line, once."""
+        """Do nothing."""
 
 
-def _start_worker(worker_id: int) -> None:
-    # Ctrl-C reaches every process of the terminal, and job schedulers send SIGTERM to all processes of a job:
-    # the main process decides when to stop, and needs its workers until then.
+def start_worker(worker_id: int) -> None:
+    """Leave the signals to the main process.
+
+    Ctrl-C reaches every process of the terminal, and job schedulers send SIGTERM to all processes of a job:
+    the main process decides when to stop, and needs its workers until then.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

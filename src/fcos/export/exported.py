@@ -90,7 +90,7 @@ class ExportedBackend:
     """Detects with an exported file; see `fcos.backend.Backend`."""
 
     device = torch.device("cpu")
-    usual_batch_size = BATCH_SIZE
+    usual_batch_size = group_size = BATCH_SIZE
 
     def __init__(self, runner: Runner, dtype: torch.dtype) -> None:
         self._runner, self._dtype = runner, dtype

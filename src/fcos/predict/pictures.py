@@ -59,10 +59,12 @@ def search_pictures(
     *,
     draw: bool = True,
     batch_size: int | None = None,
+    num_processes: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """What `detections.json` says about each picture; its drawn copy is written.
 
-    Of one that cannot be read: path and error. `batch_size` as in `Detector.predict`.
+    Of one that cannot be read: path and error. `batch_size` as in `Detector.predict`, `num_processes` as in
+    `fcos.stream.search`.
     """
 
     def describe(source: Source, detections: Detections) -> dict[str, Any]:
@@ -78,7 +80,13 @@ def search_pictures(
         return about | {"detections": as_dicts(detections)}
 
     results = search(
-        detector, sources, read_picture, describe, score_threshold=score_threshold, batch_size=batch_size
+        detector,
+        sources,
+        read_picture,
+        describe,
+        score_threshold=score_threshold,
+        batch_size=batch_size,
+        num_processes=num_processes,
     )
     for source, result in zip(sources, results, strict=True):
         yield {"path": source.where, "error": result.what} if isinstance(result, DatasetError) else result
