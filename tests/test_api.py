@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fcos import Detector
+from fcos import Detector, api
 from fcos.api import pixels_of
+from fcos.backend import TorchBackend
 from fcos.errors import DatasetError, DeviceError, WeightsError
 
 EXIF_ORIENTATION = 0x0112
@@ -95,6 +96,32 @@ def test_a_list_gives_as_many_detections_in_its_order_whatever_the_sizes(
     for found, picture in zip(together, pictures, strict=True):
         height, width = picture.shape[:2]
         assert (found.boxes_xyxy <= torch.tensor([width, height, width, height])).all()
+
+
+def test_small_pictures_of_one_size_go_through_the_network_together(
+    detector: Detector, pixels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def detect(backend: TorchBackend, batches: Any, *args: Any) -> Any:
+        batches = list(batches)
+        sizes.extend(tuple(batch.images.shape) for batch in batches)
+        return plain(backend, batches, *args)
+
+    plain = TorchBackend.detect
+    monkeypatch.setattr(TorchBackend, "detect", detect)
+    upright = pixels.transpose(1, 0, 2)
+    pictures = [pixels, upright, pixels[::-1], pixels[:, ::-1], upright[::-1], pixels]
+    together = detector.predict(pictures, score_threshold=0.0)
+    assert [size[0] for size in sizes] == [3, 1, 1, 1]  # of the first four, and of the other two
+    assert sizes[0][2:] == sizes[1][:1:-1]
+
+    sizes.clear()
+    monkeypatch.setattr(api, "MOST_PIXELS_OF_SMALL", 100)
+    alone = detector.predict(pictures, score_threshold=0.0)
+    assert [size[0] for size in sizes] == [1] * 6
+    for first, second in zip(together, alone, strict=True):
+        assert_same(first, second, tolerance=1e-4)
 
 
 def test_an_empty_list_gives_an_empty_list(detector: Detector) -> None:

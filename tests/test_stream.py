@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from fcos import Detections, Detector
-from fcos.errors import DatasetError
+from fcos import Detections, Detector, stream
+from fcos.errors import DatasetError, FcosError
 from fcos.stream import search
 
 
@@ -122,7 +125,7 @@ def test_where_networks_may_not_run_side_by_side_the_rest_does(
 
     def read(picture: Any) -> torch.Tensor:
         read_meanwhile.append(running)
-        return torch.from_numpy(picture).permute(2, 0, 1)
+        return of_picture(picture)
 
     monkeypatch.setattr(detector, "predict", predict)
     found = list(search(detector, pictures, read, lambda picture, detections: detections))
@@ -148,7 +151,7 @@ def test_others_of_its_batch_are_searched(detector: Detector, pictures: list[Any
     def read(number: int) -> torch.Tensor:
         if number % 3 == 1:
             raise DatasetError("broken")
-        return torch.from_numpy(pictures[4 * (number % 2)]).permute(2, 0, 1)
+        return of_picture(pictures[4 * (number % 2)])
 
     results = list(search(detector, range(6), read, lambda number, found: number, batch_size=4))
 
@@ -162,9 +165,81 @@ def test_others_of_its_batch_are_searched(detector: Detector, pictures: list[Any
     ]
 
 
+def of_picture(picture: Any) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def test_large_pictures_of_a_group_are_not_all_in_memory(
+    detector: Detector, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MOST_PIXELS", 60 * 90 + 1)  # two of the largest
+    sizes: list[int] = []
+
+    def predict(images: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(images))
+        return Detector.predict(detector, images, *args, **kwargs)
+
+    monkeypatch.setattr(detector, "predict", predict)
+    found = list(search(detector, [pictures[0]] * 6, of_picture, lambda picture, detections: detections))
+
+    assert sorted(sizes) == [2, 2, 2]  # of groups of four and two
+    assert len(found) == 6
+
+
+def in_processes(detector: Detector, pictures: list[Any], then: Any, read: Any = of_picture) -> list[Any]:
+    return list(search(detector, pictures, read, then, score_threshold=0.55, num_processes=2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_processes_find_the_same_in_the_same_order(detector: Detector, pictures: list[Any]) -> None:
+    def describe(picture: Any, found: Detections) -> tuple[int, int, Any, Any, Any]:
+        return os.getpid(), torch.get_num_threads(), found.boxes_xyxy, found.scores, found.labels
+
+    many = pictures * 3
+    results = in_processes(detector, many, describe)
+
+    assert len(results) == len(many)
+    assert len({pid for pid, *_ in results} - {os.getpid()}) == 2
+    assert {threads for _, threads, *_ in results} == {1}
+    for (*_, boxes, scores, labels), picture in zip(results, many, strict=True):
+        alone = detector.predict(picture, 0.55)
+        assert_same(Detections(boxes, scores, labels, alone.class_names), alone)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_errors_in_processes_are_those_in_threads(detector: Detector, pictures: list[Any]) -> None:
+    def read(number: int) -> torch.Tensor:
+        if number == 5:
+            raise DatasetError("broken", where="picture 5", fix="leave it out")
+        return of_picture(pictures[number])
+
+    def full(number: int, found: Detections) -> int:
+        if number == 9:
+            raise OSError(28, "No space left on device")
+        return number
+
+    results = search(detector, range(12), read, full, num_processes=2)
+    first = [next(results) for _ in range(8)]
+    assert [result for result in first if isinstance(result, int)] == [0, 1, 2, 3, 4, 6, 7]
+    assert isinstance(first[5], DatasetError)
+    assert (first[5].what, first[5].where, first[5].fix) == ("broken", "picture 5", "leave it out")
+    with pytest.raises(OSError, match="No space left") as caught:
+        list(results)
+    assert caught.value.errno == 28
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_killed_process_is_said_and_nothing_hangs(detector: Detector, pictures: list[Any]) -> None:
+    def die(picture: Any, found: Detections) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(FcosError, match=r"was killed, as the system does .*\n  fix: .* --num-processes 1$"):
+        in_processes(detector, pictures, die)
+
+
 def test_an_error_of_the_caller_comes_out_at_once(detector: Detector, pictures: list[Any]) -> None:
     def full(picture: Any, found: Detections) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        list(search(detector, pictures, lambda picture: torch.from_numpy(picture).permute(2, 0, 1), full))
+        list(search(detector, pictures, of_picture, full))

@@ -7,7 +7,6 @@ GPU computes. For many pictures processes do the same: they share no interpreter
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -61,7 +60,7 @@ def search(
     cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
     searching = threading.BoundedSemaphore(at_once)
     groups = _groups(sources, batch_size or detector.group_size)
-    most_pixels = math.inf if batch_size else MOST_PIXELS
+    most_pixels = None if batch_size else MOST_PIXELS
 
     def work(group: list[Source]) -> list[Result | DatasetError]:
         results: list[Result | DatasetError] = []
@@ -115,9 +114,9 @@ def _groups(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
 
 
 def _read_some(
-    read: Callable[[Source], Tensor], group: list[Source], most_pixels: float
+    read: Callable[[Source], Tensor], group: list[Source], most_pixels: int | None
 ) -> Iterator[list[tuple[Source, Tensor | DatasetError]]]:
-    """The pictures of a group with their sources, in portions of at most `most_pixels` and one picture."""
+    """The pictures of a group with their sources; what has `most_pixels` or more at once, before the next."""
     some: list[tuple[Source, Tensor | DatasetError]] = []
     num_pixels = 0
     for source in group:
@@ -127,7 +126,7 @@ def _read_some(
             image = error
         some.append((source, image))
         num_pixels += image[0].numel() if isinstance(image, Tensor) else 0
-        if num_pixels >= most_pixels:
+        if most_pixels and num_pixels >= most_pixels:
             yield some
             some, num_pixels = [], 0
     if some:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from PIL import Image
 
 from fcos import Detector
 from fcos.cli import main
+from fcos.cli.predict import can_fork, usual_processes
+from fcos.stream import search
 
 
 @pytest.fixture
@@ -232,3 +235,43 @@ def test_a_wrong_model_or_device_is_an_error_without_traceback(model_file: Path,
     assert missing.exit_code == device.exit_code == 2
     assert "there is no model file missing.safetensors" in missing.output
     assert "'gpu' is none of auto, cpu, cuda, mps, nor GPU numbers" in device.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_many_pictures_are_shared_by_processes_and_the_files_are_the_same(
+    model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pictures / "photos" / "broken.png").write_text("no picture")
+    seen: list[int] = []
+
+    def counted(*args: Any, num_processes: int = 1, **options: Any) -> Any:
+        seen.append(num_processes)
+        return search(*args, num_processes=num_processes, **options)
+
+    monkeypatch.setattr("fcos.predict.pictures.search", counted)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    outputs = []
+    for out, number in (("few", 100), ("many", 4), ("told", 100)):
+        monkeypatch.setattr("fcos.cli.predict.MANY_PICTURES", number)
+        words = ("--num-processes", "3") if out == "told" else ()
+        result = predict(model_file, "photos", "--out", out, "--score-threshold", "0", *words)
+        assert result.exit_code == 1, result.output
+        assert result.output.count("left out: ") == 1
+        content = (pictures / out / "detections.json").read_text().replace(f"{out}/", "out/")
+        outputs.append([content, *((pictures / out / name).read_bytes() for name in drawn_below(out))])
+
+    assert seen == [1, 2, 3]
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert len(outputs[0]) == 4
+
+
+def test_forks_only_where_they_can_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert can_fork(Path("best.safetensors"), "cpu") == (sys.platform == "linux")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert can_fork(Path("best.safetensors"), "cpu")
+    assert not can_fork(Path("model.onnx"), "cpu")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not can_fork(Path("best.safetensors"), "cpu")
+    assert usual_processes(99) == 1
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    assert usual_processes(100) == 8

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from fcos.data.batch import GroundTruth, Sample, collate, padded_size
+from fcos.data.batch import GroundTruth, Sample, collate, padded_size, split_by_size
 
 
 def sample(height: int, width: int, num_boxes: int = 0, image_id: int = 1) -> Sample:
@@ -48,3 +50,12 @@ def test_values_of_a_pixel_lie_side_by_side() -> None:
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.padded_to((96, 64)).images.is_contiguous(memory_format=torch.channels_last)
     assert batch.to(torch.device("cpu"), torch.contiguous_format).images.is_contiguous()
+
+
+def test_samples_of_one_padded_size_go_together_and_large_ones_alone() -> None:
+    sizes = [(20, 40), (33, 16), (32, 64), (100, 100), (64, 32), (97, 128)]
+    samples = [replace(sample(*size), position=place) for place, size in enumerate(sizes)]
+
+    groups = split_by_size(samples, multiple=32, most_pixels=64 * 64)
+
+    assert [[sample.position for sample in group] for group in groups] == [[0, 2], [1, 4], [3], [5]]

@@ -12,6 +12,7 @@ from fcos.model.fcos import FCOS
 from fcos.model.frozen_norm import FoldedConv2d
 from fcos.model.fused import FusedConv2d, fuse_convolutions, fuse_layers
 from fcos.model.inference import for_inference
+from fcos.model.one_by_one import OneByOne
 
 from .test_backbone import randomise_norms
 
@@ -64,6 +65,47 @@ def test_no_norm_and_no_separate_activation_is_left_in_the_backbone(backbone: st
     body = for_inference(make(backbone=backbone)).backbone.body
     left = {type(module).__name__ for module in body.modules() if not list(module.children())}
     assert left <= {"FusedConv2d", "MaxPool2d"}
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "tf_efficientnet_lite0", "mobilenetv2_100"])
+def test_first_layers_see_one_picture_and_the_others_the_batch(backbone: str) -> None:
+    body = for_inference(make(backbone=backbone)).backbone.body
+    (first,) = [part for part in body.modules() if isinstance(part, OneByOne)]
+    in_first = set(fused_convolutions(first))
+    sizes: dict[bool, set[int]] = {True: set(), False: set()}
+    for conv in fused_convolutions(body):
+        conv.register_forward_pre_hook(
+            lambda conv, inputs: sizes[conv in in_first].add(len(inputs[0]))  # type: ignore[func-returns-value]
+        )
+    images = torch.rand(3, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        together = body(images)
+        assert sizes == {True: {1}, False: {3}}
+        assert first(images).shape[2:] == (8, 12)
+        for i in range(3):
+            for feature, alone in zip(together, body(images[i : i + 1]), strict=True):
+                if feature is not None:
+                    torch.testing.assert_close(feature[i : i + 1], alone)
+
+
+class TwoPaths(nn.Module):
+    """Two maps lead to the coarser levels: there is no place to put pictures together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Conv2d(3, 4, 8, stride=8) for _ in range(2))
+        self.left2, self.right2 = (nn.Conv2d(4, 4, 2, stride=2) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        left, right = self.left(x), self.right(x)
+        return [self.left2(left), self.right2(right)]
+
+
+def test_a_network_of_two_paths_stays_in_one_part() -> None:
+    network = TwoPaths().eval()
+    fused = fuse_convolutions(network, [0, 1])
+    assert fused is not network
+    assert not any(isinstance(part, OneByOne) for part in fused.modules())
 
 
 def test_a_shortcut_is_overwritten_unless_it_is_a_feature_that_is_put_out() -> None:
