@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcos.engine.memory import keep_freed_memory
-from fcos.model.winograd import conv3x3
+from fcos.model.winograd import conv3x3, conv3x3_ahead, transform_weight
 
 SHAPES = [(256, 1, 100, 168), (256, 1, 50, 84), (256, 2, 52, 68), (256, 2, 26, 34), (128, 1, 100, 168)]
+SHAPES_AHEAD = [(256, 1, 100, 168), (256, 1, 50, 84), (256, 1, 40, 56), (128, 1, 40, 56), (96, 1, 40, 56)]
 
 
 def direct(x: Tensor, weight: Tensor) -> Tensor:
@@ -79,6 +80,16 @@ def main() -> None:
         backward = milliseconds([*calls], args.rounds)
         errors = [max(map(error, call(), wanted)) for call in calls]
         print(f"| {shape} | both gradients | {row(backward, '.1f')} | {row(errors, '.1e')} |")
+
+    print("\n| channels, map | weights transformed ahead, ms | direct |\n|---|---|---|")
+    for channels, *size in SHAPES_AHEAD:
+        x = torch.randn(size[0], channels, *size[1:]).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            calls = [partial(conv3x3_ahead, x, transform_weight(weight)), partial(direct, x, weight)]
+            print(
+                f"| {channels}, {' x '.join(map(str, size))} | {row(milliseconds(calls, args.rounds), '.2f')} |"
+            )
 
 
 if __name__ == "__main__":

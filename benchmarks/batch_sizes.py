@@ -1,0 +1,59 @@
+"""Time a picture in the network, of batches of 1, 2 and 4 pictures of one size, on one and on two cores.
+
+    python benchmarks/batch_sizes.py --model runs/train [--rounds 4]
+
+The sizes are the network's input; pixels are random. In turn, the smallest of the rounds; memory is kept, as
+in the `fcos` command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from fcos import Detector
+from fcos.engine.memory import keep_freed_memory
+from fcos.model.fcos import FCOS
+from fcos.model.inference import for_inference
+
+SIZES_HW = [(224, 320), (320, 448), (480, 640), (800, 1088)]
+BATCHES = (1, 2, 4)
+
+
+@torch.inference_mode()
+def milliseconds(network: FCOS, size_hw: tuple[int, int], rounds: int) -> list[float]:
+    """A picture, for each size of batch."""
+    best = [float("inf")] * len(BATCHES)
+    for _ in range(rounds):
+        for place, number in enumerate(BATCHES):
+            images = torch.randint(0, 255, (number, 3, *size_hw), dtype=torch.uint8)
+            images = images.contiguous(memory_format=torch.channels_last)
+            started_at = time.perf_counter()
+            network(images, torch.tensor([size_hw] * number))
+            best[place] = min(best[place], (time.perf_counter() - started_at) / number * 1000)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=4)
+    args = parser.parse_args()
+
+    keep_freed_memory()
+    network = for_inference(Detector.load(args.model, device="cpu").model)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for size_hw in SIZES_HW:
+            times = milliseconds(network, size_hw, args.rounds)
+            shown = ", ".join(f"{number}: {ms:.1f}" for number, ms in zip(BATCHES, times, strict=True))
+            print(f"{threads} threads, {size_hw[0]} x {size_hw[1]}: {shown} ms a picture", flush=True)
+
+
+if __name__ == "__main__":
+    main()
