@@ -87,9 +87,8 @@ def main() -> None:
         weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             calls = [partial(conv3x3_ahead, x, transform_weight(weight)), partial(direct, x, weight)]
-            print(
-                f"| {channels}, {' x '.join(map(str, size))} | {row(milliseconds(calls, args.rounds), '.2f')} |"
-            )
+            times = row(milliseconds(calls, args.rounds), ".2f")
+        print(f"| {channels}, {' x '.join(map(str, size))} | {times} |")
 
 
 if __name__ == "__main__":
