@@ -8,9 +8,9 @@ Three ways in turn, `--rounds` times, medians:
 - stream: the same with ``for detections in detector.stream(folder)``
 - command: what `fcos predict` runs, drawing in its threads or processes too, JSON included
 
-Each in a process of its own, on as many cores as torch takes by default. Loop and stream have searched some
-pictures before the clock starts; the command starts from nothing but a loaded model, and its processes, which
-it has for a model file and 100 or more pictures (Linux), are started within its time. Its process keeps freed
+Each in a process of its own, on as many cores as torch takes by default, which has searched some pictures
+before the clock starts. Not so where `fcos predict` uses further processes (a model file, 100 pictures or
+more, Linux): they are started within its time, and have searched nothing. The command's process keeps freed
 memory, as `fcos predict` does and a Python process does not. With `--video`
 also frames a second of a clip that is made of the pictures: a loop that decodes, predicts, draws and encodes
 frame by frame against `fcos predict clip.mp4`.
@@ -140,9 +140,10 @@ def main() -> None:
         if unit == "frames":
             write_clip(paths, out / "clip.mp4")
             run = video_runs(detector, out / "clip.mp4", out)[way]
+            run()
         else:
             run = picture_runs(detector, paths, out)[way]
-            if way != "command":
+            if way != "command" or usual_processes(len(paths)) == 1:
                 picture_runs(detector, paths[:WARM_UP], out)[way]()
         print(seconds(run))
 
