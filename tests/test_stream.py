@@ -69,6 +69,7 @@ def test_a_batch_of_one_size_gives_the_same(detector: Detector, pictures: list[A
 
 def test_nothing_gives_nothing(detector: Detector) -> None:
     assert list(detector.stream([])) == []
+    assert in_processes(detector, [], lambda picture, found: found) == []
 
 
 def test_only_a_few_pictures_are_taken_ahead(detector: Detector, pictures: list[Any]) -> None:

@@ -152,6 +152,8 @@ class _Groups(Dataset[list[Result] | Exception]):
 def _in_processes(
     work: Callable[[list[Source]], list[Result]], groups: list[list[Source]], num_processes: int
 ) -> Iterator[Result]:
+    if not groups:  # the loader refuses to have no processes
+        return
     loader = Loader(
         _Groups(work, groups),
         batch_size=None,
