@@ -97,7 +97,7 @@ def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[tupl
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in sides.astype(int).tolist()]
 
 
-@lru_cache(maxsize=1000)  # the same classes and scores come again and again, and letters take time to draw
+@lru_cache(maxsize=256)  # the same classes and scores come again and again; 50 MB of 12-megapixel pictures
 def _label(text: str, colour: Rgb, font_size: int) -> Image.Image:
     """A filled rectangle with the text."""
     font = label_font(text, font_size)
