@@ -68,14 +68,14 @@ def find_hardware() -> Hardware:
     # only to ask for the GPUs
     import torch
 
-    from fcos.engine.devices import processor_prefers_bf16
+    from fcos.engine.devices import prefers_bf16
 
     cores = num_cores()
     if not torch.cuda.is_available():
-        return Hardware(cores, bf16_is_faster=processor_prefers_bf16())
+        return Hardware(cores, bf16_is_faster=prefers_bf16("cpu"))
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in gpus) / 2**30
-    return Hardware(cores, len(gpus), memory, torch.cuda.is_bf16_supported())
+    return Hardware(cores, len(gpus), memory, prefers_bf16("cuda"))
 
 
 @dataclass(frozen=True)

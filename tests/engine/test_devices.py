@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fcos.engine.devices import available_devices, build_fabric, choose_device, torch_device
+from fcos.engine import devices
+from fcos.engine.devices import (
+    available_devices,
+    build_fabric,
+    choose_device,
+    slow_precision,
+    torch_device,
+)
 from fcos.errors import DeviceError
 
 
@@ -60,3 +67,25 @@ def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(DeviceError, match="fp16 is for GPUs") as caught:
         build_fabric("cpu", 1, "fp16")
     assert 'set "precision" to "bf16"' in str(caught.value)
+
+
+def test_slow_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bf16_time", lambda: 6.04)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    said = slow_precision("bf16", "cpu")
+    assert said is not None
+    assert "a convolution takes 6.0 times as long as with precision=fp32" in said
+    assert slow_precision("fp32", "cpu") is None
+    assert "precision=fp16 is fast" in str(slow_precision("bf16", "cuda"))
+    assert slow_precision("fp16", "cuda") is None
+
+
+def test_fast_numbers_need_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bf16_time", lambda: 0.7)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert slow_precision("bf16", "cpu") is None
+    assert slow_precision("bf16", "cuda") is None
+
+
+def test_bf16_is_measured() -> None:
+    assert 0.1 < devices.bf16_time() < 1000

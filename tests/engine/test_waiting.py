@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from fcos.config import TrainConfig, load_config
 from fcos.engine import devices, waiting
@@ -63,6 +64,7 @@ def test_the_line_says_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(waiting, "num_cores", lambda: 16)
     settings = config(num_workers=2, precision="bf16")
     waited = EpochTimes(num_images=380, elapsed_s=38.0, waited_s=4.56, start_s=1)
+    monkeypatch.setattr(devices, "bf16_time", lambda: 0.7)
     assert describe(waited, 3, settings, 1, "cuda") == (
         "epoch 3: 38 s, 10.0 img/s, 12% waiting for pictures: more num_workers (now 2, 16 cores)"
     )
@@ -73,24 +75,24 @@ def test_the_line_says_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("settings", "device", "cpu_prefers_bf16", "words"),
+    ("settings", "device", "bf16_time", "words"),
     [
-        ({}, "cuda", False, "precision=bf16"),
-        ({"precision": "bf16"}, "cuda", False, "compile=true"),
-        ({"precision": "bf16", "compile": True}, "cuda", False, "smaller model"),
-        ({}, "cpu", False, "smaller short_side"),
-        ({}, "cpu", True, "precision=bf16"),
-        ({"precision": "bf16"}, "cpu", True, "smaller short_side"),
+        ({}, "cuda", 0.5, "precision=bf16"),
+        ({}, "cuda", 2.0, "compile=true"),
+        ({"precision": "bf16"}, "cuda", 2.0, "precision=fp16"),
+        ({"precision": "bf16"}, "cuda", 0.5, "compile=true"),
+        ({"precision": "bf16", "compile": True}, "cuda", 0.5, "smaller model"),
+        ({}, "cpu", 1.0, "smaller short_side"),
+        ({}, "cpu", 0.7, "precision=bf16"),
+        ({"precision": "bf16"}, "cpu", 0.7, "smaller short_side"),
+        ({"precision": "bf16"}, "cpu", 6.0, "precision=fp32"),
     ],
 )
 def test_what_makes_the_network_faster(
-    settings: dict[str, Any],
-    device: str,
-    cpu_prefers_bf16: bool,
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any], device: str, bf16_time: float, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "processor_prefers_bf16", lambda: cpu_prefers_bf16)
+    monkeypatch.setattr(devices, "bf16_time", lambda: bf16_time)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16_time < 1)
     assert words in network_advice(config(**settings), device)
 
 

@@ -28,7 +28,7 @@ from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
 from fcos.data.resize import resized_size
 from fcos.engine.checkpoint import check_same_settings, fingerprint, load_checkpoint
-from fcos.engine.devices import build_fabric
+from fcos.engine.devices import build_fabric, slow_precision
 from fcos.engine.launch import launched
 from fcos.engine.log import track
 from fcos.engine.stop import StopSignal
@@ -71,6 +71,8 @@ def train(config: TrainConfig) -> Run:
         say(fabric, describe(trainer))
         if too_many := too_many_workers(config, trainer.local_world_size):
             say(fabric, f"warning: {too_many}")
+        if fabric.is_global_zero and (slow := slow_precision(config.precision, fabric.device.type)):
+            say(fabric, f"warning: {slow}")
         with StopSignal(announce=fabric.is_global_zero) as stop:
             finished = trainer.fit(stop)
         if not finished:

@@ -115,10 +115,12 @@ def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
 
 def network_advice(config: TrainConfig, device: str) -> str:
     """What makes a step shorter."""
-    from fcos.engine.devices import processor_prefers_bf16  # PyTorch: `num_cores` is needed without it
+    from fcos.engine.devices import prefers_bf16, slow_precision  # PyTorch: `num_cores` is needed without it
 
-    if config.precision == "fp32" and (device == "cuda" or (device == "cpu" and processor_prefers_bf16())):
+    if config.precision == "fp32" and prefers_bf16(device):
         return "precision=bf16"
+    if slow_precision(config.precision, device):
+        return "precision=fp32" if device == "cpu" else "precision=fp16"
     if device == "cuda" and not config.compile:
         return "compile=true, where the pictures have few sizes"
     return "a smaller short_side and view_size, or a smaller model"
