@@ -147,6 +147,39 @@ def test_killed_process_ends_a_run_of_torchrun(tiny: Tiny) -> None:
     assert list((tiny.runs / "run").glob(".*")) == []
 
 
+START_AGAIN = """
+import os, time
+import torch.distributed
+from fcos.engine.devices import build_fabric
+from fcos.engine.launch import launched
+
+if __name__ == "__main__":
+    kept = []  # as a trainer is until Python collects it
+    for number in range(3):
+        fabric = build_fabric("cpu", 2)
+        if os.environ.get("LOCAL_RANK") == "1":
+            time.sleep(0.3)  # the first is sooner
+        with launched(fabric):
+            kept.append(torch.distributed.distributed_c10d._get_default_group())
+            fabric.print(fabric.broadcast(number), fabric.all_reduce(torch.ones(1), reduce_op="sum").item())
+"""
+
+
+def test_processes_that_have_trained_connect_again(tmp_path: Path) -> None:
+    script = tmp_path / "again.py"
+    script.write_text(START_AGAIN)
+    result = subprocess.run(
+        [sys.executable, script],
+        env=CLEAN | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["0 2.0", "1 2.0", "2 2.0"]
+
+
 @pytest.fixture
 def one_run(tiny: Tiny) -> Path:
     tiny.train("run", epoches=1, score_threshold=0.0)  # so that much is found

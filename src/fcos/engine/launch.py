@@ -78,15 +78,19 @@ def start_others(num_processes: int) -> None:
     """Type this command again for each further process of this machine; once, in the first process."""
     if num_processes == 1 or "LOCAL_RANK" in os.environ:
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "LOCAL_RANK": "0"}
     spec = sys.modules["__main__"].__spec__
     words = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name]
     for rank in range(1, num_processes):
         environment = os.environ | {"LOCAL_RANK": str(rank)}
         _started.append(subprocess.Popen([sys.executable, *words, *sys.argv[1:]], env=environment))
+
+
+def free_port() -> str:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 @contextmanager
@@ -97,7 +101,8 @@ def launched(fabric: Fabric) -> Iterator[None]:
     since most errors come in all processes alike, the others leave it the time to say so first. A process
     that dies without a word is noticed by those beside it (or by torchrun or srun), and said once.
     """
-    if isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment):
+    started_by_us = isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment)
+    if started_by_us:
         start_others(fabric.world_size)
     watch = Watch()
     watch.start()
@@ -116,6 +121,10 @@ def launched(fabric: Fabric) -> Iterator[None]:
             raise lost_process(lost) from error
         raise
     if torch.distributed.is_initialized():
+        if started_by_us:
+            # For the next run of these processes. This one's store lives, and has its addresses, for as long
+            # as anything refers to the group.
+            os.environ["MASTER_PORT"] = fabric.broadcast(free_port())
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     watch.over.set()
