@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 from PIL import Image
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # with -n: busy threads of one would wait for those of the others
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before anything of the package is imported; jaxtyping annotations become assertions.
 install_import_hook("fcos", "beartype.beartype")
