@@ -87,5 +87,7 @@ def test_fast_numbers_need_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slow_precision("bf16", "cuda") is None
 
 
-def test_bf16_is_measured() -> None:
-    assert 0.1 < devices.bf16_time() < 1000
+def test_bf16_is_measured_without_a_random_number() -> None:
+    before = torch.get_rng_state()
+    assert 0.1 < devices.bf16_time.__wrapped__() < 1000
+    assert torch.equal(torch.get_rng_state(), before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fcos.engine.devices import build_fabric
-from fcos.engine.launch import find_launch, start_others, started_from_outside
+from fcos.engine.launch import find_launch, free_port, start_others, started_from_outside
 from fcos.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -26,13 +25,7 @@ LONG = {"epoches": 16, "eval_epoches": 16, "ema_decay": 0.9, "save_steps": 3}
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "TORCHELASTIC"))}
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def slurm(rank: int, port: int) -> dict[str, str]:
+def slurm(rank: int, port: str) -> dict[str, str]:
     """What srun --ntasks-per-node=2 sets, as far as it is looked at."""
     return {
         "SLURM_JOB_ID": "12345",
@@ -47,7 +40,7 @@ def slurm(rank: int, port: int) -> dict[str, str]:
         "SLURM_LOCALID": str(rank),
         "SLURM_NODEID": "0",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": port,
     }
 
 
@@ -221,7 +214,7 @@ def test_uneven_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_that_contradict_the_launch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in slurm(0, 1).items():
+    for name, value in slurm(0, "1").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
     assert started_from_outside()
