@@ -4,6 +4,8 @@ Every message that is meant for a user is one of these kinds; the command line p
 traceback. They are ``ValueError`` so that ``except ValueError`` in a user's script works too.
 """
 
+from fcos.terminal import printable, shown
+
 
 class FcosError(ValueError):
     """Something that the user can mend.
@@ -21,7 +23,7 @@ class FcosError(ValueError):
             lines.append(f"  in: {where}")
         if fix:
             lines.append(f"  fix: {fix}")
-        super().__init__("\n".join(lines))
+        super().__init__(shown(printable("\n".join(lines))))
 
 
 class ConfigError(FcosError):
@@ -34,6 +36,10 @@ class DatasetError(FcosError):
 
 class WeightsError(FcosError):
     """A model or weight file that is missing or does not fit."""
+
+
+class OutputError(FcosError):
+    """A file or folder that cannot be written."""
 
 
 class DeviceError(FcosError):

@@ -7,8 +7,10 @@ not in the commands' files. A new command is a file with a click object `command
 from __future__ import annotations
 
 import difflib
+import io
 import keyword
 import os
+import sys
 from importlib import import_module
 from typing import IO, Any
 
@@ -135,3 +137,6 @@ def main() -> None:
     from fcos.engine.memory import keep_freed_memory
 
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding does not have is shown as an escape, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -21,8 +21,9 @@ from fcos.data.coco_columns import Columns, read_columns
 from fcos.data.image import read_size
 from fcos.data.names import match_names
 from fcos.data.pictures import check_root, find_root, folders_of, relative_name
-from fcos.data.text import Faults, read_text
+from fcos.data.text import Faults
 from fcos.errors import DatasetError
+from fcos.files import read_text
 
 Entry = dict[str, Any]
 

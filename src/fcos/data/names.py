@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcos.data.text import Faults, read_text
+from fcos.data.text import Faults
 from fcos.errors import DatasetError
+from fcos.files import read_text
 
 
 def read_names(name_file: Path) -> tuple[tuple[str, ...], bool]:

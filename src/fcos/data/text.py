@@ -5,28 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from fcos.errors import DatasetError
+from fcos.files import read_text
 
 MAX_SHOWN = 20
 
 
-def read_text(path: Path) -> str:
-    """The text of an annotation file; a byte order mark (Windows editors) is dropped."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            "not a UTF-8 text file", where=str(path), fix="give an annotation file, or save it as UTF-8"
-        ) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DatasetError(
-            f"cannot be read: {reason}", where=str(path), fix="correct the path of the file"
-        ) from error
-
-
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """Line number (from 1) and text of every line that is not blank."""
-    lines = enumerate(read_text(path).splitlines(), start=1)
+    lines = enumerate(read_text(path).split("\n"), start=1)  # splitlines() also splits at U+2028 and others
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 

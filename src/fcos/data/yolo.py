@@ -29,8 +29,9 @@ from fcos.data.pictures import (
     place_pictures,
     unique_stems,
 )
-from fcos.data.text import Faults, read_lines, read_text
+from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
+from fcos.files import read_text
 
 NAME_FILES = ("obj.names", "classes.txt", "classes.names")
 Pair = tuple[Path, Path]  # picture, its label file (either may be missing)

@@ -1,0 +1,201 @@
+"""Files: text is UTF-8, hidden files are no data, and what is written is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fcos.errors import DatasetError, FcosError, OutputError
+
+MAX_TEXT_BYTES = 4 * 2**30
+# Folders that hold no data of the user: those of operating systems and network drives. (Others are hidden.)
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__"})
+# What libraries that write for us say when the disk is full, in an error that is no OSError.
+WRITE_FAILURES = ("No space left on device", "PytorchStreamWriter failed", "os error", "file write failed")
+
+
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+def check_regular(path: Path, kind: type[FcosError] = DatasetError) -> None:
+    """Refuse what is not there, and what is no file: opening a pipe or a device may wait for ever.
+
+    Raises:
+        FcosError: of the given kind.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        if os.path.islink(path):  # Path.is_symlink raises where a name is too long
+            raise kind(
+                "this link points to nothing", where=str(path), fix="restore its target, or remove the link"
+            ) from error
+        raise kind(
+            f"cannot be read: {reason_of(error)}", where=str(path), fix="correct the path of the file"
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise kind(f"this is {_describe(mode)}, not a file", where=str(path), fix="give a file")
+
+
+def read_bytes(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        FcosError: of the given kind; it cannot be read, or is larger than `max_bytes`.
+    """
+    check_regular(path, kind)
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise kind(
+                f"the file has {size / 2**20:,.0f} MB; at most {max_bytes / 2**20:,.0f} are read",
+                where=str(path),
+                fix="give another file, or a part of this one",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise kind(
+            f"cannot be read: {reason_of(error)}", where=str(path), fix="correct the path of the file"
+        ) from error
+
+
+def read_text(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """The content of a UTF-8 file, whatever the locale; a byte order mark (Windows editors) is dropped.
+
+    Raises:
+        FcosError: of the given kind; it cannot be read, is no UTF-8, or is larger than `max_bytes`.
+    """
+    try:
+        text = read_bytes(path, kind, max_bytes=max_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise kind("not a UTF-8 text file", where=str(path), fix="save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+# Listing ----------------------------------------------------------------------------------------------------
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden (``.ipynb_checkpoints``, ``._0.jpg``) or the system's."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def files_below(folder: Path, *suffixes: str) -> Iterator[Path]:
+    """All files below a folder in sorted order, but for those that are hidden or in hidden folders.
+
+    Links to nothing, pipes and devices are among them: whoever opens one says what is wrong with it.
+
+    Args:
+        folder: its own name may be hidden.
+        suffixes: with the dot, in lower case; without any, all files. The case of a file's suffix is free.
+    """
+    wanted = frozenset(suffixes)
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(names):
+            if not is_hidden(name) and (not wanted or os.path.splitext(name)[1].lower() in wanted):
+                yield Path(parent, name)
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written(path: Path, *, fix: str = "") -> Iterator[Path]:
+    """Where to write a file or folder that takes the place of `path` when the block has ended without error.
+
+    Until then nothing is at `path`, or what was there before: a killed process or a full disk leaves no half
+    of it. The name that the block writes to has the last part of `path`.
+
+    Args:
+        path: folders above it are made.
+        fix: what else to do if it cannot be written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = Path(os.path.realpath(path))  # through a link: to what it points at
+    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null, /dev/stdout, a pipe
+        with _explained(path, fix):
+            yield path
+        return
+    with _explained(path, fix):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+        try:
+            partial = beside / path.name
+            yield partial
+            _put_in_place(partial, path, beside)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A UTF-8 file, whole or not at all; half of a surrogate pair becomes ``?``."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file, whole or not at all."""
+    with written(path) as partial:
+        partial.write_bytes(content)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place for output before the work is done, not after.
+
+    Args:
+        path: of a file or folder that may be there already, or not; nothing is left behind.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        return
+    if not place.is_dir():
+        place = place.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with _explained(path, ""), tempfile.TemporaryDirectory(prefix=".partial-", dir=place):
+        pass
+
+
+def reason_of(error: Exception) -> str:
+    """The system's words for what went wrong, without number and path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _put_in_place(partial: Path, path: Path, beside: Path) -> None:
+    if partial.is_file():
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+    if path.is_dir() and partial.exists():  # a folder does not take the place of another
+        os.replace(path, beside / f".former-{path.name}"[:255])
+    os.replace(partial, path)
+
+
+@contextmanager
+def _explained(path: Path, fix: str) -> Iterator[None]:
+    try:
+        yield
+    except FcosError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not any(word in str(error) for word in WRITE_FAILURES):
+            raise
+        raise OutputError(
+            f"cannot be written: {reason_of(error)}",
+            where=str(path),
+            fix=fix or "make room on the disk, or choose another place where you may write",
+        ) from error
+
+
+def _describe(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")

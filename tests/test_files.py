@@ -1,0 +1,135 @@
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fcos.errors import ConfigError, DatasetError, OutputError
+from fcos.files import check_writable, files_below, read_text, write_bytes, write_text, written
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes("\ufeffKäse\r\nWurst\rBrot".encode())
+    code = "import sys, pathlib, fcos.files as f; print(ascii(f.read_text(pathlib.Path(sys.argv[1]))))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.txt")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.strip() == ascii("Käse\nWurst\nBrot")
+
+
+def test_text_in_another_code_page_is_refused(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"not a UTF-8 text file\n  in: .*a.txt\n  fix: save it as UTF-8"):
+        read_text(tmp_path / "a.txt", ConfigError)
+
+
+def test_a_file_that_is_not_there_is_one_message(tmp_path: Path):
+    with pytest.raises(DatasetError, match="cannot be read: No such file"):
+        read_text(tmp_path / "a.txt")
+    with pytest.raises(DatasetError, match="cannot be read: "):
+        read_text(Path("a\0b"))
+    with pytest.raises(DatasetError, match="cannot be read: File name too long"):
+        read_text(tmp_path / ("a" * 100_000))
+
+
+def test_pipes_devices_folders_and_dangling_links_are_refused_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="this is a pipe, not a file"):
+        read_text(tmp_path / "pipe")
+    with pytest.raises(DatasetError, match="this is a device, not a file"):
+        read_text(Path("/dev/zero"))
+    with pytest.raises(DatasetError, match="this is a folder, not a file"):
+        read_text(tmp_path)
+    with pytest.raises(DatasetError, match="this link points to nothing"):
+        read_text(tmp_path / "link")
+
+
+def test_a_file_above_the_limit_is_refused(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(bytes(2**21))
+    with pytest.raises(DatasetError, match="the file has 2 MB; at most 1 are read"):
+        read_text(tmp_path / "a.txt", max_bytes=2**20)
+
+
+def test_hidden_files_and_those_of_the_system_are_not_listed(tmp_path: Path):
+    for name in ("b.JPG", "a/1.jpg", ".ipynb_checkpoints/1.jpg", "__MACOSX/1.jpg", "._b.jpg", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "z.jpg").symlink_to("nothing")
+    names = [file.relative_to(tmp_path).as_posix() for file in files_below(tmp_path, ".jpg")]
+    assert names == ["b.JPG", "z.jpg", "a/1.jpg"]
+    assert len(list(files_below(tmp_path))) == 4
+    assert [f.name for f in files_below(tmp_path / ".ipynb_checkpoints")] == ["1.jpg"]  # asked for by name
+
+
+def test_what_is_written_is_there_whole_or_as_before(tmp_path: Path):
+    file = tmp_path / "new" / "a.txt"
+    write_text(file, "old")
+    with suppress(KeyError), written(file) as partial:
+        partial.write_text("ne")
+        raise KeyError
+    assert file.read_text() == "old"
+    write_bytes(file, b"new")
+    assert file.read_text() == "new"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path):
+    folder = tmp_path / "data"
+    for content in ("old", "new"):
+        with written(folder) as partial:
+            partial.mkdir()
+            (partial / content).touch()
+    assert [file.name for file in folder.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_killed_writer_leaves_nothing_at_the_path(tmp_path: Path):
+    code = (
+        "import os, sys; from pathlib import Path; from fcos.files import written\n"
+        "with written(Path(sys.argv[1])) as partial:\n"
+        "    partial.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")]).returncode == -9
+    assert not (tmp_path / "a.txt").exists()
+    assert list(files_below(tmp_path)) == []
+
+
+def test_through_a_link_its_target_is_written(tmp_path: Path):
+    (tmp_path / "target.txt").touch()
+    (tmp_path / "link.txt").symlink_to("target.txt")
+    write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "target.txt").read_text() == "new"
+
+
+def test_devices_are_written_to_and_not_replaced():
+    write_text(Path("/dev/null"), "new")
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_full_disk_is_one_message_and_leaves_what_was_there(tmp_path: Path):
+    write_text(tmp_path / "a.txt", "old")
+    for error in (OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")):
+        with pytest.raises(OutputError, match=r"cannot be written: .*\n  in: .*a.txt\n  fix: make room"):
+            with written(tmp_path / "a.txt"):
+                raise error
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot be written: .*\n  in: .*x.json\n  fix: "):
+        check_writable(tmp_path / "file" / "x.json")
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_writable(Path("/proc/x.json"))
+    check_writable(tmp_path / "new" / "folder" / "x.json")
+    check_writable(Path("/dev/null"))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
