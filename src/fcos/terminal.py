@@ -11,7 +11,7 @@ import unicodedata
 MAX_LINE = 1000  # characters
 
 # Cc: control characters. Cs: halves of a surrogate pair, which no encoding takes. Cf is not refused as a
-# whole: it holds marks that reorder a line (U+202E), but also joiners that names in many scripts and emoji need.
+# whole: it holds marks that reorder a line (U+202E), but also joiners that many scripts and emoji need.
 UNSAFE_CATEGORIES = ("Cc", "Cs")
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
