@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fcos.model.points import PointGrid, make_grid
-from fcos.model.targets import BACKGROUND, StaticAssigner, Targets, centerness_of, match_points, near_center
+from fcos.model.targets import (
+    BACKGROUND,
+    StaticAssigner,
+    Targets,
+    centerness_of,
+    eligible_pairs,
+    near_center,
+    smallest_box,
+)
 
 from .conftest import NETWORK_HW, RANGES, STRIDES, Peer
 
@@ -181,7 +189,8 @@ def test_matching_is_the_papers_rule_written_with_loops(radius: float | None) ->
     for _ in range(5):
         corners = torch.rand(6, 2, 2, generator=generator) * torch.tensor([320.0, 192.0])
         boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
-        matched = match_points(grid.points, grid.strides, boxes, lower, upper, radius)
+        inside, in_range = eligible_pairs(grid.points, grid.strides, boxes, lower, upper, radius)
+        matched = smallest_box(inside & in_range, boxes)
         assert matched.tolist() == slow_match(grid.points, grid.strides, boxes, radius)
 
 
@@ -252,7 +261,8 @@ def test_matching_is_torchvisions_on_its_points_and_with_its_strict_ranges(
     upper = torch.tensor([*RANGES, torch.inf]).nextafter(torch.tensor(0.0)).repeat_interleave(counts)
     boxes = theirs.boxes[truth]
     points = torch.from_numpy(theirs.targets["points"])
-    ours = match_points(points, grid.strides, boxes, lower, upper, 1.5)
+    inside, in_range = eligible_pairs(points, grid.strides, boxes, lower, upper, 1.5)
+    ours = smallest_box(inside & in_range, boxes)
     expected = torch.from_numpy(theirs.targets[f"{truth}_matched_idx"])
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     other = ours != expected

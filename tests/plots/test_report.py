@@ -15,7 +15,6 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.card import data_card, write_cards
 from fcos.data.check import check
 from fcos.metrics.coco import evaluate_detections
-from fcos.metrics.coverage import PointRules
 from fcos.plots.report import write_report
 from fcos.plots.report_coverage import keep_coverage
 
@@ -217,7 +216,7 @@ def test_the_training_set_has_its_objects_that_no_point_learns(tmp_path: Path) -
     tiny = [Record.make(path, [[29, 29, 30, 30]], [1], number, size_hw=(80, 100)) for number in (1, 2)]
     train_set = Annotations.from_records(tiny, NAMES, source=tmp_path, format="list")
     run = write_run(tmp_path / "run")
-    keep_coverage(run, train_set, PointRules.of(load_config(run / "config.json")))
+    keep_coverage(run, train_set, load_config(run / "config.json"))
     annotations = data_set(tmp_path / "data")
     page = write_report(run, annotations=annotations, results=[]).read_text(encoding="utf-8")
     parsed(page)

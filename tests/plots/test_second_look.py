@@ -11,9 +11,8 @@ from PIL import Image
 
 from fcos import Detector
 from fcos.data.annotations import Annotations, Record
-from fcos.metrics.coverage import PointRules
+from fcos.metrics.coverage import place_objects
 from fcos.plots import second_look as module
-from fcos.plots.assignment import assign_picture
 from fcos.plots.second_look import second_look
 
 CPU = torch.device("cpu")
@@ -63,7 +62,7 @@ def test_scores_are_those_of_the_points_of_the_picture(model_file: Path, annotat
     look = second_look(model_file.parent, CPU)
     assert look is not None
     scores, labels, quality = look.at_points(annotations, 1)
-    grid, _, _ = assign_picture(annotations[1], PointRules.of(look.config))
+    grid = place_objects(annotations[1], look.config).grid
     assert quality is not None
     assert len(scores) == len(labels) == len(quality) == len(grid.points)
     assert 0 <= quality.min() < quality.max() <= 1

@@ -35,7 +35,6 @@ from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
 from fcos.engine.waiting import too_many_workers
 from fcos.errors import ConfigError, DatasetError
-from fcos.metrics.coverage import PointRules
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.published.download import coco_file
 from fcos.model.weights import ModelCard
@@ -276,7 +275,7 @@ def draw(trainer: Trainer) -> None:
     if trainer.eval_set is None:
         annotations, results = trainer.train_set, None
     else:
-        keep_coverage(run, trainer.train_set, PointRules.of(trainer.config))
+        keep_coverage(run, trainer.train_set, trainer.config)
         annotations, results = trainer.eval_set, json.loads((run / "results.json").read_text())
     write_report(run, annotations=annotations, results=results, device=trainer.fabric.device)
 

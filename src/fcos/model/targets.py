@@ -2,7 +2,7 @@
 
 A point is positive for a box if it lies inside (with centre sampling: near the centre), and if its level is
 the one for the box's size there (``lower <= max(l, t, r, b) <= upper``). Of several boxes the smallest wins.
-Other code bases differ in ties only; `match_points` can do as they do.
+Other code bases differ in ties only; `eligible_pairs` and `smallest_box` can do as they do.
 
 The assigner is a seam: it may be given predictions, which this one ignores. Its targets depend on boxes and
 grid alone, so that the training loop can count the positives of a whole optimizer step before the first
@@ -73,7 +73,19 @@ def near_center(
     return ((points[:, None] > low) & (points[:, None] < high)).all(dim=-1)
 
 
-def match_points(
+class Eligible(NamedTuple):
+    """The two halves of the rule, for each pair of point and box; a point may learn a box where both hold.
+
+    Attributes:
+        inside: the point is in the right place: inside the box (near its centre).
+        in_range: the box has the right size there for the point's level.
+    """
+
+    inside: Bool[Tensor, "points boxes"]
+    in_range: Bool[Tensor, "points boxes"]
+
+
+def eligible_pairs(
     points: Float[Tensor, "points 2"],
     strides: Float[Tensor, " points"],
     boxes_xyxy: Float[Tensor, "boxes 4"],
@@ -82,9 +94,8 @@ def match_points(
     center_radius: float | None,
     *,
     strict_ranges: bool = False,
-    areas: Areas = "exact",
-) -> Int64[Tensor, " points"]:
-    """Index of the box that each point learns, or -1.
+) -> Eligible:
+    """Which points may learn which boxes.
 
     Args:
         points: x, y in input pixels.
@@ -95,24 +106,32 @@ def match_points(
         center_radius: in strides of the level; None: everywhere inside the box.
         strict_ranges: exclude both (detectron2, torchvision): a largest distance of exactly 64, 128, ...
             pixels is then positive nowhere instead of on two levels.
-        areas: how the boxes of a point are compared: exactly; as 1e8 - area in float32, which has steps of 8
-            square pixels, so that the first of nearly equal boxes wins (detectron2, torchvision); or with
-            sides that are 1 longer (official code).
     """
-    if len(boxes_xyxy) == 0:
-        return torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     distances = box_distances(points, boxes_xyxy)
     if center_radius is None:
-        candidate = distances.amin(dim=-1) > 0
+        inside = (distances > 0).all(dim=-1)
     else:
-        candidate = near_center(points, boxes_xyxy, center_radius * strides)
+        inside = near_center(points, boxes_xyxy, center_radius * strides)
     largest = distances.amax(dim=-1)
     if strict_ranges:
-        candidate &= (largest > lower[:, None]) & (largest < upper[:, None])
-    else:
-        candidate &= (largest >= lower[:, None]) & (largest <= upper[:, None])
+        return Eligible(inside, (largest > lower[:, None]) & (largest < upper[:, None]))
+    return Eligible(inside, (largest >= lower[:, None]) & (largest <= upper[:, None]))
 
-    # The smaller box wins (section 3.1).
+
+def smallest_box(
+    candidate: Bool[Tensor, "points boxes"], boxes_xyxy: Float[Tensor, "boxes 4"], areas: Areas = "exact"
+) -> Int64[Tensor, " points"]:
+    """Index of the smallest of each point's candidate boxes (section 3.1), or -1.
+
+    Args:
+        candidate: which boxes each point may learn.
+        boxes_xyxy: xyxy in input pixels.
+        areas: how they are compared: exactly; as 1e8 - area in float32, which has steps of 8 square pixels,
+            so that the first of nearly equal boxes wins (detectron2, torchvision); or with sides that are 1
+            longer (official code).
+    """
+    if len(boxes_xyxy) == 0:
+        return torch.full((len(candidate),), -1, dtype=torch.int64, device=candidate.device)
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] + (1 if areas == "inclusive" else 0)
     area = sides.prod(dim=-1)
     if areas == "float32":
@@ -128,8 +147,8 @@ class StaticAssigner:
     Attributes:
         regress_ranges: upper end of each level's range but the last, input pixels.
         center_radius: centre sampling radius in strides; None: off.
-        strict_ranges: as in `match_points`.
-        areas: as in `match_points`.
+        strict_ranges: as in `eligible_pairs`.
+        areas: as in `smallest_box`.
     """
 
     regress_ranges: Sequence[float]
@@ -152,28 +171,33 @@ class StaticAssigner:
             labels: of each image, 0-based.
             predictions: ignored here; assigners that look at predictions take them.
         """
-        ends = torch.tensor([0.0, *self.regress_ranges, torch.inf], device=grid.points.device)
-        counts = torch.tensor(grid.points_per_level, device=grid.points.device)
-        lower, upper = ends[:-1].repeat_interleave(counts), ends[1:].repeat_interleave(counts)
+        ranges = self._ranges(grid)
         images = [
-            self._assign_image(grid, boxes, image_labels, lower, upper)
+            self._assign_image(grid, ranges, boxes, image_labels)
             for boxes, image_labels in zip(boxes_xyxy, labels, strict=True)
         ]
         return Targets(*(torch.stack(parts) for parts in zip(*images, strict=True)))
 
+    def eligible(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Eligible:
+        """Which points of an image may learn which of its boxes, before the smallest box wins."""
+        return self._eligible(grid, self._ranges(grid), boxes_xyxy)
+
+    def _ranges(self, grid: PointGrid) -> tuple[Tensor, Tensor]:
+        """Lower and upper end of the range of each point's level."""
+        ends = torch.tensor([0.0, *self.regress_ranges, torch.inf], device=grid.points.device)
+        counts = torch.tensor(grid.points_per_level, device=grid.points.device)
+        return ends[:-1].repeat_interleave(counts), ends[1:].repeat_interleave(counts)
+
+    def _eligible(self, grid: PointGrid, ranges: tuple[Tensor, Tensor], boxes_xyxy: Tensor) -> Eligible:
+        points, strides, _ = grid
+        radius, strict = self.center_radius, self.strict_ranges
+        return eligible_pairs(points, strides, boxes_xyxy, *ranges, radius, strict_ranges=strict)
+
     def _assign_image(
-        self, grid: PointGrid, boxes_xyxy: Tensor, labels: Tensor, lower: Tensor, upper: Tensor
+        self, grid: PointGrid, ranges: tuple[Tensor, Tensor], boxes_xyxy: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        matched = match_points(
-            grid.points,
-            grid.strides,
-            boxes_xyxy,
-            lower,
-            upper,
-            self.center_radius,
-            strict_ranges=self.strict_ranges,
-            areas=self.areas,
-        )
+        inside, in_range = self._eligible(grid, ranges, boxes_xyxy)
+        matched = smallest_box(inside & in_range, boxes_xyxy, self.areas)
         positive = matched >= 0
         # Background points read an added empty box, so that images without boxes need no branch.
         boxes = torch.cat([boxes_xyxy, boxes_xyxy.new_zeros(1, 4)])[matched]

@@ -16,16 +16,15 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcos.data.annotations import Annotations, Record
-from fcos.data.batch import padded_size
-from fcos.data.loader import PADDING_MULTIPLE
-from fcos.data.resize import resized_size
-from fcos.metrics.coverage import PointRules
-from fcos.model.points import PointGrid, level_name, make_grid
-from fcos.model.targets import StaticAssigner, Targets
+from fcos.build import build_assigner
+from fcos.config import TrainConfig
+from fcos.data.annotations import Annotations
+from fcos.metrics.coverage import place_objects
+from fcos.model.points import level_name
 from fcos.plots.boxes import class_colour
 from fcos.plots.examples import Example, Pane, Picture
 from fcos.plots.second_look import PointAnswers
+from fcos.rules import RULES
 
 MAX_OBJECTS = 25  # of a picture that is easy to read
 LEAST_SCORE = 0.1  # of a point that is drawn
@@ -90,10 +89,10 @@ class Assigned:
 
 
 def assigned_picture(
-    annotations: Annotations, image: int, rules: PointRules, answers: PointAnswers | None = None
+    annotations: Annotations, image: int, config: TrainConfig, answers: PointAnswers | None = None
 ) -> Assigned:
     """A picture of the annotations as FCOS learns it, and as a detector sees it."""
-    view = _View(annotations, image, rules)
+    view = _View(annotations, image, config)
     levels = []
     for level, first, count in view.levels():
         points = np.arange(first, first + count)
@@ -101,9 +100,9 @@ def assigned_picture(
         said = view.said_cells(points, answers) if answers is not None else ()
         levels.append(
             Level(
-                name=level_name(rules.strides[level]),
-                stride=rules.strides[level],
-                range=range_words(rules, level),
+                name=level_name(config.strides[level]),
+                stride=config.strides[level],
+                range=range_words(config, level),
                 num_objects=len(np.unique(view.matched[positive])),
                 learned=tuple(view.learned_cell(point) for point in positive.tolist()),
                 said=said,
@@ -118,17 +117,6 @@ def assigned_picture(
         caption += f"; {', '.join(unused)} learn nothing here"
     example = view.picture.example(f"assigned-{image + 1}", [view.objects_pane()], 0.0, caption=caption)
     return Assigned(example, tuple(levels))
-
-
-def assign_picture(record: Record, rules: PointRules) -> tuple[PointGrid, Targets, NDArray[np.int64]]:
-    """The points of a picture, what they learn, and which object of the record each index of `matched` is."""
-    size_hw = _input_size(record, rules)
-    objects = np.flatnonzero(~record.is_crowd)
-    scale_hw = np.array(size_hw) / np.array(record.size_hw)
-    boxes = torch.from_numpy(record.boxes_xyxy[objects] * scale_hw[[1, 0, 1, 0]]).float()
-    grid = make_grid(padded_size([size_hw], PADDING_MULTIPLE), rules.strides)
-    assigner = StaticAssigner(rules.regress_ranges, rules.center_radius)
-    return grid, assigner(grid, [boxes], [torch.from_numpy(record.labels[objects])]), objects
 
 
 def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
@@ -147,27 +135,25 @@ def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: 
     return list(dict.fromkeys([*first, *map(int, by_sizes[:most])]))[:most]
 
 
-def range_words(rules: PointRules, level: int) -> str:
+def range_words(config: TrainConfig, level: int) -> str:
     """Which distances a level regresses."""
-    ends = (0.0, *rules.regress_ranges)
-    if level == len(rules.regress_ranges):
+    ends = (0.0, *config.regress_ranges)
+    if level == len(config.regress_ranges):
         return f"distances from {ends[-1]:g} on"
     return f"distances {ends[level]:g} to {ends[level + 1]:g}"
-
-
-def _input_size(record: Record, rules: PointRules) -> tuple[int, int]:
-    assert record.size_hw is not None, "checked annotations have sizes"
-    return resized_size(record.size_hw, rules.short_side, rules.view_size)
 
 
 class _View:
     """A picture with its points and targets, and how to draw them."""
 
-    def __init__(self, annotations: Annotations, image: int, rules: PointRules) -> None:
+    def __init__(self, annotations: Annotations, image: int, config: TrainConfig) -> None:
         self.record = annotations[image]
         self.picture = Picture(self.record, annotations)
-        self.size_hw = _input_size(self.record, rules)
-        self.grid, self.targets, self.objects = assign_picture(self.record, rules)
+        self.size_hw, self.grid, boxes, self.objects = place_objects(self.record, config)
+        labels = torch.from_numpy(self.record.labels[self.objects])
+        self.targets = build_assigner(config)(self.grid, [boxes], [labels])
+        # The square of a point: the cell of the feature map that it stands for.
+        self.cell_begin = 0.0 if RULES[config.rules].points == "corner" else 0.5
         self.matched = self.targets.matched[0].numpy()
         small = self.picture.small
         self.scale = (small.width / self.size_hw[1], small.height / self.size_hw[0])  # x, y
@@ -242,8 +228,8 @@ class _View:
         x, y = (float(value) for value in self.grid.points[point])
         stride = float(self.grid.strides[point])
         return Cell(
-            x=round((x - stride / 2) * self.scale[0], 1),
-            y=round((y - stride / 2) * self.scale[1], 1),
+            x=round((x - self.cell_begin * stride) * self.scale[0], 1),
+            y=round((y - self.cell_begin * stride) * self.scale[1], 1),
             side=round(stride * self.scale[0], 1),
             colour="#{:02x}{:02x}{:02x}".format(*class_colour(colour)),
             opacity=round(opacity, 2),

@@ -25,7 +25,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.card import DataCard, data_card, read_cards
 from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse, margins_of
 from fcos.metrics.coco import Results
-from fcos.metrics.coverage import Coverage, PointRules, cover
+from fcos.metrics.coverage import Coverage, cover
 from fcos.metrics.misses import Miss, why_missed
 from fcos.plots.assignment import Assigned, assigned_picture, choose_assigned
 from fcos.plots.chart import Chart, ColumnChart, column_chart, line_chart
@@ -74,9 +74,8 @@ def write_report(
         device: where the model sees pictures again, to know what NMS took away.
     """
     config = load_config(run / "config.json")
-    rules = PointRules.of(config)
     look = second_look(run, torch.device(device))
-    coverage = cover(annotations, rules)
+    coverage = cover(annotations, config)
     measured = {}
     if results is not None:
         measured = _measured(annotations, results, coverage, look, config.nms_iou, max_pictures)
@@ -87,8 +86,8 @@ def write_report(
         _facts_of(run, config, {what: data_card(annotations), **given}),
         **measured,
         is_measured=results is not None,
-        coverages=_coverages(run, {what: coverage_facts(coverage, rules, len(annotations))}),
-        assigned=_assigned(coverage, rules, look) if max_pictures else [],
+        coverages=_coverages(run, {what: coverage_facts(coverage, config, len(annotations))}),
+        assigned=_assigned(coverage, config, look) if max_pictures else [],
         quality_name=QUALITY_NAMES[config.quality],
         has_model=look is not None,
     )
@@ -319,13 +318,13 @@ def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures:
     }
 
 
-def _assigned(coverage: Coverage, rules: PointRules, look: SecondLook | None) -> list[Assigned]:
+def _assigned(coverage: Coverage, config: TrainConfig, look: SecondLook | None) -> list[Assigned]:
     images = choose_assigned(coverage.annotations, coverage.without, MAX_ASSIGNED)
     return [
         assigned_picture(
             coverage.annotations,
             image,
-            rules,
+            config,
             look.at_points(coverage.annotations, image) if look else None,
         )
         for image in images

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.check import COCO_LARGE, COCO_SMALL
-from fcos.metrics.coverage import REASONS, Change, Coverage, PointRules, cover
+from fcos.metrics.coverage import REASONS, Change, Coverage, cover
 
 FILE_NAME = "coverage.json"
 
@@ -58,7 +59,7 @@ class CoverageFacts:
     by_class: tuple[CoverageRow, ...]
 
 
-def coverage_facts(coverage: Coverage, rules: PointRules, num_all_pictures: int) -> CoverageFacts:
+def coverage_facts(coverage: Coverage, config: TrainConfig, num_all_pictures: int) -> CoverageFacts:
     """Coverage by class and size, in words and numbers."""
     annotations, without, targets = coverage.annotations, coverage.without, coverage.targets
     size = np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
@@ -69,14 +70,14 @@ def coverage_facts(coverage: Coverage, rules: PointRules, num_all_pictures: int)
         cells = tuple(CoverageCell(int((mask & without).sum()), int(mask.sum())) for mask in masks)
         if cells[-1].without:
             rows.append(CoverageRow(name, cells))
-    short = "" if rules.short_side is None else f"shorter side {rules.short_side}, "
+    short = "" if config.short_side is None else f"shorter side {config.short_side}, "
     return CoverageFacts(
         share=coverage.share,
         num_without=int(without.sum()),
         num_objects=int(targets.sum()),
         num_pictures=len(annotations),
         num_all_pictures=num_all_pictures,
-        size=f"{short}longer side at most {rules.view_size}",
+        size=f"{short}longer side at most {config.view_size}",
         reasons=tuple(
             (reason, REASONS[reason], count) for reason, count in coverage.reasons.items() if count
         ),
@@ -85,9 +86,9 @@ def coverage_facts(coverage: Coverage, rules: PointRules, num_all_pictures: int)
     )
 
 
-def keep_coverage(run: Path, train_set: Annotations, rules: PointRules) -> None:
+def keep_coverage(run: Path, train_set: Annotations, config: TrainConfig) -> None:
     """Look at the training set and write what there is to say into the run folder."""
-    facts = coverage_facts(cover(train_set, rules), rules, len(train_set))
+    facts = coverage_facts(cover(train_set, config), config, len(train_set))
     (run / FILE_NAME).write_text(json.dumps(asdict(facts), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
