@@ -78,10 +78,10 @@ def our_losses(weights: Path, batches: list[Batch], config: TrainConfig) -> Iter
         truths = batch.ground_truth
         targets = assign(grid, [t.boxes_xyxy for t in truths], [t.labels + 1 for t in truths])
         losses = loss(model(batch.images, batch.sizes_hw), grid, targets, targets.normalizers())
-        losses.total().backward()
+        sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        yield [part.item() for part in losses]
+        yield [part.item() for part in losses.values()]
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:

@@ -70,7 +70,7 @@ def our_step(args: argparse.Namespace) -> Callable[[], float]:
         targets = assign(grid, boxes, labels)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
             output = model(images.contiguous(memory_format=torch.channels_last), sizes)
-            total = loss(output, grid, targets, targets.normalizers()).total()
+            total = sum(loss(output, grid, targets, targets.normalizers()).values())
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()

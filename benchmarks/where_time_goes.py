@@ -140,7 +140,7 @@ def train(args: argparse.Namespace, per_second: float) -> None:
         levels = timed(times, "pyramid, forward", lambda f=features: model.pyramid(f))  # type: ignore[misc]
         output = timed(times, "head, forward", lambda v=levels: model.head(v))  # type: ignore[misc]
         arguments = output, grid, targets, targets.normalizers()
-        total = timed(times, "losses", lambda a=arguments: loss(*a).total())  # type: ignore[misc]
+        total = timed(times, "losses", lambda a=arguments: sum(loss(*a).values()))  # type: ignore[misc]
         timed(times, "backward", total.backward)
         timed(times, "clip, optimizer", update)
     to_logits = flops(lambda: model.head(model.pyramid(model.backbone(pixels))).logits.sum().backward())

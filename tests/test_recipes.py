@@ -154,15 +154,17 @@ def test_losses_are_divided_by_what_the_papers_divide_by(name: str, divided_by: 
     output = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]]))
     usual, loss = targets.normalizers(), build_loss(config)
 
-    assert usual.tolist() == pytest.approx(
-        [int((targets.labels == 3).sum()), float(targets.centerness[targets.labels == 3].sum())]
-    )
+    sums = {
+        "positives": int((targets.labels == 3).sum()),
+        "centerness": float(targets.centerness[targets.labels == 3].sum()),
+    }
+    assert usual.tolist() == pytest.approx([sums[what] for what in divided_by])
     wanted = loss(output, grid, targets, usual)
-    for number, what in enumerate(("positives", "centerness")):
+    for number, changed in enumerate(wanted):
         more = usual.clone()
         more[number] *= 4
-        for part, whole, unit in zip(loss(output, grid, targets, more), wanted, divided_by, strict=True):
-            assert part.item() == pytest.approx(whole.item() / (4 if unit == what else 1), rel=1e-5)
+        for name, part in loss(output, grid, targets, more).items():
+            assert part.item() == pytest.approx(wanted[name].item() / (4 if name == changed else 1), rel=1e-5)
 
 
 def test_scores_are_square_roots_of_class_times_centerness() -> None:

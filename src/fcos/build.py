@@ -18,6 +18,7 @@ from fcos.data.loader import build_loader
 from fcos.data.sampler import ShardSampler, StreamSampler
 from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
 from fcos.errors import WeightsError
+from fcos.model.assign import StaticAssigner
 from fcos.model.backbone import Backbone
 from fcos.model.fcos import FCOS
 from fcos.model.fpn import FeaturePyramid
@@ -27,7 +28,6 @@ from fcos.model.postprocess import PostProcess
 from fcos.model.pretrained import pixel_statistics
 from fcos.model.published.opening import is_published
 from fcos.model.published.read import read_published
-from fcos.model.targets import StaticAssigner
 from fcos.model.weights import ModelCard, load_tensors, read_model
 from fcos.rules import RULES
 
@@ -85,7 +85,13 @@ def build_assigner(config: TrainConfig) -> StaticAssigner:
     radius = config.center_radius if config.center_sampling else None
     rules = RULES[config.rules]
     ranges = tuple(map(float, config.regress_ranges))
-    return StaticAssigner(ranges, radius, strict_ranges=rules.strict_ranges, areas=rules.areas)
+    return StaticAssigner(
+        ranges,
+        radius,
+        strict_ranges=rules.strict_ranges,
+        areas=rules.areas,
+        weight_boxes=rules.weight_boxes and config.quality == "centerness",
+    )
 
 
 def build_loss(config: TrainConfig) -> FcosLoss:
@@ -98,7 +104,6 @@ def build_loss(config: TrainConfig) -> FcosLoss:
         config.focal_gamma,
         normalize_targets=config.normalize_targets,
         iou_plus_one=rules.iou_plus_one,
-        weight_boxes=rules.weight_boxes,
     )
 
 

@@ -4,30 +4,14 @@ import io
 import json
 import math
 import re
-import resource
-import signal
-import struct
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
-from fcos.engine.log import Display, Meter, MetricsFile, StepReport, clock, track
-from fcos.errors import TrainingError
-from fcos.plots.curves import read_metrics
+from fcos.engine.log import Display, Meter, StepReport, clock, track
 
-STEP = StepReport(1.0, 0.5, 0.25, num_positive=8, grad_norm=2, lr=0.01)
-
-
-def written(run: Path, *entries: dict[str, Any], tensorboard: bool = False, next_step: int = 1) -> list[str]:
-    """The lines of metrics.jsonl after these entries."""
-    metrics = MetricsFile(run, next_step, tensorboard=tensorboard, enabled=True)
-    for entry in entries:
-        metrics.write("train", entry)
-    metrics.close()
-    return (run / "metrics.jsonl").read_text().splitlines()
+STEP = StepReport({"classification": 1.0, "box": 0.5, "quality": 0.25}, num_positive=8, grad_norm=2, lr=0.01)
 
 
 def console(get_time: Callable[[], float] | None = None) -> Console:
@@ -40,69 +24,10 @@ def shown(console: Console) -> str:
     return re.sub(r"\x1b\[[?\d;]*\w", "", console.file.getvalue())
 
 
-def records(content: bytes) -> Iterator[bytes]:
-    """The records of a TensorBoard file: length (8 bytes), checksum (4), record, checksum (4)."""
-    while content:
-        [length] = struct.unpack("<Q", content[:8])
-        yield content[12 : 12 + length]
-        content = content[16 + length :]
-
-
-def test_metrics_only_ever_grow(tmp_path: Path) -> None:
-    first = written(tmp_path, {"step": 1, "loss": 0.5})
-    assert [json.loads(line) for line in first] == [{"kind": "train", "step": 1, "loss": 0.5}]
-    assert written(tmp_path, {"step": 2, "loss": 0.4})[:1] == first
-
-
-def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    [line] = written(tmp_path, {"step": 1, "loss": math.nan, "stats": [math.inf, 1.0]})
-    assert json.loads(line) == {"kind": "train", "step": 1, "loss": None, "stats": [None, 1.0]}
-
-
-def test_line_that_was_cut_off_is_not_continued(tmp_path: Path) -> None:
-    whole = '{"kind": "train", "step": 1}\n'
-    (tmp_path / "metrics.jsonl").write_text(whole + '{"kind": "train", "st')
-    written(tmp_path, {"step": 2})
-    assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"kind": "train", "step": 2}\n'
-    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2]
-
-
-def test_other_processes_write_nothing(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path, 1, tensorboard=True, enabled=False)
-    metrics.write("train", {"step": 1})
-    metrics.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_full_disk_is_told(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path, 1, tensorboard=False, enabled=True)
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, former[1]))  # files end after 10 bytes
-    try:
-        with pytest.raises(TrainingError, match=r"could not write metrics\.jsonl: .*File too large"):
-            metrics.write("train", {"step": 1})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
-    metrics.close()
-
-
-def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
-    written(tmp_path, {"step": 3, "epoch": 0.5, "loss": 0.5, "stats": [1.0]}, tensorboard=True)
-    [file] = (tmp_path / "tensorboard").iterdir()
-    events = [Event.FromString(record) for record in records(file.read_bytes())]
-    values = [
-        (value.tag, value.simple_value, event.step) for event in events for value in event.summary.value
-    ]
-    assert values == [("train/loss", 0.5, 3)]
-
-
 def test_meter_averages_until_it_is_taken() -> None:
     meter = Meter(images_per_step=4)
     meter.add(STEP)
-    meter.add(STEP._replace(loss_classification=3.0, lr=0.02))
+    meter.add(STEP._replace(losses=STEP.losses | {"classification": 3.0}, lr=0.02))
     entry = meter.take()
     assert entry.pop("images_per_s") > 0
     assert entry == {
@@ -120,7 +45,7 @@ def test_meter_averages_until_it_is_taken() -> None:
 
 def test_meter_goes_on_from_a_checkpoint() -> None:
     meter, resumed = Meter(images_per_step=4), Meter(images_per_step=4)
-    meter.add(STEP._replace(loss_box=math.pi))
+    meter.add(STEP._replace(losses=STEP.losses | {"box": math.pi}))
     resumed.load_state_dict(json.loads(json.dumps(meter.state_dict())))
     for each in (meter, resumed):
         each.add(STEP)
@@ -156,7 +81,7 @@ def test_plain_lines_where_there_is_no_terminal(
     assert said.out == ""
     # A line each 10 seconds: after 12 seconds 20 of 90 steps are done.
     assert said.err.splitlines() == [
-        "step 30/100  loss 1.750 (class 1.000 box 0.500 quality 0.250)  lr 0.01  0.7 img/s  left 0:00:42",
+        "step 30/100  loss 1.750 (classification 1.000 box 0.500 quality 0.250)  lr 0.01  0.7 img/s  left 0:00:42",
         "epoch 1/2",
     ]
 
@@ -173,7 +98,7 @@ def test_bar_in_a_terminal_shows_losses_rate_speed_and_time_left() -> None:
     display.close()
     said = shown(terminal)
     assert "30/100" in said
-    assert "loss 1.750 (class 1.000 box 0.500 quality 0.250)  lr 0.01" in said
+    assert "loss 1.750 (classification 1.000 box 0.500 quality 0.250)  lr 0.01" in said
     assert "img/s" in said
     assert "0:01:00 left 0:02:20" in said  # 70 steps of 2 seconds
     assert "━" in said

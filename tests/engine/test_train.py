@@ -8,13 +8,20 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 import torch
 
+from fcos.engine.devices import build_fabric
+from fcos.engine.run import prepare
+from fcos.engine.stop import StopSignal
 from fcos.errors import TrainingError
 from fcos.plots.curves import read_metrics
+
+from .soft_assigner import soft_assigner
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -71,6 +78,69 @@ def split(tiny_of_module: Tiny) -> Tiny:
     done = run_script(TRAIN_EACH, tiny, trainings)
     assert done.returncode == 0, done.stderr
     return tiny
+
+
+TRAIN_EACH_SOFTLY = (
+    f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import soft_assigner
+soft_assigner.install()
+"""
+    + TRAIN_EACH
+)
+
+
+@pytest.fixture(scope="module")
+def soft_split(tiny_of_module: Tiny) -> Tiny:
+    """The same training in every split, with targets that depend on predictions."""
+    tiny, settings = tiny_of_module, SPLIT | {"epoches": 2}
+    trainings = [
+        tiny.arguments("soft_whole", **settings),
+        tiny.arguments("soft_accumulated", **settings, micro_batch=2),
+        tiny.arguments("soft_two_processes", **settings, num_processes=2),
+        tiny.arguments("soft_two_accumulated", **settings, num_processes=2, micro_batch=2),
+    ]
+    done = run_script(TRAIN_EACH_SOFTLY, tiny, trainings)
+    assert done.returncode == 0, done.stderr
+    return tiny
+
+
+@pytest.mark.parametrize("name", ["soft_accumulated", "soft_two_processes", "soft_two_accumulated"])
+def test_a_split_step_is_the_whole_step_where_targets_depend_on_predictions(
+    soft_split: Tiny, name: str
+) -> None:
+    whole, lines = soft_split.lines("soft_whole"), soft_split.lines(name)
+    assert len(whole) == len(lines) > 3
+    for entry, wanted in zip(lines, whole, strict=True):
+        assert entry == pytest.approx(wanted, rel=5e-5)
+    norm = weights(soft_split, "soft_whole").norm()
+    assert (weights(soft_split, name) - weights(soft_split, "soft_whole")).norm() < 1e-6 * norm
+
+
+def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(tiny: Tiny) -> None:
+    """A step by hand: gradient and losses of the sums, divided by what was counted."""
+    config = tiny.config("by_hand", epoches=1)
+    with mock.patch("fcos.engine.train.build_assigner", soft_assigner):
+        fabric = build_fabric(config.device, 1, "fp32")
+        trainer = prepare(config, fabric)
+    window = [batch for batch, _ in zip(trainer._batches(), range(2), strict=False)]
+    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    sums, counted = torch.zeros(3), torch.zeros(())
+    trainer.model.train()
+    for batch in window:
+        output = trainer.model(batch.images, batch.sizes_hw)
+        grid = trainer.model.grid((batch.images.shape[2], batch.images.shape[3]))
+        targets = trainer._assign(grid, batch, output)
+        sums = sums + torch.stack(list(trainer.loss(output, grid, targets, torch.ones(3)).values()))
+        counted += targets.class_scores.sum()
+    wanted = torch.autograd.grad(sums.sum() / counted, parameters)
+    trainer.config = config.model_copy(update={"lr_base": 0.0, "grad_clip": 0.0})
+    with mock.patch.object(trainer.optimizer, "zero_grad"):  # keep the gradients
+        report, _ = trainer._optimizer_step(window, StopSignal())
+    assert list(report.losses.values()) == pytest.approx((sums / counted).tolist(), rel=1e-5)
+    for parameter, gradient in zip(parameters, wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
 def weights(tiny: Tiny, name: str) -> torch.Tensor:

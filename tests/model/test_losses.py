@@ -14,10 +14,10 @@ from torchvision.ops import (
     sigmoid_focal_loss,
 )
 
+from fcos.model.assign import BACKGROUND, StaticAssigner, Targets, centerness_of
 from fcos.model.head import HeadOutput
-from fcos.model.losses import BoxLoss, FcosLoss, Losses, box_loss, focal_loss_sum, pairwise_box_terms
+from fcos.model.losses import BoxLoss, FcosLoss, box_loss, focal_loss_sum, pairwise_box_terms
 from fcos.model.points import PointGrid, distances_to_boxes, make_grid
-from fcos.model.targets import BACKGROUND, StaticAssigner, Targets, centerness_of
 
 from .conftest import NETWORK_HW, RANGES, STRIDES, Peer
 
@@ -28,7 +28,9 @@ def random_distances(number: int, seed: int = 0) -> Tensor:
     return torch.rand(number, 4, generator=torch.Generator().manual_seed(seed)) * 10 + 0.1
 
 
-def random_batch(dtype: torch.dtype = torch.float32) -> tuple[HeadOutput, PointGrid, Targets]:
+def random_batch(
+    dtype: torch.dtype = torch.float32, *, weight_boxes: bool = True
+) -> tuple[HeadOutput, PointGrid, Targets]:
     """Predictions for two images of 64 x 64 pixels, one with two boxes and one with none."""
     generator = torch.Generator().manual_seed(0)
     grid = make_grid((64, 64), STRIDES)
@@ -40,7 +42,11 @@ def random_batch(dtype: torch.dtype = torch.float32) -> tuple[HeadOutput, PointG
     )
     boxes = [torch.tensor([[2.0, 3.0, 40.0, 44.0], [30.0, 30.0, 60.0, 50.0]]), torch.zeros(0, 4)]
     labels = [torch.tensor([2, 0]), torch.zeros(0, dtype=torch.int64)]
-    return output, grid, StaticAssigner(RANGES, 1.5)(grid, boxes, labels)
+    return output, grid, StaticAssigner(RANGES, 1.5, weight_boxes=weight_boxes)(grid, boxes, labels)
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
 
 
 def gradients(total: Tensor, output: HeadOutput) -> list[Tensor]:
@@ -145,18 +151,31 @@ def test_no_boxes_cost_nothing(kind: BoxLoss) -> None:
     assert box_loss(torch.zeros(0, 4), torch.zeros(0, 4), kind).sum().item() == 0
 
 
+def test_a_soft_label_asks_for_its_score_and_a_weight_scales_its_box() -> None:
+    output, grid, targets = random_batch()
+    positive = targets.labels != BACKGROUND
+    soft = targets._replace(class_scores=targets.class_scores * 0.3, box_weights=positive.float() * 2.0)
+    losses = FcosLoss(box="linear_iou")(output, grid, soft, torch.ones(3))
+    wanted = torch.zeros_like(output.logits)
+    wanted[positive, targets.labels[positive]] = 0.3
+    torch.testing.assert_close(
+        losses["classification"],
+        focal_loss_sum(output.logits.flatten(0, 1), wanted.flatten(0, 1), 0.25, 2.0),
+    )
+    boxes = box_loss(output.distances[positive], targets.distances[positive], "linear_iou")
+    torch.testing.assert_close(losses["box"], 2 * boxes.sum())
+    count = positive.sum().item()
+    assert soft.normalizers().tolist() == pytest.approx([0.3 * count, 2 * count, count])
+
+
 # All of eq. 2 ---------------------------------------------------------------------------------------------
-
-
-def test_total_is_the_sum_of_the_parts() -> None:
-    assert Losses(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(4.0)).total().item() == 7
 
 
 def test_losses_are_sums_over_positives_divided_by_the_normalizers() -> None:
     output, grid, targets = random_batch()
     assert output.quality is not None
     positive = targets.labels != BACKGROUND
-    losses = FcosLoss(box="linear_iou")(output, grid, targets, torch.tensor([10.0, 4.0]))
+    losses = FcosLoss(box="linear_iou")(output, grid, targets, torch.tensor([10.0, 4.0, 5.0]))
     box, quality, classification = 0.0, 0.0, 0.0
     for image, point in positive.nonzero().tolist():
         centerness = targets.centerness[image, point].item()
@@ -174,31 +193,31 @@ def test_losses_are_sums_over_positives_divided_by_the_normalizers() -> None:
                     classification -= 0.25 * (1 - p) ** 2 * math.log(p)
                 else:
                     classification -= 0.75 * p**2 * math.log(1 - p)
-    assert losses.classification.item() == pytest.approx(classification / 10, rel=1e-4)
-    assert losses.box.item() == pytest.approx(box / 4, rel=1e-4)
-    assert losses.quality.item() == pytest.approx(quality / 10, rel=1e-4)
+    assert losses["classification"].item() == pytest.approx(classification / 10, rel=1e-4)
+    assert losses["box"].item() == pytest.approx(box / 4, rel=1e-4)
+    assert losses["quality"].item() == pytest.approx(quality / 5, rel=1e-4)
 
 
-def test_iou_quality_learns_the_iou_of_the_predicted_box_and_weighs_no_box() -> None:
-    output, grid, targets = random_batch()
+def test_iou_quality_learns_the_iou_of_the_predicted_box() -> None:
+    output, grid, targets = random_batch(weight_boxes=False)
     assert output.quality is not None
     positive = targets.labels != BACKGROUND
     normalizers = targets.normalizers()
     losses = FcosLoss(quality="iou", box="linear_iou")(output, grid, targets, normalizers)
     iou = pairwise_box_terms(output.distances[positive], targets.distances[positive])[0].detach()
     quality = torch.nn.functional.binary_cross_entropy_with_logits(output.quality[positive], iou)
-    torch.testing.assert_close(losses.quality, quality)
-    torch.testing.assert_close(losses.box, (1 - iou).mean())
-    assert torch.autograd.grad(losses.quality, output.distances, allow_unused=True)[0] is None
+    torch.testing.assert_close(losses["quality"], quality)
+    torch.testing.assert_close(losses["box"], (1 - iou).mean())
+    assert torch.autograd.grad(losses["quality"], output.distances, allow_unused=True)[0] is None
 
 
-def test_without_quality_branch_every_box_counts_the_same() -> None:
-    output, grid, targets = random_batch()
+def test_without_quality_branch_and_weights_every_box_counts_the_same() -> None:
+    output, grid, targets = random_batch(weight_boxes=False)
     positive = targets.labels != BACKGROUND
     losses = FcosLoss(quality="none")(output._replace(quality=None), grid, targets, targets.normalizers())
     boxes = box_loss(output.distances[positive], targets.distances[positive], "giou")
-    torch.testing.assert_close(losses.box, boxes.mean())
-    assert losses.quality.item() == 0
+    torch.testing.assert_close(losses["box"], boxes.mean())
+    assert list(losses) == ["classification", "box"]
 
 
 def test_the_unit_of_the_distances_does_not_change_the_losses() -> None:
@@ -217,8 +236,8 @@ def test_losses_of_images_without_boxes_are_finite_with_gradients_everywhere(qua
     if quality == "none":
         output = output._replace(quality=None)
     losses = FcosLoss(quality=quality)(output, grid, empty, empty.normalizers())  # type: ignore[arg-type]
-    assert losses.box.item() == losses.quality.item() == 0
-    logits, *others = gradients(losses.total(), output)
+    assert {losses[name].item() for name in losses if name != "classification"} == {0.0}
+    logits, *others = gradients(total(losses), output)
     assert logits.isfinite().all()
     assert logits.abs().sum() > 0
     assert all((gradient == 0).all() for gradient in others)
@@ -228,14 +247,16 @@ def test_micro_batches_with_the_normalizers_of_all_add_up_to_the_whole() -> None
     output, grid, targets = random_batch()
     normalizers = targets.normalizers()
     for loss in (FcosLoss(), FcosLoss(quality="iou")):
-        whole = loss(output, grid, targets, normalizers).total()
+        whole = total(loss(output, grid, targets, normalizers))
         parts = [
-            loss(
-                HeadOutput(*(part[i : i + 1] for part in output if part is not None)),
-                grid,
-                Targets(*(part[i : i + 1] for part in targets)),
-                normalizers,
-            ).total()
+            total(
+                loss(
+                    HeadOutput(*(part[i : i + 1] for part in output if part is not None)),
+                    grid,
+                    Targets(*(part[i : i + 1] for part in targets)),
+                    normalizers,
+                )
+            )
             for i in range(2)
         ]
         torch.testing.assert_close(parts[0] + parts[1], whole)
@@ -248,10 +269,10 @@ def test_half_precision_predictions_give_float32_losses(dtype: torch.dtype) -> N
     exact, grid, targets = random_batch()
     output, _, _ = random_batch(dtype)
     losses = FcosLoss()(output, grid, targets, targets.normalizers())
-    assert {part.dtype for part in losses} == {torch.float32}
+    assert {part.dtype for part in losses.values()} == {torch.float32}
     expected = FcosLoss()(exact, grid, targets, targets.normalizers())
     torch.testing.assert_close(losses, expected, rtol=0.02, atol=0.02)
-    assert all(gradient.isfinite().all() for gradient in gradients(losses.total(), output))
+    assert all(gradient.isfinite().all() for gradient in gradients(total(losses), output))
 
 
 # Other code bases -----------------------------------------------------------------------------------------
@@ -277,8 +298,9 @@ def their_targets(peer: Peer, truth: str, background: int) -> Targets:
     labels = torch.where(labels == background, BACKGROUND, labels)[None]
     strides = make_grid(NETWORK_HW, STRIDES).strides[:, None]
     distances = torch.from_numpy(peer.targets[f"{truth}_reg"])[None] * strides
-    centerness = torch.where(labels == BACKGROUND, 0.0, centerness_of(distances))
-    return Targets(labels, distances, centerness, labels)
+    positive = (labels != BACKGROUND).float()
+    centerness = positive * centerness_of(distances)
+    return Targets(labels, positive, distances, centerness, positive, labels)
 
 
 @pytest.mark.parametrize("truth", ["A", "B", "A+B", "empty"])
@@ -292,7 +314,7 @@ def test_losses_are_those_of_mmdetection(
     output, grid = peer_output(theirs, len(truth.split("+")), in_strides=False)
     targets = our_targets(theirs, truth, radius)
     losses = FcosLoss(box=box)(output, grid, targets, targets.normalizers())
-    assert torch.stack(losses).tolist() == pytest.approx(
+    assert [loss.item() for loss in losses.values()] == pytest.approx(
         list(theirs.losses[truth]["losses"].values()), rel=1e-4
     )
 
@@ -308,10 +330,10 @@ def test_losses_are_those_of_detectron2_and_torchvision_on_their_targets_and_wit
     expected = theirs.losses[truth]
     # They divide all by the number of positives (detectron2 by its moving average) and weigh no box.
     divisor = expected.get("normalizer_after_ema", expected["num_pos"])
-    normalizers = torch.tensor([divisor, 1.0])
+    normalizers = torch.full((3,), float(divisor))
     plain = FcosLoss(quality="none")(output._replace(quality=None), grid, targets, normalizers)
-    quality = FcosLoss()(output, grid, targets, normalizers).quality
-    found = [plain.classification.item(), plain.box.item(), quality.item()]
+    quality = FcosLoss()(output, grid, targets, normalizers)["quality"]
+    found = [plain["classification"].item(), plain["box"].item(), quality.item()]
     assert found == pytest.approx(list(expected["losses"].values()), rel=1e-4)
 
 
@@ -325,15 +347,15 @@ def test_losses_are_those_of_the_authors_but_for_one_added_to_areas(
     targets = our_targets(theirs, truth, 1.5, first_label)
     losses = FcosLoss()(output, grid, targets, targets.normalizers())
     classification, box, quality = theirs.losses[truth]["losses"].values()
-    assert losses.classification.item() == pytest.approx(classification, rel=1e-4)
-    assert losses.quality.item() == pytest.approx(quality, rel=1e-4)
+    assert losses["classification"].item() == pytest.approx(classification, rel=1e-4)
+    assert losses["quality"].item() == pytest.approx(quality, rel=1e-4)
 
     positive = targets.labels != BACKGROUND
     strides = grid.strides.expand_as(targets.labels)[positive][:, None]
     predicted, wanted = output.distances[positive] / strides, targets.distances[positive] / strides
     with_one = (giou_loss_plus_one(predicted, wanted) * targets.centerness[positive]).sum()
     assert (with_one / targets.normalizers()[1]).item() == pytest.approx(box, rel=1e-4)
-    assert losses.box.item() > box
+    assert losses["box"].item() > box
 
 
 def giou_loss_plus_one(predicted: Tensor, wanted: Tensor) -> Tensor:

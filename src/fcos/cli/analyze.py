@@ -55,8 +55,8 @@ def command(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
 
 def _curves(run: Path) -> dict[str, Any]:
     """Every curve of a run: `[epoch, value]` of what was measured, `[step, value]` of the training."""
-    from fcos.plots.curves import EVAL_CURVES, TRAIN_CURVES, curve, read_metrics
+    from fcos.plots.curves import EVAL_CURVES, curve, read_metrics, train_curves
 
     metrics = read_metrics(run)
     measured = {name: curve(metrics, name, "epoch").tolist() for name in EVAL_CURVES}
-    return measured | {name: curve(metrics, name).tolist() for name in TRAIN_CURVES}
+    return measured | {name: curve(metrics, name).tolist() for name in train_curves(metrics)}

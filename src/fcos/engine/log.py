@@ -1,17 +1,11 @@
-"""What a training writes and shows: `metrics.jsonl`, TensorBoard, a progress display.
-
-`metrics.jsonl` only ever grows. A run that was killed and goes on from its last checkpoint does the steps
-since then again and writes their lines again, with the same numbers: of two lines of a step the later counts.
-"""
+"""What a training says of its steps: averages of their numbers, and a progress display."""
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import progress
@@ -25,79 +19,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fcos.engine.checkpoint import writing
-
-
-class MetricsFile:
-    """Append-only JSON lines, and TensorBoard beside them; nothing on other processes than the first.
-
-    Args:
-        run: folder of the run.
-        next_step: first step that will be written; TensorBoard hides what it has from there on.
-        tensorboard: write for it too.
-        enabled: on the first process.
-    """
-
-    def __init__(self, run: Path, next_step: int, *, tensorboard: bool, enabled: bool) -> None:
-        self.path, self.enabled, self.writer = run / "metrics.jsonl", enabled, None
-        if not enabled:
-            return
-        _remove_torn_line(self.path)
-        self.file = self.path.open("a", encoding="utf-8")
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=next_step)
-
-    def write(self, kind: str, entry: dict[str, Any]) -> None:
-        """One line, flushed; numbers that are not finite become null."""
-        if not self.enabled:
-            return
-        with writing(self.path):
-            self.file.write(json.dumps(_finite({"kind": kind, **entry}), ensure_ascii=False) + "\n")
-            self.file.flush()
-        for key, value in entry.items():
-            if self.writer is not None and isinstance(value, int | float) and key not in ("step", "epoch"):
-                self.writer.add_scalar(f"{kind}/{key}", value, entry["step"])
-
-    def close(self) -> None:
-        """Finish the files."""
-        if self.enabled:
-            self.file.close()
-        if self.writer is not None:
-            self.writer.close()
-
-
-def _remove_torn_line(path: Path) -> None:
-    """Remove the beginning of a line that a full disk or a power cut left: one would be appended to it."""
-    content = path.read_bytes() if path.exists() else b""
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
 
 class StepReport(NamedTuple):
     """One optimizer step in numbers, over all devices.
 
     Attributes:
+        losses: the parts of the loss by name.
         num_positive: points that learned a box.
         grad_norm: of the gradient before clipping.
     """
 
-    loss_classification: float
-    loss_box: float
-    loss_quality: float
+    losses: dict[str, float]
     num_positive: float
     grad_norm: float
     lr: float
@@ -105,7 +37,13 @@ class StepReport(NamedTuple):
     @property
     def loss(self) -> float:
         """What is minimised."""
-        return self.loss_classification + self.loss_box + self.loss_quality
+        return sum(self.losses.values())
+
+    def numbers(self) -> dict[str, float]:
+        """All of it, as a line of `metrics.jsonl` names it."""
+        parts = {f"loss_{name}": value for name, value in self.losses.items()}
+        rest = {"num_positive": self.num_positive, "grad_norm": self.grad_norm, "lr": self.lr}
+        return {"loss": self.loss, **parts, **rest}
 
 
 class Meter:
@@ -116,7 +54,7 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self.num_steps, self.sums = 0, [0.0] * len(StepReport._fields)
+        self.num_steps, self.sums, self.lr = 0, defaultdict[str, float](float), 0.0
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -127,14 +65,14 @@ class Meter:
         """After every step."""
         self.num_steps += 1
         self.timed_steps += 1
-        self.sums = [total + value for total, value in zip(self.sums, step, strict=True)]
+        for name, value in step.numbers().items():
+            self.sums[name] += value
         self.lr = step.lr
 
     @property
-    def average(self) -> StepReport:
+    def average(self) -> dict[str, float]:
         """Of the steps since the last line; the learning rate is that of the last step."""
-        averages = StepReport(*(total / max(1, self.num_steps) for total in self.sums))
-        return averages._replace(lr=self.lr)
+        return {name: total / max(1, self.num_steps) for name, total in self.sums.items()} | {"lr": self.lr}
 
     @property
     def images_per_s(self) -> float:
@@ -145,24 +83,27 @@ class Meter:
     def text(self) -> str:
         """The averages for the display."""
         average = self.average
-        return (
-            f"loss {average.loss:.3f} (class {average.loss_classification:.3f} box {average.loss_box:.3f} "
-            f"quality {average.loss_quality:.3f})  lr {average.lr:.2g}  {self.images_per_s:.1f} img/s"
+        parts = " ".join(
+            f"{name.removeprefix('loss_')} {value:.3f}"
+            for name, value in average.items()
+            if name.startswith("loss_")
         )
+        speed = f"{self.images_per_s:.1f} img/s"
+        return f"loss {average.get('loss', 0):.3f} ({parts})  lr {average['lr']:.2g}  {speed}"
 
     def take(self) -> dict[str, float]:
         """The averages for a line, and start again."""
-        entry = {"loss": self.average.loss, **self.average._asdict(), "images_per_s": self.images_per_s}
+        entry = {**self.average, "images_per_s": self.images_per_s}
         self._clear()
         return entry
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: the next line of a resumed run is the same as if it had not stopped."""
-        return {"num_steps": self.num_steps, "sums": self.sums}
+        return {"num_steps": self.num_steps, "sums": dict(self.sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on in the middle of two lines."""
-        self.num_steps, self.sums = state["num_steps"], state["sums"]
+        self.num_steps, self.sums = state["num_steps"], defaultdict(float, state["sums"])
 
 
 class Display:

@@ -1,8 +1,9 @@
 """The training loop: one optimizer step, whatever it is split into, and what happens between steps.
 
 A step takes `nbatch_train` images, as micro-batches on one or many devices. The normalizers of the losses
-(number of positives, sum of centerness) are summed over all of them before the first forward pass, so the
-split changes nothing but rounding.
+(number of positives, sum of centerness) are sums over all of them, so the split changes nothing but rounding.
+They are known before the first forward pass, unless the assigner looks at predictions: then the losses are
+divided by a guess, and the gradients put right after the last backward pass, which is the same.
 """
 
 from __future__ import annotations
@@ -34,16 +35,18 @@ from fcos.data.batch import Batch
 from fcos.engine.checkpoint import check_same_data, fingerprint, save_checkpoint, writing, written_whole
 from fcos.engine.ema import Ema
 from fcos.engine.evaluate import detect, gather, result_rows, results_json
-from fcos.engine.log import Display, Meter, MetricsFile, StepReport
+from fcos.engine.log import Display, Meter, StepReport
 from fcos.engine.schedule import Schedule
 from fcos.engine.stop import StopSignal
 from fcos.engine.waiting import EpochClock, describe
+from fcos.engine.writers import MetricsWriter, open_writers
 from fcos.errors import TrainingError
 from fcos.metrics.coco import measure
+from fcos.model.assign import Assigner, Targets
 from fcos.model.fcos import FCOS
+from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid
 from fcos.model.recompute import recompute_activations
-from fcos.model.targets import Targets
 from fcos.model.weights import ModelCard, save_model
 
 
@@ -93,7 +96,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.assigner = build_assigner(config)
+        self.assigner: Assigner = build_assigner(config)
         self.loss = build_loss(config)
         self.postprocess = build_postprocess(config)
         self.steps_per_epoch = len(self.train_set) / config.nbatch_train
@@ -135,7 +138,9 @@ class Trainer:
         """Train to the end, or until a signal on any device; True if the end was reached."""
         config, state, is_first = self.config, self.state, self.fabric.is_global_zero
         self.display = Display(self.total_steps, state.step, enabled=is_first)
-        self.metrics = MetricsFile(self.run, state.step + 1, tensorboard=config.tensorboard, enabled=is_first)
+        self.writers: list[MetricsWriter] = []
+        if is_first:
+            self.writers = open_writers(self.run, state.step + 1, tensorboard=config.tensorboard)
         log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
         self.started_at = time.monotonic() - state.elapsed_s
         batches = self._batches()
@@ -160,7 +165,8 @@ class Trainer:
                     self._end_epoch()
         finally:
             self.display.close()
-            self.metrics.close()
+            for writer in self.writers:
+                writer.close()
         return not stopping
 
     def _batches(self) -> Iterator[Batch]:
@@ -179,17 +185,24 @@ class Trainer:
         """One step over a window of micro-batches; also whether any device was asked to stop."""
         config, fabric = self.config, self.fabric
         window = self._padded_alike(window)
-        assigned = [self._assign(batch) for batch in window]
-        normalizers = self._sum(torch.stack([targets.normalizers() for _, targets in assigned]).sum(dim=0))
+        grids = [self.model.grid((batch.images.shape[2], batch.images.shape[3])) for batch in window]
+        known, normalizers = self._before_predictions(window, grids)
 
-        losses = torch.zeros(3, device=fabric.device)
-        for i, (batch, (grid, targets)) in enumerate(zip(window, assigned, strict=True)):
+        losses, counted = torch.zeros((), device=fabric.device), torch.zeros_like(normalizers)
+        for i, (batch, grid) in enumerate(zip(window, grids, strict=True)):
             with fabric.no_backward_sync(self.network, enabled=i < len(window) - 1):
                 output = self.network(batch.images, batch.sizes_hw)
+                targets = known[i] if known else self._assign(grid, batch, output)
                 parts = self.loss(output, grid, targets, normalizers)
                 # DDP averages gradients over devices; the normalizers are sums over devices.
-                fabric.backward(parts.total() * fabric.world_size)
-            losses += torch.stack(parts).detach()
+                fabric.backward(torch.stack(list(parts.values())).sum() * fabric.world_size)
+            losses = losses + torch.stack(list(parts.values())).detach()
+            counted += targets.normalizers()
+        if not known:
+            counted = self._sum(counted)
+            correction = normalizers[0] / counted[0].clamp(min=1)
+            self._scale_gradients(correction)
+            losses, normalizers = losses * correction, counted
         grad_norm = fabric.clip_gradients(
             self.network,
             self.optimizer,
@@ -201,10 +214,10 @@ class Trainer:
         asked_to_stop = losses.new_tensor([float(stop.number)])
         summed = self._sum(torch.cat([losses, asked_to_stop]))
         # The one time in a step that the device is waited for.
-        numbers = torch.cat([summed, normalizers[:1], grad_norm.reshape(1)]).tolist()
-        classification, box, quality, stopping, num_positive, norm = numbers
+        numbers = torch.cat([summed, normalizers[2:], grad_norm.reshape(1)]).tolist()
+        *values, stopping, num_positive, norm = numbers
         lr = config.lr_base * self.schedule.factor(self.state.step)
-        report = StepReport(classification, box, quality, num_positive, norm, lr)
+        report = StepReport(dict(zip(parts, values, strict=True)), num_positive, norm, lr)
         # With fp16 the scaler skips the step if the gradient overflows, and tries a smaller factor.
         if not math.isfinite(report.loss) or not (math.isfinite(norm) or config.precision == "fp16"):
             self._fail_not_finite(report, window)
@@ -227,10 +240,28 @@ class Trainer:
         height, width = largest.tolist()
         return [batch.padded_to((height, width)) for batch in window]
 
-    def _assign(self, batch: Batch) -> tuple[PointGrid, Targets]:
-        grid = self.model.grid((batch.images.shape[2], batch.images.shape[3]))
+    def _before_predictions(
+        self, window: list[Batch], grids: list[PointGrid]
+    ) -> tuple[list[Targets], torch.Tensor]:
+        """Targets and normalizers of a step; no targets, and a guess, where they depend on predictions."""
+        if not self.assigner.needs_predictions:
+            known = [self._assign(grid, batch) for grid, batch in zip(grids, window, strict=True)]
+            return known, self._sum(torch.stack([targets.normalizers() for targets in known]).sum(dim=0))
+        # The number of objects: of the right size, so that no gradient overflows in half precision.
+        num_boxes = sum(len(truth.labels) for batch in window for truth in batch.ground_truth)
+        guess = torch.full((3,), float(num_boxes), device=self.fabric.device)
+        return [], self._sum(guess).clamp(min=1)
+
+    def _scale_gradients(self, factor: torch.Tensor) -> None:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= factor
+
+    def _assign(self, grid: PointGrid, batch: Batch, output: HeadOutput | None = None) -> Targets:
         boxes = [truth.boxes_xyxy for truth in batch.ground_truth]
-        return grid, self.assigner(grid, boxes, [truth.labels for truth in batch.ground_truth])
+        labels = [truth.labels for truth in batch.ground_truth]
+        with torch.no_grad():
+            return self.assigner(grid, boxes, labels, output)
 
     def _sum(self, numbers: torch.Tensor) -> torch.Tensor:
         """Over all devices."""
@@ -252,7 +283,7 @@ class Trainer:
             image_ids = list(chain.from_iterable(everyone))
         raise TrainingError(
             f"loss or gradient is not finite at step {step}: "
-            + ", ".join(f"{name} {value:g}" for name, value in report._asdict().items()),
+            + ", ".join(f"{name} {value:g}" for name, value in report.numbers().items()),
             where=f"image ids {', '.join(map(str, image_ids))}; the batch is in {file}",
             fix="a smaller lr_base, a longer warmup_iter, or grad_clip; with fp16 try bf16. "
             "The last checkpoint is from before this step: load=true goes on from it",
@@ -263,7 +294,11 @@ class Trainer:
     def _log_line(self) -> None:
         state = self.state
         entry = {"step": state.step, "epoch": state.step / self.steps_per_epoch, **self.meter.take()}
-        self.metrics.write("train", {**entry, "elapsed_s": state.elapsed_s})
+        self._write("train", {**entry, "elapsed_s": state.elapsed_s})
+
+    def _write(self, kind: str, entry: dict[str, Any]) -> None:
+        for writer in self.writers:
+            writer.write(kind, entry)
 
     def _end_epoch(self) -> None:
         """At the end of an epoch: measure where it is due, write the model files."""
@@ -292,7 +327,7 @@ class Trainer:
         waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
         waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
         times = times._replace(waited_s=round(waited_s.item(), 3))
-        self.metrics.write("epoch", {"step": self.state.step, "epoch": epoch, **times._asdict()})
+        self._write("epoch", {"step": self.state.step, "epoch": epoch, **times._asdict()})
         device = self.fabric.device.type
         self.display.line(describe(times, epoch, self.config, self.local_world_size, device))
 
@@ -308,7 +343,7 @@ class Trainer:
         entry = {"step": self.state.step, "epoch": self.epoch, **numbers, "stats": list(measured.stats)}
         elapsed_s = time.monotonic() - started_at
         times = {"elapsed_s": elapsed_s, "network_s": network_s}
-        self.metrics.write("eval", {**entry, "per_class": measured.per_class_ap, **times})
+        self._write("eval", {**entry, "per_class": measured.per_class_ap, **times})
         is_best = measured.map_mean > self.state.best_map
         described = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.display.line(

@@ -23,11 +23,11 @@ from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.resize import resized_size
 from fcos.data.splits import select
+from fcos.model.assign import smallest_box
 from fcos.model.points import PointGrid, make_grid
-from fcos.model.targets import smallest_box
 from fcos.rules import RULES
 
-MAX_IMAGES = 1000  # of a data set: 1 to 4 s for each configuration
+MAX_IMAGES = 500  # of a data set: 1 to 3 s for each configuration
 REASONS = {
     "no point inside": "the box lies between the points of every level that looks at it",
     "out of range": "there are points inside, but on no level whose range holds the box's size there",

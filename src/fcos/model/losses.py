@@ -1,4 +1,4 @@
-"""The three losses of FCOS (eq. 2 of the paper), as sums; the training loop divides by global normalizers.
+"""The losses of FCOS (eq. 2 of the paper), divided by normalizers of the whole optimizer step.
 
 All are computed in float32 whatever the precision of the network: focal loss in half precision loses its
 small terms.
@@ -7,30 +7,18 @@ small terms.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fcos.model.assign import BACKGROUND, Targets
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid
-from fcos.model.targets import BACKGROUND, Targets
 
 BoxLoss = Literal["iou", "linear_iou", "giou", "diou", "ciou"]
-
-
-class Losses(NamedTuple):
-    """The parts of the loss, each already divided by its normalizer."""
-
-    classification: Float[Tensor, ""]
-    box: Float[Tensor, ""]
-    quality: Float[Tensor, ""]
-
-    def total(self) -> Float[Tensor, ""]:
-        """Their sum, which is what training minimises."""
-        return self.classification + self.box + self.quality
 
 
 def focal_loss_sum(
@@ -43,7 +31,7 @@ def focal_loss_sum(
 
     Args:
         logits: before sigmoid.
-        targets: one-hot, all zero on background.
+        targets: wanted scores; one-hot, or all zero on background.
     """
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     wrong = torch.sigmoid(logits) * (1 - 2 * targets) + targets  # 1 - p where the target is 1, else p
@@ -115,8 +103,6 @@ class FcosLoss:
         gamma: focusing of the focal loss.
         normalize_targets: the box branch regresses in strides; matters with `iou_plus_one` only.
         iou_plus_one: add 1 to intersection and union (official code, AdelaiDet).
-        weight_boxes: weigh each box by its centerness and divide by their sum; otherwise divide by the
-            number of positives (torchvision, detectron2). With IoU quality there is no centerness.
     """
 
     quality: Literal["centerness", "iou", "none"] = "centerness"
@@ -125,50 +111,41 @@ class FcosLoss:
     gamma: float = 2.0
     normalize_targets: bool = True
     iou_plus_one: bool = False
-    weight_boxes: bool = True
 
     def __call__(
-        self, output: HeadOutput, grid: PointGrid, targets: Targets, normalizers: Float[Tensor, " 2"]
-    ) -> Losses:
-        """Losses of a batch.
+        self, output: HeadOutput, grid: PointGrid, targets: Targets, normalizers: Float[Tensor, " 3"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Losses of a batch by name, each divided by its normalizer; training minimises their sum.
 
         Args:
             output: of the network, for the same batch.
             grid: its points.
             targets: of the same batch.
-            normalizers: positives and sum of centerness of the whole optimizer step (all devices, all
-                accumulated batches), so that the split does not change the gradient.
+            normalizers: `Targets.normalizers` of the whole optimizer step (all devices, all accumulated
+                batches), so that the split does not change the gradient.
         """
-        num_positive = normalizers[0].clamp(min=1)
+        divisor = normalizers.clamp(min=1e-6)
+        wanted_scores = targets.class_targets(output.logits.shape[-1])
+        classification = focal_loss_sum(
+            output.logits.float().flatten(0, 1), wanted_scores.flatten(0, 1), self.alpha, self.gamma
+        )
         # No positives: index with an empty mask, never branch, or DDP waits for gradients for ever.
         positive = targets.labels != BACKGROUND
-        classes = torch.arange(output.logits.shape[-1], device=output.logits.device)
-        one_hot = (targets.labels[..., None] == classes).float()
-        classification = focal_loss_sum(
-            output.logits.float().flatten(0, 1), one_hot.flatten(0, 1), self.alpha, self.gamma
-        )
-
         added = float(self.iou_plus_one)
         units = grid.strides.expand_as(targets.labels)[positive][:, None]
         if self.iou_plus_one and not self.normalize_targets:
             units = torch.ones_like(units)
         predicted = output.distances.float()[positive] / units
         wanted = targets.distances[positive] / units
-        losses = box_loss(predicted, wanted, self.box, added)
+        box = (box_loss(predicted, wanted, self.box, added) * targets.box_weights[positive]).sum()
+        losses = {"classification": classification / divisor[0].clamp(min=1), "box": box / divisor[1]}
         if output.quality is None:
-            nothing = classification.new_zeros(())
-            return Losses(classification / num_positive, losses.sum() / num_positive, nothing)
-
-        centerness = targets.centerness[positive]
+            return losses
         if self.quality == "iou":
             quality_target = pairwise_box_terms(predicted.detach(), wanted, added)[0]
         else:
-            quality_target = centerness
-        if self.quality == "centerness" and self.weight_boxes:
-            box = (losses * centerness).sum() / normalizers[1].clamp(min=1e-6)
-        else:
-            box = losses.sum() / num_positive
+            quality_target = targets.centerness[positive]
         quality = F.binary_cross_entropy_with_logits(
             output.quality.float()[positive], quality_target, reduction="sum"
         )
-        return Losses(classification / num_positive, box, quality / num_positive)
+        return losses | {"quality": quality / divisor[2]}

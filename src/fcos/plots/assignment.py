@@ -1,6 +1,6 @@
 """FCOS's own view of a picture: which points of which level learn which object, and what each point says.
 
-The points are those of the assigner that trains (`model/targets.py`), at the size of the resized pictures.
+The points are those of the assigner that trains (`model/assign.py`), at the size of the resized pictures.
 """
 
 from __future__ import annotations

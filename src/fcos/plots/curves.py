@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from fcos.errors import DatasetError
 
 EVAL_CURVES = ("map_mean", "map_50", "map_75")
-TRAIN_CURVES = ("loss", "loss_classification", "loss_box", "loss_quality", "lr")
 NUM_COLUMNS = 4
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
 
@@ -55,6 +54,12 @@ def curve(metrics: Sequence[dict[str, Any]], name: str, x: str = "step") -> NDAr
     return np.array(points, np.float64).reshape(-1, 2)  # None becomes nan
 
 
+def train_curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """What is written of each step and worth a curve: the loss, its parts, the learning rate."""
+    names = {name: None for entry in metrics if entry["kind"] == "train" for name in entry}
+    return [*(name for name in names if name.startswith("loss")), "lr"]
+
+
 def run_names(runs: Sequence[Path]) -> list[str]:
     """A short name for each run: the end of its path, as long as it takes to tell it from the others."""
     parts = [run.absolute().parts for run in runs]
@@ -68,15 +73,18 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 def plot_curves(runs: Sequence[Path], out: Path) -> None:
     """Draw AP of every epoch, losses and learning rate of every step; one colour a run."""
     names = run_names(runs)
-    panels = [(name, "epoch") for name in EVAL_CURVES] + [(name, "step") for name in TRAIN_CURVES]
+    metrics_of = [read_metrics(run) for run in runs]
+    of_steps = dict.fromkeys(name for metrics in metrics_of for name in train_curves(metrics))
+    panels = [(name, "epoch") for name in EVAL_CURVES] + [(name, "step") for name in of_steps]
     # Figure, not pyplot: no window system, no state between calls
     figure = Figure(figsize=(4.2 * NUM_COLUMNS, 7), layout="constrained")
-    axes = figure.subplots(-(-len(panels) // NUM_COLUMNS), NUM_COLUMNS)
-    for index, (run, label) in enumerate(zip(runs, names, strict=True)):
-        metrics = read_metrics(run)
-        for ax, (name, x) in zip(axes.flat, panels, strict=True):
+    axes = figure.subplots(-(-len(panels) // NUM_COLUMNS), NUM_COLUMNS, squeeze=False)
+    for unused in axes.flat[len(panels) :]:
+        unused.set_visible(False)
+    for index, (metrics, label) in enumerate(zip(metrics_of, names, strict=True)):
+        for ax, (name, x) in zip(axes.flat, panels, strict=False):
             _plot(ax, curve(metrics, name, x), label, COLOURS[index % len(COLOURS)])
-    for ax, (name, x) in zip(axes.flat, panels, strict=True):
+    for ax, (name, x) in zip(axes.flat, panels, strict=False):
         _finish(ax, name, x)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(len(runs), 5), frameon=False)

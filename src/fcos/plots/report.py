@@ -29,7 +29,7 @@ from fcos.metrics.coverage import Coverage, cover
 from fcos.metrics.misses import Miss, why_missed
 from fcos.plots.assignment import Assigned, assigned_picture, choose_assigned
 from fcos.plots.chart import Chart, ColumnChart, column_chart, line_chart
-from fcos.plots.curves import EVAL_CURVES, curve, read_metrics
+from fcos.plots.curves import EVAL_CURVES, curve, read_metrics, train_curves
 from fcos.plots.examples import Example
 from fcos.plots.gallery import choose_pictures, gallery, label_error_crops
 from fcos.plots.report_coverage import CoverageFacts, coverage_facts, read_coverage
@@ -143,7 +143,7 @@ def _sentence(
 
 def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     """Curves of a run."""
-    losses = ("loss", "loss_classification", "loss_box", "loss_quality")
+    losses = [name for name in train_curves(metrics) if name != "lr"]
     charts = [
         line_chart(
             "AP after each epoch",

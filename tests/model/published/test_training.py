@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fcos.build import build_assigner, build_loss
 from fcos.config import TrainConfig
+from fcos.model.assign import BACKGROUND, Targets
 from fcos.model.published.layouts import LAYOUTS
-from fcos.model.targets import BACKGROUND, Targets
 
 if TYPE_CHECKING:
     from conftest import Case
@@ -77,16 +77,16 @@ def test_losses_and_gradients_are_theirs(case: Case, truth: str) -> None:
     targets = assign(case, truth)
     normalizers = targets.normalizers()
     if "normalizer_after_ema" in theirs:  # detectron2 divides by a moving average of the positives
-        normalizers[0] = theirs["normalizer_after_ema"]
+        normalizers[:] = theirs["normalizer_after_ema"]
     images, sizes = case.batch.images.expand(count, -1, -1, -1), case.batch.sizes_hw.expand(count, -1)
     parameters = dict(case.model.named_parameters())
     trained = [name for name in translated(case, theirs["grad_norms"]) if parameters[name].requires_grad]
     output = case.model(images, sizes)
     losses = build_loss(training_config(case))(output, case.model.grid(NETWORK_HW), targets, normalizers)
-    found = torch.stack(losses).tolist()
+    found = torch.stack(list(losses.values())).tolist()
     assert found == pytest.approx(list(theirs["losses"].values()), rel=1e-5, abs=1e-5)
 
-    gradients = torch.autograd.grad(losses.total(), [parameters[name] for name in trained])
+    gradients = torch.autograd.grad(sum(losses.values()), [parameters[name] for name in trained])
     norms = dict(translated(case, theirs["grad_norms"]))
     assert len(trained) > 15
     for name, gradient in zip(trained, gradients, strict=True):

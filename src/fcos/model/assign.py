@@ -4,21 +4,22 @@ A point is positive for a box if it lies inside (with centre sampling: near the 
 the one for the box's size there (``lower <= max(l, t, r, b) <= upper``). Of several boxes the smallest wins.
 Other code bases differ in ties only; `eligible_pairs` and `smallest_box` can do as they do.
 
-The assigner is a seam: it may be given predictions, which this one ignores. Its targets depend on boxes and
-grid alone, so that the training loop can count the positives of a whole optimizer step before the first
-forward pass.
+`Assigner` is a seam. The targets of `StaticAssigner` depend on boxes and grid alone, so that the training
+loop can count the positives of a whole optimizer step before the first forward pass; others may look at
+predictions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid, box_distances
 from fcos.rules import Areas
 
@@ -30,20 +31,64 @@ class Targets(NamedTuple):
 
     Attributes:
         labels: 0-based class, or `BACKGROUND`.
+        class_scores: what the score of that class should be: 1, or less with soft labels; 0 on background.
         distances: ltrb in input pixels; meaningful where the label is not background.
         centerness: in [0, 1] (eq. 3); 0 on background.
+        box_weights: of the box loss; 0 on background.
         matched: index of the box among its image's ground truth, or -1.
     """
 
     labels: Int64[Tensor, "batch points"]
+    class_scores: Float[Tensor, "batch points"]
     distances: Float[Tensor, "batch points 4"]
     centerness: Float[Tensor, "batch points"]
+    box_weights: Float[Tensor, "batch points"]
     matched: Int64[Tensor, "batch points"]
 
-    def normalizers(self) -> Float[Tensor, " 2"]:
-        """Number of positives and sum of centerness, to be summed over the whole optimizer step."""
-        positive = (self.labels != BACKGROUND).sum()
-        return torch.stack([positive.to(self.centerness.dtype), self.centerness.sum()])
+    def class_targets(self, num_classes: int) -> Float[Tensor, "batch points {num_classes}"]:
+        """What the score of each class should be; all zero on background."""
+        classes = torch.arange(num_classes, device=self.labels.device)
+        return (self.labels[..., None] == classes) * self.class_scores[..., None]
+
+    def normalizers(self) -> Float[Tensor, " 3"]:
+        """What the losses of class, box and quality are divided by, summed over the whole optimizer step.
+
+        The sum of the class scores, the sum of the box weights and the number of positives. (With hard labels
+        and without weights all three are the number of positives.)
+        """
+        num_positive = (self.labels != BACKGROUND).sum().to(self.box_weights.dtype)
+        return torch.stack([self.class_scores.sum(), self.box_weights.sum(), num_positive])
+
+
+@runtime_checkable
+class Assigner(Protocol):
+    """Decides which point learns which box.
+
+    One with `needs_predictions` must give all three normalizers the same value: the training loop then knows
+    it only after the last forward pass of a step, and divides the gradients by it instead of each loss.
+    """
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether targets depend on what the network says now."""
+        ...
+
+    def __call__(
+        self,
+        grid: PointGrid,
+        boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
+        labels: Sequence[Int64[Tensor, " _"]],
+        predictions: HeadOutput | None = None,
+    ) -> Targets:
+        """Targets of a batch.
+
+        Args:
+            grid: of the padded batch.
+            boxes_xyxy: of each image, xyxy in input pixels; images without boxes take the same path.
+            labels: of each image, 0-based.
+            predictions: of the network for this batch; only where `needs_predictions`.
+        """
+        ...
 
 
 def centerness_of(distances: Float[Tensor, "*points 4"]) -> Float[Tensor, "*points"]:
@@ -149,28 +194,25 @@ class StaticAssigner:
         center_radius: centre sampling radius in strides; None: off.
         strict_ranges: as in `eligible_pairs`.
         areas: as in `smallest_box`.
+        weight_boxes: weigh the box loss of a point by its centerness; otherwise all alike.
     """
+
+    needs_predictions: ClassVar[bool] = False
 
     regress_ranges: Sequence[float]
     center_radius: float | None
     strict_ranges: bool = False
     areas: Areas = "exact"
+    weight_boxes: bool = True
 
     def __call__(
         self,
         grid: PointGrid,
         boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
         labels: Sequence[Int64[Tensor, " _"]],
-        predictions: object = None,
+        predictions: HeadOutput | None = None,
     ) -> Targets:
-        """Targets of a batch.
-
-        Args:
-            grid: of the padded batch.
-            boxes_xyxy: of each image, xyxy in input pixels; images without boxes take the same path.
-            labels: of each image, 0-based.
-            predictions: ignored here; assigners that look at predictions take them.
-        """
+        """Targets of a batch, as `Assigner` says; predictions are ignored."""
         ranges = self._ranges(grid)
         images = [
             self._assign_image(grid, ranges, boxes, image_labels)
@@ -195,7 +237,7 @@ class StaticAssigner:
 
     def _assign_image(
         self, grid: PointGrid, ranges: tuple[Tensor, Tensor], boxes_xyxy: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         inside, in_range = self._eligible(grid, ranges, boxes_xyxy)
         matched = smallest_box(inside & in_range, boxes_xyxy, self.areas)
         positive = matched >= 0
@@ -204,4 +246,6 @@ class StaticAssigner:
         point_labels = torch.cat([labels, labels.new_full((1,), BACKGROUND)])[matched]
         distances = torch.cat([grid.points - boxes[:, :2], boxes[:, 2:] - grid.points], dim=-1)
         centerness = torch.where(positive, centerness_of(distances), 0.0)
-        return point_labels, distances, centerness, matched
+        hard = positive.to(boxes.dtype)
+        weights = centerness if self.weight_boxes else hard
+        return point_labels, hard, distances, centerness, weights, matched

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fcos.model.points import PointGrid, make_grid
-from fcos.model.targets import (
+from fcos.model.assign import (
     BACKGROUND,
     StaticAssigner,
     Targets,
@@ -18,6 +17,7 @@ from fcos.model.targets import (
     near_center,
     smallest_box,
 )
+from fcos.model.points import PointGrid, make_grid
 
 from .conftest import NETWORK_HW, RANGES, STRIDES, Peer
 
@@ -146,7 +146,7 @@ def test_an_image_without_boxes_has_no_positives() -> None:
         )
         assert (targets.labels == BACKGROUND).all()
         assert (targets.matched == -1).all()
-        assert targets.normalizers().tolist() == [0, 0]
+        assert targets.normalizers().tolist() == [0, 0, 0]
 
 
 def test_a_box_without_area_has_no_positives() -> None:
@@ -170,10 +170,10 @@ def test_a_batch_is_its_images_one_by_one() -> None:
 
 def test_normalizers_count_positives_and_sum_their_centerness() -> None:
     _, targets = assign([[0, 0, 56, 56]], [0], radius=1.5)
-    count, centerness = targets.normalizers().tolist()
+    scores, centerness, count = targets.normalizers().tolist()
     # 9 points at offsets -8, 0, 8 from the centre of a box of half side 28: 20 / 36 for each axis off centre.
     off = (20 / 36) ** 0.5
-    assert count == 9
+    assert scores == count == 9
     assert centerness == pytest.approx(1 + 4 * off + 4 * off**2)
 
 
