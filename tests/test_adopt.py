@@ -41,6 +41,16 @@ def test_settings_of_the_detector_are_adopted_but_for_what_the_user_gave(shared:
     assert adopted.origin("rules").startswith("file ")
 
 
+def test_adopting_settings_leaves_the_callers_config_as_it_was(small_model: Path) -> None:
+    """So that a second training with it trains the same network."""
+    config = configured(small_model)
+    adopted, _ = adopt_settings(config, load_model(small_model))
+    assert adopted.origin("head_channels") == f"file {small_model}"
+    assert config.origin("head_channels").startswith(("default", "preset"))
+    again, _ = adopt_settings(config, load_model(small_model))
+    assert again.head_channels == adopted.head_channels == 16
+
+
 def test_adopted_settings_that_contradict_given_ones_are_refused(shared: Path) -> None:
     config = configured(vectors(shared, "detectron2_r50"), view_size=700, short_side=None)
     adopt_settings(config, load_model(vectors(shared, "detectron2_r50")))

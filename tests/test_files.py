@@ -81,6 +81,15 @@ def test_what_is_written_is_there_whole_or_as_before(tmp_path: Path):
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_a_reader_keeps_what_it_has_opened(tmp_path: Path):
+    """The new file takes the name of the old one, whose content is not touched."""
+    write_text(tmp_path / "a.txt", "old")
+    with (tmp_path / "a.txt").open() as reader:
+        write_text(tmp_path / "a.txt", "new")
+        assert reader.read() == "old"
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
 def test_a_folder_takes_the_place_of_another(tmp_path: Path):
     folder = tmp_path / "data"
     for content in ("old", "new"):

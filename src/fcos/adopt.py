@@ -109,7 +109,8 @@ def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig
         and getattr(config, key) != getattr(start.config, key)
     }
     adopted = config.model_copy(update=changes)
-    adopted._origins.update({key: f"file {start.path}" for key in changes})
+    # model_copy shares private attributes: the caller's config would take these for its own
+    adopted._origins = config._origins | {key: f"file {start.path}" for key in changes}
     if broken := next(broken_rules(adopted), None):
         raise ConfigError(broken.what, where=f"settings adopted from {start.path}", fix=broken.fix)
     return adopted, [f"{key} {json.dumps(value)}" for key, value in changes.items()]

@@ -76,7 +76,17 @@ def test_images_of_a_step_lie_or_stand_alike() -> None:
     assert len(mixed) <= 2 * 8  # an epoch leaves less than a step of each
     kinds = [step[0] for number, step in enumerate(steps) if number not in mixed]
     assert 0.55 < sum(kinds) / len(kinds) < 0.8
-    assert kinds[:10] != sorted(kinds[:10]) or kinds[10:20] != sorted(kinds[10:20])  # not one kind first
+
+
+def test_steps_of_wide_and_of_high_images_are_shuffled() -> None:
+    is_wide = torch.arange(400) < 200
+    for epoch in range(5):
+        of_steps = is_wide[epoch_order(is_wide, 10, 0, epoch)].reshape(40, 10)
+        assert (of_steps.all(dim=1) | (~of_steps).all(dim=1)).all()
+        places = of_steps[:, 0].nonzero().flatten().float()
+        assert len(places) == 20
+        # 20 of 40 places at random: 19.5 +- 1.9 in the mean; 9.5 or 29.5 with one kind first
+        assert 13 < places.mean() < 26
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

@@ -18,6 +18,7 @@ from fcos.data.transforms import (
     POLICIES,
     Augmentation,
     EvalTransform,
+    RandomCropOfBoxes,
     TrainTransform,
     build_policy,
     quarter_turn,
@@ -239,6 +240,40 @@ def test_crops_keep_the_shape_of_the_picture() -> None:
         (130, 200),
         (131, 200),
     }
+
+
+def test_crops_lie_anywhere() -> None:
+    crop = RandomCropOfBoxes(0.5)
+    image = torch.zeros(3, 100, 200, dtype=torch.uint8)
+    places = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        chosen = crop.make_params([image])
+        assert 50 <= chosen["height"] <= 100
+        free = max(1, 100 - chosen["height"]), max(1, 200 - chosen["width"])
+        places.append((chosen["top"] / free[0], chosen["left"] / free[1]))
+    for of_axis in zip(*places, strict=True):
+        assert min(of_axis) < 0.15
+        assert max(of_axis) > 0.85
+        assert 0.35 < sum(of_axis) / 40 < 0.65
+
+
+@pytest.mark.parametrize(("left", "kept"), [(69, True), (71, True), (74, True), (76, False), (90, False)])
+def test_a_box_is_kept_with_more_than_a_quarter_of_its_area(left: int, kept: bool) -> None:
+    """A crop that begins at `left` shows 100 - left of the 100 columns of the box."""
+
+    class CropAt(v2.Transform):  # type: ignore[misc]
+        def make_params(self, flat_inputs: object) -> dict[str, int]:
+            return {"top": 0, "left": left, "height": 100, "width": 100}
+
+        def transform(self, inpt: object, params: dict[str, int]) -> object:
+            return RandomCropOfBoxes(1.0).transform(inpt, params)
+
+    policy = TrainTransform(None, 100, horizontal_flip=False, augment=Augmentation(CropAt()))
+    image = torch.zeros(3, 100, 200, dtype=torch.uint8)
+    _, boxes, labels = policy(image, torch.tensor([[0.0, 0.0, 100.0, 50.0]]), torch.tensor([1]))
+    assert boxes.tolist() == ([[0, 0, 100 - left, 50]] if kept else [])
+    assert labels.tolist() == [1] * kept
 
 
 def test_color_policy_leaves_boxes_alone_and_changes_pixels() -> None:

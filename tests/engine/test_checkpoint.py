@@ -11,12 +11,12 @@ from fcos.engine.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from fcos.errors import TrainingError, WeightsError
 
 
-def annotations(folder: str = "a", boxes: list[list[float]] | None = None) -> Annotations:
+def annotations(folder: str = "a", boxes: list[list[float]] | None = None, label: int = 0) -> Annotations:
     records = [
-        Record.make(Path(folder) / "1.jpg", boxes or [[1, 2, 3, 4]], [0], 1, size_hw=(9, 9)),
+        Record.make(Path(folder) / "1.jpg", boxes or [[1, 2, 3, 4]], [label], 1, size_hw=(9, 9)),
         Record.make(Path(folder) / "2.jpg", np.zeros((0, 4)), [], 2, size_hw=(9, 9)),
     ]
-    return Annotations.from_records(records, ["cat"], source=Path(folder), format="list")
+    return Annotations.from_records(records, ["cat", "dog"], source=Path(folder), format="list")
 
 
 def test_content_comes_back(tmp_path: Path) -> None:
@@ -61,4 +61,5 @@ def test_checkpoint_runs_no_code(tmp_path: Path) -> None:
 def test_fingerprint_follows_boxes_not_folders() -> None:
     assert fingerprint(annotations("a")) == fingerprint(annotations("b"))
     assert fingerprint(annotations(boxes=[[1, 2, 3, 5]])) != fingerprint(annotations())
+    assert fingerprint(annotations(label=1)) != fingerprint(annotations())
     assert fingerprint(None) != fingerprint(annotations())

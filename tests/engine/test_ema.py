@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 import torch
@@ -64,6 +65,21 @@ def test_average_shares_nothing_with_the_model(tiny: Tiny) -> None:
             tensor.add_(1.0)
     assert torch.equal(ema.module(images, sizes).logits, before)
     assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+
+
+def test_a_training_tells_the_average_its_steps(tiny: Tiny) -> None:
+    """The warm-up of the decay depends on the number of the step, also after a resume."""
+    told: list[int] = []
+    update = Ema.update
+
+    def remember(ema: Ema[nn.Module], model: nn.Module, step: int) -> None:
+        told.append(step)
+        update(ema, model, step)
+
+    with mock.patch.object(Ema, "update", remember):
+        tiny.train_until(3, "run", ema_decay=0.9, epoches=2)
+        tiny.train("run", ema_decay=0.9, epoches=2, load=True)
+    assert told == [0, 1, 2, 3, 4]
 
 
 def test_average_is_what_is_measured_and_saved(tiny: Tiny) -> None:

@@ -81,7 +81,8 @@ def test_plain_lines_where_there_is_no_terminal(
     assert said.out == ""
     # A line each 10 seconds: after 12 seconds 20 of 90 steps are done.
     assert said.err.splitlines() == [
-        "step 30/100  loss 1.750 (classification 1.000 box 0.500 quality 0.250)  lr 0.01  0.7 img/s  left 0:00:42",
+        "step 30/100  loss 1.750 (classification 1.000 box 0.500 quality 0.250)  "
+        "lr 0.01  0.7 img/s  left 0:00:42",
         "epoch 1/2",
     ]
 

@@ -275,6 +275,21 @@ def test_half_precision_predictions_give_float32_losses(dtype: torch.dtype) -> N
     assert all(gradient.isfinite().all() for gradient in gradients(total(losses), output))
 
 
+@pytest.mark.parametrize(("normalize_targets", "unit"), [(True, 8.0), (False, 1.0)])
+def test_one_is_added_to_areas_in_the_unit_of_the_box_branch(normalize_targets: bool, unit: float) -> None:
+    """One positive point on a level of stride 8 with a box of 16 x 16 where 16 x 32 pixels are wanted."""
+    grid = make_grid((8, 8), [8])
+    output = HeadOutput(torch.zeros(1, 1, 1), torch.full((1, 1, 4), 8.0), None)
+    one = torch.ones(1, 1)
+    wanted = torch.tensor([[[8.0, 8.0, 8.0, 24.0]]])
+    targets = Targets(one.long() * 0, one, wanted, one, one, one.long() * 0)
+    losses = FcosLoss("none", "linear_iou", iou_plus_one=True, normalize_targets=normalize_targets)(
+        output, grid, targets, targets.normalizers()
+    )
+    iou = (256 / unit**2 + 1) / (512 / unit**2 + 1)
+    assert losses["box"].item() == pytest.approx(1 - iou)
+
+
 # Other code bases -----------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid, make_grid
@@ -303,6 +304,31 @@ def test_boxes_are_cut_before_or_after_nms() -> None:
     assert len(PostProcess(keep_empty=True)(output, grid, WIDE, WIDE)[0].scores) == 2
     original = PostProcess(clip="original")(output, grid, WIDE, 2 * WIDE)[0]
     assert original.boxes_xyxy.tolist() == [[112.0, 0.0, 128.0, 16.0]]
+
+
+def test_nms_is_on_boxes_of_the_original_size_where_the_rules_say_so() -> None:
+    """IoU does not change with the size, but its rounding does: pairs whose IoU is the threshold tell."""
+    generator, scale = torch.Generator().manual_seed(0), 1.7
+    seen = set()
+    for _ in range(300):
+        x, y, width, height = (torch.rand(4, generator=generator) * 12 + 4).tolist()
+        shift = width * 0.25  # of two boxes of one size: an IoU of 0.75 / 1.25, which is 0.6
+        pair = [[x, y, x + width, y + height], [x + shift, y, x + shift + width, y + height]]
+        output, grid = one_point_each([(0.9, 0.9), (0.8, 0.8)], pair)
+        size = torch.tensor([[640, 640]])
+        original = (size * scale).long()
+        points, distances = grid.points, output.distances[0]
+        boxes = torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
+        boxes = boxes.clamp(min=0)
+        factor = original.flip(1).repeat(1, 2) / size.flip(1).repeat(1, 2)
+        kept = [len(nms(b, torch.tensor([0.9, 0.8]), 0.6)) for b in (boxes, boxes * factor)]
+        found = [
+            len(PostProcess(clip=clip)(output, grid, size, original)[0].scores)
+            for clip in ("resized", "original")
+        ]
+        assert found == kept
+        seen.add(tuple(kept))
+    assert {(1, 2), (2, 1)} <= seen  # rounding did decide, both ways
 
 
 def test_inclusive_boxes_end_at_the_last_pixel_and_keep_the_order_of_the_candidates() -> None:
