@@ -4,9 +4,11 @@ import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from fcos.build import load_model
 from fcos.config import load_config
@@ -236,3 +238,14 @@ def test_results_are_those_of_the_best_model(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert {entry["image_id"] for entry in results} <= set(range(1, 8))
     assert all(np.isfinite(entry["bbox"]).all() for entry in results)
+
+
+@pytest.mark.parametrize("has_blocks", [True, False])
+def test_checkpointing_that_does_nothing_is_said(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], has_blocks: bool
+) -> None:
+    blocks = [torch.nn.Identity()] * has_blocks
+    with mock.patch("fcos.engine.run.backbone_blocks", return_value=blocks):
+        tiny.train("run", activation_checkpointing=True, epoches=1, eval_epoches=1)
+    said = "activation_checkpointing does nothing in the backbone: test_efficientnet has no blocks"
+    assert (said in capsys.readouterr().err) == (not has_blocks)

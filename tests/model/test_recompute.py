@@ -10,7 +10,7 @@ import torch
 from fcos.build import build_model
 from fcos.config import load_config
 from fcos.model.fcos import FCOS
-from fcos.model.recompute import recompute_activations
+from fcos.model.recompute import backbone_blocks, recompute_activations
 
 SMALL = {"pretrain": False, "fpn_channels": 16, "head_channels": 16, "head_convs": 2, "freeze_stages": 0}
 
@@ -49,3 +49,21 @@ def test_outputs_gradients_and_statistics_are_the_same_to_the_last_bit(
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert little < 0.6 * much
     assert other.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "backbone", ["convnext_atto", "regnety_002", "hgnetv2_b0", "efficientvit_b0", "mobilenetv3_small_050"]
+)
+def test_backbones_of_every_make_keep_less(backbone: str) -> None:
+    torch.manual_seed(0)
+    plain = build_model(load_config({"backbone": backbone, **SMALL, "head_convs": 0}), 3)
+    other = copy.deepcopy(plain)
+    recompute_activations(other)
+    (wanted, much), (found, little) = step(plain), step(other)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert little < 0.7 * much
+
+
+def test_a_backbone_without_blocks_has_none_to_recompute() -> None:
+    assert backbone_blocks(build_model(load_config({"backbone": "vgg11", **SMALL}), 3)) == []
+    assert len(backbone_blocks(build_model(load_config({"backbone": "resnet18", **SMALL}), 3))) == 8

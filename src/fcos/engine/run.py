@@ -37,6 +37,7 @@ from fcos.engine.waiting import too_many_workers
 from fcos.errors import ConfigError, DatasetError
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.published.download import coco_file
+from fcos.model.recompute import backbone_blocks
 from fcos.model.weights import ModelCard
 from fcos.rules import RULES
 
@@ -72,6 +73,12 @@ def train(config: TrainConfig) -> Run:
             say(fabric, f"warning: {too_many}")
         if fabric.is_global_zero and (slow := slow_precision(config.precision, fabric.device.type)):
             say(fabric, f"warning: {slow}")
+        if config.activation_checkpointing and not backbone_blocks(trainer.model):
+            say(
+                fabric,
+                f"warning: activation_checkpointing does nothing in the backbone: {config.backbone} has no "
+                "blocks; memory is saved in the head only",
+            )
         with StopSignal(announce=fabric.is_global_zero) as stop:
             finished = trainer.fit(stop)
         if not finished:

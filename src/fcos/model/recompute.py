@@ -15,14 +15,29 @@ from fcos.model.fcos import FCOS
 
 
 def recompute_activations(model: FCOS) -> None:
-    """From now on the stages of the backbone and the towers of the head keep only their inputs.
+    """From now on the blocks of the backbone and the towers of the head keep only their inputs.
 
     Weights, names and results stay; the backward pass takes about one forward pass longer.
     """
-    stages = [child for child in model.backbone.body.children() if isinstance(child, nn.Sequential)]
-    blocks = [block for stage in stages for block in stage.children()]
-    for segment in (*blocks, model.head.classification_tower, model.head.box_tower):
+    segments = (*backbone_blocks(model), model.head.classification_tower, model.head.box_tower)
+    for segment in segments:
         segment.forward = partial(_forward, segment, segment.forward)
+
+
+def backbone_blocks(model: FCOS) -> list[nn.Module]:
+    """The repeated blocks of the backbone: what lies in its stages and is of several layers.
+
+    None in a network without blocks (VGG): to keep the input of every layer is what happens anyway.
+    """
+    return [block for stage in model.backbone.body.children() for block in _blocks_in(stage)]
+
+
+def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            yield from _blocks_in(child)
+        elif sum(1 for layer in child.modules() if any(True for _ in layer.parameters(recurse=False))) > 1:
+            yield child
 
 
 def _forward(segment: nn.Module, forward: Any, *inputs: Any) -> Any:
