@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,6 +25,7 @@ from rich.progress import (
 )
 
 from fcos.engine.checkpoint import writing
+from fcos.terminal import printable, progress_console
 
 
 class MetricsFile:
@@ -173,7 +173,7 @@ class Display:
     def __init__(
         self, total_steps: int, start_step: int, *, enabled: bool, console: Console | None = None
     ) -> None:
-        self.console = console or Console(file=sys.stderr, quiet=not enabled)
+        self.console = console or progress_console(quiet=not enabled)
         self.live = enabled and self.console.is_terminal
         self.total_steps, self.first_step = total_steps, start_step
         self.started_at = self.printed_at = time.monotonic()
@@ -213,7 +213,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -228,7 +228,7 @@ def clock(seconds: float) -> str:
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
     """The same items, with a bar that goes away when done; no bar where there is no terminal."""
-    console = Console(file=sys.stderr)
+    console = progress_console()
     return progress.track(
         items, what, total=total, console=console, transient=True, disable=not console.is_terminal
     )
