@@ -8,6 +8,7 @@ import click
 
 from fcos.cli.device import device_option
 from fcos.cli.output import json_option, print_json
+from fcos.files import check_writable
 
 EPILOG = """\b
 Examples:
@@ -46,13 +47,15 @@ def command(
     """
     from fcos.plots.run_folder import read_run
 
+    page = output or (run / "report.html" if other is None else other / "comparison.html")
+    check_writable(page)
     first = read_run(run)
     if other is not None:
         from fcos.plots.comparison import MAX_PICTURES, write_comparison
 
         second = read_run(other)
         most = MAX_PICTURES if pictures is None else pictures
-        written = write_comparison(first, second, output or other / "comparison.html", max_pictures=most)
+        written = write_comparison(first, second, page, max_pictures=most)
     else:
         from fcos.engine.devices import torch_device
         from fcos.plots.report import MAX_PICTURES, write_report
@@ -62,7 +65,7 @@ def command(
             annotations=first.annotations,
             results=first.results,
             cards=first.cards,
-            out=output,
+            out=page,
             max_pictures=MAX_PICTURES if pictures is None else pictures,
             device=torch_device(device),
         )

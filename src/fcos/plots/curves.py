@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fcos.errors import DatasetError
+from fcos.errors import DatasetError, OutputError
+from fcos.files import written
+from fcos.terminal import printable_line
 
 EVAL_CURVES = ("map_mean", "map_50", "map_75")
 TRAIN_CURVES = ("loss", "loss_classification", "loss_box", "loss_quality", "lr")
@@ -68,6 +72,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 def plot_curves(runs: Sequence[Path], out: Path) -> None:
     """Draw AP of every epoch, losses and learning rate of every step; one colour a run."""
     names = run_names(runs)
+    _check_suffix(out)
     panels = [(name, "epoch") for name in EVAL_CURVES] + [(name, "step") for name in TRAIN_CURVES]
     # Figure, not pyplot: no window system, no state between calls
     figure = Figure(figsize=(4.2 * NUM_COLUMNS, 7), layout="constrained")
@@ -75,13 +80,29 @@ def plot_curves(runs: Sequence[Path], out: Path) -> None:
     for index, (run, label) in enumerate(zip(runs, names, strict=True)):
         metrics = read_metrics(run)
         for ax, (name, x) in zip(axes.flat, panels, strict=True):
-            _plot(ax, curve(metrics, name, x), label, COLOURS[index % len(COLOURS)])
+            _plot(ax, curve(metrics, name, x), _as_label(label), COLOURS[index % len(COLOURS)])
     for ax, (name, x) in zip(axes.flat, panels, strict=True):
         _finish(ax, name, x)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(len(runs), 5), frameon=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    with written(out) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font has not all scripts
+        figure.savefig(partial, dpi=110)
+
+
+def _check_suffix(out: Path) -> None:
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if out.suffix.lower().lstrip(".") not in formats:
+        raise OutputError(
+            f"curves cannot be written as {out.suffix or 'a file without a suffix'}",
+            where=str(out),
+            fix=f"give a file that ends with one of: {', '.join(sorted(formats))}",
+        )
+
+
+def _as_label(name: str) -> str:
+    """As text, not as a formula ($), and not hidden (_)."""
+    return printable_line(f"./{name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def _plot(ax: Axes, points: NDArray[np.float64], label: str, colour: str) -> None:
