@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +76,7 @@ class SafeStream:
         kept: what a terminal may get as it is.
     """
 
-    def __init__(self, stream: TextIO, kept: re.Pattern[str] = COLOURS) -> None:
+    def __init__(self, stream: Any, kept: re.Pattern[str] = COLOURS) -> None:
         self.stream, self.kept = stream, kept
 
     def write(self, text: str) -> int:

@@ -53,7 +53,7 @@ def command(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
             with np.printoptions(threshold=len(values) + 1, suppress=True):
                 click.echo(f"{curve_name}\n{np.round(values, 4)}")
     plot_curves(runs, output)
-    click.echo(f"curves are in {output}", err=True)
+    click.echo(f"curves are in {printable_line(str(output))}", err=True)
 
 
 def _curves(run: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def command(model: Path, as_json: bool) -> None:
     if as_json:
         print_json(as_dict(loaded))
         return
-    click.echo(f"{loaded.path}: a detector of {loaded.card.origin or 'fcos'}\n")
+    click.echo(f"{printable_line(str(loaded.path))}: a detector of {loaded.card.origin or 'fcos'}\n")
     exported = isinstance(loaded, ExportedModel)
     for title, text in describe(loaded).items():
         click.echo(f"{title:<11} {printable_line(text)}")

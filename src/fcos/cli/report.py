@@ -9,6 +9,7 @@ import click
 from fcos.cli.device import device_option
 from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable
+from fcos.terminal import printable_line
 
 EPILOG = """\b
 Examples:
@@ -72,4 +73,4 @@ def command(
     if as_json:
         print_json({"report": written, "bytes": written.stat().st_size})
         return
-    click.echo(f"{written} ({written.stat().st_size / 2**20:.1f} MB)")
+    click.echo(f"{printable_line(str(written))} ({written.stat().st_size / 2**20:.1f} MB)")

@@ -40,6 +40,7 @@ from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.published.download import coco_file
 from fcos.model.weights import ModelCard
 from fcos.rules import RULES
+from fcos.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ def draw(trainer: Trainer) -> None:
 def say(fabric: Fabric, text: str) -> None:
     """A line for the user, from one process."""
     if fabric.is_global_zero:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _folder(path: str) -> Path | None:
