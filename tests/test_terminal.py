@@ -1,5 +1,24 @@
+import io
+import sys
+
+import click
+import pytest
+
 from fcos.errors import FcosError
-from fcos.terminal import is_printable, printable, printable_line
+from fcos.terminal import SafeStream, counted, is_printable, printable, printable_line, safe_output
+
+NAME = "\x1b[31mcat\x1b[2J\x07\r\x9b\u202e\ud800\x7f"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def no_colours_are_asked_for(monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_escape_codes_become_text():
@@ -32,3 +51,41 @@ def test_no_error_message_holds_escape_codes():
     assert "\x1b" not in str(error)
     assert "\x07" not in str(error)
     assert error.what == "no class '\x1b[2J'"
+
+
+def test_a_stream_to_a_file_gets_no_control_characters():
+    file = io.StringIO()
+    assert SafeStream(file).write(f"{NAME}\n\tdog") == len(NAME) + 5
+    assert file.getvalue() == "\\x1b[31mcat\\x1b[2J\\x07\\r\\x9b\\u202e\\ud800\\x7f\n\tdog"
+
+
+def test_a_terminal_gets_colours_and_nothing_that_moves_its_cursor():
+    terminal = Terminal()
+    SafeStream(terminal).write(click.style("red", fg="red") + "\x1b[2K\x1b[1A\x1b]8;;x\x1b\\")
+    assert terminal.getvalue() == "\x1b[31mred\x1b[0m\\x1b[2K\\x1b[1A\\x1b]8;;x\\x1b\\"
+
+
+def test_whatever_prints_inside_is_made_safe(monkeypatch):
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with safe_output():
+        print("\x1b[2J")
+        click.echo("\x07")
+        sys.stderr.writelines(["\x9b", "\r"])
+    assert (out.getvalue(), err.getvalue()) == ("\\x1b[2J\n\\x07\n", "\\x9b\\r")
+    assert (sys.stdout, sys.stderr) == (out, err)
+
+
+def test_an_ascii_terminal_gets_escapes_and_no_error(monkeypatch):
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
+    with safe_output():
+        click.echo("\x07 größer")
+        sys.stdout.flush()
+    assert content.getvalue() == b"\\x07 gr\\xf6\\xdfer\n"
+
+
+def test_nouns_follow_their_number():
+    assert [counted(number, "box", "boxes") for number in (0, 1, 2)] == ["0 boxes", "1 box", "2 boxes"]
+    assert counted(3, "problem") == "3 problems"

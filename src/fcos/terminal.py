@@ -1,12 +1,23 @@
 """Text from files on its way to a terminal.
 
 A class name or a file name may hold escape codes, which a terminal obeys: they retitle its window, move the
-cursor over what stands there, or type for the user. They are shown as text instead.
+cursor over what stands there, or type for the user. They are shown as text instead: a name by whoever prints
+it (`printable_line`), everything else on its way out of the command line (`SafeStream`).
 """
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MAX_LINE = 1000  # characters
 
@@ -14,6 +25,10 @@ MAX_LINE = 1000  # characters
 # whole: it holds marks that reorder a line (U+202E), but also joiners that many scripts and emoji need.
 UNSAFE_CATEGORIES = ("Cc", "Cs")
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
+PROGRESS = re.compile(r"(\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[[0-9]*A|\x1b\[2K|\r)")  # what bars of rich write
+COLOUR_VARIABLES = ("FORCE_COLOR", "TTY_COMPATIBLE")  # rich writes colours without a terminal
 
 
 def printable(text: str) -> str:
@@ -33,6 +48,11 @@ def is_printable(text: str) -> bool:
     return printable_line(text) == text
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: ``1 box``, ``2 boxes``; by default with an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def shown(text: str) -> str:
     """The text with very long lines cut in the middle: a file name of a megabyte is no help in a message."""
     return "\n".join(
@@ -46,3 +66,55 @@ def _escaped(character: str) -> str:
         return character
     unsafe = unicodedata.category(character) in UNSAFE_CATEGORIES or character in REORDERING
     return character.encode("unicode_escape", "surrogatepass").decode("ascii") if unsafe else character
+
+
+class SafeStream:
+    """A text stream that shows control characters as text, but for colours where there is a terminal.
+
+    Args:
+        stream: where the text goes.
+        kept: what a terminal may get as it is.
+    """
+
+    def __init__(self, stream: Any, kept: re.Pattern[str] = COLOURS) -> None:
+        self.stream, self.kept = stream, kept
+
+    def write(self, text: str) -> int:
+        """Write the text, made safe."""
+        is_terminal = self.stream.isatty() or any(os.environ.get(name) for name in COLOUR_VARIABLES)
+        parts = self.kept.split(text) if is_terminal else [text]
+        self.stream.write("".join(part if place % 2 else printable(part) for place, part in enumerate(parts)))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Write several texts."""
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # click would write to it, past us, where the encoding is ASCII
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def safe_output() -> Iterator[None]:
+    """Whatever is printed inside is safe for a terminal, by whomever; a name never stops a command."""
+    before = sys.stdout, sys.stderr
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding does not have is shown as an escape, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def progress_console(**options: Any) -> Console:
+    """A console on stderr for progress bars, which move the cursor; what it prints must be `printable`."""
+    from rich.console import Console
+
+    stream: Any = sys.stderr
+    if isinstance(stream, SafeStream):
+        stream = SafeStream(stream.stream, PROGRESS)
+    return Console(file=stream, markup=False, emoji=False, **options)

@@ -79,3 +79,29 @@ def test_a_folder_that_is_no_run_is_an_error_with_a_remedy(tmp_path: Path) -> No
     assert result.exit_code == 2
     assert "there are no metrics here" in result.stderr
     assert "fix: give the folder of a run, for example runs/train" in result.stderr
+
+
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, said in (
+        ("file/curves.png", "cannot be written: "),
+        ("curves.xyz", "curves cannot be written as .xyz"),
+        ("curves", "curves cannot be written as a file without a suffix"),
+    ):
+        result = CliRunner().invoke(
+            main, ["analyze", str(seed_run(tmp_path / f"run-{len(name)}")), "-o", str(tmp_path / name)]
+        )
+        assert result.exit_code == 2
+        assert f"OutputError: {said}" in result.output
+    assert not list(tmp_path.glob("*curves*"))
+
+
+def test_names_of_runs_are_text_in_the_picture(tmp_path: Path) -> None:
+    runs = [str(seed_run(tmp_path / name)) for name in ("$x", "_hidden", "\x1b[2Jrun")]
+    result = CliRunner().invoke(main, ["analyze", *runs, "-o", str(tmp_path / "c.svg")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"# $x\n{PRINTED}")
+    assert "# \\x1b[2Jrun\n" in result.stdout
+    drawn = (tmp_path / "c.svg").read_text()
+    for name in ("$x", "./_hidden", "\\x1b[2Jrun"):
+        assert f"<!-- {name} -->" in drawn

@@ -26,7 +26,7 @@ def test_the_real_set_is_checked_part_by_part(fcos, shared):
     assert len(problems) == 2
     assert "BloodImage_00343.xml, object 4" in problems[0]
     assert "BloodImage_00338.xml, object 13" in problems[1]
-    assert "no picture is in two parts" in result.output
+    assert "no image is in two parts" in result.output
     assert "skip_invalid" in result.output
 
 
@@ -35,7 +35,7 @@ def test_a_clean_set_ends_well_with_its_card(fcos, shared):
 
     assert result.exit_code == 0
     assert "50, 2 of them without boxes" in result.output
-    assert "5 crowd regions, 0 difficult" in result.output
+    assert "5 crowd regions, 0 difficult boxes" in result.output
     assert "no problems" in result.output
 
 
@@ -50,7 +50,7 @@ def test_two_lists_are_compared_and_names_without_background_are_told(fcos, make
 
     assert result.exit_code == 0
     assert "names.txt does not start with 'background'" in result.output
-    assert "warning: 1 of the pictures are in both" in result.output
+    assert "warning: 1 image is in both" in result.output
     assert "cat" in result.output
 
 
@@ -75,7 +75,7 @@ def test_a_config_is_checked_as_a_training_reads_it(fcos, make_picture, tmp_path
         "eval.txt, line 1, box 1, image 'a.jpg': class id 2 is not one of the 1 classes (1 to 1)"
         in result.output
     )
-    assert "1 of the pictures are in both" in result.output
+    assert "1 image is in both" in result.output
 
 
 def test_of_many_problems_the_first_are_shown_and_the_rest_counted(fcos, make_picture, tmp_path):
@@ -86,7 +86,7 @@ def test_of_many_problems_the_first_are_shown_and_the_rest_counted(fcos, make_pi
     output = fcos("check", tmp_path / "train.txt").output
 
     assert output.count("problem: ") == 20
-    assert "... and 10 more problems (--json tells all)" in output
+    assert "... and 10 more problems (--json lists all)" in output
     assert (
         len(json.loads(fcos("check", tmp_path / "train.txt", "--json").stdout)["parts"][0]["problems"]) == 30
     )

@@ -89,6 +89,7 @@ def test_command_has_examples_that_it_understands(
 
 def test_names_and_titles_are_coloured_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if there were a terminal
     coloured = CliRunner().invoke(main, ["train", "--help"], color=True).output
     assert "\x1b[36m-o, --output FILE\x1b[0m" in coloured
     assert "\x1b" not in CliRunner().invoke(main, ["train", "--help"]).output

@@ -129,3 +129,11 @@ def test_numbers_that_json_does_not_have_become_null(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert text.isascii()
     assert json.loads(text) == {"a": None, "b": [1.5, None], "c": {"d": "größer"}}
+
+
+def test_control_characters_are_escaped_as_json_does(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["\x1b[2J", "\x7f", "\x9b", "\u202e", "\ud800", "a\nb"]
+    print_json(names)
+    text = capsys.readouterr().out
+    assert all(character.isprintable() for character in text.replace("\n", ""))
+    assert json.loads(text) == names

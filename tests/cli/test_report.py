@@ -131,6 +131,17 @@ def test_a_folder_that_is_no_run_is_answered(tmp_path: Path) -> None:
     assert "is not the folder of a run: it has no config.json" in result.output
 
 
+@pytest.mark.parametrize("page", ["eval.txt/page.html", "images"])
+def test_a_page_that_cannot_be_written_is_told_before_the_work(data: Path, page: str) -> None:
+    run = make_run(data, "run", 0.5)
+    (run / "results.json").unlink()  # what would be said of it comes later
+    result = report(run, "-o", data / page)
+    assert result.exit_code == 2
+    assert "no results" not in result.output
+    assert str(data / page) in result.output
+    assert "Traceback" not in result.output
+
+
 def test_a_run_without_results_is_told_how_to_get_them(data: Path) -> None:
     run = make_run(data, "run", 0.5)
     (run / "results.json").unlink()

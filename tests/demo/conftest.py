@@ -5,12 +5,43 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+# The limits of time are the same code with smaller numbers, and few files may be open.
+IMPATIENT = """
+import resource, sys
+import fcos.demo.connections as connections
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+connections.HEADER_SECONDS = connections.REQUEST_SECONDS = connections.ANSWER_SECONDS = 2.0
+connections.IDLE_SECONDS = 1
+from fcos.cli import main
+main(sys.argv[1:])
+"""
+
+
+@contextmanager
+def running(command: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Address and process id of a demo, once it has said its address."""
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--no-open", "--device", "cpu"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("http://127.0.0.1:"), line
+    yield line.split()[0], process.pid
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert said == ""  # whatever clients did: no traceback
 
 
 @pytest.fixture(scope="session")
@@ -22,25 +53,23 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture.save(folder / "a.png")
     picture.transpose(Image.Transpose.ROTATE_90).save(folder / "ünï.jpg")
     (folder / "secret.txt").write_text("nobody may read this")
+    os.mkfifo(folder / "pipe.jpg")
     return folder
 
 
 @pytest.fixture(scope="session")
 def address(model_file: Path, examples: Path) -> Iterator[str]:
     """Where a demo of a tiny model answers."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "fcos", "demo", str(model_file), "--examples", str(examples)),
-            *("--port", "0", "--no-open", "--device", "cpu"),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith("http://127.0.0.1:"), line
-    yield line.split()[0]
-    process.terminate()
-    process.wait(timeout=30)
-    process.stdout.close()
+    command = [sys.executable, "-m", "fcos", "demo", str(model_file), "--examples", str(examples)]
+    with running(command) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def impatient(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """Address and process id of a demo that waits 2 s for its clients, and may open 1024 files."""
+    folder = tmp_path_factory.mktemp("large")
+    Image.effect_noise((3000, 3000), 90).save(folder / "large.bmp")
+    command = [sys.executable, "-c", IMPATIENT, "demo", str(small_model), "--examples", str(folder)]
+    with running(command) as served:
+        yield served

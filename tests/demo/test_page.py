@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from .conftest import running
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -154,7 +157,7 @@ def test_a_broken_file_is_said_and_the_others_are_shown(
     drop(page, broken, examples / "a.png")
     page.wait_for_selector("#strip button")
 
-    assert "broken.jpg: this is no picture that can be read" in page.inner_text("#message")
+    assert "broken.jpg: this is no image that can be read" in page.inner_text("#message")
     assert page.locator("#strip button").count() == 1
 
 
@@ -190,6 +193,52 @@ def test_webcam_is_searched_frame_after_frame(page: sync_api.Page) -> None:
     stopped_at = len(answers)
     page.wait_for_timeout(500)
     assert len(answers) == stopped_at
+
+
+HOSTILE = ('<img src=x onerror="hurt()">', "</script><script>hurt()</script>", "\x1b[2Jcat\u202e")
+
+
+@pytest.fixture(scope="module")
+def hostile(small_model: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a demo answers whose model and classes are called like markup."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(small_model, "pt") as file:
+        card = json.loads(file.metadata()["fcos"])
+    card["class_names"] = HOSTILE
+    folder = tmp_path_factory.mktemp("m") / "<b onclick='hurt()'>"
+    folder.mkdir()
+    save_file(load_file(small_model), folder / "best.safetensors", {"fcos": json.dumps(card)})
+    with running([sys.executable, "-m", "fcos", "demo", str(folder), "--examples", str(examples)]) as served:
+        yield served[0]
+
+
+def test_markup_in_names_is_shown_and_not_run(
+    browser: sync_api.Browser, hostile: str, examples: Path, tmp_path: Path
+) -> None:
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text))
+    page.add_init_script("window.hurt = () => { window.isHurt = true; }")
+    page.goto(hostile)
+    page.wait_for_selector("#classes button")
+    name = "<img src=x onerror=hurt()>.png"
+    shutil.copy(examples / "a.png", tmp_path / name)
+    drop(page, tmp_path / name)
+    set_threshold(page, 0.05)
+    page.wait_for_selector("#boxes rect")
+    page.locator("#boxes rect").last.hover(force=True)
+
+    assert page.inner_text("#model") == "<b onclick='hurt()'>"
+    buttons = page.locator("#classes button").all_inner_texts()
+    assert buttons == ["all", *HOSTILE[:2], "\\x1b[2Jcat\\u202e"]
+    assert name in page.inner_text("#facts")
+    assert page.locator("main img[src=x], b, main script").count() == 0
+    assert page.evaluate("window.isHurt") is None
+    assert errors == []
+    page.close()
 
 
 @pytest.mark.parametrize("width", [360, 1200])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
@@ -16,11 +17,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from fastapi import HTTPException, Request
 from PIL import Image
 
 from fcos import Detector
 from fcos.cli import main
-from fcos.demo.server import build_app, open_picture
+from fcos.demo.body import Inbox, open_image
+from fcos.demo.guard import served_hosts
+from fcos.demo.server import build_app
 
 
 def get(address: str) -> tuple[int, bytes]:
@@ -33,8 +37,8 @@ def get(address: str) -> tuple[int, bytes]:
             return error.code, error.read()
 
 
-def post(address: str, content: bytes) -> tuple[int, Any]:
-    request = urllib.request.Request(address, data=content, method="POST")
+def post(address: str, content: bytes, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    request = urllib.request.Request(address, data=content, headers=headers or {}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -106,15 +110,15 @@ def test_boxes_are_in_the_frame_of_the_upright_picture(address: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "there is no picture in the request"),
-        (b"hello, I am no picture", "this is no picture that can be read"),
+        (b"", "there is no image in the request"),
+        (b"hello, I am no picture", "this is no image that can be read"),
         (
             encoded(Image.effect_noise((300, 300), 90), format="PNG")[:20_000],
-            "this picture is broken and cannot be read",
+            "this image is broken and cannot be read",
         ),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
-            "this is no picture that can be read: send a JPEG",  # Pillow would start Ghostscript
+            "this is no image that can be read: send a JPEG",  # Pillow would start Ghostscript
         ),
     ],
     ids=["empty", "text", "truncated", "program"],
@@ -128,19 +132,17 @@ def test_what_is_no_picture_is_refused_in_words(address: str, content: bytes, me
 
 def test_long_files_and_large_pictures_are_refused(address: str) -> None:
     status, answer = post(f"{address}/predict", b"0" * (33 * 2**20))
-    assert (status, answer["detail"]) == (413, "the file is longer than 32 MB: scale the picture")
+    assert (status, answer["detail"]) == (413, "the file is longer than 32 MB: scale the image")
 
     large = encoded(Image.new("L", (9000, 9000)), format="PNG")
     status, answer = post(f"{address}/predict", large)
     assert status == 413
-    assert answer["detail"].startswith("the picture has 81 million pixels, at most 64 million are taken")
+    assert answer["detail"].startswith("the image has 81 million pixels, at most 64 million are taken")
 
 
 def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded() -> None:
-    from fastapi import HTTPException
-
     with pytest.raises(HTTPException) as caught:
-        open_picture(png_header(60_000, 60_000), 1_000_000)
+        open_image(png_header(60_000, 60_000), 1_000_000)
     assert caught.value.status_code == 413
 
 
@@ -174,6 +176,7 @@ def test_page_may_load_nothing_from_elsewhere(address: str) -> None:
         policy, page = answer.headers["Content-Security-Policy"], answer.read().decode()
 
     assert policy.startswith("default-src 'self'")
+    assert "unsafe-inline" not in policy
     assert "http" not in page.replace('<html lang="en">', "")
 
 
@@ -187,6 +190,73 @@ def test_only_this_machine_by_its_own_names_is_answered(address: str) -> None:
     assert caught.value.code == 421
     with caught.value:
         assert "elsewhere.example is not served" in json.load(caught.value)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"}, 403),  # another port
+        ({"Origin": "http://elsewhere.example"}, 403),
+        ({"Origin": "null"}, 403),  # of a file, or of a frame without rights
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "ADDRESS"}, 200),
+        ({}, 200),  # a program
+    ],
+)
+def test_pages_from_elsewhere_cannot_make_it_work(
+    address: str, examples: Path, headers: dict[str, str], status: int
+) -> None:
+    headers = {name: value.replace("ADDRESS", address) for name, value in headers.items()}
+
+    answer = post(f"{address}/predict", (examples / "a.png").read_bytes(), headers)
+
+    assert answer[0] == status
+    assert ("detections" in answer[1]) == (status == 200)
+
+
+@pytest.mark.parametrize("host", ["elsewhere.example", "localhost.elsewhere.example", "[::1", "@", ""])
+def test_names_that_are_not_of_this_machine_are_refused(address: str, host: str) -> None:
+    answer = post(f"{address}/predict", b"", {"Host": host})
+    assert answer[0] == 421
+
+
+@pytest.mark.parametrize("listens_on", ["0.0.0.0", "192.168.1.20", "gpu7"])
+def test_a_server_for_the_network_is_asked_by_address_or_by_its_name(listens_on: str) -> None:
+    hosts = served_hosts(listens_on)
+
+    assert {"localhost", listens_on, socket.gethostname().lower()} <= hosts
+    assert "elsewhere.example" not in hosts
+
+
+def test_a_form_is_told_apart_from_an_image(address: str, examples: Path) -> None:
+    form = b"--b\r\nContent-Disposition: form-data; name=image\r\n\r\n" + (examples / "a.png").read_bytes()
+
+    answer = post(f"{address}/predict", form, {"Content-Type": "multipart/form-data; boundary=b"})
+
+    assert answer[0] == 415
+    assert answer[1]["detail"].startswith("this is a form: send the image file itself as the body")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "2", "high", "%00", "<script>"])
+def test_thresholds_that_are_none_are_refused(address: str, value: str) -> None:
+    status, answer = post(f"{address}/predict?score_threshold={value}", b"x")
+
+    assert (status, answer["detail"][0]["loc"]) == (422, ["query", "score_threshold"])
+
+
+def test_images_of_many_bits_or_many_passes_count_for_more() -> None:
+    wide = encoded(Image.new("I;16", (100, 100)), format="PNG")
+    assert open_image(wide, 80_000).shape == (3, 100, 100)
+    with pytest.raises(HTTPException) as caught:
+        open_image(wide, 79_999)
+    assert caught.value.status_code == 413
+
+    progressive = encoded(Image.effect_noise((100, 100), 90), format="JPEG", progressive=True)
+    assert open_image(progressive, 10_000).shape == (3, 100, 100)
+    with pytest.raises(HTTPException) as caught:
+        open_image(progressive + b"\xff\xda" * 20, 10_000)
+    assert caught.value.detail == "the image is stored in 26 passes: save it anew"
 
 
 def test_many_pictures_at_once_get_the_answers_of_one(address: str, examples: Path) -> None:
@@ -216,6 +286,28 @@ def test_port_in_use_is_an_error_that_says_so(address: str, model_file: Path) ->
     assert answer.exit_code == 2
     assert f"cannot listen on 127.0.0.1, port {port}: " in answer.output
     assert "give another --port, or 0 for a free one" in answer.output
+
+
+def test_bodies_that_wait_have_a_limit_together() -> None:
+    def request(*parts: bytes) -> Request:
+        messages = iter([*({"type": "http.request", "body": part, "more_body": True} for part in parts), END])
+
+        async def receive() -> Any:
+            return next(messages)
+
+        return Request({"type": "http", "headers": []}, receive)
+
+    END = {"type": "http.request", "body": b"", "more_body": False}
+    inbox = Inbox(max_bytes=60, max_held_bytes=100)
+    assert len(asyncio.run(inbox.read(request(b"0" * 30, b"0" * 30)))) == 60
+
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(inbox.read(request(b"0" * 30, b"0" * 20)))
+    assert caught.value.status_code == 503
+    assert inbox.held_bytes == 60
+
+    inbox.forget(60)
+    assert len(asyncio.run(inbox.read(request(b"0" * 50)))) == 50
 
 
 def test_app_is_made_without_a_server(model_file: Path) -> None:

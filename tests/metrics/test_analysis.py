@@ -98,13 +98,51 @@ def test_what_cannot_be_measured_has_no_number() -> None:
     assert analysis.margins == (None,) * 12  # one picture
 
 
-def test_confident_detections_that_the_annotations_contradict_are_likely_label_errors() -> None:
+def test_confident_detections_that_the_annotations_contradict_are_told() -> None:
     annotations = annotations_of(([A, B], [CAT, DOG]))
     results = [found(1, A, 0.95, CAT), found(1, B, 0.9, CAT), found(1, C, 0.85, DOG), found(1, C, 0.1, CAT)]
     analysis = analysed_with_more(annotations, results)
-    errors = [(error.found, error.there, round(error.score, 2)) for error in analysis.shown.label_errors]
+    errors = [(error.found, error.there, round(error.score, 2)) for error in analysis.shown.disagreements]
     assert errors == [("cat", "dog", 0.9), ("dog", None, 0.85)]
-    assert analysis.shown.label_errors[1].box_xyxy.tolist() == C
+    assert analysis.shown.disagreements[1].box_xyxy.tolist() == C
+
+
+def test_disagreements_of_a_class_that_is_right_elsewhere_come_first() -> None:
+    annotations = annotations_of(*[([A, B], [CAT, DOG])] * 5)
+    results = [
+        found(1, C, 0.97, CAT),  # of the cats that are as sure, one elsewhere is right and two are wrong
+        found(1, A, 0.96, CAT),  # in the same image: it says nothing
+        *(found(2, A, 0.98, CAT), found(3, C, 0.99, CAT), found(4, C, 0.99, CAT)),
+        found(5, C, 0.9, DOG),  # three of three dogs elsewhere
+        *(found(image_id, B, 0.95, DOG) for image_id in (1, 2, 3)),
+        *(found(image_id, A, 0.8, CAT) for image_id in (3, 4, 5)),
+        *(found(image_id, B, 0.8, DOG) for image_id in (4, 5)),
+    ]
+    ranked = [
+        (one.found, round(one.score, 2), one.num_right, one.num_elsewhere, one.trust)
+        for one in analyse(annotations, results).shown.disagreements
+    ]
+    assert ranked == [
+        ("dog", 0.9, 3, 3, 3 / 4),
+        ("cat", 0.97, 1, 3, 1 / 4),
+        ("cat", 0.99, 0, 1, 0),  # each of the two knows of the other alone
+        ("cat", 0.99, 0, 1, 0),
+    ]
+
+
+def test_boxes_are_counted_by_size_as_coco_measures_them() -> None:
+    sides = (31, 32, 33, 96, 97)  # 32 and 96 are on a limit: AP of both sizes counts them
+    boxes = [[100.0 * place, 0.0, 100.0 * place + side, float(side)] for place, side in enumerate(sides)]
+    analysis = analyse(annotations_of((boxes, [CAT] * 5)), [found(1, boxes[0], 0.9, CAT)])
+    assert [row.boxes_by_size for row in analysis.classes] == [(2, 3, 2), (0, 0, 0)]
+    alone = [
+        analyse(annotations_of(([box], [CAT])), [found(1, box, 0.9, CAT)]).classes[CAT].by_size
+        for box in boxes
+    ]
+    assert [[ap is not None for ap in by_size] for by_size in alone] == [
+        *([True, False, False], [True, True, False], [False, True, False]),
+        *([False, True, True], [False, False, True]),
+    ]
 
 
 def analysed_with_more(annotations: Annotations, results: list[dict[str, Any]]) -> Analysis:

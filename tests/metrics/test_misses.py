@@ -62,12 +62,12 @@ def missed(
 @pytest.mark.parametrize(
     ("results", "reason", "told"),
     [
-        ([], "nothing", "nothing was found there"),
+        ([], "nothing", "nothing of its class is shown near it"),
         ([found(A, 0.9, DOG)], "class", "found as dog, 0.90"),
         ([found(A, 0.3, CAT)], "score", "its score 0.30 is under the threshold"),
         ([found(HALF_OF_A, 0.9, CAT)], "box", "the nearest box has an IoU of 0.40"),
         ([found(A, 0.9, DOG), found(A, 0.3, CAT)], "class", "found as dog, 0.90"),
-        ([found(B, 0.9, CAT)], "nothing", "nothing was found there"),
+        ([found(B, 0.9, CAT)], "nothing", "nothing of its class is shown near it"),
     ],
 )
 def test_a_miss_has_its_reason(results: list[dict[str, Any]], reason: str, told: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.analysis import Analysis, analyse
 from fcos.plots.examples import spread
-from fcos.plots.gallery import choose_pictures, confusions, gallery, label_error_crops, tally
+from fcos.plots.gallery import choose_pictures, confusions, disagreement_crops, gallery, tally
 
 BOX = [10.0, 20.0, 50.0, 60.0]
 
@@ -77,9 +77,13 @@ def test_boxes_know_what_they_were_found_with(analysed: tuple[Annotations, Analy
 
 def test_crops_show_the_surroundings_of_a_box(analysed: tuple[Annotations, Analysis]) -> None:
     annotations, analysis = analysed
-    dog, thing = label_error_crops(annotations, analysis, shown=[6])
-    assert (dog.caption, dog.example, dog.picture) == ("dog 0.90, annotated as cat", "picture-7", "7.png")
-    assert (thing.caption, thing.example) == ("cat 0.85, not annotated", None)
+    dog, thing = disagreement_crops(annotations, analysis, shown=[6])
+    assert (dog.caption, dog.example, dog.picture) == (
+        "dog 0.90, annotated as cat; elsewhere 0 of 0 right",
+        "picture-7",
+        "7.png",
+    )
+    assert (thing.caption, thing.example) == ("cat 0.85, not annotated; elsewhere 0 of 0 right", None)
     # 40 pixels and 24 on each side, cut to the picture: x from 0 to 74, y from 0 to 80; then 170 pixels high
     assert (dog.width, dog.height) == (157, 170)
     scale = 170 / 80

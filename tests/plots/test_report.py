@@ -191,11 +191,43 @@ def test_reasons_of_misses_lead_to_their_pictures(tmp_path: Path) -> None:
     assert "has no model file to ask" in page
 
 
-def test_likely_label_errors_are_shown_as_crops(tmp_path: Path) -> None:
+def test_confident_disagreements_are_shown_as_crops(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
     captions = re.findall(r'<figure class="crop">.*?<figcaption>(.*?)<br>', page, flags=re.DOTALL)
     dog = "&lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;"
-    assert captions == [f"{dog} 0.90, not annotated", f"{dog} 0.80, annotated as cat"]
+    assert captions == [
+        f"{dog} 0.90, not annotated; elsewhere 0 of 0 right",
+        f"{dog} 0.80, annotated as cat; elsewhere 0 of 1 right",
+    ]
+
+
+def test_of_a_weak_detector_disagreements_say_nothing(tmp_path: Path) -> None:
+    results = [found(1, 0.6), *(found(image_id, 0.9, (60, 20, 30, 30)) for image_id in range(1, 9))]
+    page = report_of(tmp_path, results, num_images=8)
+    assert "Not shown: AP50 is" in page
+    assert "below 50.0 what the annotations contradict" in page
+    assert '<figure class="crop">' not in page
+
+
+def test_the_number_of_boxes_stands_beside_each_ap(tmp_path: Path) -> None:
+    page = report_of(tmp_path, MIXED, num_images=8)
+    numbers = re.findall(r'<div class="number"><span>(.*?)</span>.*?<small>(.*?)</small>', page, re.DOTALL)
+    words = dict(numbers)
+    assert words["AP"].endswith("; 7 boxes")
+    assert words["AP small"].endswith("; 0 boxes")
+    assert words["AP medium"].endswith("; 7 boxes")
+    cat = re.findall(r"<tr><td>cat</td><td>7</td>(.*?)</tr>", page, re.DOTALL)[0]
+    assert re.findall(r"\((\d+)\)", cat) == ["0", "7", "0"]
+
+
+def test_missed_and_background_mean_one_thing_each(tmp_path: Path) -> None:
+    page = report_of(tmp_path, MIXED, num_images=8)
+    assert page.count("<b>missed</b>") == page.count("<b>Background</b>") == 1  # where they are defined
+    assert "<b>undetected</b>" in page  # TIDE's "missed" is less than that
+    confusion = page[page.index('id="confusion"') : page.index('id="scores"')]
+    assert '<th scope="col">no detection</th>' in confusion
+    assert '<th scope="row">no object</th>' in confusion
+    assert "missed" not in confusion
 
 
 def test_objects_that_no_point_learns_are_told_with_a_remedy(tmp_path: Path) -> None:
@@ -333,9 +365,10 @@ TRY_IT = """<script>
 
 FOLDED = """<script>
   const shown = () => document.querySelectorAll(".examples > .example:not([hidden])").length;
-  const tried = [shown(), more.textContent];
+  const counts = () => document.querySelector("#tally").textContent;
+  const tried = [shown(), more.textContent, counts()];
   more.click();
-  document.title = JSON.stringify([...tried, shown(), more.hidden]);
+  document.title = JSON.stringify([...tried, shown(), more.hidden, counts()]);
 </script>"""
 
 
@@ -344,6 +377,7 @@ def tried(page: Path) -> Any:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     browser = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    browser.append("--virtual-time-budget=1000")  # timers and events have come
     done = subprocess.run(
         [*browser, page.as_uri()], capture_output=True, encoding="utf-8", timeout=120, check=True
     )
@@ -355,10 +389,10 @@ def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> N
     page = report_of(tmp_path, MIXED, num_images=8)
     (tmp_path / "tried.html").write_text(page + TRY_IT, encoding="utf-8")
     assert tried(tmp_path / "tried.html") == {
-        "first": "6 right, 2 wrong, 1 missed",
-        "high": "0 right, 2 wrong, 7 missed",
-        "low": "6 right, 3 wrong, 1 missed",
-        "cell": [["picture-2"], "0 right, 1 wrong, 1 missed", ": 1 (1 picture here)"],
+        "first": "6 right, 2 wrong, 1 missed in 8 images",
+        "high": "0 right, 2 wrong, 7 missed in 8 images",
+        "low": "6 right, 3 wrong, 1 missed in 8 images",
+        "cell": [["picture-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 picture here)"],
         "best": 5,
         "all": 8,
         "tip": "cat, missed: found as <b>dog & 'co'</b>, 0.80",
@@ -370,4 +404,54 @@ def test_more_than_a_few_pictures_are_folded_in_a_browser_only(tmp_path: Path) -
     page = report_of(tmp_path, [found(image_id, 0.6) for image_id in range(1, 15)], num_images=15)
     assert page.count('<article class="example" ') == 15
     (tmp_path / "tried.html").write_text(page + FOLDED, encoding="utf-8")
-    assert tried(tmp_path / "tried.html") == [12, "show all 15 pictures", 15, True]
+    counts = "14 right, 0 wrong, 0 missed in 15 images"  # also of the three that are folded
+    assert tried(tmp_path / "tried.html") == [12, "show all 15 pictures", counts, 15, True, counts]
+
+
+HURT = (
+    "<img src=x onerror=hurt()>",
+    '"></title></svg></script><script>hurt()</script>',
+)
+HURT_FILE = "<svg onload=hurt()>&quot;' onmouseover='hurt().png"
+HURT_RUN = "<b onclick=hurt()>run"
+SPY = "<head><script>window.hurts = 0; function hurt() { hurts++; }</script>"
+UNHURT = """<script>
+  const [names, file] = NAMES;
+  const texts = [...document.querySelectorAll(".bars > span, td, th")].map((one) => one.textContent);
+  document.querySelector('[data-tag="cell-0-1"]').click();
+  const found = {
+    foreign: document.querySelectorAll("img, [onerror], [onload], [onmouseover], [onclick]").length,
+    title: document.title.split(" / ")[1],
+    names: names.every((name) => texts.includes(name)),
+    file: document.querySelector(".about b").textContent.slice(1) === file,
+    settings: texts.some((text) => text.endsWith(`/${names[0]}`)),
+    chosen: document.querySelector("#chosen").textContent,
+  };
+  setTimeout(() => { document.title = JSON.stringify({ ...found, hurts }); }, 200);
+</script>"""
+
+
+def test_markup_in_names_of_all_kinds_is_text_in_a_browser(tmp_path: Path) -> None:
+    run = write_run(tmp_path / HURT_RUN)
+    dump_config(load_config(run / "config.json", [f"root_train={HURT[0]}"]), run / "config.json")
+    records = []
+    for number in (1, 2):
+        path = tmp_path / f"{number}{HURT_FILE}"
+        Image.new("RGB", (100, 80)).save(path)
+        records.append(Record.make(path, [[10.0, 20.0, 50.0, 60.0]], [0], number, size_hw=(80, 100)))
+    annotations = Annotations.from_records(records, HURT, source=tmp_path, format="list")
+
+    out = write_report(run, annotations=annotations, results=[found(1, 0.8), found(2, 0.9, label=1)])
+
+    page = out.read_text(encoding="utf-8").replace("<head>", SPY)
+    names = json.dumps([HURT, HURT_FILE]).replace("</", "<\\/")
+    (tmp_path / "tried.html").write_text(page + UNHURT.replace("NAMES", names), encoding="utf-8")
+    assert tried(tmp_path / "tried.html") == {
+        "foreign": 0,
+        "title": f"{HURT_RUN}: FCOS report",
+        "names": True,
+        "file": True,
+        "settings": True,
+        "chosen": f"{HURT[0]} taken for {HURT[1]}: 1 (1 picture here)",
+        "hurts": 0,
+    }

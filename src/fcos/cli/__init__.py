@@ -7,10 +7,8 @@ not in the commands' files. A new command is a file with a click object `command
 from __future__ import annotations
 
 import difflib
-import io
 import keyword
 import os
-import sys
 from importlib import import_module
 from typing import IO, Any
 
@@ -18,6 +16,7 @@ import click
 
 from fcos.cli.look import Context
 from fcos.errors import FcosError
+from fcos.terminal import safe_output
 
 COMMANDS = {  # each fits into a line of 80 columns
     "quickstart": "See it work: train and measure a small detector, offline.",
@@ -68,7 +67,8 @@ class LazyGroup(click.Group):
         """As usual; the shell's questions for completions go to our own answers."""
         if "_FCOS_COMPLETE" in os.environ:
             import_module("fcos.cli.completion")
-        return super().main(*args, **kwargs)
+        with safe_output():
+            return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which one comes to need them."""
@@ -137,6 +137,3 @@ def main() -> None:
     from fcos.engine.memory import keep_freed_memory
 
     keep_freed_memory()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding does not have is shown as an escape, as on stderr.
-        sys.stdout.reconfigure(errors="backslashreplace")

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.files import check_writable
+from fcos.terminal import printable_line
 
 EPILOG = """\b
 Examples:
@@ -37,20 +39,21 @@ def command(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
 
     from fcos.plots.curves import EVAL_CURVES, curve, plot_curves, read_metrics, run_names
 
+    check_writable(output)
     names = run_names(runs)
     if as_json:
         print_json({name: _curves(run) for run, name in zip(runs, names, strict=True)})
     for run, name in zip(runs, names, strict=True) if not as_json else ():
         metrics = read_metrics(run)
         if len(runs) > 1:
-            click.echo(f"# {name}")
+            click.echo(f"# {printable_line(name)}")
         for curve_name in EVAL_CURVES:
             values = curve(metrics, curve_name)[:, 1]
             # as the seed prints them; only never shortened, and never as 3.e-04
             with np.printoptions(threshold=len(values) + 1, suppress=True):
                 click.echo(f"{curve_name}\n{np.round(values, 4)}")
     plot_curves(runs, output)
-    click.echo(f"curves are in {output}", err=True)
+    click.echo(f"curves are in {printable_line(str(output))}", err=True)
 
 
 def _curves(run: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
     from fcos.data.annotations import Annotations
@@ -138,52 +139,58 @@ def _names(name_file: Path) -> tuple[str, ...]:
 def _print_report(title: str, annotations: Annotations, report: CheckReport) -> None:
     from fcos.cli.config import print_table
 
-    click.secho(f"{title} ({annotations.format})", bold=True)
+    click.secho(f"{printable_line(title)} ({annotations.format})", bold=True)
     print_table(_summary_table(report.card))
     print_table(_class_table(report.card))
     for warning in report.warnings[:MAX_SHOWN]:
-        click.secho(f"warning: {warning}", fg="yellow")
-    if len(report.warnings) > MAX_SHOWN:
-        click.echo(f"... and {len(report.warnings) - MAX_SHOWN} more warnings (--json tells all)")
+        click.secho(f"warning: {printable_line(str(warning))}", fg="yellow")
+    _print_more(len(report.warnings), "warning")
     for problem in report.problems[:MAX_SHOWN]:
-        click.echo(click.style("problem: ", fg="red") + str(problem))
-    if len(report.problems) > MAX_SHOWN:
-        click.echo(f"... and {len(report.problems) - MAX_SHOWN} more problems (--json tells all)")
+        click.echo(click.style("problem: ", fg="red") + printable_line(str(problem)))
+    _print_more(len(report.problems), "problem")
+    for fix in dict.fromkeys(problem.fix for problem in report.problems):
+        click.echo(f"fix: {fix}")
+    told = f", {counted(len(report.warnings), 'warning')}" if report.warnings else ""
     if report.problems:
-        for fix in dict.fromkeys(problem.fix for problem in report.problems):
-            click.echo(f"fix: {fix}")
-        click.secho(f'{report.summary()} ("skip_invalid": true leaves exactly these out)', fg="red")
+        what = f"{counted(len(report.problems), 'problem')}{told}: {report.summary()}"
+        click.secho(f'{what} ("skip_invalid": true leaves exactly these out)', fg="red")
     else:
-        click.secho("no problems", fg="green")
+        click.secho(f"no problems{told}", fg="green")
     click.echo()
+
+
+def _print_more(number: int, what: str) -> None:
+    if number > MAX_SHOWN:
+        click.echo(f"... and {counted(number - MAX_SHOWN, f'more {what}')} (--json lists all)")
 
 
 def _summary_table(card: Card) -> Any:
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
-    table.add_row("pictures", f"{card.num_images}, {card.num_empty} of them without boxes")
+    table.add_row("images", f"{card.num_images}, {card.num_empty} of them without boxes")
     if card.sides:
         for side, (least, median, most) in card.sides.items():
             table.add_row(side, f"{least} to {most} pixels, median {median}")
-    table.add_row("boxes", f"{card.num_boxes}, at most {card.most_boxes} in a picture")
+    table.add_row("boxes", f"{card.num_boxes}, at most {card.most_boxes} in an image")
     sizes = (f"{count} {name}" for name, count in card.boxes_per_size.items())
     table.add_row("sizes (COCO's)", ", ".join(sizes))
     if card.num_crowd or card.num_difficult:
-        table.add_row("special", f"{card.num_crowd} crowd regions, {card.num_difficult} difficult")
+        crowd = counted(card.num_crowd, "crowd region")
+        table.add_row(
+            "special", f"{crowd}, {counted(card.num_difficult, 'difficult box', 'difficult boxes')}"
+        )
     return table
 
 
 def _class_table(card: Card) -> Any:
-    from rich.text import Text
-
     from fcos.cli.config import new_table
 
-    table = new_table("class", "boxes", "pictures")
+    table = new_table("class", "boxes", "images")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, boxes in card.boxes_per_class.items():
-        table.add_row(Text(name), str(boxes), str(card.images_per_class[name]))
+        table.add_row(printable_line(name), str(boxes), str(card.images_per_class[name]))
     return table
 
 
@@ -203,14 +210,15 @@ def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
 def _print_common(shared: list[dict[str, Any]]) -> None:
     for entry in shared:
         (first, second), pairs = entry["between"], entry["pictures"]
-        what = f"{len(pairs)} of the pictures are in both {first} and {second}"
-        click.secho(f"warning: {what}; do not train on the ones that you measure on", fg="yellow")
+        number = counted(len(pairs), "image is", "images are")
+        what = printable_line(f"{number} in both {first} and {second}")
+        click.secho(f"warning: {what}; do not train on what you measure on", fg="yellow")
         for one, other in pairs[:MAX_SHOWN]:
-            click.echo(f"  {one}" if one == other else f"  {one} = {other}")
+            click.echo(printable_line(f"  {one}" if one == other else f"  {one} = {other}"))
         if len(pairs) > MAX_SHOWN:
             click.echo(f"  ... and {len(pairs) - MAX_SHOWN} more")
     if not shared:
-        click.secho("no picture is in two parts", fg="green")
+        click.secho("no image is in two parts", fg="green")
 
 
 def _as_dict(title: str, annotations: Annotations, report: CheckReport) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 
 from fcos.cli.output import json_option, print_json
 from fcos.cli.overrides import overrides_argument
+from fcos.terminal import printable_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,6 +80,8 @@ def _print_resolved(words: tuple[str, ...], as_json: bool) -> None:
 
 
 def _print_presets(as_json: bool) -> None:
+    from rich.text import Text
+
     from fcos.presets import ALL_PRESETS, PRESETS
 
     if as_json:
@@ -86,7 +89,7 @@ def _print_presets(as_json: bool) -> None:
         return
     table = new_table("preset", "changes", "because")
     for name, preset in ALL_PRESETS.items():
-        table.add_row(f"[bold]{name}", "", preset.summary)
+        table.add_row(Text(name, "bold"), "", preset.summary)
         for key, change in preset.changes.items():
             table.add_row("", f"{key} = {show(change.value)}", change.reason)
         table.add_section()
@@ -119,14 +122,15 @@ def _add(table: Table, key: str, *cells: str) -> None:
 
     if key in GROUPS:
         table.add_section()
-        table.add_row(f"[bold cyan]{GROUPS[key]}")
-    table.add_row(*(Text(cell) for cell in (key, *cells)))  # Text: "[0, 1]" is not markup
+        table.add_row(Text(GROUPS[key], "bold cyan"))
+    table.add_row(*map(printable_line, (key, *cells)))
 
 
 def print_table(table: Table, *, err: bool = False) -> None:
-    """Print as wide as the terminal."""
+    """Print as wide as the terminal; a name in a cell is not markup."""
     from rich.console import Console
 
     console = Console(stderr=err)
     # A file or a pipe has no width of its own; 80 columns would fold every line.
-    Console(width=console.width if console.is_terminal else 140, stderr=err).print(table)
+    width = console.width if console.is_terminal else 140
+    Console(width=width, stderr=err, markup=False, emoji=False, highlight=False).print(table)

@@ -12,12 +12,12 @@ import click
 
 from fcos.cli.device import device_option
 from fcos.errors import FcosError
+from fcos.files import is_hidden
 
 if TYPE_CHECKING:
     from fcos.api import Detector
 
 NUM_EXAMPLES = 12
-MAX_CONNECTIONS = 64  # each may hold a picture file; more are told to come back (503)
 
 EPILOG = """\b
 Examples:
@@ -52,9 +52,9 @@ def command(
     /openapi.json describes it. Needs pip install 'fcos-torch[demo]'.
     """
     try:
-        import uvicorn
-
-        from fcos.demo.server import LOCAL_HOSTS, build_app
+        from fcos.demo.connections import serve
+        from fcos.demo.guard import served_hosts
+        from fcos.demo.server import build_app
     except ImportError as error:
         raise FcosError(f"the demo page needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
 
@@ -63,13 +63,12 @@ def command(
     listening = listen(host, port)
     detector = Detector.load(model, device)
     pictures = pictures_of(examples) if examples else pictures_of_run(model, detector)
-    address = f"http://{host}:{listening.getsockname()[1]}"
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{listening.getsockname()[1]}"
     click.echo(f"{address}  (stop with Ctrl-C)")
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    app = build_app(detector, pictures, hosts=LOCAL_HOSTS if host in LOCAL_HOSTS else None)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_CONNECTIONS))
-    server.run(sockets=[listening])
+    serve(build_app(detector, pictures, hosts=served_hosts(host)), listening)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -89,10 +88,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def pictures_of(folder: Path) -> list[Path]:
-    """The first pictures of a folder, by name."""
+    """The first images of a folder, by name."""
     from fcos.data.pictures import is_picture
 
-    return sorted(file for file in folder.iterdir() if is_picture(file.name))[:NUM_EXAMPLES]
+    images = (file for file in sorted(folder.iterdir()) if is_picture(file.name) and not is_hidden(file.name))
+    return [file for file in images if file.is_file()][:NUM_EXAMPLES]
 
 
 def pictures_of_run(run: Path, detector: Detector) -> list[Path]:

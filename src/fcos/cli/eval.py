@@ -188,11 +188,11 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     """A table of the classes, best AP first; those without boxes last."""
     import numpy as np
     from rich import box
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
+    from fcos.cli.config import print_table
     from fcos.data.classes import is_no_class
+    from fcos.terminal import printable_line
 
     counted = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]
     num_boxes = np.bincount(counted, minlength=annotations.num_classes).tolist()
@@ -204,7 +204,5 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     for (name, ap), count in sorted(rows, key=lambda row: -row[0][1]):
         if is_no_class(name):
             continue
-        table.add_row(Text(name), str(count), f"{ap:.3f}" if ap >= 0 else "-")  # Text: a name is not markup
-    console = Console()
-    # a pipe has no width of its own, and a folded table is hard to read for programs
-    Console(width=console.width if console.is_terminal else 140).print(table)
+        table.add_row(printable_line(name), str(count), f"{ap:.3f}" if ap >= 0 else "-")
+    print_table(table)

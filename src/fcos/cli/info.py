@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.terminal import printable_line
 
 if TYPE_CHECKING:
     from fcos.build import LoadedModel
@@ -52,10 +53,10 @@ def command(model: Path, as_json: bool) -> None:
     if as_json:
         print_json(as_dict(loaded))
         return
-    click.echo(f"{loaded.path}: a detector of {loaded.card.origin or 'fcos'}\n")
+    click.echo(f"{printable_line(str(loaded.path))}: a detector of {loaded.card.origin or 'fcos'}\n")
     exported = isinstance(loaded, ExportedModel)
     for title, text in describe(loaded).items():
-        click.echo(f"{title:<11} {text}")
+        click.echo(f"{title:<11} {printable_line(text)}")
     for note in loaded.notes:
         click.echo(f"note: {note}")
     if loaded.card.origin and not exported:

@@ -96,9 +96,10 @@ def _portable(value: Any, folder: Path) -> Any:
 def print_proposal(proposals: list[Proposal], output: Path, *, err: bool = False) -> None:
     """Each setting with its reason, and the file that they are in."""
     from fcos.cli.config import new_table, print_table, show
+    from fcos.terminal import printable_line
 
     table = new_table("setting", "value", "because")
     for key, value, reason in proposals:
-        table.add_row(key, show(_portable(value, Path.cwd())), reason)
+        table.add_row(key, *map(printable_line, (show(_portable(value, Path.cwd())), reason)))
     print_table(table, err=err)
     click.echo(f"written to {output}", err=err)

@@ -15,7 +15,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout, in ASCII for any terminal; numbers that are not finite become null."""
-    click.echo(json.dumps(_plain(value), indent=2))
+    click.echo(json.dumps(_plain(value), indent=2).replace("\x7f", "\\u007f"))  # ASCII's one other control
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fcos.terminal import progress_console
+
 
 @contextmanager
 def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
@@ -12,7 +14,6 @@ def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]
 
     Without a `total` it shows how many, and no end.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -22,7 +23,7 @@ def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = progress_console()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

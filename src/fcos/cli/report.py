@@ -8,6 +8,8 @@ import click
 
 from fcos.cli.device import device_option
 from fcos.cli.output import json_option, print_json
+from fcos.files import check_writable
+from fcos.terminal import printable_line
 
 EPILOG = """\b
 Examples:
@@ -46,13 +48,15 @@ def command(
     """
     from fcos.plots.run_folder import read_run
 
+    page = output or (run / "report.html" if other is None else other / "comparison.html")
+    check_writable(page)
     first = read_run(run)
     if other is not None:
         from fcos.plots.comparison import MAX_PICTURES, write_comparison
 
         second = read_run(other)
         most = MAX_PICTURES if pictures is None else pictures
-        written = write_comparison(first, second, output or other / "comparison.html", max_pictures=most)
+        written = write_comparison(first, second, page, max_pictures=most)
     else:
         from fcos.engine.devices import torch_device
         from fcos.plots.report import MAX_PICTURES, write_report
@@ -62,11 +66,11 @@ def command(
             annotations=first.annotations,
             results=first.results,
             cards=first.cards,
-            out=output,
+            out=page,
             max_pictures=MAX_PICTURES if pictures is None else pictures,
             device=torch_device(device),
         )
     if as_json:
         print_json({"report": written, "bytes": written.stat().st_size})
         return
-    click.echo(f"{written} ({written.stat().st_size / 2**20:.1f} MB)")
+    click.echo(f"{printable_line(str(written))} ({written.stat().st_size / 2**20:.1f} MB)")

@@ -2,51 +2,45 @@
 
     curl --data-binary @street.jpg http://127.0.0.1:8000/predict
 
-Pictures come in the body of the request and are never written to disk; of the host's files only the page and
-the examples that were given at the start can be read. ``/openapi.json`` describes the interface.
+Images come in the body of the request (`body`) and are never written to disk; of the host's files only the
+page and the examples that were given at the start can be read. ``/openapi.json`` describes the interface.
+What other pages may not ask stands in `guard`, how long a client may take in `connections`.
 """
 
 from __future__ import annotations
 
-import io
-import threading
+import asyncio
 import time
-import warnings
-from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, JSONResponse, Response
-from PIL import Image, UnidentifiedImageError
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
+from torch import Tensor
 
 from fcos import __version__
 from fcos.api import Detector
-from fcos.data.image import to_pixels
+from fcos.demo.body import MAX_BYTES, MAX_PIXELS, Inbox, busy, open_image
+from fcos.demo.guard import Guard
 from fcos.detections import Detections
 from fcos.model.points import level_name
 from fcos.plots.boxes import class_colour
+from fcos.terminal import printable_line
 
-MAX_BYTES = 32 * 2**20  # of one picture file
-MAX_PIXELS = 64_000_000  # of one picture; 200 MB as RGB
 LEAST_SCORE = 0.05  # the page gets everything above it, and filters by itself
-# Others of Pillow's decoders start programs (EPS: Ghostscript) or are hardly ever tried.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+WAIT_SECONDS = 60.0  # for others to be done
+IMAGES_IN_MEMORY = 2  # decoded: one is in the network, the next is being read
 
 PAGE_FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 
-# Everything comes from this server; pictures also from the browser itself (files, webcam).
-CONTENT_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'"
-
 
 class Found(BaseModel):
-    """One detection, in pixels of the upright picture.
+    """One detection, in pixels of the upright image.
 
     Attributes:
         box_xyxy: x1, y1, x2, y2.
@@ -63,7 +57,7 @@ class Found(BaseModel):
 
 
 class Answer(BaseModel):
-    """What is in one picture, best score first; sizes in pixels of the upright picture."""
+    """What is in one image, best score first; sizes in pixels of the upright image."""
 
     width: int
     height: int
@@ -88,60 +82,39 @@ def build_app(
     *,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
-    hosts: Sequence[str] | None = None,
+    hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """The application.
 
     Args:
-        detector: ready to use; one picture is searched at a time.
-        examples: picture files that the page offers.
-        max_bytes: of the file of one picture.
-        max_pixels: of one picture.
-        hosts: names by which it may be asked; None: any. A page from elsewhere can point a name of its own at
-            this machine (DNS rebinding); with `LOCAL_HOSTS` it gets no answer.
+        detector: ready to use; it predicts one image at a time.
+        examples: image files that the page offers.
+        max_bytes: of the file of one image.
+        max_pixels: of one image.
+        hosts: names by which it may be asked, besides addresses; None: any.
     """
     app = FastAPI(  # FastAPI's own page of the interface loads scripts from elsewhere
         title="fcos",
         version=__version__,
-        description="Detections of one picture.",
+        description="Detections of one image.",
         docs_url=None,
         redoc_url=None,
     )
-    one_at_a_time = threading.Lock()
+    app.add_middleware(Guard, hosts=hosts)
+    class_names = tuple(map(printable_line, detector.class_names))
+    inbox, turns = Inbox(max_bytes), Turns()
 
-    @app.middleware("http")
-    async def _only_from_here(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        if hosts is not None and request.url.hostname not in hosts:
-            detail = f"{request.url.hostname} is not served: `fcos demo --host ...` says for whom to answer"
-            return JSONResponse({"detail": detail}, 421)
-        response = await call_next(request)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Content-Security-Policy"] = CONTENT_POLICY
-        return response
-
-    @app.get("/", include_in_schema=False)
-    def page() -> Response:
-        return _page_file("page.html")
-
-    @app.get("/page.css", include_in_schema=False)
-    def style() -> Response:
-        return _page_file("page.css")
-
-    @app.get("/page.js", include_in_schema=False)
-    def script() -> Response:
-        return _page_file("page.js")
+    for name, path in (("page.html", "/"), ("page.css", "/page.css"), ("page.js", "/page.js")):
+        app.add_api_route(path, _page_file(name), include_in_schema=False)
 
     @app.get("/about")
-    def about() -> About:
+    async def about() -> About:
         """The classes of the model, and from which score on its detections are worth showing."""
         return About(
-            model=detector.path.parent.name or detector.path.name,
-            class_names=detector.class_names,
+            model=printable_line(detector.path.parent.name or detector.path.name),
+            class_names=class_names,
             class_colours=tuple(
-                "#{:02x}{:02x}{:02x}".format(*class_colour(label))
-                for label in range(len(detector.class_names))
+                "#{:02x}{:02x}{:02x}".format(*class_colour(label)) for label in range(len(class_names))
             ),
             threshold=detector.threshold,
             num_examples=len(examples),
@@ -149,10 +122,12 @@ def build_app(
         )
 
     @app.get("/examples/{number}", response_class=FileResponse)
-    def example(number: int) -> FileResponse:
-        """An example picture, counted from 0."""
+    async def example(number: int) -> FileResponse:
+        """An example image, counted from 0."""
         if not 0 <= number < len(examples):
             raise HTTPException(404, f"there are {len(examples)} examples")
+        if not examples[number].is_file():
+            raise HTTPException(404, "this example is no longer there")
         return FileResponse(examples[number])
 
     @app.post(
@@ -164,43 +139,81 @@ def build_app(
             }
         },
         responses={
-            413: {"description": "the file is too long, or the picture has too many pixels"},
-            415: {"description": "the file is no picture that can be read"},
+            403: {"description": "a page from elsewhere asks"},
+            413: {"description": "the file is too long, or the image has too many pixels"},
+            415: {"description": "the file is no image that can be read"},
+            503: {"description": "too many images at once"},
         },
     )
     async def predict(
         request: Request,
         score_threshold: Annotated[float, Query(ge=0, le=1, description="least score")] = LEAST_SCORE,
     ) -> Answer:
-        """Detections of the picture in the request's body (the file as it is: JPEG, PNG, WebP, ...)."""
-        content = await _read_body(request, max_bytes)
-        return await run_in_threadpool(_predict, content, score_threshold)
+        """Detections of the image in the request's body (the file as it is: JPEG, PNG, WebP, ...)."""
+        content = await inbox.read(request)
+        try:
+            async with turns.slot():
+                if await request.is_disconnected():
+                    raise HTTPException(400, "nobody waits for the answer")
+                async with turns.decoding:
+                    image = await asyncio.to_thread(open_image, content, max_pixels)
+                async with turns.predicting:
+                    return await asyncio.to_thread(_predict, image, score_threshold)
+        finally:
+            inbox.forget(len(content))
 
-    def _predict(content: bytes, score_threshold: float) -> Answer:
-        with one_at_a_time:  # decoding too: many large pictures at once would fill the memory
-            image = open_picture(content, max_pixels)
-            started_at = time.perf_counter()
+    def _predict(image: Tensor, score_threshold: float) -> Answer:
+        started_at = time.perf_counter()
+        try:
             found = detector.predict(image, score_threshold)
-            elapsed_ms = (time.perf_counter() - started_at) * 1000
-        assert found.image is not None
+        except (MemoryError, torch.OutOfMemoryError):
+            raise HTTPException(503, "there is not enough memory for this image: scale it") from None
+        elapsed_ms = (time.perf_counter() - started_at) * 1000
         return Answer(
-            width=found.image.width,
-            height=found.image.height,
-            detections=_found(found),
+            width=image.shape[2],
+            height=image.shape[1],
+            detections=_found(found, class_names),
             elapsed_ms=elapsed_ms,
         )
 
     return app
 
 
-def _found(detections: Detections) -> list[Found]:
+class Turns:
+    """Who may decode and predict: one at a time each, so that memory does not grow with the clients.
+
+    Whoever waits holds no thread: the page and `/about` are answered meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.decoding, self.predicting = asyncio.Lock(), asyncio.Lock()
+        self._slots = asyncio.Semaphore(IMAGES_IN_MEMORY)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Room for one decoded image.
+
+        Raises:
+            HTTPException: 503 after `WAIT_SECONDS`.
+        """
+        try:
+            await asyncio.wait_for(self._slots.acquire(), WAIT_SECONDS)
+        except asyncio.TimeoutError:
+            raise busy() from None
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+
+def _found(detections: Detections, class_names: Sequence[str]) -> list[Found]:
     labels, scores, boxes = (
         part.tolist() for part in (detections.labels, detections.scores, detections.boxes_xyxy)
     )
     places = [None] * len(labels) if detections.found_at is None else detections.found_at.tolist()
     return [
         Found(
-            class_name=detections.class_names[label],
+            class_name=class_names[label],
             label=label,
             score=score,
             box_xyxy=box,
@@ -211,58 +224,10 @@ def _found(detections: Detections) -> list[Found]:
     ]
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """The body; refused as soon as it is too long, whatever was announced."""
-    content = bytearray()
-    try:
-        async for part in request.stream():
-            content += part
-            if len(content) > max_bytes:
-                detail = f"the file is longer than {max_bytes / 2**20:.0f} MB: scale the picture"
-                raise HTTPException(413, detail)
-    except ClientDisconnect:  # nobody reads this answer
-        raise HTTPException(400, "the picture ended early") from None
-    if not content:
-        raise HTTPException(415, "there is no picture in the request: send the file as its body")
-    return bytes(content)
-
-
-def open_picture(content: bytes, max_pixels: int) -> Image.Image:
-    """The picture of a file's bytes, decoded and upright.
-
-    ``except Exception`` because Pillow's decoders raise nearly any kind on broken files.
-
-    Raises:
-        HTTPException: 413 with too many pixels, 415 if it cannot be read.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures: the limit is ours
-            opened = Image.open(io.BytesIO(content), formats=_formats())
-        num_pixels = opened.width * opened.height
-        if num_pixels <= max_pixels:
-            return Image.fromarray(to_pixels(opened).permute(1, 2, 0).numpy())
-    except Image.DecompressionBombError:
-        num_pixels = None
-    except UnidentifiedImageError:
-        raise HTTPException(
-            415, "this is no picture that can be read: send a JPEG, PNG, WebP, ... file as the body"
-        ) from None
-    except Exception as error:
-        raise HTTPException(415, f"this picture is broken and cannot be read ({error})") from error
-    size = "far too many" if num_pixels is None else f"{num_pixels / 1e6:.0f} million"
-    raise HTTPException(
-        413, f"the picture has {size} pixels, at most {max_pixels / 1e6:.0f} million are taken: scale it"
-    )
-
-
-@cache
-def _formats() -> list[str]:
-    """Those of `FORMATS` that this Pillow, with what is plugged into it, can read."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _page_file(name: str) -> Response:
+def _page_file(name: str) -> Callable[[], Awaitable[Response]]:
     content = files("fcos.demo").joinpath(name).read_bytes()
-    return Response(content, media_type=PAGE_FILES[name], headers={"Cache-Control": "no-cache"})
+
+    async def answer() -> Response:
+        return Response(content, media_type=PAGE_FILES[name], headers={"Cache-Control": "no-cache"})
+
+    return answer

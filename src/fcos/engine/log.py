@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -18,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from fcos.terminal import printable, progress_console
 
 
 class StepReport(NamedTuple):
@@ -114,7 +115,7 @@ class Display:
     def __init__(
         self, total_steps: int, start_step: int, *, enabled: bool, console: Console | None = None
     ) -> None:
-        self.console = console or Console(file=sys.stderr, quiet=not enabled)
+        self.console = console or progress_console(quiet=not enabled)
         self.live = enabled and self.console.is_terminal
         self.total_steps, self.first_step = total_steps, start_step
         self.started_at = self.printed_at = time.monotonic()
@@ -154,7 +155,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -169,7 +170,7 @@ def clock(seconds: float) -> str:
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
     """The same items, with a bar that goes away when done; no bar where there is no terminal."""
-    console = Console(file=sys.stderr)
+    console = progress_console()
     return progress.track(
         items, what, total=total, console=console, transient=True, disable=not console.is_terminal
     )

@@ -40,6 +40,7 @@ from fcos.model.published.download import coco_file
 from fcos.model.recompute import backbone_blocks
 from fcos.model.weights import ModelCard
 from fcos.rules import RULES
+from fcos.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ def draw(trainer: Trainer) -> None:
 def say(fabric: Fabric, text: str) -> None:
     """A line for the user, from one process."""
     if fabric.is_global_zero:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _folder(path: str) -> Path | None:

@@ -52,6 +52,7 @@ class ClassResult:
 
     Attributes:
         by_size: AP of small, medium and large objects.
+        boxes_by_size: how many of them there are; on a limit, in both.
         best: its own best threshold.
         calibration_error: expected difference of score and share that is right.
     """
@@ -61,18 +62,21 @@ class ClassResult:
     ap: float | None
     ap_50: float | None
     by_size: tuple[float | None, ...]
+    boxes_by_size: tuple[int, ...]
     best: BestF1 | None
     calibration_error: float | None
 
 
 @dataclass(frozen=True)
-class LabelError:
-    """A detection so sure that perhaps the annotation is wrong.
+class Disagreement:
+    """A confident detection that the annotations contradict: the detector or the annotation is wrong.
 
     Attributes:
-        image: index of the picture.
+        image: index of the image.
         found: name of the class that was found.
         there: name of the class that is annotated at this place; None: nothing is.
+        num_elsewhere: detections of the class in other images with at least this score.
+        num_right: of those, how many are right.
     """
 
     image: int
@@ -80,6 +84,13 @@ class LabelError:
     score: float
     found: str
     there: str | None
+    num_elsewhere: int
+    num_right: int
+
+    @property
+    def trust(self) -> float:
+        """Share of such detections that is right if this one is wrong: with few elsewhere it is low."""
+        return self.num_right / (self.num_elsewhere + 1)
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Shown:
         pairs: which answers which; `pairs.rows` index all results too.
         num_right, num_wrong, num_missed: `(images,)`.
         error_counts: of TIDE's kinds.
-        label_errors: surest first.
+        disagreements: most trusted first, then by score.
         missed: `(boxes,)` objects that no detection of their class found.
     """
 
@@ -101,7 +112,7 @@ class Shown:
     num_wrong: NDArray[np.int64]
     num_missed: NDArray[np.int64]
     error_counts: dict[str, int]
-    label_errors: tuple[LabelError, ...]
+    disagreements: tuple[Disagreement, ...]
     missed: NDArray[np.bool_]
 
     def f1(self) -> NDArray[np.float64]:
@@ -231,9 +242,10 @@ def _classes(
     calibration: dict[str, float],
 ) -> tuple[ClassResult, ...]:
     """In the order of the labels."""
-    counts = np.bincount(
-        annotations.labels[~annotations.is_crowd & ~annotations.is_difficult],
-        minlength=annotations.num_classes,
+    counted = ~annotations.is_crowd & ~annotations.is_difficult
+    counts, *counts_by_size = (
+        np.bincount(annotations.labels[counted & of_size], minlength=annotations.num_classes)
+        for of_size in _of_sizes(annotations.areas)
     )
     place_of = {label: place for place, label in enumerate(label_order(annotations))}
     classes = []
@@ -247,11 +259,18 @@ def _classes(
                 ap=_measured(of_class[:, :, 0]),
                 ap_50=_measured(of_class[0, :, 0]),
                 by_size=tuple(_measured(of_class[:, :, size]) for size in (1, 2, 3)),
+                boxes_by_size=tuple(int(of_size[label]) for of_size in counts_by_size),
                 best=best_f1(rows[mine, 5], is_right[mine] == 1, int(counts[label])),
                 calibration_error=calibration.get(name) if mine.any() else None,
             )
         )
     return tuple(classes)
+
+
+def _of_sizes(areas: NDArray[np.float64]) -> tuple[NDArray[np.bool_], ...]:
+    """Which objects count in AP of each of `SIZES`; COCO's ranges hold both of their limits."""
+    limits = ((0, np.inf), (0, COCO_SMALL), (COCO_SMALL, COCO_LARGE), (COCO_LARGE, np.inf))
+    return tuple((areas >= least) & (areas <= most) for least, most in limits)
 
 
 def _measured(precision: NDArray[np.float64]) -> float | None:
@@ -292,6 +311,17 @@ def _shown(
     )
     counts = evaluation.tide_errors(pos_thr=F1_IOU)["counts"]
     errors = [error for error in diagnostics["label_errors"] if fate[error["dt_id"] - 1] == 0]
+    disagreements = [
+        Disagreement(
+            image=image_of[error["image_id"]],
+            box_xyxy=xyxy_of(shown[[error["dt_id"] - 1]])[0],
+            score=float(error["dt_score"]),
+            found=error["dt_category"],
+            there=error["gt_category"],
+            **_elsewhere(shown, fate, error["dt_id"] - 1),
+        )
+        for error in errors
+    ]
     return Shown(
         rows=chosen,
         pairs=pair_up(annotations, shown, fate >= 0).of_all(chosen),
@@ -299,15 +329,13 @@ def _shown(
         num_wrong=num_wrong,
         num_missed=num_missed,
         error_counts={name: int(counts[name]) for name in TIDE_ERRORS},
-        label_errors=tuple(
-            LabelError(
-                image=image_of[error["image_id"]],
-                box_xyxy=xyxy_of(shown[[error["dt_id"] - 1]])[0],
-                score=float(error["dt_score"]),
-                found=error["dt_category"],
-                there=error["gt_category"],
-            )
-            for error in sorted(errors, key=lambda error: -float(error["dt_score"]))
-        ),
+        disagreements=tuple(sorted(disagreements, key=lambda one: (-one.trust, -one.score))),
         missed=missed,
     )
+
+
+def _elsewhere(shown: NDArray[np.float64], fate: NDArray[np.int8], row: int) -> dict[str, int]:
+    """How detections of the same class with at least the same score do in other images."""
+    image_id, score, category_id = shown[row, [0, 5, 6]]
+    alike = (shown[:, 6] == category_id) & (shown[:, 5] >= score) & (shown[:, 0] != image_id) & (fate >= 0)
+    return {"num_elsewhere": int(alike.sum()), "num_right": int((fate[alike] == 1).sum())}

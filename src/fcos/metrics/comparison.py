@@ -54,6 +54,7 @@ class ClassChange:
     """AP of a class; None where there is nothing to find."""
 
     name: str
+    num_boxes: int
     first: float | None
     second: float | None
 
@@ -94,7 +95,7 @@ def compare_results(annotations: Annotations, first: Analysis, second: Analysis)
             Delta(before, after, STANDARD_ERRORS * float(errors[name]["std_err"]) if is_known else None)
         )
     classes = [
-        ClassChange(before.name, before.ap, after.ap)
+        ClassChange(before.name, before.num_boxes, before.ap, after.ap)
         for before, after in zip(first.classes, second.classes, strict=True)
     ]
     return Comparison(

@@ -30,7 +30,7 @@ REASONS = {
     "score": "found, with a score under the threshold",
     "shared": "found, but that detection is already the one of another object",
     "box": "something of its class is shown near, but the box fits badly",
-    "nothing": "nothing was found there",
+    "nothing": "nothing of its class is shown near it",
 }
 
 
@@ -129,7 +129,7 @@ def _reasons(
     if (near := np.flatnonzero((overlap >= NEAR_IOU) & same & shown)).size:
         best = int(near[overlap[near].argmax()])
         yield "box", f"the nearest box has an IoU of {overlap[best]:.2f}", found.boxes_xyxy[best]
-    yield "nothing", "nothing was found there", None
+    yield "nothing", "nothing of its class is shown near it", None
 
 
 class _Suppressed:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.errors import DatasetError
+from fcos.files import write_text
 from fcos.metrics.analysis import TIDE_ERRORS, Analysis, analyse
 from fcos.metrics.coco import Results, result_array
 from fcos.metrics.comparison import Comparison, Delta, compare_results
@@ -22,7 +23,7 @@ from fcos.plots.curves import curve, read_metrics, run_names
 from fcos.plots.examples import Example, Picture
 from fcos.plots.gallery import picture_key, tally
 from fcos.plots.report import template
-from fcos.plots.report_tables import ERROR_MEANINGS, NUMBERS
+from fcos.plots.report_tables import ERROR_MEANINGS, NUMBERS, boxes_of_numbers
 from fcos.plots.run_folder import FinishedRun
 
 MAX_PICTURES = 24
@@ -68,7 +69,10 @@ def write_comparison(
         names=names,
         num_pictures=len(annotations),
         verdict=_verdict(compared),
-        deltas=[(title, compared.deltas[place]) for title, place, _ in NUMBERS],
+        deltas=[
+            (title, compared.deltas[place], boxes)
+            for (title, place, _), boxes in zip(NUMBERS, boxes_of_numbers(before), strict=True)
+        ],
         num_resamples=compared.num_resamples,
         classes=compared.classes,
         errors=_error_changes(before, after),
@@ -77,8 +81,7 @@ def write_comparison(
         thresholds=(before.threshold, after.threshold),
         examples=_examples(annotations, before, after, compared, max_pictures),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_text(out, page)
     return out
 
 

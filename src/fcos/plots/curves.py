@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fcos.errors import DatasetError
+from fcos.errors import DatasetError, OutputError
+from fcos.files import written
+from fcos.terminal import printable_line
 
 EVAL_CURVES = ("map_mean", "map_50", "map_75")
 NUM_COLUMNS = 4
@@ -73,6 +77,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 def plot_curves(runs: Sequence[Path], out: Path) -> None:
     """Draw AP of every epoch, losses and learning rate of every step; one colour a run."""
     names = run_names(runs)
+    _check_suffix(out)
     metrics_of = [read_metrics(run) for run in runs]
     of_steps = dict.fromkeys(name for metrics in metrics_of for name in train_curves(metrics))
     panels = [(name, "epoch") for name in EVAL_CURVES] + [(name, "step") for name in of_steps]
@@ -83,13 +88,29 @@ def plot_curves(runs: Sequence[Path], out: Path) -> None:
         unused.set_visible(False)
     for index, (metrics, label) in enumerate(zip(metrics_of, names, strict=True)):
         for ax, (name, x) in zip(axes.flat, panels, strict=False):
-            _plot(ax, curve(metrics, name, x), label, COLOURS[index % len(COLOURS)])
+            _plot(ax, curve(metrics, name, x), _as_label(label), COLOURS[index % len(COLOURS)])
     for ax, (name, x) in zip(axes.flat, panels, strict=False):
         _finish(ax, name, x)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(len(runs), 5), frameon=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    with written(out) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font has not all scripts
+        figure.savefig(partial, dpi=110)
+
+
+def _check_suffix(out: Path) -> None:
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if out.suffix.lower().lstrip(".") not in formats:
+        raise OutputError(
+            f"curves cannot be written as {out.suffix or 'a file without a suffix'}",
+            where=str(out),
+            fix=f"give a file that ends with one of: {', '.join(sorted(formats))}",
+        )
+
+
+def _as_label(name: str) -> str:
+    """As text, not as a formula ($), and not hidden (_)."""
+    return printable_line(f"./{name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def _plot(ax: Axes, points: NDArray[np.float64], label: str, colour: str) -> None:

@@ -15,7 +15,7 @@ from fcos.plots.examples import Box, Crop, Example, Picture, spread
 
 PICTURES_OF_A_CELL = 3  # of the confusion matrix
 MAX_NOTES = 5  # reasons of misses under a picture
-MAX_CROPS = 24  # of likely label errors
+MAX_CROPS = 24  # of disagreements
 
 
 def choose_pictures(annotations: Annotations, analysis: Analysis, most: int) -> dict[int, str]:
@@ -142,21 +142,22 @@ def _notes(annotations: Annotations, misses: Sequence[Miss]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def label_error_crops(annotations: Annotations, analysis: Analysis, shown: Iterable[int]) -> list[Crop]:
-    """The likeliest label errors; `shown` are the pictures that are in the page as a whole."""
+def disagreement_crops(annotations: Annotations, analysis: Analysis, shown: Iterable[int]) -> list[Crop]:
+    """The first disagreements; `shown` are the images that are in the page as a whole."""
     shown = set(shown)
     crops = []
     pictures: dict[int, Picture] = {}
-    for error in analysis.shown.label_errors[:MAX_CROPS]:
-        if error.image not in pictures:
-            pictures[error.image] = Picture(annotations[error.image], annotations)
-        there = f"annotated as {error.there}" if error.there else "not annotated"
+    for one in analysis.shown.disagreements[:MAX_CROPS]:
+        if one.image not in pictures:
+            pictures[one.image] = Picture(annotations[one.image], annotations)
+        there = f"annotated as {one.there}" if one.there else "not annotated"
+        elsewhere = f"elsewhere {one.num_right} of {one.num_elsewhere} right"
         crops.append(
-            pictures[error.image].crop(
-                error.box_xyxy,
-                annotations.class_names.index(error.found),
-                f"{error.found} {error.score:.2f}, {there}",
-                picture_key(error.image) if error.image in shown else None,
+            pictures[one.image].crop(
+                one.box_xyxy,
+                annotations.class_names.index(one.found),
+                f"{one.found} {one.score:.2f}, {there}; {elsewhere}",
+                picture_key(one.image) if one.image in shown else None,
             )
         )
     return crops

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.card import DataCard, data_card, read_cards
+from fcos.files import write_text
 from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse, margins_of
 from fcos.metrics.coco import Results
 from fcos.metrics.coverage import Coverage, cover
@@ -31,7 +32,7 @@ from fcos.plots.assignment import Assigned, assigned_picture, choose_assigned
 from fcos.plots.chart import Chart, ColumnChart, column_chart, line_chart
 from fcos.plots.curves import EVAL_CURVES, curve, read_metrics, train_curves
 from fcos.plots.examples import Example
-from fcos.plots.gallery import choose_pictures, gallery, label_error_crops
+from fcos.plots.gallery import choose_pictures, disagreement_crops, gallery
 from fcos.plots.report_coverage import CoverageFacts, coverage_facts, read_coverage
 from fcos.plots.report_tables import (
     confusion_table,
@@ -45,6 +46,7 @@ from fcos.plots.second_look import SecondLook, second_look
 MAX_PICTURES = 48
 EVAL_TITLES = ("AP", "AP50", "AP75")  # of `EVAL_CURVES`
 MAX_ASSIGNED = 3
+MIN_AP50 = 0.5  # below, what the annotations contradict is mostly wrong
 MAX_CURVES = 8  # of classes; as many as there are colours
 QUALITY_NAMES = {"centerness": "centerness", "iou": "expected IoU", "none": ""}
 PACKAGES = ("fcos-torch", "torch", "torchvision", "timm", "hotcoco", "numpy", "pillow")
@@ -91,7 +93,7 @@ def write_report(
         quality_name=QUALITY_NAMES[config.quality],
         has_model=look is not None,
     )
-    out.write_text(page, encoding="utf-8")
+    write_text(out, page)
     return out
 
 
@@ -216,12 +218,23 @@ def _measured(
     return {
         **_numbers(annotations, analysis),
         **_pictures(examples, misses, len(annotations)),
-        "label_errors": label_error_crops(annotations, analysis, chosen),
-        "num_label_errors": len(analysis.shown.label_errors),
+        **_disagreements(annotations, analysis, chosen),
         "misses": miss_rows(misses),
         "num_missed": len(misses),
         "num_seen_again": len(candidates),
         "threshold": analysis.threshold,
+    }
+
+
+def _disagreements(annotations: Annotations, analysis: Analysis, chosen: Mapping[int, str]) -> dict[str, Any]:
+    """Crops of them; none where the detector is too weak for them to say anything of the annotations."""
+    is_weak = analysis.metrics.map_50 < MIN_AP50
+    return {
+        "disagreements": [] if is_weak else disagreement_crops(annotations, analysis, chosen),
+        "num_disagreements": len(analysis.shown.disagreements),
+        "is_weak": is_weak,
+        "ap_50": analysis.metrics.map_50,
+        "min_ap_50": MIN_AP50,
     }
 
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from fcos.data.card import DataCard
 from fcos.data.check import Card
-from fcos.metrics.analysis import TIDE_ERRORS, Analysis
+from fcos.metrics.analysis import SIZE_OF_STAT, TIDE_ERRORS, Analysis
 from fcos.metrics.misses import REASONS as MISS_REASONS
 from fcos.metrics.misses import Miss
 from fcos.plots.gallery import cell_tag, confusions, miss_tag
+from fcos.terminal import counted
 
 MAX_CONFUSED = 20  # classes of the table that is shown
 MAX_WORST = 8  # confusions that are named
@@ -37,8 +38,8 @@ ERROR_MEANINGS = {
     "Loc": ("localisation", "right class, inexact box"),
     "Both": ("both", "wrong class and inexact box"),
     "Dupe": ("duplicate", "the object was found already"),
-    "Bkg": ("background", "there is nothing"),
-    "Miss": ("missed", "not found at all"),
+    "Bkg": ("background", "no object is near"),
+    "Miss": ("undetected", "no detection is about it"),
 }
 SHORT_REASONS = {
     "no point": "no positive point",
@@ -47,16 +48,32 @@ SHORT_REASONS = {
     "score": "score under threshold",
     "shared": "one detection for two",
     "box": "box fits badly",
-    "nothing": "nothing found",
+    "nothing": "nothing near",
 }
 
 
-def number_cards(analysis: Analysis) -> list[tuple[str, str, str, str]]:
-    """COCO's twelve numbers: title, value, half interval, meaning; in percent."""
+NO_OBJECT, NO_DETECTION = "no object", "no detection"  # last row and last column of the confusion matrix
+
+
+def number_cards(analysis: Analysis) -> list[tuple[str, str, str, str, str]]:
+    """COCO's twelve numbers: title, value, half interval, meaning, of how many boxes; in percent."""
     return [
-        (title, percent(analysis.metrics.stats[place]), percent(analysis.margins[place], ""), meaning)
-        for title, place, meaning in NUMBERS
+        (
+            title,
+            percent(analysis.metrics.stats[place]),
+            percent(analysis.margins[place], ""),
+            meaning,
+            counted(boxes, "box", "boxes"),
+        )
+        for (title, place, meaning), boxes in zip(NUMBERS, boxes_of_numbers(analysis), strict=True)
     ]
+
+
+def boxes_of_numbers(analysis: Analysis) -> list[int]:
+    """How many boxes each of COCO's twelve numbers is about."""
+    by_size = [sum(sizes) for sizes in zip(*(row.boxes_by_size for row in analysis.classes), strict=True)]
+    every = [sum(row.num_boxes for row in analysis.classes), *by_size]
+    return [every[size] for size in SIZE_OF_STAT]
 
 
 def percent(value: float | None, nothing: str = "–") -> str:
@@ -99,7 +116,7 @@ class ConfusionCell:
 
 @dataclass(frozen=True)
 class ConfusionRow:
-    """What the objects of a class, or the background, were found as."""
+    """What the objects of a class were found as, or which detections match no object."""
 
     name: str
     cells: tuple[ConfusionCell, ...]
@@ -107,7 +124,7 @@ class ConfusionRow:
 
 @dataclass(frozen=True)
 class ConfusionTable:
-    """The confusion matrix of the classes that are confused most, background last.
+    """The confusion matrix of the classes that are confused most; no object, no detection last.
 
     Attributes:
         names: of its columns.
@@ -124,7 +141,6 @@ class ConfusionTable:
 def confusion_table(analysis: Analysis, class_names: Sequence[str]) -> ConfusionTable:
     """The confusion matrix with names, and a tag for the pictures of each cell."""
     matrix, background = analysis.shown.pairs.matrix(), len(class_names)
-    names = (*class_names, "background")
     mistakes = matrix - np.diag(np.diag(matrix))
     num_mistakes = (mistakes.sum(axis=0) + mistakes.sum(axis=1))[:background]
     kept = sorted(np.argsort(-num_mistakes, kind="stable")[:MAX_CONFUSED].tolist())
@@ -138,26 +154,28 @@ def confusion_table(analysis: Analysis, class_names: Sequence[str]) -> Confusion
             share=round(count / max(1, int(totals[there])), 3),
             kind="none" if there == found == background else "right" if there == found else "wrong",
             tag=cell_tag(there, found),
-            words=_confusion_words(names, there, found, count),
+            words=_confusion_words(class_names, there, found, count),
         )
 
     of_classes = [(there, found) for there, found in confusions(analysis) if background not in (there, found)]
     return ConfusionTable(
-        names=tuple(names[label] for label in kept),
-        rows=tuple(ConfusionRow(names[there], tuple(cell(there, found) for found in kept)) for there in kept),
+        names=tuple((*class_names, NO_DETECTION)[label] for label in kept),
+        rows=tuple(
+            ConfusionRow((*class_names, NO_OBJECT)[there], tuple(cell(there, found) for found in kept))
+            for there in kept
+        ),
         num_left_out=background + 1 - len(kept),
         worst=tuple(cell(there, found) for there, found in of_classes[:MAX_WORST]),
     )
 
 
 def _confusion_words(names: Sequence[str], there: int, found: int, count: int) -> str:
-    background = len(names) - 1
     if there == found:
-        return f"{names[there]} found: {count}"
-    if found == background:
-        return f"{names[there]} missed: {count}"
-    if there == background:
-        return f"{names[found]} found where nothing is: {count}"
+        return f"{names[there]} found: {count}" if there < len(names) else ""
+    if found == len(names):
+        return f"{names[there]}, {NO_DETECTION}: {count}"
+    if there == len(names):
+        return f"{names[found]}, {NO_OBJECT}: {count}"
     return f"{names[there]} taken for {names[found]}: {count}"
 
 

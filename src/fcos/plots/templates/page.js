@@ -17,11 +17,11 @@ function showAbove(threshold) {
   tally();
 }
 
-// Counts what is to be seen now.
+// Counts in all pictures of the kind that was chosen, also in those that are folded.
+let wanted = gallery;
 function tally() {
   let right = 0, wrong = 0, missed = 0;
-  for (const example of gallery) {
-    if (example.hidden) continue;
+  for (const example of wanted) {
     for (const box of example.querySelectorAll(".box")) {
       if (box.dataset.score) {
         if (box.style.display === "none") continue;
@@ -30,12 +30,12 @@ function tally() {
       } else if (box.classList.contains("missed")) missed++;
     }
   }
-  document.querySelector("#tally").textContent = `${right} right, ${wrong} wrong, ${missed} missed`;
+  document.querySelector("#tally").textContent = `${right} right, ${wrong} wrong, ${missed} missed in ${wanted.length} image${wanted.length === 1 ? "" : "s"}`;
 }
 
 // Leaves the pictures of one kind; none: all kinds. The first FEW of them, unless `everything`.
 function choose(tag, words, everything = false) {
-  const wanted = gallery.filter((example) => !tag || example.dataset.tags.split(" ").includes(tag));
+  wanted = gallery.filter((example) => !tag || example.dataset.tags.split(" ").includes(tag));
   const shown = new Set(everything ? wanted : wanted.slice(0, FEW));
   for (const example of gallery) example.hidden = !shown.has(example);
   document.querySelector("#chosen").textContent =

@@ -1,0 +1,129 @@
+"""What comes in the body of a request: the file of one image, within limits of bytes, pixels and work."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from functools import cache
+
+from fastapi import HTTPException, Request
+from PIL import Image, UnidentifiedImageError
+from starlette.requests import ClientDisconnect
+from torch import Tensor
+
+from fcos.data.image import to_pixels
+from fcos.terminal import printable
+
+MAX_BYTES = 32 * 2**20  # of one image file
+MAX_HELD_BYTES = 256 * 2**20  # of all files that have come and wait for their turn
+MAX_PIXELS = 64_000_000  # of one image; 200 MB as RGB
+WIDE_MODES = ("I", "F")  # more than 8 bits a value: decoding takes several times the memory
+WIDE_PIXELS = 8  # each counts as so many
+MAX_SCANS = 20  # of a JPEG at `MAX_PIXELS`, and more of smaller ones; encoders write about ten
+# Others of Pillow's decoders start programs (EPS: Ghostscript) or are hardly ever tried.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+START_OF_SCAN = b"\xff\xda"  # in the pixels of a JPEG, 0xff is followed by 0 or a restart marker
+
+
+class Inbox:
+    """Bodies of requests, of bounded size, alone and together.
+
+    Args:
+        max_bytes: of one.
+        max_held_bytes: of all that have come and are not done with.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES, max_held_bytes: int = MAX_HELD_BYTES) -> None:
+        self.max_bytes, self.max_held_bytes = max_bytes, max_held_bytes
+        self.held_bytes = 0
+
+    async def read(self, request: Request) -> bytearray:
+        """The body; `forget` its length when done with it.
+
+        Raises:
+            HTTPException: as soon as it is too long, whatever was announced; 415 without a body or with a
+                form; 503 where too many wait.
+        """
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise HTTPException(
+                415, "this is a form: send the image file itself as the body (curl --data-binary)"
+            )
+        content = bytearray()
+        try:
+            async for part in request.stream():
+                content += part
+                self.held_bytes += len(part)
+                if len(content) > self.max_bytes:
+                    detail = f"the file is longer than {self.max_bytes / 2**20:.0f} MB: scale the image"
+                    raise HTTPException(413, detail)
+                if self.held_bytes > self.max_held_bytes:
+                    raise busy()
+            if not content:
+                raise HTTPException(415, "there is no image in the request: send the file as its body")
+        except BaseException as error:
+            self.forget(len(content))
+            if isinstance(error, ClientDisconnect):  # nobody reads this answer
+                raise HTTPException(400, "the image ended early") from None
+            raise
+        return content
+
+    def forget(self, num_bytes: int) -> None:
+        """A body is done with."""
+        self.held_bytes -= num_bytes
+
+
+def busy() -> HTTPException:
+    """What those are told for whom there is no room."""
+    return HTTPException(503, "too many images at once: try again", headers={"Retry-After": "5"})
+
+
+def open_image(content: bytes | bytearray, max_pixels: int) -> Tensor:
+    """The image of a file's bytes: `(3, height, width)` uint8 RGB, upright.
+
+    ``except Exception`` because Pillow's decoders raise nearly any kind on broken files.
+
+    Raises:
+        HTTPException: 413 with too many pixels, 415 if it cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images: the limit is ours
+            opened = Image.open(io.BytesIO(content), formats=_formats())
+        _check_size(opened, content, max_pixels)
+        return to_pixels(opened)
+    except HTTPException:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large("far too many pixels", max_pixels) from None
+    except UnidentifiedImageError:
+        raise HTTPException(
+            415, "this is no image that can be read: send a JPEG, PNG, WebP, ... file as the body"
+        ) from None
+    except Exception as error:
+        detail = printable(f"this image is broken and cannot be read ({error})")
+        raise HTTPException(415, detail) from error
+
+
+def _check_size(opened: Image.Image, content: bytes | bytearray, max_pixels: int) -> None:
+    """Refuse what would take too much memory or time, before anything is decoded."""
+    num_pixels = opened.width * opened.height
+    weight = WIDE_PIXELS if opened.mode.startswith(WIDE_MODES) else 1
+    if num_pixels * weight > max_pixels:
+        depth = " of more than 8 bits" if weight > 1 else ""
+        raise _too_large(f"{num_pixels / 1e6:.0f} million pixels{depth}", max_pixels // weight)
+    num_scans = content.count(START_OF_SCAN) if opened.format in ("JPEG", "MPO") else 0
+    if num_pixels * num_scans > max_pixels * MAX_SCANS:  # each goes over all pixels
+        raise HTTPException(413, f"the image is stored in {num_scans} passes: save it anew")
+
+
+def _too_large(what: str, max_pixels: int) -> HTTPException:
+    return HTTPException(
+        413, f"the image has {what}, at most {max_pixels / 1e6:.0f} million are taken: scale it"
+    )
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow, with what is plugged into it, can read."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
