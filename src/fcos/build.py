@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
 from fcos.backend import TorchBackend
-from fcos.config import TrainConfig
+from fcos.config import TrainConfig, expects
+from fcos.config_rules import broken_rules
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
 from fcos.data.dataset import EvalDataset, TrainDataset
 from fcos.data.loader import build_loader
 from fcos.data.sampler import ShardSampler, StreamSampler
 from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
-from fcos.errors import WeightsError
+from fcos.errors import ConfigError, WeightsError
 from fcos.model.backbone import Backbone
 from fcos.model.fcos import FCOS
 from fcos.model.fpn import FeaturePyramid
@@ -28,8 +31,15 @@ from fcos.model.pretrained import pixel_statistics
 from fcos.model.published.opening import is_published
 from fcos.model.published.read import read_published
 from fcos.model.targets import StaticAssigner
-from fcos.model.weights import ModelCard, load_tensors, read_model
+from fcos.model.weights import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
 from fcos.rules import RULES
+
+# More than any model needs; what a file asks for beyond it would only fill the memory.
+MOST = {
+    **{"view_size": 2**15, "short_side": 2**15, "fpn_channels": 2**14, "head_channels": 2**14},
+    **{"head_convs": 64, "candidates_per_level": 10**6, "detections_per_image": 10**6},
+}
+MOST_LEVELS = 12
 
 # The settings that a model file carries: enough to build the model, feed it and read its output.
 MODEL_SETTINGS = (
@@ -220,11 +230,16 @@ def model_file_of(source: Path) -> Path:
 
 
 def load_model(source: Path | str) -> LoadedModel:
-    """The model of a run folder, a model file, or a weight file of another code base."""
+    """The model of a run folder, a model file, or a weight file of another code base.
+
+    Raises:
+        WeightsError: it cannot be read, does not fit what it says about itself, or would have to run code.
+    """
     path = model_file_of(Path(source))
     if not is_published(path):
         card, tensors = read_model(path)
         config = settings_of_card(card, path)
+        check_fits(outline(config, len(card.class_names), path), tensors, path)
         model = build_model(config, len(card.class_names))
         load_tensors(model, tensors, path)
         return LoadedModel(model.eval(), config, card, path)
@@ -237,14 +252,59 @@ def load_model(source: Path | str) -> LoadedModel:
     return LoadedModel(model.eval(), config, card, path, file.notes)
 
 
-def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
-    """The settings that a card carries, with the defaults of all others."""
+def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
+    """The network without memory for its weights: a file may ask for any width, and this costs nothing.
+
+    Raises:
+        WeightsError: there is no such network.
+    """
+    # What is frozen makes no difference to the tensors, and is found by running the network.
+    config = config.model_copy(update={"freeze_bn": False, "freeze_stages": 0})
     try:
-        return TrainConfig(**card.settings)
-    except ValidationError as error:
-        wrong = ", ".join(str(detail["loc"][0]) for detail in error.errors())
+        with torch.device("meta"):
+            return build_model(config, num_classes)
+    except ConfigError as error:
+        raise WeightsError(error.what, where=str(path), fix=error.fix) from error
+    except (RuntimeError, ValueError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
         raise WeightsError(
-            f"{path.name} has settings that this version of fcos does not know: {wrong}",
+            f"{path.name} has settings of which no network can be made: {str(error).splitlines()[0]}",
             where=str(path),
-            fix="pip install --upgrade fcos-torch",
-        ) from None
+            fix=GIVE,
+        ) from error
+
+
+def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
+    """The settings that a card carries, with the defaults of all others.
+
+    Raises:
+        WeightsError: settings that this version does not know, or values that are not possible.
+    """
+    if unknown := [key for key in card.settings if key not in MODEL_SETTINGS]:
+        raise WeightsError(
+            f"{path.name} has settings that this version of fcos does not know: {', '.join(unknown)}",
+            where=str(path),
+            fix=UPGRADE,
+        )
+    try:
+        config = TrainConfig(**card.settings)
+        problems = [broken.what for broken in broken_rules(config)]
+    except ValidationError as error:
+        keys = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
+        problems = [
+            f'"{key}": {shorten(json.dumps(card.settings.get(key)), 100)} is not possible; it takes '
+            f"{expects(key)}"
+            for key in keys
+        ]
+    else:
+        problems += [
+            f'"{key}": {value} is more than {most}'
+            for key, most in MOST.items()
+            if (value := getattr(config, key)) is not None and value > most
+        ]
+        if len(config.strides) > MOST_LEVELS:
+            problems.append(f'"strides" has {len(config.strides)} entries, more than {MOST_LEVELS}')
+    if problems:
+        raise WeightsError(
+            f"{path.name} has settings that cannot be: {'; '.join(problems)}", where=str(path), fix=GIVE
+        )
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,18 @@ class Backbone(nn.Module):
         return [features[level] for level in self.levels]
 
 
+def check_name(name: str) -> None:
+    """Refuse what is no architecture of timm: "hf-hub:..." goes online, "local-dir:..." reads other files.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
+    if not re.fullmatch(r"[\w.]+", name, re.ASCII) or not timm.is_model(name):
+        raise _unsuitable(name, "timm has no network of this name")
+
+
 def _create_body(name: str, channels: Sequence[int] | None) -> nn.Module:
+    check_name(name)
     widths: dict[str, Any] = {} if channels is None else {"channels": tuple(channels[1:])}
     try:
         body: nn.Module = timm.create_model(name, pretrained=False, features_only=True, **widths)
