@@ -30,6 +30,7 @@ from fcos.model.postprocess import PostProcess
 from fcos.model.pretrained import pixel_statistics
 from fcos.model.published.opening import is_published
 from fcos.model.published.read import read_published
+from fcos.model.published.settings import ChannelOrder
 from fcos.model.targets import StaticAssigner
 from fcos.model.weights import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
 from fcos.rules import RULES
@@ -229,8 +230,12 @@ def model_file_of(source: Path) -> Path:
     )
 
 
-def load_model(source: Path | str) -> LoadedModel:
+def load_model(source: Path | str, channel_order: ChannelOrder | None = None) -> LoadedModel:
     """The model of a run folder, a model file, or a weight file of another code base.
+
+    Args:
+        source: of the model.
+        channel_order: of the pixels that the network of the file takes, where it does not say so, or wrongly.
 
     Raises:
         WeightsError: it cannot be read, does not fit what it says about itself, or would have to run code.
@@ -241,14 +246,19 @@ def load_model(source: Path | str) -> LoadedModel:
         config = settings_of_card(card, path)
         check_fits(outline(config, len(card.class_names), path), tensors, path)
         model = build_model(config, len(card.class_names))
+        if channel_order == "bgr":  # ours take RGB: the first convolution is turned round
+            stem = next(key for key, value in tensors.items() if value.ndim == 4 and value.shape[1] == 3)
+            tensors[stem] = tensors[stem].flip(1)
         load_tensors(model, tensors, path)
         return LoadedModel(model.eval(), config, card, path)
 
-    file = read_published(path)
+    file = read_published(path, channel_order)
     card = ModelCard(file.settings, file.class_names, file.category_ids, origin=file.origin)
     config = settings_of_card(card, path)
+    tensors = file.tensors_for(outline(config, len(file.class_names), path).state_dict())
     model = build_model(config, len(file.class_names))
-    model.load_state_dict(file.tensors_for(model.state_dict()))
+    # Not the file's, but the model's own: pixel statistics, and counters of batch norm.
+    model.load_state_dict({**model.state_dict(), **{k: v for k, v in tensors.items() if not v.is_meta}})
     return LoadedModel(model.eval(), config, card, path, file.notes)
 
 

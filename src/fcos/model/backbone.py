@@ -114,8 +114,12 @@ def _narrow_stem(body: Any, width: int) -> None:
     body.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
     body.bn1 = nn.BatchNorm2d(width)
     body.layer1[0].conv1 = _with_inputs(first.conv1, width)
+    outputs = first.conv3.out_channels if isinstance(first, Bottleneck) else first.conv2.out_channels
     if first.downsample is not None:
         first.downsample[0] = _with_inputs(first.downsample[0], width)
+    elif width != outputs:  # timm left it out, for its stem of 64
+        conv = nn.Conv2d(width, outputs, 1, bias=False)
+        first.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
 def _with_inputs(conv: nn.Conv2d, width: int) -> nn.Conv2d:

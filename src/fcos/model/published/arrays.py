@@ -71,6 +71,10 @@ def _encode(text: str, *_: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    return b""  # as old protocols write it
+
+
 _OF_NUMPY: dict[str, dict[str, Any]] = {
     "multiarray": {"_reconstruct": _Array, "scalar": _scalar},
     "numeric": {"_frombuffer": _from_buffer},
@@ -79,6 +83,8 @@ NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Kind,
     ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
     ("collections", "OrderedDict"): OrderedDict,
     **{
         (f"numpy.{core}.{module}", name): stand_in

@@ -47,6 +47,12 @@ ONLY_TENSORS = (
     "torch.save({'state_dict': c.get('state_dict', c.get('model', c)), 'meta': m}, 'out.pth')\""
 )
 
+ONLY_ARRAYS = (
+    "only arrays are loaded, never code. Where you trust this file, write its arrays, in an environment that "
+    "has its library: python -c \"import pickle, torch; c = pickle.load(open('in.pkl', 'rb'), encoding='latin1'); "
+    "torch.save({k: torch.as_tensor(v) for k, v in c.get('model', c).items()}, 'out.pth')\""
+)
+
 
 @dataclass(frozen=True)
 class StateFile:
@@ -146,7 +152,8 @@ def load_without_code(path: Path) -> dict[Any, Any]:
         reason = f"it holds more than tensors, {wanted.group(1)}" if wanted else "it is a pickle of objects"
         raise unreadable(path, reason, ONLY_TENSORS) from None
     except (UnsafeFileError, SafetensorError) as error:
-        fix = f"it should be a .pth file of torch, or .safetensors; {ONLY_TENSORS}"
+        advice = ONLY_ARRAYS if path.suffix == ".pkl" else ONLY_TENSORS
+        fix = f"it should be a .pth file of torch, or .safetensors; {advice}"
         raise unreadable(path, str(error).partition("\n")[0], fix) from error
     if not isinstance(content, dict):
         raise unreadable(path, f"it holds a {type(content).__name__}, not weights by name", ONLY_TENSORS)
