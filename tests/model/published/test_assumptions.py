@@ -115,9 +115,9 @@ def test_info_tells_what_was_assumed_of_detectron2(rename: Callable[..., Path]) 
     content = json.loads(CliRunner().invoke(main, ["info", str(path), "--json"]).output)
     assert content["notes"][0] == (
         "assumed as in the default configuration of detectron2: bottlenecks step in the 1x1 convolution, "
-        "pixels come as blue, green, red, minus [103.53, 116.28, 123.675] over [1.0, 1.0, 1.0]; `fcos import` "
-        "corrects it with stride_in_1x1, channel_order, pixel_mean, pixel_std (both in the order red, green, "
-        "blue)"
+        "pixels come as blue, green, red, minus [103.53, 116.28, 123.675] over [1.0, 1.0, 1.0]; "
+        "`fcos import` corrects it with stride_in_1x1, channel_order, pixel_mean, pixel_std (both in the "
+        "order red, green, blue)"
     )
 
 

@@ -49,8 +49,9 @@ ONLY_TENSORS = (
 
 ONLY_ARRAYS = (
     "only arrays are loaded, never code. Where you trust this file, write its arrays, in an environment that "
-    "has its library: python -c \"import pickle, torch; c = pickle.load(open('in.pkl', 'rb'), encoding='latin1'); "
-    "torch.save({k: torch.as_tensor(v) for k, v in c.get('model', c).items()}, 'out.pth')\""
+    "has its library: python -c \"import pickle, torch; c = pickle.load(open('in.pkl', 'rb'), "
+    "encoding='latin1'); torch.save({k: torch.as_tensor(v) for k, v in c.get('model', c).items()}, "
+    "'out.pth')\""
 )
 
 

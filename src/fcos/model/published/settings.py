@@ -187,8 +187,8 @@ def _default_settings(
     return settings, [
         f"assumed as in the default configuration of {layout.origin}: {blocks}pixels come as blue, green, "
         f"red, minus {settings['pixel_mean'][::-1]} over {settings['pixel_std'][::-1]}{of_file}; "
-        "`fcos import` corrects it with stride_in_1x1, channel_order, pixel_mean, pixel_std (both in the order "
-        "red, green, blue)"
+        "`fcos import` corrects it with stride_in_1x1, channel_order, pixel_mean, pixel_std (both in the "
+        "order red, green, blue)"
     ]
 
 
