@@ -155,7 +155,19 @@ def test_a_program_calls_nothing_but_operators_of_tensors_and_numbers(
         call = graph["graph_module"]["module_call_graph"][0]["signature"]
         call["in_spec"] = call["in_spec"].replace("builtins.dict", "collections.defaultdict")
 
-    changes = [size, power, placeholder, tree, *map(function, ("torch.hub.load", "torch.os.mkdir"))]
+    def inner_function(graph: Any) -> None:
+        node = graph["graph_module"]["graph"]["nodes"][0]
+        node["target"] = "torch.ops.higher_order.wrap_with_autocast"
+        node["inputs"][0]["arg"] = {"as_operator": "torch.os.mkdir"}
+
+    changes = [
+        size,
+        power,
+        placeholder,
+        tree,
+        inner_function,
+        *map(function, ("torch.hub.load", "torch.os.mkdir")),
+    ]
     changes += map(function, ("torch.ops.aten.from_file.default", "_operator.methodcaller", "#ext:x"))
     for change in changes:
         path = changed(exported["torch"], out, with_graph(change))

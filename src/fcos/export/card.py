@@ -20,6 +20,7 @@ from fcos.model.archive import UnsafeFileError, parse_json
 from fcos.model.weights import UPGRADE, ModelCard, is_number, is_whole, unreadable_card
 from fcos.model.weights import card_of as read_model_card
 from fcos.rules import RULES
+from fcos.terminal import is_printable
 
 Precision = Literal["fp32", "int8"]
 
@@ -132,5 +133,5 @@ def _wrong_entries(card: dict[str, Any]) -> Iterator[str]:
     if not is_whole(card.get("num_parameters", 0)):
         yield "num_parameters is no whole number"
     notes = card.get("notes", [])
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+    if not isinstance(notes, list) or not all(isinstance(note, str) and is_printable(note) for note in notes):
         yield "notes is not a list of text"

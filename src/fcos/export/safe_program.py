@@ -41,7 +41,7 @@ MARKS = re.compile(
 # What a graph may call: functions of tensors and numbers. Names with an underscore in front are internal
 # and check less; `from_file` opens files.
 OPERATORS = re.compile(
-    r"torch\.ops\.aten\.(?!from_file|set_|_)\w+\.\w+"
+    r"torch\.ops\.aten\.(?!from_file|set_|warn|manual_seed|_)\w+\.\w+"
     r"|torch\.ops\.aten\._(assert_scalar|assert_tensor_metadata|to_copy|adaptive_avg_pool2d)\.\w+"
     r"|torch\.ops\.aten\.__(and|or|xor)__\.\w+"
     r"|torch\.ops\.torchvision\.nms\.default|torch\.ops\.higher_order\.wrap_with_autocast"
@@ -159,7 +159,7 @@ def _checked(value: Any, key: str) -> Any:
 
 
 def _check_text(text: str, key: str) -> None:
-    if key == "target":
+    if key in ("target", "as_operator"):
         _match(OPERATORS, text)
     elif key == "expr_str":
         _match(SIZE, text)

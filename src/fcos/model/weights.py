@@ -151,18 +151,25 @@ def _wrong_entries(card: dict[str, Any]) -> Iterator[str]:
         yield "category_ids is not a list of whole numbers"
     elif isinstance(names, list) and (len(ids) != len(names) or not ids or len(set(ids)) < len(ids)):
         yield f"{len(ids)} category_ids ({len(set(ids))} different) for {len(names)} classes"
-    if not isinstance(card.get("settings", {}), dict):
+    settings = card.get("settings", {})
+    if not isinstance(settings, dict):
         yield "settings is not an object"
+    elif not all(is_printable(value) for value in settings.values() if isinstance(value, str)):
+        yield "settings has control characters"
     threshold = card.get("threshold", 0.0)
     if not is_number(threshold) or not 0 <= threshold <= 1:
         yield f"threshold {threshold!r} is not a number from 0 to 1"
     metrics, versions = card.get("metrics", {}), card.get("versions", {})
-    if not isinstance(metrics, dict) or not all(map(is_number, metrics.values())):
+    if (
+        not isinstance(metrics, dict)
+        or not all(map(is_printable, metrics))
+        or not all(map(is_number, metrics.values()))
+    ):
         yield "metrics is not numbers by name"
     if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
         yield "versions is not text by name"
-    if not isinstance(card.get("origin", ""), str):
-        yield "origin is not text"
+    if not isinstance(origin := card.get("origin", ""), str) or not is_printable(origin):
+        yield "origin is not text that can be shown"
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -177,12 +184,14 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse weights that are not numbers: a network of NaN detects nothing, without a word."""
-    strange = [key for key, value in tensors.items() if value.dtype not in DTYPES]
+    strange = [key for key, value in tensors.items() if not _is_plain(value)]
     if strange:
+        value = tensors[strange[0]]
         raise WeightsError(
-            f"{path.name} holds tensors of {tensors[strange[0]].dtype}, such as {strange[0]}",
+            f"{path.name} holds tensors that are not plain numbers, such as {strange[0]} ({value.dtype}, "
+            f"{value.layout}, {value.device})",
             where=str(path),
-            fix="save its weights as float32, float16 or bfloat16",
+            fix="save its weights as dense float32, float16 or bfloat16 tensors",
         )
     broken = [
         key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()
@@ -194,6 +203,12 @@ def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
             where=str(path),
             fix="the training that wrote it diverged, or the file is damaged: give another checkpoint",
         )
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor has numbers in memory of its own, not one that stands for a billion."""
+    is_dense = value.dtype in DTYPES and value.layout == torch.strided and not value.is_meta
+    return is_dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -81,6 +81,18 @@ def test_weights_of_nan_are_refused(tmp_path: Path) -> None:
         opened(weights(float("nan")), tmp_path)
 
 
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path) -> None:
+    for strange in (
+        torch.zeros(1).expand(10**6, 10**6),  # 4 bytes that stand for 4 TB
+        torch.zeros(3).to_sparse(),
+        torch.empty(3, device="meta"),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(3).to(torch.float8_e4m3fn),
+    ):
+        with pytest.raises(WeightsError, match=r"not plain numbers, such as conv\.weight"):
+            opened({**weights(7), "conv.weight": strange}, tmp_path)
+
+
 # Pickles of numpy -----------------------------------------------------------------------------------------
 
 

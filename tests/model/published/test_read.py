@@ -258,6 +258,32 @@ def test_what_is_not_supported_is_named_with_the_files_that_have_it(
     assert files in caught.value.fix
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (4,), (0, 0, 1, 1)])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "backbone.bottom_up.res2.0.conv2.weight",
+        "backbone.bottom_up.stem.conv1.weight",
+        "backbone.fpn_lateral5.weight",
+        "proposal_generator.fcos_head.cls_logits.weight",
+        "proposal_generator.fcos_head.bbox_tower.0.weight",
+        "proposal_generator.fcos_head.scales.0.scale",
+    ],
+)
+def test_impossible_shapes_are_refused(
+    key: str, shape: tuple[int, ...], shared: Path, tmp_path: Path
+) -> None:
+    if "scale" in key and shape == ():
+        return  # that is how it has to be
+
+    def damage(tensors: dict[str, Any]) -> None:
+        assert key in tensors
+        tensors[key] = torch.zeros(shape)
+
+    with pytest.raises(WeightsError, match=r"odd\.pth"):
+        load_model(write_changed(shared, tmp_path / "odd.pth", "adelaidet_r50_1x", damage))
+
+
 def test_a_file_of_no_known_code_base_is_refused_with_its_names(tmp_path: Path) -> None:
     torch.save({"state_dict": {"module.yolo.weight": torch.zeros(1)}}, tmp_path / "yolo.pth")
     with pytest.raises(WeightsError, match=r"no FCOS detector of a code base that we know.*yolo\.weight"):

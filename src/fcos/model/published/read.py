@@ -28,6 +28,7 @@ from fcos.model.published.settings import (
     backbone_settings,
     profile,
 )
+from fcos.terminal import printable_line
 
 NORM_EPS = 1e-5
 
@@ -62,6 +63,7 @@ ESSENTIAL = (
     *("head.box_tower.0.weight", "head.logits.weight", "head.distances.weight", "head.quality.weight"),
 )
 SHOWN_PROBLEMS = 20
+MAX_NAMES = 100_000
 # Ours has a convolution in the first shortcut wherever the widths are not the usual ones; a network whose
 # stem is as wide as its first stage has none, and gets one that changes nothing.
 FIRST_SHORTCUT = "backbone.body.layer1.0.downsample."
@@ -108,6 +110,9 @@ class Published:
                 problems += [f"missing: {key}" for key in missing]
                 continue
             parts = [self._tensors[key] for key in theirs]
+            if name == "head.scales" and any(part.numel() != 1 for part in parts):
+                problems.append(f"{theirs[0]} is not one number")
+                continue
             value = (
                 torch.stack([part.reshape(()) for part in parts]) if name == "head.scales" and parts else None
             )
@@ -173,7 +178,14 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
         return tuple(tensors[key].shape) if key in tensors else None
 
     problems = [f"missing: {layout.translate(name)}" for name in ESSENTIAL if shape(name) is None]
-    backbone = backbone_settings(shape)
+    try:
+        backbone, architecture = backbone_settings(shape), architecture_settings(shape)
+        num_classes = len(tensors[layout.translate("head.logits.weight")])
+    except (IndexError, KeyError, TypeError, ZeroDivisionError):  # no convolutions, or of width 0
+        problems = problems or ["its convolutions have impossible shapes"]
+        raise _does_not_fit(path, layout.origin, problems) from None
+    if num_classes == 0:
+        problems.append("it has no classes")
     if backbone is None and not problems:
         problems = ["its backbone is not a ResNet or ResNeXt that timm has"]
     if problems or backbone is None:
@@ -189,15 +201,14 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
             f"`fcos import {path.name} -o model.safetensors channel_order=bgr` (Caffe), or channel_order=rgb "
             "(PyTorch)",
         ) from None
-    settings = {**backbone, **architecture_settings(shape), **taken.settings, "rules": layout.rules}
+    settings = {**backbone, **architecture, **taken.settings, "rules": layout.rules}
     preset = {"resnet18": "fcos_r18", "resnet101": "fcos_r101"}.get(backbone["backbone"], "fcos_r50")
-    num_classes = len(tensors[layout.translate("head.logits.weight")])
     names, ids = class_names_of(layout, num_classes, file.about)
     notes = [*file.notes, *taken.notes]
     if names == _numbered(num_classes):
         notes.append("the file names no classes: `fcos import --names` can")
     if aside := [key for key in tensors if is_harmless(key) and not key.endswith("num_batches_tracked")]:
-        notes.append(f"tensors that nothing needs: {', '.join(aside)}")
+        notes.append(f"tensors that nothing needs: {printable_line(', '.join(aside))}")
     return Published(
         layout.origin,
         {"model": preset, **settings},
@@ -265,8 +276,9 @@ def _stored_names(about: Mapping[str, Any]) -> tuple[str, ...]:
     places: list[Mapping[str, Any]] = [meta, inner] if isinstance(inner, Mapping) else [meta]
     for place in places:
         for key in ("CLASSES", "classes"):
-            if isinstance(place.get(key), tuple | list):
-                return tuple(map(str, place[key]))
+            names = place.get(key)
+            if isinstance(names, tuple | list) and all(isinstance(name, str) for name in names[:MAX_NAMES]):
+                return tuple(map(printable_line, names[:MAX_NAMES]))
     return ()
 
 

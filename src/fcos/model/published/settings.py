@@ -38,6 +38,7 @@ RESNETS: dict[tuple[tuple[int, ...], bool, int, int], str] = {
     ((3, 4, 23, 3), True, 32, 8): "resnext101_32x8d",
     ((3, 4, 23, 3), True, 64, 4): "resnext101_64x4d",
 }
+MAX_CONFIG = 10**6  # characters; they have some ten thousand
 USUAL_CHANNELS = [64, 64, 128, 256, 512]
 RANGES = [64.0, 128.0, 256.0, 512.0]
 
@@ -45,7 +46,7 @@ RANGES = [64.0, 128.0, 256.0, 512.0]
 def backbone_settings(shape: Shape) -> dict[str, Any] | None:
     """Which ResNet it is; None if it is none that timm has."""
     blocks = tuple(
-        next(i for i in range(100) if shape(f"backbone.body.layer{stage}.{i}.conv1.weight") is None)
+        next((i for i in range(100) if shape(f"backbone.body.layer{stage}.{i}.conv1.weight") is None), 100)
         for stage in (1, 2, 3, 4)
     )
     stem = shape("backbone.body.conv1.weight")
@@ -82,7 +83,7 @@ def architecture_settings(shape: Shape) -> dict[str, Any]:
     elif len(shape("head.box_tower.1.0.weight") or ()) == 1:
         norm = "bn_per_level"
     step = 2 if norm == "none" else 3
-    num_convs = next(i for i in range(100) if shape(f"head.box_tower.{step * i}.weight") is None)
+    num_convs = next((i for i in range(100) if shape(f"head.box_tower.{step * i}.weight") is None), 100)
     is_real_time = num_levels == 3
     return {
         "fpn_channels": fpn[0],
@@ -240,7 +241,7 @@ def config_text(about: Mapping[str, Any]) -> str:
     """MMDetection's configuration as its files carry it; empty if they do not. It is searched, never run."""
     meta = about.get("meta")
     texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, Mapping) else []
-    return next((text for text in texts if isinstance(text, str)), "")
+    return next((text[:MAX_CONFIG] for text in texts if isinstance(text, str)), "")
 
 
 def _mmdetection(
@@ -260,7 +261,7 @@ def _mmdetection(
     if text:
         settings |= {key: yes if _is_true(text, flag) else no for key, (flag, yes, no) in flags.items()}
         if overlap := re.search(
-            r"""nms['"]?\s*[=:]\s*(?:dict\(|\{)[^)}]*?iou_thr(?:eshold)?['"]?\s*[=:]\s*([\d.]+)""", text
+            r"""nms['"]?\s*[=:]\s*(?:dict\(|\{)[^)}]{0,300}?iou_thr(?:eshold)?['"]?\s*[=:]\s*([\d.]+)""", text
         ):
             settings["nms_iou"] = float(overlap.group(1))
     style = _stated_style(text) or _style_of_name(name, backbone)
@@ -328,6 +329,6 @@ def _is_true(text: str, flag: str) -> bool:
 
 def _numbers(text: str, word: str) -> list[float]:
     """The three numbers after `word=[`; empty if they are not there."""
-    found = re.search(rf"""\b{word}['"]?\s*[=:]\s*[\[(]([^\])]*)[\])]""", text)
+    found = re.search(rf"""\b{word}['"]?\s*[=:]\s*[\[(]([^\])]{0, 200})[\])]""", text)
     numbers = [float(part) for part in re.findall(r"\d+\.?\d*|\.\d+", found.group(1))] if found else []
     return numbers if len(numbers) == 3 else []
