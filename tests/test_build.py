@@ -27,7 +27,7 @@ from fcos.build import (
 )
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations, Record
-from fcos.errors import WeightsError
+from fcos.errors import ConfigError, WeightsError
 from fcos.model.pretrained import pixel_statistics
 from fcos.model.weights import ModelCard, read_model, save_model
 
@@ -214,13 +214,65 @@ def test_a_run_folder_without_model_says_so(tmp_path: Path) -> None:
     assert "finished an epoch" in caught.value.fix
 
 
-def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    card = ModelCard({"backbone": "resnet18", "head_shape": "round", "strides": "many"}, ("a",), (1,))
-    save_model(path, {"a": torch.zeros(1)}, card)
-    with pytest.raises(WeightsError, match=r"does not know: strides, head_shape") as caught:
+def refused(settings: dict[str, object], path: Path) -> WeightsError:
+    """The error for a file whose card has these settings."""
+    save_model(path, {"a": torch.zeros(1)}, ModelCard({"backbone": "resnet18", **settings}, ("a",), (1,)))
+    with pytest.raises(WeightsError) as caught:
         load_model(path)
-    assert caught.value.fix == "pip install --upgrade fcos-torch"
+    return caught.value
+
+
+def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
+    error = refused({"head_shape": "round", "load": True}, tmp_path / "model.safetensors")
+    assert error.what.endswith("that this version of fcos does not know: head_shape, load")
+    assert error.fix == "pip install --upgrade fcos-torch"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"strides": "many"}, '"strides": "many" is not possible; it takes a list of whole numbers'),
+        ({"view_size": None}, '"view_size": null is not possible; it takes a whole number'),
+        ({"pixel_mean": [float("nan"), 0, 0]}, '"pixel_mean": [NaN, 0, 0] is not possible'),
+        ({"pixel_std": [1.0, 0.0, 1.0]}, "pixel_std [1.0, 0.0, 1.0] is not 3 numbers above 0"),
+        ({"pixel_std": [1.0]}, "pixel_std [1.0] is not 3 numbers above 0"),
+        ({"backbone_channels": [8, -8, 8, 8, 8]}, "is not 5 numbers above 0"),
+        ({"backbone": {"a": 1}}, '"backbone": {"a": 1} is not possible'),
+        ({"head_channels": 10**9}, '"head_channels": 1000000000 is more than 16384'),
+        ({"head_convs": 10**9}, '"head_convs": 1000000000 is more than 64'),
+        ({"fpn_channels": 10**30}, '"fpn_channels": 10000'),
+        ({"view_size": 10**9}, '"view_size": 1000000000 is more than 32768'),
+        ({"candidates_per_level": 2**70}, '"candidates_per_level": 1180591620717411303424 is more than'),
+        ({"regress_ranges": []}, "regress_ranges has 0 entries for 5 strides"),
+        ({"rules": "mine"}, '"rules": "mine" is not possible'),
+        ({"head_norm": "gn" * 10**5}, '"head_norm":'),
+    ],
+)
+def test_impossible_settings_of_a_model_file_are_named(
+    settings: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    error = refused(settings, tmp_path / "model.safetensors")
+    assert error.what.startswith("model.safetensors has settings that cannot be: ")
+    assert words in error.what
+    assert len(error.what) < 500
+
+
+def test_a_network_that_does_not_fit_its_file_is_refused_before_its_weights_are_made(tmp_path: Path) -> None:
+    huge = {"backbone_channels": [10**6] * 5, "fpn_channels": 2**14, "head_channels": 2**14}
+    error = refused(huge, tmp_path / "model.safetensors")  # of 200 TB
+    assert "does not fit its model" in error.what
+    error = refused({"backbone_channels": [10**12] * 5}, tmp_path / "model.safetensors")
+    assert "Storage size calculation overflowed" in error.what
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_hub:evil/x", "hf-hub:evil/x", "local-dir:/etc", "https://x.org/resnet18", "timm/resnet18"]
+)
+def test_a_model_file_names_only_networks_of_timm(name: str, tmp_path: Path) -> None:
+    error = refused({"backbone": name}, tmp_path / "model.safetensors")
+    assert error.what == f"{name} cannot be the backbone: timm has no network of this name"
+    with pytest.raises(ConfigError, match="timm has no network of this name"):
+        build_model(config(backbone=name), 1)
 
 
 def test_weights_that_do_not_fit_their_settings_are_refused(model_file: Path, tmp_path: Path) -> None:

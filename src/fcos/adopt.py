@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 
@@ -14,14 +15,18 @@ from fcos.build import MODEL_SETTINGS, LoadedModel, build_model, load_model
 from fcos.config import TrainConfig, load_config
 from fcos.config_rules import broken_rules
 from fcos.errors import ConfigError, WeightsError
+from fcos.files import check_writable
 from fcos.model.fcos import FCOS
 from fcos.model.published.download import coco_file
 from fcos.model.published.layouts import layout_of
 from fcos.model.published.opening import is_published, open_state
+from fcos.model.published.settings import ChannelOrder
 from fcos.model.weights import ModelCard, is_model_file, load_tensors, save_model
 
 # What a training decides itself: how many detections are worth measuring does not belong to the weights.
 NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image")
+# Of `fcos import` alone: our own networks always take RGB.
+CHANNEL_ORDER = "channel_order"
 # The weights of one class each.
 CLASS_TENSORS = ("head.logits.weight", "head.logits.bias")
 
@@ -39,7 +44,8 @@ def import_model(
     Args:
         source: what `load_model` takes.
         output: the file to write.
-        changes: `key=value`, where the file was trained with another configuration than its authors'.
+        changes: `key=value`, where the file was trained with another configuration than its authors'; besides
+            settings `channel_order=rgb` or `bgr`, which its network takes.
         class_names: of the outputs, where the file does not say them.
         overwrite: a file that is there.
     """
@@ -49,14 +55,23 @@ def import_model(
         )
     if output.exists() and not overwrite:
         raise WeightsError(f"{output} is there already", fix="give another file, or --force")
-    loaded = load_model(source)
+    check_writable(output)
+    orders = [word.partition("=")[2] for word in changes if word.partition("=")[0] == CHANNEL_ORDER]
+    if strange_orders := [order for order in orders if order not in get_args(ChannelOrder)]:
+        raise ConfigError(
+            f'"{CHANNEL_ORDER}": "{strange_orders[0]}" is not possible',
+            where="command line",
+            fix="give rgb or bgr: what the network of the file takes",
+        )
+    loaded = load_model(source, cast("ChannelOrder", orders[-1]) if orders else None)
+    changes = [word for word in changes if word.partition("=")[0] != CHANNEL_ORDER]
     config = load_config(loaded.card.settings, changes)
     given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
     if strange := [key for key in given if key not in MODEL_SETTINGS]:
         raise ConfigError(
             f'"{strange[0]}" has no place in a model file',
             where="command line",
-            fix=f"there are {', '.join(MODEL_SETTINGS)}",
+            fix=f"there are {CHANNEL_ORDER}, {', '.join(MODEL_SETTINGS)}",
         )
     model = build_model(config, len(loaded.card.class_names))
     statistics = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
 from fcos.backend import TorchBackend
-from fcos.config import TrainConfig
+from fcos.config import TrainConfig, expects
+from fcos.config_rules import broken_rules
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
 from fcos.data.dataset import EvalDataset, TrainDataset
 from fcos.data.loader import build_loader
 from fcos.data.sampler import ShardSampler, StreamSampler
 from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
-from fcos.errors import WeightsError
+from fcos.errors import ConfigError, WeightsError
 from fcos.model.assign import StaticAssigner
 from fcos.model.backbone import Backbone
 from fcos.model.fcos import FCOS
@@ -28,8 +31,16 @@ from fcos.model.postprocess import PostProcess
 from fcos.model.pretrained import pixel_statistics
 from fcos.model.published.opening import is_published
 from fcos.model.published.read import read_published
-from fcos.model.weights import ModelCard, load_tensors, read_model
+from fcos.model.published.settings import ChannelOrder
+from fcos.model.weights import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
 from fcos.rules import RULES
+
+# More than any model needs; what a file asks for beyond it would only fill the memory.
+MOST = {
+    **{"view_size": 2**15, "short_side": 2**15, "fpn_channels": 2**14, "head_channels": 2**14},
+    **{"head_convs": 64, "candidates_per_level": 10**6, "detections_per_image": 10**6},
+}
+MOST_LEVELS = 12
 
 # The settings that a model file carries: enough to build the model, feed it and read its output.
 MODEL_SETTINGS = (
@@ -224,32 +235,91 @@ def model_file_of(source: Path) -> Path:
     )
 
 
-def load_model(source: Path | str) -> LoadedModel:
-    """The model of a run folder, a model file, or a weight file of another code base."""
+def load_model(source: Path | str, channel_order: ChannelOrder | None = None) -> LoadedModel:
+    """The model of a run folder, a model file, or a weight file of another code base.
+
+    Args:
+        source: of the model.
+        channel_order: of the pixels that the network of the file takes, where it does not say so, or wrongly.
+
+    Raises:
+        WeightsError: it cannot be read, does not fit what it says about itself, or would have to run code.
+    """
     path = model_file_of(Path(source))
     if not is_published(path):
         card, tensors = read_model(path)
         config = settings_of_card(card, path)
+        check_fits(outline(config, len(card.class_names), path), tensors, path)
         model = build_model(config, len(card.class_names))
+        if channel_order == "bgr":  # ours take RGB: the first convolution is turned round
+            stem = next(key for key, value in tensors.items() if value.ndim == 4 and value.shape[1] == 3)
+            tensors[stem] = tensors[stem].flip(1)
         load_tensors(model, tensors, path)
         return LoadedModel(model.eval(), config, card, path)
 
-    file = read_published(path)
+    file = read_published(path, channel_order)
     card = ModelCard(file.settings, file.class_names, file.category_ids, origin=file.origin)
     config = settings_of_card(card, path)
+    tensors = file.tensors_for(outline(config, len(file.class_names), path).state_dict())
     model = build_model(config, len(file.class_names))
-    model.load_state_dict(file.tensors_for(model.state_dict()))
+    # Not the file's, but the model's own: pixel statistics, and counters of batch norm.
+    model.load_state_dict({**model.state_dict(), **{k: v for k, v in tensors.items() if not v.is_meta}})
     return LoadedModel(model.eval(), config, card, path, file.notes)
 
 
-def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
-    """The settings that a card carries, with the defaults of all others."""
+def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
+    """The network without memory for its weights: a file may ask for any width, and this costs nothing.
+
+    Raises:
+        WeightsError: there is no such network.
+    """
+    # What is frozen makes no difference to the tensors, and is found by running the network.
+    config = config.model_copy(update={"freeze_bn": False, "freeze_stages": 0})
     try:
-        return TrainConfig(**card.settings)
-    except ValidationError as error:
-        wrong = ", ".join(str(detail["loc"][0]) for detail in error.errors())
+        with torch.device("meta"):
+            return build_model(config, num_classes)
+    except ConfigError as error:
+        raise WeightsError(error.what, where=str(path), fix=error.fix) from error
+    except (RuntimeError, ValueError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
         raise WeightsError(
-            f"{path.name} has settings that this version of fcos does not know: {wrong}",
+            f"{path.name} has settings of which no network can be made: {str(error).splitlines()[0]}",
             where=str(path),
-            fix="pip install --upgrade fcos-torch",
-        ) from None
+            fix=GIVE,
+        ) from error
+
+
+def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
+    """The settings that a card carries, with the defaults of all others.
+
+    Raises:
+        WeightsError: settings that this version does not know, or values that are not possible.
+    """
+    if unknown := [key for key in card.settings if key not in MODEL_SETTINGS]:
+        raise WeightsError(
+            f"{path.name} has settings that this version of fcos does not know: {', '.join(unknown)}",
+            where=str(path),
+            fix=UPGRADE,
+        )
+    try:
+        config = TrainConfig(**card.settings)
+        problems = [broken.what for broken in broken_rules(config)]
+    except ValidationError as error:
+        keys = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
+        problems = [
+            f'"{key}": {shorten(json.dumps(card.settings.get(key)), 100)} is not possible; it takes '
+            f"{expects(key)}"
+            for key in keys
+        ]
+    else:
+        problems += [
+            f'"{key}": {value} is more than {most}'
+            for key, most in MOST.items()
+            if (value := getattr(config, key)) is not None and value > most
+        ]
+        if len(config.strides) > MOST_LEVELS:
+            problems.append(f'"strides" has {len(config.strides)} entries, more than {MOST_LEVELS}')
+    if problems:
+        raise WeightsError(
+            f"{path.name} has settings that cannot be: {'; '.join(problems)}", where=str(path), fix=GIVE
+        )
+    return config

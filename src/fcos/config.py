@@ -144,7 +144,7 @@ class TrainConfig(BaseModel):
     head_channels: int = setting(256, "width of the head towers", ge=1)
     head_convs: int = setting(4, "convolutions in each tower", ge=0)
     head_conv: Literal["plain", "separable"] = setting("plain", "3x3 convolutions, or depthwise 5x5 and 1x1")
-    head_norm: Literal["gn", "bn", "none"] = setting("gn", "normalisation in the towers")
+    head_norm: Literal["gn", "bn", "bn_per_level", "none"] = setting("gn", "normalisation in the towers")
     box_activation: Literal["relu", "exp"] = setting("relu", "how the box branch becomes positive")
     normalize_targets: bool = setting(True, "the box branch regresses in units of the level's stride")
     distance_init: float = setting(

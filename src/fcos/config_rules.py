@@ -217,7 +217,7 @@ def check_backbone(config: TrainConfig) -> None:
     """Refuse a backbone that timm does not know, with the nearest name that it does know."""
     import timm  # takes seconds and brings torch: only where a network is built anyway
 
-    if timm.is_model(config.backbone):
+    if re.fullmatch(r"[\w.]+", config.backbone, re.ASCII) and timm.is_model(config.backbone):
         return
     nearest = difflib.get_close_matches(config.backbone, timm.list_models(), n=3, cutoff=0.5)
     names = ", ".join(f'"{name}"' for name in nearest) or "resnet50"

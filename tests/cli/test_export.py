@@ -86,7 +86,7 @@ def test_the_photographs_of_pip_are_checked_where_none_are_given(small_model: Pa
 
 
 @pytest.mark.usefixtures("converted")
-def test_a_file_that_finds_something_else_is_removed(
+def test_a_file_that_finds_something_else_is_not_kept(
     small_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = onnx_file.OnnxRunner.__call__
@@ -99,7 +99,7 @@ def test_a_file_that_finds_something_else_is_removed(
     out = tmp_path / "small.onnx"
     result = run("export", small_model, "--format", "onnx", "-o", out, "--check", photos)
     assert result.exit_code == 2
-    assert "small.onnx does not find what PyTorch finds, and was removed" in result.output
+    assert "small.onnx does not find what PyTorch finds, and was not kept" in result.output
     assert "only PyTorch found" in result.output
     assert not out.exists()
 

@@ -221,3 +221,58 @@ def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path, exported: dict
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(WeightsError, match=r'other\.onnx does not say how to use it: no entry "fcos"'):
         open_exported(tmp_path / "other.onnx")
+
+
+def with_card(source: Path, out: Path, change: Any) -> Path:
+    """An ONNX file whose description of itself was changed."""
+    import onnx
+
+    from fcos.export.onnx_file import set_metadata
+
+    model = onnx.load(source)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    card = json.loads(entries["fcos"])
+    entries["fcos"] = change(card) or json.dumps(card)
+    set_metadata(model, entries)
+    onnx.save(model, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("pixel_mean", [1, None, 2], "pixel_mean [1, None, 2] is not three numbers"),
+        ("pixel_mean", float("nan"), "pixel_mean nan is not three numbers"),
+        ("pixel_std", [1, 0, 1], "pixel_std [1, 0, 1] is not three numbers above 0"),
+        ("precision", "fp2", "precision 'fp2' is not known"),
+        ("num_parameters", "many", "num_parameters is no whole number"),
+        ("notes", [1], "notes is not a list of text"),
+        ("weather", "fine", "'weather' is not known"),
+        ("export_version", None, "it has no export_version"),
+        ("model", None, "it has no format_version"),
+    ],
+)
+def test_an_odd_card_of_an_exported_file_is_refused(
+    key: str, value: object, words: str, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    path = with_card(exported["onnx"], tmp_path / "odd.onnx", lambda card: card.update({key: value}))
+    with pytest.raises(WeightsError, match=r"the card of odd\.onnx cannot be read") as caught:
+        open_exported(path)
+    assert words in caught.value.what
+
+
+def test_a_deep_card_of_an_exported_file_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+    path = with_card(exported["onnx"], tmp_path / "deep.onnx", lambda card: "[" * 10**6)
+    with pytest.raises(WeightsError, match="nested too deeply"):
+        open_exported(path)
+
+
+def test_a_graph_of_more_classes_than_the_card_names_is_refused_when_it_runs(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    def fewer(card: Any) -> None:
+        card["model"] |= {"class_names": ["cat"], "category_ids": [1]}
+
+    detector = Detector.load(with_card(exported["onnx"], tmp_path / "few.onnx", fewer))
+    with pytest.raises(WeightsError, match=r"few\.onnx is not one of a detector of 1 classes"):
+        detector.predict(picture((60, 90)), 0.0)

@@ -95,13 +95,14 @@ def command(
 
     Decoding and NMS are in it, any batch and any size of picture go in, and class names, preprocessing and
     thresholds stand in it. Detector.load, fcos predict, eval, info and demo take it like any other model.
-    What it finds is compared with PyTorch; a file that finds something else is removed.
+    What it finds is compared with PyTorch; a file that finds something else is not kept.
 
     With --int8 its AP is measured on annotations instead. Where it falls by more than --max-ap-loss, parts of
     the network stay in float32, found by trying; if that does not help nothing is written.
     """
     from fcos.build import load_model
-    from fcos.export.make import check_path, default_path, export_model, remove
+    from fcos.export.make import check_path, default_path, export_model
+    from fcos.files import written
 
     loaded = load_model(model)
     path = output or default_path(loaded.path, name, int8=int8)
@@ -111,21 +112,25 @@ def command(
     with tempfile.TemporaryDirectory() as folder:
         pictures = _pictures(check_on, Path(folder))
         click.echo(f"writing {path} ...", err=True)
-        found = None
         if int8:
             source = Measured(list_, root, skip_invalid)
             found = _write_int8(loaded, name, path, calibrate, source, max_ap_loss / 100)
-        else:
-            export_model(loaded, name, path)
-        check = _checked(loaded, path, pictures)
+            _say(_checked(loaded, path, pictures), path, name, found, as_json=as_json)
+            return
+        with written(path) as partial:
+            export_model(loaded, name, partial)
+            check = _checked(loaded, partial, pictures)
+            _say(check, path, name, None, as_json=as_json)
+            if check.problems:
+                raise _differs(check, path)
+
+
+def _say(check: Check, path: Path, name: FormatName, found: Search | None, *, as_json: bool) -> None:
     if as_json:
-        content = {"file": str(path), "format": name, "precision": "int8" if int8 else "fp32"}
+        content = {"file": str(path), "format": name, "precision": "int8" if found else "fp32"}
         print_json({**content, **check.as_dict(), **_search_as_dict(found)})
     else:
         print_check(check, path, name, found)
-    if check.problems and not int8:
-        remove(path)
-        raise _differs(check, path)
 
 
 class Measured(NamedTuple):
@@ -266,6 +271,6 @@ def _differs(check: Check, path: Path) -> FcosError:
     if more := len(check.problems) - len(lines):
         lines.append(f"and {more} more")
     return FcosError(
-        f"{path.name} does not find what PyTorch finds, and was removed:\n  " + "\n  ".join(lines),
+        f"{path.name} does not find what PyTorch finds, and was not kept:\n  " + "\n  ".join(lines),
         fix="report it with the model's `fcos info`; another --format may do",
     )

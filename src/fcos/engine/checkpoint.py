@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from fcos.data.annotations import Annotations
 from fcos.errors import TrainingError, WeightsError
+from fcos.model.archive import load_tensors
 
 # Settings that may differ when a run goes on: where it runs, what it writes, and where the data are (what
 # they are is compared by `fingerprint`).
@@ -89,7 +90,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             fix='set "load": false to start afresh, or run_folder to the folder of the run',
         )
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = dict(load_tensors(path))
     except Exception as error:
         raise WeightsError(
             f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0]}",

@@ -7,16 +7,20 @@ program can read, each as JSON: class names, preprocessing, thresholds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fcos.config import TrainConfig
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.errors import WeightsError
-from fcos.model.weights import ModelCard, read_card
+from fcos.model.archive import UnsafeFileError, parse_json
+from fcos.model.weights import UPGRADE, ModelCard, is_number, is_whole, unreadable_card
+from fcos.model.weights import card_of as read_model_card
 from fcos.rules import RULES
+from fcos.terminal import is_printable
 
 Precision = Literal["fp32", "int8"]
 
@@ -95,22 +99,39 @@ def from_metadata(entries: Mapping[str, str], path: Path) -> ExportCard:
             fix=GIVE,
         )
     try:
-        content = json.loads(entries[ENTRY])
-        version = content.pop("export_version")
-        if version <= FORMAT_VERSION:
-            model = read_card(json.dumps(content.pop("model")), path)
-            lists = {key: tuple(content.pop(key)) for key in ("pixel_mean", "pixel_std", "notes")}
-            return ExportCard(model, **{**content, **lists})
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, WeightsError):
-            raise
+        content = parse_json(entries[ENTRY])
+    except UnsafeFileError as error:
+        raise unreadable_card(path, str(error)) from None
+    version = content.pop("export_version", None) if isinstance(content, dict) else None
+    if not is_whole(version):
+        raise unreadable_card(path, "it has no export_version")
+    if version > FORMAT_VERSION:
         raise WeightsError(
-            f"what {path.name} says about itself cannot be read ({type(error).__name__}: {error})",
-            where=str(path),
-            fix=GIVE,
-        ) from None
-    raise WeightsError(
-        f"{path.name} was exported by a newer version of fcos",
-        where=str(path),
-        fix="pip install --upgrade fcos-torch",
-    )
+            f"{path.name} was exported by a newer version of fcos", where=str(path), fix=UPGRADE
+        )
+    model = read_model_card(content.pop("model", None), path)
+    if wrong := list(_wrong_entries(content)):
+        raise unreadable_card(path, "; ".join(wrong))
+    lists = {key: tuple(content.pop(key)) for key in ("pixel_mean", "pixel_std", "notes") if key in content}
+    return ExportCard(model, **{**content, **lists})
+
+
+def _wrong_entries(card: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with each entry of a card, in words."""
+    known = [entry.name for entry in fields(ExportCard)]
+    yield from (f"{key!r} is not known" for key in card if key not in known)
+    for key, least in (("pixel_mean", -math.inf), ("pixel_std", 0)):
+        numbers = card.get(key)
+        if (
+            not isinstance(numbers, list)
+            or len(numbers) != 3
+            or not all(is_number(number) and number > least for number in numbers)
+        ):
+            yield f"{key} {numbers!r} is not three numbers{' above 0' if least == 0 else ''}"
+    if card.get("precision", "fp32") not in get_args(Precision):
+        yield f"precision {card['precision']!r} is not known"
+    if not is_whole(card.get("num_parameters", 0)):
+        yield "num_parameters is no whole number"
+    notes = card.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) and is_printable(note) for note in notes):
+        yield "notes is not a list of text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from fcos.data.batch import Batch
 from fcos.errors import DeviceError, WeightsError
 from fcos.export.card import GIVE, ExportCard, from_metadata, input_dtype
 from fcos.export.formats import FORMATS, FormatName, format_of
+from fcos.files import check_regular
 from fcos.model.postprocess import ImageDetections
 from fcos.model.weights import ModelCard
 
@@ -83,7 +85,8 @@ class ExportedModel:
                 where=str(self.path),
                 fix='give --device cpu (in Python device="cpu"), or the model file that it was made from',
             )
-        return ExportedBackend(self.runner, getattr(torch, input_dtype(self.config)))
+        dtype = getattr(torch, input_dtype(self.config))
+        return ExportedBackend(self.runner, dtype, len(self.card.class_names), self.path)
 
 
 class ExportedBackend:
@@ -92,8 +95,8 @@ class ExportedBackend:
     device = torch.device("cpu")
     usual_batch_size = group_size = BATCH_SIZE
 
-    def __init__(self, runner: Runner, dtype: torch.dtype) -> None:
-        self._runner, self._dtype = runner, dtype
+    def __init__(self, runner: Runner, dtype: torch.dtype, num_classes: int, path: Path) -> None:
+        self._runner, self._dtype, self._num_classes, self._path = runner, dtype, num_classes, path
 
     @property
     def calls_at_once(self) -> int:
@@ -105,7 +108,8 @@ class ExportedBackend:
         """See `fcos.backend.Backend`."""
         if self.calls_at_once == 1:
             return self
-        return ExportedBackend(self._runner.side_by_side(self.calls_at_once), self._dtype)
+        runner = self._runner.side_by_side(self.calls_at_once)
+        return ExportedBackend(runner, self._dtype, self._num_classes, self._path)
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None
@@ -113,10 +117,33 @@ class ExportedBackend:
         """Detections of every image of the batches, with its image id."""
         found: list[tuple[int, ImageDetections]] = []
         for batch in batches:
-            outputs = self._runner(batch.images.to(self._dtype), batch.sizes_hw, batch.original_sizes_hw)
+            outputs = self._run(batch.images.to(self._dtype), batch.sizes_hw, batch.original_sizes_hw)
             found += zip(batch.image_ids, _by_image(outputs, len(batch)), strict=True)
             on_batch(len(batch))
         return found
+
+    def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Boxes, scores, labels and image index, which are those of its classes."""
+        try:
+            outputs = self._runner(*inputs)
+            boxes, scores, labels, image = outputs
+            fits = len(boxes) == len(scores) == len(labels) == len(image) and boxes.shape[1:] == (4,)
+            fits = fits and (
+                len(labels) == 0 or 0 <= int(labels.min()) <= int(labels.max()) < self._num_classes
+            )
+        except Exception as error:  # of onnxruntime, OpenVINO and torch, each with kinds of its own
+            raise WeightsError(
+                f"the graph of {self._path.name} cannot be run: {(str(error).splitlines() or [''])[0]}",
+                where=str(self._path),
+                fix=GIVE,
+            ) from error
+        if not fits:
+            raise WeightsError(
+                f"the graph of {self._path.name} is not one of a detector of {self._num_classes} classes",
+                where=str(self._path),
+                fix=GIVE,
+            )
+        return outputs
 
 
 def _by_image(outputs: tuple[Tensor, ...], num_images: int) -> list[ImageDetections]:
@@ -137,8 +164,10 @@ def open_exported(path: Path) -> ExportedModel:
         WeightsError: there is none, it is damaged, or does not say how to use it.
     """
     name = format_of(path)
-    if name is None or not path.exists():
+    if name is None or not os.path.lexists(path):
         raise WeightsError(f"there is no exported file {path}", fix=GIVE)
+    if name != "openvino":
+        check_regular(path, WeightsError)
     metadata, runner = FORMATS[name].open(path)
     card = from_metadata(metadata, path)
     return ExportedModel(runner, settings_of_card(card.model, path), card, path, name)

@@ -126,7 +126,7 @@ class DetectionGraph(nn.Module):
     def _level(self, index: int, feature: Tensor, images: Tensor) -> Level:
         """As `Head.forward`, without changing the order of the axes, and the points of the level."""
         head = self.head
-        classification, box = head.classification_tower(feature), head.box_tower(feature)
+        classification, box = head.classification_tower(feature, index), head.box_tower(feature, index)
         raw = head.distances(box) * head.scales[index]
         distances = (raw.relu() if head.box_activation == "relu" else raw.exp()) * head.units[index]
         quality = None

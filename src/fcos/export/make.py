@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from fcos.errors import WeightsError
 from fcos.export.card import ExportCard, input_dtype, to_metadata
 from fcos.export.formats import FORMATS, FormatName
 from fcos.export.graph import DetectionGraph
+from fcos.files import check_writable, written
 
 
 def default_path(model_file: Path, name: FormatName, *, int8: bool = False) -> Path:
@@ -25,6 +24,7 @@ def check_path(path: Path, name: FormatName, *, overwrite: bool) -> None:
 
     Raises:
         WeightsError: it is there already, or would not be recognised.
+        OutputError: nothing can be written there.
     """
     ending = FORMATS[name].ending
     if name == "openvino" and path.suffix in (".xml", ".bin"):
@@ -33,6 +33,7 @@ def check_path(path: Path, name: FormatName, *, overwrite: bool) -> None:
         raise WeightsError(f"{path} is no *{ending} file", fix=f"give -o {path.with_suffix(ending)}")
     if path.exists() and not overwrite:
         raise WeightsError(f"{path} is there already", fix="give another name with -o, or --force")
+    check_writable(path)
 
 
 def graph_of(loaded: LoadedModel, name: FormatName) -> tuple[DetectionGraph, torch.dtype]:
@@ -51,27 +52,9 @@ def card_of(loaded: LoadedModel) -> ExportCard:
 
 
 def export_model(loaded: LoadedModel, name: FormatName, path: Path) -> None:
-    """Write a model in a format; a reader never sees half of it."""
+    """Write a model in a format, whole or not at all."""
     graph, dtype = graph_of(loaded, name)
     metadata = to_metadata(card_of(loaded), loaded.config)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        FORMATS[name].save(FORMATS[name].convert(graph, dtype), metadata, partial)
-        put_in_place(partial, path)
-    finally:
-        remove(partial)
-
-
-def put_in_place(partial: Path, path: Path) -> None:
-    """A whole file or folder instead of what is there."""
-    if path.is_dir() or partial.is_dir():
-        remove(path)
-    os.replace(partial, path)
-
-
-def remove(path: Path) -> None:
-    """A file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    model = FORMATS[name].convert(graph, dtype)
+    with written(path) as partial:
+        FORMATS[name].save(model, metadata, partial)

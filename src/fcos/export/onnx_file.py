@@ -16,6 +16,7 @@ from fcos.errors import WeightsError
 from fcos.export.card import GIVE
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
 from fcos.export.needs import needs
+from fcos.export.safe_onnx import read_onnx
 from fcos.export.suppress import INVALID
 from fcos.export.trace import quiet, traced
 
@@ -136,10 +137,13 @@ def _session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = num_cores
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its kinds are not exported by name in every version
+        content = read_onnx(path)
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's kinds are not exported by name in every version
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(
-            f"{path.name} cannot be opened by onnxruntime: {str(error).splitlines()[0]}",
+            f"{path.name} cannot be opened by onnxruntime: {(str(error).splitlines() or [''])[0]}",
             where=str(path),
             fix=GIVE,
         ) from error

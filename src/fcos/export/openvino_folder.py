@@ -17,9 +17,11 @@ from fcos.export import onnx_file
 from fcos.export.card import GIVE
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
 from fcos.export.needs import needs
+from fcos.files import check_regular, read_bytes
 
 NAME = "model.xml"
 SECTION = "fcos"  # of rt_info
+MAX_XML_BYTES = 256 * 2**20
 
 
 @cache
@@ -63,11 +65,14 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
 def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
     """Metadata and runner of a folder, or of the .xml in it."""
     file = path / NAME if path.is_dir() else path
+    text, weights = _read_pair(file)
     try:
-        model = core().read_model(file)
-    except RuntimeError as error:
+        # From memory: OpenVINO gets no path, and has no other file to open.
+        model = core().read_model(text, weights)
+    except Exception as error:  # RuntimeError, and what its Python part raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise WeightsError(
-            f"{file.name} cannot be opened by OpenVINO: {str(error).strip().splitlines()[-1].strip()}",
+            f"{file.name} cannot be opened by OpenVINO: {reason}",
             where=str(file),
             fix=GIVE,
         ) from error
@@ -75,6 +80,27 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
     if model.has_rt_info(SECTION):
         metadata = {key: str(value) for key, value in model.get_rt_info(SECTION).value.items()}
     return metadata, OpenVinoRunner(model)
+
+
+def _read_pair(file: Path) -> tuple[bytes, bytes]:
+    """The `.xml` file and the weights beside it.
+
+    Raises:
+        WeightsError: one of them is missing, or is a link that leads out of the folder.
+    """
+    weights = file.with_suffix(".bin")
+    for part in (file, weights):
+        check_regular(part, WeightsError)
+        if part.resolve().parent != file.parent.resolve():
+            raise WeightsError(
+                f"{part.name} is a link that leads out of its folder",
+                where=str(part),
+                fix="copy the file here",
+            )
+    text = read_bytes(file, WeightsError, max_bytes=MAX_XML_BYTES)
+    if not text.lstrip().startswith(b"<"):  # OpenVINO takes other formats too, some of which name other files
+        raise WeightsError(f"{file.name} is no XML", where=str(file), fix=GIVE)
+    return text, read_bytes(weights, WeightsError)
 
 
 class OpenVinoRunner:

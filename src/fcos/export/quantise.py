@@ -7,6 +7,7 @@ most sensitive ones together.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from fcos.errors import FcosError
 from fcos.export.calibration import PARTS, Calibration
 from fcos.export.card import to_metadata
 from fcos.export.formats import FORMATS, FormatName
-from fcos.export.make import card_of, graph_of, put_in_place, remove
+from fcos.export.make import card_of, graph_of
+from fcos.files import written
 from fcos.metrics.coco import evaluate_detections
 
 Measure = Callable[[frozenset[str]], float]  # parts left in float32 -> AP
@@ -106,28 +108,25 @@ def export_int8(
     quantise = format.quantise
     model = format.convert(*graph_of(loaded, name))
     card = card_of(loaded)
-    partial = path.with_name(f".partial-{path.name}")
 
-    def write(left_out: frozenset[str], note: str = "") -> None:
-        remove(partial)
+    def write(partial: Path, left_out: frozenset[str], note: str = "") -> None:
         notes = (*card.notes, *([note] if note else []))
         metadata = to_metadata(replace(card, precision="int8", notes=notes), loaded.config)
         format.save(quantise(model, calibration, left_out), metadata, partial)
 
     def measure(left_out: frozenset[str]) -> float:
         on_trial(tuple(part for part in PARTS if part in left_out))
-        write(left_out)
-        return average_precision(Detector.load(partial), annotations)
+        with tempfile.TemporaryDirectory() as folder:
+            trial = Path(folder) / path.name
+            write(trial, left_out)
+            return average_precision(Detector.load(trial), annotations)
 
-    try:
-        before = average_precision(Detector(loaded, torch.device("cpu")), annotations)
-        found = search(before, measure, most_loss)
-        if found.is_within:
-            write(frozenset(found.chosen.left_out), _note(found, calibration, annotations))
-            put_in_place(partial, path)
-        return found
-    finally:
-        remove(partial)
+    before = average_precision(Detector(loaded, torch.device("cpu")), annotations)
+    found = search(before, measure, most_loss)
+    if found.is_within:
+        with written(path) as partial:
+            write(partial, frozenset(found.chosen.left_out), _note(found, calibration, annotations))
+    return found
 
 
 def check_int8(name: FormatName) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.export.card import GIVE
+from fcos.export.safe_program import EXTRA_FILE, read_program
 from fcos.export.trace import quiet
-
-EXTRA_FILE = "metadata.json"
+from fcos.model.archive import UnsafeFileError
 
 
 def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:
@@ -28,13 +28,16 @@ def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:
 
 
 def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:
-    """Metadata and runner of a file."""
-    extra = {EXTRA_FILE: ""}
+    """Metadata and runner of a file; nothing in the file is run to find out what it is."""
     try:
         with quiet():
-            program = torch.export.load(path, extra_files=extra)
+            program, metadata = read_program(path)
             # Its guards refuse pictures of a single cell (32 pixels), which it computes rightly.
             module = program.module(check_guards=False)
+    except UnsafeFileError as error:
+        raise WeightsError(
+            f"{path.name} cannot be opened as a program of torch.export: {error}", where=str(path), fix=GIVE
+        ) from error
     except Exception as error:  # zipfile's, json's and torch's kinds, and bare ones
         raise WeightsError(
             f"{path.name} cannot be opened as a program of torch.export: "
@@ -42,7 +45,7 @@ def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:
             where=str(path),
             fix=f"{GIVE}, with the version of torch that wrote it or a newer one",
         ) from error
-    return json.loads(extra[EXTRA_FILE] or "{}"), TorchRunner(module)
+    return metadata, TorchRunner(module)
 
 
 class TorchRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,18 @@ class Backbone(nn.Module):
         return [features[level] for level in self.levels]
 
 
+def check_name(name: str) -> None:
+    """Refuse what is no architecture of timm: "hf-hub:..." goes online, "local-dir:..." reads other files.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
+    if not re.fullmatch(r"[\w.]+", name, re.ASCII) or not timm.is_model(name):
+        raise _unsuitable(name, "timm has no network of this name")
+
+
 def _create_body(name: str, channels: Sequence[int] | None) -> nn.Module:
+    check_name(name)
     widths: dict[str, Any] = {} if channels is None else {"channels": tuple(channels[1:])}
     try:
         body: nn.Module = timm.create_model(name, pretrained=False, features_only=True, **widths)
@@ -102,8 +114,12 @@ def _narrow_stem(body: Any, width: int) -> None:
     body.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
     body.bn1 = nn.BatchNorm2d(width)
     body.layer1[0].conv1 = _with_inputs(first.conv1, width)
+    outputs = first.conv3.out_channels if isinstance(first, Bottleneck) else first.conv2.out_channels
     if first.downsample is not None:
         first.downsample[0] = _with_inputs(first.downsample[0], width)
+    elif width != outputs:  # timm left it out, for its stem of 64
+        conv = nn.Conv2d(width, outputs, 1, bias=False)
+        first.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
 def _with_inputs(conv: nn.Conv2d, width: int) -> nn.Conv2d:

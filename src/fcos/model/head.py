@@ -33,6 +33,20 @@ class HeadOutput(NamedTuple):
     quality: Float[Tensor, "batch points"] | None
 
 
+class LevelNorms(nn.ModuleList):
+    """A norm for each level; `Tower` chooses it."""
+
+
+class Tower(nn.Sequential):
+    """Layers one after another, in which levels may have norms of their own."""
+
+    def forward(self, features: Tensor, level: int = 0) -> Tensor:
+        """Features of one level; of a tower with `LevelNorms`, say which one."""
+        for layer in self:
+            features = layer[level](features) if isinstance(layer, LevelNorms) else layer(features)
+        return features
+
+
 class Head(nn.Module):
     """Two towers of convolutions and three predictors.
 
@@ -44,7 +58,8 @@ class Head(nn.Module):
         strides: of the levels; one learnable scale each.
         conv: "plain" 3x3 as in the paper, or "separable" (depthwise 5x5 and 1x1), for CPUs: the plain head
             is half of all work of the network.
-        norm: in the towers; "none" is the paper's first version.
+        norm: in the towers; "none" is the paper's first version, "bn_per_level" AdelaiDet's FCOS-RT: its
+            levels share the convolutions, and not their statistics.
         quality_tower: which tower the quality branch reads (the improved paper: the box tower); None: no
             quality branch.
         box_activation: makes distances positive: relu (improved paper) or exp (first version).
@@ -63,7 +78,7 @@ class Head(nn.Module):
         strides: Sequence[int],
         *,
         conv: Literal["plain", "separable"] = "plain",
-        norm: Literal["gn", "bn", "none"] = "gn",
+        norm: Literal["gn", "bn", "bn_per_level", "none"] = "gn",
         quality_tower: Literal["box", "classification"] | None = "box",
         box_activation: Literal["relu", "exp"] = "relu",
         normalize_targets: bool = True,
@@ -74,10 +89,10 @@ class Head(nn.Module):
         self.box_activation = box_activation
         self.units = [float(stride) if normalize_targets else 1.0 for stride in strides]
 
-        def tower() -> nn.Sequential:
+        def tower() -> Tower:
             widths = [channels_in] + [channels] * num_convs
-            layers = [_conv_block(a, b, conv, norm) for a, b in pairwise(widths)]
-            return nn.Sequential(*(layer for block in layers for layer in block))
+            layers = [_conv_block(a, b, conv, norm, len(strides)) for a, b in pairwise(widths)]
+            return Tower(*(layer for block in layers for layer in block))
 
         width = channels if num_convs else channels_in
         size = 3 if conv == "plain" else 1
@@ -106,8 +121,9 @@ class Head(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> HeadOutput:
         """Predictions for P3, P4, ... concatenated over levels, row by row."""
         logits, distances, quality = [], [], []
-        for level, scale, unit in zip(levels, self.scales, self.units, strict=True):
-            classification, box = self.classification_tower(level), self.box_tower(level)
+        of_levels = zip(levels, self.scales, self.units, strict=True)
+        for index, (level, scale, unit) in enumerate(of_levels):
+            classification, box = self.classification_tower(level, index), self.box_tower(level, index)
             logits.append(_flatten(self.logits(classification)))
             sides, level_quality = self._sides_and_quality(classification, box)
             raw = sides.float() * scale
@@ -135,7 +151,7 @@ class Head(nn.Module):
         return output[:, :4], output[:, 4:]
 
 
-def _conv_block(channels_in: int, channels: int, conv: str, norm: str) -> list[nn.Module]:
+def _conv_block(channels_in: int, channels: int, conv: str, norm: str, num_levels: int) -> list[nn.Module]:
     layers: list[nn.Module]
     if conv == "plain":
         layers = [Conv3x3(channels_in, channels)]
@@ -148,6 +164,8 @@ def _conv_block(channels_in: int, channels: int, conv: str, norm: str) -> list[n
         layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
     elif norm == "bn":
         layers.append(nn.BatchNorm2d(channels))
+    elif norm == "bn_per_level":
+        layers.append(LevelNorms(nn.BatchNorm2d(channels) for _ in range(num_levels)))
     return [*layers, nn.ReLU(inplace=True)]
 
 

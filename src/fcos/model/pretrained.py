@@ -11,7 +11,7 @@ from huggingface_hub import constants, get_session, try_to_load_from_cache
 from torch import Tensor, nn
 
 from fcos.errors import WeightsError
-from fcos.model.backbone import Backbone
+from fcos.model.backbone import Backbone, check_name
 from fcos.model.published.opening import open_state
 
 # pip packages that ship ImageNet weights: backbone -> (module, file in it, how to install it).
@@ -88,6 +88,7 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
 
     Tensors are matched by name, else one by one in order, if all agree in kind and shape.
     """
+    check_name(name)
     classifier: nn.Module = timm.create_model(name, pretrained=False)
     if not path.is_file():
         raise WeightsError(
@@ -124,6 +125,7 @@ def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
 
 
 def _timm_download(name: str) -> nn.Module:
+    check_name(name)
     try:
         _check_hub(name)
         classifier: nn.Module = timm.create_model(name, pretrained=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,14 @@ from fcos.model.published.layouts import (
     layout_of,
 )
 from fcos.model.published.opening import StateFile, open_state
-from fcos.model.published.settings import architecture_settings, backbone_settings, profile
+from fcos.model.published.settings import (
+    ChannelOrder,
+    Undecided,
+    architecture_settings,
+    backbone_settings,
+    profile,
+)
+from fcos.terminal import printable_line
 
 NORM_EPS = 1e-5
 
@@ -34,6 +42,19 @@ HARMLESS = (
     "integral.",
 )
 
+# What some published files have and our network has not: what their tensors are called, and whose files.
+UNSUPPORTED = (
+    (
+        r"offset",
+        "deformable convolutions",
+        'files with "dcn" in their names: FCOS_imprv_dcnv2_... and ..._dcnv2_... of the official code and '
+        "AdelaiDet, fcos_r50-dcn-... of MMDetection",
+    ),
+    (r"\.base_layer\.|\.tree1\.", "the backbone DLA", "AdelaiDet's FCOS-RT files with DLA_34 in their names"),
+    (r"\.OSA\d|\.stem_\d/", "the backbone VoVNet", "AdelaiDet's files with V_39 or V_57 in their names"),
+    (r"\.features\.\d", "the backbone MobileNetV2", "the official files with MNV2 in their names"),
+)
+
 # What the network is read from; without one of them its shape is not known.
 ESSENTIAL = (
     "backbone.body.conv1.weight",
@@ -42,6 +63,10 @@ ESSENTIAL = (
     *("head.box_tower.0.weight", "head.logits.weight", "head.distances.weight", "head.quality.weight"),
 )
 SHOWN_PROBLEMS = 20
+MAX_NAMES = 100_000
+# Ours has a convolution in the first shortcut wherever the widths are not the usual ones; a network whose
+# stem is as wide as its first stage has none, and gets one that changes nothing.
+FIRST_SHORTCUT = "backbone.body.layer1.0.downsample."
 
 
 @dataclass(frozen=True)
@@ -85,6 +110,9 @@ class Published:
                 problems += [f"missing: {key}" for key in missing]
                 continue
             parts = [self._tensors[key] for key in theirs]
+            if name == "head.scales" and any(part.numel() != 1 for part in parts):
+                problems.append(f"{theirs[0]} is not one number")
+                continue
             value = (
                 torch.stack([part.reshape(()) for part in parts]) if name == "head.scales" and parts else None
             )
@@ -103,12 +131,18 @@ class Published:
             scales = self._layout.scales
             return [scales.format(level) for level in range(count)] if scales else []
         key = self._layout.translate(name)
+        if name.startswith(FIRST_SHORTCUT) and key not in self._tensors and not self._has_first_shortcut:
+            return []
         no_tower_bias = self.settings["rules"] == "mmdetection" and not any(
             other.endswith(".conv.bias")
             for other in self._tensors
             if "_convs." in other and "bbox_head" in other
         )
         return [] if no_tower_bias and "_tower." in name and key.endswith(".conv.bias") else [key]
+
+    @property
+    def _has_first_shortcut(self) -> bool:
+        return any(key.startswith(self._layout.translate(FIRST_SHORTCUT)) for key in self._tensors)
 
     def _adapted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._takes_bgr:  # ours is always RGB: the first convolution is turned round instead
@@ -121,15 +155,20 @@ class Published:
         return tensors
 
 
-def read_published(path: Path) -> Published:
+def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Published:
     """A detector of another code base.
 
+    Args:
+        path: of the file.
+        channel_order: of the pixels that its network takes, where the file or its name does not say so.
+
     Raises:
-        WeightsError: the file cannot be opened without running code, is of no known code base, or lacks
-            what its network is read from.
+        WeightsError: the file cannot be opened without running code, is of no known code base, lacks what its
+            network is read from, or does not say what its network takes.
     """
     file = open_state(path)
     layout = find_layout(file, path)
+    _check_supported(file.tensors, layout.origin, path)
     tensors = {layout.modernise(key): value for key, value in file.tensors.items()}
     if layout is MMDETECTION and not any(".gn." in key for key in tensors):
         layout = MMDETECTION_WITHOUT_NORM
@@ -139,21 +178,37 @@ def read_published(path: Path) -> Published:
         return tuple(tensors[key].shape) if key in tensors else None
 
     problems = [f"missing: {layout.translate(name)}" for name in ESSENTIAL if shape(name) is None]
-    backbone = backbone_settings(shape)
+    try:
+        backbone, architecture = backbone_settings(shape), architecture_settings(shape)
+        num_classes = len(tensors[layout.translate("head.logits.weight")])
+    except (IndexError, KeyError, TypeError, ZeroDivisionError):  # no convolutions, or of width 0
+        problems = problems or ["its convolutions have impossible shapes"]
+        raise _does_not_fit(path, layout.origin, problems) from None
+    if num_classes == 0:
+        problems.append("it has no classes")
     if backbone is None and not problems:
         problems = ["its backbone is not a ResNet or ResNeXt that timm has"]
     if problems or backbone is None:
         raise _does_not_fit(path, layout.origin, problems)
-    taken = profile(layout, backbone["backbone"], tensors, file.about, path.name)
-    settings = {**backbone, **architecture_settings(shape), **taken.settings, "rules": layout.rules}
+    name = f"{path.parent.name}/{path.name}" if layout.rules == "mmdetection" else path.name
+    try:
+        taken = profile(layout, backbone["backbone"], tensors, file.about, name, channel_order)
+    except Undecided as error:
+        raise WeightsError(
+            f"how to use {path.name} is not known: {error}",
+            where=str(path),
+            fix="give the file the name that its authors gave it, or write it in our format first: "
+            f"`fcos import {path.name} -o model.safetensors channel_order=bgr` (Caffe), or channel_order=rgb "
+            "(PyTorch)",
+        ) from None
+    settings = {**backbone, **architecture, **taken.settings, "rules": layout.rules}
     preset = {"resnet18": "fcos_r18", "resnet101": "fcos_r101"}.get(backbone["backbone"], "fcos_r50")
-    num_classes = len(tensors[layout.translate("head.logits.weight")])
     names, ids = class_names_of(layout, num_classes, file.about)
-    notes = list(taken.notes)
+    notes = [*file.notes, *taken.notes]
     if names == _numbered(num_classes):
         notes.append("the file names no classes: `fcos import --names` can")
     if aside := [key for key in tensors if is_harmless(key) and not key.endswith("num_batches_tracked")]:
-        notes.append(f"tensors that nothing needs: {', '.join(aside)}")
+        notes.append(f"tensors that nothing needs: {printable_line(', '.join(aside))}")
     return Published(
         layout.origin,
         {"model": preset, **settings},
@@ -165,6 +220,17 @@ def read_published(path: Path) -> Published:
         layout,
         taken.takes_bgr,
     )
+
+
+def _check_supported(tensors: Mapping[str, Tensor], origin: str, path: Path) -> None:
+    """Refuse by name what some published files have and our network has not."""
+    for pattern, what, files in UNSUPPORTED:
+        if there := [key for key in tensors if re.search(pattern, key)]:
+            raise WeightsError(
+                f"{path.name} is a file of {origin} with {what} ({there[0]}), which fcos does not have",
+                where=str(path),
+                fix=f"give a file without; it concerns {files}",
+            )
 
 
 def find_layout(file: StateFile, path: Path) -> Layout:
@@ -210,8 +276,9 @@ def _stored_names(about: Mapping[str, Any]) -> tuple[str, ...]:
     places: list[Mapping[str, Any]] = [meta, inner] if isinstance(inner, Mapping) else [meta]
     for place in places:
         for key in ("CLASSES", "classes"):
-            if isinstance(place.get(key), tuple | list):
-                return tuple(map(str, place[key]))
+            names = place.get(key)
+            if isinstance(names, tuple | list) and all(isinstance(name, str) for name in names[:MAX_NAMES]):
+                return tuple(map(printable_line, names[:MAX_NAMES]))
     return ()
 
 
@@ -220,19 +287,24 @@ def _numbered(count: int) -> tuple[str, ...]:
 
 
 def _neutral(name: str, wanted: Tensor) -> Tensor:
-    """What a network does without: scales of 1, biases of 0."""
-    return torch.ones_like(wanted) if name == "head.scales" else torch.zeros_like(wanted)
+    """What a network does without: scales of 1, biases of 0, a first shortcut that hands on what it gets."""
+    if name == "head.scales":
+        return torch.ones(wanted.shape)
+    if name == f"{FIRST_SHORTCUT}0.weight":
+        return torch.eye(*wanted.shape[:2])[:, :, None, None]
+    if name == f"{FIRST_SHORTCUT}1.running_var":
+        return torch.ones(wanted.shape)
+    if name == f"{FIRST_SHORTCUT}1.weight":
+        return torch.full(wanted.shape, (1 + NORM_EPS) ** 0.5)
+    return torch.zeros(wanted.shape)
 
 
 def _does_not_fit(path: Path, origin: str, problems: list[str]) -> WeightsError:
     more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-    deformable = any("offset" in problem for problem in problems)
     return WeightsError(
         f"{path.name} looks like a file of {origin}, but does not fit its FCOS:\n  "
         + "\n  ".join(problems[:SHOWN_PROBLEMS])
         + more,
         where=str(path),
-        fix="deformable convolutions are not supported"
-        if deformable
-        else "give a file that is complete and of an FCOS with a ResNet or ResNeXt backbone",
+        fix="give a file that is complete and of an FCOS with a ResNet or ResNeXt backbone",
     )

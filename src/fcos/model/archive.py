@@ -1,0 +1,98 @@
+"""Files of torch, inspected before anything in them is read.
+
+They are zip archives with a pickle in them. A pickle may name any function to call, so it is loaded with
+`weights_only`; an archive may unpack to more than the memory holds, so its sizes are added up first. (torch
+itself stores without compression.)
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fcos.errors import WeightsError
+from fcos.files import check_regular, reason_of
+
+ZIP_START = b"PK\x03\x04"
+# How pickles begin (protocols 2 to 5).
+PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+MAX_JSON_BYTES = 16 * 2**20  # of what a model file says about itself
+
+
+class UnsafeFileError(ValueError):
+    """What a file wants that is not given to it, in words that follow "cannot be read: "."""
+
+
+def parse_json(text: str | bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """JSON from a model file, in bounded memory.
+
+    Raises:
+        UnsafeFileError: it is no JSON, nested too deeply, or larger than `max_bytes`.
+    """
+    if len(text) > max_bytes:
+        raise UnsafeFileError(
+            f"{len(text) / 2**20:,.0f} MB of JSON; at most {max_bytes / 2**20:,.0f} are read"
+        )
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UnsafeFileError("JSON that is nested too deeply") from None
+    except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits
+        raise UnsafeFileError(str(error)) from None
+
+
+def check_archive(path: Path) -> list[str]:
+    """The names of the parts of a zip archive.
+
+    Raises:
+        UnsafeFileError: it is damaged, compressed, or says that it unpacks to more than it holds.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UnsafeFileError(f"the archive is damaged ({reason_of(error)})") from error
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise UnsafeFileError("the archive is compressed, which torch's own files never are")
+    if sum(part.file_size for part in parts) > path.stat().st_size:
+        raise UnsafeFileError("the archive says that it holds more than the file does")
+    names = [part.filename for part in parts]
+    if len(set(names)) < len(names):
+        raise UnsafeFileError("the archive holds two parts of one name")
+    return names
+
+
+def load_tensors(path: Path) -> Any:
+    """The content of a file of `torch.save`: tensors and plain values, never code.
+
+    Raises:
+        UnsafeFileError: it wants to run code, or is no such file.
+        WeightsError: there is no such file.
+    """
+    check_regular(path, WeightsError)
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == ZIP_START:
+        names = check_archive(path)
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise UnsafeFileError("it is a TorchScript program, whose code would have to be run")
+    elif not start.startswith(PICKLE_STARTS):
+        kind = "an old archive of torch (tar)" if tarfile.is_tarfile(path) else "no file of torch.save"
+        raise UnsafeFileError(f"it is {kind}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about foreign pickles, which are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # torch and zipfile each raise kinds of their own
+        first_line = str(error).strip().partition("\n")[0]
+        raise UnsafeFileError(f"{type(error).__name__}: {first_line}"[:300]) from error
+    return content
