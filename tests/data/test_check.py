@@ -185,7 +185,8 @@ def test_a_picture_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, m
         {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30},
         {"id": 2, "file_name": "a.jpg", "width": 80, "height": 60},
     ]
-    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "train.json").write_text(json.dumps(content))
 
     report = check(read_annotations(tmp_path / "train.json"))

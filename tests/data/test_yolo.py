@@ -86,7 +86,7 @@ def test_darknet_lists_name_pictures_and_labels_of_another_folder(write, make_pi
     write("set/obj.names", "cat\ndog\n")
     write("set/train.txt", "data/obj_train_data/a.jpg\n")
     write("set/obj_train_data/a.txt", "1 0.5 0.5 0.5 0.5")
-    picture = make_picture("elsewhere/a.png")
+    picture = make_picture("elsewhere/a.jpg")
 
     annotations = yolo.read(tmp_path / "set/obj.data", root=tmp_path / "elsewhere")
 
@@ -145,7 +145,7 @@ def test_every_bad_line_is_named(dataset, write):
         error.value
     )
     assert "a.txt, line 4: class id 0.5 is not a whole number" in str(error.value)
-    assert "a.txt, line 5: could not convert string to float: 'x'" in str(error.value)
+    assert "a.txt, line 5: 'x' is not a number" in str(error.value)
     assert "a.txt, line 6: class id inf is not a whole number" in str(error.value)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fcos.data.formats import Split
 
 MAX_SHOWN = 20
+MAX_CONFIG_BYTES = 2**20  # a larger file is no train.json
 
 EPILOG = """\b
 Examples:
@@ -114,11 +115,13 @@ def _expand(
 
 
 def _is_config(source: Path) -> bool:
-    if source.suffix != ".json" or not source.is_file():
+    from fcos.files import read_text
+
+    if source.suffix != ".json":
         return False
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError:
+        content = json.loads(read_text(source, max_bytes=MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError):
         return False  # the reader of the annotations says what is wrong with it
     return isinstance(content, dict) and "list_train" in content
 
