@@ -186,13 +186,13 @@ def pack_names(names: Sequence[str], source: Path) -> NDArray[Any]:
         try:
             packed.append(name.encode("utf-8", "surrogateescape"))
         except UnicodeEncodeError:
-            raise _no_name(f"name {place} is not text: half of a surrogate pair", source) from None
+            raise _no_name(f"the name of image {place} is no text (half a surrogate pair)", source) from None
         if "\0" in name:  # the array would end there
-            raise _no_name(f"name {place} holds a zero byte", source)
+            raise _no_name(f"the name of image {place} holds a zero byte", source)
     longest = max(map(len, packed), default=0)
     if longest > MAX_NAME_BYTES or longest * len(packed) > MAX_NAMES_BYTES:
         place = next(place for place, name in enumerate(packed, start=1) if len(name) == longest)
-        raise _no_name(f"name {place} has {longest:,} bytes, which no file can have", source)
+        raise _no_name(f"the name of image {place} has {longest:,} bytes, which no file can have", source)
     return np.array(packed, np.bytes_)
 
 

@@ -21,7 +21,7 @@ from fcos.data.cache import Taken, ToKeep, cached
 from fcos.data.coco_columns import Columns, read_columns
 from fcos.data.coco_entries import Entry, read_entries
 from fcos.data.image import read_size
-from fcos.data.names import check_number_of_classes, is_text, match_names
+from fcos.data.names import check_number_of_classes, match_names, what_is_wrong
 from fcos.data.numbers import cut, described, whole_number
 from fcos.data.pictures import check_root, find_root, folders_of, relative_name
 from fcos.data.text import Faults
@@ -186,10 +186,10 @@ def _id_and_name(category: Any) -> tuple[int, str]:
     if not isinstance(category, dict):
         raise ValueError(f"is {described(category)}, not an object")
     name = category.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"the name is {described(name)}")
-    if not is_text(name):
-        raise ValueError("the name holds half of a surrogate pair")
+    if not isinstance(name, str):
+        raise ValueError(f"the name is {described(name)}, not a text")
+    if wrong := what_is_wrong(name):
+        raise ValueError(wrong)
     try:
         return whole_number(category.get("id")), name
     except ValueError as error:

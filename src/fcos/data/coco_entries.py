@@ -29,10 +29,11 @@ UNKNOWN_ID = -(2**63)
 LISTS = ("images", "annotations", "categories")
 
 
-def load(source: Path) -> dict[str, list[Any]]:
+def load(source: Path) -> dict[str, Any]:
     """The content of a COCO file, checked to have the three lists that make one."""
+    text = read_text(source)
     try:
-        content = json.loads(read_text(source), object_pairs_hook=_with_each_list_once)
+        content = json.loads(text, object_pairs_hook=_with_each_list_once)
     except json.JSONDecodeError as error:
         where = f"{source}, line {error.lineno}, column {error.colno}"
         raise DatasetError(f"not JSON: {error.msg}", where=where, fix="correct the file") from error
@@ -143,11 +144,11 @@ class _Entries:
         return list(self._some(value_of))
 
     def _some(self, value_of: Callable[[Entry], T]) -> Iterator[T]:
-        for entry in self.entries:
+        for place, entry in enumerate(self.entries, start=1):
             try:
                 yield value_of(entry)
             except ValueError as error:
-                self.faults.add(f"{self.source}, annotation {_shown_id(entry)}", str(error))
+                self.faults.add(f"{self.source}, annotation {_shown_id(entry, place)}", str(error))
 
     def image_ids(self, known: set[int]) -> list[int]:
         """The images of the annotations, which must be in the file."""
@@ -208,15 +209,11 @@ def _flag_of(key: str) -> Callable[[Entry], bool]:
     return flag_of
 
 
-def _shown_id(entry: Entry) -> str:
+def _shown_id(entry: Entry, place: int) -> str:
     stated = entry.get("id")
-    return (
-        numbers.cut(stated)
-        if isinstance(stated, str)
-        else described(stated)
-        if stated is not None
-        else "None"
-    )
+    if stated is None:
+        return f"number {place}"
+    return numbers.cut(stated) if isinstance(stated, str) else described(stated)
 
 
 def _stated_size(image: Entry) -> tuple[int, int]:

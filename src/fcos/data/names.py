@@ -11,6 +11,7 @@ from fcos.errors import DatasetError
 from fcos.files import read_text, write_text
 
 MAX_CLASSES = 2**16
+MAX_NAME_CHARACTERS = 1000
 BACKGROUND = ("background", "__background__")
 
 
@@ -48,15 +49,24 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
     seen: set[str] = set()
     for number, name in enumerate(names, start=first_line or 0):
         place = f"{where}, line {number}" if first_line else f"{where}, class {number}"
-        if not name.strip():
-            faults.add(place, "blank line between class names" if first_line else "no name")
+        if not name.strip() and first_line:
+            faults.add(place, "blank line between class names")
         elif name in seen:
             faults.add(place, f"class '{cut(name)}' stands twice")
-        elif not is_text(name):
-            faults.add(place, "half of a surrogate pair, which is no text")
+        elif wrong := what_is_wrong(name):
+            faults.add(place, wrong)
         seen.add(name)
     fix = "write one class name a line, first line 'background'" if first_line else "give each class a name"
     faults.raise_any("lines are not class names" if first_line else "classes have no name of their own", fix)
+
+
+def what_is_wrong(name: str) -> str:
+    """Why this cannot be the name of a class; empty if it can."""
+    if not name.strip():
+        return "the name is empty"
+    if len(name) > MAX_NAME_CHARACTERS:
+        return f"the name has {len(name):,} characters; at most {MAX_NAME_CHARACTERS:,} are possible"
+    return "" if is_text(name) else "the name holds half of a surrogate pair, which is no text"
 
 
 def check_number_of_classes(count: int, where: str) -> None:

@@ -205,7 +205,7 @@ def _usual_folders(base: Path) -> list[Path]:
 def _picture(pictures: PictureFolder, stem: str, xml: Xml, faults: Faults) -> Path:
     """The picture of an xml file: by its file name, else by the name inside, else where it should be."""
     by_filename = pictures.folder / (xml.filename or f"{stem}.jpg")
-    if by_filename.stem == Path(stem).name and os.path.isfile(by_filename):
+    if xml.filename and by_filename.stem == Path(stem).name and os.path.isfile(by_filename):
         return by_filename  # decides between cat.jpg and cat.png
     found = pictures.find_all(stem)
     if len(found) > 1:

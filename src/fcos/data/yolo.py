@@ -98,6 +98,7 @@ class _Rows:
 
     num_keypoint_values: int | None
     faults: Faults = field(default_factory=Faults)
+    unreadable: Faults = field(default_factory=Faults)
     may_be_pose: list[bool] = field(default_factory=list)
 
     def read(self, file: Path) -> tuple[list[NDArray[np.float64]], list[int]]:
@@ -106,7 +107,7 @@ class _Rows:
         try:
             lines = read_lines(file)
         except DatasetError as error:
-            self.faults.add(str(file), error.what)
+            self.unreadable.add(str(file), error.what)
             return [], []
         for line_number, line in lines:
             try:
@@ -121,6 +122,7 @@ class _Rows:
 
     def raise_faults(self, source: Path) -> None:
         """Refuse rows that cannot be read, and rows that can be read in two ways."""
+        self.unreadable.raise_any("label files cannot be read", "replace or remove them")
         self.faults.raise_any(
             "lines cannot be read",
             "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "

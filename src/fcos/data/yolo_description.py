@@ -26,7 +26,8 @@ YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_YAMLS = ("data", "dataset")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 NOTHING = ("", "null", "~")
-MAX_YAML_BYTES = 2**20  # the largest known have 20,000 names; YAML takes ten seconds for a megabyte
+MAX_YAML_BYTES = 2**20  # the largest known have 20,000 names; without libyaml a megabyte takes ten seconds
+_BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _NAMES_KEY = re.compile(r"^(?:\{\s*)?['\"]?names['\"]?\s*:", re.MULTILINE)
 
 
@@ -132,11 +133,11 @@ def read_yaml(file: Path) -> Description:
     )
 
 
-class _TextLoader(yaml.BaseLoader):
+class _TextLoader(_BaseLoader):  # type: ignore[misc]
     """Every scalar as it is written; a key that stands twice is refused, as the first would be lost."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if isinstance(node, yaml.MappingNode) and len(mapping) != len(node.value):
             raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
         return mapping

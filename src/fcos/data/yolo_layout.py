@@ -119,9 +119,14 @@ def _names_folder_of_pictures(base: Path, path: Path, leave_out: int) -> bool:
 
 
 class LabelFiles:
-    """Finds label files; every folder is listed once."""
+    """Finds label files; every folder is listed once.
+
+    Attributes:
+        claimed: every file that belongs to an image that was asked for.
+    """
 
     def __init__(self) -> None:
+        self.claimed: set[Path] = set()
         self._folders: dict[Path, list[Path]] = {}
         self._names: dict[Path, dict[str, list[str]]] = {}
 
@@ -132,6 +137,7 @@ class LabelFiles:
             DatasetError: there are two that say different things.
         """
         found = [path for folder in self.folders(picture.parent) for path in self._in(folder, picture.name)]
+        self.claimed.update(found)
         if len(found) > 1 and len({os.path.realpath(path) for path in found}) > 1:
             if len({tuple(read_lines(path)) for path in found}) > 1:
                 raise DatasetError(
@@ -219,7 +225,7 @@ def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
     labels = LabelFiles()
     if pictures and root is None:
         pairs = [Pair(picture, labels.of(picture)) for picture in pictures]
-        return pairs + _without_picture(source, pairs)
+        return pairs + _without_picture(source, labels.claimed)
     files = sorted(path for path in files_below(source, ".txt") if not is_name_file(path.name))
     files = [file for file in files if "labels" in _lower_parts(file) or is_label_file(file)]
     stems = [file.relative_to(source).with_suffix("").as_posix() for file in files]
@@ -248,9 +254,8 @@ def _pictures_of(finder: PictureFolder, stem: str) -> list[Path]:
     return found
 
 
-def _without_picture(images: Path, pairs: list[Pair]) -> list[Pair]:
+def _without_picture(images: Path, used: set[Path]) -> list[Pair]:
     """Label files that no image has, for `check` to report."""
-    used = {label for _, label in pairs}
     orphans = []
     for folder in labels_folders(images):
         orphans += [(images / path.relative_to(folder), path) for path in sorted(files_below(folder, ".txt"))]
