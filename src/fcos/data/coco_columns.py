@@ -78,7 +78,7 @@ class Columns:
         is_crowd, is_difficult: `(boxes,)` bool, ``iscrowd`` and ``ignore``.
     """
 
-    categories: list[dict[str, Any]]
+    categories: list[Any]
     image_ids: NDArray[np.int64]
     names: NDArray[Any]
     sizes_hw: NDArray[np.int32]

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fcos.data import voc
 from fcos.data.annotations import Annotations
 from fcos.data.pictures import folders_like, is_picture, names_in
 from fcos.data.recognise import Format, coco_files, list_files, recognise, split_folders
+from fcos.data.text import read_lines
 from fcos.data.yolo_description import find_description, read_description
 from fcos.errors import DatasetError
 from fcos.files import read_text
@@ -141,7 +143,7 @@ def _voc_splits(folder: Path) -> Splits:
     parts = [named.get("train"), named.get("val"), named.get("test")]
     if parts[0] is None or parts[1] is None:
         parts = [named.get("trainval") or parts[0], parts[1] or parts[2], None]
-    if not sets and (subfolders := split_folders(folder)):
+    if voc.annotation_folder(folder) is None and (subfolders := split_folders(folder)):
         return _splits("voc", _as_splits(_pick(subfolders, folder)), Split(folder), name_file)
     return _splits("voc", _as_splits(parts, folder), Split(folder, folder), name_file)
 
@@ -152,12 +154,25 @@ def _yolo_splits(folder: Path) -> Splits:
         there = read_description(file).splits
         keys = [key if key in there else None for key in ("train", "val", "test")]
         return _splits("yolo", [Split(file.with_name(f"{file.name}:{key}")) if key else None for key in keys])
+    lists = {Path(name).stem: folder / name for name in names_in(folder) if name.lower().endswith(".txt")}
+    parts = _pick({name: file for name, file in lists.items() if _names_pictures(file)}, folder)
+    if parts[0] is not None:
+        return _splits("yolo", _as_splits(parts))
     named = {sub.name: sub for images in folders_like(folder, "images") for sub in _subfolders(images)}
     for sub in _subfolders(folder):
         images = folders_like(sub, "images")
         if images or any(map(is_picture, names_in(sub))):
             named.setdefault(sub.name, images[0] if images else sub)
     return _splits("yolo", _as_splits(_pick(named, folder)), Split(folder))
+
+
+def _names_pictures(file: Path) -> bool:
+    """Whether a text file is a list of images."""
+    try:
+        lines = read_lines(file)
+    except DatasetError:
+        return False
+    return bool(lines) and all(is_picture(line) for _, line in lines)
 
 
 def _subfolders(folder: Path) -> list[Path]:
