@@ -234,7 +234,7 @@ def existing(base: Path, name: str, *, words: tuple[str, ...] = ()) -> Path | No
     Of a folder two parts must be left (``images/train``), or a word for its split: just any folder called
     ``images`` may hold another part.
     """
-    parts = Path(name).parts
+    parts = Path(name).parts or (".",)
     named = [part for part in parts if part not in ("..", ".", os.sep)]
     for start in range(len(parts)):
         path = base / Path(*parts[start:])
