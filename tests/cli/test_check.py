@@ -122,5 +122,5 @@ def test_images_without_a_box_end_with_code_1(fcos, make_picture, tmp_path):
 
     assert result.exit_code == 1
     assert "problem: " in result.output
-    assert "1 pictures, but not one box (taken for format yolo)" in result.output
+    assert "1 image, but not one box (taken for format yolo)" in result.output
     assert [problem["record"] for problem in described["parts"][0]["problems"]] == [None]

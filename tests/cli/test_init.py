@@ -137,7 +137,7 @@ def test_init_of_a_folder_without_a_box_writes_nothing(folder: Path) -> None:
     (folder / "data.yaml").write_text("train: .\nnames: [bird]\n")
     answer = fcos("init", "birds")
     assert answer.exit_code == 2
-    assert "10 pictures, but not one box (taken for format yolo)" in answer.stderr
+    assert "10 images, but not one box (taken for format yolo)" in answer.stderr
     assert not Path("train.json").exists()
 
 

@@ -303,7 +303,7 @@ def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     annotations = read_annotations(tmp_path / "a.json")
-    what = f"{len(crowd)} boxes, but all are crowd regions" if crowd else "1 pictures, but not one box"
+    what = f"1 image, but not one box {'besides crowd' if crowd else '(taken for format coco)'}"
 
     report = check(annotations)
 
@@ -320,7 +320,7 @@ def test_what_is_left_without_a_box_is_refused_too(write_list, make_picture):
     make_picture("a.jpg")
     annotations = read_annotations(write_list("a.jpg 1 2 1 3 1"))
 
-    with pytest.raises(DatasetError, match="1 pictures, but not one box"):
+    with pytest.raises(DatasetError, match="1 image, but not one box"):
         drop_invalid(annotations, check(annotations))
 
 

@@ -223,6 +223,15 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
     assert "21 images for training" in said
 
 
+@pytest.mark.parametrize("part", ["list_train", "list_eval"])
+def test_data_without_a_box_are_refused_even_where_invalid_ones_are_left_out(tiny: Tiny, part: str) -> None:
+    names = [line.split()[0] for line in (tiny.data / "train.txt").read_text().splitlines()]
+    (tiny.runs / "empty.txt").write_text("\n".join(names))
+    with pytest.raises(DatasetError, match=r"images, but not one box(.|\n)*empty.txt"):
+        tiny.train("run", skip_invalid=True, **{part: str(tiny.runs / "empty.txt")})
+    assert not (tiny.runs / "run").exists()
+
+
 def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     same = {"list_eval": str(tiny.data / "train.txt"), "root_eval": str(tiny.data / "train")}
     tiny.train("run", **same, epoches=1)

@@ -155,7 +155,8 @@ def _print_report(title: str, annotations: Annotations, report: CheckReport) -> 
     if report.problems:
         for fix in dict.fromkeys(problem.fix for problem in report.problems):
             click.echo(f"fix: {fix}")
-        click.secho(f'{report.summary()} ("skip_invalid": true leaves exactly these out)', fg="red")
+        hint = "" if report.of_all else ' ("skip_invalid": true leaves exactly these out)'
+        click.secho(f"{report.summary()}{hint}", fg="red")
     else:
         click.secho("no problems", fg="green")
     click.echo()

@@ -190,13 +190,13 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
 
 def lack_of_boxes(annotations: Annotations) -> list[Problem]:
     """The problem of annotations without a box to learn from: most likely their boxes were not understood."""
-    num_boxes = len(annotations.labels)
-    if num_boxes and not annotations.is_crowd.all():
+    if not annotations.is_crowd.all():
         return []
-    if num_boxes:
-        what, fix = f"{num_boxes} boxes, but all are crowd regions", "correct 'iscrowd' in the annotations"
+    images = f"{len(annotations)} image{'s' * (len(annotations) != 1)}"
+    if len(annotations.labels):
+        what, fix = f"{images}, but not one box besides crowd regions", "correct 'iscrowd' in the annotations"
     else:
-        what = f"{len(annotations)} pictures, but not one box (taken for format {annotations.format})"
+        what = f"{images}, but not one box (taken for format {annotations.format})"
         fix = "put the annotations where the format has them, or name them in a train.json (list_train)"
     return [Problem(what, str(annotations.source), fix, record=None)]
 
