@@ -303,7 +303,7 @@ def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     annotations = read_annotations(tmp_path / "a.json")
-    what = f"1 image, but not one box {'besides crowd' if crowd else '(taken for format coco)'}"
+    what = "1 image, but not one box besides crowd regions" if crowd else "1 image, but not one box"
 
     report = check(annotations)
 

@@ -116,15 +116,6 @@ def test_without_evaluation_the_last_model_is_the_result(
     assert "Nothing was measured" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_evaluation_without_a_single_box_still_gives_a_best_model(tiny: Tiny) -> None:
-    names = [line.split()[0] for line in (tiny.data / "eval.txt").read_text().splitlines()]
-    (tiny.runs / "empty.txt").write_text("\n".join(names))
-    train(tiny.config("run", list_eval=str(tiny.runs / "empty.txt"), epoches=1))
-    assert [line["map_mean"] for line in tiny.lines("run", "eval")] == [-1]
-    assert (tiny.runs / "run" / "best.safetensors").is_file()
-    assert (tiny.runs / "run" / "report.html").is_file()
-
-
 @pytest.mark.parametrize(
     ("settings", "epochs"),
     [
