@@ -228,8 +228,8 @@ def test_folder_without_a_box_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         propose_data(tmp_path / "birds", tmp_path / "split")
     assert str(caught.value) == (
-        "3 pictures, but not one box (taken for format yolo)\n"
-        f"  in: {tmp_path}/birds\n"
+        "3 images, but not one box (taken for format yolo)\n"
+        f"  in: {tmp_path}/birds/data.yaml:train\n"
         "  fix: put the annotations where the format has them, or name them in a train.json (list_train)"
     )
 

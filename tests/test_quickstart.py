@@ -10,7 +10,7 @@ from fcos import quickstart
 from fcos.config import load_config
 from fcos.data.formats import read_annotations
 from fcos.data.names import read_names
-from fcos.errors import DatasetError
+from fcos.errors import DatasetError, OutputError
 from fcos.quickstart import CLASS_NAMES, digit_cover, draw_picture, load_material, make_digits
 
 
@@ -176,3 +176,9 @@ def test_a_turned_digit_has_the_ink_of_the_upright_one() -> None:
     assert turned.shape[0] == pytest.approx(60 * cos + 20 * sin, abs=6)
     # Counter-clockwise: the upper end leans to the left.
     assert turned[: len(turned) // 2, : turned.shape[1] // 2].sum() > turned.sum() / 3
+
+
+def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written: Not a directory"):
+        make_digits(tmp_path / "file" / "digits", num_train=1, num_eval=1)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fcos.config import TrainConfig
 from fcos.data import coco
 from fcos.data.annotations import Annotations
+from fcos.data.check import require_boxes
 from fcos.data.formats import Split, find_splits, read_annotations, read_names, split_annotations
 from fcos.data.image import read_size
 from fcos.data.pictures import common_root
@@ -98,12 +99,7 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
     splits = find_splits(folder)
     names = read_names(splits.name_file)[0] if splits.name_file else None
     train = read_annotations(splits.train.source, root=splits.train.root, names=names, format=splits.format)
-    if not len(train.labels):
-        raise DatasetError(
-            f"{len(train)} pictures, but not one box (taken for format {splits.format})",
-            where=str(folder),
-            fix="put the annotations where the format has them, or name them in a train.json (list_train)",
-        )
+    require_boxes(train)
     held_out = None
     format, name_file, train_split, eval_split = (
         splits.format,

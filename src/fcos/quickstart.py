@@ -22,7 +22,9 @@ from PIL import Image
 
 from fcos.data import image_list
 from fcos.data.annotations import Annotations, Record
+from fcos.data.names import write_names
 from fcos.errors import DatasetError
+from fcos.files import check_writable, read_text, write_text
 
 Split = Literal["train", "eval"]
 
@@ -132,7 +134,8 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
     """
     folder = Path(folder)
     readme = folder / "README.txt"
-    is_ours = readme.is_file() and readme.read_text(encoding="utf-8") == README
+    check_writable(folder)
+    is_ours = readme.is_file() and read_text(readme) == README
     if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(
             "this is not empty and not a quickstart data set",
@@ -140,8 +143,8 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
             fix="choose another folder: fcos quickstart --out FOLDER",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    readme.write_text(README, encoding="utf-8")
-    (folder / "names.txt").write_text("\n".join(("background", *CLASS_NAMES)) + "\n", encoding="utf-8")
+    write_text(readme, README)
+    write_names(CLASS_NAMES, folder / "names.txt")
     counts: dict[Split, int] = {"train": num_train, "eval": num_eval}
     for split, count in counts.items():
         _write_split(folder, split, count, seed)
@@ -154,7 +157,7 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
         **QUICKSTART_SETTINGS,
         "seed": seed,
     }
-    (folder / "train.json").write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
+    write_text(folder / "train.json", json.dumps(settings, indent=4) + "\n")
 
 
 def _write_split(folder: Path, split: Split, count: int, seed: int) -> None:

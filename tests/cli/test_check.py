@@ -111,3 +111,16 @@ def test_help_has_examples_and_imports_no_torch(name):
 
     assert result.returncode == 0, result.stderr
     assert f"  fcos {name} " in result.stdout.split("Examples:")[1]
+
+
+def test_images_without_a_box_end_with_code_1(fcos, make_picture, tmp_path):
+    make_picture("set/images/0.jpg")
+    (tmp_path / "set/data.yaml").write_text("train: images\nnames: [cat]\n")
+
+    result = fcos("check", tmp_path / "set")
+    described = json.loads(fcos("check", tmp_path / "set", "--json").stdout)
+
+    assert result.exit_code == 1
+    assert "problem: " in result.output
+    assert "1 image, but not one box (taken for format yolo)" in result.output
+    assert [problem["record"] for problem in described["parts"][0]["problems"]] == [None]

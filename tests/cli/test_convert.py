@@ -60,3 +60,27 @@ def test_an_existing_output_is_kept(fcos, tmp_path):
     assert result.exit_code == 2
     assert "the output exists already" in result.output
     assert (tmp_path / "a.txt").read_text() == "a.jpg 1 2 20 30 1\n"
+
+
+@pytest.mark.parametrize("to", ["list", "coco", "voc", "yolo"])
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(fcos, tmp_path, to):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / {"list": "a.txt", "coco": "a.json"}.get(to, "a")
+
+    result = fcos("convert", tmp_path / "nowhere", "--to", to, "-o", out)
+
+    assert result.exit_code == 2
+    assert "OutputError: cannot be written: Not a directory" in result.output
+    assert f"in: {out}" in result.output
+
+
+def test_a_list_does_not_replace_the_names_of_another(fcos, make_picture, tmp_path):
+    make_picture("a.jpg")
+    (tmp_path / "a.txt").write_text("a.jpg 1 2 20 30 1\n")
+    (tmp_path / "b_names.txt").write_text("background\nbird\n")
+
+    result = fcos("convert", tmp_path / "a.txt", "--to", "list", "-o", tmp_path / "b.txt")
+
+    assert result.exit_code == 2
+    assert "the output exists already" in result.output
+    assert (tmp_path / "b_names.txt").read_text() == "background\nbird\n"

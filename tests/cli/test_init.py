@@ -130,3 +130,21 @@ def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     monkeypatch.setattr("fcos.engine.run.train", lambda config: Run(Path("run"), False, exit_code=143))
     Path("train.json").write_text("{}")
     assert fcos("train", "train.json").exit_code == 143
+
+
+def test_init_of_a_folder_without_a_box_writes_nothing(folder: Path) -> None:
+    (folder / "all.txt").unlink()
+    (folder / "data.yaml").write_text("train: .\nnames: [bird]\n")
+    answer = fcos("init", "birds")
+    assert answer.exit_code == 2
+    assert "10 images, but not one box (taken for format yolo)" in answer.stderr
+    assert not Path("train.json").exists()
+
+
+def test_init_says_that_it_cannot_write_before_it_reads(folder: Path) -> None:
+    Path("file").touch()
+    answer = fcos("init", "nowhere", "-o", "file/train.json")
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith(
+        "OutputError: cannot be written: Not a directory\n  in: file/train.json\n"
+    )

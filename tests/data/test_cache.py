@@ -96,7 +96,28 @@ def test_each_way_to_read_has_arrays_of_its_own(source: Path) -> None:
     assert read.count == 2
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:20], lambda b: b"x" + b])
+def flipped(place: int) -> Any:
+    return lambda content: bytes(
+        byte ^ 4 if index == place % len(content) else byte for index, byte in enumerate(content)
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: b"",
+        lambda content: content[:20],
+        lambda content: b"x" + content,
+        lambda content: content + b"x",
+        lambda content: b"\n" * len(content),
+        lambda content: content.replace(b"<f8", b"|O8", 1),
+        lambda content: content.replace(b"<f8", b"<i8", 1),
+        lambda content: content.replace(b"[2, 2]", b"[9, 2]", 1),
+        lambda content: content.replace(b"[2, 2]", b"[1, 2]", 1),
+        *(flipped(place) for place in (0, 30, -1, -5, -150, -180)),
+    ],
+)
 def test_a_damaged_file_is_written_anew(source: Path, damage: Any) -> None:
     read = Reader(source)
     cached(source, {}, read)

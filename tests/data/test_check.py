@@ -185,7 +185,8 @@ def test_a_picture_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, m
         {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30},
         {"id": 2, "file_name": "a.jpg", "width": 80, "height": 60},
     ]
-    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "train.json").write_text(json.dumps(content))
 
     report = check(read_annotations(tmp_path / "train.json"))
@@ -284,3 +285,55 @@ def test_dropping_nothing_changes_nothing(shared):
     np.testing.assert_array_equal(kept.boxes_xyxy, annotations.boxes_xyxy)
     np.testing.assert_array_equal(kept.first_box, annotations.first_box)
     assert [record.path for record in kept] == [record.path for record in annotations]
+
+
+@pytest.mark.parametrize("crowd", [[], [1], [1, True]])
+def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_out(
+    tmp_path, make_picture, crowd
+):
+    make_picture("a.jpg")
+    boxes = [
+        {"id": n, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": flag}
+        for n, flag in enumerate(crowd)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    annotations = read_annotations(tmp_path / "a.json")
+    what = "1 image, but not one box besides crowd regions" if crowd else "1 image, but not one box"
+
+    report = check(annotations)
+
+    assert [(problem.record, problem.what[: len(what)]) for problem in report.problems] == [(None, what)]
+    assert report.summary().startswith(what)
+    assert (report.num_pictures, report.num_boxes) == (0, 0)
+    with pytest.raises(DatasetError, match=what):
+        report.raise_problems()
+    with pytest.raises(DatasetError, match=what):
+        drop_invalid(annotations, report)
+
+
+def test_what_is_left_without_a_box_is_refused_too(write_list, make_picture):
+    make_picture("a.jpg")
+    annotations = read_annotations(write_list("a.jpg 1 2 1 3 1"))
+
+    with pytest.raises(DatasetError, match="1 image, but not one box"):
+        drop_invalid(annotations, check(annotations))
+
+
+def test_difficult_boxes_alone_are_a_warning(tmp_path, make_picture):
+    make_picture("a.jpg")
+    (tmp_path / "a.xml").write_text(
+        "<annotation><object><name>cat</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>2</ymin>"
+        "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+    )
+
+    report = check(read_annotations(tmp_path))
+
+    assert report.problems == ()
+    assert [warning.what for warning in report.warnings] == [
+        "all boxes are difficult: evaluation counts none of them"
+    ]

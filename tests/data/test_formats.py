@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -408,3 +409,147 @@ def test_outputs_that_cannot_be_written_are_refused(write, tmp_path, to, out, op
 
     with pytest.raises(DatasetError, match=words):
         convert(source, to, tmp_path / out, **options)
+
+
+# What folders of others hold
+
+
+ROW = "0 0.5 0.5 0.5 0.5\n"
+XML = """<annotation><object><name>{}</name><bndbox>
+<xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""
+
+
+def test_exported_darknet_folders_are_paired_with_their_names(make_picture, write, tmp_path):
+    for split in ("train", "valid", "test"):
+        make_picture(f"{split}/{split}_jpg.rf.1.jpg")
+        write(f"{split}/{split}_jpg.rf.1.txt", "1 0.5 0.5 0.5 0.5\n")
+        write(f"{split}/_darknet.labels", "cat\ndog\n")
+    write("README.roboflow.txt", "exported")
+
+    splits = find_splits(tmp_path)
+    parts = [read_annotations(split.source, root=split.root) for split in splits.all()]
+
+    assert [split.source.name for split in splits.all()] == ["train", "valid", "test"]
+    assert [(len(part), part.labels.tolist(), part.class_names) for part in parts] == [
+        (1, [1], ("cat", "dog"))
+    ] * 3
+
+
+@pytest.mark.parametrize("layout", ["{}/{}.{}", "{}/Annotations/{}.{}"])
+def test_exported_voc_folders_are_paired_and_agree_on_classes(make_picture, write, tmp_path, layout):
+    for split, name in (("train", "cat"), ("valid", "dog")):
+        write(layout.format(split, split, "xml"), XML.format(name))
+        make_picture(layout.format(split, split, "jpg").replace("Annotations", "JPEGImages"))
+
+    splits = find_splits(tmp_path)
+
+    assert (splits.format, [split.source.name for split in splits.all()]) == ("voc", ["train", "valid"])
+    if layout == "{}/{}.{}":
+        parts = [read_annotations(split.source, root=split.root) for split in splits.all()]
+        assert [(part.labels.tolist(), part.class_names) for part in parts] == [
+            ([0], ("cat", "dog")),
+            ([1], ("cat", "dog")),
+        ]
+
+
+def test_lists_of_images_beside_a_yolo_folder_are_its_split(make_picture, write, tmp_path):
+    for name in ("a", "b"):
+        make_picture(f"images/{name}.jpg")
+        write(f"labels/{name}.txt", ROW)
+    write("autosplit_train.txt", "./images/a.jpg\n")
+    write("autosplit_val.txt", "./images/b.jpg\n")
+
+    splits = find_splits(tmp_path)
+
+    assert [read_annotations(split.source)[0].path.name for split in splits.all()] == ["a.jpg", "b.jpg"]
+
+
+def test_both_parts_of_obj_data_are_used(make_picture, write, tmp_path):
+    for split in ("train", "valid"):
+        make_picture(f"{split}/{split}.jpg")
+        write(f"{split}/{split}.txt", ROW)
+        write(f"{split}.txt", f"{split}/{split}.jpg\n")
+    write("obj.names", "cat\n")
+    write("obj.data", "train = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\n")
+
+    splits = find_splits(tmp_path)
+
+    assert [split.source.name for split in splits.all()] == ["obj.data:train", "obj.data:val"]
+    assert [read_annotations(split.source)[0].path.name for split in splits.all()] == [
+        "train.jpg",
+        "valid.jpg",
+    ]
+
+
+def test_voc_folders_in_any_case_are_read_without_hidden_files(make_picture, write, tmp_path):
+    make_picture("jpegimages/0.JPG")
+    write("ANNOTATIONS/0.XML", XML.format("cat"))
+    write("ANNOTATIONS/.ipynb_checkpoints/0-checkpoint.xml", XML.format("cat"))
+    write("ANNOTATIONS/._0.xml", "\0")
+    write("imagesets/main/TRAIN.TXT", "0.jpg\n")
+
+    [split] = find_splits(tmp_path).all()
+
+    assert split.source.name == "TRAIN.TXT"
+    assert read_annotations(split.source, root=split.root)[0].path == tmp_path / "jpegimages/0.JPG"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_lists_in_another_encoding_are_not_overlooked(write, tmp_path, encoding):
+    write("train.txt", "a.jpg 1 2 3 4 1\n")
+    (tmp_path / "val.txt").write_bytes("é.jpg 1 2 3 4 1\n".encode(encoding))
+    (tmp_path / "notes.txt").write_bytes("é".encode("latin-1"))
+
+    with pytest.raises(DatasetError, match=r"not a UTF-8 text file\n  in: .*val.txt"):
+        find_splits(tmp_path)
+
+
+def test_imagesets_in_another_encoding_are_refused(make_picture, write, tmp_path):
+    write("Annotations/0.xml", XML.format("cat"))
+    write("ImageSets/Main/train.txt")
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes("é\n".encode("latin-1"))
+
+    with pytest.raises(DatasetError, match=r"not a UTF-8 text file\n  in: .*train.txt"):
+        find_splits(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train.txt", "train.json", "data.yaml"])
+def test_a_pipe_is_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+
+    with pytest.raises(DatasetError, match="this is a pipe, not a file"):
+        read_annotations(tmp_path / name)
+
+
+@pytest.mark.parametrize("to", ["list", "coco", "voc", "yolo"])
+def test_a_conversion_that_is_cut_short_leaves_nothing(make_picture, write, tmp_path, monkeypatch, to):
+    make_picture("a.jpg")
+    source = write("a.txt", "a.jpg 1 2 20 30 1\n")
+    out = tmp_path / {"list": "out.txt", "coco": "out.json"}.get(to, "out")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, to, out)
+
+    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.txt"]
+
+
+def test_names_that_the_new_format_could_not_give_back_are_refused(make_picture, write, tmp_path):
+    make_picture("cat 1.jpg")
+    make_picture("x.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "cat 1.jpg"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": 1, "name": "a\x1b[2J"}],
+    }
+    source = write("a.json", json.dumps(content))
+
+    with pytest.raises(DatasetError, match="names hold control characters"):
+        convert(source, "voc", tmp_path / "voc")
+    content["categories"] = [{"id": 1, "name": "a"}]
+    with pytest.raises(DatasetError, match="'cat 1' would be read as a name with a flag behind it"):
+        convert(write("b.json", json.dumps(content)), "voc", tmp_path / "voc")

@@ -157,3 +157,30 @@ def test_the_lists_of_the_seed_are_read_whole(shared, name, num_images, num_boxe
     assert (len(annotations), len(annotations.labels)) == (num_images, num_boxes)
     assert annotations.num_classes == (80 if "coco" in name else 20)
     assert (annotations.boxes_xyxy[:, 2:] > annotations.boxes_xyxy[:, :2]).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a.jpg,1,2,3,4,1", "line 1: numbers must be separated by spaces"),
+        ("a.jpg;1;2;3;4;1", "line 1: numbers must be separated by spaces"),
+        ("a.jpg 1,2,3,4,1", "line 1: 1 numbers after the picture name, but a box has 5"),
+        ("a.jpg 1 2 3 4", "line 1: 4 numbers after the picture name, but a box has 5"),
+        ("a.jpg 1_0 2 30 40 1", "line 1: '1_0' is not a number"),
+        ("a.jpg 1 2 3 4 1e300", "class id and must be a whole number"),
+        ("a.jpg 1 2 3 4 4294967296", "4,294,967,296 classes; at most 65,536 can be used"),
+        ("x" * 2**20 + ".jpg 1 2 3 4 1", "the name of image 1 has 1,048,.* bytes, which no file can have"),
+        ("a\0.jpg 1 2 3 4 1", "the name of image 1 holds a zero byte"),
+    ],
+)
+def test_lines_that_mean_something_else_are_refused(write_list, line, words):
+    with pytest.raises(DatasetError, match=words):
+        image_list.read(write_list(line + "\n"))
+
+
+def test_a_name_with_a_space_at_its_end_is_not_written(tmp_path):
+    records = [Record.make(tmp_path / " a.jpg", [], [], 1, where="somewhere")]
+    annotations = Annotations.from_records(records, ["a"], source=tmp_path, format="list")
+
+    with pytest.raises(DatasetError, match="cannot be told from the numbers"):
+        image_list.write(annotations, tmp_path / "out.txt", root=tmp_path)

@@ -202,3 +202,13 @@ def test_real_sets_are_read_whole(shared, name, source, facts):
     )
     assert counts == facts
     assert all(record.path.is_file() for record in annotations)
+
+
+def test_of_two_pictures_that_no_file_name_tells_apart_none_is_taken(tmp_path, make_picture):
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations/a.xml").write_text("<annotation/>")
+    make_picture("JPEGImages/a.bmp")
+    make_picture("JPEGImages/a.jpg")
+
+    with pytest.raises(DatasetError, match=r"several images\n  in: a.xml: 'a.bmp' or 'a.jpg'"):
+        voc.read(tmp_path)

@@ -86,7 +86,7 @@ def test_darknet_lists_name_pictures_and_labels_of_another_folder(write, make_pi
     write("set/obj.names", "cat\ndog\n")
     write("set/train.txt", "data/obj_train_data/a.jpg\n")
     write("set/obj_train_data/a.txt", "1 0.5 0.5 0.5 0.5")
-    picture = make_picture("elsewhere/a.png")
+    picture = make_picture("elsewhere/a.jpg")
 
     annotations = yolo.read(tmp_path / "set/obj.data", root=tmp_path / "elsewhere")
 
@@ -145,7 +145,7 @@ def test_every_bad_line_is_named(dataset, write):
         error.value
     )
     assert "a.txt, line 4: class id 0.5 is not a whole number" in str(error.value)
-    assert "a.txt, line 5: could not convert string to float: 'x'" in str(error.value)
+    assert "a.txt, line 5: 'x' is not a number" in str(error.value)
     assert "a.txt, line 6: class id inf is not a whole number" in str(error.value)
 
 
@@ -215,3 +215,66 @@ def test_the_real_set_is_read_whole_from_any_of_its_parts(shared, source):
     assert (len(annotations), len(annotations.labels), annotations.num_classes) == (100, 273, 20)
     assert annotations.class_names[0] == "person"
     assert all(record.path.is_file() for record in annotations)
+
+
+POINTS = "0.5 0.55 0.45 0.5 "
+BOX = "0 0.5 0.5 0.2 0.4 "
+
+
+def test_of_key_points_the_box_before_them_is_read(dataset, write):
+    write("labels/train/a.txt", BOX + "0.5 0.5 2 " * 5 + "\n" + BOX)
+    path = write("data.yaml", "train: images/train\nnames: [cow]\nkpt_shape: [5, 3]\n")
+
+    np.testing.assert_allclose(yolo.read(path).boxes_xyxy, [[16, 6, 24, 14]] * 2)
+    write("labels/train/a.txt", BOX + "0.5 0.5 " * 5)
+    with pytest.raises(DatasetError, match=r"14 numbers after the class, but a box has 4, and with .* 19"):
+        yolo.read(path)
+
+
+@pytest.mark.parametrize("row", [BOX + POINTS * 3, BOX + "0.5 0.55 2 0 0 0 " * 2])
+def test_key_points_that_no_yaml_tells_of_are_not_taken_for_polygons(dataset, write, row):
+    write("labels/train/a.txt", row)
+
+    with pytest.raises(DatasetError, match=r"boxes with key points as well as polygons(.|\n)*kpt_shape"):
+        yolo.read(dataset)
+    write("labels/train/b.txt", "0 0.1 0.1 0.4 0.1 0.4 0.4 0.2 0.5 0.1 0.4")  # can be nothing but a polygon
+    assert len(yolo.read(dataset).labels) == 2
+
+
+def test_rotated_boxes_become_upright_ones(dataset, write):
+    write("labels/train/a.txt", "0 0.5 0.5 0.6 0.6 0.5 0.7 0.4 0.6\n")
+
+    np.testing.assert_allclose(yolo.read(dataset).boxes_xyxy, [[16, 10, 24, 14]])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("0,0.5,0.5,0.2,0.2", "'0,0.5,0.5,0.2,0.2' is not a number"),
+        ("0 0,5 0,5 0,2 0,2", "'0,5' is not a number"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "5 numbers after the class, but a box has 4: predictions have a score"),
+        ("0 0.1 0.2 0.3 0.4 0.5 0.6 0.7", "7 numbers after the class"),
+        ("1e300 0.5 0.5 0.2 0.2", r"class id 1e\+300 is not a whole number"),
+        ("1_0 0.5 0.5 0.2 0.2", "'1_0' is not a number"),
+    ],
+)
+def test_rows_of_other_forms_are_refused(dataset, write, row, words):
+    write("labels/train/a.txt", row)
+
+    with pytest.raises(DatasetError, match=words):
+        yolo.read(dataset)
+
+
+def test_a_class_id_of_billions_makes_no_names(write, make_picture, tmp_path):
+    make_picture("a/x/y/set/a.jpg")
+    write("a/x/y/set/a.txt", "4294967296 0.5 0.5 0.5 0.5")
+
+    with pytest.raises(DatasetError, match="4,294,967,297 classes; at most 65,536"):
+        yolo.read(tmp_path / "a/x/y/set")
+
+
+def test_only_classes_with_boxes_must_be_among_given_names(dataset, write):
+    write("data.yaml", "train: images/train\nnames: [background, cat, dog, unused]\n")
+    write("labels/train/a.txt", "1 0.5 0.5 0.5 1.0\n2 0.25 0.5 0.1 0.2\n")
+
+    assert yolo.read(dataset, names=["dog", "cat"]).labels.tolist() == [1, 0]

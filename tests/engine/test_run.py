@@ -118,15 +118,6 @@ def test_without_evaluation_the_last_model_is_the_result(
     assert "Nothing was measured" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_evaluation_without_a_single_box_still_gives_a_best_model(tiny: Tiny) -> None:
-    names = [line.split()[0] for line in (tiny.data / "eval.txt").read_text().splitlines()]
-    (tiny.runs / "empty.txt").write_text("\n".join(names))
-    train(tiny.config("run", list_eval=str(tiny.runs / "empty.txt"), epoches=1))
-    assert [line["map_mean"] for line in tiny.lines("run", "eval")] == [-1]
-    assert (tiny.runs / "run" / "best.safetensors").is_file()
-    assert (tiny.runs / "run" / "report.html").is_file()
-
-
 @pytest.mark.parametrize(
     ("settings", "epochs"),
     [
@@ -223,6 +214,15 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
     said = capsys.readouterr().err
     assert "training: 1 picture and 1 box cannot be used and are left out" in said
     assert "21 images for training" in said
+
+
+@pytest.mark.parametrize("part", ["list_train", "list_eval"])
+def test_data_without_a_box_are_refused_even_where_invalid_ones_are_left_out(tiny: Tiny, part: str) -> None:
+    names = [line.split()[0] for line in (tiny.data / "train.txt").read_text().splitlines()]
+    (tiny.runs / "empty.txt").write_text("\n".join(names))
+    with pytest.raises(DatasetError, match=r"images, but not one box(.|\n)*empty.txt"):
+        tiny.train("run", skip_invalid=True, **{part: str(tiny.runs / "empty.txt")})
+    assert not (tiny.runs / "run").exists()
 
 
 def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:

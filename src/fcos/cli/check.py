@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fcos.data.formats import Split
 
 MAX_SHOWN = 20
+MAX_CONFIG_BYTES = 2**20  # a larger file is no train.json
 
 EPILOG = """\b
 Examples:
@@ -115,11 +116,13 @@ def _expand(
 
 
 def _is_config(source: Path) -> bool:
-    if source.suffix != ".json" or not source.is_file():
+    from fcos.files import read_text
+
+    if source.suffix != ".json":
         return False
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError:
+        content = json.loads(read_text(source, max_bytes=MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError):
         return False  # the reader of the annotations says what is wrong with it
     return isinstance(content, dict) and "list_train" in content
 
@@ -153,7 +156,8 @@ def _print_report(title: str, annotations: Annotations, report: CheckReport) -> 
     told = f", {counted(len(report.warnings), 'warning')}" if report.warnings else ""
     if report.problems:
         what = f"{counted(len(report.problems), 'problem')}{told}: {report.summary()}"
-        click.secho(f'{what} ("skip_invalid": true leaves exactly these out)', fg="red")
+        hint = "" if report.of_all else ' ("skip_invalid": true leaves exactly these out)'
+        click.secho(f"{what}{hint}", fg="red")
     else:
         click.secho(f"no problems{told}", fg="green")
     click.echo()

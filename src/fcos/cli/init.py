@@ -58,22 +58,23 @@ def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> li
         ConfigError: another file is there, and `overwrite` is not given.
     """
     from fcos.errors import ConfigError
+    from fcos.files import check_writable, read_text, write_text
     from fcos.propose import find_hardware, propose, propose_data, write_split
 
+    check_writable(output)
     split_folder = output.with_name(f"{output.stem}_split")
     data = propose_data(folder, split_folder)
     proposals = [*data.proposals, *propose(data.train, find_hardware())]
     text = _as_json(proposals, output.absolute().parent)
-    if output.exists() and not overwrite and output.read_text(encoding="utf-8") != text:
+    if output.exists() and not overwrite and read_text(output, ConfigError) != text:
         raise ConfigError(
             "the config file exists already, and is not what would be proposed",
             where=f"file {output}",
             fix=f"`fcos train {output}` trains with it; "
             f"`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_split(data, split_folder)
-    output.write_text(text, encoding="utf-8")
+    write_text(output, text)
     return proposals
 
 

@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcos.errors import DatasetError
+
+MAX_NAME_BYTES = 4096  # of a path; systems refuse longer ones
+MAX_NAMES_BYTES = 2**30  # of all of them, at the width of the longest
+
 
 @dataclass(frozen=True)
 class Record:
@@ -131,8 +136,8 @@ class Annotations(Sequence[Record]):
             first_box=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             image_ids=np.array([record.image_id for record in records], np.int64),
             sizes_hw=np.array([record.size_hw or (-1, -1) for record in records], np.int32).reshape(-1, 2),
-            _paths=np.array([str(record.path).encode() for record in records], np.bytes_),
-            _wheres=np.array([record.where.encode() for record in records], np.bytes_),
+            _paths=pack_names([str(record.path) for record in records], source),
+            _wheres=pack_names([record.where for record in records], source),
         )
 
     @property
@@ -150,7 +155,7 @@ class Annotations(Sequence[Record]):
         boxes = slice(int(self.first_box[index]), int(self.first_box[index + 1]))
         height, width = (int(side) for side in self.sizes_hw[index])
         return Record(
-            path=self._folder / bytes(self._paths[index]).decode(),
+            path=self._folder / unpack_name(self._paths[index]),
             boxes_xyxy=self.boxes_xyxy[boxes],
             labels=self.labels[boxes],
             image_id=int(self.image_ids[index]),
@@ -164,7 +169,37 @@ class Annotations(Sequence[Record]):
     def _where(self, index: int) -> str:
         if self._wheres is None:
             return f"{self.source}, image {self.image_ids[index]}"
-        return bytes(self._wheres[index]).decode()
+        return unpack_name(self._wheres[index])
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
+
+
+def pack_names(names: Sequence[str], source: Path) -> NDArray[Any]:
+    """File names in an array of fixed width; bytes that are no UTF-8 (old file systems) are kept.
+
+    Raises:
+        DatasetError: a name is no path; one that is very long would make the others as wide.
+    """
+    packed = []
+    for place, name in enumerate(names, start=1):
+        try:
+            packed.append(name.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            raise _no_name(f"the name of image {place} is no text (half a surrogate pair)", source) from None
+        if "\0" in name:  # the array would end there
+            raise _no_name(f"the name of image {place} holds a zero byte", source)
+    longest = max(map(len, packed), default=0)
+    if longest > MAX_NAME_BYTES or longest * len(packed) > MAX_NAMES_BYTES:
+        place = next(place for place, name in enumerate(packed, start=1) if len(name) == longest)
+        raise _no_name(f"the name of image {place} has {longest:,} bytes, which no file can have", source)
+    return np.array(packed, np.bytes_)
+
+
+def unpack_name(name: Any) -> str:
+    """One name of such an array."""
+    return bytes(name).decode("utf-8", "surrogateescape")
+
+
+def _no_name(what: str, source: Path) -> DatasetError:
+    return DatasetError(what, where=str(source), fix="correct the file name")

@@ -2,8 +2,8 @@
 
 A cache file holds arrays as they are in memory and is mapped, not read: it opens at once, only what is used
 comes into memory, and all processes of a machine share it. It is valid for one path, size and moment of
-change of the annotation file; a file that is not, or is damaged, is written anew. Deleting the folder costs
-nothing but time.
+change of the annotation file; a file that is not, or is damaged (a checksum tells), is written anew.
+Deleting the folder costs nothing but time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import mmap
 import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from numpy.typing import NDArray
 FOLDER_VARIABLE = "FCOS_CACHE"
 LEAST_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
 ALIGNMENT = 64
-MARK = b"fcos arrays 1\n"
+MARK = b"fcos arrays 2\n"
+CHECKSUM_BYTES = 4
 
 ROWS_AT_ONCE = 2**14
+MAX_HEAD_BYTES = 2**26
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -109,31 +112,45 @@ def _save(file: Path, state: list[Any], arrays: ToKeep, words: dict[str, Any]) -
     descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(descriptor, "wb") as out:
-            out.write(head)
-            for it in arrays.values():
-                for piece in it.pieces() if isinstance(it, Taken) else [it]:
-                    out.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
-                out.write(bytes(-(out.tell() - len(head)) % ALIGNMENT))
+            checksum = 0
+            for content in _contents(head, arrays):
+                out.write(content)
+                checksum = zlib.crc32(content, checksum)
+            out.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
         os.replace(partial, file)
     finally:
         Path(partial).unlink(missing_ok=True)
+
+
+def _contents(head: bytes, arrays: ToKeep) -> Iterator[bytes | memoryview]:
+    """What a cache file holds, piece by piece."""
+    yield head
+    for it in arrays.values():
+        size = 0
+        for piece in it.pieces() if isinstance(it, Taken) else [it]:
+            size += piece.nbytes
+            yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        yield bytes(-size % ALIGNMENT)
 
 
 def _load(file: Path, state: list[Any]) -> tuple[Arrays, dict[str, Any]] | None:
     """The content of a cache file, mapped; None if there is none, or it is of another state, or damaged."""
     try:
         with file.open("rb") as opened:
-            if opened.readline() != MARK:
+            if opened.readline(len(MARK)) != MARK:
                 return None
-            content = json.loads(opened.readline())
+            content = json.loads(opened.readline(MAX_HEAD_BYTES))
             begin = opened.tell()
-            if content["state"] != state or file.stat().st_size != begin + content["bytes"]:
+            end = begin + content["bytes"]
+            if content["state"] != state or file.stat().st_size != end + CHECKSUM_BYTES:
                 return None
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, KeyError, TypeError):
+        if zlib.crc32(memoryview(mapped)[:end]) != int.from_bytes(mapped[end:], "little"):
+            return None
+        arrays = {
+            name: np.frombuffer(mapped, dtype, int(np.prod(shape)), begin + place).reshape(shape)
+            for name, (dtype, shape, place) in content["arrays"].items()
+        }
+        return arrays, content["words"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    arrays = {
-        name: np.frombuffer(mapped, dtype, int(np.prod(shape)), begin + place).reshape(shape)
-        for name, (dtype, shape, place) in content["arrays"].items()
-    }
-    return arrays, content["words"]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
 from fcos.data.check import Card, CheckReport, describe
+from fcos.files import read_text, write_text
 
 FILE_NAME = "data.json"
 MAX_LINES = 20  # of problems and of warnings that are kept
@@ -68,7 +69,7 @@ def data_card(
 def write_cards(cards: Mapping[str, DataCard], folder: Path) -> None:
     """Keep the cards in a run folder."""
     content = {what: asdict(card) for what, card in cards.items()}
-    (folder / FILE_NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(folder / FILE_NAME, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def read_cards(folder: Path) -> dict[str, DataCard]:
@@ -76,7 +77,7 @@ def read_cards(folder: Path) -> dict[str, DataCard]:
     file = folder / FILE_NAME
     if not file.is_file():
         return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = json.loads(read_text(file))
     return {what: _card_of(entry) for what, entry in content.items()}
 
 

@@ -1,8 +1,9 @@
 """Find everything that is wrong with a data set before training starts, and describe what is in it.
 
-*Problems* make a picture or a box unusable: training refuses them, or leaves exactly those out. *Warnings*
-are worth knowing and change nothing. A box that sticks out of its picture by at most `MAX_OVERHANG` pixels is
-neither: rounding and the 1-based pixels of VOC do that to correct boxes, and training clips them.
+*Problems* make a picture or a box unusable: training refuses them, or leaves exactly those out. One problem
+is of the whole data set, that it has no box, and is never left out. *Warnings* are worth knowing and change
+nothing. A box that sticks out of its picture by at most `MAX_OVERHANG` pixels is neither: rounding and the
+1-based pixels of VOC do that to correct boxes, and training clips them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcos.data import coco
 from fcos.data.annotations import Annotations, Record
+from fcos.data.coco_entries import Entry, entries_by_image
 from fcos.data.image import Header, read_header, upright
 from fcos.data.splits import select
 from fcos.data.text import number_text, shown
@@ -35,20 +36,20 @@ Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Problem:
-    """One picture or box that cannot be used, or a warning.
+    """One picture or box that cannot be used, or a warning; or what is wrong with the whole data set.
 
     Attributes:
         what: what is wrong.
         where: file and line, annotation or object.
         fix: what to do.
-        record: index of the picture in the annotations.
+        record: index of the picture in the annotations; None: all of them.
         box: index of the box in its picture; None: the whole picture.
     """
 
     what: str
     where: str
     fix: str
-    record: int
+    record: int | None
     box: int | None = None
 
     def __str__(self) -> str:
@@ -99,21 +100,30 @@ class CheckReport:
     @property
     def num_pictures(self) -> int:
         """Pictures that cannot be used at all."""
-        return sum(problem.box is None for problem in self.problems)
+        return sum(problem.box is None and problem.record is not None for problem in self.problems)
 
     @property
     def num_boxes(self) -> int:
         """Boxes that cannot be used, in pictures that can."""
         return len({(p.record, p.box) for p in self.problems if p.box is not None})
 
+    @property
+    def of_all(self) -> list[Problem]:
+        """What is wrong with the whole data set, which cannot be left out."""
+        return [problem for problem in self.problems if problem.record is None]
+
     def summary(self) -> str:
         """How many pictures and boxes cannot be used, in words."""
+        if self.of_all:
+            return self.of_all[0].what
         counts = ((self.num_pictures, "picture", "pictures"), (self.num_boxes, "box", "boxes"))
         parts = [f"{number} {one if number == 1 else many}" for number, one, many in counts if number]
         return f"{' and '.join(parts)} cannot be used" if parts else "everything can be used"
 
     def raise_problems(self) -> None:
         """Refuse the data set if it has problems, naming them."""
+        for problem in self.of_all:
+            raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
         if self.problems:
             raise DatasetError(
                 self.summary(),
@@ -138,9 +148,10 @@ def check(
     sizes_hw = np.array([h.size_hw if h else (-1, -1) for h in headers], np.int32).reshape(-1, 2)
     boxes_xyxy = _upright_boxes(annotations, headers)
     problems = [*broken, *_box_problems(annotations, boxes_xyxy, sizes_hw)]
+    problems.sort(key=lambda p: (p.record, -1 if p.box is None else p.box))
     return CheckReport(
         source=annotations.source,
-        problems=tuple(sorted(problems, key=lambda p: (p.record, -1 if p.box is None else p.box))),
+        problems=(*lack_of_boxes(annotations), *problems),
         warnings=tuple(_warnings(annotations, headers)),
         card=describe(annotations, sizes_hw),
         boxes_xyxy=boxes_xyxy,
@@ -152,7 +163,7 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
     """The annotations without the report's problems (if any); boxes and sizes of the upright pictures."""
     keep_box = np.ones(len(annotations.labels), bool)
     for problem in report.problems:
-        if problem.box is not None:
+        if problem.record is not None and problem.box is not None:
             keep_box[annotations.first_box[problem.record] + problem.box] = False
     kept_before = np.concatenate([[0], np.cumsum(keep_box)])
     cleaned = replace(
@@ -165,14 +176,35 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
         first_box=kept_before[annotations.first_box].astype(np.int64),
         sizes_hw=report.sizes_hw,
     )
-    unusable = {problem.record for problem in report.problems if problem.box is None}
+    unusable = {p.record for p in report.problems if p.box is None and p.record is not None}
     if len(unusable) == len(annotations):
         raise DatasetError(
             "not a single picture can be used",
             where=shown([str(problem) for problem in report.problems]),
             fix="correct the folder of pictures (root_train / root_eval / --root)",
         )
-    return select(cleaned, [index for index in range(len(annotations)) if index not in unusable])
+    usable = select(cleaned, [index for index in range(len(annotations)) if index not in unusable])
+    require_boxes(usable)
+    return usable
+
+
+def lack_of_boxes(annotations: Annotations) -> list[Problem]:
+    """The problem of annotations without a box to learn from: most likely their boxes were not understood."""
+    if not annotations.is_crowd.all():
+        return []
+    images = f"{len(annotations)} image{'s' * (len(annotations) != 1)}"
+    if len(annotations.labels):
+        what, fix = f"{images}, but not one box besides crowd regions", "correct 'iscrowd' in the annotations"
+    else:
+        what = f"{images}, but not one box (taken for format {annotations.format})"
+        fix = "put the annotations where the format has them, or name them in a train.json (list_train)"
+    return [Problem(what, str(annotations.source), fix, record=None)]
+
+
+def require_boxes(annotations: Annotations) -> None:
+    """Refuse annotations without a box to learn from, or to measure on."""
+    for problem in lack_of_boxes(annotations):
+        raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
 
 
 def describe(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -> Card:
@@ -304,7 +336,7 @@ def _told(
     annotations: Annotations,
     label: int,
     size_hw: NDArray[np.int32],
-    entry: coco.Entry | None,
+    entry: Entry | None,
 ) -> str:
     box = f"[{', '.join(map(number_text, box_xyxy.tolist()))}]"
     if kind == "class":
@@ -318,7 +350,7 @@ def _told(
     }[kind]
 
 
-def _told_class(annotations: Annotations, label: int, entry: coco.Entry | None) -> str:
+def _told_class(annotations: Annotations, label: int, entry: Entry | None) -> str:
     if entry is not None:
         return f"category_id {entry.get('category_id')} is not among the categories"
     if annotations.format not in ("list", "yolo"):
@@ -337,13 +369,13 @@ class _LazyEntries:
 
     def __init__(self, annotations: Annotations) -> None:
         self._annotations = annotations
-        self._entries: dict[int, list[coco.Entry]] | None = None
+        self._entries: dict[int, list[Entry]] | None = None
 
-    def where(self, record: Record, box: int) -> tuple[str, coco.Entry | None]:
+    def where(self, record: Record, box: int) -> tuple[str, Entry | None]:
         image = f"image '{record.path.name}'"
         annotations = self._annotations
         if annotations.format == "coco" and annotations.source.is_file():
-            self._entries = self._entries or coco.entries_by_image(annotations.source)
+            self._entries = self._entries or entries_by_image(annotations.source)
             entries = self._entries.get(record.image_id, [])
             if len(entries) == len(record.labels):
                 return f"{annotations.source}, annotation {entries[box].get('id')}, {image}", entries[box]
@@ -352,6 +384,12 @@ class _LazyEntries:
 
 
 def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Iterator[Problem]:
+    if len(annotations.labels) and annotations.is_difficult.all():
+        what, fix = (
+            "all boxes are difficult: evaluation counts none of them",
+            "correct 'difficult' or 'ignore'",
+        )
+        yield Problem(what, str(annotations.source), fix, record=None)
     first_of: dict[Path, int] = {}
     for index, (record, header) in enumerate(zip(annotations, headers, strict=True)):
         first = first_of.setdefault(record.path, index)
@@ -378,7 +416,7 @@ def _by_name(annotations: Annotations, counts: NDArray[np.int64]) -> dict[str, i
 
 
 def _file_size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+    return path.stat().st_size if os.path.isfile(path) else -1
 
 
 def _digest(path: Path, known: dict[Path, bytes]) -> bytes:

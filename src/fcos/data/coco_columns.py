@@ -20,6 +20,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fcos.data.annotations import MAX_NAME_BYTES, MAX_NAMES_BYTES
+from fcos.data.numbers import EXACT, MAX_ID, MAX_SIDE
+
 PIECE_BYTES = 2**18  # stays in a processor's cache, with what is made of it, and needs no new pages
 VALUE_BYTES = 2**16
 SPACES = b" \t\r\n"
@@ -75,7 +78,7 @@ class Columns:
         is_crowd, is_difficult: `(boxes,)` bool, ``iscrowd`` and ``ignore``.
     """
 
-    categories: list[dict[str, Any]]
+    categories: list[Any]
     image_ids: NDArray[np.int64]
     names: NDArray[Any]
     sizes_hw: NDArray[np.int32]
@@ -96,6 +99,8 @@ def read_columns(source: Path) -> Columns | None:
         with source.open("rb") as file:
             text = _Text(file)
             for key in text.keys():
+                if key in parts:
+                    raise ValueError("a key stands twice")
                 if key in lists:
                     kind, to_columns = lists[key]
                     decoder = msgspec.json.Decoder(kind)
@@ -112,14 +117,15 @@ def read_columns(source: Path) -> Columns | None:
 
 
 def _image_columns(images: list[ImageEntry]) -> list[NDArray[Any]]:
-    sides = [[image.height or -1 for image in images], [image.width or -1 for image in images]]
-    sizes_hw = np.array(sides).astype(np.int32).T
-    sizes_hw[(sizes_hw == -1).any(1)] = -1
-    return [
-        np.array([image.id for image in images], np.int64),
-        np.array([image.file_name.encode() for image in images], np.bytes_),
-        sizes_hw,
-    ]
+    names = [image.file_name.encode() for image in images]
+    if any(len(name) > MAX_NAME_BYTES or not name or b"\0" in name for name in names):
+        raise ValueError("a name that no file has")
+    ids = [image.id for image in images]
+    if max(map(abs, ids), default=0) > MAX_ID:
+        raise ValueError("an id does not fit into 64 bits")
+    sides = np.array([[image.height or 0, image.width or 0] for image in images], np.float64).reshape(-1, 2)
+    sides[~((sides >= 1) & (sides <= MAX_SIDE)).all(axis=1)] = -1
+    return [np.array(ids, np.int64), np.array(names, np.bytes_), sides.astype(np.int32)]
 
 
 def _box_columns(boxes: list[BoxEntry]) -> list[NDArray[Any]]:
@@ -132,9 +138,9 @@ def _box_columns(boxes: list[BoxEntry]) -> list[NDArray[Any]]:
         _whole(table["image_id"]),
         _whole(table["category_id"]),
         table["bbox"]["side"].astype(np.float64),
-        table["area"].astype(np.float64),
-        table["iscrowd"] != 0,
-        table["ignore"] != 0,
+        _areas(table["area"]),
+        _flags(table["iscrowd"]),
+        _flags(table["ignore"]),
     ]
 
 
@@ -147,10 +153,24 @@ def _in_numbers(box: BoxEntry) -> BoxEntry:
 
 def _whole(numbers: NDArray[Any]) -> NDArray[np.int64]:
     """Ids, which are whole and small enough for a float to hold exactly."""
-    ids = numbers.astype(np.int64)
-    if (len(ids) and max(-ids.min(), ids.max()) >= 2**53) or (ids != numbers).any():
+    if not (np.abs(numbers) < EXACT).all() or (numbers != np.floor(numbers)).any():
         raise ValueError("an id is a whole number")
-    return ids
+    return numbers.astype(np.int64)
+
+
+def _areas(numbers: NDArray[Any]) -> NDArray[np.float64]:
+    """Areas; nan for what cannot be one, as for those that are not stated."""
+    areas = numbers.astype(np.float64)
+    areas[(areas < 0) | (areas == np.inf)] = np.nan
+    return areas
+
+
+def _flags(numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    """Flags, which are 0 or 1."""
+    flags: NDArray[np.bool_] = numbers == 1
+    if not (flags | (numbers == 0)).all():
+        raise ValueError("a flag is 0 or 1")
+    return flags
 
 
 def _joined(pieces: Iterator[list[NDArray[Any]]], columns: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -161,6 +181,8 @@ def _joined(pieces: Iterator[list[NDArray[Any]]], columns: list[NDArray[Any]]) -
         for place, part in enumerate(piece):
             column = columns[place]
             dtype = np.promote_types(column.dtype, part.dtype)  # a longer text
+            if end * dtype.itemsize > MAX_NAMES_BYTES and dtype.kind == "S":
+                raise ValueError("names that are too long")
             if len(column) < end or column.dtype != dtype:
                 columns[place] = np.empty((2 * end, *part.shape[1:]), dtype)
                 columns[place][:start] = column[:start]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 
 from fcos.data import coco, image_list, voc, yolo
 from fcos.data.annotations import Annotations
+from fcos.data.names import check_names, write_names
 from fcos.data.names import read_names as read_names
-from fcos.data.names import write_names
 from fcos.data.pictures import common_root
 from fcos.data.recognise import Format, coco_files, list_files
 from fcos.data.recognise import recognise as recognise
@@ -25,6 +26,8 @@ from fcos.data.splits import find_splits as find_splits
 from fcos.data.splits import split_annotations as split_annotations
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
+from fcos.files import check_writable
+from fcos.terminal import is_printable
 
 READERS: dict[Format, Callable[..., Annotations]] = {
     "list": image_list.read,
@@ -95,11 +98,13 @@ def convert(
     _check_out(out, to, copy_images)
     annotations = read_annotations(source, root=root, names=names, format=format)
     _check_boxes(annotations)
+    check_names(annotations.class_names, where=str(annotations.source))
+    _check_names_can_be_written(annotations)
     pictures_root = common_root(annotations)
     match to:
         case "list":
-            image_list.write(annotations, out, root=pictures_root)
             write_names(annotations.class_names, names_beside(out))
+            image_list.write(annotations, out, root=pictures_root)
         case "coco":
             coco.write(annotations, out, root=pictures_root)
         case "voc":
@@ -137,10 +142,12 @@ def _check_out(out: Path, to: Format, copy_images: bool) -> None:
         raise DatasetError(
             f"format {to} refers to pictures where they are", where=str(out), fix="leave --copy-images out"
         )
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise DatasetError(
-            "the output exists already", where=str(out), fix="remove it, or choose another name"
-        )
+    for path in (out, names_beside(out)) if to == "list" else (out,):
+        if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
+            raise DatasetError(
+                "the output exists already", where=str(path), fix="remove it, or choose another name"
+            )
+    check_writable(out)
 
 
 def _check_boxes(annotations: Annotations) -> None:
@@ -155,6 +162,20 @@ def _check_boxes(annotations: Annotations) -> None:
     faults.raise_any(
         "boxes have no known class or no finite numbers",
         "`fcos check` says what is wrong with each; correct them",
+    )
+
+
+def _check_names_can_be_written(annotations: Annotations) -> None:
+    """Refuse names that a line of text, or xml, cannot hold."""
+    faults = Faults()
+    for name in annotations.class_names:
+        if not is_printable(name) or name.strip() != name:
+            faults.add(str(annotations.source), f"class {name!r}")
+    for record in annotations:
+        if not is_printable(str(record.path)):
+            faults.add(record.where, f"image {str(record.path)!r}")
+    faults.raise_any(
+        "names hold control characters, or spaces at their ends", "rename the classes and images"
     )
 
 

@@ -12,6 +12,7 @@ A JPEG can be decoded to a half, a quarter or an eighth of its sides (`read_pict
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from fcos.data.annotations import Record
 from fcos.errors import DatasetError
+from fcos.files import check_regular
 
 EXIF_ORIENTATION = 0x0112
 TURN_UPRIGHT = {
@@ -205,6 +207,8 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
     """
     where = where or str(file)
     try:
+        if isinstance(file, Path) and os.path.lexists(file):
+            check_regular(file)  # opening a pipe waits for ever
         with _open_quietly(file) as image:
             yield image, Header((image.height, image.width), _orientation(image))
     except DatasetError:
@@ -218,7 +222,7 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
             f"picture has too many pixels ({error})", where=where, fix="cut or scale the picture"
         ) from error
     except Exception as error:
-        empty = isinstance(file, Path) and file.is_file() and file.stat().st_size == 0
+        empty = isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0
         what = "picture file is empty (0 bytes)" if empty else f"picture cannot be decoded: {error}"
         raise DatasetError(what, where=where, fix="replace the file, or leave the picture out") from error
 

@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
+from fcos.data.names import numbered_names
+from fcos.data.numbers import EXACT, number
 from fcos.data.pictures import PICTURE_SUFFIXES, check_root, find_root, folders_of, relative_name
 from fcos.data.text import Faults, number_text, read_lines
+from fcos.files import write_text
 
 _SUFFIXES = "|".join(map(re.escape, sorted(PICTURE_SUFFIXES)))
 # Greedy: the name goes on to the last suffix in the line.
 _NAME_AND_REST = re.compile(rf"(.*(?:{_SUFFIXES}))(?:\s(.*))?", re.IGNORECASE)
+_NOT_SPACED = re.compile(rf"(?:{_SUFFIXES})[,;:|]\s*[-+.\d]", re.IGNORECASE)  # name.jpg,12,34,56,78,1
 
 Line = tuple[int, str, NDArray[np.float64]]  # line number, picture name, (N, 5) ymin xmin ymax xmax class_id
 
@@ -45,8 +49,8 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         for image_id, (number, name, numbers) in enumerate(lines, start=1)
     ]
     if names is None:
-        num_classes = max((int(record.labels.max(initial=-1)) + 1 for record in records), default=0)
-        names = [f"class_{class_id}" for class_id in range(1, num_classes + 1)]
+        largest = (int(record.labels.max(initial=-1)) for record in records)
+        names = numbered_names(largest, 1, str(source))
     return Annotations.from_records(records, names, source=source, format="list")
 
 
@@ -55,14 +59,13 @@ def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> N
     lines, faults = [], Faults()
     for record in annotations:
         name = relative_name(record.path, root)
-        if split_line(name) != (name, []):
+        if split_line(name) != (name, []) or name.strip() != name:
             faults.add(record.where, f"picture name '{name}' cannot be told from the numbers behind it")
         x1, y1, x2, y2 = record.boxes_xyxy.T
         numbers = np.stack([y1, x1, y2, x2, record.labels + 1.0], axis=1)
         lines.append(" ".join([name, *map(number_text, numbers.ravel().tolist())]))
     faults.raise_any("pictures cannot be written to a list", "rename the pictures")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(out, "\n".join(lines) + "\n")
 
 
 def split_line(line: str) -> tuple[str, list[str]]:
@@ -79,13 +82,9 @@ def parse_numbers(words: Sequence[str]) -> NDArray[np.float64]:
     """`(N, 5)`: ymin, xmin, ymax, xmax, class id. Raises ValueError with what is wrong."""
     if len(words) % 5:
         raise ValueError(f"{len(words)} numbers after the picture name, but a box has 5")
-    try:
-        numbers = np.array([float(word) for word in words]).reshape(-1, 5)
-    except ValueError:
-        wrong = next(word for word in words if not _is_number(word))
-        raise ValueError(f"'{wrong}' is not a number") from None
+    numbers = np.array([number(word) for word in words]).reshape(-1, 5)
     class_ids = numbers[:, 4]
-    if not np.array_equal(class_ids, np.floor(class_ids)) or not np.isfinite(class_ids).all():
+    if not np.array_equal(class_ids, np.floor(class_ids)) or not (np.abs(class_ids) <= EXACT).all():
         raise ValueError("every fifth number is a class id and must be a whole number")
     return numbers
 
@@ -93,22 +92,16 @@ def parse_numbers(words: Sequence[str]) -> NDArray[np.float64]:
 def _parse(source: Path) -> list[Line]:
     lines: list[Line] = []
     faults = Faults()
-    for number, line in read_lines(source):
+    for line_number, line in read_lines(source):
         name, words = split_line(line)
         try:
-            lines.append((number, name, parse_numbers(words)))
+            if _NOT_SPACED.search(name):
+                raise ValueError("numbers must be separated by spaces")
+            lines.append((line_number, name, parse_numbers(words)))
         except ValueError as error:
-            faults.add(f"{source}, line {number}", str(error))
+            faults.add(f"{source}, line {line_number}", str(error))
     faults.raise_any(
         "lines cannot be read",
         "a line is: name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...",
     )
     return lines
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fcos.data.numbers import cut
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
-from fcos.files import read_text
+from fcos.files import read_text, write_text
+
+MAX_CLASSES = 2**16
+MAX_NAME_CHARACTERS = 1000
+BACKGROUND = ("background", "__background__")
 
 
 def read_names(name_file: Path) -> tuple[tuple[str, ...], bool]:
@@ -15,24 +20,75 @@ def read_names(name_file: Path) -> tuple[tuple[str, ...], bool]:
 
     A blank line between names is refused: skipping it would shift the ids of all classes after it.
     """
-    lines = [line.strip() for line in read_text(Path(name_file)).rstrip().splitlines()]
-    faults = Faults()
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            faults.add(f"{name_file}, line {number}", "blank line between class names")
-        elif line in lines[: number - 1]:
-            faults.add(f"{name_file}, line {number}", f"class '{line}' stands twice")
-    faults.raise_any("lines are not class names", "write one class name a line, first line 'background'")
-    had_background = bool(lines) and lines[0].lower() in ("background", "__background__")
-    names = tuple(lines[1:] if had_background else lines)
+    lines = _lines(name_file)
+    had_background = bool(lines) and lines[0].lower() in BACKGROUND
+    names = lines[1:] if had_background else lines
+    check_names(names, where=str(name_file), first_line=1 + had_background)
+    return tuple(names), had_background
+
+
+def read_all_names(name_file: Path) -> list[str]:
+    """Class names, one a line, as YOLO numbers them: a line ``background`` is class 0 like any other."""
+    names = _lines(name_file)
+    check_names(names, where=str(name_file), first_line=1)
+    return names
+
+
+def check_names(names: Sequence[str], *, where: str, first_line: int | None = None) -> None:
+    """Refuse names that are blank, or that two classes have, all at once.
+
+    Args:
+        names: in the order of their ids.
+        where: file that they are from.
+        first_line: of the names, where each is a line; else they are numbered from 0.
+    """
     if not names:
-        raise DatasetError("no class names", where=str(name_file), fix="write one class name a line")
-    return names, had_background
+        raise DatasetError("no class names", where=where, fix="write one class name a line")
+    check_number_of_classes(len(names), where)
+    faults = Faults()
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=first_line or 0):
+        place = f"{where}, line {number}" if first_line else f"{where}, class {number}"
+        if not name.strip() and first_line:
+            faults.add(place, "blank line between class names")
+        elif name in seen:
+            faults.add(place, f"class '{cut(name)}' stands twice")
+        elif wrong := what_is_wrong(name):
+            faults.add(place, wrong)
+        seen.add(name)
+    fix = "write one class name a line, first line 'background'" if first_line else "give each class a name"
+    faults.raise_any("lines are not class names" if first_line else "classes have no name of their own", fix)
+
+
+def what_is_wrong(name: str) -> str:
+    """Why this cannot be the name of a class; empty if it can."""
+    if not name.strip():
+        return "the name is empty"
+    if len(name) > MAX_NAME_CHARACTERS:
+        return f"the name has {len(name):,} characters; at most {MAX_NAME_CHARACTERS:,} are possible"
+    return "" if is_text(name) else "the name holds half of a surrogate pair, which is no text"
+
+
+def check_number_of_classes(count: int, where: str) -> None:
+    """Refuse more classes than any data set has: a slip in one id must not make names by the billion."""
+    if count > MAX_CLASSES:
+        raise DatasetError(
+            f"{count:,} classes; at most {MAX_CLASSES:,} can be used",
+            where=where,
+            fix="correct the class ids, or give the class names: then ids beyond them are reported",
+        )
+
+
+def numbered_names(largest_labels: Iterable[int], first: int, where: str) -> list[str]:
+    """Names ``class_1``, ``class_2``, ... (from `first`) for annotations that have none."""
+    num_classes = max((label + 1 for label in largest_labels), default=0)
+    check_number_of_classes(num_classes, where)
+    return [f"class_{class_id}" for class_id in range(first, first + num_classes)]
 
 
 def write_names(names: Sequence[str], out: Path) -> None:
     """Write a name file as the seed has it: first line ``background``."""
-    out.write_text("\n".join(["background", *names]) + "\n", encoding="utf-8")
+    write_text(out, "\n".join(["background", *names]) + "\n")
 
 
 def match_names(found: Sequence[str], names: Sequence[str], *, where: str) -> list[int]:
@@ -40,11 +96,26 @@ def match_names(found: Sequence[str], names: Sequence[str], *, where: str) -> li
 
     Matching is by name, so a training and an evaluation file may order their classes differently.
     """
-    unknown = [name for name in found if name not in names]
+    label_of = {name: label for label, name in enumerate(names)}
+    unknown = [name for name in found if name not in label_of]
     if unknown:
         raise DatasetError(
             f"classes that are not among the given names: {', '.join(map(repr, unknown))}",
             where=where,
             fix=f"add them to the name file, or correct the annotations (the names are {', '.join(names)})",
         )
-    return [list(names).index(name) for name in found]
+    return [label_of[name] for name in found]
+
+
+def _lines(name_file: Path) -> list[str]:
+    text = read_text(Path(name_file)).rstrip()
+    return [line.strip() for line in text.split("\n")] if text else []  # splitlines() splits at U+2028 too
+
+
+def is_text(name: str) -> bool:
+    """Whether a name has no halves of surrogate pairs, which JSON can hold and no file can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from fcos.data.annotations import Annotations
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
+from fcos.files import files_below, is_hidden
 
 PICTURE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic".split()
@@ -40,7 +41,7 @@ def folders_of(source: Path) -> list[Path]:
 
 def check_root(root: Path | None) -> None:
     """Refuse a folder of pictures that is not there."""
-    if root is not None and not root.is_dir():
+    if root is not None and not os.path.isdir(root):
         raise DatasetError(
             "the folder of pictures does not exist",
             where=str(root),
@@ -53,9 +54,30 @@ def find_root(folders: Iterable[Path], names: Iterable[str]) -> Path:
     folders = list(folders)
     some_names = [name for _, name in zip(range(10), names, strict=False)]
     for folder in folders:
-        if any((folder / name).is_file() for name in some_names):
+        if any(os.path.isfile(folder / name) for name in some_names):
             return folder
     return folders[0]
+
+
+def names_in(folder: Path) -> list[str]:
+    """Sorted names in a folder, without hidden ones; none where there is no such folder."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not is_hidden(name))
+    except (OSError, ValueError):
+        return []
+
+
+def folders_like(base: Path, name: str) -> list[Path]:
+    """Folders ``base/name`` whatever the case of their letters (``labels``, ``Labels``); as written first."""
+    found = [base]
+    for part in Path(name).parts:
+        found = [
+            parent / there
+            for parent in found
+            for there in sorted(names_in(parent), key=lambda there, part=part: (there != part, there))  # type: ignore[misc]
+            if there.lower() == part.lower() and os.path.isdir(parent / there)
+        ]
+    return found
 
 
 class PictureFolder:
@@ -63,21 +85,32 @@ class PictureFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._by_stem: dict[Path, dict[str, Path]] = {}
+        self._by_stem: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, stem: str) -> Path | None:
-        """The picture called `stem` (may hold subfolders) with any picture suffix."""
+        """The picture called `stem` (may hold subfolders) with any picture suffix; the first of several."""
+        return next(iter(self.find_all(stem)), None)
+
+    def find_all(self, stem: str) -> list[Path]:
+        """Every picture called `stem`: ``cat.jpg`` and ``cat.png``."""
         place = self.folder / stem
         if place.parent not in self._by_stem:
-            files = sorted(place.parent.iterdir()) if place.parent.is_dir() else []
-            # Reversed: of cat.jpg and cat.png the first in the alphabet stays.
-            self._by_stem[place.parent] = {f.stem: f for f in reversed(files) if is_picture(f)}
-        return self._by_stem[place.parent].get(place.name)
+            by_stem = self._by_stem.setdefault(place.parent, {})
+            for name in filter(is_picture, names_in(place.parent)):
+                by_stem.setdefault(os.path.splitext(name)[0], []).append(place.parent / name)
+        return self._by_stem[place.parent].get(place.name, [])
+
+    def same_name(self, name: str) -> Path | None:
+        """The picture of this name, but for the case of its suffix; None where that is not one picture."""
+        stem, suffix = os.path.splitext(name)
+        found = [path for path in self.find_all(stem) if path.suffix.lower() == suffix.lower()]
+        exact = [path for path in found if path.suffix == suffix]
+        return next(iter(exact or found), None) if len(exact or found) == 1 else None
 
 
 def pictures_under(folder: Path) -> list[Path]:
     """All pictures below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if is_picture(path))
+    return sorted(files_below(folder, *PICTURE_SUFFIXES))
 
 
 def common_root(annotations: Annotations) -> Path:
@@ -119,7 +152,7 @@ def place_pictures(pairs: Iterable[tuple[Path, Path]], *, copy: bool) -> None:
     pairs = list(pairs)
     faults = Faults()
     for source, _ in pairs:
-        if not source.is_file():
+        if not os.path.isfile(source):
             faults.add(str(source), "not found")
     faults.raise_any("pictures are missing", "give the folder of pictures with --root")
     for source, target in pairs:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 from typing import Literal
 
-from fcos.data import image_list, voc, yolo
-from fcos.data.pictures import is_picture
+from fcos.data import image_list, voc
+from fcos.data.pictures import PICTURE_SUFFIXES, folders_like, is_picture, names_in
 from fcos.data.text import read_lines
+from fcos.data.yolo_description import YAML_SUFFIXES, find_description, split_source
+from fcos.data.yolo_layout import LabelFiles, is_label_file, list_pairs
 from fcos.errors import DatasetError
+from fcos.files import check_regular, files_below, read_bytes
 
 Format = Literal["list", "coco", "voc", "yolo"]
 FORMATS: tuple[Format, ...] = ("list", "coco", "voc", "yolo")
@@ -23,15 +27,16 @@ WHAT_IS_KNOWN = (
 def recognise(source: Path, root: Path | None = None) -> Format:
     """The format of an annotation file or a data set folder."""
     source = Path(source)
-    file, _ = yolo.split_source(source)
-    if not file.exists():
+    file, _ = split_source(source)
+    if not os.path.exists(file):
         raise DatasetError("annotations not found", where=str(source), fix="correct the path")
-    if source.is_dir():
+    if os.path.isdir(source):
         return _recognise_folder(source)
+    check_regular(file)
     match file.suffix.lower():
         case ".json":
             return "coco"
-        case ".yaml" | ".yml" | ".data":
+        case suffix if suffix in (*YAML_SUFFIXES, ".data"):
             return "yolo"
         case ".txt" | "":
             return _recognise_text(source, root)
@@ -40,56 +45,84 @@ def recognise(source: Path, root: Path | None = None) -> Format:
 
 def coco_files(folder: Path) -> list[Path]:
     """COCO files where they usually are in a folder; captions, keypoints and the like are left out."""
-    places = ("*.json", "annotations/*.json", "*/_annotations.coco.json")
-    files = [file for place in places for file in sorted(folder.glob(place))]
-    return [file for file in files if _looks_like_coco(file)]
+    files = [folder / name for name in names_in(folder)]
+    files += [place / name for place in folders_like(folder, "annotations") for name in names_in(place)]
+    files += [folder / sub / "_annotations.coco.json" for sub in names_in(folder)]
+    return [
+        file
+        for file in files
+        if file.suffix.lower() == ".json" and os.path.isfile(file) and _looks_like_coco(file)
+    ]
 
 
 def list_files(folder: Path) -> list[Path]:
     """Files of a folder that are annotation lists with boxes."""
-    return [file for file in sorted(folder.glob("*.txt")) if _has_list_lines(_some_lines(file))]
+    files = [folder / name for name in names_in(folder) if name.lower().endswith(".txt")]
+    return [file for file in files if os.path.isfile(file) and _is_list(file)]
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file is a list with boxes; refuses one in another encoding, which must not be overlooked."""
+    try:
+        return _has_list_lines([line for _, line in read_lines(file)[:50]])
+    except DatasetError:
+        content = read_bytes(file)
+        encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "latin-1"
+        lines = content.decode(encoding, "replace").splitlines()[:50]
+        if _has_list_lines([line.strip() for line in lines if line.strip()]):
+            raise
+        return False
 
 
 def _recognise_folder(folder: Path) -> Format:
-    if yolo_description(folder) is not None:
+    if find_description(folder) is not None:
         return "yolo"
     if voc.annotation_folder(folder) is not None:
         return "voc"
     if coco_files(folder):
         return "coco"
-    if (folder / "images").is_dir() and (folder / "labels").is_dir():
+    if folders_like(folder, "images") and folders_like(folder, "labels"):
         return "yolo"
     if list_files(folder):
         return "list"
-    pictures = (path for path in folder.rglob("*") if is_picture(path))
-    labels = [yolo.label_file(picture) for picture in _first(pictures, 20)]
-    if any(_is_label_file(file) for file in [*labels, *_first(folder.rglob("*.txt"), 20)]):
+    parts = split_folders(folder)
+    if any(voc.annotation_folder(part) is not None for part in parts.values()):
+        return "voc"
+    labels = LabelFiles()
+    pictures = files_below(folder, *PICTURE_SUFFIXES)
+    some = [labels.of(picture) for picture, _ in zip(pictures, range(20), strict=False)]
+    texts = [file for file, _ in zip(files_below(folder, ".txt"), range(20), strict=False)]
+    if any(is_label_file(file) for file in [*filter(None, some), *texts]):
         return "yolo"
     raise _unknown(folder)
 
 
-def yolo_description(folder: Path) -> Path | None:
-    """``data.yaml``, ``dataset.yaml`` or ``obj.data`` of a folder."""
-    names = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml", "obj.data")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Folders called like a part of a data set: ``train``, ``valid``, ``val``, ``test``."""
+    words = {"train", "training", "val", "valid", "validation", "test", "testing"}
+    return {
+        name: folder / name
+        for name in names_in(folder)
+        if name.lower() in words and os.path.isdir(folder / name)
+    }
 
 
 def _recognise_text(source: Path, root: Path | None) -> Format:
-    if "ImageSets" in source.parts:
+    if "imagesets" in (part.lower() for part in source.parts):
         return "voc"
-    lines = _some_lines(source, None)
+    lines = [line for _, line in read_lines(source)]
     if not lines:
         raise DatasetError("the file is empty", where=str(source), fix="give a file that names pictures")
     if _has_list_lines(lines):
         return "list"
-    if _is_label_file(source):
+    if is_label_file(source):
         raise DatasetError(
             "these are the YOLO labels of one picture", where=str(source), fix="give the folder, or data.yaml"
         )
     if all(is_picture(line) for line in lines):
         # Only names: pictures of a YOLO set, or of a list without a single box.
-        pairs = yolo.list_pairs(source, root, limit=20)
-        return "yolo" if any(label_file.is_file() for _, label_file in pairs) else "list"
+        has_labels = any(pair.label_file for pair in list_pairs(source, root, limit=20))
+        return "yolo" if has_labels else "list"
     if voc.annotation_folder(source, root) is not None:
         return "voc"
     # Most likely a list with mistakes: its reader says which lines.
@@ -110,15 +143,6 @@ def _has_list_lines(lines: list[str]) -> bool:
     return False
 
 
-def _is_label_file(file: Path) -> bool:
-    lines = _some_lines(file)
-    try:
-        rows = [[float(word) for word in line.split()] for line in lines]
-    except ValueError:
-        return False
-    return bool(rows) and all(len(row) >= 5 and row[0].is_integer() for row in rows)
-
-
 def _looks_like_coco(file: Path) -> bool:
     """A look at the name, and at the beginning or all of the text: parsing large files takes a minute."""
     if file.name.startswith(("captions", "person_keypoints", "image_info", "panoptic", "stuff")):
@@ -127,17 +151,6 @@ def _looks_like_coco(file: Path) -> bool:
         begin = text.read(1_000_000)
     is_whole = len(begin) < 1_000_000
     return begin.lstrip().startswith("{") and ('"images"' in begin or not is_whole)
-
-
-def _some_lines(file: Path, limit: int | None = 50) -> list[str]:
-    try:
-        return [line for _, line in read_lines(file)[:limit]]
-    except DatasetError:
-        return []
-
-
-def _first(paths: Iterable[Path], count: int) -> list[Path]:
-    return [path for path, _ in zip(paths, range(count), strict=False)]
 
 
 def _unknown(source: Path) -> DatasetError:

@@ -9,15 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos.data import yolo
+from fcos.data import voc
 from fcos.data.annotations import Annotations
-from fcos.data.recognise import Format, coco_files, list_files, recognise, yolo_description
+from fcos.data.pictures import folders_like, is_picture, names_in
+from fcos.data.recognise import Format, coco_files, list_files, recognise, split_folders
+from fcos.data.text import read_lines
+from fcos.data.yolo_description import find_description, read_description
 from fcos.errors import DatasetError
+from fcos.files import read_text
 
 # Words in file names. "trainval" stands for training only where it has no parts (see _pick).
-TRAIN_WORDS = ("train",)
+TRAIN_WORDS = ("train", "training")
 EVAL_WORDS = ("val", "valid", "validation", "eval", "dev")
-TEST_WORDS = ("test",)
+TEST_WORDS = ("test", "testing")
 
 
 @dataclass(frozen=True)
@@ -117,35 +121,62 @@ def select(annotations: Annotations, indices: Sequence[int]) -> Annotations:
 
 def _name_file(folder: Path, train: Split | None) -> Path | None:
     """The name file of a folder of lists; of several, the one called like the training list."""
-    files = [*folder.glob("*name*.txt"), *folder.glob("*.names"), *folder.glob("classes.txt")]
+    files = [folder / name for name in names_in(folder) if _may_hold_names(name.lower())]
     if len(files) > 1 and train is not None:
         rest = _rest(train.source.stem)
         files = [file for file in files if _rest(re.sub("names?$", "", file.stem)) == rest]
     return files[0] if len(files) == 1 else None
 
 
+def _may_hold_names(name: str) -> bool:
+    return name.endswith(".names") or name == "classes.txt" or ("name" in name and name.endswith(".txt"))
+
+
 def _voc_splits(folder: Path) -> Splits:
-    sets = folder / "ImageSets" / "Main"
     # Only `convert` writes one: it keeps the order of the classes, which xml files cannot.
     name_file = folder / "names.txt" if (folder / "names.txt").is_file() else None
-    named = {file.stem: file for file in sorted(sets.glob("*.txt")) if file.read_text().strip()}
+    sets = folders_like(folder, "ImageSets/Main")
+    files = {Path(name).stem.lower(): sets[0] / name for name in names_in(sets[0])} if sets else {}
     # Only the four names that VOC defines: the folder also holds a file per class (cat_train.txt).
+    named = {part: files[part] for part in ("train", "val", "test", "trainval") if part in files}
+    named = {part: file for part, file in named.items() if read_text(file).strip()}
     parts = [named.get("train"), named.get("val"), named.get("test")]
     if parts[0] is None or parts[1] is None:
         parts = [named.get("trainval") or parts[0], parts[1] or parts[2], None]
+    if voc.annotation_folder(folder) is None and (subfolders := split_folders(folder)):
+        return _splits("voc", _as_splits(_pick(subfolders, folder)), Split(folder), name_file)
     return _splits("voc", _as_splits(parts, folder), Split(folder, folder), name_file)
 
 
 def _yolo_splits(folder: Path) -> Splits:
-    file = yolo_description(folder)
-    if file is not None and file.suffix != ".data":
-        content = yolo.read_yaml(file)
-        keys = [key if content.get(key) else None for key in ("train", "val", "test")]
+    file = find_description(folder)
+    if file is not None:
+        there = read_description(file).splits
+        keys = [key if key in there else None for key in ("train", "val", "test")]
         return _splits("yolo", [Split(file.with_name(f"{file.name}:{key}")) if key else None for key in keys])
-    subfolders = [*folder.glob("images/*/"), *folder.glob("*/images/")] if file is None else []
-    named = {(sub.parent.name if sub.name == "images" else sub.name): sub for sub in sorted(subfolders)}
-    parts = _pick({name: sub for name, sub in named.items() if sub.is_dir()}, folder)
-    return _splits("yolo", _as_splits(parts), Split(folder))
+    lists = {Path(name).stem: folder / name for name in names_in(folder) if name.lower().endswith(".txt")}
+    parts = _pick({name: file for name, file in lists.items() if _names_pictures(file)}, folder)
+    if parts[0] is not None:
+        return _splits("yolo", _as_splits(parts))
+    named = {sub.name: sub for images in folders_like(folder, "images") for sub in _subfolders(images)}
+    for sub in _subfolders(folder):
+        images = folders_like(sub, "images")
+        if images or any(map(is_picture, names_in(sub))):
+            named.setdefault(sub.name, images[0] if images else sub)
+    return _splits("yolo", _as_splits(_pick(named, folder)), Split(folder))
+
+
+def _names_pictures(file: Path) -> bool:
+    """Whether a text file is a list of images."""
+    try:
+        lines = read_lines(file)
+    except DatasetError:
+        return False
+    return bool(lines) and all(is_picture(line) for _, line in lines)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [folder / name for name in names_in(folder) if (folder / name).is_dir()]
 
 
 def _pick(named: dict[str, Path], folder: Path) -> list[Path | None]:

@@ -5,37 +5,36 @@ last one, but most files "in VOC format" come from tools (labelImg, CVAT) that w
 and nothing in a file tells which it is. torchvision takes them as they stand too; the difference is one
 pixel.
 
-Python's own xml parser is enough: it resolves no external entities, and the expat in use limits expansion.
+`voc_xml` reads one file, and refuses what is not certain in it.
 """
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.names import match_names, write_names
-from fcos.data.pictures import PictureFolder, check_root, folders_near, place_pictures, unique_stems
+from fcos.data.names import check_number_of_classes, match_names, write_names
+from fcos.data.pictures import (
+    PictureFolder,
+    check_root,
+    folders_like,
+    folders_near,
+    is_picture,
+    names_in,
+    place_pictures,
+    unique_stems,
+)
 from fcos.data.text import Faults, number_text, read_lines
+from fcos.data.voc_xml import Xml, read_xml
 from fcos.errors import DatasetError
+from fcos.files import files_below, written
 
-ANNOTATION_FOLDERS = ("Annotations", "annotations")
-
-
-@dataclass(frozen=True)
-class Xml:
-    """What one annotation file says."""
-
-    filename: str
-    path: str
-    size_hw: tuple[int, int] | None
-    class_names: list[str]
-    boxes_xyxy: list[list[float]]
-    is_difficult: list[bool]
+PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
@@ -53,26 +52,48 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         raise DatasetError(
             "no folder of VOC xml files found", where=str(source), fix="put them in Annotations, or give root"
         )
-    all_stems = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.xml"))
-    stems = all_stems if source.is_dir() else _split_stems(source)
-    parsed = _parse_all(folder, stems if names is not None else sorted({*all_stems, *stems}))
+    files = _xml_files(folder)
+    stems = sorted(files) if os.path.isdir(source) else _split_stems(source, files)
+    parsed = _parse_all(folder, files, stems if names is not None else sorted({*files, *stems}))
     found = sorted({name for xml in parsed.values() for name in xml.class_names})
-    names = found if names is None else names
+    check_number_of_classes(len(found), str(source))
+    names = sorted({*found, *_names_of_other_parts(folder)}) if names is None else names
     label_of = dict(zip(found, match_names(found, names, where=str(source)), strict=True))
     pictures = _picture_folder(folder, root, stems)
+    faults = Faults()
     records = [
         Record.make(
-            _picture(pictures, stem, parsed[stem]),
+            _picture(pictures, stem, parsed[stem], faults),
             parsed[stem].boxes_xyxy,
             [label_of[name] for name in parsed[stem].class_names],
             image_id,
             is_difficult=parsed[stem].is_difficult,
             size_hw=parsed[stem].size_hw,
-            where=str(folder / f"{stem}.xml"),
+            where=str(files.get(stem, folder / f"{stem}.xml")),
         )
         for image_id, stem in enumerate(stems, start=1)
     ]
+    faults.raise_any("annotation files have several images", "correct <filename>, or remove the other image")
     return Annotations.from_records(records, names, source=source, format="voc")
+
+
+def _xml_files(folder: Path) -> dict[str, Path]:
+    """The xml files below a folder by their names without suffix."""
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files_below(folder, ".xml")}
+
+
+def _names_of_other_parts(folder: Path) -> set[str]:
+    """Classes in the folders beside ``train``: a rare one may be missing in some part."""
+    if folder.name.lower() not in PARTS:
+        return set()
+    parts = [folder.parent / name for name in names_in(folder.parent) if name.lower() in PARTS]
+    others = [part for part in parts if part != folder and os.path.isdir(part)]
+    names: set[str] = set()
+    for part in others:
+        files = _xml_files(part)
+        for xml in _parse_all(part, files, files).values():
+            names.update(xml.class_names)
+    return names
 
 
 def write(
@@ -89,59 +110,72 @@ def write(
     `difficult`. ``names.txt`` keeps the order of the classes, which xml files cannot.
     """
     names = unique_stems(annotations, root)
-    place_pictures(
-        ((record.path, out / "JPEGImages" / name) for record, name in zip(annotations, names, strict=True)),
-        copy=copy_images,
-    )
-    for record, name in zip(annotations, names, strict=True):
-        xml = out / "Annotations" / name.with_suffix(".xml")
-        xml.parent.mkdir(parents=True, exist_ok=True)
-        tree = _tree(record, name.as_posix(), annotations.class_names)
-        ElementTree.indent(tree, "\t")
-        tree.write(xml, encoding="utf-8")
-    sets = out / "ImageSets" / "Main"
-    sets.mkdir(parents=True, exist_ok=True)
     stems = [name.with_suffix("").as_posix() for name in names]
-    (sets / f"{split}.txt").write_text("\n".join(stems) + "\n", encoding="utf-8")
-    write_names(annotations.class_names, out / "names.txt")
+    faults = Faults()
+    for record, stem in zip(annotations, stems, strict=True):
+        if _without_flag(stem) != stem:
+            faults.add(record.where, f"'{stem}' would be read as a name with a flag behind it")
+    faults.raise_any("images cannot be listed in ImageSets", "rename the images")
+    with written(out) as folder:
+        place_pictures(
+            ((r.path, folder / "JPEGImages" / name) for r, name in zip(annotations, names, strict=True)),
+            copy=copy_images,
+        )
+        for record, name in zip(annotations, names, strict=True):
+            xml = folder / "Annotations" / name.with_suffix(".xml")
+            xml.parent.mkdir(parents=True, exist_ok=True)
+            tree = _tree(record, name.as_posix(), annotations.class_names)
+            ElementTree.indent(tree, "\t")
+            tree.write(xml, encoding="utf-8")
+        sets = folder / "ImageSets" / "Main"
+        sets.mkdir(parents=True, exist_ok=True)
+        (sets / f"{split}.txt").write_text("\n".join(stems) + "\n", encoding="utf-8")
+        write_names(annotations.class_names, folder / "names.txt")
 
 
 def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
     """The folder of xml files that belongs to a source, or None."""
-    if source.is_dir():
+    if os.path.isdir(source):
         bases = [source]
     else:
         bases = [*([root, root.parent] if root is not None else []), *list(source.absolute().parents)[:3]]
-    candidates = [base / name for base in bases for name in ANNOTATION_FOLDERS] + bases
-    return next((folder for folder in candidates if any(folder.glob("*.xml"))), _nested(candidates))
+    named = [folder for base in bases for folder in folders_like(base, "Annotations")]
+    for folder in (*named, *bases):
+        if any(name.lower().endswith(".xml") for name in names_in(folder)):
+            return folder
+    # or a folder called ``Annotations`` whose xml files are in subfolders
+    return next((folder for folder in named if any(files_below(folder, ".xml"))), None)
 
 
-def _nested(candidates: list[Path]) -> Path | None:
-    """A folder called ``Annotations`` whose xml files are in subfolders."""
-    named = (folder for folder in candidates if folder.name in ANNOTATION_FOLDERS and folder.is_dir())
-    return next((folder for folder in named if any(folder.rglob("*.xml"))), None)
-
-
-def _split_stems(source: Path) -> list[str]:
+def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
     """Names in an ImageSets file; ``cat_train.txt`` and the like have -1, 0 or 1 behind each."""
-    stems = []
-    for _, line in read_lines(source):
-        stem, _, flag = line.rpartition(" ")
-        stems.append(stem.strip() if stem and flag in ("-1", "0", "1") else line)
-    return stems
+    stems = [_without_flag(line) for _, line in read_lines(source)]
+    # some tools write the names of the images
+    return [stem if stem in files else _without_suffix(stem, files) for stem in stems]
 
 
-def _parse_all(folder: Path, stems: Sequence[str]) -> dict[str, Xml]:
+def _without_flag(line: str) -> str:
+    stem, _, flag = line.rpartition(" ")
+    return stem.strip() if stem and flag in ("-1", "0", "1") else line
+
+
+def _without_suffix(name: str, files: Mapping[str, Path]) -> str:
+    stem = os.path.splitext(name)[0]
+    return stem if is_picture(name) and stem in files else name
+
+
+def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) -> dict[str, Xml]:
     parsed: dict[str, Xml] = {}
     faults = Faults()
     for stem in stems:
-        file = folder / f"{stem}.xml"
-        try:
-            parsed[stem] = _parse(file)
-        except FileNotFoundError:
+        file = files.get(stem, folder / f"{stem}.xml")
+        if not os.path.lexists(file):
             faults.add(str(file), "not found")
-        except ElementTree.ParseError as error:
-            faults.add(str(file), f"not well-formed xml: {error}")
+            continue
+        try:
+            parsed[stem] = read_xml(file)
+        except DatasetError as error:
+            faults.add(str(file), error.what)
         except ValueError as error:
             faults.add(str(file), str(error))
     faults.raise_any(
@@ -150,54 +184,35 @@ def _parse_all(folder: Path, stems: Sequence[str]) -> dict[str, Xml]:
     return parsed
 
 
-def _parse(file: Path) -> Xml:
-    tree = ElementTree.parse(file).getroot()
-    xml = Xml(tree.findtext("filename", ""), tree.findtext("path", ""), _size(tree), [], [], [])
-    for number, element in enumerate(tree.findall("object"), start=1):
-        name = element.findtext("name", "").strip()
-        sides = [element.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
-        try:
-            box = [float(side) for side in sides]
-        except ValueError:
-            raise ValueError(f"object {number} ('{name}') has no box of four numbers") from None
-        if not name:
-            raise ValueError(f"object {number} has no name")
-        xml.class_names.append(name)
-        xml.boxes_xyxy.append(box)
-        xml.is_difficult.append(element.findtext("difficult", "0").strip() == "1")
-    return xml
-
-
-def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
-    """Height, width as stated; None where missing or 0, as some tools write."""
-    try:
-        height, width = (int(float(tree.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
-    except ValueError:
-        return None
-    return (height, width) if height > 0 and width > 0 else None
-
-
 def _picture_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> PictureFolder:
     """The folder that holds pictures of these names; the first candidate if none does."""
     if root is not None:
-        candidates = [root, root / "JPEGImages", root / "images"]
+        candidates = [root, *_usual_folders(root)]
     else:
-        beside = folder.absolute().parent
-        named = [beside / "JPEGImages", beside / "images"]
-        candidates = named + folders_near(folder)
+        candidates = [*_usual_folders(folder.absolute().parent), *folders_near(folder)]
     finders = [PictureFolder(candidate) for candidate in candidates]
     return next((finder for finder in finders if any(map(finder.find, stems[:10]))), finders[0])
 
 
-def _picture(pictures: PictureFolder, stem: str, xml: Xml) -> Path:
+def _usual_folders(base: Path) -> list[Path]:
+    names = ("JPEGImages", "images")
+    return [
+        *(folder for name in names for folder in folders_like(base, name)),
+        *(base / name for name in names),
+    ]
+
+
+def _picture(pictures: PictureFolder, stem: str, xml: Xml, faults: Faults) -> Path:
     """The picture of an xml file: by its file name, else by the name inside, else where it should be."""
     by_filename = pictures.folder / (xml.filename or f"{stem}.jpg")
-    if by_filename.stem == Path(stem).name and by_filename.is_file():
+    if xml.filename and by_filename.stem == Path(stem).name and os.path.isfile(by_filename):
         return by_filename  # decides between cat.jpg and cat.png
-    found = pictures.find(stem)
-    if found is None and not by_filename.is_file() and xml.path and Path(xml.path).is_file():
+    found = pictures.find_all(stem)
+    if len(found) > 1:
+        faults.add(f"{stem}.xml", " or ".join(f"'{path.name}'" for path in found))
+    if not found and not os.path.isfile(by_filename) and xml.path and os.path.isfile(xml.path):
         return Path(xml.path)
-    return found or by_filename
+    return found[0] if found else by_filename
 
 
 def _tree(

@@ -2,7 +2,8 @@
 
 Read are: ``data.yaml`` (its ``train`` split; ``data.yaml:val`` for another), darknet's ``obj.data`` and lists
 of pictures, folders ``images`` with ``labels`` beside it, and folders with txt files beside pictures. A
-picture without a txt file has no boxes. A polygon (segmentation) becomes its bounding box.
+picture without a txt file has no boxes. A polygon (segmentation, rotated boxes) becomes its bounding box; of
+key points (``kpt_shape`` in data.yaml) the box before them is read.
 
 Fractions need the size of the picture, so the headers of all pictures are read.
 """
@@ -10,9 +11,8 @@ Fractions need the size of the picture, so the headers of all pictures are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -20,28 +20,16 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image import read_header, read_size, upright
-from fcos.data.names import match_names, read_names
-from fcos.data.pictures import (
-    PictureFolder,
-    check_root,
-    folders_near,
-    pictures_under,
-    place_pictures,
-    unique_stems,
-)
+from fcos.data.names import match_names, numbered_names
+from fcos.data.numbers import EXACT, number
+from fcos.data.pictures import check_root, place_pictures, unique_stems
 from fcos.data.text import Faults, read_lines
+from fcos.data.yolo_layout import Pair, find_layout
 from fcos.errors import DatasetError
-from fcos.files import read_text
+from fcos.files import written
 
-NAME_FILES = ("obj.names", "classes.txt", "classes.names")
-Pair = tuple[Path, Path]  # picture, its label file (either may be missing)
-
-
-class Layout(NamedTuple):
-    """Which pictures a source means, and its class names if it has any."""
-
-    pairs: list[Pair]
-    class_names: list[str] | None
+NOT_POSE = 8  # numbers behind the class: four corners of a rotated box
+POSE_TOLERANCE = 0.02  # of the picture
 
 
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
@@ -51,19 +39,14 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     not numbers: `check` reports both.
     """
     check_root(root)
-    pairs, file_names = _layout(source, root)
-    faults = Faults()
-    records = [
-        _record(picture, label_file, image_id, faults)
-        for image_id, (picture, label_file) in enumerate(pairs, start=1)
-    ]
-    faults.raise_any(
-        "lines cannot be read",
-        "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon)",
-    )
+    pairs, description = find_layout(source, root)
+    rows = _Rows(description.num_keypoint_values if description else None)
+    records = [_record(pair, image_id, rows) for image_id, pair in enumerate(pairs, start=1)]
+    rows.raise_faults(source)
+    file_names = description.class_names if description else None
     if file_names is None:
-        num_classes = max((int(record.labels.max(initial=-1)) + 1 for record in records), default=0)
-        file_names = list(names or [f"class_{class_id}" for class_id in range(num_classes)])
+        largest = (int(record.labels.max(initial=-1)) for record in records)
+        file_names = list(names or numbered_names(largest, 0, str(source)))
     annotations = Annotations.from_records(records, file_names, source=source, format="yolo")
     return annotations if names is None else _renamed(annotations, names)
 
@@ -78,188 +61,129 @@ def write(
 ) -> None:
     """Write ``data.yaml``, ``images`` (linked, or copied) and ``labels`` into the folder `out`."""
     names = unique_stems(annotations, root)
-    pairs = [
-        (record.path, out / "images" / split / name) for record, name in zip(annotations, names, strict=True)
-    ]
-    place_pictures(pairs, copy=copy_images)
-    for record, name in zip(annotations, names, strict=True):
-        header = read_header(record.path)
-        height, width = header.size_hw
-        x1, y1, x2, y2 = (upright(record, header).boxes_xyxy / [width, height, width, height]).T
-        numbers = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1).tolist()
-        lines = [
-            " ".join([str(label), *(f"{value:.9f}" for value in box)])
-            for label, box in zip(record.labels.tolist(), numbers, strict=True)
-        ]
-        label_file = (out / "labels" / split / name).with_suffix(".txt")
-        label_file.parent.mkdir(parents=True, exist_ok=True)
-        label_file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    content = {"path": ".", split: f"images/{split}", "names": dict(enumerate(annotations.class_names))}
-    (out / "data.yaml").write_text(
-        yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The content of a YOLO ``data.yaml``."""
-    try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise DatasetError(f"not YAML: {error}", where=str(file), fix="correct the file") from error
-    if not isinstance(content, dict) or "names" not in content:
-        raise DatasetError(
-            "not a YOLO data file: no 'names'", where=str(file), fix="it needs 'train', 'val' and 'names'"
+    with written(out) as folder:
+        images = folder / "images" / split
+        place_pictures(
+            ((record.path, images / name) for record, name in zip(annotations, names, strict=True)),
+            copy=copy_images,
         )
-    return content
+        for record, name in zip(annotations, names, strict=True):
+            label_file = (folder / "labels" / split / name).with_suffix(".txt")
+            label_file.parent.mkdir(parents=True, exist_ok=True)
+            label_file.write_text("".join(line + "\n" for line in _lines(record)), encoding="utf-8")
+        content = {"path": ".", split: f"images/{split}", "names": dict(enumerate(annotations.class_names))}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        (folder / "data.yaml").write_text(text, encoding="utf-8")
 
 
-def split_source(source: Path) -> tuple[Path, str]:
-    """``data.yaml:val`` -> the file and the split; without one, ``train``."""
-    file, colon, split = source.name.rpartition(":")
-    if colon and file.endswith((".yaml", ".yml")):
-        return source.with_name(file), split
-    return source, "train"
-
-
-def label_file(picture: Path) -> Path:
-    """Where a picture's labels are: beside it, or in ``labels`` where the picture is in ``images``."""
-    parts = list(picture.parts)
-    if "images" in parts[:-1]:
-        last = len(parts) - 2 - parts[-2::-1].index("images")
-        parts[last] = "labels"
-        in_labels = Path(*parts).with_suffix(".txt")
-        if in_labels.is_file() or not picture.with_suffix(".txt").is_file():
-            return in_labels
-    return picture.with_suffix(".txt")
-
-
-def _layout(source: Path, root: Path | None) -> Layout:
-    file, split = split_source(source)
-    if file.suffix in (".yaml", ".yml"):
-        return _yaml_layout(file, split, root)
-    if file.suffix == ".data":
-        return _darknet_layout(file, root)
-    if source.is_dir():
-        yamls = sorted([*source.glob("data.y*ml"), *source.glob("dataset.y*ml")])
-        if yamls:
-            return _yaml_layout(yamls[0], "train", root)
-        if (source / "obj.data").is_file():
-            return _darknet_layout(source / "obj.data", root)
-        return Layout(_folder_pairs(source, root), _names_near(source))
-    return Layout(list_pairs(source, root), _names_near(source.parent))
-
-
-def _yaml_layout(file: Path, split: str, root: Path | None) -> Layout:
-    content = read_yaml(file)
-    if not content.get(split):
-        there = ", ".join(key for key in ("train", "val", "test") if content.get(key))
-        raise DatasetError(f"no split '{split}'", where=str(file), fix=f"its splits are: {there or 'none'}")
-    entries = content[split] if isinstance(content[split], list) else [content[split]]
-    # Exporters write paths of their own machine or "../train/images": fall back on what is beside the file.
-    base = file.parent / str(content.get("path") or ".")
-    pairs: list[Pair] = []
-    for entry in entries:
-        place = _existing(base, str(entry)) or _existing(file.parent, str(entry))
-        if place is None:
-            raise DatasetError(
-                f"'{entry}' (split '{split}') does not exist",
-                where=str(file),
-                fix="correct 'path' or the split",
-            )
-        pairs += _folder_pairs(place, root) if place.is_dir() else list_pairs(place, root)
-    return Layout(pairs, _yaml_names(file, content))
-
-
-def _yaml_names(file: Path, content: dict[str, Any]) -> list[str]:
-    names = content["names"]
-    if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DatasetError(
-                "'names' must number the classes 0, 1, 2, ...", where=str(file), fix="add what misses"
-            )
-        names = [names[class_id] for class_id in range(len(names))]
-    return [str(name) for name in names]
-
-
-def _darknet_layout(file: Path, root: Path | None) -> Layout:
-    """``obj.data``: lines ``key = value``, with paths relative to where darknet was started."""
-    entries = [line.partition("=") for _, line in read_lines(file)]
-    settings = {key.strip(): value.strip() for key, _, value in entries}
-    train = _existing(file.parent, settings.get("train", "train.txt"))
-    if train is None:
-        raise DatasetError("the 'train' list does not exist", where=str(file), fix="correct 'train = ...'")
-    name_file = _existing(file.parent, settings.get("names", "obj.names"))
-    names = list(read_names(name_file)[0]) if name_file else _names_near(file.parent)
-    return Layout(list_pairs(train, root), names)
-
-
-def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> list[Pair]:
-    """A text file of picture paths; labels near it even where the pictures are elsewhere (`root`)."""
-    pairs = []
-    finders = [PictureFolder(folder) for folder in ([root] if root else folders_near(source.parent))]
-    for _, line in read_lines(source)[:limit]:
-        listed = _existing(source.parent, line)
-        stem = Path(line).stem
-        found = listed or next(filter(None, (finder.find(stem) for finder in finders)), None)
-        near_list = _existing(source.parent, str(Path(line).with_suffix(".txt")))
-        picture = found or (root or source.parent) / line
-        pairs.append((picture, near_list or label_file(picture)))
-    return pairs
-
-
-def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
-    """A folder of pictures, of label files, or of ``images`` and ``labels``."""
-    if (source / "images").is_dir() and (source / "labels").is_dir():
-        return _folder_pairs(source / "images", root)
-    pictures = pictures_under(source)
-    if pictures and root is None:
-        pairs = [(picture, label_file(picture)) for picture in pictures]
-        return pairs + _without_picture(source, pairs)
-    labels = sorted(path for path in source.rglob("*.txt") if path.name not in NAME_FILES)
-    stems = [label.relative_to(source).with_suffix("").as_posix() for label in labels]
-    parts = ["images" if part == "labels" else part for part in source.parts]
-    folders = [root] if root else [Path(*parts), *folders_near(source)]
-    finders = [PictureFolder(folder) for folder in folders]
-    finder = next((f for f in finders if any(map(f.find, stems[:10]))), finders[0])
+def _lines(record: Record) -> list[str]:
+    header = read_header(record.path)
+    height, width = header.size_hw
+    x1, y1, x2, y2 = (upright(record, header).boxes_xyxy / [width, height, width, height]).T
+    numbers = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1).tolist()
     return [
-        (finder.find(stem) or finder.folder / f"{stem}.jpg", label)
-        for stem, label in zip(stems, labels, strict=True)
+        " ".join([str(label), *(f"{value:.9f}" for value in box)])
+        for label, box in zip(record.labels.tolist(), numbers, strict=True)
     ]
 
 
-def _without_picture(images: Path, pairs: list[Pair]) -> list[Pair]:
-    """Label files in ``labels`` whose picture is gone, for `check` to report."""
-    if "images" not in images.parts:
-        return []
-    labels = label_file(images / "any.jpg").parent
-    used = {label for _, label in pairs}
-    orphans = [
-        path for path in sorted(labels.rglob("*.txt")) if path not in used and path.name not in NAME_FILES
-    ]
-    return [(images / path.relative_to(labels).with_suffix(".jpg"), path) for path in orphans]
+@dataclass
+class _Rows:
+    """Reads the rows of label files, and collects what is wrong with them.
+
+    Attributes:
+        num_keypoint_values: behind the box, as data.yaml says; None: it says nothing of key points.
+        may_be_pose: of each row that is read as a polygon, whether it could be a box with key points.
+    """
+
+    num_keypoint_values: int | None
+    faults: Faults = field(default_factory=Faults)
+    unreadable: Faults = field(default_factory=Faults)
+    may_be_pose: list[bool] = field(default_factory=list)
+
+    def read(self, file: Path) -> tuple[list[NDArray[np.float64]], list[int]]:
+        """Boxes xyxy as fractions, and class ids."""
+        boxes, labels = [], []
+        try:
+            lines = read_lines(file)
+        except DatasetError as error:
+            self.unreadable.add(str(file), error.what)
+            return [], []
+        for line_number, line in lines:
+            try:
+                values = [number(word) for word in line.split()]
+                label, box = _class_id(values[0]), self._box(np.array(values[1:]))
+            except ValueError as error:
+                self.faults.add(f"{file}, line {line_number}", str(error))
+                continue
+            labels.append(label)
+            boxes.append(box)
+        return boxes, labels
+
+    def raise_faults(self, source: Path) -> None:
+        """Refuse rows that cannot be read, and rows that can be read in two ways."""
+        self.unreadable.raise_any("label files cannot be read", "replace or remove them")
+        self.faults.raise_any(
+            "lines cannot be read",
+            "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "
+            "between the numbers",
+        )
+        if self.may_be_pose and all(self.may_be_pose):
+            raise DatasetError(
+                "the rows can be boxes with key points as well as polygons",
+                where=str(source),
+                fix="for key points write their number and size into data.yaml, for example "
+                "kpt_shape: [17, 3]; convert polygons to boxes: class cx cy width height",
+            )
+
+    def _box(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        count = len(numbers)
+        if count == 4 or count == 4 + (self.num_keypoint_values or -1):
+            centre, half = numbers[:2], numbers[2:4] / 2
+            return np.concatenate([centre - half, centre + half])
+        if self.num_keypoint_values:
+            raise ValueError(
+                f"{count} numbers after the class, but a box has 4, and with the key points of data.yaml "
+                f"{4 + self.num_keypoint_values}"
+            )
+        if count == 5:
+            raise ValueError(
+                "5 numbers after the class, but a box has 4: predictions have a score behind it, leave it out"
+            )
+        if count < 6 or count % 2:
+            raise ValueError(f"{count} numbers after the class, but a box has 4 and a polygon 6, 8, ...")
+        self.may_be_pose.append(_may_be_pose(numbers))
+        points = numbers.reshape(-1, 2)
+        return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
-def _names_near(folder: Path) -> list[str] | None:
-    """Class names from the folder or the two above it."""
-    for place in (folder, *list(folder.absolute().parents)[:2]):
-        for name in NAME_FILES:
-            if (place / name).is_file():
-                return list(read_names(place / name)[0])
-        for file in sorted([*place.glob("data.y*ml"), *place.glob("dataset.y*ml")]):
-            return _yaml_names(file, read_yaml(file))
-    return None
+def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
+    """Whether the first four numbers can be a box in the picture, and the others points in it.
+
+    Points are x, y, or x, y and visibility (0, 1, 2); 0, 0 is a point that was not labelled. Of polygons this
+    is seldom true, and hardly ever of all in a data set.
+    """
+    if len(numbers) == NOT_POSE:
+        return False
+    centre, half = numbers[:2], numbers[2:4] / 2
+    low, high = centre - half - POSE_TOLERANCE, centre + half + POSE_TOLERANCE
+    if (half <= 0).any() or (low < -2 * POSE_TOLERANCE).any() or (high > 1 + 2 * POSE_TOLERANCE).any():
+        return False
+    for size in (2, 3):
+        if len(numbers[4:]) % size:
+            continue
+        points = numbers[4:].reshape(-1, size)
+        labelled = points[(points[:, :2] != 0).any(axis=1), :2]
+        seen = points[:, 2:]
+        if np.isin(seen, (0, 1, 2)).all() and ((labelled >= low) & (labelled <= high)).all():
+            return True
+    return False
 
 
-def _existing(base: Path, name: str) -> Path | None:
-    """``base/name``, dropping leading folders of `name` (of another machine) until it exists."""
-    parts = Path(name).parts
-    candidates = (base / Path(*parts[start:]) for start in range(len(parts)))
-    return next((path for path in candidates if path.exists()), None)
-
-
-def _record(picture: Path, label_file: Path, image_id: int, faults: Faults) -> Record:
-    fractions, labels = _parse(label_file, faults) if label_file.is_file() else ([], [])
-    where = str(label_file if label_file.is_file() else picture)
+def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
+    picture, label_file = pair
+    fractions, labels = rows.read(label_file) if label_file is not None else ([], [])
+    where = str(label_file or picture)
     try:
         size_hw = read_size(picture)
     except DatasetError:
@@ -270,42 +194,20 @@ def _record(picture: Path, label_file: Path, image_id: int, faults: Faults) -> R
     return Record.make(picture, boxes, labels, image_id, size_hw=size_hw, where=where)
 
 
-def _parse(file: Path, faults: Faults) -> tuple[list[NDArray[np.float64]], list[int]]:
-    """Boxes xyxy as fractions, and class ids."""
-    boxes, labels = [], []
-    for number, line in read_lines(file):
-        try:
-            values = np.array([float(word) for word in line.split()])
-            label, box = _class_id(values[0]), _box(values[1:])
-        except ValueError as error:
-            faults.add(f"{file}, line {number}", str(error))
-            continue
-        labels.append(label)
-        boxes.append(box)
-    return boxes, labels
-
-
 def _class_id(value: float) -> int:
-    if not float(value).is_integer():
-        raise ValueError(f"class id {value} is not a whole number")
+    if not value.is_integer() or abs(value) > EXACT:
+        raise ValueError(f"class id {value:g} is not a whole number")
     return int(value)
 
 
-def _box(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    if len(numbers) == 4:
-        centre, half = numbers[:2], numbers[2:] / 2
-        return np.concatenate([centre - half, centre + half])
-    if len(numbers) < 6 or len(numbers) % 2:
-        raise ValueError(f"{len(numbers)} numbers after the class, but a box has 4 and a polygon 6, 8, ...")
-    points = numbers.reshape(-1, 2)
-    return np.concatenate([points.min(axis=0), points.max(axis=0)])
-
-
 def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
-    """Labels in the order of names given from outside."""
-    labels = np.array(match_names(annotations.class_names, names, where=str(annotations.source)), np.int64)
-    known = (annotations.labels >= 0) & (annotations.labels < len(labels))
-    renamed = np.full_like(annotations.labels, -1)
-    renamed[known] = labels[annotations.labels[known]]
+    """Labels in the order of names given from outside; only classes that have boxes must be among those."""
+    known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
+    used = np.unique(annotations.labels[known]).tolist()
+    found = [annotations.class_names[label] for label in used]
+    new_label = np.full(annotations.num_classes, -1)
+    new_label[used] = match_names(found, names, where=str(annotations.source))
+    labels = np.full_like(annotations.labels, -1)
+    labels[known] = new_label[annotations.labels[known]]
     ids = tuple(range(1, len(names) + 1))
-    return replace(annotations, labels=renamed, class_names=tuple(names), category_ids=ids)
+    return replace(annotations, labels=labels, class_names=tuple(names), category_ids=ids)

@@ -204,7 +204,7 @@ def usable(
     report = None
     if fabric.is_global_zero:
         report = check(annotations, track=partial(track, what=f"checking {what} pictures"))
-        if not config.skip_invalid:
+        if not config.skip_invalid or report.of_all:
             report.raise_problems()
         if report.problems:
             say(fabric, f"{what}: {report.summary()} and are left out")

@@ -1,0 +1,111 @@
+"""Numbers and flags of annotation files: what they state for certain, or why they state nothing.
+
+Exporters write numbers as text, flags as words, ids as floats. Such a value is taken only where it can mean
+one thing; everything else is a ValueError whose message continues "image_id ..." or "iscrowd ...".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fcos.terminal import printable_line
+
+MAX_ID = 2**63 - 2  # ids are kept as 64-bit integers; the last one of each sign is left free
+EXACT = 2**53  # whole numbers up to here are exact as floats
+MAX_SIDE = 2**31 - 1
+SHOWN_CHARACTERS = 40
+
+FLAGS = {"0": False, "false": False, "1": True, "true": True}
+
+
+def whole_number(value: Any) -> int:
+    """An id: 7, 7.0 and the text "7" are seven; "07", 7.5 and true are nothing."""
+    if isinstance(value, str) and value.removeprefix("-").isdigit() and len(value) <= len(str(MAX_ID)) + 1:
+        number = int(value)
+        exact = str(number) == value
+    elif isinstance(value, float):
+        exact = value.is_integer() and abs(value) <= EXACT
+        number = int(value) if exact else 0
+    else:
+        exact = isinstance(value, int) and not isinstance(value, bool)
+        number = value if exact else 0
+    if not exact:
+        raise ValueError(f"is {described(value)}, not a whole number")
+    if abs(number) > MAX_ID:
+        raise ValueError(f"is {described(value)}, which does not fit into 64 bits")
+    return number
+
+
+def flag(value: Any) -> bool:
+    """0, 1, false or true, as such or as text; null is false."""
+    if value is None:
+        return False
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.lower() in FLAGS:
+        return FLAGS[value.lower()]
+    raise ValueError(f"is {described(value)}, not 0 or 1")
+
+
+def number(word: str) -> float:
+    """A number in a line of text; `nan` and `inf` are for `check` to report."""
+    try:
+        if "_" in word:  # Python's separator of digits
+            raise ValueError
+        return float(word)
+    except ValueError:
+        raise ValueError(f"'{cut(word)}' is not a number") from None
+
+
+def coordinate(value: Any) -> float:
+    """A side or corner of a box in JSON."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"holds {described(value)}, not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"holds {described(value)}, which is too large") from None
+
+
+def side(value: Any) -> int | None:
+    """A stated height or width in pixels, which nothing depends on; None for what cannot be one."""
+    stated = _lenient(value)
+    return int(stated) if 1 <= stated <= MAX_SIDE else None
+
+
+def area(value: Any) -> float:
+    """A stated area; nan for what cannot be one, so that the box's own is taken."""
+    stated = _lenient(value)
+    return stated if 0 <= stated < math.inf else math.nan
+
+
+def described(value: Any) -> str:
+    """A value of JSON in a sentence, short whatever it is."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f'the text "{cut(value)}"'
+        case int() if abs(value) >= 10**SHOWN_CHARACTERS:
+            return "a number of more than 40 digits"
+        case int() | float():
+            return str(value)
+        case list() | tuple():
+            return f"a list of {len(value)}"
+    return "an object"
+
+
+def cut(text: str) -> str:
+    """The beginning of a text on one line."""
+    shown = printable_line(text[:SHOWN_CHARACTERS])
+    return shown if len(text) <= SHOWN_CHARACTERS else f"{shown}..."
+
+
+def _lenient(value: Any) -> float:
+    try:
+        return math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

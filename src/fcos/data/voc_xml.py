@@ -1,0 +1,122 @@
+"""One xml file of Pascal VOC: what it says, or why it is none.
+
+A file of another kind would have no ``object`` where VOC has them, and count as an image without objects; so
+whatever else may hold boxes is refused. Entities are refused too: VOC has none, and a few lines of them can
+stand for gigabytes.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+from fcos.data.numbers import cut, flag, number, side
+from fcos.files import read_bytes
+
+MAX_BYTES = 2**28
+OF_BOXES = frozenset("object bndbox robndbox polygon xmin box points".split())
+NOT_STATED = ("", "unspecified")
+
+Element = ElementTree.Element
+
+
+@dataclass(frozen=True)
+class Xml:
+    """What one annotation file says."""
+
+    filename: str
+    path: str
+    size_hw: tuple[int, int] | None
+    class_names: list[str]
+    boxes_xyxy: list[list[float]]
+    is_difficult: list[bool]
+
+
+def read_xml(file: Path) -> Xml:
+    """An annotation file.
+
+    Raises:
+        ValueError: it is no VOC annotation, or does not say for certain what is in the image.
+    """
+    annotation = _annotation(_parse(read_bytes(file, max_bytes=MAX_BYTES)))
+    filename, path = (_text(annotation, key) for key in ("filename", "path"))
+    xml = Xml(filename, path, _size(annotation), [], [], [])
+    for element in annotation:
+        if element.tag != "object" and any(str(inner.tag).lower() in OF_BOXES for inner in element.iter()):
+            raise ValueError(f"<{cut(str(element.tag))}> holds boxes, but VOC calls an object <object>")
+    for place, element in enumerate(annotation.findall("object"), start=1):
+        if element.find(".//object") is not None:
+            raise ValueError(f"object {place} holds another object")
+        name = _text(element, "name")
+        if not name:
+            raise ValueError(f"object {place} has no name")
+        try:
+            xml.class_names.append(name)
+            xml.boxes_xyxy.append(_box(element))
+            xml.is_difficult.append(_is_difficult(element))
+        except ValueError as error:
+            raise ValueError(f"object {place} ('{cut(name)}') {error}") from None
+    return xml
+
+
+def _parse(content: bytes) -> Element:
+    if b"<!ENTITY" in content:
+        raise ValueError("xml with entities, which VOC does not have")
+    try:
+        root = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"not well-formed xml: {error}") from None
+    except LookupError as error:  # an encoding that is none
+        raise ValueError(f"not readable: {error}") from None
+    for element in root.iter():
+        if isinstance(element.tag, str):  # else a comment
+            element.tag = element.tag.rpartition("}")[2]  # without namespace
+    return root
+
+
+def _annotation(root: Element) -> Element:
+    """The element that describes the image: the root, or the only one in it."""
+    inside = root.findall("annotation")
+    if root.tag == "annotation":
+        if inside:
+            raise ValueError("<annotation> within <annotation>")
+        return root
+    if root.tag == "annotations" and len(inside) == 1:
+        return inside[0]
+    if root.tag == "annotations" and root.find("image") is not None:
+        raise ValueError("this is CVAT's own xml; export Pascal VOC, YOLO or COCO from CVAT instead")
+    many = f" with {len(inside)} images" if len(inside) > 1 else ""
+    raise ValueError(f"no Pascal VOC: its root is <{cut(str(root.tag))}>{many}, not <annotation>")
+
+
+def _box(element: Element) -> list[float]:
+    boxes = element.findall("bndbox")
+    if len(boxes) != 1:
+        others = [name for name in ("robndbox", "polygon") if element.find(name) is not None]
+        raise ValueError(
+            f"has {len(boxes)} bndbox" + (f", but a {others[0]}" if others and not boxes else "")
+        )
+    corners = [_text(boxes[0], corner) for corner in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        return [number(corner) for corner in corners]
+    except ValueError:
+        raise ValueError("has no box of four numbers") from None
+
+
+def _is_difficult(element: Element) -> bool:
+    stated = _text(element, "difficult")
+    try:
+        return stated.lower() not in NOT_STATED and flag(stated)
+    except ValueError as error:
+        raise ValueError(f"is difficult or not? It {error}") from None
+
+
+def _size(annotation: Element) -> tuple[int, int] | None:
+    """Height, width as stated; None where missing or 0, as some tools write."""
+    height, width = (side(_text(annotation, f"size/{name}")) for name in ("height", "width"))
+    return (height, width) if height and width else None
+
+
+def _text(element: Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()

@@ -1,0 +1,273 @@
+"""Which images a YOLO source means, and which label file belongs to each.
+
+A label file is called like its image, ``0.txt`` or ``0.jpg.txt``; it lies beside it, or in ``labels`` where
+the image is in ``images``. The case of suffixes and of these two folders is free.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from fcos.data.numbers import number
+from fcos.data.pictures import (
+    PictureFolder,
+    folders_like,
+    folders_near,
+    is_picture,
+    names_in,
+    pictures_under,
+)
+from fcos.data.text import Faults, read_lines
+from fcos.data.yolo_description import (
+    SPLITS,
+    Description,
+    existing,
+    find_description,
+    is_name_file,
+    names_near,
+    read_description,
+    split_source,
+)
+from fcos.errors import DatasetError
+from fcos.files import files_below
+
+SAMPLED_LINES = 50
+
+
+class Pair(NamedTuple):
+    """An image and the file of its labels; the image may be missing, and so may the labels."""
+
+    picture: Path
+    label_file: Path | None
+
+
+class Layout(NamedTuple):
+    """What a source means; `description` (class names, key points) is None where there is none."""
+
+    pairs: list[Pair]
+    description: Description | None
+
+
+def find_layout(source: Path, root: Path | None) -> Layout:
+    """The images of a ``data.yaml``, ``obj.data``, list of images, or folder."""
+    file, split = split_source(source)
+    if os.path.isdir(file):
+        described_by = find_description(file)
+        if described_by is None:
+            return Layout(_checked(_folder_pairs(file, root)), names_near(file))
+        file = described_by
+    elif file.suffix.lower() not in (".yaml", ".yml", ".data"):
+        return Layout(_checked(list_pairs(file, root)), names_near(file.parent))
+    description = read_description(file)
+    pairs = _described_pairs(description, split, root)
+    if description.class_names is None:
+        description = names_near(file.parent) or description
+    return Layout(_checked(pairs), description)
+
+
+def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> list[Pair]:
+    """A text file of image paths; labels near it even where the images are elsewhere (`root`)."""
+    lines = [line for _, line in read_lines(source)][:limit]
+    pictures = listed_files(lines, [root, source.parent] if root else folders_near(source.parent))
+    finder = LabelFiles()
+    labels = [finder.of(picture) for picture in pictures]
+    paths = [Path(line) for line in lines]
+    for leave_out in range(max((len(path.parts) for path in paths), default=0)):
+        if any(labels):
+            break
+        labels = [finder.of(source.parent / _without(path, leave_out)) for path in paths]
+    return [Pair(picture, label_file) for picture, label_file in zip(pictures, labels, strict=True)]
+
+
+def listed_files(lines: list[str], bases: list[Path]) -> list[Path]:
+    """The files that a list of images names, all by one rule: a missing one is not sought elsewhere.
+
+    The rule is a folder to start from and a number of leading folders to leave out, for lists from another
+    machine. Fewer left out is better, if that finds some of the images or a folder of images that is named.
+    """
+    paths = [Path(line) for line in lines]
+    finders = {base: PictureFolder(base) for base in bases}
+    sample = paths[:: max(1, len(paths) // SAMPLED_LINES)]
+    depth = max((len(path.parts) for path in sample), default=1)
+    base, start = bases[0], 0
+    for leave_out in range(depth):
+        found = {b: sum(_there(finders[b], path, leave_out) is not None for path in sample) for b in bases}
+        best = max(bases, key=lambda b: found[b])
+        named = [b for b in bases if any(_names_folder_of_pictures(b, path, leave_out) for path in sample)]
+        if found[best] or named:
+            base, start = (best if found[best] else named[0]), leave_out
+            break
+    finder = finders[base]
+    return [_there(finder, path, start) or base / _without(path, start) for path in paths]
+
+
+def _without(path: Path, leave_out: int) -> Path:
+    return Path(*path.parts[min(leave_out, len(path.parts) - 1) :])
+
+
+def _there(finder: PictureFolder, path: Path, leave_out: int) -> Path | None:
+    name = str(_without(path, leave_out))
+    place = finder.folder / name
+    return place if os.path.lexists(place) and not os.path.isdir(place) else finder.same_name(name)
+
+
+def _names_folder_of_pictures(base: Path, path: Path, leave_out: int) -> bool:
+    folder = _without(path, leave_out).parent
+    return folder != Path() and any(map(is_picture, names_in(base / folder)))
+
+
+class LabelFiles:
+    """Finds label files; every folder is listed once.
+
+    Attributes:
+        claimed: every file that belongs to an image that was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.claimed: set[Path] = set()
+        self._folders: dict[Path, list[Path]] = {}
+        self._names: dict[Path, dict[str, list[str]]] = {}
+
+    def of(self, picture: Path) -> Path | None:
+        """The label file of an image.
+
+        Raises:
+            DatasetError: there are two that say different things.
+        """
+        found = [path for folder in self.folders(picture.parent) for path in self._in(folder, picture.name)]
+        self.claimed.update(found)
+        if len(found) > 1 and len({os.path.realpath(path) for path in found}) > 1:
+            if len({tuple(read_lines(path)) for path in found}) > 1:
+                raise DatasetError(
+                    f"several label files for one image: {', '.join(map(str, found))}",
+                    where=str(picture),
+                    fix="leave the one that is right",
+                )
+        return found[0] if found else None
+
+    def folders(self, folder: Path) -> list[Path]:
+        """Where the labels of images in a folder may be, the likeliest first."""
+        if folder not in self._folders:
+            self._folders[folder] = [*labels_folders(folder), folder]
+        return self._folders[folder]
+
+    def _in(self, folder: Path, picture_name: str) -> list[Path]:
+        if folder not in self._names:
+            by_stem = self._names.setdefault(folder, {})
+            for name in names_in(folder):
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() == ".txt" and not is_name_file(name):
+                    by_stem.setdefault(stem, []).append(name)
+        stems = (os.path.splitext(picture_name)[0], picture_name)
+        return [folder / name for stem in stems for name in self._names[folder].get(stem, [])]
+
+
+def labels_folders(folder: Path) -> list[Path]:
+    """``.../labels/train`` of ``.../images/train``; none where no part of the path is ``images``."""
+    parts = folder.parts
+    places = [place for place, part in enumerate(parts) if part.lower() == "images"]
+    if not places:
+        return []
+    return folders_like(Path(*parts[: places[-1]]), str(Path("labels", *parts[places[-1] + 1 :])))
+
+
+def is_label_file(file: Path) -> bool:
+    """Whether a txt file holds rows of numbers: a class and a box or more."""
+    try:
+        rows = [[number(word) for word in line.split()] for _, line in read_lines(file)[:50]]
+    except (DatasetError, ValueError):
+        return False
+    return bool(rows) and all(len(row) >= 5 and row[0].is_integer() for row in rows)
+
+
+def _checked(pairs: list[Pair]) -> list[Pair]:
+    """Refuse labels that two images claim, ``0.jpg`` and ``0.png``: they belong to one of them."""
+    picture_of: dict[Path, Path] = {}
+    faults = Faults()
+    for picture, label_file in pairs:
+        if label_file is not None and picture_of.setdefault(label_file, picture) != picture:
+            faults.add(str(label_file), f"belongs to '{picture_of[label_file].name}' or to '{picture.name}'")
+    faults.raise_any(
+        "label files belong to two images", "remove one of the images, or call its labels .jpg.txt"
+    )
+    return pairs
+
+
+def _described_pairs(description: Description, split: str, root: Path | None) -> list[Pair]:
+    file = description.file
+    if split not in description.splits:
+        there = ", ".join(description.splits) or "none"
+        raise DatasetError(f"no split '{split}'", where=str(file), fix=f"its splits are: {there}")
+    # Exporters write paths of their own machine or "../train/images": fall back on what is beside the file.
+    bases = (file.parent / description.base, file.parent)
+    pairs: list[Pair] = []
+    for entry in description.splits[split]:
+        found = (existing(base, entry, words=SPLITS[split]) for base in bases)
+        place = next(filter(None, found), None)
+        if place is None:
+            raise DatasetError(
+                f"'{entry}' (split '{split}') does not exist",
+                where=str(file),
+                fix="correct 'path' or the split" if file.suffix != ".data" else f"correct '{split} = ...'",
+            )
+        pairs += _folder_pairs(place, root) if os.path.isdir(place) else list_pairs(place, root)
+    return pairs
+
+
+def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
+    """A folder of pictures, of label files, or of ``images`` and ``labels``."""
+    images = folders_like(source, "images")
+    if len(images) == 1 and folders_like(source, "labels"):
+        return _folder_pairs(images[0], root)
+    pictures = pictures_under(source)
+    labels = LabelFiles()
+    if pictures and root is None:
+        pairs = [Pair(picture, labels.of(picture)) for picture in pictures]
+        return pairs + _without_picture(source, labels.claimed)
+    files = sorted(path for path in files_below(source, ".txt") if not is_name_file(path.name))
+    files = [file for file in files if "labels" in _lower_parts(file) or is_label_file(file)]
+    stems = [file.relative_to(source).with_suffix("").as_posix() for file in files]
+    parts = ["images" if part.lower() == "labels" else part for part in source.parts]
+    folders = (
+        [root] if root else [*folders_like(Path(), str(Path(*parts))), Path(*parts), *folders_near(source)]
+    )
+    finders = [PictureFolder(folder) for folder in folders]
+    finder = next((f for f in finders if any(_pictures_of(f, stem) for stem in stems[:10])), finders[0])
+    return [
+        Pair(next(iter(_pictures_of(finder, stem)), finder.folder / f"{stem}.jpg"), file)
+        for stem, file in zip(stems, files, strict=True)
+    ]
+
+
+def _pictures_of(finder: PictureFolder, stem: str) -> list[Path]:
+    """The images that a label file ``0.txt`` or ``0.jpg.txt`` may belong to."""
+    exact = finder.same_name(stem) if is_picture(stem) else None
+    found = [exact] if exact else finder.find_all(stem)
+    if len(found) > 1:
+        raise DatasetError(
+            f"the labels '{stem}.txt' belong to one of {', '.join(path.name for path in found)}",
+            where=str(finder.folder),
+            fix="remove the other image",
+        )
+    return found
+
+
+def _without_picture(images: Path, used: set[Path]) -> list[Pair]:
+    """Label files that no image has, for `check` to report."""
+    orphans = []
+    for folder in labels_folders(images):
+        orphans += [(images / path.relative_to(folder), path) for path in sorted(files_below(folder, ".txt"))]
+    in_labels = {path for _, path in orphans}
+    beside = (path for path in sorted(files_below(images, ".txt")) if path not in in_labels)
+    orphans += [(path, path) for path in beside if path not in used and is_label_file(path)]
+    return [
+        Pair(place.with_suffix(".jpg"), path)
+        for place, path in orphans
+        if path not in used and not is_name_file(path.name)
+    ]
+
+
+def _lower_parts(path: Path) -> list[str]:
+    return [part.lower() for part in path.parts]

@@ -1,0 +1,112 @@
+"""One xml file: read where it is Pascal VOC for certain, refused where boxes could be lost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fcos.data.voc_xml import Xml, read_xml
+
+BOX = "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>20</xmax><ymax>30</ymax></bndbox>"
+OBJECT = f"<object><name>cat</name>{BOX}</object>"
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    def read_text(content: str | bytes) -> Xml:
+        file = tmp_path / "0.xml"
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_xml(file)
+
+    return read_text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"<annotation>{OBJECT}</annotation>",
+        f'<annotation xmlns="http://example.org/voc">{OBJECT}</annotation>',
+        f"<annotations><annotation>{OBJECT}</annotation></annotations>",
+        f'<!DOCTYPE annotation SYSTEM "voc.dtd"><annotation>{OBJECT}</annotation>',
+    ],
+)
+def test_an_object_is_found_whatever_is_around_it(read, content):
+    xml = read(content)
+
+    assert (xml.class_names, xml.boxes_xyxy) == (["cat"], [[3, 4, 20, 30]])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            "<annotations><version>1.1</version><image id='0'/></annotations>",
+            "CVAT's own xml; export Pascal VOC",
+        ),
+        ("<html/>", "its root is <html>, not <annotation>"),
+        ("<annotations><annotation/><annotation/></annotations>", "<annotations> with 2 images"),
+        (f"<annotation><objects>{OBJECT}</objects></annotation>", "<objects> holds boxes"),
+        (f"<annotation><Object>{BOX}</Object></annotation>", "<Object> holds boxes"),
+        (f"<annotation><item>{BOX}</item></annotation>", "<item> holds boxes"),
+        (
+            f"<annotation><object><name>cat</name>{OBJECT}</object></annotation>",
+            "object 1 holds another object",
+        ),
+        ("<annotation><object><name>cat</name><robndbox/></object></annotation>", "0 bndbox, but a robndbox"),
+        ("<annotation><object><name>cat</name><polygon/></object></annotation>", "0 bndbox, but a polygon"),
+        (f"<annotation><object><name>cat</name>{BOX}{BOX}</object></annotation>", "'cat'.* has 2 bndbox"),
+        (f"<annotation>{OBJECT.replace('>3<', '>3,5<')}</annotation>", "has no box of four numbers"),
+        (f"<annotation>{OBJECT.replace('>3<', '>1_0<')}</annotation>", "has no box of four numbers"),
+        ("", "not well-formed xml"),
+        ("<?xml version='1.0' encoding='rot13'?><annotation/>", "not readable"),
+        ("<?xml version='1.0' encoding='gbk'?><annotation/>", "multi-byte encodings are not supported"),
+        ('<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>', "xml with entities"),
+    ],
+)
+def test_a_file_that_may_hold_other_boxes_is_refused(read, content, words):
+    with pytest.raises(ValueError, match=words):
+        read(content)
+
+
+def test_entities_in_utf_16_do_not_unfold(read):
+    entities = "".join(f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(12))
+    bomb = f'<!DOCTYPE a [<!ENTITY a0 "aaaaaaaaaa">{entities}]><annotation>&a12;</annotation>'
+
+    with pytest.raises(ValueError, match="not well-formed xml"):
+        read(f'<?xml version="1.0" encoding="utf-16"?>{bomb}'.encode("utf-16"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "wanted"),
+    [("1", True), ("0", False), ("true", True), ("False", False), ("Unspecified", False), ("", False)],
+)
+def test_difficult_means_what_it_says(read, stated, wanted):
+    described = f"<difficult>{stated}</difficult>{BOX}"
+
+    assert read(f"<annotation>{OBJECT.replace(BOX, described)}</annotation>").is_difficult == [wanted]
+
+
+@pytest.mark.parametrize("stated", ["2", "yes", "-1"])
+def test_difficult_that_can_mean_anything_is_refused(read, stated):
+    with pytest.raises(ValueError, match=r"object 1 \('cat'\) is difficult or not\? It is the text"):
+        read(f"<annotation>{OBJECT.replace(BOX, f'<difficult>{stated}</difficult>{BOX}')}</annotation>")
+
+
+@pytest.mark.parametrize("side", ["0", "-3", "nan", "inf", "1e308", "wide", ""])
+def test_a_stated_size_that_makes_no_sense_is_not_stated(read, side):
+    size = f"<size><width>64</width><height>{side}</height></size>"
+
+    assert read(f"<annotation>{size}</annotation>").size_hw is None
+
+
+def test_a_deep_file_ends(read):
+    assert read("<annotation>" + "<a>" * 100_000 + "</a>" * 100_000 + "</annotation>").class_names == []
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0.xml")
+
+    with pytest.raises(ValueError, match="this is a pipe, not a file"):
+        read_xml(tmp_path / "0.xml")
