@@ -14,6 +14,8 @@ from PIL import Image
 from fcos import Detector, api
 from fcos.api import pixels_of
 from fcos.backend import TorchBackend
+from fcos.data.annotations import Annotations
+from fcos.engine.evaluate import results_json
 from fcos.errors import DatasetError, DeviceError, WeightsError
 
 EXIF_ORIENTATION = 0x0112
@@ -86,16 +88,48 @@ def test_a_list_gives_as_many_detections_in_its_order_whatever_the_sizes(
     pictures = [pixels, pixels[:40, :60], pixels[:, :30], pixels[:50]]
     alone = [detector.predict(picture, score_threshold=0.0) for picture in pictures]
 
-    one_by_one = detector.predict(pictures, score_threshold=0.0, batch_size=1)
-    assert len(one_by_one) == 4
-    for first, second in zip(one_by_one, alone, strict=True):
-        assert_same(first, second, tolerance=1e-4)
-    # In a batch the padding enters the statistics of group norm, so boxes may differ a little: sizes may not.
-    together = detector.predict(tuple(pictures), score_threshold=0.0, batch_size=3)
-    assert [found.image.size for found in together if found.image] == [(90, 60), (60, 40), (30, 60), (90, 50)]
-    for found, picture in zip(together, pictures, strict=True):
-        height, width = picture.shape[:2]
-        assert (found.boxes_xyxy <= torch.tensor([width, height, width, height])).all()
+    for batch_size in (None, 1, 3, 8):
+        together = detector.predict(tuple(pictures), score_threshold=0.0, batch_size=batch_size)
+        assert [found.image.size for found in together if found.image] == [
+            (90, 60),
+            (60, 40),
+            (30, 60),
+            (90, 50),
+        ]
+        for first, second in zip(together, alone, strict=True):
+            assert len(first) > 0
+            assert_same(first, second, tolerance=1e-4)
+
+
+def test_measuring_gives_each_image_what_it_gets_alone_whatever_the_batch(
+    detector: Detector, pixels: Any, tmp_path: Path
+) -> None:
+    sizes_hw = [(60, 90), (40, 60), (60, 30), (50, 90), (90, 60), (60, 90), (20, 90), (60, 61), (60, 90)]
+    images = []
+    for number, (height, width) in enumerate(sizes_hw, start=1):
+        Image.fromarray(np.resize(pixels[:, ::-1], (height, width, 3))).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+    categories = [{"id": place, "name": name} for place, name in enumerate(detector.class_names, start=1)]
+    source = tmp_path / "instances.json"
+    source.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    annotations = detector.read_annotations(source, root=tmp_path)
+
+    alone, together = (results_of(detector, annotations, batch_size) for batch_size in (1, 8))
+
+    assert len({entry["image_id"] for entry in alone}) == len(sizes_hw)
+    assert len(together) == len(alone)
+    for first, second in zip(alone, together, strict=True):
+        assert (first["image_id"], first["category_id"]) == (second["image_id"], second["category_id"])
+        # Rounding in the network depends on the batch's size: at most the last of the printed digits.
+        assert first["bbox"] == pytest.approx(second["bbox"], abs=2e-3)
+        assert first["score"] == pytest.approx(second["score"], abs=2e-6)
+
+
+def results_of(detector: Detector, annotations: Annotations, batch_size: int) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(
+        results_json(detector.find(annotations, batch_size=batch_size))
+    )
+    return entries
 
 
 def test_small_pictures_of_one_size_go_through_the_network_together(

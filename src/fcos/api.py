@@ -86,12 +86,12 @@ class Detector:
 
     @property
     def usual_batch_size(self) -> int:
-        """Pictures of any sizes in one forward pass, where nobody says; on a CPU 1, as padding costs time."""
+        """Images of one forward pass, where nobody says; on a CPU 1."""
         return self._backend.usual_batch_size
 
     @property
     def group_size(self) -> int:
-        """How many pictures `predict` looks at together, where nobody says; on a CPU 4."""
+        """How many images `predict` takes together, where nobody says; on a CPU 4."""
         return self._backend.group_size
 
     @property
@@ -164,8 +164,9 @@ class Detector:
                 as their EXIF says.
             score_threshold: least score of what is returned; None: the model's own `threshold`; 0: all that
                 was found, as the evaluation counts it.
-            batch_size: pictures of one forward pass; None: 8 on a GPU. On a CPU, where padding costs time
-                and large pictures gain nothing, up to 4 small ones of the same size.
+            batch_size: images of one forward pass; None: 8 on a GPU, on a CPU, where large images gain
+                nothing, up to 4 small ones. Only images of one padded size share a pass, so that each gets
+                the detections that it gets alone.
 
         Returns:
             `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
@@ -173,12 +174,12 @@ class Detector:
         """
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_group([pixels_of(pictures)], score_threshold)[0]
-        mixed = batch_size is not None or self.usual_batch_size > 1
+        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
         size = batch_size or self.group_size
         found: list[Detections] = []
         for first in range(0, len(pictures), size):
             images = [pixels_of(picture) for picture in pictures[first : first + size]]
-            found += self._predict_group(images, score_threshold, mixed=mixed)
+            found += self._predict_group(images, score_threshold, max_pixels)
         return found
 
     def stream(
@@ -301,15 +302,15 @@ class Detector:
         return result_rows(found, annotations, inclusive_boxes=RULES[self.config.rules].inclusive_boxes)
 
     def _predict_group(
-        self, images: list[Tensor], score_threshold: float | None, *, mixed: bool = True
+        self, images: list[Tensor], score_threshold: float | None, max_pixels: int | None = None
     ) -> list[Detections]:
-        """In one forward pass, or not `mixed` in one for each size of picture."""
+        """In one forward pass for each padded size; alone those of more than `max_pixels`."""
         nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         samples = [
             Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
             for position, image in enumerate(images)
         ]
-        passes = [samples] if mixed else split_by_size(samples, PADDING_MULTIPLE, MOST_PIXELS_OF_SMALL)
+        passes = split_by_size(samples, PADDING_MULTIPLE, max_pixels)
         found = self._backend.detect([collate(batch, PADDING_MULTIPLE) for batch in passes])
         found.sort(key=lambda of_image: of_image[0])
         threshold = self.threshold if score_threshold is None else score_threshold

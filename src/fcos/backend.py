@@ -32,8 +32,8 @@ class Backend(Protocol):
 
     Attributes:
         device: where it computes.
-        usual_batch_size: pictures of any sizes in one forward pass, where nobody says.
-        group_size: pictures that are looked at together, where nobody says.
+        usual_batch_size: images of one forward pass, where nobody says.
+        group_size: images that are taken together, where nobody says.
         calls_at_once: of `detect` in threads that are the fastest, of what `side_by_side` gives.
         side_by_side: the same for so many calls at once, which share the cores.
     """
@@ -81,15 +81,12 @@ class TorchBackend:
 
     @property
     def usual_batch_size(self) -> int:
-        """1 on a CPU, where padding costs time."""
+        """1 on a CPU, where a batch of large images gains nothing."""
         return 1 if self.device.type == "cpu" else self.group_size
 
     @property
     def group_size(self) -> int:
         """See `Backend`."""
-        if self.model.points == "corner":
-            # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
-            return 1
         return GROUP_SIZE_OF_CPU if self.device.type == "cpu" else BATCH_SIZE_OF_GPU
 
     @property

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from fcos.backend import TorchBackend
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
-from fcos.data.batch import Batch
+from fcos.data.batch import Batch, padded_size
 from fcos.data.dataset import EvalDataset, TrainDataset
-from fcos.data.loader import build_loader
+from fcos.data.loader import PADDING_MULTIPLE, build_loader
 from fcos.data.sampler import ShardSampler, StreamSampler
 from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
 from fcos.errors import WeightsError
@@ -154,9 +154,14 @@ def build_train_loader(
 def build_eval_loader(
     config: TrainConfig, annotations: Annotations, batch_size: int, *, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
-    """Every image once, over all devices; `batch_size` images of one forward pass."""
-    dataset = EvalDataset(annotations, build_eval_transform(config))
-    sampler = ShardSampler(len(annotations), batch_size, rank, world)
+    """Every image once, over all devices; up to `batch_size` images of one padded size in a forward pass."""
+    transform = build_eval_transform(config)
+    dataset = EvalDataset(annotations, transform)
+    padded_sizes = [
+        padded_size([transform.resized_size((height, width))], PADDING_MULTIPLE) if height > 0 else None
+        for height, width in annotations.sizes_hw.tolist()
+    ]
+    sampler = ShardSampler(len(annotations), batch_size, rank, world, kinds=padded_sizes)
     return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
 
 

@@ -68,7 +68,7 @@ Examples:
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Pictures of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones of the same size.",
+    help="Images of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones. Changes no detection.",
 )
 @json_option
 @device_option
