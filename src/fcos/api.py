@@ -33,6 +33,7 @@ from fcos.errors import DatasetError, WeightsError
 from fcos.export.exported import ExportedModel, open_model
 from fcos.export.formats import format_of
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
+from fcos.metrics.rows import ROW, Rows
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
 from fcos.rules import RULES
@@ -278,7 +279,7 @@ class Detector:
         batch_size: int | None = None,
         on_batch: Callable[[int], None] = lambda num_images: None,
         fabric: Fabric | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Rows:
         """What is found in every image of `annotations`, for `evaluate_detections`.
 
         Args:
@@ -288,8 +289,8 @@ class Detector:
             fabric: launched: its processes, each with this model, share the images.
 
         Returns:
-            `(N, 7)` image_id, x, y, w, h (original pixels), score, category_id; with `fabric` on its first
-            process only, elsewhere no rows.
+            Rows with `image_id`, `bbox` (xywh, original pixels), `score`, `category_id`; with `fabric` on its
+            first process only, elsewhere none.
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         size = batch_size or self.usual_batch_size
@@ -298,7 +299,7 @@ class Detector:
         if fabric:
             found = gather(found, fabric)
         if rank != 0:
-            return np.zeros((0, 7))
+            return np.zeros(0, ROW)
         return result_rows(found, annotations, inclusive_boxes=RULES[self.config.rules].inclusive_boxes)
 
     def _predict_group(

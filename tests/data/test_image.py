@@ -163,7 +163,7 @@ def test_an_empty_file_says_so(tmp_path):
 def test_a_file_that_is_no_picture_says_so(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
 
-    with pytest.raises(DatasetError, match="cannot be decoded: cannot identify image file"):
+    with pytest.raises(DatasetError, match="cannot be decoded: no image, or of a format"):
         read_size(tmp_path / "a.jpg")
 
 

@@ -14,12 +14,10 @@ from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from fcos.config import TrainConfig
     from fcos.data.annotations import Annotations
     from fcos.metrics.coco import CocoMetrics
+    from fcos.metrics.rows import Rows
 
 EPILOG = """\b
 Examples:
@@ -123,9 +121,7 @@ def command(
     show(annotations, rows, folder, as_json={"model": detector.path} if as_json else None)
 
 
-def show(
-    annotations: Annotations, rows: NDArray[np.float64], folder: Path, as_json: dict[str, Any] | None = None
-) -> None:
+def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, Any] | None = None) -> None:
     """Print the numbers of what was found (`result_rows`), with results.json in this folder.
 
     Args:

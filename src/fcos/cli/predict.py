@@ -68,7 +68,7 @@ Examples:
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Images of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones. Changes no detection.",
+    help="Images of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones.",
 )
 @json_option
 @device_option
