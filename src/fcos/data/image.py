@@ -45,7 +45,7 @@ TURN_UPRIGHT = {
 REDUCTIONS = (8, 4, 2)
 STRIPS_ABOVE = 2**20  # pixels
 STRIP_ROWS = 64
-USUAL_BITS = (8, 10, 12, 14, 16, 24, 32)
+USUAL_BITS = (8, 10, 12, 14, 16, 24, 31, 32)
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO = 0
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several pictures in one JPEG file, as of phones; the first one is read
@@ -233,12 +233,12 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
 
 
 def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"image cannot be read: {reason_of(error)}"
     if isinstance(file, Path) and file.is_file() and file.stat().st_size == 0:
         return "picture file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
-        return "picture cannot be decoded: no image, or of a format that Pillow does not know"
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"image cannot be read: {reason_of(error)}"
+        return "picture cannot be decoded: not an image, or of a format that Pillow does not read"
     if isinstance(error, MemoryError):
         return "picture cannot be decoded: out of memory"
     return f"picture cannot be decoded: {error}"

@@ -22,6 +22,8 @@ VideoFrame = Any
 
 SILENCE_S = 15.0  # without a byte of a video at an address
 SHORT_BY_S = 0.5  # files whose parts end that much before the announced end are whole
+# Formats whose duration is the time of the end, where others give the time from the first frame to the end.
+COUNTED_FROM_0 = {"matroska,webm", "nut", "asf"}
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation")}
 
 
@@ -79,10 +81,12 @@ class VideoReader:
         assert stream.time_base is not None
         self.time_base: Fraction = stream.time_base
         self.frame_rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        self._starts_at_s = (self._container.start_time or 0) / self._av.time_base
         self.duration_s = (self._container.duration or 0) / self._av.time_base
+        if self._container.format.name in COUNTED_FROM_0:
+            self.duration_s = max(0.0, self.duration_s - self._starts_at_s)
         self.num_frames: int | None = stream.frames or round(self.duration_s * self.frame_rate) or None
         self.audio: list[AudioStream] = list(self._container.streams.audio)
-        self._starts_at_s = (self._container.start_time or 0) / self._av.time_base
         self.num_damaged, self.problem = 0, ""
 
     def __enter__(self) -> VideoReader:
