@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fcos.errors import DatasetError, FcosError
+from fcos.files import check_regular
 
 # PyAV's own annotations differ between its versions.
 AudioStream = Any
@@ -151,9 +153,11 @@ class VideoReader:
             self.num_damaged += 1
 
     def _open(self, where: str) -> InputContainer:
+        if "://" not in where:
+            check_regular(Path(where))
         try:
             return self._av.open(where, timeout=SILENCE_S, metadata_errors="replace")
-        except (self._av.FFmpegError, OSError) as error:
+        except (self._av.FFmpegError, OSError, ValueError) as error:
             raise DatasetError(
                 f"the video cannot be opened: {_words(error)}",
                 where=where,
