@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from fcos import Detector, api
 from fcos.api import pixels_of
@@ -200,6 +201,37 @@ def test_a_turned_photograph_gives_what_the_upright_one_gives(
     assert np.array_equal(np.asarray(from_path.image), pixels)
 
 
+def test_grey_arrays_and_those_with_a_fourth_channel_are_images(detector: Detector, pixels: Any) -> None:
+    grey = np.ascontiguousarray(pixels[..., 0])
+    wanted = detector.predict(np.stack([grey] * 3, axis=2))
+    assert len(wanted) > 0
+    for picture in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
+        assert_same(detector.predict(picture), wanted)
+    rgba = np.dstack([pixels, grey])
+    for picture in (rgba, torch.from_numpy(rgba).permute(2, 0, 1)):
+        assert_same(detector.predict(picture), detector.predict(pixels))
+
+
+def test_with_agnostic_nms_one_place_has_one_class(
+    detector: Detector, model_file: Path, pixels: Any, exported: dict[str, Path]
+) -> None:
+    each = detector.predict(pixels, 0.0)
+    over_all = detector.predict(pixels, 0.0, agnostic_nms=True)
+
+    assert 0 < len(over_all) < len(each)
+    assert overlaps(each) > 0.6  # of different classes: within a class NMS allows no more
+    assert overlaps(over_all) <= 0.6
+    assert_same(Detector.load(model_file, "cpu", agnostic_nms=True).predict(pixels, 0.0), over_all)
+    assert_same(next(detector.stream([pixels], 0.0, agnostic_nms=True)), over_all)
+    assert_same(detector.predict(pixels, 0.0), each)
+    with pytest.raises(WeightsError, match=r"(?s)within each class.*--agnostic-nms"):
+        Detector.load(exported["onnx"], agnostic_nms=True)
+
+
+def overlaps(found: Any) -> float:
+    return float(box_iou(found.boxes_xyxy, found.boxes_xyxy).fill_diagonal_(0).max())
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
 def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
     picture = (
@@ -216,12 +248,15 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
     [
         (np.zeros((8, 8, 3), np.float32), "an array has dtype uint8, values 0 to 255; this one has float32"),
         (torch.zeros(3, 8, 8), "a tensor has dtype uint8, values 0 to 255; this one has torch.float32"),
-        (np.zeros((3, 8, 8), np.uint8), r"shape \(height, width, 3\), RGB; this one has \(3, 8, 8\)"),
-        (np.zeros((8, 8), np.uint8), r"shape \(height, width, 3\), RGB; this one has \(8, 8\)"),
-        (np.zeros((8, 8, 4), np.uint8), r"this one has \(8, 8, 4\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"or \(height, width\), grey; this one has \(3, 8, 8\) and dtype"),
+        (np.zeros((8, 8, 2), np.uint8), r"this one has \(8, 8, 2\) and dtype uint8"),
+        (np.zeros(8, np.uint16), r"this one has \(8,\) and dtype uint16"),
+        (np.zeros((8, 8), np.uint16), r"this one has uint16 and shape \(8, 8\)"),
+        (np.zeros((0, 8), np.uint8), r"an? (image|picture) needs pixels"),
+        (Image.new("L", (0, 4)), "image without pixels, 0 x 4"),
         (
             torch.zeros(8, 8, 3, dtype=torch.uint8),
-            r"shape \(3, height, width\), RGB; this one has \(8, 8, 3\)",
+            r"shape \(3, height, width\), RGB, or \(height, width\), grey; this one has \(8, 8, 3\)",
         ),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"list\(batch\) makes a list of pictures"),
         (np.zeros((0, 8, 3), np.uint8), r"a picture needs pixels; this one has shape \(0, 8, 3\)"),

@@ -108,7 +108,11 @@ class Detector:
 
     @classmethod
     def load(
-        cls, source: str | os.PathLike[str], device: str | Sequence[int] | torch.device = "auto"
+        cls,
+        source: str | os.PathLike[str],
+        device: str | Sequence[int] | torch.device = "auto",
+        *,
+        agnostic_nms: bool | None = None,
     ) -> Detector:
         """The best model of a run folder, a model file, an exported file, or one of another code base.
 
@@ -117,11 +121,12 @@ class Detector:
                 of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which is used as its
                 authors do.
             device: "auto", "cpu", "cuda", "mps", or a list with a GPU number. Exported files run on the CPU.
+            agnostic_nms: as in `predict`, for all that this detector does.
         """
         if not isinstance(device, torch.device):
             device = device if isinstance(device, str) else list(device)
             device = torch_device("cpu" if device == "auto" and format_of(Path(source)) else device)
-        return cls(open_model(Path(source)), device)
+        return cls(open_model(Path(source)), device)._with_nms(agnostic_nms)
 
     @classmethod
     def train(cls, config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig) -> Detector:
@@ -138,7 +143,12 @@ class Detector:
 
     @overload  # a str is a Sequence of str too; it matches here first, as it does below
     def predict(  # type: ignore[overload-overlap]
-        self, pictures: Picture, score_threshold: float | None = ..., *, batch_size: int | None = ...
+        self,
+        pictures: Picture,
+        score_threshold: float | None = ...,
+        *,
+        batch_size: int | None = ...,
+        agnostic_nms: bool | None = ...,
     ) -> Detections: ...
 
     @overload
@@ -148,6 +158,7 @@ class Detector:
         score_threshold: float | None = ...,
         *,
         batch_size: int | None = ...,
+        agnostic_nms: bool | None = ...,
     ) -> list[Detections]: ...
 
     def predict(
@@ -156,23 +167,29 @@ class Detector:
         score_threshold: float | None = None,
         *,
         batch_size: int | None = None,
+        agnostic_nms: bool | None = None,
     ) -> Detections | list[Detections]:
         """What is in a picture, or in each picture of a list.
 
         Args:
-            pictures: a path, a PIL image, an RGB uint8 array `(height, width, 3)`, an RGB uint8 tensor
-                `(3, height, width)`, or a list of them, of any sizes. Paths and PIL images are turned upright
-                as their EXIF says.
+            pictures: a path, a PIL image, a uint8 array `(height, width, 3)` RGB, or a list of them, of any
+                sizes. Arrays may also be grey, `(height, width)` or `(height, width, 1)`, or have a fourth
+                channel, which is dropped; tensors have their channels first, `(3, height, width)`. Paths and
+                PIL images are turned upright as their EXIF says.
             score_threshold: least score of what is returned; None: the model's own `threshold`; 0: all that
                 was found, as the evaluation counts it.
             batch_size: images of one forward pass; None: 8 on a GPU, on a CPU, where large images gain
                 nothing, up to 4 small ones. Only images of one padded size share a pass, so that each gets
                 the detections that it gets alone.
+            agnostic_nms: NMS over all classes together, so that one object does not get boxes of two; None:
+                as the model says (its setting `agnostic_nms`).
 
         Returns:
             `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
             list of thousands fills the memory: `stream` does not.)
         """
+        if agnostic_nms is not None:
+            return self._with_nms(agnostic_nms).predict(pictures, score_threshold, batch_size=batch_size)
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_group([pixels_of(pictures)], score_threshold)[0]
         max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
@@ -189,6 +206,7 @@ class Detector:
         score_threshold: float | None = None,
         *,
         batch_size: int | None = None,
+        agnostic_nms: bool | None = None,
     ) -> Iterator[Detections]:
         """What is in each of any number of pictures, in their order, and faster than one by one.
 
@@ -203,12 +221,13 @@ class Detector:
             score_threshold: as in `predict`.
             batch_size: pictures that are waited for, to go through the network together; None: 1 on a CPU,
                 else 8.
+            agnostic_nms: as in `predict`.
 
         Raises:
             DatasetError: at the place of a picture that cannot be read; the stream ends there.
         """
         for found in search(
-            self,
+            self._with_nms(agnostic_nms),
             pictures,
             pixels_of,
             lambda picture, detections: detections,
@@ -302,6 +321,15 @@ class Detector:
             return np.zeros(0, ROW)
         return result_rows(found, annotations, inclusive_boxes=RULES[self.config.rules].inclusive_boxes)
 
+    def _with_nms(self, agnostic_nms: bool | None) -> Detector:
+        """The same with NMS over all classes together, or within each."""
+        if agnostic_nms in (None, self.config.agnostic_nms):
+            return self
+        detector = copy.copy(self)
+        detector._backend = self._backend.with_agnostic_nms(bool(agnostic_nms))
+        detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
+        return detector
+
     def _predict_group(
         self, images: list[Tensor], score_threshold: float | None, max_pixels: int | None = None
     ) -> list[Detections]:
@@ -337,12 +365,15 @@ def pixels_of(picture: object) -> Tensor:
         return read_image(Path(picture))
     if isinstance(picture, Image.Image):
         return to_pixels(picture)
-    if isinstance(picture, np.ndarray):
-        _check_array(picture.dtype == np.uint8, picture.ndim == 3 and picture.shape[2] == 3, picture)
-        return torch.from_numpy(np.array(picture, order="C")).permute(2, 0, 1)  # a copy: may be read-only
-    if isinstance(picture, Tensor):
-        _check_array(picture.dtype == torch.uint8, picture.ndim == 3 and picture.shape[0] == 3, picture)
-        return picture.detach().cpu().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    if isinstance(picture, np.ndarray | Tensor):
+        _check_array(picture)
+        values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+        if values.ndim == 2:
+            values = values[..., None]
+        elif isinstance(picture, Tensor):
+            values = values.transpose(1, 2, 0)
+        values = values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2)
+        return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # a copy: may be read-only
     raise DatasetError(
         f"a picture cannot be a {type(picture).__name__}",
         fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
@@ -350,20 +381,23 @@ def pixels_of(picture: object) -> Tensor:
     )
 
 
-def _check_array(is_uint8: bool, has_shape: bool, picture: NDArray[Any] | Tensor) -> None:
-    """Refuse what is not an RGB picture of bytes: a guess would be wrong now and then, and never be seen."""
+def _check_array(picture: NDArray[Any] | Tensor) -> None:
+    """Refuse what is not an image of bytes: a guess would be wrong now and then, and never be seen."""
     shape, dtype = tuple(picture.shape), picture.dtype
-    kind = "an array" if isinstance(picture, np.ndarray) else "a tensor"
-    layout = "(height, width, 3)" if isinstance(picture, np.ndarray) else "(3, height, width)"
-    if not has_shape:
+    is_array = isinstance(picture, np.ndarray)
+    kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
+    num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
+    if num_channels not in (1, 3, 4):
         hint = "; of a batch, list(batch) makes a list of pictures" if len(shape) == 4 else ""
         raise DatasetError(
-            f"a picture given as {kind} has shape {layout}, RGB; this one has {shape}",
+            f"a picture given as {kind} has shape {layout}, RGB, or (height, width), grey; this one has "
+            f"{shape} and dtype {dtype}",
             fix=f"reorder its axes{hint}",
         )
-    if not is_uint8:
+    if dtype not in (np.uint8, torch.uint8):
         raise DatasetError(
-            f"a picture given as {kind} has dtype uint8, values 0 to 255; this one has {dtype}",
+            f"a picture given as {kind} has dtype uint8, values 0 to 255; this one has {dtype} and shape "
+            f"{shape}",
             fix="undo its normalisation and convert it; values in [0, 1] times 255, then to uint8",
         )
     if 0 in shape:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -53,6 +55,10 @@ class Backend(Protocol):
     @property
     def side_by_side(self) -> Backend: ...  # noqa: D102
 
+    def with_agnostic_nms(self, agnostic_nms: bool) -> Backend:
+        """The same with NMS over all classes together, or within each."""
+        ...
+
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = ...
     ) -> list[tuple[int, ImageDetections]]:
@@ -99,6 +105,12 @@ class TorchBackend:
         """Itself, with its network made: several threads would make it several times."""
         self._network  # noqa: B018
         return self
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> TorchBackend:
+        """See `Backend`."""
+        backend = copy.copy(self.side_by_side)
+        backend._postprocess = replace(self._postprocess, agnostic_nms=agnostic_nms)
+        return backend
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,8 @@ MODEL_SETTINGS = (
     *("fpn_channels", "fpn_extra_from", "strides", "regress_ranges"),
     *("head_channels", "head_convs", "head_conv", "head_norm", "box_activation", "normalize_targets"),
     *("quality", "quality_tower", "view_size", "short_side", "rules"),
-    *("score_threshold", "threshold_on", "nms_iou", "candidates_per_level", "detections_per_image"),
+    *("score_threshold", "threshold_on", "nms_iou", "agnostic_nms"),
+    *("candidates_per_level", "detections_per_image"),
 )
 
 
@@ -117,6 +118,7 @@ def build_postprocess(config: TrainConfig) -> PostProcess:
         keep_empty=rules.keep_empty,
         inclusive_boxes=rules.inclusive_boxes,
         keep_ties=rules.keep_ties,
+        agnostic_nms=config.agnostic_nms,
     )
 
 
@@ -204,6 +206,12 @@ class LoadedModel:
     def num_parameters(self) -> int:
         """Of the network."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> LoadedModel:
+        """The same model with another setting `agnostic_nms`."""
+        settings = {**self.card.settings, "agnostic_nms": agnostic_nms}
+        config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
+        return replace(self, config=config, card=replace(self.card, settings=settings))
 
     def backend(self, device: torch.device) -> TorchBackend:
         """What `Detector` detects with."""

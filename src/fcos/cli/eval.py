@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.device import device_of, device_option, num_processes_option
+from fcos.cli.nms import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
@@ -62,6 +63,7 @@ class Source:
     help="Format of the annotations.",
 )
 @click.option("--skip-invalid", is_flag=True, help="Leave broken pictures and impossible boxes out.")
+@agnostic_nms_option
 @device_option
 @num_processes_option
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of one forward pass.")
@@ -83,6 +85,7 @@ def command(
     batch_size: int | None,
     out: Path | None,
     as_json: bool,
+    agnostic_nms: bool | None,
 ) -> None:
     """Print COCO's twelve numbers and the AP of each class; write results.json.
 
@@ -96,7 +99,7 @@ def command(
 
     fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
-        detector = Detector.load(model, fabric.device)
+        detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms)
         run = run_config(detector.path)
         source = (
             Source(list_, root, names, format, skip_invalid)

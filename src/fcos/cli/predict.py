@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from fcos.cli.device import device_of, device_option
+from fcos.cli.nms import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import DatasetError, OutputError
@@ -73,6 +74,7 @@ Examples:
     help="Images of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones.",
 )
 @json_option
+@agnostic_nms_option
 @device_option
 @click.option(
     "--num-processes",
@@ -90,6 +92,7 @@ def command(
     draw: bool,
     batch_size: int | None,
     as_json: bool,
+    agnostic_nms: bool | None,
     device: str | list[int],
     num_processes: int | None,
 ) -> None:
@@ -117,7 +120,7 @@ def command(
     fabric = build_fabric(device, 1 if forks else num_processes or 1, one_by_default=True)
     with launched(fabric):
         pictures = fabric.broadcast([source for source in planned if source.kind == "picture"])
-        detector = Detector.load(model, fabric.device)
+        detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms)
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
         num_forks = (num_processes or usual_processes(len(pictures))) if forks else 1

@@ -156,6 +156,8 @@ def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of a picture that is open already, upright."""
+    if 0 in image.size:
+        raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="leave it out")
     return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
 
 

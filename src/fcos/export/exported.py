@@ -83,7 +83,9 @@ class ExportedModel:
                 where=str(self.path),
                 fix='give --device cpu (in Python device="cpu"), or the model file that it was made from',
             )
-        return ExportedBackend(self.runner, getattr(torch, input_dtype(self.config)))
+        return ExportedBackend(
+            self.runner, getattr(torch, input_dtype(self.config)), agnostic_nms=self.config.agnostic_nms
+        )
 
 
 class ExportedBackend:
@@ -92,8 +94,8 @@ class ExportedBackend:
     device = torch.device("cpu")
     usual_batch_size = group_size = BATCH_SIZE
 
-    def __init__(self, runner: Runner, dtype: torch.dtype) -> None:
-        self._runner, self._dtype = runner, dtype
+    def __init__(self, runner: Runner, dtype: torch.dtype, *, agnostic_nms: bool = False) -> None:
+        self._runner, self._dtype, self._agnostic_nms = runner, dtype, agnostic_nms
 
     @property
     def calls_at_once(self) -> int:
@@ -105,7 +107,18 @@ class ExportedBackend:
         """See `fcos.backend.Backend`."""
         if self.calls_at_once == 1:
             return self
-        return ExportedBackend(self._runner.side_by_side(self.calls_at_once), self._dtype)
+        runner = self._runner.side_by_side(self.calls_at_once)
+        return ExportedBackend(runner, self._dtype, agnostic_nms=self._agnostic_nms)
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> ExportedBackend:
+        """Itself: NMS is in the graph."""
+        if agnostic_nms != self._agnostic_nms:
+            is_, option = ("within each class", "with") if agnostic_nms else ("over all classes", "without")
+            raise WeightsError(
+                f"the NMS of an exported file cannot be changed; this one's is {is_}",
+                fix=f"export the model again, {option} --agnostic-nms, or load the model file",
+            )
+        return self
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None

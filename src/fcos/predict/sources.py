@@ -286,7 +286,7 @@ def _fixed_folder(pattern: Path) -> Path:
 
 def _nothing_found(path: Path) -> DatasetError:
     suffixes = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
-    if path.is_dir():
+    if os.path.isdir(path):
         return DatasetError(
             "the folder holds no picture and no video",
             where=str(path.absolute()),
