@@ -137,7 +137,7 @@ def _place_of_label(
 ) -> tuple[int, int]:
     """Its upper left corner, inside the image: where it hides the least of other labels.
 
-    Above the box, else below its top edge, else at its other corners, else moved down along its left side, else up.
+    Above the box, else below its top edge, else at its other corners, else moved down or up along its left.
     """
     (width, height), (x1, y1, x2, y2) = label_size, box
     left, right = x1, x2 + 1 - width
