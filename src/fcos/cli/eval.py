@@ -114,8 +114,7 @@ def command(
             skip_invalid=source.skip_invalid,
         )
         with progress_bar(-(-len(annotations) // fabric.world_size), "evaluating") as advance:
-            # The padding of a batch changes a result in its last digits: as in training gives training's
-            # numbers.
+            # Rounding depends on the size of a batch: as in training gives training's numbers.
             batch_size = batch_size or (run.nbatch_eval if run else None)
             rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
     if not fabric.is_global_zero:
