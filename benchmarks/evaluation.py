@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from report import make_results
@@ -41,6 +40,7 @@ from fcos.data.formats import read_annotations, read_names
 from fcos.engine.evaluate import result_rows, results_json
 from fcos.engine.memory import keep_freed_memory
 from fcos.metrics.coco import coco_ground_truth, evaluate_detections, measure, result_array
+from fcos.metrics.rows import Rows
 from fcos.model.postprocess import ImageDetections
 from fcos.model.weights import ModelCard, save_model
 
@@ -50,16 +50,18 @@ IMAGES_PER_S = 400  # an assumption: what eight of the fastest GPUs may reach; o
 Found = list[tuple[int, ImageDetections]]
 
 
-def as_found(annotations: Annotations, rows: NDArray[np.float64]) -> Found:
+def as_found(annotations: Annotations, rows: Rows) -> Found:
     """Rows of results as the network leaves them: tensors of each image."""
     label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
     found = []
     for image_id in annotations.image_ids.tolist():
-        of_image = rows[rows[:, 0] == image_id]
-        boxes = torch.from_numpy(of_image[:, 1:5].copy()).float()
+        of_image = rows[rows["image_id"] == image_id]
+        boxes = torch.from_numpy(of_image["bbox"].copy()).float()
         boxes[:, 2:] += boxes[:, :2]
-        labels = torch.tensor([label_of[category_id] for category_id in of_image[:, 6].astype(int)])
-        found.append((image_id, ImageDetections(boxes, torch.from_numpy(of_image[:, 5]).float(), labels)))
+        labels = torch.tensor([label_of[category_id] for category_id in of_image["category_id"].tolist()])
+        found.append(
+            (image_id, ImageDetections(boxes, torch.from_numpy(of_image["score"].copy()).float(), labels))
+        )
     return found
 
 

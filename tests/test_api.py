@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from fcos import Detector, api
 from fcos.api import pixels_of
 from fcos.backend import TorchBackend
+from fcos.data.annotations import Annotations
+from fcos.engine.evaluate import results_json
 from fcos.errors import DatasetError, DeviceError, WeightsError
 
 EXIF_ORIENTATION = 0x0112
@@ -86,16 +89,48 @@ def test_a_list_gives_as_many_detections_in_its_order_whatever_the_sizes(
     pictures = [pixels, pixels[:40, :60], pixels[:, :30], pixels[:50]]
     alone = [detector.predict(picture, score_threshold=0.0) for picture in pictures]
 
-    one_by_one = detector.predict(pictures, score_threshold=0.0, batch_size=1)
-    assert len(one_by_one) == 4
-    for first, second in zip(one_by_one, alone, strict=True):
-        assert_same(first, second, tolerance=1e-4)
-    # In a batch the padding enters the statistics of group norm, so boxes may differ a little: sizes may not.
-    together = detector.predict(tuple(pictures), score_threshold=0.0, batch_size=3)
-    assert [found.image.size for found in together if found.image] == [(90, 60), (60, 40), (30, 60), (90, 50)]
-    for found, picture in zip(together, pictures, strict=True):
-        height, width = picture.shape[:2]
-        assert (found.boxes_xyxy <= torch.tensor([width, height, width, height])).all()
+    for batch_size in (None, 1, 3, 8):
+        together = detector.predict(tuple(pictures), score_threshold=0.0, batch_size=batch_size)
+        assert [found.image.size for found in together if found.image] == [
+            (90, 60),
+            (60, 40),
+            (30, 60),
+            (90, 50),
+        ]
+        for first, second in zip(together, alone, strict=True):
+            assert len(first) > 0
+            assert_same(first, second, tolerance=1e-4)
+
+
+def test_measuring_gives_each_image_what_it_gets_alone_whatever_the_batch(
+    detector: Detector, pixels: Any, tmp_path: Path
+) -> None:
+    sizes_hw = [(60, 90), (40, 60), (60, 30), (50, 90), (90, 60), (60, 90), (20, 90), (60, 61), (60, 90)]
+    images = []
+    for number, (height, width) in enumerate(sizes_hw, start=1):
+        Image.fromarray(np.resize(pixels[:, ::-1], (height, width, 3))).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+    categories = [{"id": place, "name": name} for place, name in enumerate(detector.class_names, start=1)]
+    source = tmp_path / "instances.json"
+    source.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    annotations = detector.read_annotations(source, root=tmp_path)
+
+    alone, together = (results_of(detector, annotations, batch_size) for batch_size in (1, 8))
+
+    assert len({entry["image_id"] for entry in alone}) == len(sizes_hw)
+    assert len(together) == len(alone)
+    for first, second in zip(alone, together, strict=True):
+        assert (first["image_id"], first["category_id"]) == (second["image_id"], second["category_id"])
+        # Rounding in the network depends on the batch's size: at most the last of the printed digits.
+        assert first["bbox"] == pytest.approx(second["bbox"], abs=2e-3)
+        assert first["score"] == pytest.approx(second["score"], abs=2e-6)
+
+
+def results_of(detector: Detector, annotations: Annotations, batch_size: int) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(
+        results_json(detector.find(annotations, batch_size=batch_size))
+    )
+    return entries
 
 
 def test_small_pictures_of_one_size_go_through_the_network_together(
@@ -166,6 +201,37 @@ def test_a_turned_photograph_gives_what_the_upright_one_gives(
     assert np.array_equal(np.asarray(from_path.image), pixels)
 
 
+def test_grey_arrays_and_those_with_a_fourth_channel_are_images(detector: Detector, pixels: Any) -> None:
+    grey = np.ascontiguousarray(pixels[..., 0])
+    wanted = detector.predict(np.stack([grey] * 3, axis=2))
+    assert len(wanted) > 0
+    for picture in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
+        assert_same(detector.predict(picture), wanted)
+    rgba = np.dstack([pixels, grey])
+    for picture in (rgba, torch.from_numpy(rgba).permute(2, 0, 1)):
+        assert_same(detector.predict(picture), detector.predict(pixels))
+
+
+def test_with_agnostic_nms_one_place_has_one_class(
+    detector: Detector, model_file: Path, pixels: Any, exported: dict[str, Path]
+) -> None:
+    each = detector.predict(pixels, 0.0)
+    over_all = detector.predict(pixels, 0.0, agnostic_nms=True)
+
+    assert 0 < len(over_all) < len(each)
+    assert overlaps(each) > 0.6  # of different classes: within a class NMS allows no more
+    assert overlaps(over_all) <= 0.6
+    assert_same(Detector.load(model_file, "cpu", agnostic_nms=True).predict(pixels, 0.0), over_all)
+    assert_same(next(detector.stream([pixels], 0.0, agnostic_nms=True)), over_all)
+    assert_same(detector.predict(pixels, 0.0), each)
+    with pytest.raises(WeightsError, match=r"(?s)within each class.*--agnostic-nms"):
+        Detector.load(exported["onnx"], agnostic_nms=True)
+
+
+def overlaps(found: Any) -> float:
+    return float(box_iou(found.boxes_xyxy, found.boxes_xyxy).fill_diagonal_(0).max())
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
 def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
     picture = (
@@ -182,12 +248,15 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
     [
         (np.zeros((8, 8, 3), np.float32), "an array has dtype uint8, values 0 to 255; this one has float32"),
         (torch.zeros(3, 8, 8), "a tensor has dtype uint8, values 0 to 255; this one has torch.float32"),
-        (np.zeros((3, 8, 8), np.uint8), r"shape \(height, width, 3\), RGB; this one has \(3, 8, 8\)"),
-        (np.zeros((8, 8), np.uint8), r"shape \(height, width, 3\), RGB; this one has \(8, 8\)"),
-        (np.zeros((8, 8, 4), np.uint8), r"this one has \(8, 8, 4\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"or \(height, width\), grey; this one has \(3, 8, 8\) and dtype"),
+        (np.zeros((8, 8, 2), np.uint8), r"this one has \(8, 8, 2\) and dtype uint8"),
+        (np.zeros(8, np.uint16), r"this one has \(8,\) and dtype uint16"),
+        (np.zeros((8, 8), np.uint16), r"this one has uint16 and shape \(8, 8\)"),
+        (np.zeros((0, 8), np.uint8), r"an? (image|picture) needs pixels"),
+        (Image.new("L", (0, 4)), "image without pixels, 0 x 4"),
         (
             torch.zeros(8, 8, 3, dtype=torch.uint8),
-            r"shape \(3, height, width\), RGB; this one has \(8, 8, 3\)",
+            r"shape \(3, height, width\), RGB, or \(height, width\), grey; this one has \(8, 8, 3\)",
         ),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"list\(batch\) makes a list of pictures"),
         (np.zeros((0, 8, 3), np.uint8), r"a picture needs pixels; this one has shape \(0, 8, 3\)"),

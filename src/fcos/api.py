@@ -33,6 +33,7 @@ from fcos.errors import DatasetError, WeightsError
 from fcos.export.exported import ExportedModel, open_model
 from fcos.export.formats import format_of
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
+from fcos.metrics.rows import ROW, Rows
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
 from fcos.rules import RULES
@@ -86,12 +87,12 @@ class Detector:
 
     @property
     def usual_batch_size(self) -> int:
-        """Pictures of any sizes in one forward pass, where nobody says; on a CPU 1, as padding costs time."""
+        """Images of one forward pass, where nobody says; on a CPU 1."""
         return self._backend.usual_batch_size
 
     @property
     def group_size(self) -> int:
-        """How many pictures `predict` looks at together, where nobody says; on a CPU 4."""
+        """How many images `predict` takes together, where nobody says; on a CPU 4."""
         return self._backend.group_size
 
     @property
@@ -107,7 +108,11 @@ class Detector:
 
     @classmethod
     def load(
-        cls, source: str | os.PathLike[str], device: str | Sequence[int] | torch.device = "auto"
+        cls,
+        source: str | os.PathLike[str],
+        device: str | Sequence[int] | torch.device = "auto",
+        *,
+        agnostic_nms: bool | None = None,
     ) -> Detector:
         """The best model of a run folder, a model file, an exported file, or one of another code base.
 
@@ -116,11 +121,12 @@ class Detector:
                 of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which is used as its
                 authors do.
             device: "auto", "cpu", "cuda", "mps", or a list with a GPU number. Exported files run on the CPU.
+            agnostic_nms: as in `predict`, for all that this detector does.
         """
         if not isinstance(device, torch.device):
             device = device if isinstance(device, str) else list(device)
             device = torch_device("cpu" if device == "auto" and format_of(Path(source)) else device)
-        return cls(open_model(Path(source)), device)
+        return cls(open_model(Path(source)), device)._with_nms(agnostic_nms)
 
     @classmethod
     def train(cls, config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig) -> Detector:
@@ -137,7 +143,12 @@ class Detector:
 
     @overload  # a str is a Sequence of str too; it matches here first, as it does below
     def predict(  # type: ignore[overload-overlap]
-        self, pictures: Picture, score_threshold: float | None = ..., *, batch_size: int | None = ...
+        self,
+        pictures: Picture,
+        score_threshold: float | None = ...,
+        *,
+        batch_size: int | None = ...,
+        agnostic_nms: bool | None = ...,
     ) -> Detections: ...
 
     @overload
@@ -147,6 +158,7 @@ class Detector:
         score_threshold: float | None = ...,
         *,
         batch_size: int | None = ...,
+        agnostic_nms: bool | None = ...,
     ) -> list[Detections]: ...
 
     def predict(
@@ -155,30 +167,37 @@ class Detector:
         score_threshold: float | None = None,
         *,
         batch_size: int | None = None,
+        agnostic_nms: bool | None = None,
     ) -> Detections | list[Detections]:
         """What is in a picture, or in each picture of a list.
 
         Args:
-            pictures: a path, a PIL image, an RGB uint8 array `(height, width, 3)`, an RGB uint8 tensor
-                `(3, height, width)`, or a list of them, of any sizes. Paths and PIL images are turned upright
-                as their EXIF says.
+            pictures: a path, a PIL image, a uint8 array `(height, width, 3)` RGB, or a list of them, of any
+                sizes. Arrays may also be grey, `(height, width)` or `(height, width, 1)`, or have a fourth
+                channel, which is dropped; tensors have their channels first, `(3, height, width)`. Paths and
+                PIL images are turned upright as their EXIF says.
             score_threshold: least score of what is returned; None: the model's own `threshold`; 0: all that
                 was found, as the evaluation counts it.
-            batch_size: pictures of one forward pass; None: 8 on a GPU. On a CPU, where padding costs time
-                and large pictures gain nothing, up to 4 small ones of the same size.
+            batch_size: images of one forward pass; None: 8 on a GPU, on a CPU, where large images gain
+                nothing, up to 4 small ones. Only images of one padded size share a pass, so that each gets
+                the detections that it gets alone.
+            agnostic_nms: NMS over all classes together, so that one object does not get boxes of two; None:
+                as the model says (its setting `agnostic_nms`).
 
         Returns:
             `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
             list of thousands fills the memory: `stream` does not.)
         """
+        if agnostic_nms is not None:
+            return self._with_nms(agnostic_nms).predict(pictures, score_threshold, batch_size=batch_size)
         if isinstance(pictures, str) or not isinstance(pictures, Sequence):
             return self._predict_group([pixels_of(pictures)], score_threshold)[0]
-        mixed = batch_size is not None or self.usual_batch_size > 1
+        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
         size = batch_size or self.group_size
         found: list[Detections] = []
         for first in range(0, len(pictures), size):
             images = [pixels_of(picture) for picture in pictures[first : first + size]]
-            found += self._predict_group(images, score_threshold, mixed=mixed)
+            found += self._predict_group(images, score_threshold, max_pixels)
         return found
 
     def stream(
@@ -187,6 +206,7 @@ class Detector:
         score_threshold: float | None = None,
         *,
         batch_size: int | None = None,
+        agnostic_nms: bool | None = None,
     ) -> Iterator[Detections]:
         """What is in each of any number of pictures, in their order, and faster than one by one.
 
@@ -201,12 +221,13 @@ class Detector:
             score_threshold: as in `predict`.
             batch_size: pictures that are waited for, to go through the network together; None: 1 on a CPU,
                 else 8.
+            agnostic_nms: as in `predict`.
 
         Raises:
             DatasetError: at the place of a picture that cannot be read; the stream ends there.
         """
         for found in search(
-            self,
+            self._with_nms(agnostic_nms),
             pictures,
             pixels_of,
             lambda picture, detections: detections,
@@ -277,7 +298,7 @@ class Detector:
         batch_size: int | None = None,
         on_batch: Callable[[int], None] = lambda num_images: None,
         fabric: Fabric | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> Rows:
         """What is found in every image of `annotations`, for `evaluate_detections`.
 
         Args:
@@ -287,8 +308,8 @@ class Detector:
             fabric: launched: its processes, each with this model, share the images.
 
         Returns:
-            `(N, 7)` image_id, x, y, w, h (original pixels), score, category_id; with `fabric` on its first
-            process only, elsewhere no rows.
+            Rows with `image_id`, `bbox` (xywh, original pixels), `score`, `category_id`; with `fabric` on its
+            first process only, elsewhere none.
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         size = batch_size or self.usual_batch_size
@@ -297,19 +318,28 @@ class Detector:
         if fabric:
             found = gather(found, fabric)
         if rank != 0:
-            return np.zeros((0, 7))
+            return np.zeros(0, ROW)
         return result_rows(found, annotations, inclusive_boxes=RULES[self.config.rules].inclusive_boxes)
 
+    def _with_nms(self, agnostic_nms: bool | None) -> Detector:
+        """The same with NMS over all classes together, or within each."""
+        if agnostic_nms in (None, self.config.agnostic_nms):
+            return self
+        detector = copy.copy(self)
+        detector._backend = self._backend.with_agnostic_nms(bool(agnostic_nms))
+        detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
+        return detector
+
     def _predict_group(
-        self, images: list[Tensor], score_threshold: float | None, *, mixed: bool = True
+        self, images: list[Tensor], score_threshold: float | None, max_pixels: int | None = None
     ) -> list[Detections]:
-        """In one forward pass, or not `mixed` in one for each size of picture."""
+        """In one forward pass for each padded size; alone those of more than `max_pixels`."""
         nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         samples = [
             Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
             for position, image in enumerate(images)
         ]
-        passes = [samples] if mixed else split_by_size(samples, PADDING_MULTIPLE, MOST_PIXELS_OF_SMALL)
+        passes = split_by_size(samples, PADDING_MULTIPLE, max_pixels)
         found = self._backend.detect([collate(batch, PADDING_MULTIPLE) for batch in passes])
         found.sort(key=lambda of_image: of_image[0])
         threshold = self.threshold if score_threshold is None else score_threshold
@@ -335,12 +365,15 @@ def pixels_of(picture: object) -> Tensor:
         return read_image(Path(picture))
     if isinstance(picture, Image.Image):
         return to_pixels(picture)
-    if isinstance(picture, np.ndarray):
-        _check_array(picture.dtype == np.uint8, picture.ndim == 3 and picture.shape[2] == 3, picture)
-        return torch.from_numpy(np.array(picture, order="C")).permute(2, 0, 1)  # a copy: may be read-only
-    if isinstance(picture, Tensor):
-        _check_array(picture.dtype == torch.uint8, picture.ndim == 3 and picture.shape[0] == 3, picture)
-        return picture.detach().cpu().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    if isinstance(picture, np.ndarray | Tensor):
+        _check_array(picture)
+        values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+        if values.ndim == 2:
+            values = values[..., None]
+        elif isinstance(picture, Tensor):
+            values = values.transpose(1, 2, 0)
+        values = values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2)
+        return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # a copy: may be read-only
     raise DatasetError(
         f"a picture cannot be a {type(picture).__name__}",
         fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
@@ -348,20 +381,23 @@ def pixels_of(picture: object) -> Tensor:
     )
 
 
-def _check_array(is_uint8: bool, has_shape: bool, picture: NDArray[Any] | Tensor) -> None:
-    """Refuse what is not an RGB picture of bytes: a guess would be wrong now and then, and never be seen."""
+def _check_array(picture: NDArray[Any] | Tensor) -> None:
+    """Refuse what is not an image of bytes: a guess would be wrong now and then, and never be seen."""
     shape, dtype = tuple(picture.shape), picture.dtype
-    kind = "an array" if isinstance(picture, np.ndarray) else "a tensor"
-    layout = "(height, width, 3)" if isinstance(picture, np.ndarray) else "(3, height, width)"
-    if not has_shape:
+    is_array = isinstance(picture, np.ndarray)
+    kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
+    num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
+    if num_channels not in (1, 3, 4):
         hint = "; of a batch, list(batch) makes a list of pictures" if len(shape) == 4 else ""
         raise DatasetError(
-            f"a picture given as {kind} has shape {layout}, RGB; this one has {shape}",
+            f"a picture given as {kind} has shape {layout}, RGB, or (height, width), grey; this one has "
+            f"{shape} and dtype {dtype}",
             fix=f"reorder its axes{hint}",
         )
-    if not is_uint8:
+    if dtype not in (np.uint8, torch.uint8):
         raise DatasetError(
-            f"a picture given as {kind} has dtype uint8, values 0 to 255; this one has {dtype}",
+            f"a picture given as {kind} has dtype uint8, values 0 to 255; this one has {dtype} and shape "
+            f"{shape}",
             fix="undo its normalisation and convert it; values in [0, 1] times 255, then to uint8",
         )
     if 0 in shape:

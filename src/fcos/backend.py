@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -32,8 +34,8 @@ class Backend(Protocol):
 
     Attributes:
         device: where it computes.
-        usual_batch_size: pictures of any sizes in one forward pass, where nobody says.
-        group_size: pictures that are looked at together, where nobody says.
+        usual_batch_size: images of one forward pass, where nobody says.
+        group_size: images that are taken together, where nobody says.
         calls_at_once: of `detect` in threads that are the fastest, of what `side_by_side` gives.
         side_by_side: the same for so many calls at once, which share the cores.
     """
@@ -52,6 +54,10 @@ class Backend(Protocol):
 
     @property
     def side_by_side(self) -> Backend: ...  # noqa: D102
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> Backend:
+        """The same with NMS over all classes together, or within each."""
+        ...
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = ...
@@ -81,15 +87,12 @@ class TorchBackend:
 
     @property
     def usual_batch_size(self) -> int:
-        """1 on a CPU, where padding costs time."""
+        """1 on a CPU, where a batch of large images gains nothing."""
         return 1 if self.device.type == "cpu" else self.group_size
 
     @property
     def group_size(self) -> int:
         """See `Backend`."""
-        if self.model.points == "corner":
-            # torchvision's points depend on the padding, and its numbers are those of one picture at a time.
-            return 1
         return GROUP_SIZE_OF_CPU if self.device.type == "cpu" else BATCH_SIZE_OF_GPU
 
     @property
@@ -102,6 +105,12 @@ class TorchBackend:
         """Itself, with its network made: several threads would make it several times."""
         self._network  # noqa: B018
         return self
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> TorchBackend:
+        """See `Backend`."""
+        backend = copy.copy(self.side_by_side)
+        backend._postprocess = replace(self._postprocess, agnostic_nms=agnostic_nms)
+        return backend
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 
@@ -15,9 +15,9 @@ from fcos.backend import TorchBackend
 from fcos.config import TrainConfig, expects
 from fcos.config_rules import broken_rules
 from fcos.data.annotations import Annotations
-from fcos.data.batch import Batch
+from fcos.data.batch import Batch, padded_size
 from fcos.data.dataset import EvalDataset, TrainDataset
-from fcos.data.loader import build_loader
+from fcos.data.loader import PADDING_MULTIPLE, build_loader
 from fcos.data.sampler import ShardSampler, StreamSampler
 from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
 from fcos.errors import ConfigError, WeightsError
@@ -48,7 +48,8 @@ MODEL_SETTINGS = (
     *("fpn_channels", "fpn_extra_from", "strides", "regress_ranges"),
     *("head_channels", "head_convs", "head_conv", "head_norm", "box_activation", "normalize_targets"),
     *("quality", "quality_tower", "view_size", "short_side", "rules"),
-    *("score_threshold", "threshold_on", "nms_iou", "candidates_per_level", "detections_per_image"),
+    *("score_threshold", "threshold_on", "nms_iou", "agnostic_nms"),
+    *("candidates_per_level", "detections_per_image"),
 )
 
 
@@ -133,6 +134,7 @@ def build_postprocess(config: TrainConfig) -> PostProcess:
         keep_empty=rules.keep_empty,
         inclusive_boxes=rules.inclusive_boxes,
         keep_ties=rules.keep_ties,
+        agnostic_nms=config.agnostic_nms,
     )
 
 
@@ -170,9 +172,14 @@ def build_train_loader(
 def build_eval_loader(
     config: TrainConfig, annotations: Annotations, batch_size: int, *, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
-    """Every image once, over all devices; `batch_size` images of one forward pass."""
-    dataset = EvalDataset(annotations, build_eval_transform(config))
-    sampler = ShardSampler(len(annotations), batch_size, rank, world)
+    """Every image once, over all devices; up to `batch_size` images of one padded size in a forward pass."""
+    transform = build_eval_transform(config)
+    dataset = EvalDataset(annotations, transform)
+    padded_sizes = [
+        padded_size([transform.resized_size((height, width))], PADDING_MULTIPLE) if height > 0 else None
+        for height, width in annotations.sizes_hw.tolist()
+    ]
+    sampler = ShardSampler(len(annotations), batch_size, rank, world, kinds=padded_sizes)
     return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
 
 
@@ -215,6 +222,12 @@ class LoadedModel:
     def num_parameters(self) -> int:
         """Of the network."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> LoadedModel:
+        """The same model with another setting `agnostic_nms`."""
+        settings = {**self.card.settings, "agnostic_nms": agnostic_nms}
+        config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
+        return replace(self, config=config, card=replace(self.card, settings=settings))
 
     def backend(self, device: torch.device) -> TorchBackend:
         """What `Detector` detects with."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -275,3 +277,74 @@ def test_forks_only_where_they_can_compute(monkeypatch: pytest.MonkeyPatch) -> N
     assert usual_processes(99) == 1
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
     assert usual_processes(100) == 8
+
+
+def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(model_file: Path, pictures: Path) -> None:
+    rng = np.random.default_rng(1)
+    for number, (height, width) in enumerate([(60, 90), (90, 60), (30, 90), (60, 90), (64, 64), (20, 100)]):
+        coarse = rng.integers(0, 255, (height // 10 + 1, width // 10 + 1, 3), dtype=np.uint8)
+        pixels = coarse.repeat(10, axis=0).repeat(10, axis=1)[:height, :width]
+        Image.fromarray(pixels).save(pictures / "photos" / f"{number}.png")
+
+    contents = []
+    for batch_size in ("1", "8"):
+        arguments = ["photos", "--score-threshold", "0.1", "--batch-size", batch_size, "--no-draw"]
+        assert predict(model_file, *arguments).exit_code == 0
+        contents.append(written()["pictures"])
+
+    alone, together = contents
+    assert [len(entry["detections"]) > 0 for entry in alone] == [True] * 9
+    assert together == alone  # to the last printed digit
+
+
+def test_what_is_broken_does_not_stop_the_rest(model_file: Path, pictures: Path) -> None:
+    os.mkfifo("photos/pipe.jpg")
+    os.symlink("nowhere", "photos/dead.jpg")
+    name = "photos/\x1b]0;title\x07\n.jpg"
+    Path(name).write_bytes(Path("photos/a.jpg").read_bytes())
+
+    result = predict(model_file, "photos", "http://[", "http://127.0.0.1:9/a.jpg")
+
+    assert result.exit_code == 1
+    assert "left out: photos/pipe.jpg: this is a pipe, not a file\n" in result.stderr
+    assert "left out: photos/dead.jpg: this link points to nothing\n" in result.stderr
+    assert "left out: http://[: cannot be downloaded: Invalid IPv6 URL\n" in result.stderr
+    assert "4 of 8 pictures could not be read" in result.stderr
+    assert "\x1b" not in result.output
+    content = written()
+    assert name in [entry["path"] for entry in content["pictures"]]
+    assert len(content["pictures"]) == len(content["failed"]) == 4
+
+
+def test_escape_codes_in_names_do_not_reach_the_terminal(model_file: Path, pictures: Path) -> None:
+    Path("photos/\x1b[2J.jpg").write_text("no image")
+    result = predict(model_file, "photos/\x1b[2J.jpg")
+    assert result.exit_code == 1
+    assert r"left out: photos/\x1b[2J.jpg: " in result.stderr
+
+
+@pytest.mark.parametrize("draw", ["--draw", "--no-draw"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(
+    model_file: Path, pictures: Path, draw: str
+) -> None:
+    (pictures / "file").write_text("")
+    with mock.patch("fcos.api.Detector.load", side_effect=AssertionError("no work yet")):
+        result = predict(model_file, "photos", "--out", "file/found", draw)
+    assert result.exit_code == 2
+    assert "cannot be written: " in result.output
+    assert "in: file/found" in result.output
+
+
+def test_a_drawn_copy_that_cannot_be_written_is_one_message(model_file: Path, pictures: Path) -> None:
+    with mock.patch("PIL.Image.Image.save", side_effect=OSError(28, "No space left on device")):
+        result = predict(model_file, "photos")
+    assert result.exit_code == 2
+    assert "cannot be written: No space left on device\n  in: predictions/" in result.output
+
+
+def test_agnostic_nms_leaves_one_class_in_a_place(model_file: Path, pictures: Path) -> None:
+    counts = []
+    for options in ([], ["--agnostic-nms"]):
+        assert predict(model_file, "photos/a.jpg", "--score-threshold", "0.05", *options).exit_code == 0
+        counts.append(len(written()["pictures"][0]["detections"]))
+    assert 0 < counts[1] < counts[0]

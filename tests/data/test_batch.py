@@ -56,6 +56,6 @@ def test_samples_of_one_padded_size_go_together_and_large_ones_alone() -> None:
     sizes = [(20, 40), (33, 16), (32, 64), (100, 100), (64, 32), (97, 128)]
     samples = [replace(sample(*size), position=place) for place, size in enumerate(sizes)]
 
-    groups = split_by_size(samples, multiple=32, most_pixels=64 * 64)
+    groups = split_by_size(samples, multiple=32, max_pixels=64 * 64)
 
     assert [[sample.position for sample in group] for group in groups] == [[0, 2], [1, 4], [3], [5]]

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from fcos.data import image as image_module
 from fcos.data.annotations import Record
 from fcos.data.dataset import read_sample
 from fcos.data.image import (
+    PHOTOMETRIC,
+    WHITE_IS_ZERO,
     read_header,
     read_image,
     read_picture,
@@ -163,7 +171,7 @@ def test_an_empty_file_says_so(tmp_path):
 def test_a_file_that_is_no_picture_says_so(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
 
-    with pytest.raises(DatasetError, match="cannot be decoded: cannot identify image file"):
+    with pytest.raises(DatasetError, match="cannot be decoded: not an image, or of a format"):
         read_size(tmp_path / "a.jpg")
 
 
@@ -289,3 +297,88 @@ def test_large_pictures_have_the_pixels_of_pillow(tmp_path):
 
     assert image.stride() == (1, 4500, 3)
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture))
+
+
+# Depths of grey ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        (np.array([[0, 40, 255]], np.int32), [0, 40, 255]),  # 8 bits in 32
+        (np.array([[0, 512, 1023]], np.uint16), [0, 128, 255]),  # 10 bits in 16
+        (np.array([[0, 2048, 4095]], np.uint16), [0, 128, 255]),  # 12 bits in 16
+        (np.array([[0, 16384, 40000]], np.uint16), [0, 64, 156]),  # 16 bits, whether or not they are all used
+        (np.array([[0, 32768, 65535]], np.int32), [0, 128, 255]),  # 16 bits in 32
+        (
+            np.array([[-5, 2**30, 2**31 - 1]], np.int32),
+            [0, 128, 255],
+        ),  # 31 bits; black is 0
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 0.5, 128]], np.float32), [0, 0, 128]),
+        (np.array([[0, 30000, 60000]], np.float32), [0, 117, 233]),
+        (np.array([[np.nan, np.inf, 0.5]], np.float32), [0, 255, 128]),
+        (np.array([[np.nan, np.nan, np.nan]], np.float32), [0, 0, 0]),
+    ],
+)
+def test_white_is_the_end_of_the_bits_that_are_used(
+    tmp_path: Path, values: NDArray[Any], wanted: list[int]
+) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+
+    pixels = read_image(tmp_path / "a.tif")
+
+    assert pixels[:, 0].tolist() == [wanted] * 3
+
+
+def test_tiff_may_say_that_zero_is_white(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 16384, 65535]], np.uint16)).save(
+        tmp_path / "a.tif", tiffinfo={PHOTOMETRIC: WHITE_IS_ZERO}
+    )
+    assert read_image(tmp_path / "a.tif")[0, 0].tolist() == [255, 191, 0]
+
+
+def test_lab_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("LAB", (2, 1), (137, 208, 195)).save(tmp_path / "a.tif")  # CIE's L 53.7, a 80, b 67: red
+    red, green, blue = read_image(tmp_path / "a.tif")[:, 0, 0].tolist()
+    assert red > 240
+    assert green < 20
+    assert blue < 20
+
+
+# What is no image ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (6, 5), (7, 300), (300, 3)])
+def test_a_jpeg_smaller_than_a_block_is_an_image(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", size, (10, 200, 30)).save(path)
+
+    assert read_header(path, decode=True).size_hw == size[::-1]
+    assert tuple(read_image(path).shape) == (3, *size[::-1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "this is a pipe, not a file"),
+        (os.mkdir, "this is a folder, not a file"),
+        (lambda path: os.symlink("nowhere", path), "this link points to nothing"),
+        (lambda path: os.symlink(path.name, path), "this link points to nothing"),
+        (lambda path: os.symlink("/dev/zero", path), "this is a device, not a file"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_image, read_size, partial(read_header, decode=True)])
+def test_what_is_no_file_is_said_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None], message: str, read: Callable[[Path], object]
+) -> None:
+    make(tmp_path / "a.jpg")
+    with pytest.raises(DatasetError, match=message) as caught:
+        read(tmp_path / "a.jpg")
+    assert str(tmp_path / "a.jpg") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg"])
+def test_a_name_that_no_file_can_have_is_no_traceback(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match=r"File name too long|null byte"):
+        read_image(tmp_path / name)

@@ -76,7 +76,9 @@ def test_evaluation_has_every_image_once_in_order(annotations: Annotations, num_
     dataset = EvalDataset(annotations, EvalTransform(None, 64))
     loader = build_loader(dataset, ShardSampler(5, batch_size=2), num_workers, pin_memory=False)
     batches = list(loader)
-    assert [batch.image_ids for batch in batches] == [(1, 2), (3, 4), (5,)]
+    # The first is 32 pixels high at network size, the others are up to 64: no image is padded further.
+    assert [batch.image_ids for batch in batches] == [(1,), (2,), (3, 4), (5,)]
+    assert [tuple(batch.images.shape[2:]) for batch in batches] == [(32, 64), *[(64, 64)] * 3]
 
 
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])

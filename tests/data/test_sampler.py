@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, zip_longest
 
 import pytest
 import torch
@@ -114,3 +114,11 @@ def test_shards_hold_every_image_once(world: int) -> None:
     for shard in shards:
         assert len(list(shard)) == len(shard)
         assert all(1 <= len(batch) <= 2 for batch in shard)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_images_of_a_batch_are_of_one_kind_and_batches_the_same_on_any_number_of_devices(world: int) -> None:
+    kinds = ["wide", "high", "wide", "wide", "high", None, "wide"]
+    shards = [list(ShardSampler(7, 3, rank, world, kinds=kinds)) for rank in range(world)]
+    batches = [batch for dealt in zip_longest(*shards, fillvalue=[]) for batch in dealt if batch]
+    assert [[index for index, _ in batch] for batch in batches] == [[0, 2, 3], [1, 4], [5], [6]]

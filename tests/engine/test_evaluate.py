@@ -13,6 +13,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.formats import read_annotations
 from fcos.engine import evaluate
 from fcos.engine.evaluate import coco_results, detect, gather, result_rows, results_json
+from fcos.metrics.rows import rows_of
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
 
@@ -48,7 +49,7 @@ def test_every_image_is_measured_once_on_any_number_of_processes(
 ) -> None:
     # (That real processes come to the same metrics: test_train.py.)
     alone = result_rows(found_by(tiny, model, eval_set, 1), eval_set)
-    assert set(alone[:, 0]) == {1, 2, 3, 4, 5, 6, 7}
+    assert set(alone["image_id"].tolist()) == {1, 2, 3, 4, 5, 6, 7}
     for world in (2, 3, 8):
         found = found_by(tiny, model, eval_set, world)
         assert sorted(image_id for image_id, _ in found) == [1, 2, 3, 4, 5, 6, 7]
@@ -94,7 +95,7 @@ def test_rows_by_hand(eval_set: Annotations) -> None:
     one = ImageDetections(torch.tensor([[1.0, 2.0, 11.5, 22.0]]), torch.tensor([0.5]), torch.tensor([1]))
     found = [(image_id, one if image_id == 3 else nothing) for image_id in range(7, 0, -1)]
     rows = result_rows(found, eval_set)
-    assert rows.tolist() == [[3, 1, 2, 10.5, 20, 0.5, 2]]  # blue is category 2 of a list
+    assert rows["bbox"].tolist() == [[1, 2, 10.5, 20]]
     assert coco_results(rows) == [
         {"image_id": 3, "category_id": 2, "bbox": [1.0, 2.0, 10.5, 20.0], "score": 0.5}
     ]
@@ -104,8 +105,8 @@ def test_rows_by_hand(eval_set: Annotations) -> None:
 def test_results_file_holds_the_entries(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "ROWS_AT_ONCE", at_once)
     random = np.random.default_rng(0)
-    rows = random.uniform(0, 1000, (50, 7))
-    rows[:, [0, 6]] = random.integers(1, 2**40, (50, 2))
-    rows[0, 1:6] = [0, 1e-9, 123456.789012, -0.5, 1]
+    rows = rows_of(random.uniform(0, 1000, (50, 7)))
+    rows["image_id"], rows["category_id"] = random.integers(1, 2**63 - 1, (2, 50))
+    rows[0] = (2**63 - 1, [0, 1e-9, 123456.789012, -0.5], 1, 2**53 + 1)
     assert json.loads(results_json(rows)) == coco_results(rows)
     assert json.loads(results_json(np.zeros((0, 7)))) == []

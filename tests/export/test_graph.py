@@ -114,6 +114,8 @@ def by_score(found: ImageDetections) -> ImageDetections:
         {"inclusive_boxes": True},
         {"candidates_per_level": 5},
         {"nms_iou": 0.3},
+        {"agnostic_nms": True, "nms_iou": 0.4},
+        {"agnostic_nms": True, "inclusive_boxes": True},
     ],
     ids=str,
 )

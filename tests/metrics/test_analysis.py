@@ -14,6 +14,7 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.splits import select
 from fcos.metrics.analysis import MAX_RESAMPLES, MIN_RESAMPLES, Analysis, analyse, resamples_for
 from fcos.metrics.coco import best_f1_threshold, evaluate_detections
+from fcos.metrics.rows import rows_of
 
 CAT, DOG = 0, 1
 A, B, C = [0.0, 0.0, 100.0, 100.0], [200.0, 0.0, 300.0, 100.0], [400.0, 0.0, 500.0, 100.0]
@@ -180,7 +181,7 @@ def noisy(seed: int, num_images: int) -> tuple[Annotations, NDArray[np.float64]]
             if rng.random() < 0.7:
                 rows.append([image_id, x1 + rng.normal(0, 8), y1, 100, 100, rng.random(), 7])
         rows.append([image_id, 0, 300, 100, 100, rng.random() * 0.8, 7])
-    return annotations_of(*images), np.array(rows)
+    return annotations_of(*images), rows_of(np.array(rows))
 
 
 def test_margins_are_those_of_drawing_pictures_one_by_one() -> None:
@@ -193,8 +194,8 @@ def test_margins_are_those_of_drawing_pictures_one_by_one() -> None:
         sample = replace(select(annotations, drawn.tolist()), image_ids=ids)
         parts = []
         for image_id, image in zip(ids, drawn, strict=True):
-            part = rows[rows[:, 0] == image + 1].copy()
-            part[:, 0] = image_id
+            part = rows[rows["image_id"] == image + 1].copy()
+            part["image_id"] = image_id
             parts.append(part)
         values.append(evaluate_detections(sample, np.concatenate(parts)).map_mean)
     analysis = analyse(annotations, rows)

@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fcos.data.annotations import Annotations, Record
+from fcos.engine.evaluate import results_json
 from fcos.metrics.coco import (
     CocoMetrics,
     best_f1_threshold,
@@ -24,6 +25,7 @@ from fcos.metrics.coco import (
     evaluate_detections,
     measure,
 )
+from fcos.metrics.rows import rows_of
 
 CLASSES = ("cat", "dog")
 CATEGORY_IDS = (3, 7)
@@ -379,6 +381,35 @@ def test_five_thousand_images_with_a_hundred_detections_each_take_seconds_not_mi
 
     assert 0 <= metrics.map_mean < 0.1
     assert elapsed_s < 15  # about 1 s when nothing else runs; pycocotools takes 70
+
+
+@pytest.mark.parametrize("base", [0, 2**53, 2**63 - 12])
+def test_ids_of_64_bits_give_the_same_numbers(base: int) -> None:
+    pairs = [([0, 0, 10, 10], 3), ([50, 50, 90, 90], 2), ([5, 5, 40, 40], 1)]
+    records = [
+        Record.make(Path("x.jpg"), [box], [label], base + id_, size_hw=(100, 100), is_difficult=[id_ == 1])
+        for label, (box, id_) in enumerate(pairs)
+    ]
+    annotations = Annotations.from_records(
+        records,
+        ["a", "b", "c"],
+        category_ids=[base + 7, base + 11, base + 8],
+        source=Path("x"),
+        format="coco",
+    )
+    results = [
+        {"image_id": base + 3, "category_id": base + 7, "bbox": [0, 0, 10, 10], "score": 0.9},
+        {"image_id": base + 2, "category_id": base + 7, "bbox": [0, 0, 10, 10], "score": 0.8},
+        {"image_id": base + 2, "category_id": base + 11, "bbox": [50, 50, 40, 40], "score": 0.7},
+        {"image_id": base + 1, "category_id": base + 8, "bbox": [5, 5, 35, 35], "score": 0.6},
+        {"image_id": base + 4, "category_id": base + 7, "bbox": [0, 0, 10, 10], "score": 0.6},
+        {"image_id": base + 3, "category_id": base + 9, "bbox": [0, 0, 10, 10], "score": 0.5},
+    ]
+
+    metrics = evaluate_detections(annotations, results)
+
+    assert metrics.per_class_ap == {"a": pytest.approx(1), "b": pytest.approx(1), "c": -1}
+    assert json.loads(results_json(rows_of(results))) == results
 
 
 def test_one_matching_gives_numbers_and_threshold() -> None:

@@ -13,6 +13,7 @@ from fcos.data.formats import read_annotations, read_names
 from fcos.data.splits import select
 from fcos.metrics.coco import match
 from fcos.metrics.confusion import NOTHING, box_overlap, pair_up, rows_by_image
+from fcos.metrics.rows import Rows, rows_of
 
 CAT, DOG, BACKGROUND = 0, 1, 2
 
@@ -35,13 +36,17 @@ def row(image_id: int, box_xyxy: list[float], score: float, label: int) -> list[
 A, B, C = [0.0, 0.0, 100.0, 100.0], [200.0, 0.0, 300.0, 100.0], [400.0, 0.0, 500.0, 100.0]
 
 
-def everything(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
+def rows_from(rows: list[list[float]]) -> Rows:
+    return rows_of(np.array(rows))
+
+
+def everything(rows: Rows) -> NDArray[np.bool_]:
     return np.ones(len(rows), bool)
 
 
 def test_each_cell_counts_what_it_says() -> None:
     annotations = annotations_of(([A, B], [CAT, DOG]), ([A], [CAT]))
-    rows = np.array(
+    rows = rows_from(
         [
             row(1, A, 0.9, CAT),  # right
             row(1, B, 0.8, CAT),  # a dog taken for a cat
@@ -58,14 +63,14 @@ def test_each_cell_counts_what_it_says() -> None:
 
 def test_the_better_score_takes_the_object_whatever_its_class() -> None:
     annotations = annotations_of(([A], [CAT]))
-    rows = np.array([row(1, A, 0.5, CAT), row(1, A, 0.9, DOG)])
+    rows = rows_from([row(1, A, 0.5, CAT), row(1, A, 0.9, DOG)])
     matrix = pair_up(annotations, rows, everything(rows)).matrix()
     np.testing.assert_array_equal(matrix, [[0, 1, 0], [0, 0, 0], [1, 0, 0]])
 
 
 def test_pictures_with_most_of_a_cell_come_first() -> None:
     annotations = annotations_of(([A], [CAT]), ([A, B], [CAT, CAT]))
-    pairs = pair_up(annotations, np.zeros((0, 7)), np.zeros(0, bool))
+    pairs = pair_up(annotations, rows_of([]), np.zeros(0, bool))
     assert pairs.images_of(CAT, BACKGROUND) == [1, 0]
 
 
@@ -74,7 +79,7 @@ def test_what_the_evaluation_ignores_is_in_no_cell() -> None:
     annotations = replace(
         annotations, is_crowd=np.array([True, False, False]), is_difficult=np.array([False, True, False])
     )
-    rows = np.array([row(1, A, 0.9, CAT), row(1, C, 0.8, DOG)])
+    rows = rows_from([row(1, A, 0.9, CAT), row(1, C, 0.8, DOG)])
     matrix = pair_up(annotations, rows, np.array([False, True])).matrix()
     np.testing.assert_array_equal(matrix, [[0, 0, 0], [0, 1, 0], [0, 0, 0]])
 
@@ -96,7 +101,7 @@ def test_counts_are_those_of_hotcoco_on_real_annotations(shared: Path) -> None:
         )
         scores = rng.random(len(sides))
         parts.append(np.column_stack([image_ids, corner, sides, scores, labels + 1]))
-    rows = np.concatenate(parts)
+    rows = rows_of(np.concatenate(parts))
     wanted = match(annotations, rows).confusion_matrix(iou_thr=0.5)["matrix"]
     matrix = pair_up(annotations, rows, everything(rows)).matrix()
     assert 100 < np.trace(matrix) < 0.8 * matrix.sum()
@@ -105,7 +110,7 @@ def test_counts_are_those_of_hotcoco_on_real_annotations(shared: Path) -> None:
 
 def test_rows_of_a_picture_are_best_first() -> None:
     annotations = annotations_of(([A], [CAT]), ([A], [CAT]), ([], []))
-    rows = np.array([row(2, A, 0.2, CAT), row(1, A, 0.5, CAT), row(2, A, 0.9, CAT)])
+    rows = rows_from([row(2, A, 0.2, CAT), row(1, A, 0.5, CAT), row(2, A, 0.9, CAT)])
     assert [found.tolist() for found in rows_by_image(annotations, rows)] == [[1], [2, 0], []]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.analysis import TIDE_ERRORS, analyse
 from fcos.metrics.confusion import box_overlap, xyxy_of
+from fcos.metrics.rows import Rows, rows_of
 
 NUM_CLASSES, NUM_IMAGES = 3, 30
 BACKGROUND_IOU, MATCH_IOU = 0.1, 0.5
@@ -37,7 +38,7 @@ def made() -> tuple[Annotations, NDArray[np.float64]]:
     names = ("cat", "dog", "bird")
     array = np.array(rows)
     annotations = Annotations.from_records(records, names, source=Path("x"), format="list")
-    return annotations, array[np.argsort(-array[:, 5], kind="stable")]
+    return annotations, rows_of(array[np.argsort(-array[:, 5], kind="stable")])
 
 
 def average_precision(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_objects: int) -> float:
@@ -50,14 +51,14 @@ def average_precision(scores: NDArray[np.float64], is_right: NDArray[np.bool_], 
     return float(np.append(best_after, 0)[place].mean())
 
 
-def slow_costs(annotations: Annotations, rows: NDArray[np.float64]) -> dict[str, float]:
+def slow_costs(annotations: Annotations, rows: Rows) -> dict[str, float]:
     """What AP at IoU 0.5 gains when each kind of error alone is mended."""
-    labels, scores = rows[:, 6].astype(int) - 1, rows[:, 5]
+    labels, scores = rows["category_id"] - 1, rows["score"]
     image_of_box = np.repeat(np.arange(len(annotations)) + 1, np.diff(annotations.first_box))
     is_right, is_found = np.zeros(len(rows), bool), np.zeros(len(image_of_box), bool)
     kinds, meant = np.full(len(rows), "right"), np.full(len(rows), NONE)
     overlaps = box_overlap(xyxy_of(rows), annotations.boxes_xyxy)
-    overlaps[rows[:, :1] != image_of_box[None]] = 0
+    overlaps[rows["image_id"][:, None] != image_of_box[None]] = 0
     same = labels[:, None] == annotations.labels[None]
     for row in range(len(rows)):
         free = np.where(same[row] & ~is_found, overlaps[row], 0)

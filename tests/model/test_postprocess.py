@@ -84,7 +84,9 @@ def slow_detections(
     kept: list[tuple[float, int, list[float]]] = []
     for score, label, box in sorted(candidates, key=lambda entry: -entry[0]):
         solid = box[2] > box[0] and box[3] > box[1]
-        if solid and not any(k[1] == label and iou(k[2], box) > rules.nms_iou for k in kept):
+        if solid and not any(
+            (k[1] == label or rules.agnostic_nms) and iou(k[2], box) > rules.nms_iou for k in kept
+        ):
             kept.append((score, label, box))
     sx, sy = original_hw[1] / size_hw[1], original_hw[0] / size_hw[0]
     return [
@@ -95,7 +97,15 @@ def slow_detections(
 
 @pytest.mark.parametrize(
     "rules",
-    [PostProcess(), PostProcess(0.3, 0.4, 20, 15), PostProcess(0.0, 0.9, 5, 1000), PostProcess(0.7, 0.1)],
+    [
+        *(
+            PostProcess(),
+            PostProcess(0.3, 0.4, 20, 15),
+            PostProcess(0.0, 0.9, 5, 1000),
+            PostProcess(0.7, 0.1),
+        ),
+        *(PostProcess(agnostic_nms=True), PostProcess(0.3, 0.4, 20, 15, agnostic_nms=True)),
+    ],
 )
 def test_detections_are_those_of_the_rules_one_by_one(rules: PostProcess) -> None:
     output, grid = random_output((64, 96), 3)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from fcos.data.annotations import Record
 from fcos.detections import Detections
+from fcos.plots import boxes as boxes_module
 from fcos.plots.boxes import class_colour, draw_boxes, draw_side_by_side, readable_on
 
 GREY = (128, 128, 128)
@@ -103,3 +104,37 @@ def test_ground_truth_is_left_and_detections_are_right() -> None:
     assert both.getpixel((25, top + 99)) == class_colour(0)
     assert both.getpixel((right + 80, top + 99)) == class_colour(1)
     assert both.getpixel((80, top + 99)) == GREY
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [[50, 60, 120, 100]] * 3,
+        [[0, 0, 60, 60]] * 3,
+        [[150, 100, 200, 150]] * 3,
+        [[0, 140, 20, 150]] * 2,
+        [[-30, -30, 230, 180]] * 4,
+        [[20, 40, 90, 120], [60, 45, 150, 120], [62, 47, 150, 120]],
+    ],
+)
+def test_labels_of_overlapping_boxes_do_not_hide_each_other(boxes: list[list[int]]) -> None:
+    names = ["cat", "dog", "horse", "sheep"]
+    scores = np.linspace(0.9, 0.6, len(boxes))
+
+    drawn = pixels(draw_boxes(grey(), boxes, range(len(boxes)), names, scores))
+
+    for label, (box, score) in enumerate(zip(boxes, scores, strict=True)):
+        text = pixels(boxes_module._label(f"{names[label]} {score:.2f}", class_colour(label), 11))
+        windows = np.lib.stride_tricks.sliding_window_view(drawn, text.shape)
+        assert (windows == text).all(axis=(3, 4, 5)).any(), f"the label of {names[label]} at {box} is whole"
+
+
+def test_a_label_wider_than_the_image_is_shortened_and_keeps_its_score() -> None:
+    drawn = pixels(draw_boxes(grey(80, 60), [[10, 30, 70, 50]], [0], ["an endless name " * 500], [0.87]))
+
+    text = boxes_module._fitting("an endless name", " 0.87", 11, 80)
+    assert text.endswith("... 0.87")
+    label = pixels(boxes_module._label(text, class_colour(0), 11))
+    assert label.shape[1] <= 80
+    windows = np.lib.stride_tricks.sliding_window_view(drawn, label.shape)
+    assert (windows == label).all(axis=(3, 4, 5)).any()

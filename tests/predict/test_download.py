@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -28,10 +29,19 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Location", "/picture.jpg")
             self.end_headers()
             return
-        if self.path == "/to_file":
+        if self.path.startswith("/to?"):
             self.send_response(302)
-            self.send_header("Location", Path(__file__).as_uri())
+            self.send_header("Location", self.path[4:])
             self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(PICTURE)  # of any length, and never read
+            return
+        if self.path == "/drips_headers.jpg":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            with contextlib.suppress(OSError):
+                for _ in range(60):
+                    self.wfile.write(b"b")
+                    time.sleep(0.05)
             return
         self.send_response(200)
         if self.path != "/unknown_length.jpg":
@@ -81,7 +91,12 @@ def test_a_file_that_is_too_large_is_not_taken(address: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "limits"), [("stalls.jpg", {"silence_s": 0.3}), ("drips.jpg", {"max_s": 0.5})]
+    ("name", "limits"),
+    [
+        ("stalls.jpg", {"silence_s": 0.3}),
+        ("drips.jpg", {"max_s": 0.5}),
+        ("drips_headers.jpg", {"max_s": 0.5}),
+    ],
 )
 def test_a_server_that_is_too_slow_is_not_waited_for(
     address: str, name: str, limits: dict[str, float]
@@ -98,9 +113,19 @@ def test_a_file_that_breaks_off_is_no_file(address: str) -> None:
         download(f"{address}/breaks_off.jpg")
 
 
-def test_an_address_of_a_file_of_this_machine_is_not_followed(address: str) -> None:
-    with pytest.raises(DatasetError, match="the server answers 302"):
-        download(f"{address}/to_file")
+@pytest.mark.parametrize("target", [Path(__file__).as_uri(), "ftp://127.0.0.1/a.jpg", "data:image/png,abc"])
+def test_redirects_lead_to_no_other_kind_of_address(address: str, target: str) -> None:
+    with pytest.raises(DatasetError, match=r"(?i)redirect.*(only http and https|not allowed)"):
+        download(f"{address}/to?{target}")
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    ["http://[", "http://", "http://a b/c.jpg", "https://127.0.0.1:x/", "http://127.0.0.1:99999/"],
+)
+def test_what_is_no_address_has_a_message(malformed: str) -> None:
+    with pytest.raises(DatasetError, match="cannot be downloaded"):
+        download(malformed, silence_s=1.0)
 
 
 def test_without_a_connection_the_message_asks_for_one() -> None:

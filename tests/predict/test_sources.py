@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,9 @@ import pytest
 from PIL import Image
 
 from fcos.errors import DatasetError
+from fcos.predict.pictures import plan
 from fcos.predict.sources import Source, find_pictures, find_sources, is_address, read_picture
+from fcos.predict.video_reader import VideoReader
 
 
 @pytest.fixture(autouse=True)
@@ -183,3 +186,77 @@ def test_where_files_are_needed_nothing_else_is_taken(here: Path) -> None:
     assert find_pictures(["photos/*.jpg"], Path("out")) == [Path("photos/a.jpg")]
     with pytest.raises(DatasetError, match=r"only picture files .*, and 'photos/clip\.MP4' is none"):
         find_pictures(["photos"], Path("out"))
+
+
+# What lies about in folders ------------------------------------------------------------------------------
+
+
+def test_hidden_files_and_folders_are_no_sources(here: Path) -> None:
+    for name in (".ipynb_checkpoints/a.jpg", "__MACOSX/a.jpg", "sub/.b.png"):
+        path = here / "photos" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((here / "photos/a.jpg").read_bytes())
+
+    assert [where for _, where, _ in found("photos")] == [
+        "photos/a.jpg",
+        "photos/clip.MP4",
+        "photos/sub/b.png",
+    ]
+    assert [where for _, where, _ in found("photos/**/*.jpg")] == ["photos/a.jpg"]
+    assert [where for _, where, _ in found("photos/.ipynb_checkpoints")] == [
+        "photos/.ipynb_checkpoints/a.jpg"
+    ]
+
+
+def test_what_is_no_file_is_a_source_that_cannot_be_read(here: Path) -> None:
+    os.mkfifo(here / "photos/pipe.jpg")
+    os.symlink("nowhere", here / "photos/dead.jpg")
+    os.symlink("loop.jpg", here / "photos/loop.jpg")
+    sources = {source.name.name: source for source in find_sources(["photos"], Path("out"))}
+
+    assert len(plan(list(sources.values()), Path("out"))) == 6
+    for name, message in (("pipe", "this is a pipe"), ("dead", "points to nothing"), ("loop", "to nothing")):
+        with pytest.raises(DatasetError, match=message):
+            read_picture(sources[f"{name}.jpg"])
+    with pytest.raises(DatasetError, match="this is a pipe"):
+        find_sources(["photos/pipe.jpg"], Path("out"))
+    with pytest.raises(DatasetError, match="points to nothing"):
+        find_sources(["photos/dead.jpg"], Path("out"))
+
+
+def test_a_video_that_is_a_pipe_is_not_waited_for(here: Path) -> None:
+    os.mkfifo(here / "clip.mp4")
+    with pytest.raises(DatasetError, match="this is a pipe, not a file"):
+        VideoReader("clip.mp4")
+
+
+def test_a_list_may_be_utf_16_and_in_another_code_page_it_is_refused(here: Path) -> None:
+    name = "photos/ünï.jpg"
+    (here / name).write_bytes((here / "photos/a.jpg").read_bytes())
+    (here / "list.txt").write_bytes(f"{name}\r\nphotos/a.jpg\r\n".encode("utf-16"))
+    assert [where for _, where, _ in found("list.txt")] == [name, "photos/a.jpg"]
+
+    (here / "list.txt").write_bytes(f"{name}\nphotos/a.jpg\n".encode("latin-1"))
+    with pytest.raises(
+        DatasetError, match=r"not a UTF-8 text file\n  in: list\.txt\n  fix: save it as UTF-8"
+    ):
+        found("list.txt")
+
+
+def test_names_that_no_file_can_have_are_left_to_who_reads_them(here: Path) -> None:
+    lines = ["photos/a.jpg", "~nobody-of-this-name/x.jpg", "a\0b.jpg", "x" * 5000]
+    (here / "list.txt").write_text("\n".join(lines))
+    sources = plan(find_sources(["list.txt"], Path("out")), Path("out"))
+    assert [source.where for source in sources] == lines
+    for source in sources[1:]:
+        with pytest.raises(DatasetError):
+            read_picture(source)
+    with pytest.raises(DatasetError, match="there is no"):
+        find_sources(["x" * 5000], Path("out"))
+
+
+@pytest.mark.parametrize("address", ["http://[", "https://[::1/a.jpg", "http://h/" + "x" * 1000 + ".jpg"])
+def test_an_address_is_a_source_whether_or_not_it_makes_sense(here: Path, address: str) -> None:
+    [source] = find_sources([address], Path("out"))
+    assert source.where == address
+    assert len(source.name.name) <= 200

@@ -171,3 +171,26 @@ def test_frames_of_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reader.where == "camera 0"
     assert [frame.time_s for frame in found] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert pixels(found[0]).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("late.mkv", "libx264"), ("late.mp4", "libx264"), ("late.nut", "mpeg4"), ("late.wmv", "wmv2")],
+)
+def test_a_recording_that_starts_late_is_whole_and_begins_at_zero(
+    make_clip: MakeClip, name: str, codec: str
+) -> None:
+    times = [3 + number / RATE for number in range(NUM_FRAMES)]
+    options = {"avoid_negative_ts": "disabled"}
+
+    path = make_clip(name, codec=codec, sound=None, times=times, options=options)
+    found, reader = read_all(path)
+
+    assert (reader.num_damaged, reader.problem, len(found)) == (0, "", NUM_FRAMES)
+    assert [frame.time_s for frame in found] == pytest.approx([t - 3 for t in times], abs=2e-3)
+    assert reader.duration_s == pytest.approx(NUM_FRAMES / RATE, abs=0.1)
+    if name.endswith(("mkv", "nut")):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+        found, reader = read_all(path)
+        assert "before the end that it announces" in reader.problem
+        assert 0 < len(found) < NUM_FRAMES

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fcos.cli.device import device_option
+from fcos.cli.nms import agnostic_nms_option
 from fcos.errors import FcosError
 from fcos.files import is_hidden
 
@@ -42,9 +43,16 @@ Examples:
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
 @click.option("--open/--no-open", "open_browser", default=True, help="Open the page in a browser.")
+@agnostic_nms_option
 @device_option
 def command(
-    model: Path, examples: Path | None, host: str, port: int, open_browser: bool, device: str | list[int]
+    model: Path,
+    examples: Path | None,
+    host: str,
+    port: int,
+    open_browser: bool,
+    agnostic_nms: bool | None,
+    device: str | list[int],
 ) -> None:
     """Try a model in the browser: drop, paste or pick pictures, or use the webcam.
 
@@ -61,7 +69,7 @@ def command(
     from fcos.api import Detector
 
     listening = listen(host, port)
-    detector = Detector.load(model, device)
+    detector = Detector.load(model, device, agnostic_nms=agnostic_nms)
     pictures = pictures_of(examples) if examples else pictures_of_run(model, detector)
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listening.getsockname()[1]}"

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.device import device_of, device_option, num_processes_option
+from fcos.cli.nms import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from fcos.config import TrainConfig
     from fcos.data.annotations import Annotations
     from fcos.metrics.coco import CocoMetrics
+    from fcos.metrics.rows import Rows
 
 EPILOG = """\b
 Examples:
@@ -64,6 +63,7 @@ class Source:
     help="Format of the annotations.",
 )
 @click.option("--skip-invalid", is_flag=True, help="Leave broken pictures and impossible boxes out.")
+@agnostic_nms_option
 @device_option
 @num_processes_option
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of one forward pass.")
@@ -85,6 +85,7 @@ def command(
     batch_size: int | None,
     out: Path | None,
     as_json: bool,
+    agnostic_nms: bool | None,
 ) -> None:
     """Print COCO's twelve numbers and the AP of each class; write results.json.
 
@@ -98,7 +99,7 @@ def command(
 
     fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
-        detector = Detector.load(model, fabric.device)
+        detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms)
         run = run_config(detector.path)
         source = (
             Source(list_, root, names, format, skip_invalid)
@@ -113,8 +114,7 @@ def command(
             skip_invalid=source.skip_invalid,
         )
         with progress_bar(-(-len(annotations) // fabric.world_size), "evaluating") as advance:
-            # The padding of a batch changes a result in its last digits: as in training gives training's
-            # numbers.
+            # Rounding depends on the size of a batch: as in training gives training's numbers.
             batch_size = batch_size or (run.nbatch_eval if run else None)
             rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
     if not fabric.is_global_zero:
@@ -123,9 +123,7 @@ def command(
     show(annotations, rows, folder, as_json={"model": detector.path} if as_json else None)
 
 
-def show(
-    annotations: Annotations, rows: NDArray[np.float64], folder: Path, as_json: dict[str, Any] | None = None
-) -> None:
+def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, Any] | None = None) -> None:
     """Print the numbers of what was found (`result_rows`), with results.json in this folder.
 
     Args:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from fcos.cli.eval import run_config
+from fcos.cli.nms import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.errors import FcosError
 
@@ -76,6 +77,7 @@ Examples:
     show_default=True,
     help="With --int8: points of AP (of 100) that may be lost.",
 )
+@agnostic_nms_option
 @json_option
 def command(
     model: Path,
@@ -89,6 +91,7 @@ def command(
     root: Path | None,
     skip_invalid: bool,
     max_ap_loss: float,
+    agnostic_nms: bool | None,
     as_json: bool,
 ) -> None:
     """Write a model as one file that runs without PyTorch or this package.
@@ -105,6 +108,8 @@ def command(
     from fcos.files import written
 
     loaded = load_model(model)
+    if agnostic_nms is not None:
+        loaded = loaded.with_agnostic_nms(agnostic_nms)
     path = output or default_path(loaded.path, name, int8=int8)
     check_path(path, name, overwrite=force)
     if not int8 and (calibrate or list_):

@@ -95,6 +95,7 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
     widths = f" of widths {config.backbone_channels}" if config.backbone_channels else ""
     names = ", ".join(card.class_names[:SHOWN_CLASSES])
     unit = "times stride" if config.normalize_targets else "pixels"
+    nms = "over all classes" if config.agnostic_nms else "in each class"
     size = f"longest side {config.view_size}"
     if config.short_side is not None:
         size = f"shorter side {config.short_side}, longest at most {config.view_size}"
@@ -113,7 +114,7 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
         "candidates": f"{TESTED[config.threshold_on]} above {config.score_threshold:g}; the best "
         f"{config.candidates_per_level} of each level by {rank} score",
         "score": score if config.quality != "none" else "class",
-        "detections": f"NMS in each class at {config.nms_iou:g}, {config.detections_per_image} of an image",
+        "detections": f"NMS {nms} at {config.nms_iou:g}, {config.detections_per_image} of an image",
         "shown from": f"score {card.threshold:.2f} (`fcos predict`; --score-threshold changes it)",
     }
     if isinstance(loaded, ExportedModel):

@@ -6,17 +6,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from fcos.cli.device import device_of, device_option
+from fcos.cli.nms import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
-from fcos.errors import DatasetError
+from fcos.errors import DatasetError, OutputError
+from fcos.files import check_writable, reason_of, write_bytes
+from fcos.terminal import printable_line
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -68,9 +71,10 @@ Examples:
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Pictures of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones of the same size.",
+    help="Images of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones.",
 )
 @json_option
+@agnostic_nms_option
 @device_option
 @click.option(
     "--num-processes",
@@ -88,6 +92,7 @@ def command(
     draw: bool,
     batch_size: int | None,
     as_json: bool,
+    agnostic_nms: bool | None,
     device: str | list[int],
     num_processes: int | None,
 ) -> None:
@@ -105,6 +110,7 @@ def command(
     from fcos.predict.sources import find_sources
     from fcos.predict.video import VideoOptions
 
+    check_writable(out)
     # Planned before other processes start: what they draw must not look like what was there.
     planned = plan(find_sources(sources, out), out) if is_first_process() else []
     videos = [source for source in planned if source.kind != "picture"]
@@ -114,7 +120,7 @@ def command(
     fabric = build_fabric(device, 1 if forks else num_processes or 1, one_by_default=True)
     with launched(fabric):
         pictures = fabric.broadcast([source for source in planned if source.kind == "picture"])
-        detector = Detector.load(model, fabric.device)
+        detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms)
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
         num_forks = (num_processes or usual_processes(len(pictures))) if forks else 1
@@ -123,7 +129,6 @@ def command(
         return
     picture_s = time.perf_counter() - started_at
 
-    out.mkdir(parents=True, exist_ok=True)
     options = VideoOptions(threshold, every, track, draw)
     found_in_videos = _search_videos(detector, videos, out, options, to_stderr=as_json) if videos else []
     failed = [outcome for outcome in outcomes if "error" in outcome]
@@ -138,7 +143,7 @@ def command(
     }
     # backslashreplace: a file name that is no Unicode becomes a JSON escape instead of an error
     text = json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
-    (out / RESULT_FILE).write_bytes(text)
+    write_bytes(out / RESULT_FILE, text)
     if as_json:
         print_json(content)
     elif pictures:
@@ -243,8 +248,7 @@ def _search_videos(
     from fcos.predict.video import search_video
 
     found: list[dict[str, Any]] = []
-    with StopSignal(after="frame") as stop, (out / FRAMES_FILE).open("w", encoding="utf-8") as lines:
-        lines.reconfigure(errors="backslashreplace")
+    with StopSignal(after="frame") as stop, _lines_to(out / FRAMES_FILE) as lines:
         for video in videos:
             started_at = time.perf_counter()
             with ExitStack() as stack:
@@ -273,26 +277,41 @@ def _search_videos(
     return found
 
 
+@contextmanager
+def _lines_to(path: Path) -> Iterator[TextIO]:
+    """A file that grows line by line; what cannot be written there or beside it is an `OutputError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as lines:
+            yield lines
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {reason_of(error)}",
+            where=str(error.filename or path.parent),
+            fix="make room on the disk, or give another folder with --out",
+        ) from error
+
+
 def _describe(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> None:
     """A line about a video."""
     if num_frames := about.get("num_frames"):
         num_tracks = about["num_tracks"]
         tracks = f", {num_tracks} track{'s' if num_tracks > 1 else ''}" if num_tracks else ""
         click.echo(
-            f"{click.format_filename(about['path'])}: {num_frames} frames, {about['num_detections']} "
+            f"{printable_line(about['path'])}: {num_frames} frames, {about['num_detections']} "
             f"detections{tracks}, {num_frames / elapsed_s:.1f} frames/s"
-            + (f"; drawn in {about['drawn']}" if about["drawn"] else "")
+            + (f"; drawn in {printable_line(about['drawn'])}" if about["drawn"] else "")
             + ("; stopped before its end" if about["stopped"] else ""),
             err=to_stderr,
         )
         if "error" in about:
-            click.echo(f"broken: {click.format_filename(about['path'])}: {about['error']}", err=True)
+            click.echo(f"broken: {printable_line(about['path'])}: {printable_line(about['error'])}", err=True)
     else:
         _report(about)
 
 
 def _report(outcome: dict[str, Any]) -> None:
-    click.echo(f"left out: {click.format_filename(outcome['path'])}: {outcome['error']}", err=True)
+    click.echo(f"left out: {printable_line(outcome['path'])}: {printable_line(outcome['error'])}", err=True)
 
 
 def _how_many_failed(

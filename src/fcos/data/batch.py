@@ -106,12 +106,17 @@ def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
-def split_by_size(samples: Sequence[Sample], multiple: int, most_pixels: int) -> list[list[Sample]]:
-    """Samples that are padded to one size together; alone those of more than `most_pixels`."""
+def split_by_size(
+    samples: Sequence[Sample], multiple: int, max_pixels: int | None = None
+) -> list[list[Sample]]:
+    """Samples of one padded size together; alone those of more than `max_pixels`.
+
+    More padding would change the detections: group norm counts it.
+    """
     groups: dict[object, list[Sample]] = {}
     for sample in samples:
         size_hw = padded_size([_size_hw(sample)], multiple)
-        key = size_hw if math.prod(size_hw) <= most_pixels else sample.position
+        key = size_hw if max_pixels is None or math.prod(size_hw) <= max_pixels else sample.position
         groups.setdefault(key, []).append(sample)
     return list(groups.values())
 
@@ -135,6 +140,11 @@ def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -
         torch.tensor([s.original_size_hw for s in samples]),
         tuple(s.position for s in samples),
     )
+
+
+def collate_by_size(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> list[Batch]:
+    """A batch for each padded size among the samples; see `split_by_size` and `collate`."""
+    return [collate(group, multiple, shared=shared) for group in split_by_size(samples, multiple)]
 
 
 def _size_hw(sample: Sample) -> tuple[int, int]:

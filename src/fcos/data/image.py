@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from fcos.data.annotations import Record
 from fcos.errors import DatasetError
-from fcos.files import check_regular
+from fcos.files import check_regular, reason_of
 
 EXIF_ORIENTATION = 0x0112
 TURN_UPRIGHT = {
@@ -45,6 +45,9 @@ TURN_UPRIGHT = {
 REDUCTIONS = (8, 4, 2)
 STRIPS_ABOVE = 2**20  # pixels
 STRIP_ROWS = 64
+USUAL_BITS = (8, 10, 12, 14, 16, 24, 31, 32)
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+WHITE_IS_ZERO = 0
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several pictures in one JPEG file, as of phones; the first one is read
 _warnings_lock = threading.Lock()
 
@@ -142,7 +145,7 @@ def _begin_xy(header: Header, reduction: int) -> tuple[int, int]:
 def _reduce(image: Image.Image, reduction: int) -> None:
     """Have an open, not yet decoded JPEG decoded to 1 / `reduction` of its sides (rounded up)."""
     if reduction > 1:
-        image.draft(None, (image.width // reduction, image.height // reduction))
+        image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
 
 
 def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
@@ -153,6 +156,8 @@ def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of a picture that is open already, upright."""
+    if 0 in image.size:
+        raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="leave it out")
     return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
 
 
@@ -210,6 +215,8 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
         if isinstance(file, Path) and os.path.lexists(file):
             check_regular(file)  # opening a pipe waits for ever
         with _open_quietly(file) as image:
+            if 0 in image.size:
+                raise DatasetError("image without pixels", where=where, fix="leave it out")
             yield image, Header((image.height, image.width), _orientation(image))
     except DatasetError:
         raise
@@ -222,9 +229,21 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
             f"picture has too many pixels ({error})", where=where, fix="cut or scale the picture"
         ) from error
     except Exception as error:
-        empty = isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0
-        what = "picture file is empty (0 bytes)" if empty else f"picture cannot be decoded: {error}"
-        raise DatasetError(what, where=where, fix="replace the file, or leave the picture out") from error
+        raise DatasetError(
+            _what_is_wrong(file, error), where=where, fix="replace the file, or leave the picture out"
+        ) from error
+
+
+def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"image cannot be read: {reason_of(error)}"
+    if isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0:
+        return "picture file is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):
+        return "picture cannot be decoded: not an image, or of a format that Pillow does not read"
+    if isinstance(error, MemoryError):
+        return "picture cannot be decoded: out of memory"
+    return f"picture cannot be decoded: {error}"
 
 
 def _open_quietly(file: Path | io.BytesIO) -> Image.Image:
@@ -257,25 +276,46 @@ def _upright_rgb(image: Image.Image, header: Header) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_to_8_bit(_grey_values(image))).convert("RGB")
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        assert converted is not None
+        return converted
     if image.mode == "P" and "transparency" in image.info:
         # Pillow warns when such a palette goes to RGB directly.
         return image.convert("RGBA").convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # of RGB it would make a copy
 
 
-def _to_8_bit(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Grey values of more than 8 bits scaled to 0..255 (Pillow's own conversion clips them to white).
+def _grey_values(image: Image.Image) -> NDArray[np.generic]:
+    """The values of a grey image of more than 8 bits, with the tags of TIFF that Pillow leaves out there."""
+    values: NDArray[np.generic] = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
+        values = values.view(np.uint32)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = np.asarray(_white_value(values) - values.astype(np.float64))
+    return values
 
-    Integers are 16-bit (Pillow holds some 16-bit files as 32-bit). Floats up to 1 are fractions, above as
-    8-bit.
+
+def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Grey values scaled to 0..255 (Pillow's own conversion clips them to white); NaN is black."""
+    white = _white_value(values)
+    scaled = np.nan_to_num(values.astype(np.float64), posinf=white, neginf=0) * (255 / white)
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def _white_value(values: NDArray[np.generic]) -> float:
+    """The value of white: of the fewest usual bits that hold the largest value.
+
+    Files do not say it: 12 bits come as 16, 8 as 32. Floats up to 1 are fractions.
     """
-    values = np.nan_to_num(pixels.astype(np.float64))
-    if pixels.dtype.kind in "iu":
-        values = values * (255 / 65535)
-    elif values.max(initial=0) <= 1:
-        values = values * 255
-    return values.round().clip(0, 255).astype(np.uint8)
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    largest = float(finite.max(initial=0))
+    if values.dtype.kind == "f" and largest <= 1:
+        return 1.0
+    return next((2.0**bits - 1 for bits in USUAL_BITS if largest < 2**bits), largest)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from functools import partial
 from typing import TypeVar
 
 from torch.utils.data import DataLoader
 
-from fcos.data.batch import Batch, collate
+from fcos.data.batch import Batch, collate, collate_by_size
 from fcos.data.dataset import EvalDataset, TrainDataset
 from fcos.data.sampler import ShardSampler, StreamSampler
 
@@ -23,12 +24,19 @@ def build_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader[Batch]:
-    """A loader of padded batches in the order of the sampler."""
-    return Loader(
+    """A loader of padded batches in the order of the sampler.
+
+    In evaluation no image is padded further than it would be alone: a batch of several padded sizes comes as
+    several.
+    """
+    by_size = isinstance(dataset, EvalDataset)
+    return (SplitLoader if by_size else Loader)(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=partial(collate, multiple=PADDING_MULTIPLE, shared=num_workers > 0),
+        collate_fn=partial(
+            collate_by_size if by_size else collate, multiple=PADDING_MULTIPLE, shared=num_workers > 0
+        ),
         worker_init_fn=start_worker,
         pin_memory=pin_memory,
         persistent_workers=False,
@@ -40,6 +48,14 @@ class Loader(DataLoader[T]):
 
     def check_worker_number_rationality(self) -> None:
         """Do nothing."""
+
+
+class SplitLoader(Loader[Batch]):
+    """Gives the batches of each list that its `collate_fn` makes, one by one."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own class
+        for batches in super().__iter__():
+            yield from batches
 
 
 def start_worker(worker_id: int) -> None:

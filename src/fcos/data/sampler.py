@@ -9,7 +9,7 @@ here.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Int64
@@ -94,18 +94,39 @@ def stream_seed(seed: int, position: int) -> int:
 class ShardSampler(Sampler[list[tuple[int, int]]]):
     """Every image exactly once over all devices: batches of (image index, position) of one device.
 
-    Whole batches are dealt out, so that their images, and with them padding and rounding, are the same on
-    any number of devices.
+    Whole batches are dealt out, so that their images, and with them rounding, are the same on any number of
+    devices.
+
+    Args:
+        num_images: in all.
+        batch_size: images of a full batch.
+        rank: of this device.
+        world: number of devices.
+        kinds: of each image; those of a batch are of one kind. None: all are.
     """
 
-    def __init__(self, num_images: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.num_images, self.batch_size = num_images, batch_size
-        self.mine = range(rank * batch_size, num_images, world * batch_size)
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        kinds: Sequence[Hashable] | None = None,
+    ) -> None:
+        images_of: dict[Hashable, list[int]] = {}
+        for index in range(num_images):
+            images_of.setdefault(kinds and kinds[index], []).append(index)
+        batches = [
+            images[first : first + batch_size]
+            for images in images_of.values()
+            for first in range(0, len(images), batch_size)
+        ]
+        self.mine = sorted(batches)[rank::world]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in self.mine:
-            last = min(first + self.batch_size, self.num_images)
-            yield [(index, index) for index in range(first, last)]
+        for batch in self.mine:
+            yield [(index, index) for index in batch]
 
     def __len__(self) -> int:
         return len(self.mine)

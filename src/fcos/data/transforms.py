@@ -49,8 +49,11 @@ class EvalTransform:
 
     def __call__(self, image: Image) -> Resized:
         """The image at network size."""
-        old_hw = (image.shape[1], image.shape[2])
-        return resize(image, resized_size(old_hw, self.short_side, self.longest_side, self.size), self.method)
+        return resize(image, self.resized_size((image.shape[1], image.shape[2])), self.method)
+
+    def resized_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height, width at network size of an image of this height, width."""
+        return resized_size(size_hw, self.short_side, self.longest_side, self.size)
 
 
 @dataclass(frozen=True)

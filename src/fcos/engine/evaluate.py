@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
+from fcos.metrics.rows import ROW, Rows
 from fcos.model.fcos import FCOS
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid
@@ -71,8 +71,8 @@ def gather(found: list[T], fabric: Fabric) -> list[T]:
 
 def result_rows(
     found: list[tuple[int, ImageDetections]], annotations: Annotations, *, inclusive_boxes: bool = False
-) -> NDArray[np.float64]:
-    """Detections as rows image_id, x, y, w, h, score, category_id; images in the order of the annotations.
+) -> Rows:
+    """Detections as rows; images in the order of the annotations.
 
     With `inclusive_boxes` (official code) the sides of a box are its last pixels: 1 is added to its width and
     height.
@@ -80,28 +80,28 @@ def result_rows(
     by_id = dict(found)
     assert len(by_id) == len(found) == len(annotations), "every image exactly once"
     if not found:
-        return np.zeros((0, 7))
+        return np.zeros(0, ROW)
     in_order = [by_id[image_id] for image_id in annotations.image_ids.tolist()]
     corners = torch.cat([image.boxes_xyxy for image in in_order]).double().numpy()
     labels = torch.cat([image.labels for image in in_order]).numpy()
-    rows = np.empty((len(labels), 7))
-    rows[:, 0] = np.repeat(annotations.image_ids, [len(image.scores) for image in in_order])
-    rows[:, 1:3] = corners[:, :2]
-    rows[:, 3:5] = corners[:, 2:] - corners[:, :2] + inclusive_boxes
-    rows[:, 5] = torch.cat([image.scores for image in in_order]).double().numpy()
-    rows[:, 6] = np.asarray(annotations.category_ids)[labels]
+    rows = np.empty(len(labels), ROW)
+    rows["image_id"] = np.repeat(annotations.image_ids, [len(image.scores) for image in in_order])
+    rows["bbox"][:, :2] = corners[:, :2]
+    rows["bbox"][:, 2:] = corners[:, 2:] - corners[:, :2] + inclusive_boxes
+    rows["score"] = torch.cat([image.scores for image in in_order]).double().numpy()
+    rows["category_id"] = np.asarray(annotations.category_ids, np.int64)[labels]
     return rows
 
 
-def coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
+def coco_results(rows: Rows) -> list[dict[str, Any]]:
     """Rows as the entries of a COCO results file."""
     return [
         {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
         for image_id, category_id, box, score in zip(
-            rows[:, 0].astype(np.int64).tolist(),
-            rows[:, 6].astype(np.int64).tolist(),
-            rows[:, 1:5].round(3).tolist(),
-            rows[:, 5].round(6).tolist(),
+            rows["image_id"].tolist(),
+            rows["category_id"].tolist(),
+            rows["bbox"].round(3).tolist(),
+            rows["score"].round(6).tolist(),
             strict=True,
         )
     ]
@@ -121,7 +121,7 @@ class _Entry(msgspec.Struct, gc=False):
     score: float
 
 
-def results_json(rows: NDArray[np.float64]) -> bytes:
+def results_json(rows: Rows) -> bytes:
     """Rows as a COCO results file.
 
     Not by `coco_results`: half a million dicts, and the garbage collector going through them, take ten times
@@ -131,9 +131,9 @@ def results_json(rows: NDArray[np.float64]) -> bytes:
     return b"[%s]" % b",".join(pieces)
 
 
-def _entries_json(rows: NDArray[np.float64]) -> bytes:
+def _entries_json(rows: Rows) -> bytes:
     """The entries of a results file, without the brackets of the list."""
-    image_ids, category_ids = rows[:, [0, 6]].astype(np.int64).T.tolist()
-    boxes = map(_Box, *rows[:, 1:5].round(3).T.tolist())
-    scores = rows[:, 5].round(6).tolist()
+    image_ids, category_ids = rows["image_id"].tolist(), rows["category_id"].tolist()
+    boxes = map(_Box, *rows["bbox"].round(3).T.tolist())
+    scores = rows["score"].round(6).tolist()
     return msgspec.json.encode(list(map(_Entry, image_ids, category_ids, boxes, scores)))[1:-1]

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
 
 from fcos.build import (
     build_assigner,
@@ -42,6 +41,7 @@ from fcos.engine.waiting import EpochClock, describe
 from fcos.engine.writers import MetricsWriter, open_writers
 from fcos.errors import TrainingError
 from fcos.metrics.coco import measure
+from fcos.metrics.rows import ROW, Rows
 from fcos.model.assign import Assigner, Targets
 from fcos.model.fcos import FCOS
 from fcos.model.head import HeadOutput
@@ -357,7 +357,7 @@ class Trainer:
             with written_whole(self.run / "results.json") as file:
                 file.write(results_json(rows))
 
-    def _find(self, annotations: Annotations) -> NDArray[np.float64]:
+    def _find(self, annotations: Annotations) -> Rows:
         """What the evaluated model finds in every image, as rows of results; on the first device."""
         fabric = self.fabric
         rank, world = fabric.global_rank, fabric.world_size
@@ -373,7 +373,7 @@ class Trainer:
             )
         found = gather(found, fabric)
         if not fabric.is_global_zero:
-            return np.zeros((0, 7))
+            return np.zeros(0, ROW)
         return result_rows(found, annotations, inclusive_boxes=self.postprocess.inclusive_boxes)
 
     def _save_model_file(self, name: str, metrics: dict[str, Any], threshold: float) -> None:

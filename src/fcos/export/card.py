@@ -78,6 +78,7 @@ def _in_words(card: ExportCard, config: TrainConfig) -> list[tuple[str, Any]]:
         ("score_threshold", config.score_threshold),
         ("threshold_on", config.threshold_on),
         ("nms_iou", config.nms_iou),
+        ("agnostic_nms", config.agnostic_nms),
         ("candidates_per_level", config.candidates_per_level),
         ("detections_per_image", config.detections_per_image),
         ("inclusive_boxes", rules.inclusive_boxes),

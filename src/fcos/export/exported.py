@@ -86,7 +86,8 @@ class ExportedModel:
                 fix='give --device cpu (in Python device="cpu"), or the model file that it was made from',
             )
         dtype = getattr(torch, input_dtype(self.config))
-        return ExportedBackend(self.runner, dtype, len(self.card.class_names), self.path)
+        num_classes, agnostic_nms = len(self.card.class_names), self.config.agnostic_nms
+        return ExportedBackend(self.runner, dtype, num_classes, self.path, agnostic_nms=agnostic_nms)
 
 
 class ExportedBackend:
@@ -95,8 +96,11 @@ class ExportedBackend:
     device = torch.device("cpu")
     usual_batch_size = group_size = BATCH_SIZE
 
-    def __init__(self, runner: Runner, dtype: torch.dtype, num_classes: int, path: Path) -> None:
+    def __init__(
+        self, runner: Runner, dtype: torch.dtype, num_classes: int, path: Path, *, agnostic_nms: bool = False
+    ) -> None:
         self._runner, self._dtype, self._num_classes, self._path = runner, dtype, num_classes, path
+        self._agnostic_nms = agnostic_nms
 
     @property
     def calls_at_once(self) -> int:
@@ -109,7 +113,20 @@ class ExportedBackend:
         if self.calls_at_once == 1:
             return self
         runner = self._runner.side_by_side(self.calls_at_once)
-        return ExportedBackend(runner, self._dtype, self._num_classes, self._path)
+        return ExportedBackend(
+            runner, self._dtype, self._num_classes, self._path, agnostic_nms=self._agnostic_nms
+        )
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> ExportedBackend:
+        """Itself: NMS is in the graph."""
+        if agnostic_nms != self._agnostic_nms:
+            is_, option = ("within each class", "with") if agnostic_nms else ("over all classes", "without")
+            raise WeightsError(
+                f"the NMS of an exported file cannot be changed; this one's is {is_}",
+                where=str(self._path),
+                fix=f"export the model again, {option} --agnostic-nms, or load the model file",
+            )
+        return self
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None

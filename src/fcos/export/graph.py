@@ -206,13 +206,16 @@ class DetectionGraph(nn.Module):
         boxes = torch.where((found.scores > INVALID)[..., None], found.boxes_xyxy, 0.0)
         if rules.inclusive_boxes:
             boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1)
+        labels, num_classes = found.labels, self.num_classes
+        if rules.agnostic_nms:
+            labels, num_classes = torch.zeros_like(labels), 1
         if self.torchvision_nms:
-            apart = moved_apart(boxes, found.labels, self.num_classes, images_too=True)
+            apart = moved_apart(boxes, labels, num_classes, images_too=True)
             kept = suppress_with_torchvision(apart, found.scores, rules.nms_iou)
         else:
             # A number that is known now: all that there can be, where ties may exceed the limit.
             limit = rules.candidates_per_level * len(self.strides) if rules.keep_ties else most
-            apart = moved_apart(boxes, found.labels, self.num_classes)
+            apart = moved_apart(boxes, labels, num_classes)
             kept = suppress(apart, found.scores, rules.nms_iou, limit)
         if self.torchvision_nms or rules.keep_ties:
             kept = kept[self._within_limit(kept, found.scores)]

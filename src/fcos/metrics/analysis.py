@@ -21,7 +21,6 @@ from fcos.metrics.coco import (
     NOTHING_FOUND_THRESHOLD,
     BestF1,
     CocoMetrics,
-    Results,
     best_f1,
     boxes_by_id,
     label_order,
@@ -33,6 +32,7 @@ from fcos.metrics.coco import (
     status_of_rows,
 )
 from fcos.metrics.confusion import Pairs, pair_up, xyxy_of
+from fcos.metrics.rows import ROW, Results, Rows
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SIZES = ("all", "small", "medium", "large")
@@ -141,7 +141,7 @@ class Analysis:
         found_with: `(boxes,)` score of the detection that found each object; -1 if none did.
     """
 
-    rows: NDArray[np.float64]
+    rows: Rows
     metrics: CocoMetrics
     margins: tuple[float | None, ...]
     num_resamples: int
@@ -171,7 +171,7 @@ def analyse(annotations: Annotations, results: Results, *, margins: bool = True)
     is_right = np.full(len(rows), -1, np.int8)
     counted, right = status_of_rows(diagnostics["dt_status"])
     is_right[counted] = right
-    best = best_f1(rows[counted, 5], right, num_counted(annotations))
+    best = best_f1(rows["score"][counted], right, num_counted(annotations))
     threshold = NOTHING_FOUND_THRESHOLD if best is None else best.threshold
     calibration = evaluation.calibration(n_bins=10, iou_threshold=F1_IOU)
     curves = evaluation.report()["curves"]
@@ -211,7 +211,7 @@ def _margins(
     """Of COCO's numbers: the bootstrap of hotcoco's `compare`, with a detector that finds nothing."""
     if not num_resamples:
         return (None,) * len(STATS)
-    nothing = match(annotations, np.zeros((0, 7)))
+    nothing = match(annotations, np.zeros(0, ROW))
     errors = compare(nothing, evaluation, n_bootstrap=num_resamples, seed=0)["ci"]
     enough = np.array(pictures_by_size(annotations)) >= MIN_PICTURES
     margins = (
@@ -236,7 +236,7 @@ def pictures_by_size(annotations: Annotations) -> list[int]:
 
 def _classes(
     annotations: Annotations,
-    rows: NDArray[np.float64],
+    rows: Rows,
     is_right: NDArray[np.int8],
     precision: NDArray[np.float64],
     calibration: dict[str, float],
@@ -251,7 +251,7 @@ def _classes(
     classes = []
     for label, name in enumerate(annotations.class_names):
         of_class = precision[:, :, place_of[label]]
-        mine = (rows[:, 6] == annotations.category_ids[label]) & (is_right >= 0)
+        mine = (rows["category_id"] == annotations.category_ids[label]) & (is_right >= 0)
         classes.append(
             ClassResult(
                 name=name,
@@ -260,7 +260,7 @@ def _classes(
                 ap_50=_measured(of_class[0, :, 0]),
                 by_size=tuple(_measured(of_class[:, :, size]) for size in (1, 2, 3)),
                 boxes_by_size=tuple(int(of_size[label]) for of_size in counts_by_size),
-                best=best_f1(rows[mine, 5], is_right[mine] == 1, int(counts[label])),
+                best=best_f1(rows["score"][mine], is_right[mine] == 1, int(counts[label])),
                 calibration_error=calibration.get(name) if mine.any() else None,
             )
         )
@@ -278,20 +278,16 @@ def _measured(precision: NDArray[np.float64]) -> float | None:
     return None if mean < 0 else mean
 
 
-def _found_with(
-    annotations: Annotations, rows: NDArray[np.float64], match_of: dict[int, int]
-) -> NDArray[np.float64]:
+def _found_with(annotations: Annotations, rows: Rows, match_of: dict[int, int]) -> NDArray[np.float64]:
     scores = np.full(len(annotations.labels), -1.0)
     box_of = boxes_by_id(annotations, rows)
     for box_id, row_id in match_of.items():
-        scores[box_of[box_id - 1]] = rows[row_id - 1, 5]
+        scores[box_of[box_id - 1]] = rows["score"][row_id - 1]
     return scores
 
 
-def _shown(
-    annotations: Annotations, rows: NDArray[np.float64], is_right: NDArray[np.int8], threshold: float
-) -> Shown:
-    chosen = np.flatnonzero(rows[:, 5] >= threshold)
+def _shown(annotations: Annotations, rows: Rows, is_right: NDArray[np.int8], threshold: float) -> Shown:
+    chosen = np.flatnonzero(rows["score"] >= threshold)
     shown = rows[chosen]
     evaluation = match(annotations, shown)
     diagnostics = evaluation.image_diagnostics(iou_thr=F1_IOU, score_thr=threshold)
@@ -302,7 +298,7 @@ def _shown(
     missed &= ~annotations.is_crowd & ~annotations.is_difficult
 
     image_of = {image_id: image for image, image_id in enumerate(annotations.image_ids.tolist())}
-    image_of_row = np.array([image_of[int(image_id)] for image_id in shown[:, 0]], np.int64)
+    image_of_row = np.array([image_of[image_id] for image_id in shown["image_id"].tolist()], np.int64)
     image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
     fate = is_right[chosen]
     num_right, num_wrong, num_missed = (
@@ -313,7 +309,7 @@ def _shown(
     errors = [error for error in diagnostics["label_errors"] if fate[error["dt_id"] - 1] == 0]
     disagreements = [
         Disagreement(
-            image=image_of[error["image_id"]],
+            image=int(image_of_row[error["dt_id"] - 1]),
             box_xyxy=xyxy_of(shown[[error["dt_id"] - 1]])[0],
             score=float(error["dt_score"]),
             found=error["dt_category"],
@@ -334,8 +330,9 @@ def _shown(
     )
 
 
-def _elsewhere(shown: NDArray[np.float64], fate: NDArray[np.int8], row: int) -> dict[str, int]:
+def _elsewhere(shown: Rows, fate: NDArray[np.int8], row: int) -> dict[str, int]:
     """How detections of the same class with at least the same score do in other images."""
-    image_id, score, category_id = shown[row, [0, 5, 6]]
-    alike = (shown[:, 6] == category_id) & (shown[:, 5] >= score) & (shown[:, 0] != image_id) & (fate >= 0)
+    one = shown[row]
+    alike = (shown["category_id"] == one["category_id"]) & (shown["score"] >= one["score"])
+    alike &= (shown["image_id"] != one["image_id"]) & (fate >= 0)
     return {"num_elsewhere": int(alike.sum()), "num_right": int((fate[alike] == 1).sum())}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +26,7 @@ from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-
-Results = Sequence[Mapping[str, Any]] | NDArray[np.float64]
+from fcos.metrics.rows import Results, Rows, rows_of
 
 IGNORED_AREA = 1e15  # COCO's widest range, "all", ends at 1e10 square pixels
 F1_IOU = 0.5
@@ -100,8 +99,7 @@ def evaluate_detections(annotations: Annotations, results: Results) -> CocoMetri
     Args:
         annotations: what is there.
         results: what was found: entries of a COCO results file (`image_id`, `category_id`, `bbox` xywh in
-            original pixels, `score`), or the same as an array `(N, 7)` float64: image_id, x, y, w, h, score,
-            category_id.
+            original pixels, `score`), or the same as an array, see `metrics.rows`.
     """
     return numbers_of(match(annotations, result_array(annotations, results)), annotations)
 
@@ -158,11 +156,11 @@ def measure(annotations: Annotations, results: Results) -> tuple[CocoMetrics, fl
     return numbers_of(evaluation, annotations), threshold
 
 
-def threshold_of(evaluation: Any, annotations: Annotations, rows: NDArray[np.float64]) -> float:
+def threshold_of(evaluation: Any, annotations: Annotations, rows: Rows) -> float:
     """The best threshold of what `match` returned for these rows."""
     status = evaluation.image_diagnostics(iou_thr=F1_IOU)["dt_status"]
     counted, is_right = status_of_rows(status)
-    best = best_f1(rows[counted, 5], is_right, num_counted(annotations))
+    best = best_f1(rows["score"][counted], is_right, num_counted(annotations))
     return NOTHING_FOUND_THRESHOLD if best is None else best.threshold
 
 
@@ -246,8 +244,8 @@ def boxes_by_id(annotations: Annotations, results: Results = ()) -> NDArray[np.i
     if not annotations.is_difficult.any():
         return np.arange(num_boxes)
     repeats = np.ones(num_boxes, np.int64)
-    array = result_array(annotations, results)
-    num_results = Counter(zip(array[:, 0].tolist(), array[:, 6].tolist(), strict=True))
+    rows = result_array(annotations, results)
+    num_results = Counter(zip(rows["image_id"].tolist(), rows["category_id"].tolist(), strict=True))
     image_ids = np.repeat(annotations.image_ids, np.diff(annotations.first_box))
     for box in np.flatnonzero(annotations.is_difficult):
         category_id = annotations.category_ids[annotations.labels[box]]
@@ -255,22 +253,43 @@ def boxes_by_id(annotations: Annotations, results: Results = ()) -> NDArray[np.i
     return np.repeat(np.arange(num_boxes), repeats)
 
 
-def match(annotations: Annotations, results: NDArray[np.float64]) -> Any:
-    """hotcoco's evaluation with every image matched, not yet accumulated; `results` from `result_array`."""
-    ground_truth = COCO(coco_ground_truth(annotations, results))
-    evaluation = COCOeval(ground_truth, ground_truth.load_res(results), "bbox")
+def match(annotations: Annotations, rows: Rows) -> Any:
+    """hotcoco's evaluation with every image matched, not yet accumulated; `rows` from `result_array`.
+
+    hotcoco takes results as floats, so the ids that it sees count from 1, in the order of the true ones.
+    """
+    image_ids, category_ids = (
+        np.unique(annotations.image_ids),
+        np.unique(annotations.category_ids).astype(np.int64),
+    )
+    counted = replace(
+        annotations,
+        image_ids=_places(annotations.image_ids, image_ids),
+        category_ids=tuple(_places(np.asarray(annotations.category_ids, np.int64), category_ids).tolist()),
+    )
+    floats = np.column_stack(
+        [
+            _places(rows["image_id"], image_ids),
+            *(rows["bbox"], rows["score"]),
+            _places(rows["category_id"], category_ids),
+        ]
+    )
+    ground_truth = COCO(coco_ground_truth(counted, floats))
+    evaluation = COCOeval(ground_truth, ground_truth.load_res(floats), "bbox")
     evaluation.evaluate()
     return evaluation
 
 
-def result_array(annotations: Annotations, results: Results) -> NDArray[np.float64]:
-    """`(N, 7)` image_id, x, y, w, h, score, category_id; of the images of the annotations only."""
-    if not isinstance(results, np.ndarray):
-        results = np.array(
-            [(entry["image_id"], *entry["bbox"], entry["score"], entry["category_id"]) for entry in results],
-            np.float64,
-        ).reshape(-1, 7)
-    return results[np.isin(results[:, 0], annotations.image_ids)]
+def _places(ids: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each id among the known ones, which are sorted, counted from 1; 0: unknown."""
+    places = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    return np.where(known[places] == ids, places + 1, 0)
+
+
+def result_array(annotations: Annotations, results: Results) -> Rows:
+    """Rows of the images of the annotations only."""
+    rows = rows_of(results)
+    return rows[np.isin(rows["image_id"], annotations.image_ids)]
 
 
 def mean_of_valid(precision: NDArray[np.float64]) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
 from fcos.metrics.coco import F1_IOU
+from fcos.metrics.rows import Rows
 
 NOTHING = -1
 
@@ -57,7 +58,7 @@ class Pairs:
 
 def pair_up(
     annotations: Annotations,
-    results: NDArray[np.float64],
+    results: Rows,
     counted: NDArray[np.bool_],
     iou_threshold: float = F1_IOU,
 ) -> Pairs:
@@ -65,12 +66,14 @@ def pair_up(
 
     Args:
         annotations: what is there; crowd and difficult objects are left out.
-        results: `(N, 7)` image_id, x, y, w, h, score, category_id; those that are shown.
+        results: those that are shown.
         counted: `(N,)` False for detections that the evaluation ignores.
         iou_threshold: least overlap of a pair.
     """
     label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
-    row_labels = np.array([label_of[int(category_id)] for category_id in results[:, 6]], np.int64)
+    row_labels = np.array(
+        [label_of[category_id] for category_id in results["category_id"].tolist()], np.int64
+    )
     objects = ~annotations.is_crowd & ~annotations.is_difficult
     rows_of = rows_by_image(annotations, results)
     found: list[tuple[int, int, int]] = []  # box, row, image
@@ -102,18 +105,19 @@ def pair_up(
     )
 
 
-def rows_by_image(annotations: Annotations, results: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+def rows_by_image(annotations: Annotations, results: Rows) -> list[NDArray[np.int64]]:
     """For each picture its rows of results, best score first."""
-    order = np.lexsort((-results[:, 5], results[:, 0]))
-    image_ids = results[order, 0]
+    order = np.lexsort((-results["score"], results["image_id"]))
+    image_ids = results["image_id"][order]
     first = np.searchsorted(image_ids, annotations.image_ids, "left")
     last = np.searchsorted(image_ids, annotations.image_ids, "right")
     return [order[start:end] for start, end in zip(first, last, strict=True)]
 
 
-def xyxy_of(results: NDArray[np.float64]) -> NDArray[np.float64]:
+def xyxy_of(results: Rows) -> NDArray[np.float64]:
     """`(N, 4)` xyxy of rows of results."""
-    return np.concatenate([results[:, 1:3], results[:, 1:3] + results[:, 3:5]], axis=1)
+    boxes = results["bbox"]
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def box_overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -84,8 +84,8 @@ def why_missed(
     misses = []
     for image in np.unique(image_of_box[analysis.shown.missed]).tolist():
         rows = analysis.rows[rows_of[image]]
-        labels = np.array([label_of[int(row[6])] for row in rows], np.int64)
-        found = Found(xyxy_of(rows), rows[:, 5], labels)
+        labels = np.array([label_of[category_id] for category_id in rows["category_id"].tolist()], np.int64)
+        found = Found(xyxy_of(rows), rows["score"], labels)
         entered = (candidates or {}).get(int(annotations.image_ids[image]))
         suppressed = _Suppressed(entered, analysis.threshold, nms_iou) if entered is not None else None
         first, last = annotations.first_box[image : image + 2]

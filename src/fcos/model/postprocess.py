@@ -66,6 +66,7 @@ class PostProcess:
         inclusive_boxes: sides are last pixels (official code): they end at width - 1, NMS adds 1 to widths
             and heights, and detections come in the order of the candidates, level by level.
         keep_ties: keep all that score as the last of `detections_per_image`.
+        agnostic_nms: NMS over all classes together, so that an object has one box.
     """
 
     score_threshold: float = 0.05
@@ -79,6 +80,7 @@ class PostProcess:
     keep_empty: bool = False
     inclusive_boxes: bool = False
     keep_ties: bool = False
+    agnostic_nms: bool = False
 
     def __call__(
         self,
@@ -193,6 +195,8 @@ class PostProcess:
         boxes, scores, labels, _ = found
         if self.inclusive_boxes:
             boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], dim=1)
+        if self.agnostic_nms:
+            labels = torch.zeros_like(labels)
         kept: Tensor = batched_nms(boxes, scores, labels, self.nms_iou)
         most = self.detections_per_image
         if self.keep_ties and len(kept) > most:

@@ -20,10 +20,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fcos.data.annotations import Record
 from fcos.detections import Detections
+from fcos.terminal import printable_line
 
 Rgb = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # xyxy, pixels
 
 GOLDEN_RATIO = 0.618034  # steps of it around the colour circle never come close to an earlier one for long
+MAX_NAME = 200  # characters of a label
+MAX_ROWS = 8  # of labels below each other in a box
 GAP = 8  # pixels between two pictures side by side
 
 
@@ -59,16 +63,21 @@ def draw_boxes(
     values = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
     ids = None if track_ids is None else np.asarray(track_ids, np.int64).reshape(-1).tolist()
     draw = ImageDraw.Draw(picture)
+    font_size = _font_size(picture.size)
     line_width = max(1, round(min(picture.size) / 250))
-    order = range(len(boxes)) if values is None else np.argsort(values, kind="stable").tolist()
+    order = list(range(len(boxes))) if values is None else np.argsort(values, kind="stable").tolist()
     for i in order:  # all lines first: no line crosses a label
         draw.rectangle(boxes[i], outline=class_colour(classes[i]), width=line_width)
-    for i in order:
-        text = class_names[classes[i]] + ("" if values is None else f" {values[i]:.2f}")
+    taken: list[Box] = []
+    for i in reversed(order):  # the best score has the first choice of a place
+        name = printable_line(class_names[classes[i]][:MAX_NAME])
         if ids and ids[i] >= 0:
-            text = f"#{ids[i]} {text}"
-        label = _label(text, class_colour(classes[i]), _font_size(picture.size))
-        picture.paste(label, _place_of_label(label.size, boxes[i], picture.size))
+            name = f"#{ids[i]} {name}"
+        text = _fitting(name, "" if values is None else f" {values[i]:.2f}", font_size, picture.width)
+        label = _label(text, class_colour(classes[i]), font_size)
+        x, y = _place_of_label(label.size, boxes[i], picture.size, taken)
+        picture.paste(label, (x, y))
+        taken.append((x, y, x + label.width, y + label.height))
     return picture
 
 
@@ -88,7 +97,7 @@ def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Ima
     return both
 
 
-def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[Box]:
     """The outermost whole pixels of boxes that are on the picture, both ends included, as Pillow draws."""
     last = np.array(size) - 1
     top_left = np.floor(boxes_xyxy[:, :2]).clip(0, last)
@@ -97,11 +106,25 @@ def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[tupl
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in sides.astype(int).tolist()]
 
 
+def _fitting(name: str, score: str, font_size: int, max_width: int) -> str:
+    """Name and score, or as much of the name as a label of this width holds."""
+    font, room = label_font(name, font_size), max_width - 2 * _margin(font_size)
+    if font.getlength(name + score) <= room:
+        return name + score
+    while name and font.getlength(f"{name}...{score}") > room:
+        name = name[:-1]
+    return f"{name}...{score}"
+
+
+def _margin(font_size: int) -> int:
+    return max(1, font_size // 6)
+
+
 @lru_cache(maxsize=256)  # the same classes and scores come again and again; 50 MB of 12-megapixel pictures
 def _label(text: str, colour: Rgb, font_size: int) -> Image.Image:
     """A filled rectangle with the text."""
     font = label_font(text, font_size)
-    margin = max(1, font_size // 6)
+    margin = _margin(font_size)
     left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text, font=font)
     width, height = math.ceil(right - left) + 2 * margin, math.ceil(bottom - top) + 2 * margin
     label = Image.new("RGB", (width, height), colour)
@@ -110,12 +133,38 @@ def _label(text: str, colour: Rgb, font_size: int) -> Image.Image:
 
 
 def _place_of_label(
-    label_size: tuple[int, int], box: tuple[int, int, int, int], size: tuple[int, int]
+    label_size: tuple[int, int], box: Box, size: tuple[int, int], taken: Sequence[Box]
 ) -> tuple[int, int]:
-    """Its left upper corner: above the box; below its top where there is no room; inside of the picture."""
-    (width, height), (x1, y1, _, _) = label_size, box
-    x = max(0, min(x1, size[0] - width))
-    return x, y1 - height if y1 >= height else min(y1, size[1] - height)
+    """Its upper left corner, inside the image: where it hides the least of other labels.
+
+    Above the box, else below its top edge, else at its other corners, else moved down or up along its left.
+    """
+    (width, height), (x1, y1, x2, y2) = label_size, box
+    left, right = x1, x2 + 1 - width
+    places = [(left, y1 - height), (left, y1), (right, y1 - height), (right, y1), (left, y2 + 1)]
+    places += [(left, y2 + 1 - height), (right, y2 + 1), (right, y2 + 1 - height)]
+    places += [(left, y1 + row * height) for row in range(1, min(MAX_ROWS, (y2 - y1) // height))]
+    places += [(left, y1 - row * height) for row in range(2, MAX_ROWS)]
+    last_x, last_y = max(0, size[0] - width), max(0, size[1] - height)
+    places = [(min(max(0, x), last_x), y) for x, y in places if 0 <= y <= last_y] or [
+        (min(max(0, left), last_x), min(max(0, y1), last_y))
+    ]
+    best, fewest = places[0], width * height + 1
+    for x, y in places:
+        hidden = _hidden_pixels((x, y, x + width, y + height), taken)
+        if hidden < fewest:
+            best, fewest = (x, y), hidden
+        if not hidden:
+            break
+    return best
+
+
+def _hidden_pixels(box: Box, others: Sequence[Box]) -> int:
+    """How many pixels of a box lie in others; ends are exclusive."""
+    return sum(
+        max(0, min(box[2], x2) - max(box[0], x1)) * max(0, min(box[3], y2) - max(box[1], y1))
+        for x1, y1, x2, y2 in others
+    )
 
 
 def readable_on(colour: Rgb) -> str:

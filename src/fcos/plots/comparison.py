@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.errors import DatasetError
 from fcos.files import write_text
 from fcos.metrics.analysis import TIDE_ERRORS, Analysis, analyse
-from fcos.metrics.coco import Results, result_array
+from fcos.metrics.coco import result_array
 from fcos.metrics.comparison import Comparison, Delta, compare_results
 from fcos.metrics.confusion import rows_by_image
+from fcos.metrics.rows import Results, Rows
 from fcos.plots.chart import Chart, line_chart
 from fcos.plots.curves import curve, read_metrics, run_names
 from fcos.plots.examples import Example, Picture
@@ -116,7 +116,7 @@ def _class_of_boxes(annotations: Annotations) -> list[str]:
     return [annotations.class_names[label] for label in annotations.labels.tolist()]
 
 
-def _in_ids_of(annotations: Annotations, theirs: Annotations, results: Results) -> NDArray[np.float64]:
+def _in_ids_of(annotations: Annotations, theirs: Annotations, results: Results) -> Rows:
     """A run's results with the image and category ids of other annotations of the same pictures."""
     rows = result_array(theirs, results).copy()
     category_of = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
@@ -125,8 +125,8 @@ def _in_ids_of(annotations: Annotations, theirs: Annotations, results: Results) 
         for name, category_id in zip(theirs.class_names, theirs.category_ids, strict=True)
     }
     image_ids = dict(zip(theirs.image_ids.tolist(), annotations.image_ids.tolist(), strict=True))
-    rows[:, 0] = [image_ids[int(image_id)] for image_id in rows[:, 0]]
-    rows[:, 6] = [category_ids[int(category_id)] for category_id in rows[:, 6]]
+    rows["image_id"] = [image_ids[image_id] for image_id in rows["image_id"].tolist()]
+    rows["category_id"] = [category_ids[category_id] for category_id in rows["category_id"].tolist()]
     return rows
 
 
@@ -189,7 +189,7 @@ def _examples(
         picture = Picture(annotations[image], annotations)
         panes = [picture.ground_truth(int(annotations.first_box[image]), {})]
         for letter, analysis, rows in zip("AB", (before, after), rows_of, strict=True):
-            shown = rows[image][analysis.rows[rows[image], 5] >= analysis.threshold]
+            shown = rows[image][analysis.rows["score"][rows[image]] >= analysis.threshold]
             panes.append(picture.detections(f"{letter}: {tally(analysis, image)}", shown, analysis))
         caption = f"B is {'better' if change[image] > 0 else 'worse'}: F1 {change[image]:+.2f}"
         examples.append(picture.example(picture_key(image), panes, threshold=0.0, caption=caption))

@@ -163,10 +163,13 @@ class Picture:
     def detections(self, title: str, rows: NDArray[np.int64], analysis: Analysis) -> Pane:
         """What was found; `rows` of the analysis, best score first."""
         label_of = {category_id: label for label, category_id in enumerate(self.annotations.category_ids)}
-        rows = rows[analysis.rows[rows, 5] >= LEAST_SCORE][:MAX_DETECTIONS]
+        rows = rows[analysis.rows["score"][rows] >= LEAST_SCORE][:MAX_DETECTIONS]
         boxes = []
         for row in rows[::-1].tolist():  # the best is drawn last, on top of the others
-            label, score = label_of[int(analysis.rows[row, 6])], float(analysis.rows[row, 5])
+            label, score = (
+                label_of[int(analysis.rows["category_id"][row])],
+                float(analysis.rows["score"][row]),
+            )
             text = f"{self.annotations.class_names[label]} {score:.2f}"
             is_wrong = bool(analysis.is_right[row] == 0)
             words = {1: "right", 0: "wrong", -1: "not counted"}[int(analysis.is_right[row])]

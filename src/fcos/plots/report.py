@@ -25,9 +25,9 @@ from fcos.data.annotations import Annotations
 from fcos.data.card import DataCard, data_card, read_cards
 from fcos.files import write_text
 from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse, margins_of
-from fcos.metrics.coco import Results
 from fcos.metrics.coverage import Coverage, cover
 from fcos.metrics.misses import Miss, why_missed
+from fcos.metrics.rows import Results
 from fcos.plots.assignment import Assigned, assigned_picture, choose_assigned
 from fcos.plots.chart import Chart, ColumnChart, column_chart, line_chart
 from fcos.plots.curves import EVAL_CURVES, curve, read_metrics, train_curves
@@ -296,7 +296,7 @@ def _score_charts(analysis: Analysis) -> list[Chart]:
 def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
     """Over all classes, at IoU 0.5."""
     counted = analysis.is_right >= 0
-    scores, is_right = analysis.rows[counted, 5], analysis.is_right[counted] == 1
+    scores, is_right = analysis.rows["score"][counted], analysis.is_right[counted] == 1
     num_objects = sum(row.num_boxes for row in analysis.classes)
     if not num_objects or not len(scores):
         return {}

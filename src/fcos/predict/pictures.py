@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from fcos.detections import Detections
-from fcos.errors import DatasetError
-from fcos.predict.sources import Source, numbered, read_picture
+from fcos.errors import DatasetError, OutputError
+from fcos.files import reason_of
+from fcos.predict.sources import Source, numbered, read_picture, real_path
 from fcos.stream import search
 
 if TYPE_CHECKING:
@@ -28,11 +32,11 @@ def plan(sources: Sequence[Source], out: Path) -> list[Source]:
         DatasetError: a file would be overwritten that `fcos predict` did not write.
     """
     planned = numbered(replace(source, name=_drawn_name(source)) for source in sources)
-    given = {source.path.resolve() for source in planned if source.path is not None}
+    given = {real_path(source.path) for source in planned if source.path is not None}
     is_ours = (out / RESULT_FILE).is_file() or (out / FRAMES_FILE).is_file()
     for source in planned:
         target = out / source.name
-        if target.resolve() in given or (target.exists() and not is_ours):
+        if real_path(target) in given or (os.path.lexists(target) and not is_ours):
             raise DatasetError(
                 f"a {source.kind} would be overwritten by its drawn copy",
                 where=str(target),
@@ -72,9 +76,7 @@ def search_pictures(
         about: dict[str, Any] = {"path": source.where}
         if draw:
             target = out / source.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # formats without a quality ignore it
-            detections.draw().save(target, quality=JPEG_QUALITY)
+            _save(detections.draw(), target)
             about["drawn"] = str(target)
         about |= {"width": detections.image.width, "height": detections.image.height}
         return about | {"detections": as_dicts(detections)}
@@ -90,6 +92,18 @@ def search_pictures(
     )
     for source, result in zip(sources, results, strict=True):
         yield {"path": source.where, "error": result.what} if isinstance(result, DatasetError) else result
+
+
+def _save(drawn: Image.Image, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        drawn.save(target, quality=JPEG_QUALITY)  # formats without a quality ignore it
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {reason_of(error)}",
+            where=str(target),
+            fix="make room on the disk, give another folder with --out, or give --no-draw",
+        ) from error
 
 
 def as_dicts(detections: Detections) -> list[dict[str, Any]]:

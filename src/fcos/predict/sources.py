@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import io
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,11 +20,13 @@ from torch import Tensor
 from fcos.data.image import decode_image, read_image
 from fcos.data.pictures import PICTURE_SUFFIXES, is_picture
 from fcos.errors import DatasetError
+from fcos.files import check_regular, files_below, is_hidden, read_bytes
 from fcos.predict.download import download
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 STANDARD_INPUT = "-"
+MAX_NAME = 200  # characters of a name that an address gives
 NUM_BYTES_TO_KNOW = 4096  # of a file without a known suffix
 
 
@@ -77,7 +82,7 @@ def find_sources(words: Iterable[str], out: Path) -> list[Source]:
     """
     found: dict[tuple[str, str], Source] = {}
     for word in words:
-        for source in _expand(word, out.resolve()):
+        for source in _expand(word, real_path(out)):
             found.setdefault((source.kind, source.where), source)
     return list(found.values())
 
@@ -97,15 +102,17 @@ def find_pictures(words: Iterable[str], out: Path) -> list[Path]:
 
 
 def _expand(word: str, out: Path) -> Iterator[Source]:
-    path = Path(word).expanduser()
+    path = Path(os.path.expanduser(word))
     if word == STANDARD_INPUT:
         yield from _from_standard_input(sys.stdin.buffer.read(), out)
     elif is_address(word):
         yield _at_address(word)
-    elif path.is_file():
+    elif os.path.isfile(path):
         yield from _of_file(path, out)
-    elif path.is_dir():
-        yield from _found(path, path, (file for file in sorted(path.rglob("*"))), out)
+    elif os.path.isdir(path):
+        yield from _found(path, path, sorted(files_below(path)), out)
+    elif os.path.lexists(path):
+        check_regular(path)
     elif word.isdecimal():
         yield Source("camera", str(int(word)), Path(f"camera_{int(word)}"))
     else:
@@ -116,12 +123,14 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
 def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> Iterator[Source]:
     """Pictures and videos of a folder or pattern, by their suffixes, named by their path below `folder`."""
     # What an earlier call drew into a folder inside of the source is not a source.
-    drawn = out if folder.resolve() in out.parents else None
+    drawn = out if real_path(folder) in out.parents else None
     nothing = True
     for path in candidates:
         is_video = path.suffix.lower() in VIDEO_SUFFIXES
-        if (is_video or is_picture(path)) and path.is_file():
-            if drawn and drawn in path.resolve().parents:
+        hidden = any(is_hidden(part) for part in path.relative_to(folder).parts)
+        # A pipe or a link to nothing is a source too: whoever reads it says what is wrong.
+        if (is_video or is_picture(path)) and not hidden and not path.is_dir():
+            if drawn and drawn in real_path(path).parents:
                 continue
             nothing = False
             yield Source("video" if is_video else "picture", str(path), path.relative_to(folder))
@@ -137,14 +146,14 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
     elif suffix in PICTURE_SUFFIXES:
         yield Source("picture", str(path), Path(path.name))
     elif suffix in LIST_SUFFIXES:
-        yield from _of_list(path.read_bytes(), str(path), path.parent, out)
+        yield from _of_list(read_bytes(path), str(path), path.parent, out)
     else:
         with path.open("rb") as file:
             head = file.read(NUM_BYTES_TO_KNOW)
         if _is_picture_file(path) or not head:
             yield Source("picture", str(path), Path(path.name))
         elif _is_text(head):
-            yield from _of_list(path.read_bytes(), str(path), path.parent, out)
+            yield from _of_list(read_bytes(path), str(path), path.parent, out)
         else:
             yield Source("video", str(path), Path(path.name))
 
@@ -173,20 +182,23 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
 
     A line that is not there is a picture that cannot be read, like any other: the rest is done.
     """
-    lines = [line.strip() for line in content.decode("utf-8-sig", "surrogateescape").splitlines()]
+    lines = [line.strip() for line in _decoded(content, where).split("\n")]
     lines = [line for line in lines if line and not line.startswith("#")]
     found = []
     for line in lines:
-        path = Path(line).expanduser()
-        path = path if path.exists() or not (folder / path).exists() else folder / path
+        path = Path(os.path.expanduser(line))
+        path = path if _exists(path) or not _exists(folder / path) else folder / path
         if is_address(line):
             found.append(_at_address(line))
-        elif path.is_dir():
+        elif os.path.isdir(path):
             found += _expand(str(path), out)
         else:
             is_video = path.suffix.lower() in VIDEO_SUFFIXES
             found.append(Source("video" if is_video else "picture", str(path), Path(path.name)))
-    if not any(source.path is None or source.path.exists() for source in found):
+    not_there = [source for source in found if source.path is not None and not _exists(source.path)]
+    if any(not is_encodable(source.where) for source in not_there):
+        raise DatasetError("not a UTF-8 text file", where=where, fix="save it as UTF-8")
+    if len(not_there) == len(found):
         raise DatasetError(
             f"the list names {len(found)} files, and none of them is there" if found else "the list is empty",
             where=where + (f", first line {lines[0]!r}" if lines else ""),
@@ -198,11 +210,46 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
 
 def _at_address(address: str) -> Source:
     """The picture or video at an address, named by the end of its path."""
-    name = PurePosixPath(unquote(urlsplit(address).path)).name.replace("\\", "_").replace("\0", "_")
+    try:
+        name = PurePosixPath(unquote(urlsplit(address).path)).name
+    except ValueError:  # malformed, as the download says
+        name = ""
+    name = re.sub(r"[\\\x00-\x1f\x7f]", "_", name)[-MAX_NAME:]
     if name in ("", ".", ".."):
         name = "picture"
     kind: Literal["picture", "video"] = "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "picture"
     return Source(kind, address, Path(name))
+
+
+def _decoded(content: bytes, where: str) -> str:
+    """The text of a list: UTF-8, or UTF-16 as PowerShell writes it; bytes of names that are neither stay."""
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig", "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise DatasetError("not a UTF-8 text file", where=where, fix="save it as UTF-8") from error
+
+
+def real_path(path: Path) -> Path:
+    """Where links lead, as far as they lead somewhere; unlike `Path.resolve` it takes any name."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a zero byte
+        return path
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something, of any kind; a name may be none that a file can have."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:
+        return False
+
+
+def is_encodable(text: str) -> bool:
+    """Whether there are whole characters only: names that are no Unicode hold halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _picture_suffix(content: bytes) -> str:
@@ -225,6 +272,8 @@ def _is_picture_file(path: Path) -> bool:
 
 def _is_text(head: bytes) -> bool:
     """Whether a file begins as text does; a name that is no Unicode is text too."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
     return not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
 
 
@@ -237,7 +286,7 @@ def _fixed_folder(pattern: Path) -> Path:
 
 def _nothing_found(path: Path) -> DatasetError:
     suffixes = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
-    if path.is_dir():
+    if os.path.isdir(path):
         return DatasetError(
             "the folder holds no picture and no video",
             where=str(path.absolute()),

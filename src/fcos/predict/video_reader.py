@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fcos.errors import DatasetError, FcosError
+from fcos.files import check_regular
 
 # PyAV's own annotations differ between its versions.
 AudioStream = Any
@@ -22,6 +24,8 @@ VideoFrame = Any
 
 SILENCE_S = 15.0  # without a byte of a video at an address
 SHORT_BY_S = 0.5  # files whose parts end that much before the announced end are whole
+# Formats whose duration is the time of the end, where others give the time from the first frame to the end.
+COUNTED_FROM_0 = {"matroska,webm", "nut", "asf"}
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation")}
 
 
@@ -79,10 +83,12 @@ class VideoReader:
         assert stream.time_base is not None
         self.time_base: Fraction = stream.time_base
         self.frame_rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        self._starts_at_s = (self._container.start_time or 0) / self._av.time_base
         self.duration_s = (self._container.duration or 0) / self._av.time_base
+        if self._container.format.name in COUNTED_FROM_0:
+            self.duration_s = max(0.0, self.duration_s - self._starts_at_s)
         self.num_frames: int | None = stream.frames or round(self.duration_s * self.frame_rate) or None
         self.audio: list[AudioStream] = list(self._container.streams.audio)
-        self._starts_at_s = (self._container.start_time or 0) / self._av.time_base
         self.num_damaged, self.problem = 0, ""
 
     def __enter__(self) -> VideoReader:
@@ -147,9 +153,11 @@ class VideoReader:
             self.num_damaged += 1
 
     def _open(self, where: str) -> InputContainer:
+        if "://" not in where:
+            check_regular(Path(where))
         try:
             return self._av.open(where, timeout=SILENCE_S, metadata_errors="replace")
-        except (self._av.FFmpegError, OSError) as error:
+        except (self._av.FFmpegError, OSError, ValueError) as error:
             raise DatasetError(
                 f"the video cannot be opened: {_words(error)}",
                 where=where,
