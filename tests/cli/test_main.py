@@ -128,7 +128,10 @@ def test_users_error_is_shown_without_traceback(broken_command: "list[BaseExcept
     assert answer.stderr == "DatasetError: box with zero width\n  in: a.json, line 3\n  fix: correct it\n"
 
 
-def test_users_error_is_red_on_a_terminal(broken_command: "list[BaseException]") -> None:
+def test_users_error_is_red_on_a_terminal(
+    broken_command: "list[BaseException]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if there were a terminal
     broken_command.append(DatasetError("box with zero width"))
     answer = CliRunner().invoke(main, ["check"], color=True)
     assert answer.stderr.startswith("\x1b[31m\x1b[1mDatasetError: \x1b[0m")

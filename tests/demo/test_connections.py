@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import socket
 import sys
 import threading
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from .conftest import running
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
 NEVER_ENDING = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX: "
@@ -119,3 +123,18 @@ def resident_mb(process: int) -> float:
         pytest.skip("no /proc on this system")
     [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
+
+
+def test_ctrl_c_ends_it_without_waiting_for_clients_and_without_a_word(small_model: Path) -> None:
+    with (
+        running([sys.executable, "-m", "fcos", "demo", str(small_model)]) as (address, process),
+        ExitStack() as held,
+    ):
+        for sent in (NEVER_ENDING, LONG_BODY) * 20:
+            held.enter_context(connected(address, sent))
+        last = held.enter_context(connected(address, LONG_BODY))
+        seconds_to_ask(address)
+        started_at = time.monotonic()
+        os.kill(process, signal.SIGTERM)
+        assert received(last).startswith(b"HTTP/1.1 503 ")
+        assert time.monotonic() - started_at < 3

@@ -67,6 +67,7 @@ class LazyGroup(click.Group):
         """As usual; the shell's questions for completions go to our own answers."""
         if "_FCOS_COMPLETE" in os.environ:
             import_module("fcos.cli.completion")
+            return super().main(*args, **kwargs)  # for the shell, as it is
         with safe_output():
             return super().main(*args, **kwargs)
 

@@ -7,6 +7,7 @@ that, a few sockets with headers that never end hold the server for ever.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 import time
@@ -71,6 +72,13 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
         self._wait_for("")
 
+    def shutdown(self) -> None:
+        """The server is stopped: wait for no client, only for what is being answered."""
+        if self._waits_for:
+            self._let_go("503 Service Unavailable")
+        else:
+            super().shutdown()
+
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; its client may still be reading the last answer."""
         super().timeout_keep_alive_handler()
@@ -131,7 +139,14 @@ def serve(app: Any, listening: socket.socket) -> None:
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=GOODBYE_SECONDS,
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether to print what uvicorn reports: not that answers are cut off when the server is stopped."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and not record.getMessage().startswith("Cancel ")
 
 
 def files_to_open() -> int:
