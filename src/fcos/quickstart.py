@@ -31,7 +31,7 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
     "classes": 10,
     "model": "fcos_lite0",
     "pretrain": True,
-    "epoches": 2,
+    "epochs": 2,
     "nbatch_train": 4,
     "lr_base": 0.0006,  # 0.001 is unstable at this batch: 0.55 and 0.69 AP in two runs
     "nbatch_eval": 8,

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 # 10 steps an epoch and a line every 2: step 13 is in the middle of an epoch and between two lines.
 FINE = {
     "nbatch_train": 2,
-    "epoches": 2,
+    "epochs": 2,
     "augmentation": "strong",
     "img_scale_min": 0.7,
     "ema_decay": 0.9,
     "momentum": 0.9,
 }
 # Long enough to be found running: 50 steps.
-LONG = {"epoches": 20, "eval_epoches": 10, "ema_decay": 0.9}
+LONG = {"epochs": 20, "eval_epochs": 10, "ema_decay": 0.9}
 
 
 def assert_same_run(tiny: Tiny, name: str, wanted: str) -> None:
@@ -137,12 +137,12 @@ def test_full_disk_leaves_the_checkpoint_before(tiny: Tiny) -> None:
 
 
 def test_settings_that_changed_are_named(tiny: Tiny) -> None:
-    tiny.train("run", epoches=1)
+    tiny.train("run", epochs=1)
     with pytest.raises(WeightsError) as caught:
-        tiny.train("run", epoches=3, momentum=0.5, num_workers=1, nbatch_eval=2, load=True)
-    assert 'the run was started with "epoches": 1, now it is 3' in str(caught.value)
+        tiny.train("run", epochs=3, momentum=0.5, num_workers=1, nbatch_eval=2, load=True)
+    assert 'the run was started with "epochs": 1, now it is 3' in str(caught.value)
     assert '"momentum": 0.9, now it is 0.5' in str(caught.value)
-    assert "set epoches, momentum back" in str(caught.value)
+    assert "set epochs, momentum back" in str(caught.value)
 
 
 def test_data_may_move_but_not_change(tiny: Tiny) -> None:

@@ -93,7 +93,7 @@ def test_model_file_opens_without_the_config(finished: Path) -> None:
 
 
 def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> None:
-    train(tiny.config("run", save=False, epoches=1))
+    train(tiny.config("run", save=False, epochs=1))
     files = {"config.json", "data.json", "metrics.jsonl", "results.json", "curves.png", "report.html"}
     files |= {"coverage.json"}
     assert {path.name for path in (tiny.runs / "run").iterdir()} == files
@@ -108,7 +108,7 @@ def test_stop_without_save_says_that_nothing_is_left(tiny: Tiny, capsys: pytest.
 def test_without_evaluation_the_last_model_is_the_result(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny.config("run", list_eval="", root_eval="", epoches=1))
+    train(tiny.config("run", list_eval="", root_eval="", epochs=1))
     assert "no list_eval: nothing is measured" in capsys.readouterr().err
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []
@@ -119,7 +119,7 @@ def test_without_evaluation_the_last_model_is_the_result(
 def test_evaluation_without_a_single_box_still_gives_a_best_model(tiny: Tiny) -> None:
     names = [line.split()[0] for line in (tiny.data / "eval.txt").read_text().splitlines()]
     (tiny.runs / "empty.txt").write_text("\n".join(names))
-    train(tiny.config("run", list_eval=str(tiny.runs / "empty.txt"), epoches=1))
+    train(tiny.config("run", list_eval=str(tiny.runs / "empty.txt"), epochs=1))
     assert [line["map_mean"] for line in tiny.lines("run", "eval")] == [-1]
     assert (tiny.runs / "run" / "best.safetensors").is_file()
     assert (tiny.runs / "run" / "report.html").is_file()
@@ -128,9 +128,9 @@ def test_evaluation_without_a_single_box_still_gives_a_best_model(tiny: Tiny) ->
 @pytest.mark.parametrize(
     ("settings", "epochs"),
     [
-        ({"epoches": 5, "eval_epoches": 2}, [2, 4, 5]),
+        ({"epochs": 5, "eval_epochs": 2}, [2, 4, 5]),
         # 20 images, 48 in a step: steps end in the epochs 2, 4, 5
-        ({"epoches": 5, "eval_epoches": 3, "nbatch_train": 48}, [4, 5]),
+        ({"epochs": 5, "eval_epochs": 3, "nbatch_train": 48}, [4, 5]),
     ],
     ids=["many steps an epoch", "many epochs a step"],
 )
@@ -142,7 +142,7 @@ def test_every_so_many_epochs_are_measured_and_the_last(
 
 
 def test_what_is_trained_is_said_first(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.train("run", epoches=1, micro_batch=4)
+    tiny.train("run", epochs=1, micro_batch=4)
     said = capsys.readouterr()
     assert said.out == ""
     assert "2 classes, 20 images for training, 7 for evaluation" in said.err
@@ -151,7 +151,7 @@ def test_what_is_trained_is_said_first(tiny: Tiny, capsys: pytest.CaptureFixture
 
 
 def test_small_boxes_are_counted_and_reported(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.train("run", epoches=1, boxarea_th=200, horizontal_flip=False)
+    tiny.train("run", epochs=1, boxarea_th=200, horizontal_flip=False)
     boxes = [
         (int(words[i + 2]) - int(words[i])) * (int(words[i + 3]) - int(words[i + 1]))
         for words in map(str.split, (tiny.data / "train.txt").read_text().splitlines())
@@ -213,7 +213,7 @@ def test_missing_data_are_refused_before_anything_is_written(tiny: Tiny) -> None
 def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (tiny.data / "train.txt").read_text()
     (tiny.runs / "broken.txt").write_text(lines + "none.png 1 1 5 5 1\n000.png 9 9 5 5 1\n")
-    broken = {"list_train": str(tiny.runs / "broken.txt"), "epoches": 1}
+    broken = {"list_train": str(tiny.runs / "broken.txt"), "epochs": 1}
     with pytest.raises(DatasetError, match="1 picture and 1 box cannot be used"):
         tiny.train("run", **broken)
     assert not (tiny.runs / "run").exists()
@@ -225,7 +225,7 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
 
 def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     same = {"list_eval": str(tiny.data / "train.txt"), "root_eval": str(tiny.data / "train")}
-    tiny.train("run", **same, epoches=1)
+    tiny.train("run", **same, epochs=1)
     assert "warning: 20 pictures are in both training and evaluation" in capsys.readouterr().err
     cards = read_cards(tiny.runs / "run")
     assert (cards["training"].num_warnings, cards["evaluation"].num_warnings) == (0, 1)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from conftest import Tiny
 
 # Everything that could depend on the split is on; pictures of 19 to 64 pixels are padded to 32 or 64.
-SPLIT = {"epoches": 4, "augmentation": True, "img_scale_min": 0.3, "ema_decay": 0.9, "eval_epoches": 2}
+SPLIT = {"epochs": 4, "augmentation": True, "img_scale_min": 0.3, "ema_decay": 0.9, "eval_epochs": 2}
 
-LEARNS = {"epoches": 40, "eval_epoches": 40, "optimizer": "adamw", "lr_base": 0.003, "lr_policy": "cosine"}
+LEARNS = {"epochs": 40, "eval_epochs": 40, "optimizer": "adamw", "lr_base": 0.003, "lr_policy": "cosine"}
 
 # Trains with each list of arguments in turn: starting processes takes far longer than a tiny training.
 TRAIN_EACH = """
@@ -167,8 +167,8 @@ def test_other_settings_train_too(tiny: Tiny, settings: dict[str, Any]) -> None:
 
 
 def test_gradient_is_clipped(tiny: Tiny) -> None:
-    plain = {"epoches": 1, "nbatch_train": 20, "momentum": 0.0, "weight_decay": 0.0, "lr_base": 1.0}
-    start = tiny.train_until(2, "start", **plain | {"lr_base": 1e-30, "epoches": 3}).folder.name
+    plain = {"epochs": 1, "nbatch_train": 20, "momentum": 0.0, "weight_decay": 0.0, "lr_base": 1.0}
+    start = tiny.train_until(2, "start", **plain | {"lr_base": 1e-30, "epochs": 3}).folder.name
     tiny.train("clipped", **plain, grad_clip=0.01)
     before, after = (tiny.checkpoint(name)["model"] for name in (start, "clipped"))
     moved = torch.cat([(after[key] - before[key]).flatten() for key in before]).norm()
@@ -177,7 +177,7 @@ def test_gradient_is_clipped(tiny: Tiny) -> None:
 
 
 def test_compiled_network_trains_the_same(tiny: Tiny) -> None:
-    once = {"nbatch_train": 20, "epoches": 1, "list_eval": "", "root_eval": "", "ema_decay": 0.9}
+    once = {"nbatch_train": 20, "epochs": 1, "list_eval": "", "root_eval": "", "ema_decay": 0.9}
     # Without the last stage, which makes C++ of the graph and takes minutes; and in a process of its own,
     # as the compiler does not know the type checks of this one.
     script = "import functools, torch; torch.compile = functools.partial(torch.compile, backend='aot_eager')"

@@ -40,7 +40,7 @@ EPILOG = """\b
 Examples:
   fcos quickstart                    see it work, nothing to download
   fcos train pictures/               train on your own folder
-  fcos train train.json epoches=24   train from a config file, one setting changed
+  fcos train train.json epochs=24   train from a config file, one setting changed
   fcos predict runs/train photo.jpg  use what was trained
 """
 

@@ -14,7 +14,7 @@ NUM_DRAWN = 12
 EPILOG = """\b
 Examples:
   fcos quickstart
-  fcos quickstart --out digits epoches=20
+  fcos quickstart --out digits epochs=20
   fcos quickstart --out digits --data-only      a folder of pictures with boxes, to try commands on
 """
 

@@ -20,7 +20,7 @@ EPILOG = """\b
 Examples:
   fcos train pictures/                      proposes a train.json, writes it and trains
   fcos train train.json                     trains with a config file
-  fcos train train.json epoches=24 lr_base=0.02
+  fcos train train.json epochs=24 lr_base=0.02
   fcos train train.json load=true           goes on where the run stopped
   fcos train train.json --json              JSON at the end: run, model, numbers
   fcos train runs/birds/config.json run_folder=runs/again

@@ -30,7 +30,7 @@ FREE_SETTINGS = frozenset(
             "tensorboard",
             "activation_checkpointing",
         ),
-        *("run_folder", "pretrain", "nbatch_eval", "eval_epoches"),
+        *("run_folder", "pretrain", "nbatch_eval", "eval_epochs"),
         *(
             "root_train",
             "list_train",

@@ -250,7 +250,7 @@ def describe(trainer: Trainer) -> str:
     return (
         f"{config.model} ({config.backbone}, {millions:.1f} M parameters), "
         f"{trainer.train_set.num_classes} classes, {len(trainer.train_set)} images for training{evaluation}\n"
-        f"{config.epoches} epochs, {trainer.total_steps} steps of {config.nbatch_train} images "
+        f"{config.epochs} epochs, {trainer.total_steps} steps of {config.nbatch_train} images "
         f"({trainer.accumulation} x {trainer.micro_batch} on each device), {device}, {config.precision}\n"
         f"learning rate {config.lr_base:g} ({config.origin('lr_base')})\n"
         f"run folder: {trainer.run}"

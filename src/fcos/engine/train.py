@@ -97,7 +97,7 @@ class Trainer:
         self.loss = build_loss(config)
         self.postprocess = build_postprocess(config)
         self.steps_per_epoch = len(self.train_set) / config.nbatch_train
-        self.total_steps = math.ceil(config.epoches * len(self.train_set) / config.nbatch_train)
+        self.total_steps = math.ceil(config.epochs * len(self.train_set) / config.nbatch_train)
         self.schedule = Schedule(
             self.total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma
         )
@@ -127,7 +127,7 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """Passes over the data that are complete."""
-        return min(self.config.epoches, self.state.step * self.config.nbatch_train // len(self.train_set))
+        return min(self.config.epochs, self.state.step * self.config.nbatch_train // len(self.train_set))
 
     # The loop ---------------------------------------------------------------------------------------------
 
@@ -272,8 +272,8 @@ class Trainer:
             return
         self._tell_times(epoch)
         self._save()  # an evaluation that fails costs no step
-        interval = self.config.eval_epoches
-        is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epoches
+        interval = self.config.eval_epochs
+        is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epochs
         if self.eval_set is not None and is_due:
             self._evaluate(self.eval_set)
         else:
@@ -312,7 +312,7 @@ class Trainer:
         is_best = measured.map_mean > self.state.best_map
         described = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.display.line(
-            f"epoch {self.epoch:3d}/{self.config.epoches}  {described}" + ("  best" if is_best else "")
+            f"epoch {self.epoch:3d}/{self.config.epochs}  {described}" + ("  best" if is_best else "")
         )
 
         self._save_model_file("last", {"epoch": self.epoch, **numbers}, threshold)
