@@ -18,9 +18,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from fcos.config_elsewhere import is_weight_file, nearest, settings_for, why_none
-from fcos.config_file import Given, read_file, read_overrides
+from fcos.config_file import COMMAND_LINE, Given, read_file, read_overrides
 from fcos.config_rules import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all, without_part
 from fcos.errors import ConfigError
+from fcos.files import write_text
 from fcos.presets import PRESETS
 from fcos.rules import ThresholdOn
 
@@ -73,7 +74,7 @@ class TrainConfig(BaseModel):
 
     # Run
     run_folder: str = setting("", "where the run is kept; empty: runs/<name of the config file>")
-    load: bool = setting(False, "go on with the run in run_folder exactly where it stopped")
+    load: bool = setting(False, "resume the run in run_folder exactly where it stopped")
     save: bool = setting(True, "write checkpoints")
     save_steps: int = setting(
         500, "write last.ckpt every so many steps, besides every epoch", unit="steps", ge=1
@@ -270,6 +271,10 @@ def load_config(
     config._origins.update({key: f"preset {preset}" for key in PRESETS[preset]})
     config._origins.update({key: entry.where for key, entry in given.items()})
     config._origins.update(scaled)
+    in_command = given.get("run_folder") and given["run_folder"].where.startswith(COMMAND_LINE)
+    if isinstance(source, Path) and not in_command and _lies_in_run(source, config.run_folder):
+        config = config.model_copy(update={"run_folder": str(folder)})  # moved or not
+        config._origins["run_folder"] = f"file {source}, which lies in the run folder"
     if problems:  # alone they wait for the training: settings may be read where the data is not
         problems += missing_paths(config)
     raise_all(problems)
@@ -280,7 +285,7 @@ def dump_config(config: TrainConfig, path: Path) -> None:
     """Write every setting, resolved; training from that file repeats the run."""
     settings = config.model_dump().items()
     lines = [f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def expects(key: str) -> str:
@@ -348,6 +353,14 @@ def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError
         else:
             settings[key] = entry._replace(value=_read_value(key, entry.value, folder))
     return settings
+
+
+def _lies_in_run(source: Path, run_folder: str) -> bool:
+    """Whether a config file is that of a run: it lies in the run's folder, which it then names."""
+    folder = source.parent
+    return os.path.realpath(folder) == os.path.realpath(run_folder) or any(
+        (folder / name).is_file() for name in ("last.ckpt", "metrics.jsonl")
+    )
 
 
 def _flattened(entry: Given) -> Iterator[Given]:

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from fcos.engine.log import Display, Meter, MetricsFile, StepReport, clock, track
-from fcos.errors import TrainingError
+from fcos.errors import OutputError
 from fcos.plots.curves import read_metrics
 
 STEP = StepReport(1.0, 0.5, 0.25, num_positive=8, grad_norm=2, lr=0.01)
@@ -80,7 +80,7 @@ def test_full_disk_is_told(tmp_path: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, former[1]))  # files end after 10 bytes
     try:
-        with pytest.raises(TrainingError, match=r"could not write metrics\.jsonl: .*File too large"):
+        with pytest.raises(OutputError, match=r"cannot be written: File too large\n  in: .*metrics\.jsonl"):
             metrics.write("train", {"step": 1})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)

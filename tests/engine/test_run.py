@@ -12,7 +12,8 @@ from fcos.build import load_model
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.card import read_cards
-from fcos.engine.run import Run, find_run_folder, left_out, train
+from fcos.engine.run import Run, left_out, train
+from fcos.engine.run_folder import find_run_folder
 from fcos.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def test_what_is_trained_is_said_first(tiny: Tiny, capsys: pytest.CaptureFixture
     said = capsys.readouterr()
     assert said.out == ""
     assert "2 classes, 20 images for training, 7 for evaluation" in said.err
-    assert "1 epochs, 3 steps of 8 images (2 x 4 on each device), cpu, fp32" in said.err
+    assert "1 epoch, 3 steps of 8 images (2 x 4 on each device), cpu, fp32" in said.err
     assert f"run folder: {tiny.runs / 'run'}" in said.err
 
 
@@ -196,6 +197,7 @@ def test_load_goes_on_with_the_newest_run(tmp_path: Path) -> None:
     os.utime(tmp_path / "birds-2" / "last.ckpt", (2000, 2000))
     assert find_run_folder(tmp_path / "birds", load=True) == tmp_path / "birds-2"
     assert find_run_folder(tmp_path / "birds-2", load=True) == tmp_path / "birds-2"
+    assert find_run_folder(tmp_path / "birds", load=True, exact=True) == tmp_path / "birds"
 
 
 def test_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

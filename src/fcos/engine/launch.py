@@ -26,7 +26,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from fcos.errors import DeviceError, FcosError, TrainingError
 
 LOOK_EVERY_S = 0.5
-PATIENCE_S = 20.0  # for a process whose partner died to notice it by itself, and to leave its files whole
+PATIENCE_S = 5.0  # for a process whose partner died to notice it by itself, and to leave its files whole
 SECONDS_FOR_FIRST_TO_SPEAK = 3.0
 
 _started: list[subprocess.Popen[bytes]] = []  # by us; they take part in all runs of this process
@@ -186,7 +186,7 @@ def is_lost_connection(error: BaseException) -> bool:
 def lost_process(lost: str) -> TrainingError:
     """The one message of a run that lost a process."""
     return TrainingError(
-        f"{lost or 'another process of the run has ended'}; the run cannot go on without it",
+        f"{lost or 'another process of the run has ended'}; the run cannot continue without it",
         fix="look above for its own message; without one it was killed, as the system does when memory runs "
-        "out. A training goes on from its last checkpoint with load=true, on any number of processes",
+        "out. A training resumes from its last checkpoint with load=true, on any number of processes",
     )

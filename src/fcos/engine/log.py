@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +43,11 @@ class MetricsFile:
         self.path, self.enabled, self.writer = run / "metrics.jsonl", enabled, None
         if not enabled:
             return
-        _remove_torn_line(self.path)
-        self.file = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            _remove_torn_line(self.path)
+            self.file = self.path.open("a", encoding="utf-8")
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=next_step)
+            self.writer = TensorBoardFile(run / "tensorboard", next_step)
 
     def write(self, kind: str, entry: dict[str, Any]) -> None:
         """One line, flushed; numbers that are not finite become null."""
@@ -56,16 +56,60 @@ class MetricsFile:
         with writing(self.path):
             self.file.write(json.dumps(_finite({"kind": kind, **entry}), ensure_ascii=False) + "\n")
             self.file.flush()
-        for key, value in entry.items():
-            if self.writer is not None and isinstance(value, int | float) and key not in ("step", "epoch"):
-                self.writer.add_scalar(f"{kind}/{key}", value, entry["step"])
+        if self.writer is not None:
+            numbers = {
+                f"{kind}/{key}": float(value)
+                for key, value in entry.items()
+                if isinstance(value, int | float) and key not in ("step", "epoch")
+            }
+            self.writer.write(numbers, entry["step"])
 
     def close(self) -> None:
-        """Finish the files."""
-        if self.enabled:
-            self.file.close()
-        if self.writer is not None:
-            self.writer.close()
+        """Finish the files; all that counts is written already."""
+        with suppress(OSError):
+            if self.enabled:
+                self.file.close()
+            if self.writer is not None:
+                self.writer.close()
+
+
+class TensorBoardFile:
+    """Numbers for TensorBoard, written at once.
+
+    tensorboardX's own writer hands them to a thread by a short queue. The thread dies of a full disk, and the
+    training waits for ever for room in the queue.
+
+    Args:
+        folder: of the files; each session of a run has its own.
+        next_step: TensorBoard hides what it has from there on.
+    """
+
+    def __init__(self, folder: Path, next_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self.folder = folder
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.writer = EventsWriter(str(folder / "events"))
+            start = SessionLog(status=SessionLog.START)
+            self.writer.write_event(Event(wall_time=time.time(), step=next_step, session_log=start))
+            self.writer.flush()
+
+    def write(self, numbers: dict[str, float], step: int) -> None:
+        """One value for each name."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        with writing(self.folder):
+            for name, number in numbers.items():
+                event = Event(wall_time=time.time(), step=step, summary=scalar(name, number))
+                self.writer.write_event(event)
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.writer.close()
 
 
 def _remove_torn_line(path: Path) -> None:
