@@ -27,7 +27,7 @@ from fcos.errors import DeviceError, FcosError, TrainingError
 
 LOOK_EVERY_S = 0.5
 PATIENCE_S = 5.0  # for a process whose partner died to notice it by itself, and to leave its files whole
-SECONDS_FOR_FIRST_TO_SPEAK = 3.0
+SECONDS_FOR_FIRST_TO_SPEAK = 2.0
 
 _started: list[subprocess.Popen[bytes]] = []  # by us; they take part in all runs of this process
 
