@@ -23,6 +23,7 @@ from PIL import Image
 from fcos.data import image_list
 from fcos.data.annotations import Annotations, Record
 from fcos.errors import DatasetError
+from fcos.files import check_writable
 
 Split = Literal["train", "eval"]
 
@@ -32,6 +33,7 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
     "model": "fcos_lite0",
     "pretrain": True,
     "epochs": 2,
+    "precision": "fp32",  # not what is fastest on the machine: the result is to be the same
     "nbatch_train": 4,
     "lr_base": 0.0006,  # 0.001 is unstable at this batch: 0.55 and 0.69 AP in two runs
     "nbatch_eval": 8,
@@ -139,6 +141,7 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
             where=str(folder),
             fix="choose another folder: fcos quickstart --out FOLDER",
         )
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     readme.write_text(README, encoding="utf-8")
     (folder / "names.txt").write_text("\n".join(("background", *CLASS_NAMES)) + "\n", encoding="utf-8")

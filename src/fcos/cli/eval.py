@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.device import device_of, device_option, num_processes_option
-from fcos.cli.output import json_option, print_json
+from fcos.cli.output import counted, json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
+from fcos.files import check_writable, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +73,8 @@ class Source:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for results.json; default: eval/ beside the model file.",
+    help="Folder for results.json; default: eval/ beside the model file, with another --list than the "
+    "run's own eval/NAME/.",
 )
 @json_option
 def command(
@@ -96,6 +100,8 @@ def command(
     from fcos.engine.devices import build_fabric
     from fcos.engine.launch import launched
 
+    if out:
+        check_writable(out)
     fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
         detector = Detector.load(model, fabric.device)
@@ -105,6 +111,8 @@ def command(
             if list_
             else _source_of_run(run, root, names, skip_invalid)
         )
+        folder = out or _results_folder(detector.path.parent / "eval", run, list_)
+        check_writable(folder)
         annotations = detector.read_annotations(
             source.list,
             root=source.root,
@@ -119,7 +127,6 @@ def command(
             rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
     if not fabric.is_global_zero:
         return
-    folder = out or detector.path.parent / "eval"
     show(annotations, rows, folder, as_json={"model": detector.path} if as_json else None)
 
 
@@ -137,8 +144,7 @@ def show(
     from fcos.engine.evaluate import results_json
     from fcos.metrics.coco import evaluate_detections, named_numbers
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_bytes(results_json(rows))
+    write_bytes(folder / "results.json", results_json(rows))
     metrics = evaluate_detections(annotations, rows)
     if as_json is not None:
         print_json(
@@ -154,7 +160,10 @@ def show(
         return
     click.echo(metrics.summary())
     _print_per_class(metrics, annotations)
-    click.echo(f"{len(annotations)} pictures, {len(rows)} detections in {folder / 'results.json'}")
+    click.echo(
+        f"{counted(len(annotations), 'image')}, {counted(len(rows), 'detection')} "
+        f"in {folder / 'results.json'}"
+    )
 
 
 def run_config(model_file: Path) -> TrainConfig | None:
@@ -163,6 +172,13 @@ def run_config(model_file: Path) -> TrainConfig | None:
 
     file = model_file.parent / "config.json"
     return load_config(file) if file.is_file() else None
+
+
+def _results_folder(usual: Path, run: TrainConfig | None, list_: Path | None) -> Path:
+    """A folder of its own for a list that is not the run's: its results are not taken for the run's."""
+    if run is None or list_ is None or os.path.abspath(list_) == run.list_eval:
+        return usual
+    return usual / re.sub(r"[^\w.-]+", "-", "-".join(list_.absolute().with_suffix("").parts[-2:]))
 
 
 def _source_of_run(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from fcos.propose import Proposal
@@ -60,6 +61,7 @@ def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> li
     from fcos.errors import ConfigError
     from fcos.propose import find_hardware, propose, propose_data, write_split
 
+    check_writable(output)
     split_folder = output.with_name(f"{output.stem}_split")
     data = propose_data(folder, split_folder)
     proposals = [*data.proposals, *propose(data.train, find_hardware())]
@@ -71,9 +73,8 @@ def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> li
             fix=f"`fcos train {output}` trains with it; "
             f"`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_split(data, split_folder)
-    output.write_text(text, encoding="utf-8")
+    write_text(output, text)
     return proposals
 
 

@@ -13,6 +13,11 @@ import click
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number and its noun: "1 image", "2,000 images"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def print_json(value: Any) -> None:
     """One JSON value on stdout, in ASCII for any terminal; numbers that are not finite become null."""
     click.echo(json.dumps(_plain(value), indent=2))

@@ -23,6 +23,7 @@ ToDetections = Callable[[HeadOutput, PointGrid, torch.Tensor, torch.Tensor], lis
 T = TypeVar("T")
 
 ROWS_AT_ONCE = 4096
+BOX_DIGITS, SCORE_DIGITS = 3, 6  # after the point, in results.json
 
 
 @torch.inference_mode()
@@ -74,6 +75,8 @@ def result_rows(
 ) -> NDArray[np.float64]:
     """Detections as rows image_id, x, y, w, h, score, category_id; images in the order of the annotations.
 
+    Rounded as results.json has them: what is measured here is what anybody measures on that file.
+
     With `inclusive_boxes` (official code) the sides of a box are its last pixels: 1 is added to its width and
     height.
     """
@@ -90,6 +93,8 @@ def result_rows(
     rows[:, 3:5] = corners[:, 2:] - corners[:, :2] + inclusive_boxes
     rows[:, 5] = torch.cat([image.scores for image in in_order]).double().numpy()
     rows[:, 6] = np.asarray(annotations.category_ids)[labels]
+    rows[:, 1:5] = rows[:, 1:5].round(BOX_DIGITS)
+    rows[:, 5] = rows[:, 5].round(SCORE_DIGITS)
     return rows
 
 
@@ -100,8 +105,8 @@ def coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
         for image_id, category_id, box, score in zip(
             rows[:, 0].astype(np.int64).tolist(),
             rows[:, 6].astype(np.int64).tolist(),
-            rows[:, 1:5].round(3).tolist(),
-            rows[:, 5].round(6).tolist(),
+            rows[:, 1:5].round(BOX_DIGITS).tolist(),
+            rows[:, 5].round(SCORE_DIGITS).tolist(),
             strict=True,
         )
     ]
@@ -134,6 +139,6 @@ def results_json(rows: NDArray[np.float64]) -> bytes:
 def _entries_json(rows: NDArray[np.float64]) -> bytes:
     """The entries of a results file, without the brackets of the list."""
     image_ids, category_ids = rows[:, [0, 6]].astype(np.int64).T.tolist()
-    boxes = map(_Box, *rows[:, 1:5].round(3).T.tolist())
-    scores = rows[:, 5].round(6).tolist()
+    boxes = map(_Box, *rows[:, 1:5].round(BOX_DIGITS).T.tolist())
+    scores = rows[:, 5].round(SCORE_DIGITS).tolist()
     return msgspec.json.encode(list(map(_Entry, image_ids, category_ids, boxes, scores)))[1:-1]

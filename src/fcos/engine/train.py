@@ -43,6 +43,7 @@ from fcos.errors import TrainingError
 from fcos.metrics.coco import measure
 from fcos.model.fcos import FCOS
 from fcos.model.head import HeadOutput
+from fcos.model.inference import for_inference
 from fcos.model.points import PointGrid
 from fcos.model.recompute import recompute_activations
 from fcos.model.targets import Targets
@@ -349,19 +350,24 @@ class Trainer:
                 partial.write_bytes(results_json(rows))
 
     def _find(self, annotations: Annotations) -> NDArray[np.float64]:
-        """What the evaluated model finds in every image, as rows of results; on the first device."""
+        """What the evaluated model finds in every image, as rows of results; on the first device.
+
+        As `fcos eval` and `Detector` do it, in float32 and with batch norm in the weights, so that the
+        numbers are theirs, to the last digit. (Under autocast to bfloat16 the third digit differed.)
+        """
         fabric = self.fabric
         rank, world = fabric.global_rank, fabric.world_size
         share = max(1, self.config.nbatch_eval // world)
         loader = build_eval_loader(self.config, annotations, share, rank=rank, world=world)
-        with loading(loader) as batches, fabric.autocast():
+        self.model.eval()  # with activation_checkpointing parts of it run in its copy
+        with loading(loader) as batches:
             found = detect(
-                self.evaluated_model,
+                for_inference(self.evaluated_model),
                 self.postprocess,
                 batches,
-                channels_last=self.config.channels_last,
                 on_batch=self.display.evaluating(-(-len(annotations) // world)),
             )
+        self.model.train()
         found = gather(found, fabric)
         if not fabric.is_global_zero:
             return np.zeros((0, 7))
