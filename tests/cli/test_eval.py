@@ -144,6 +144,8 @@ def test_another_list_leaves_the_results_of_the_run(model_file: Path, coco: Path
     dump_config(load_config({**settings, "model": "fcos_lite0"}), run / "config.json")
     content = json.loads(coco.read_text())
     content["images"] = content["images"][:1]
+    first = content["images"][0]["id"]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == first]
     (tmp_path / "test set.json").write_text(json.dumps(content))
 
     own = evaluate(run)
@@ -210,6 +212,6 @@ def test_the_seeds_list_without_names_has_the_names_of_the_model(
     )
 
     assert result.exit_code == 0, result.output
-    assert "3 pictures, " in result.stdout
+    assert "3 images, " in result.stdout
     rows = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if len(line.split()) == 3}
     assert {name: rows[name] for name in ("cat", "dog", "bird")} == {"cat": "1", "dog": "1", "bird": "1"}

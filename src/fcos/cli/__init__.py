@@ -7,6 +7,7 @@ not in the commands' files. A new command is a file with a click object `command
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import keyword
 import os
@@ -17,7 +18,7 @@ from typing import IO, Any
 import click
 
 from fcos.cli.look import Context
-from fcos.errors import FcosError
+from fcos.errors import FcosError, OutputError
 
 COMMANDS = {  # each fits into a line of 80 columns
     "quickstart": "See it work: train and measure a small detector, offline.",
@@ -106,6 +107,12 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except FcosError as error:
             raise UserError(error) from error
+        except OSError as error:
+            # With a file's name it is a bug; click ends in silence where nobody reads on (`| head`).
+            if error.filename is not None or error.errno in (None, errno.EPIPE):
+                raise
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+            raise UserError(OutputError(f"the output cannot be written: {error.strerror}")) from error
         except KeyboardInterrupt:
             click.echo("\nstopped by Ctrl-C", err=True)
             ctx.exit(130)  # 128 + SIGINT, what shells expect
