@@ -34,7 +34,7 @@ SETTINGS = {
     "device": "cpu",
     "num_workers": 0,
     "nbatch_train": 32,
-    "epoches": 2,
+    "epochs": 2,
     "warmup_iter": 2,
     "tensorboard": False,
 }

@@ -154,7 +154,7 @@ def train_peer(name: str, annotations: Annotations, budget_s: float, out: Path, 
 def train_ours(preset: str, data: str, root: Path, epochs: int, out: Path) -> float:
     """`fcos train` with the settings of the data; the CPU seconds that it took."""
     known = DATA[data]
-    settings = {"model": preset, "epoches": epochs, "eval_epoches": epochs, **known["settings"]}
+    settings = {"model": preset, "epochs": epochs, "eval_epochs": epochs, **known["settings"]}
     for split, name in (("train", "train"), ("test", "eval")):
         settings[f"list_{name}"], settings[f"root_{name}"] = (root / part for part in known[split])
     settings |= {"data_format": known["format"], "skip_invalid": True, "run_folder": out}

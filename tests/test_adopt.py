@@ -110,7 +110,7 @@ def test_a_training_goes_on_from_a_published_file(
         "device": "cpu",
         "num_workers": 0,
         "nbatch_train": 1,
-        "epoches": 1,
+        "epochs": 1,
         "warmup_iter": 0,
         "lr_base": 1e-9,
         "tensorboard": False,

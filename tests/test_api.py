@@ -380,7 +380,7 @@ def test_training_gives_a_detector_of_the_best_model(pixels: Any, tmp_path: Path
         "run_folder": tmp_path / "run",
         "model": "fcos_lite0",
         "pretrain": False,
-        "epoches": 1,
+        "epochs": 1,
         "nbatch_train": 2,
         "short_side": 64,
         "view_size": 64,

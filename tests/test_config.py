@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from fcos.config import GROUPS, TrainConfig, dump_config, expects, load_config, unit
+from fcos.config import ALIASES, GROUPS, TrainConfig, dump_config, expects, load_config, unit
+from fcos.config_elsewhere import NONE, SAME, plain_key
 from fcos.config_file import key_lines
 from fcos.config_rules import check_backbone, check_classes, check_paths, split_batch
 from fcos.errors import ConfigError
@@ -81,7 +83,7 @@ def test_seeds_file_loads_word_for_word_with_its_meanings(folder: Path) -> None:
         "pretrain": True,
         "freeze_bn": True,
         "freeze_stages": 1,
-        "epoches": 12,
+        "epochs": 12,
         "nbatch_train": 16,
         "nbatch_eval": 16,
         "device": [1, 2, 3, 5, 6, 7, 8, 9],
@@ -97,7 +99,7 @@ def test_seeds_file_loads_word_for_word_with_its_meanings(folder: Path) -> None:
         "augmentation": False,
     }
     assert {key: getattr(config, key) for key in expected} == expected
-    assert set(json.loads(SEED_FILE)) == set(expected)
+    assert set(json.loads(SEED_FILE)) - {"epoches"} == set(expected) - {"epochs"}
 
 
 def test_seeds_document_still_prints_that_file(shared: Path) -> None:
@@ -105,18 +107,22 @@ def test_seeds_document_still_prints_that_file(shared: Path) -> None:
 
 
 def test_epochs_may_be_spelled_both_ways() -> None:
-    assert load_config({"epochs": 7}).epoches == load_config({"epoches": 7}).epoches == 7
-    assert load_config({"epochs": 7}, ["epoches=9"]).epoches == 9
+    assert load_config({"epochs": 7}).epochs == load_config({"epoches": 7}).epochs == 7
+    assert load_config({"epochs": 7}, ["epoches=9"]).epochs == 9
+    assert load_config({"epochs": 7, "epoches": 7, "eval_epoches": 2}).eval_epochs == 2
+    assert (TrainConfig(epoches=5).epochs, TrainConfig(epochs=5).epoches) == (5, 5)
+    with pytest.raises(ValidationError):
+        TrainConfig(epoches=5, epochs=6)
 
 
 def test_later_sources_win_over_earlier_ones(folder: Path) -> None:
-    file = write(folder, '{"model": "fcos_lite0",\n "head_convs": 3,\n "epoches": 5}')
-    config = load_config(file, ["epoches=6"])
-    assert (config.nbatch_train, config.head_convs, config.epoches) == (8, 3, 6)
+    file = write(folder, '{"model": "fcos_lite0",\n "head_convs": 3,\n "epochs": 5}')
+    config = load_config(file, ["epochs=6"])
+    assert (config.nbatch_train, config.head_convs, config.epochs) == (8, 3, 6)
     assert config.origin("seed") == "default"
     assert config.origin("nbatch_train") == "preset fcos_lite0"
     assert config.origin("head_convs") == f"file {file}, line 2"
-    assert config.origin("epoches") == "command line, epoches=6"
+    assert config.origin("epochs") == "command line, epochs=6"
 
 
 def test_preset_on_the_command_line_replaces_the_files_preset(folder: Path) -> None:
@@ -127,7 +133,7 @@ def test_preset_on_the_command_line_replaces_the_files_preset(folder: Path) -> N
 @pytest.mark.parametrize(
     ("word", "key", "value"),
     [
-        ("epoches=24", "epoches", 24),
+        ("epochs=24", "epochs", 24),
         ("lr_base=2e-2", "lr_base", 0.02),
         ("save=false", "save", False),
         ("short_side=null", "short_side", None),
@@ -202,12 +208,65 @@ def test_loading_a_config_imports_no_torch() -> None:
 def test_unknown_key_is_refused_with_line_and_nearest_key(folder: Path) -> None:
     file = write(folder, '{\n  "nbatch_train": 8,\n  "epochs_": 12\n}')
     assert message(file) == (
-        f'"epochs_" is not a setting\n  in: file {file}, line 3\n  fix: did you mean "epoches"?'
+        f'"epochs_" is not a setting\n  in: file {file}, line 3\n  fix: did you mean "epochs"?'
     )
 
 
-def test_unknown_key_of_another_tool_is_answered_with_ours() -> None:
-    assert 'fix: did you mean "nbatch_train"?' in message({"batch_size": 8})
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("imgsz", '"view_size" (longest side after resizing (the seed\'s was 1025)) and "short_side" ('),
+        ("batch", '"nbatch_train" (images of one optimizer step, over all devices)'),
+        ("batch-size", '"nbatch_train" ('),
+        ("--lr0", '"lr_base" ('),
+        ("max_epochs", '"epochs" ('),
+        ("SOLVER.IMS_PER_BATCH", '"nbatch_train" ('),
+        ("MODEL.DEVICE", '"device" ('),
+        ("weights", '"pretrain" ('),
+        ("data", '"list_train" ('),
+        ("conf", '"score_threshold" ('),
+        ("optim_wrapper.optimizer.lr", '"lr_base" ('),
+    ],
+)
+def test_key_of_another_tool_is_answered_with_ours(key: str, ours: str) -> None:
+    for text in (message({key: 8}), message(None, f"{key}=8")):
+        assert f'"{key}" is not a setting' in text
+        assert f"fix: here it is {ours}" in text
+
+
+def test_key_without_an_equivalent_says_so() -> None:
+    for key, why in (("patience", "best.safetensors is of the best epoch"), ("mosaic", "never mixed")):
+        assert "fix: remove it: there is none here; " in message({key: 8})
+        assert why in message(None, f"{key}=8")
+
+
+def test_keys_within_keys_are_answered_one_by_one() -> None:
+    text = message({"SOLVER": {"BASE_LR": 0.1, "STEPS": [3]}})
+    assert '"SOLVER.BASE_LR" is not a setting' in text
+    assert 'here it is "lr_schedule"' in text
+
+
+def test_what_other_tools_say_leads_to_settings_that_exist() -> None:
+    for ours in SAME:
+        assert set(ours.split(", ")) <= set(TrainConfig.model_fields)
+    words = [word for group in (*SAME.values(), *NONE) for word in group.split()]
+    assert len(words) == len(set(words))
+    assert not set(words) & {*TrainConfig.model_fields, *ALIASES}
+    assert all(word == plain_key(word) for word in words)
+
+
+def test_weight_file_as_model_is_told_from_a_preset() -> None:
+    text = message(None, "model=yolov8n.pt")
+    assert '"model": "yolov8n.pt" is not a preset' in text
+    assert 'weights of FCOS to start from go into "pretrain"' in text
+    assert "There are fcos_r50" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "device"), [("0", [0]), ("0,1", [0, 1]), ('"0"', [0]), ("cuda:1", [1]), ("cpu", "cpu")]
+)
+def test_devices_as_other_tools_have_them(word: str, device: object) -> None:
+    assert load_config(None, [f"device={word}", "nbatch_train=4"]).device == device
 
 
 def test_unknown_key_like_none_points_to_the_list() -> None:
@@ -217,10 +276,10 @@ def test_unknown_key_like_none_points_to_the_list() -> None:
 
 
 def test_wrong_override_is_said_to_be_on_the_command_line(folder: Path) -> None:
-    assert message(write(folder, "{}"), "epoches=0") == (
-        '"epoches": 0 is not possible\n'
-        "  in: command line, epoches=0\n"
-        "  fix: give a whole number, at least 1 (passes over the training data (also: epochs))"
+    assert message(write(folder, "{}"), "epochs=0") == (
+        '"epochs": 0 is not possible\n'
+        "  in: command line, epochs=0\n"
+        "  fix: give a whole number, at least 1 (passes over the training data (the seed's epoches))"
     )
 
 
@@ -255,8 +314,8 @@ def test_every_wrong_value_is_reported_at_once(folder: Path) -> None:
         ({"short_side": "None"}, "did you mean null? It takes a whole number, at least 32, or null"),
         ({"device": "gpu"}, 'did you mean "cuda"? It takes a list of whole numbers or "auto" or "cpu"'),
         ({"optimizer": "adam"}, 'did you mean "adamw"? It takes "sgd" or "adamw"'),
-        ({"epoches": 12.5}, "give a whole number, at least 1"),
-        ({"epoches": True}, "give a whole number, at least 1"),
+        ({"epochs": 12.5}, "give a whole number, at least 1"),
+        ({"epochs": True}, "give a whole number, at least 1"),
         ({"momentum": 1}, "give a number, at least 0, less than 1"),
         ({"lr_schedule": ["a"]}, "give a list of numbers"),
         ({"strides": {"p3": 8}}, "give a list of whole numbers"),
@@ -331,17 +390,17 @@ def test_wrong_value_is_not_reported_again_by_a_rule_about_it() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "column", "fix"),
     [
-        ('{"epoches": 1,\n}', 2, 1, "remove the comma before the closing bracket"),
+        ('{"epochs": 1,\n}', 2, 1, "remove the comma before the closing bracket"),
         ('{"device": [0, 1,]}', 1, 18, "remove the comma before the closing bracket"),
-        ('{"epoches": 1 // twelve\n}', 1, 15, "JSON has no comments: remove this one"),
-        ('{"epoches": 1,\n# twelve\n"seed": 1}', 2, 1, "JSON has no comments: remove this one"),
+        ('{"epochs": 1 // twelve\n}', 1, 14, "JSON has no comments: remove this one"),
+        ('{"epochs": 1,\n# twelve\n"seed": 1}', 2, 1, "JSON has no comments: remove this one"),
         ('{"save": True}', 1, 10, "write true instead of True"),
         ('{"short_side": None}', 1, 16, "write null instead of None"),
-        ('{"epoches": 1\n "seed": 2}', 2, 2, "a comma is missing before this place"),
-        ("{'epoches': 1}", 1, 2, 'use double quotes: "..."'),
-        ('{"epoches": 1', 1, 14, "the closing brace is missing"),
-        ('{"epoches": }', 1, 13, "correct the JSON at this place"),
-        ("", 1, 1, 'write the settings as {"list_train": "...", "epoches": 12}'),
+        ('{"epochs": 1\n "seed": 2}', 2, 2, "a comma is missing before this place"),
+        ("{'epochs': 1}", 1, 2, 'use double quotes: "..."'),
+        ('{"epochs": 1', 1, 13, "the closing brace is missing"),
+        ('{"epochs": }', 1, 12, "correct the JSON at this place"),
+        ("", 1, 1, 'write the settings as {"list_train": "...", "epochs": 12}'),
     ],
 )
 def test_invalid_json_is_explained_with_line_and_column(
@@ -371,12 +430,12 @@ def test_file_that_cannot_be_read_is_explained(folder: Path) -> None:
 
 
 def test_file_with_a_byte_order_mark_loads(folder: Path) -> None:
-    (folder / "train.json").write_bytes(b'\xef\xbb\xbf{"epoches": 3}')
-    assert load_config(folder / "train.json").epoches == 3
+    (folder / "train.json").write_bytes(b'\xef\xbb\xbf{"epochs": 3}')
+    assert load_config(folder / "train.json").epochs == 3
 
 
 def test_key_given_twice_is_refused_with_both_lines(folder: Path) -> None:
-    file = write(folder, '{"seed": 1,\n"epoches": 2,\n"seed": 3}')
+    file = write(folder, '{"seed": 1,\n"epochs": 2,\n"seed": 3}')
     assert message(file) == (
         f'"seed" is given twice\n  in: file {file}, line 1; file {file}, line 3\n  fix: keep one of them'
     )
@@ -391,9 +450,9 @@ def test_two_spellings_of_one_key_are_refused(folder: Path) -> None:
 
 
 def test_override_without_equals_sign_is_explained() -> None:
-    assert message(None, "epoches", "24") == (
-        "'epoches' does not say which setting it changes\n  in: command line\n"
-        "  fix: write key=value without spaces, for example epoches=24"
+    assert message(None, "epochs", "24") == (
+        "'epochs' does not say which setting it changes\n  in: command line\n"
+        "  fix: write key=value without spaces, for example epochs=24"
     )
 
 
@@ -464,7 +523,7 @@ def test_all_missing_paths_are_named_at_once(folder: Path) -> None:
 
 
 def test_missing_paths_are_named_beside_wrong_values(folder: Path) -> None:
-    text = message(write(folder, '{"epoches": 0,\n"list_train": "a.txt"}'))
+    text = message(write(folder, '{"epochs": 0,\n"list_train": "a.txt"}'))
     assert text.startswith("2 settings are wrong\n")
     assert f'"list_train": {folder}/a.txt does not exist' in text
 

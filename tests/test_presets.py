@@ -46,7 +46,7 @@ def test_config_of_the_repository_loads(file: Path) -> None:
     config = load_config(file)
     given = json.loads(file.read_text())
     assert config.model == given["model"]
-    assert config.epoches == given["epoches"]
+    assert config.epochs == given["epochs"]
     assert config.run_folder.endswith(f"runs/{file.stem}")
 
 

@@ -88,11 +88,11 @@ def test_wide_pictures_get_room() -> None:
 
 
 def test_few_pictures_are_seen_more_often() -> None:
-    epochs = [values(make(count), CPU)["epoches"] for count in (10, 150, 300, 5000)]
+    epochs = [values(make(count), CPU)["epochs"] for count in (10, 150, 300, 5000)]
     assert epochs == [200, 40, 20, 12]
-    assert values(make(300), GPU)["epoches"] == 200
-    assert values(make(10), CPU)["eval_epoches"] == 8
-    assert "eval_epoches" not in values(make(300), CPU)
+    assert values(make(300), GPU)["epochs"] == 200
+    assert values(make(10), CPU)["eval_epochs"] == 8
+    assert "eval_epochs" not in values(make(300), CPU)
 
 
 def test_few_pictures_are_augmented() -> None:

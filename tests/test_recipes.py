@@ -28,7 +28,7 @@ def recipe(name: str) -> TrainConfig:
 
 
 def schedule(config: TrainConfig) -> Schedule:
-    total_steps = math.ceil(config.epoches * COCO_IMAGES / config.nbatch_train)
+    total_steps = math.ceil(config.epochs * COCO_IMAGES / config.nbatch_train)
     return Schedule(total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma)
 
 
@@ -50,7 +50,7 @@ def r50() -> FCOS:
 def test_recipe_of_the_papers(name: str, epochs: int, backbone: str, quality: str, scale_min: float) -> None:
     config = recipe(name)
 
-    assert (config.epoches, config.backbone, config.quality) == (epochs, backbone, quality)
+    assert (config.epochs, config.backbone, config.quality) == (epochs, backbone, quality)
     assert (config.short_side, config.view_size, config.img_scale_min) == (800, 1333, scale_min)
     assert (config.nbatch_train, config.lr_base, config.optimizer) == (16, 0.01, "sgd")
     assert (config.momentum, config.weight_decay, config.grad_clip) == (0.9, 1e-4, 0.0)
@@ -197,7 +197,7 @@ def test_recipe_of_the_seed(name: str, epochs: int, falls: list[float]) -> None:
     config = recipe(name)
 
     assert (config.model, config.view_size, config.short_side) == ("fcos_seed", 1025, None)
-    assert (config.quality, config.epoches, config.lr_schedule) == ("none", epochs, falls)
+    assert (config.quality, config.epochs, config.lr_schedule) == ("none", epochs, falls)
     assert (config.nbatch_train, config.lr_base, config.grad_clip, config.boxarea_th) == (16, 0.01, 3, 32)
     assert (config.img_scale_min, config.warmup_iter) == (0.8, 500)
 
@@ -206,7 +206,7 @@ def test_recipe_of_the_seed_for_voc() -> None:
     config = recipe("voc_seed")
 
     assert (config.model, config.view_size, config.short_side) == ("fcos_seed", 641, None)
-    assert (config.epoches, config.lr_schedule, config.classes) == (30, [16_000, 22_000], 20)
+    assert (config.epochs, config.lr_schedule, config.classes) == (30, [16_000, 22_000], 20)
     assert (config.nbatch_train, config.lr_base, config.grad_clip, config.boxarea_th) == (28, 0.01, 3, 32)
     assert (config.img_scale_min, config.warmup_iter) == (0.6, 500)
 
@@ -223,7 +223,7 @@ def test_recipe_trains(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     }
     (tmp_path / "train.json").write_text(json.dumps(content))
     data = [f"root_train={tmp_path}", f"list_train={tmp_path / 'train.json'}", "root_eval=", "list_eval="]
-    small = ["short_side=null", "view_size=64", "nbatch_train=1", "epoches=1", "device=cpu", "pretrain=false"]
+    small = ["short_side=null", "view_size=64", "nbatch_train=1", "epochs=1", "device=cpu", "pretrain=false"]
     here = [f"run_folder={tmp_path / 'run'}", "num_workers=0", "tensorboard=false", "save=false"]
     words = [*data, "data_format=coco", "name_file=", *small, *here]
 

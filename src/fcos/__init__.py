@@ -10,6 +10,7 @@ from fcos.errors import ConfigError as ConfigError
 from fcos.errors import DatasetError as DatasetError
 from fcos.errors import DeviceError as DeviceError
 from fcos.errors import FcosError as FcosError
+from fcos.errors import OutputError as OutputError
 from fcos.errors import TrainingError as TrainingError
 from fcos.errors import WeightsError as WeightsError
 
@@ -28,6 +29,21 @@ _LAZY = {
     "load_config": "fcos.config",
 }
 
+__all__ = [
+    "ConfigError",
+    "DatasetError",
+    "Detections",
+    "Detector",
+    "DeviceError",
+    "FcosError",
+    "OutputError",
+    "TrainConfig",
+    "TrainingError",
+    "WeightsError",
+    "__version__",
+    "load_config",
+]
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
@@ -43,4 +59,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY, "__version__"])
+    """What is public, loaded or not."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -24,7 +24,7 @@ from fcos.data.check import check, drop_invalid
 from fcos.data.classes import is_no_class, with_classes_of
 from fcos.data.formats import read_annotations
 from fcos.data.image import read_image, to_pixels
-from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.loader import PADDING_MULTIPLE, loading
 from fcos.data.recognise import Format, recognise
 from fcos.detections import Detections
 from fcos.engine.devices import torch_device
@@ -314,7 +314,8 @@ class Detector:
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         size = batch_size or self.usual_batch_size
         loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
-        found = self._backend.detect(loader, on_batch)
+        with loading(loader) as batches:
+            found = self._backend.detect(batches, on_batch)
         if fabric:
             found = gather(found, fabric)
         if rank != 0:

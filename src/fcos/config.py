@@ -11,34 +11,22 @@ import json
 import os
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from fcos.config_file import Given, read_file, read_overrides
+from fcos.config_elsewhere import is_weight_file, nearest, settings_for, why_none
+from fcos.config_file import COMMAND_LINE, Given, read_file, read_overrides
 from fcos.config_rules import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all, without_part
 from fcos.errors import ConfigError
+from fcos.files import write_text
 from fcos.presets import PRESETS
 from fcos.rules import ThresholdOn
 
-# Other spellings of a setting, taken as if the setting itself stood there.
-ALIASES = {"epochs": "epoches", "eval_epochs": "eval_epoches"}
-
-# What other tools call a setting: not taken, but the message names ours.
-KNOWN_ELSEWHERE = {
-    "batch_size": "nbatch_train",
-    "image_size": "view_size",
-    "learning_rate": "lr_base",
-    "lr": "lr_base",
-    "max_size": "view_size",
-    "min_size": "short_side",
-    "num_classes": "classes",
-    "preset": "model",
-    "pretrained": "pretrain",
-    "resume": "load",
-}
+# The seed's spellings, taken for ever as if the setting itself stood there.
+ALIASES = {"epoches": "epochs", "eval_epoches": "eval_epochs"}
 
 # What is often written where another word is meant.
 WORDS_ELSEWHERE = {
@@ -54,8 +42,8 @@ GROUPS = {
     "run_folder": "Run",
     "model": "Model",
     "view_size": "Pictures",
-    "epoches": "Optimisation",
-    "eval_epoches": "Measuring and using",
+    "epochs": "Optimisation",
+    "eval_epochs": "Measuring and using",
 }
 
 
@@ -86,7 +74,7 @@ class TrainConfig(BaseModel):
 
     # Run
     run_folder: str = setting("", "where the run is kept; empty: runs/<name of the config file>")
-    load: bool = setting(False, "go on with the run in run_folder exactly where it stopped")
+    load: bool = setting(False, "resume the run in run_folder exactly where it stopped")
     save: bool = setting(True, "write checkpoints")
     save_steps: int = setting(
         500, "write last.ckpt every so many steps, besides every epoch", unit="steps", ge=1
@@ -183,7 +171,7 @@ class TrainConfig(BaseModel):
     )
 
     # Optimisation
-    epoches: int = setting(12, "passes over the training data (also: epochs)", ge=1)
+    epochs: int = setting(12, "passes over the training data (the seed's epoches)", ge=1)
     nbatch_train: int = setting(16, "images of one optimizer step, over all devices", unit="images", ge=1)
     micro_batch: int | None = setting(
         None, "images of one forward pass on one device; smaller than its share: gradients accumulate", ge=1
@@ -209,9 +197,7 @@ class TrainConfig(BaseModel):
     )
 
     # Measuring and using
-    eval_epoches: int = setting(
-        1, "evaluate every so many epochs and after the last (also: eval_epochs)", unit="epochs", ge=1
-    )
+    eval_epochs: int = setting(1, "evaluate every so many epochs and after the last", unit="epochs", ge=1)
     score_threshold: float = setting(0.05, "score that a candidate must exceed", ge=0, le=1)
     threshold_on: ThresholdOn = setting(
         "class", "what must exceed it: class score, class score times quality, or the final score"
@@ -223,9 +209,30 @@ class TrainConfig(BaseModel):
     candidates_per_level: int = setting(1000, "best candidates of each level that enter NMS", ge=1)
     detections_per_image: int = setting(100, "detections kept of an image", ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, values: Any) -> Any:
+        """The seed's spellings, from Python and from older checkpoints."""
+        if not isinstance(values, Mapping):
+            return values
+        return {
+            key if values.get(ALIASES.get(key, key), value) != value else ALIASES.get(key, key): value
+            for key, value in values.items()
+        }
+
+    @property
+    def epoches(self) -> int:
+        """`epochs`, as the seed spells it."""
+        return self.epochs
+
+    @property
+    def eval_epoches(self) -> int:
+        """`eval_epochs`, as the seed spells it."""
+        return self.eval_epochs
+
     def origin(self, key: str) -> str:
         """Where a value was given: "default", "preset fcos_r18", "file train.json, line 3" and so on."""
-        return self._origins.get(key, "default")
+        return self._origins.get(ALIASES.get(key, key), "default")
 
     def __eq__(self, other: object) -> bool:
         """Equal settings, wherever they were given."""
@@ -265,6 +272,10 @@ def load_config(
     config._origins.update({key: f"preset {preset}" for key in PRESETS[preset]})
     config._origins.update({key: entry.where for key, entry in given.items()})
     config._origins.update(scaled)
+    in_command = given.get("run_folder") and given["run_folder"].where.startswith(COMMAND_LINE)
+    if isinstance(source, Path) and not in_command and _lies_in_run(source, config.run_folder):
+        config = config.model_copy(update={"run_folder": str(folder)})  # moved or not
+        config._origins["run_folder"] = f"file {source}, which lies in the run folder"
     if problems:  # alone they wait for the training: settings may be read where the data is not
         problems += missing_paths(config)
     raise_all(problems)
@@ -275,7 +286,7 @@ def dump_config(config: TrainConfig, path: Path) -> None:
     """Write every setting, resolved; training from that file repeats the run."""
     settings = config.model_dump().items()
     lines = [f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def expects(key: str) -> str:
@@ -328,8 +339,8 @@ def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError
     for entry in entries:
         key = ALIASES.get(entry.key, entry.key)
         if key not in TrainConfig.model_fields:
-            problems.append(_unknown(entry))
-        elif key in settings:
+            problems += map(_unknown, _flattened(entry))
+        elif key in settings and _is_repeated(entry, settings[key]):
             first = settings[key]
             same = f'"{entry.key}" is given twice'
             other = f'"{first.key}" and "{entry.key}" are the same setting'
@@ -345,16 +356,43 @@ def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError
     return settings
 
 
+def _lies_in_run(source: Path, run_folder: str) -> bool:
+    """Whether a config file is that of a run: it lies in the run's folder, which it then names."""
+    folder = source.parent
+    return os.path.realpath(folder) == os.path.realpath(run_folder) or any(
+        (folder / name).is_file() for name in ("last.ckpt", "metrics.jsonl")
+    )
+
+
+def _flattened(entry: Given) -> Iterator[Given]:
+    """Keys within keys as other tools write them, {"SOLVER": {"BASE_LR": 0.01}}, as "SOLVER.BASE_LR"."""
+    if not isinstance(entry.value, Mapping) or not entry.value:
+        yield entry
+        return
+    for key, value in entry.value.items():
+        yield from _flattened(entry._replace(key=f"{entry.key}.{key}", value=value))
+
+
+def _is_repeated(entry: Given, first: Given) -> bool:
+    """Whether a setting is given twice; in two spellings (epochs, epoches) with one value is once."""
+    return entry.key == first.key or entry.value != first.value
+
+
 def _unknown(entry: Given) -> ConfigError:
-    names = [*TrainConfig.model_fields, *ALIASES]
-    nearest = [KNOWN_ELSEWHERE[entry.key]] if entry.key in KNOWN_ELSEWHERE else []
-    nearest = nearest or difflib.get_close_matches(entry.key, names, n=1)
+    """A key that is none of ours: what it is here where another tool has it, else what it resembles."""
+    what = f'"{entry.key}" is not a setting'
+    if ours := settings_for(entry.key):
+        words = " and ".join(f'"{key}" ({TrainConfig.model_fields[key].description})' for key in ours)
+        return ConfigError(what, where=entry.where, fix=f"here it is {words}")
+    if why := why_none(entry.key):
+        return ConfigError(what, where=entry.where, fix=f"remove it: there is none here; {why}")
+    similar = nearest(entry.key, [*TrainConfig.model_fields, *ALIASES])
     fix = (
-        f'did you mean "{ALIASES.get(nearest[0], nearest[0])}"?'
-        if nearest
+        f'did you mean "{ALIASES.get(similar, similar)}"?'
+        if similar
         else "remove it; `fcos config` lists the settings"
     )
-    return ConfigError(f'"{entry.key}" is not a setting', where=entry.where, fix=fix)
+    return ConfigError(what, where=entry.where, fix=fix)
 
 
 def _preset(entry: Given | None, problems: list[ConfigError]) -> str:
@@ -364,8 +402,10 @@ def _preset(entry: Given | None, problems: list[ConfigError]) -> str:
     if name in PRESETS:
         return str(name)
     assert entry is not None, "the default preset exists"
-    nearest = difflib.get_close_matches(str(name), PRESETS, n=1)
-    hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
+    similar = difflib.get_close_matches(str(name), PRESETS, n=1)
+    hint = f'did you mean "{similar[0]}"? ' if similar else ""
+    if is_weight_file(str(name)):
+        hint = 'weights of FCOS to start from go into "pretrain" (those of other detectors do not fit). '
     problems.append(
         ConfigError(
             f'"model": {json.dumps(name)} is not a preset',
@@ -410,8 +450,8 @@ def _wrong_value(entry: Given) -> ConfigError:
     taken, meaning = expects(entry.key), TrainConfig.model_fields[entry.key].description
     written = str(entry.value).lower()
     words = choices(entry.key)
-    nearest = difflib.get_close_matches(WORDS_ELSEWHERE.get(written, f'"{written}"'), words, n=1)
-    hint = f"did you mean {nearest[0]}? It takes" if nearest and isinstance(entry.value, str) else "give"
+    similar = difflib.get_close_matches(WORDS_ELSEWHERE.get(written, f'"{written}"'), words, n=1)
+    hint = f"did you mean {similar[0]}? It takes" if similar and isinstance(entry.value, str) else "give"
     return ConfigError(
         f'"{entry.key}": {json.dumps(entry.value)} is not possible',
         where=entry.where,
@@ -433,14 +473,24 @@ def _plain(value: Any) -> Any:
 
 def _read_value(key: str, value: Any, folder: Path) -> Any:
     """A value as the model takes it: absolute paths, a list of one GPU for its number."""
-    if key == "device" and type(value) is int:
-        return [value]
+    if key == "device":
+        return _read_device(value)
     if not isinstance(value, str) or not value:
         return value
     if key in DATA_PATHS or (key == "pretrain" and value != "coco"):
         return _absolute(value, folder)
     # Runs are kept where one works, as every tool does, not beside a config file that may be shared.
     return _absolute(value, Path.cwd()) if key == "run_folder" else value
+
+
+def _read_device(value: Any) -> Any:
+    """GPU numbers as a list: 0, "0", "0,1" and "cuda:1" too, as other tools have them."""
+    if type(value) is int:
+        return [value]
+    numbers = (
+        re.fullmatch(r"(?:cuda:)?(\d+(?:,\d+)*)", value.replace(" ", "")) if isinstance(value, str) else None
+    )
+    return [int(number) for number in numbers[1].split(",")] if numbers else value
 
 
 def _absolute(path: str, folder: Path) -> str:

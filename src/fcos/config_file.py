@@ -42,7 +42,7 @@ def read_file(path: Path) -> list[Given]:
         raise ConfigError(
             "a config file is one JSON object",
             where=f"file {path}, line 1",
-            fix='put the settings in braces: {"list_train": "...", "epoches": 12}',
+            fix='put the settings in braces: {"list_train": "...", "epochs": 12}',
         )
     places = [(key, line) for key, line in key_lines(text) if key in values]
     return [Given(key, values[key], f"file {path}, line {line}") for key, line in places]
@@ -76,7 +76,7 @@ def _read_override(word: str, text_keys: Collection[str]) -> Given:
         raise ConfigError(
             f"{word!r} does not say which setting it changes",
             where=COMMAND_LINE,
-            fix="write key=value without spaces, for example epoches=24",
+            fix="write key=value without spaces, for example epochs=24",
         )
     value = text if key in text_keys else _json_or_text(text)
     return Given(key.strip(), value, f"{COMMAND_LINE}, {word}")
@@ -112,7 +112,7 @@ def _explain(error: json.JSONDecodeError, path: Path) -> ConfigError:
     python_words = {"True": "true", "False": "false", "None": "null"}
     word = re.match(r"\w*", after)
     if not before and not after:
-        fix = 'write the settings as {"list_train": "...", "epoches": 12}'
+        fix = 'write the settings as {"list_train": "...", "epochs": 12}'
     elif after.startswith(("//", "#", "/*")):
         fix = "JSON has no comments: remove this one"
     elif (before.endswith(",") and after[:1] in ("}", "]")) or re.match(r",\s*[}\]]", after):

@@ -16,7 +16,10 @@ MAX_TEXT_BYTES = 4 * 2**30
 # Folders that hold no data of the user: those of operating systems and network drives. (Others are hidden.)
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__"})
 # What libraries that write for us say when the disk is full, in an error that is no OSError.
-WRITE_FAILURES = ("No space left on device", "PytorchStreamWriter failed", "os error", "file write failed")
+WRITE_FAILURES = (
+    *("No space left on device", "PytorchStreamWriter failed", "os error", "file write failed"),
+    *("iostream error", "unexpected pos"),
+)
 
 
 # Reading ----------------------------------------------------------------------------------------------------

@@ -255,9 +255,9 @@ def _length(num_pictures: int, hardware: Hardware) -> Iterator[Proposal]:
     goal = 120_000 if hardware.num_gpus else 6_000
     epochs = int(np.clip(round(goal / max(1, num_pictures)), 12, 200))
     reason = f"{num_pictures} pictures, seen {num_pictures * epochs:,} times in all"
-    yield Proposal("epoches", epochs, reason)
+    yield Proposal("epochs", epochs, reason)
     if epochs > 50:
-        yield Proposal("eval_epoches", round(epochs / 25), "an epoch is short: 25 evaluations in all")
+        yield Proposal("eval_epochs", round(epochs / 25), "an epoch is short: 25 evaluations in all")
 
 
 def _batch(num_pictures: int, preset: str, hardware: Hardware, pixels: int) -> Iterator[Proposal]:

@@ -33,7 +33,8 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
     "classes": 10,
     "model": "fcos_lite0",
     "pretrain": True,
-    "epoches": 2,
+    "epochs": 2,
+    "precision": "fp32",  # not what is fastest on the machine: the result is to be the same
     "nbatch_train": 4,
     "lr_base": 0.0006,  # 0.001 is unstable at this batch: 0.55 and 0.69 AP in two runs
     "nbatch_eval": 8,
@@ -142,6 +143,7 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
             where=str(folder),
             fix="choose another folder: fcos quickstart --out FOLDER",
         )
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(readme, README)
     write_names(CLASS_NAMES, folder / "names.txt")

@@ -49,8 +49,8 @@ def is_printable(text: str) -> bool:
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """A number with its noun: ``1 box``, ``2 boxes``; by default with an s."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    """A number with its noun: ``1 box``, ``2,000 boxes``; by default with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def shown(text: str) -> str:

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from PIL import Image
 
@@ -44,7 +45,9 @@ def seed_run(folder: Path) -> Path:
 
 def test_arrays_are_printed_as_the_seed_prints_them(tmp_path: Path) -> None:
     picture = tmp_path / "curves.png"
-    result = CliRunner().invoke(main, ["analyze", str(seed_run(tmp_path / "run")), "-o", str(picture)])
+    result = CliRunner().invoke(
+        main, ["analyze", str(seed_run(tmp_path / "run")), "--arrays", "-o", str(picture)]
+    )
     assert result.exit_code == 0, result.output
     assert result.stdout == PRINTED
     assert str(picture) in result.stderr
@@ -54,14 +57,14 @@ def test_arrays_are_printed_as_the_seed_prints_them(tmp_path: Path) -> None:
 
 def test_several_runs_are_printed_under_their_names(tmp_path: Path) -> None:
     runs = [str(seed_run(tmp_path / name)) for name in ("a", "b")]
-    result = CliRunner().invoke(main, ["analyze", *runs, "-o", str(tmp_path / "c.png")])
+    result = CliRunner().invoke(main, ["analyze", *runs, "--arrays", "-o", str(tmp_path / "c.png")])
     assert result.stdout == f"# a\n{PRINTED}# b\n{PRINTED}"
 
 
 def test_long_runs_are_printed_whole_and_small_numbers_plainly(tmp_path: Path) -> None:
     values = [0.0001] + [0.5] * 1500
     run = write_run(tmp_path / "run", values, values, values)
-    result = CliRunner().invoke(main, ["analyze", str(run), "-o", str(tmp_path / "c.png")])
+    result = CliRunner().invoke(main, ["analyze", str(run), "--arrays", "-o", str(tmp_path / "c.png")])
     assert "..." not in result.stdout
     assert "e-" not in result.stdout
     assert result.stdout.count("0.0001") == 3
@@ -69,7 +72,7 @@ def test_long_runs_are_printed_whole_and_small_numbers_plainly(tmp_path: Path) -
 
 def test_a_run_that_was_not_evaluated_yet_has_empty_arrays(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [], [], [])
-    result = CliRunner().invoke(main, ["analyze", str(run), "-o", str(tmp_path / "c.png")])
+    result = CliRunner().invoke(main, ["analyze", str(run), "--arrays", "-o", str(tmp_path / "c.png")])
     assert result.exit_code == 0, result.output
     assert result.stdout == "map_mean\n[]\nmap_50\n[]\nmap_75\n[]\n"
 
@@ -105,3 +108,30 @@ def test_names_of_runs_are_text_in_the_picture(tmp_path: Path) -> None:
     drawn = (tmp_path / "c.svg").read_text()
     for name in ("$x", "./_hidden", "\\x1b[2Jrun"):
         assert f"<!-- {name} -->" in drawn
+
+
+def test_table_marks_the_best_epoch_and_curves_go_into_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "run", [0.1, 0.3, 0.2], [0.2, 0.5, 0.4], [0.05, 0.25, 0.15])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 20, "epoch": 2, "loss": 1.25, "lr": 0.01}\n')
+    result = CliRunner().invoke(main, ["analyze", "run"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["epoch", "step", "AP", "AP50", "AP75", "loss"] in rows
+    assert ["1", "10", "0.1000", "0.2000", "0.0500", "-"] in rows
+    assert ["2", "20", "0.3000", "0.5000", "0.2500", "1.25", "best"] in rows
+    assert ["3", "30", "0.2000", "0.4000", "0.1500", "1.25"] in rows
+    assert "curves are in run/curves.png" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "curves.png"}
+
+
+def test_image_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [], [], [])
+    result = CliRunner().invoke(main, ["analyze", str(run), "-o", str(tmp_path / "curves.xyz")])
+    assert result.exit_code == 2
+    assert "'.xyz' is not a format of images" in result.stderr
+    assert result.stdout == ""

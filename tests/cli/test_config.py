@@ -31,11 +31,11 @@ def test_every_setting_is_printed_with_default_unit_and_meaning() -> None:
 
 def test_resolved_values_say_where_they_come_from(tmp_path: Path) -> None:
     file = tmp_path / "train.json"
-    file.write_text('{\n"model": "fcos_lite0",\n"epoches": 5}')
+    file.write_text('{\n"model": "fcos_lite0",\n"epochs": 5}')
     answer = json.loads(config(str(file), "seed=3", "--json"))
-    assert (answer["epoches"], answer["seed"], answer["backbone"]) == (5, 3, "tf_efficientnet_lite0")
+    assert (answer["epochs"], answer["seed"], answer["backbone"]) == (5, 3, "tf_efficientnet_lite0")
     output = config(str(file), "seed=3")
-    assert row(output, "epoches")[:3] == ["epoches", "5", "file"]
+    assert row(output, "epochs")[:3] == ["epochs", "5", "file"]
     assert row(output, "seed") == ["seed", "3", "command", "line,", "seed=3"]
     assert row(output, "backbone")[2:] == ["preset", "fcos_lite0"]
     assert row(output, "momentum") == ["momentum", "0.9", "default"]
@@ -57,8 +57,8 @@ def test_presets_are_printed_with_their_changes() -> None:
 def test_settings_are_printed_as_json() -> None:
     answer = json.loads(config("--json"))
     assert list(answer) == list(TrainConfig.model_fields)
-    assert answer["epoches"]["default"] == 12
-    assert answer["epoches"]["takes"] == "a whole number, at least 1"
+    assert answer["epochs"]["default"] == 12
+    assert answer["epochs"]["takes"] == "a whole number, at least 1"
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_the_classes_are_listed_best_first(model_file: Path, coco: Path, tmp_pat
     for name, boxes, _ in rows:
         expected = sum(a["category_id"] == IDS[name] and not a["iscrowd"] for a in annotations)
         assert int(boxes) == expected
-    assert "5 pictures, " in result.stdout
+    assert "5 images, " in result.stdout
 
 
 def test_a_run_is_measured_on_its_own_evaluation_list(model_file: Path, coco: Path, tmp_path: Path) -> None:
@@ -134,6 +134,30 @@ def test_a_run_is_measured_on_its_own_evaluation_list(model_file: Path, coco: Pa
     assert of_run.stdout == of_file.stdout
     assert of_run.stdout.splitlines()[:12] == explicit.stdout.splitlines()[:12]
     assert (run / "eval" / "results.json").read_text() == (tmp_path / "out" / "results.json").read_text()
+
+
+def test_another_list_leaves_the_results_of_the_run(model_file: Path, coco: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.safetensors").write_bytes(model_file.read_bytes())
+    settings = {"list_train": coco, "list_eval": coco, "root_eval": tmp_path / "images", "nbatch_eval": 2}
+    dump_config(load_config({**settings, "model": "fcos_lite0"}), run / "config.json")
+    content = json.loads(coco.read_text())
+    content["images"] = content["images"][:1]
+    first = content["images"][0]["id"]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == first]
+    (tmp_path / "test set.json").write_text(json.dumps(content))
+
+    own = evaluate(run)
+    before = (run / "eval" / "results.json").read_bytes()
+    other = evaluate(run, "--list", tmp_path / "test set.json", "--root", tmp_path / "images")
+
+    assert own.exit_code == other.exit_code == 0, other.output
+    assert (run / "eval" / "results.json").read_bytes() == before
+    [file] = (run / "eval").glob("*/results.json")
+    assert file.parent.name.endswith("test-set")
+    assert f"1 image, {len(json.loads(file.read_text()))} detections in {file}" in other.stdout
+    assert evaluate(run, "--list", coco, "--root", tmp_path / "images").stdout == own.stdout
 
 
 def test_without_a_run_or_a_list_it_says_what_to_give(model_file: Path) -> None:
@@ -188,6 +212,6 @@ def test_the_seeds_list_without_names_has_the_names_of_the_model(
     )
 
     assert result.exit_code == 0, result.output
-    assert "3 pictures, " in result.stdout
+    assert "3 images, " in result.stdout
     rows = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if len(line.split()) == 3}
     assert {name: rows[name] for name in ("cat", "dog", "bird")} == {"cat": "1", "dog": "1", "bird": "1"}

@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     usual = {"pretrain": False, "device": "cpu", "num_workers": 0, "warmup_iter": 0, "tensorboard": False}
     settings = {
         **{"list_train": "a.json", "list_eval": "a.json", "run_folder": RUN, "model": "fcos_lite0"},
-        **{"backbone": "test_efficientnet", "freeze_stages": 0, "epoches": 1, "nbatch_train": 4},
+        **{"backbone": "test_efficientnet", "freeze_stages": 0, "epochs": 1, "nbatch_train": 4},
         **{"view_size": 64, "short_side": None},
     }
     (folder / "train.json").write_text(json.dumps({**settings, **sizes, **usual}))

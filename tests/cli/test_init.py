@@ -60,7 +60,7 @@ def test_config_file_and_data_can_move_together(
 
 
 def test_init_refuses_to_replace_another_config(folder: Path) -> None:
-    Path("train.json").write_text('{"epoches": 1}')
+    Path("train.json").write_text('{"epochs": 1}')
     answer = fcos("init", "birds")
     assert answer.exit_code == 2
     assert answer.stderr == (
@@ -69,10 +69,10 @@ def test_init_refuses_to_replace_another_config(folder: Path) -> None:
         "  fix: `fcos train train.json` trains with it; `fcos init birds -o OTHER.json` writes another, "
         "--force replaces it\n"
     )
-    assert Path("train.json").read_text() == '{"epoches": 1}'
+    assert Path("train.json").read_text() == '{"epochs": 1}'
     assert not Path("train_split").exists()
     assert fcos("init", "birds", "--force").exit_code == 0
-    assert load_config(Path("train.json")).epoches > 1
+    assert load_config(Path("train.json")).epochs > 1
 
 
 def test_init_again_changes_nothing(folder: Path) -> None:
@@ -109,10 +109,10 @@ def test_train_on_a_folder_writes_its_config_and_trains_with_it(
     trained = []
     finished = Run(Path("run"), finished=True)
     monkeypatch.setattr("fcos.engine.run.train", lambda config: trained.append(config) or finished)
-    answer = fcos("train", "birds", "epoches=3")
+    answer = fcos("train", "birds", "epochs=3")
     assert answer.exit_code == 0, answer.output
     assert "written to train.json" in answer.output
-    assert [config.epoches for config in trained] == [3]
+    assert [config.epochs for config in trained] == [3]
     assert trained[0].list_train == str(folder.parent / "train_split" / "train.json")
 
 

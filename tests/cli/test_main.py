@@ -37,7 +37,7 @@ def test_help_lists_every_command_with_an_example() -> None:
     for name, description in COMMANDS.items():
         assert f"  {name} " in answer.output
         assert description.split(" ")[0] in answer.output
-    assert "fcos train train.json epoches=24" in answer.output
+    assert "fcos train train.json epochs=24" in answer.output
 
 
 def test_help_imports_no_torch_and_no_pydantic() -> None:
@@ -151,13 +151,13 @@ def test_our_own_mistake_keeps_its_traceback(broken_command: "list[BaseException
 
 
 def test_module_runs_as_the_command() -> None:
-    answer = run("config", "epoches=0")
+    answer = run("config", "epochs=0")
     assert answer.returncode == 2
-    assert answer.stderr.startswith('ConfigError: "epoches": 0 is not possible')
+    assert answer.stderr.startswith('ConfigError: "epochs": 0 is not possible')
     assert "Traceback" not in answer.stderr
 
 
 def test_public_names_load_on_first_use() -> None:
-    assert fcos.load_config({"epochs": 3}).epoches == 3
+    assert fcos.load_config({"epochs": 3}).epochs == 3
     assert {"Detector", "Detections", "load_config", "ConfigError"} <= set(dir(fcos))
     assert not hasattr(fcos, "Detecter")

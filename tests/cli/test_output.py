@@ -69,8 +69,8 @@ def test_init_gives_each_setting_with_its_reason(folder: Path) -> None:
 
 
 def test_config_gives_values(folder: Path) -> None:
-    assert ask("config", "epoches=7")["epoches"] == 7
-    assert ask("config")["epoches"]["takes"] == "a whole number, at least 1"
+    assert ask("config", "epochs=7")["epochs"] == 7
+    assert ask("config")["epochs"]["takes"] == "a whole number, at least 1"
     assert "short_side" in ask("config", "--presets")["fcos_lite0"]
 
 
@@ -89,7 +89,7 @@ def test_info_names_the_classes(folder: Path, model_file: Path) -> None:
 
 
 def test_train_gives_run_model_and_numbers(folder: Path) -> None:
-    tiny = ("backbone=test_efficientnet", "fpn_channels=8", "head_channels=8", "head_convs=1", "epoches=2")
+    tiny = ("backbone=test_efficientnet", "fpn_channels=8", "head_channels=8", "head_convs=1", "epochs=2")
     sizes = ("view_size=64", "short_side=null", "strides=8,16,32", "regress_ranges=16,32")
     data = ("list_train=train.txt", "list_eval=eval.txt", "name_file=names.txt", "nbatch_train=2")
     usual = ("pretrain=false", "device=cpu", "num_workers=0", "run_folder=run", "freeze_stages=0")

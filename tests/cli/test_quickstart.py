@@ -1,11 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from fcos import propose
 from fcos.cli import main
-from fcos.cli.quickstart import _proposed
+from fcos.cli.quickstart import _proposed, busy_cores
+from fcos.errors import OutputError
+from fcos.quickstart import QUICKSTART_SETTINGS
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -25,10 +27,30 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_the_user_gives_goes_before_what_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    hardware = propose.Hardware(2, bf16_is_faster=True)
-    monkeypatch.setattr(propose, "find_hardware", lambda: hardware)
-    out = Path("digits")
-    assert _proposed(out, ()) == ["run_folder=digits/run", "precision=bf16"]
-    assert _proposed(out, ("precision=fp32", "seed=1")) == ["run_folder=digits/run"]
-    assert _proposed(out, ("run_folder=here",)) == ["precision=bf16"]
+def test_the_result_does_not_depend_on_what_is_fast_on_the_machine() -> None:
+    assert QUICKSTART_SETTINGS["precision"] == "fp32"
+    assert _proposed(Path("digits"), ()) == ["run_folder=digits/run"]
+    assert _proposed(Path("digits"), ("run_folder=here",)) == []
+
+
+def test_busy_processor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = os.cpu_count() or 1
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4 * cores, 9.0 * cores, 0.0), raising=False)
+    assert busy_cores() is None
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.75 * cores, 0.0, 0.0), raising=False)
+    assert "other programs keep 75% of the processor busy" in str(busy_cores())
+    monkeypatch.delattr(os, "getloadavg")  # as on Windows
+    assert busy_cores() is None
+
+
+def test_folder_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise OutputError("cannot be written: Permission denied", where=str(path))
+
+    monkeypatch.setattr("fcos.cli.quickstart.check_writable", refused)
+    result = CliRunner().invoke(main, ["quickstart", "--out", str(tmp_path / "q"), "--data-only"])
+    assert result.exit_code == 2
+    assert "OutputError: cannot be written: Permission denied" in result.stderr
+    assert not (tmp_path / "q").exists()

@@ -91,13 +91,13 @@ def test_file_and_number_of_pictures_can_be_chosen(data: Path) -> None:
 
 
 def test_two_runs_are_compared(data: Path) -> None:
-    before, after = make_run(data, "before", 0.5), make_run(data, "after", 1.0, epoches=7)
+    before, after = make_run(data, "before", 0.5), make_run(data, "after", 1.0, epochs=7)
     result = report(before, after)
     assert result.exit_code == 0, result.output
     page = (after / "comparison.html").read_text(encoding="utf-8")
     assert "A is before, B is after" in page
     assert re.search(r"B is better: AP changed by \+49\.5 ± \d", page)
-    assert re.search(r">epoches</th><td>\d+</td><td>7</td>", page)
+    assert re.search(r">epochs</th><td>\d+</td><td>7</td>", page)
     assert "run_folder" not in page
     # the pictures in which A found nothing
     assert page.count("B is better: F1 +") == NUM_PICTURES // 2

@@ -42,7 +42,7 @@ SETTINGS = {
     "num_workers": 0,
     "nbatch_train": 8,
     "nbatch_eval": 4,
-    "epoches": 2,
+    "epochs": 2,
     "warmup_iter": 0,
     "tensorboard": False,
 }

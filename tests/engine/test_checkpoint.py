@@ -8,7 +8,7 @@ import torch
 
 from fcos.data.annotations import Annotations, Record
 from fcos.engine.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from fcos.errors import TrainingError, WeightsError
+from fcos.errors import OutputError, WeightsError
 
 
 def annotations(folder: str = "a", boxes: list[list[float]] | None = None, label: int = 0) -> Annotations:
@@ -35,15 +35,20 @@ def test_what_cannot_be_pickled_leaves_the_checkpoint_before(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_full_disk_is_told_with_the_remedy(tmp_path: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full")
-    (tmp_path / ".last.ckpt.partial").symlink_to(full)
-    with pytest.raises(TrainingError, match=r"could not write last\.ckpt") as caught:
-        save_checkpoint(tmp_path / "last.ckpt", {"weights": torch.zeros(100_000)})
-    assert "make room on the disk" in str(caught.value)
+def test_full_disk_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match="cannot be written: No space left on device") as caught:
+        save_checkpoint(tmp_path / "last.ckpt", {"weights": torch.zeros(3)})
+    assert "make room on the disk, or choose another run_folder" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(OutputError) as caught:
+        save_checkpoint(tmp_path / "last.ckpt", {"weights": torch.zeros(3)})
+    assert f"make room on the disk, then: fcos train {tmp_path}/config.json load=true;" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_damaged_checkpoint_is_told(tmp_path: Path) -> None:

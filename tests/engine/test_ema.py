@@ -77,8 +77,8 @@ def test_a_training_tells_the_average_its_steps(tiny: Tiny) -> None:
         update(ema, model, step)
 
     with mock.patch.object(Ema, "update", remember):
-        tiny.train_until(3, "run", ema_decay=0.9, epoches=2)
-        tiny.train("run", ema_decay=0.9, epoches=2, load=True)
+        tiny.train_until(3, "run", ema_decay=0.9, epochs=2)
+        tiny.train("run", ema_decay=0.9, epochs=2, load=True)
     assert told == [0, 1, 2, 3, 4]
 
 

@@ -17,7 +17,7 @@ from .conftest import Tiny
 @pytest.mark.parametrize("rules", list(RULES))
 def test_train_report_eval_predict_and_export(tiny: Tiny, rules: str) -> None:
     run = train(
-        tiny.config(rules, rules=rules, epoches=8, eval_epoches=8, score_threshold=0.02)
+        tiny.config(rules, rules=rules, epochs=8, eval_epochs=8, score_threshold=0.02)
     ).folder  # ends with the report
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Which point learns which object" in page

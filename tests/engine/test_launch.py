@@ -20,8 +20,8 @@ from fcos.errors import DeviceError
 if TYPE_CHECKING:
     from conftest import Tiny
 
-SHORT = {"epoches": 2, "augmentation": True, "ema_decay": 0.9}
-LONG = {"epoches": 16, "eval_epoches": 16, "ema_decay": 0.9, "save_steps": 3}
+SHORT = {"epochs": 2, "augmentation": True, "ema_decay": 0.9}
+LONG = {"epochs": 16, "eval_epochs": 16, "ema_decay": 0.9, "save_steps": 3}
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "TORCHELASTIC"))}
 
 
@@ -175,7 +175,7 @@ def test_processes_that_have_trained_connect_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def one_run(tiny: Tiny) -> Path:
-    tiny.train("run", epoches=1, score_threshold=0.0)  # so that much is found
+    tiny.train("run", epochs=1, score_threshold=0.0)  # so that much is found
     return tiny.runs / "run"
 
 

@@ -9,9 +9,13 @@ import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
+import torch
 
+from fcos.config import load_config
+from fcos.engine.run import train
 from fcos.errors import WeightsError
 from fcos.plots.curves import read_metrics
 
@@ -21,14 +25,14 @@ if TYPE_CHECKING:
 # 10 steps an epoch and a line every 2: step 13 is in the middle of an epoch and between two lines.
 FINE = {
     "nbatch_train": 2,
-    "epoches": 2,
+    "epochs": 2,
     "augmentation": "strong",
     "img_scale_min": 0.7,
     "ema_decay": 0.9,
     "momentum": 0.9,
 }
 # Long enough to be found running: 50 steps.
-LONG = {"epoches": 20, "eval_epoches": 10, "ema_decay": 0.9}
+LONG = {"epochs": 20, "eval_epochs": 10, "ema_decay": 0.9}
 
 
 def assert_same_run(tiny: Tiny, name: str, wanted: str) -> None:
@@ -108,7 +112,7 @@ def test_signal_ends_the_training_after_the_step(
     step = tiny.lines("run")[-1]["step"]
     assert tiny.checkpoint("run")["state"]["step"] == step < 50
     assert (
-        f"stopped after step {step} of 50; go on with: fcos train {tiny.runs}/run/config.json load=true"
+        f"stopped after step {step} of 50; resume with: fcos train {tiny.runs}/run/config.json load=true"
         in (said.replace("\n", " "))
     )
 
@@ -130,19 +134,20 @@ def test_full_disk_leaves_the_checkpoint_before(tiny: Tiny) -> None:
     )
     assert done.returncode == 2, done.stderr
     said = " ".join(done.stderr.split())
-    assert "could not write last.ckpt" in said
-    assert "make room on the disk, then go on with the same command and load=true" in said
+    assert f"OutputError: cannot be written: File too large in: {tiny.runs}/run/last.ckpt" in said
+    assert f"make room on the disk, then: fcos train {tiny.runs}/run/config.json load=true;" in said
     assert (tiny.runs / "run" / "last.ckpt").read_bytes() == whole
     assert list(tiny.runs.glob("run/.*")) == []
 
 
 def test_settings_that_changed_are_named(tiny: Tiny) -> None:
-    tiny.train("run", epoches=1)
+    tiny.train("run", epochs=2)
     with pytest.raises(WeightsError) as caught:
-        tiny.train("run", epoches=3, momentum=0.5, num_workers=1, nbatch_eval=2, load=True)
-    assert 'the run was started with "epoches": 1, now it is 3' in str(caught.value)
+        tiny.train("run", epochs=1, momentum=0.5, num_workers=1, nbatch_eval=2, load=True)
+    assert 'the run was started with "epochs": 2, now it is 1' in str(caught.value)
     assert '"momentum": 0.9, now it is 0.5' in str(caught.value)
-    assert "set epoches, momentum back" in str(caught.value)
+    assert "set epochs, momentum back" in str(caught.value)
+    assert "epochs may only become more" in str(caught.value)
 
 
 def test_data_may_move_but_not_change(tiny: Tiny) -> None:
@@ -158,15 +163,100 @@ def test_data_may_move_but_not_change(tiny: Tiny) -> None:
     assert tiny.train("run", **paths, load=True).finished
 
 
-def test_nothing_to_go_on_from(tiny: Tiny) -> None:
-    with pytest.raises(WeightsError, match=r"nothing to go on from: no last\.ckpt in .*never") as caught:
+def test_nothing_to_resume_from(tiny: Tiny) -> None:
+    with pytest.raises(WeightsError, match=r"nothing to resume from: no last\.ckpt in .*never") as caught:
         tiny.train("never", load=True)
     assert 'set "load": false' in str(caught.value)
 
 
-def test_finished_run_loaded_again_stays_as_it_is(tiny: Tiny) -> None:
+def test_finished_run_loaded_again_says_so_and_stays_as_it_is(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny.train("run")
-    before = tiny.checkpoint("run")
-    assert tiny.train("run", load=True).finished
-    assert list(tiny.differences(tiny.checkpoint("run"), before)) == []
-    assert len(tiny.lines("run")) == 5
+    files = {path: path.stat().st_mtime_ns for path in (tiny.runs / "run").iterdir()}
+    run = tiny.train("run", load=True)
+    assert (run.finished, run.exit_code) == (True, 0)
+    assert {path: path.stat().st_mtime_ns for path in (tiny.runs / "run").iterdir()} == files
+    said = capsys.readouterr().err
+    assert f"already finished: {tiny.runs}/run has done all 2 epochs" in said
+    assert f"train longer with: fcos train {tiny.runs}/run/config.json load=true epochs=4" in said
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said", "before", "after"),
+    [
+        # 20 images in steps of 8: 5 steps become 10. Cosine: (1 + cos(pi step / steps)) / 2
+        ({"lr_policy": "cosine"}, "the cosine falls to 0 over all 4", "0.000955", "0.005"),
+        # step 4 of 5 is behind 2/3 of 5 = 3.3; step 5 of 10 is before 2/3 of 10
+        ({"lr_schedule": "[0.667]"}, "lr_schedule is laid over all 4", "0.001", "0.01"),
+        ({"lr_schedule": "[4]"}, "lr_schedule keeps its iterations", "0.001", "0.001"),
+    ],
+)
+def test_more_epochs_extend_a_finished_run(
+    tiny: Tiny,
+    capsys: pytest.CaptureFixture[str],
+    schedule: dict[str, Any],
+    said: str,
+    before: str,
+    after: str,
+) -> None:
+    tiny.train("run", **schedule, lr_base=0.01)
+    first = tiny.lines("run")
+    assert tiny.train("run", **schedule, lr_base=0.01, epochs=4, load=True).finished
+    assert (
+        f"extended from 2 to 4 epochs: {said}; learning rate of the last step {before}, of the next {after}"
+        in capsys.readouterr().err
+    )
+    lines = tiny.lines("run")
+    assert lines[: len(first)] == first
+    assert lines[-1]["step"] == 10
+    assert [line["epoch"] for line in tiny.lines("run", "eval")] == [1, 2, 3, 4]
+    assert load_config(tiny.runs / "run" / "config.json").epochs == 4
+    assert not load_config(tiny.runs / "run" / "config.json").load
+
+
+def test_run_of_an_older_version_with_the_seeds_spelling_resumes(tiny: Tiny) -> None:
+    tiny.train_until(2, "run")
+    folder = tiny.runs / "run"
+    file, checkpoint = folder / "config.json", tiny.checkpoint("run")
+    for key in ("epochs", "eval_epochs"):
+        checkpoint["config"][key.replace("epochs", "epoches")] = checkpoint["config"].pop(key)
+    torch.save(checkpoint, folder / "last.ckpt")
+    file.write_text(file.read_text().replace('epochs"', 'epoches"'))
+    with mock.patch("fcos.engine.run.draw"):
+        assert train(load_config(file, ["load=true"])).finished
+    assert tiny.lines("run")[-1]["step"] == 5
+
+
+def test_config_in_a_run_folder_resumes_that_run_and_no_newer_one(tiny: Tiny) -> None:
+    tiny.train_until(2, "res")
+    tiny.train_until(3, "res")  # makes res-2
+    assert tiny.checkpoint("res-2")["state"]["step"] == 3
+    moved = tiny.runs / "moved"
+    shutil.move(tiny.runs / "res", moved)
+    shutil.copytree(moved, tiny.runs / "res")
+    with mock.patch("fcos.engine.run.draw"):
+        for folder in (tiny.runs / "res", moved):
+            run = train(load_config(folder / "config.json", ["load=true"]))
+            assert (run.folder, run.finished) == (folder, True)
+    assert tiny.checkpoint("res-2")["state"]["step"] == 3
+    (tiny.runs / "res" / "last.ckpt").unlink()
+    config = load_config(tiny.runs / "res" / "config.json", ["load=true"])
+    with pytest.raises(WeightsError, match="nothing to resume from"):
+        train(config)
+
+
+def test_run_folder_in_use_is_told_and_free_again_after_a_kill(tiny: Tiny) -> None:
+    first = tiny.start("run", **LONG, num_workers=1)
+    tiny.wait_for_step("run", 3, first)
+    second = tiny.start("run", **LONG, load=True)
+    _, said = second.communicate(timeout=100)
+    assert second.returncode == 2
+    assert "Traceback" not in said
+    assert said.splitlines()[0].startswith(
+        f"OutputError: another training writes to this run folder: process {first.pid} on "
+    )
+    first.kill()  # the loader process lives a little longer
+    first.wait()
+    assert tiny.train("run", **LONG, load=True).finished
+    assert not (tiny.runs / "run" / ".lock").exists()

@@ -14,7 +14,8 @@ from fcos.build import load_model
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.card import read_cards
-from fcos.engine.run import Run, find_run_folder, left_out, train
+from fcos.engine.run import Run, left_out, train
+from fcos.engine.run_folder import find_run_folder
 from fcos.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def test_model_file_opens_without_the_config(finished: Path) -> None:
 
 
 def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> None:
-    train(tiny.config("run", save=False, epoches=1))
+    train(tiny.config("run", save=False, epochs=1))
     files = {"config.json", "data.json", "metrics.jsonl", "results.json", "curves.png", "report.html"}
     files |= {"coverage.json"}
     assert {path.name for path in (tiny.runs / "run").iterdir()} == files
@@ -110,7 +111,7 @@ def test_stop_without_save_says_that_nothing_is_left(tiny: Tiny, capsys: pytest.
 def test_without_evaluation_the_last_model_is_the_result(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny.config("run", list_eval="", root_eval="", epoches=1))
+    train(tiny.config("run", list_eval="", root_eval="", epochs=1))
     assert "no list_eval: nothing is measured" in capsys.readouterr().err
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []
@@ -121,9 +122,9 @@ def test_without_evaluation_the_last_model_is_the_result(
 @pytest.mark.parametrize(
     ("settings", "epochs"),
     [
-        ({"epoches": 5, "eval_epoches": 2}, [2, 4, 5]),
+        ({"epochs": 5, "eval_epochs": 2}, [2, 4, 5]),
         # 20 images, 48 in a step: steps end in the epochs 2, 4, 5
-        ({"epoches": 5, "eval_epoches": 3, "nbatch_train": 48}, [4, 5]),
+        ({"epochs": 5, "eval_epochs": 3, "nbatch_train": 48}, [4, 5]),
     ],
     ids=["many steps an epoch", "many epochs a step"],
 )
@@ -135,16 +136,16 @@ def test_every_so_many_epochs_are_measured_and_the_last(
 
 
 def test_what_is_trained_is_said_first(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.train("run", epoches=1, micro_batch=4)
+    tiny.train("run", epochs=1, micro_batch=4)
     said = capsys.readouterr()
     assert said.out == ""
     assert "2 classes, 20 images for training, 7 for evaluation" in said.err
-    assert "1 epochs, 3 steps of 8 images (2 x 4 on each device), cpu, fp32" in said.err
+    assert "1 epoch, 3 steps of 8 images (2 x 4 on each device), cpu, fp32" in said.err
     assert f"run folder: {tiny.runs / 'run'}" in said.err
 
 
 def test_small_boxes_are_counted_and_reported(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.train("run", epoches=1, boxarea_th=200, horizontal_flip=False)
+    tiny.train("run", epochs=1, boxarea_th=200, horizontal_flip=False)
     boxes = [
         (int(words[i + 2]) - int(words[i])) * (int(words[i + 3]) - int(words[i + 1]))
         for words in map(str.split, (tiny.data / "train.txt").read_text().splitlines())
@@ -189,6 +190,7 @@ def test_load_goes_on_with_the_newest_run(tmp_path: Path) -> None:
     os.utime(tmp_path / "birds-2" / "last.ckpt", (2000, 2000))
     assert find_run_folder(tmp_path / "birds", load=True) == tmp_path / "birds-2"
     assert find_run_folder(tmp_path / "birds-2", load=True) == tmp_path / "birds-2"
+    assert find_run_folder(tmp_path / "birds", load=True, exact=True) == tmp_path / "birds"
 
 
 def test_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_missing_data_are_refused_before_anything_is_written(tiny: Tiny) -> None
 def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (tiny.data / "train.txt").read_text()
     (tiny.runs / "broken.txt").write_text(lines + "none.png 1 1 5 5 1\n000.png 9 9 5 5 1\n")
-    broken = {"list_train": str(tiny.runs / "broken.txt"), "epoches": 1}
+    broken = {"list_train": str(tiny.runs / "broken.txt"), "epochs": 1}
     with pytest.raises(DatasetError, match="1 picture and 1 box cannot be used"):
         tiny.train("run", **broken)
     assert not (tiny.runs / "run").exists()
@@ -227,7 +229,7 @@ def test_data_without_a_box_are_refused_even_where_invalid_ones_are_left_out(tin
 
 def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     same = {"list_eval": str(tiny.data / "train.txt"), "root_eval": str(tiny.data / "train")}
-    tiny.train("run", **same, epoches=1)
+    tiny.train("run", **same, epochs=1)
     assert "warning: 20 pictures are in both training and evaluation" in capsys.readouterr().err
     cards = read_cards(tiny.runs / "run")
     assert (cards["training"].num_warnings, cards["evaluation"].num_warnings) == (0, 1)
@@ -246,6 +248,6 @@ def test_checkpointing_that_does_nothing_is_said(
 ) -> None:
     blocks = [torch.nn.Identity()] * has_blocks
     with mock.patch("fcos.engine.run.backbone_blocks", return_value=blocks):
-        tiny.train("run", activation_checkpointing=True, epoches=1, eval_epoches=1)
+        tiny.train("run", activation_checkpointing=True, epochs=1, eval_epochs=1)
     said = "activation_checkpointing does nothing in the backbone: test_efficientnet has no blocks"
     assert (said in capsys.readouterr().err) == (not has_blocks)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from conftest import Tiny
 
 # Everything that could depend on the split is on; pictures of 19 to 64 pixels are padded to 32 or 64.
-SPLIT = {"epoches": 4, "augmentation": True, "img_scale_min": 0.3, "ema_decay": 0.9, "eval_epoches": 2}
+SPLIT = {"epochs": 4, "augmentation": True, "img_scale_min": 0.3, "ema_decay": 0.9, "eval_epochs": 2}
 
-LEARNS = {"epoches": 40, "eval_epoches": 40, "optimizer": "adamw", "lr_base": 0.003, "lr_policy": "cosine"}
+LEARNS = {"epochs": 40, "eval_epochs": 40, "optimizer": "adamw", "lr_base": 0.003, "lr_policy": "cosine"}
 
 # Trains with each list of arguments in turn: starting processes takes far longer than a tiny training.
 TRAIN_EACH = """
@@ -94,7 +94,7 @@ soft_assigner.install()
 @pytest.fixture(scope="module")
 def soft_split(tiny_of_module: Tiny) -> Tiny:
     """The same training in every split, with targets that depend on predictions."""
-    tiny, settings = tiny_of_module, SPLIT | {"epoches": 2}
+    tiny, settings = tiny_of_module, SPLIT | {"epochs": 2}
     trainings = [
         tiny.arguments("soft_whole", **settings),
         tiny.arguments("soft_accumulated", **settings, micro_batch=2),
@@ -120,7 +120,7 @@ def test_a_split_step_is_the_whole_step_where_targets_depend_on_predictions(
 
 def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(tiny: Tiny) -> None:
     """A step by hand: gradient and losses of the sums, divided by what was counted."""
-    config = tiny.config("by_hand", epoches=1)
+    config = tiny.config("by_hand", epochs=1)
     with mock.patch("fcos.engine.train.build_assigner", soft_assigner):
         fabric = build_fabric(config.device, 1, "fp32")
         trainer = prepare(config, fabric)
@@ -240,8 +240,8 @@ def test_other_settings_train_too(tiny: Tiny, settings: dict[str, Any]) -> None:
 
 
 def test_gradient_is_clipped(tiny: Tiny) -> None:
-    plain = {"epoches": 1, "nbatch_train": 20, "momentum": 0.0, "weight_decay": 0.0, "lr_base": 1.0}
-    start = tiny.train_until(2, "start", **plain | {"lr_base": 1e-30, "epoches": 3}).folder.name
+    plain = {"epochs": 1, "nbatch_train": 20, "momentum": 0.0, "weight_decay": 0.0, "lr_base": 1.0}
+    start = tiny.train_until(2, "start", **plain | {"lr_base": 1e-30, "epochs": 3}).folder.name
     tiny.train("clipped", **plain, grad_clip=0.01)
     before, after = (tiny.checkpoint(name)["model"] for name in (start, "clipped"))
     moved = torch.cat([(after[key] - before[key]).flatten() for key in before]).norm()
@@ -250,7 +250,7 @@ def test_gradient_is_clipped(tiny: Tiny) -> None:
 
 
 def test_compiled_network_trains_the_same(tiny: Tiny) -> None:
-    once = {"nbatch_train": 20, "epoches": 1, "list_eval": "", "root_eval": "", "ema_decay": 0.9}
+    once = {"nbatch_train": 20, "epochs": 1, "list_eval": "", "root_eval": "", "ema_decay": 0.9}
     # Without the last stage, which makes C++ of the graph and takes minutes; and in a process of its own,
     # as the compiler does not know the type checks of this one.
     script = "import functools, torch; torch.compile = functools.partial(torch.compile, backend='aot_eager')"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fcos.engine.writers import JsonLines, open_writers
-from fcos.errors import TrainingError
+from fcos.errors import OutputError
 from fcos.plots.curves import read_metrics
 
 
@@ -58,7 +58,7 @@ def test_full_disk_is_told(tmp_path: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, former[1]))  # files end after 10 bytes
     try:
-        with pytest.raises(TrainingError, match=r"could not write metrics\.jsonl: .*File too large"):
+        with pytest.raises(OutputError, match=r"cannot be written: File too large\n  in: .*metrics\.jsonl"):
             metrics.write("train", {"step": 1})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)

@@ -138,7 +138,7 @@ def flower_detector(photograph: Image.Image, tmp_path_factory: pytest.TempPathFa
         "view_size": 160,
         "short_side": None,
         "nbatch_train": 8,
-        "epoches": 12,
+        "epochs": 12,
         "warmup_iter": 0,
         "lr_base": 0.002,
         "num_workers": 0,

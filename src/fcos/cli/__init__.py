@@ -7,15 +7,17 @@ not in the commands' files. A new command is a file with a click object `command
 from __future__ import annotations
 
 import difflib
+import errno
 import keyword
 import os
+import sys
 from importlib import import_module
 from typing import IO, Any
 
 import click
 
 from fcos.cli.look import Context
-from fcos.errors import FcosError
+from fcos.errors import FcosError, OutputError
 from fcos.terminal import safe_output
 
 COMMANDS = {  # each fits into a line of 80 columns
@@ -39,7 +41,7 @@ EPILOG = """\b
 Examples:
   fcos quickstart                    see it work, nothing to download
   fcos train pictures/               train on your own folder
-  fcos train train.json epoches=24   train from a config file, one setting changed
+  fcos train train.json epochs=24   train from a config file, one setting changed
   fcos predict runs/train photo.jpg  use what was trained
 """
 
@@ -107,6 +109,12 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except FcosError as error:
             raise UserError(error) from error
+        except OSError as error:
+            # With a file's name it is a bug; click ends in silence where nobody reads on (`| head`).
+            if error.filename is not None or error.errno in (None, errno.EPIPE):
+                raise
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+            raise UserError(OutputError(f"the output cannot be written: {error.strerror}")) from error
         except KeyboardInterrupt:
             click.echo("\nstopped by Ctrl-C", err=True)
             ctx.exit(130)  # 128 + SIGINT, what shells expect

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.errors import OutputError
 from fcos.files import check_writable
 from fcos.terminal import printable_line
 
@@ -15,6 +16,7 @@ EPILOG = """\b
 Examples:
   fcos analyze runs/train
   fcos analyze runs/train runs/train-2 -o compared.png
+  fcos analyze runs/train --arrays          as the seed prints them
   fcos analyze runs/train --json            [epoch, value] pairs for other programs
 """
 
@@ -25,35 +27,85 @@ Examples:
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("curves.png"),
-    show_default=True,
-    help="The picture to write; its suffix chooses the format (png, pdf, svg).",
+    help="The image to write; its suffix chooses the format (png, pdf, svg). Default: curves.png in the "
+    "run folder, of several runs in the working directory.",
 )
+@click.option("--arrays", is_flag=True, help="Print the curves as the seed does: arrays, one a line.")
 @json_option
-def command(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
+def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: bool) -> None:
     """Print AP after every epoch and draw it, with losses and learning rate.
 
-    RUN is the folder of a training; several are drawn into one picture.
+    RUN is the folder of a training; several are drawn into one image.
     """
-    import numpy as np
+    from fcos.plots.curves import plot_curves, read_metrics, run_names
 
-    from fcos.plots.curves import EVAL_CURVES, curve, plot_curves, read_metrics, run_names
-
+    for run in runs:
+        read_metrics(run)  # before a place is looked for in what may be no run
+    output = output or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
+    _check_format(output)
     check_writable(output)
     names = run_names(runs)
     if as_json:
         print_json({name: _curves(run) for run, name in zip(runs, names, strict=True)})
-    for run, name in zip(runs, names, strict=True) if not as_json else ():
-        metrics = read_metrics(run)
-        if len(runs) > 1:
-            click.echo(f"# {printable_line(name)}")
-        for curve_name in EVAL_CURVES:
-            values = curve(metrics, curve_name)[:, 1]
-            # as the seed prints them; only never shortened, and never as 3.e-04
-            with np.printoptions(threshold=len(values) + 1, suppress=True):
-                click.echo(f"{curve_name}\n{np.round(values, 4)}")
+    elif arrays:
+        for run, name in zip(runs, names, strict=True):
+            _print_arrays(run, f"# {printable_line(name)}\n" if len(runs) > 1 else "")
+    else:
+        _print_table(dict(zip(names, runs, strict=True)))
     plot_curves(runs, output)
     click.echo(f"curves are in {printable_line(str(output))}", err=True)
+
+
+def _check_format(output: Path) -> None:
+    """Refuse a suffix that matplotlib does not draw, with those that it does."""
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if output.suffix.lower().lstrip(".") not in known:
+        raise OutputError(
+            f"'{output.suffix}' is not a format of images",
+            where=str(output),
+            fix="give a .png, .pdf or .svg file",
+        )
+
+
+def _print_table(runs: dict[str, Path]) -> None:
+    """A row for each epoch that was measured, the best marked; the loss beside it."""
+    from fcos.cli.config import new_table, print_table
+    from fcos.plots.curves import EVAL_CURVES, curve, read_metrics
+
+    for name, run in runs.items():
+        metrics = read_metrics(run)
+        lines = [line for line in metrics if line["kind"] == "eval"]
+        losses = dict(curve(metrics, "loss").tolist())
+        if len(runs) > 1:
+            click.echo(printable_line(name))
+        if not lines:
+            click.echo("nothing was measured yet")
+            continue
+        best = max(lines, key=lambda line: line["map_mean"])
+        table = new_table("epoch", "step", "AP", "AP50", "AP75", "loss", "")
+        for line in lines:
+            before = [loss for step, loss in losses.items() if step <= line["step"]]
+            loss = f"{before[-1]:.4g}" if before else "-"
+            values = [f"{line[key]:.4f}" if line[key] >= 0 else "-" for key in EVAL_CURVES]
+            mark = "best" if line is best else ""
+            table.add_row(f"{line['epoch']}", f"{line['step']}", *values, loss, mark)
+        print_table(table)
+
+
+def _print_arrays(run: Path, title: str) -> None:
+    """As the seed prints them; only never shortened, and never as 3.e-04."""
+    import numpy as np
+
+    from fcos.plots.curves import EVAL_CURVES, curve, read_metrics
+
+    click.echo(title, nl=False)
+    metrics = read_metrics(run)
+    for name in EVAL_CURVES:
+        values = curve(metrics, name)[:, 1]
+        with np.printoptions(threshold=len(values) + 1, suppress=True):
+            click.echo(f"{name}\n{np.round(values, 4)}")
 
 
 def _curves(run: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   fcos config                          all settings with their defaults
-  fcos config train.json epoches=24    what a training would use, and where each value comes from
+  fcos config train.json epochs=24    what a training would use, and where each value comes from
   fcos config model=fcos_lite0         what a preset gives
   fcos config --presets                the presets and what each changes
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,8 @@ from fcos.cli.nms import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
+from fcos.files import check_writable, write_bytes
+from fcos.terminal import counted
 
 if TYPE_CHECKING:
     from fcos.config import TrainConfig
@@ -70,7 +74,8 @@ class Source:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for results.json; default: eval/ beside the model file.",
+    help="Folder for results.json; default: eval/ beside the model file, with another --list than the "
+    "run's own eval/NAME/.",
 )
 @json_option
 def command(
@@ -97,6 +102,8 @@ def command(
     from fcos.engine.devices import build_fabric
     from fcos.engine.launch import launched
 
+    if out:
+        check_writable(out)
     fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
         detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms)
@@ -106,6 +113,8 @@ def command(
             if list_
             else _source_of_run(run, root, names, skip_invalid)
         )
+        folder = out or _results_folder(detector.path.parent / "eval", run, list_)
+        check_writable(folder)
         annotations = detector.read_annotations(
             source.list,
             root=source.root,
@@ -119,7 +128,6 @@ def command(
             rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
     if not fabric.is_global_zero:
         return
-    folder = out or detector.path.parent / "eval"
     show(annotations, rows, folder, as_json={"model": detector.path} if as_json else None)
 
 
@@ -135,8 +143,7 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
     from fcos.engine.evaluate import results_json
     from fcos.metrics.coco import evaluate_detections, named_numbers
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_bytes(results_json(rows))
+    write_bytes(folder / "results.json", results_json(rows))
     metrics = evaluate_detections(annotations, rows)
     if as_json is not None:
         print_json(
@@ -152,7 +159,10 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
         return
     click.echo(metrics.summary())
     _print_per_class(metrics, annotations)
-    click.echo(f"{len(annotations)} pictures, {len(rows)} detections in {folder / 'results.json'}")
+    click.echo(
+        f"{counted(len(annotations), 'image')}, {counted(len(rows), 'detection')} "
+        f"in {folder / 'results.json'}"
+    )
 
 
 def run_config(model_file: Path) -> TrainConfig | None:
@@ -161,6 +171,13 @@ def run_config(model_file: Path) -> TrainConfig | None:
 
     file = model_file.parent / "config.json"
     return load_config(file) if file.is_file() else None
+
+
+def _results_folder(usual: Path, run: TrainConfig | None, list_: Path | None) -> Path:
+    """A folder of its own for a list that is not the run's: its results are not taken for the run's."""
+    if run is None or list_ is None or os.path.abspath(list_) == run.list_eval:
+        return usual
+    return usual / re.sub(r"[^\w.-]+", "-", "-".join(list_.absolute().with_suffix("").parts[-2:]))
 
 
 def _source_of_run(
@@ -192,8 +209,8 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     from fcos.data.classes import is_no_class
     from fcos.terminal import printable_line
 
-    counted = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]
-    num_boxes = np.bincount(counted, minlength=annotations.num_classes).tolist()
+    of_boxes = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]
+    num_boxes = np.bincount(of_boxes, minlength=annotations.num_classes).tolist()
     rows = zip(metrics.per_class_ap.items(), num_boxes, strict=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("class")

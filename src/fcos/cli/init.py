@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from fcos.propose import Proposal
@@ -58,7 +59,7 @@ def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> li
         ConfigError: another file is there, and `overwrite` is not given.
     """
     from fcos.errors import ConfigError
-    from fcos.files import check_writable, read_text, write_text
+    from fcos.files import read_text
     from fcos.propose import find_hardware, propose, propose_data, write_split
 
     check_writable(output)

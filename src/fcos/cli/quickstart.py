@@ -8,13 +8,15 @@ import click
 
 from fcos.cli.output import json_option, print_json
 from fcos.cli.overrides import overrides_argument
+from fcos.files import check_writable
 
 NUM_DRAWN = 12
+BUSY = 0.5  # share of the processor from which on it is worth a word
 
 EPILOG = """\b
 Examples:
   fcos quickstart
-  fcos quickstart --out digits epoches=20
+  fcos quickstart --out digits epochs=20
   fcos quickstart --out digits --data-only      a folder of pictures with boxes, to try commands on
 """
 
@@ -60,6 +62,9 @@ def command(
 
     from fcos.quickstart import make_digits
 
+    if not data_only and (busy := busy_cores()):
+        click.echo(f"warning: {busy}", err=True)
+    check_writable(out)
     make_digits(out, num_train=num_train, num_eval=num_eval, seed=seed)
     click.echo(f"data set: {out}: {num_train} pictures to train on, {num_eval} held out", err=as_json)
     if data_only:
@@ -80,24 +85,28 @@ def command(
     _show(run.folder, Path(config.list_eval), Path(config.root_eval))
 
 
-def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:
-    """Settings that depend on place and machine; what the user gives goes before them."""
-    from fcos.propose import find_hardware
+def busy_cores() -> str | None:
+    """What to say where other programs use the processor."""
+    from fcos.engine.waiting import busy_share
 
+    share = busy_share()
+    if share < BUSY:
+        return None
+    return (
+        f"other programs keep {min(1.0, share):.0%} of the processor busy: this will take longer than it says"
+    )
+
+
+def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:
+    """Where the run is kept; what the user gives goes before it."""
     given = {override.partition("=")[0] for override in overrides}
-    proposed = {"run_folder": str(out / "run")}
-    if "precision" not in given and find_hardware().bf16_is_faster:
-        proposed["precision"] = "bf16"
-    return [f"{key}={value}" for key, value in proposed.items() if key not in given]
+    return [] if "run_folder" in given else [f"run_folder={out / 'run'}"]
 
 
 def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
     """Draw held-out pictures; print the numbers, and what to do next."""
-    import json
-
     from fcos.api import Detector
-    from fcos.cli.train import left_in
-    from fcos.metrics.coco import evaluate_detections
+    from fcos.cli.train import show_result
     from fcos.plots.boxes import draw_side_by_side
     from fcos.plots.examples import spread
 
@@ -109,13 +118,5 @@ def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
         record = annotations[index]
         drawn = draw_side_by_side(detector.predict(record.path), record)
         drawn.save(pictures / record.path.name, quality=92)
-
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    measured = evaluate_detections(annotations, results)
-    click.echo(f"\nHeld-out pictures, best epoch:\n{measured.summary()}\n")
-    for what, where in [*left_in(run), ("pictures", pictures)]:
-        click.echo(f"{what + ':':10}{where}")
-    click.echo(
-        "\nYour own pictures with boxes (COCO, Pascal VOC, YOLO or a list):\n  fcos train FOLDER\n"
-        f"Digits in a photo of yours:\n  fcos predict {run} PHOTO.jpg"
-    )
+    show_result(run, (("pictures", pictures),))
+    click.echo("\nYour own images with boxes (COCO, Pascal VOC, YOLO or a list):\n  fcos train FOLDER")

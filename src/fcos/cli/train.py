@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ EPILOG = """\b
 Examples:
   fcos train pictures/                      proposes a train.json, writes it and trains
   fcos train train.json                     trains with a config file
-  fcos train train.json epoches=24 lr_base=0.02
-  fcos train train.json load=true           goes on where the run stopped
+  fcos train train.json epochs=24 lr_base=0.02
+  fcos train train.json load=true           resumes where the run stopped
+  fcos train runs/birds/config.json load=true epochs=48
+                                            resumes this run, or extends it
   fcos train train.json --json              JSON at the end: run, model, numbers
   fcos train runs/birds/config.json run_folder=runs/again
                                             repeats a run
@@ -50,6 +53,12 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     from fcos.cli.init import print_proposal, write_proposal
     from fcos.config import load_config
 
+    if "=" in source.name and not source.exists():
+        raise ConfigError(
+            f"{source} is a setting; the first word is a train.json or a folder",
+            where="command line",
+            fix=f"fcos train train.json {' '.join(map(str, (source, *overrides)))}",
+        )
     if source.is_dir():
         if {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"} & os.environ.keys():
             raise ConfigError(
@@ -68,9 +77,28 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     if as_json and is_first_process():
         print_json(result_of(run))
     elif run.finished and is_first_process():
-        for what, file in left_in(run.folder):
-            click.echo(f"{what + ':':10}{file}", err=True)
+        show_result(run.folder)
     raise click.exceptions.Exit(run.exit_code)  # not 0 if a signal stopped it
+
+
+def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
+    """The twelve numbers of the best epoch, what the run left, and what to do next."""
+    from fcos.metrics.coco import summary_of
+    from fcos.plots.curves import read_metrics
+
+    lines = [line for line in read_metrics(folder) if line["kind"] == "eval"]
+    if lines:
+        best = max(lines, key=lambda line: line["map_mean"])
+        click.echo(f"\nEvaluation images, best epoch ({best['epoch']}):\n{summary_of(best['stats'])}\n")
+    left = left_in(folder)
+    for what, file in [*left, *more]:
+        click.echo(f"{what + ':':10}{file}")
+    run = shlex.quote(str(folder))
+    click.echo(
+        f"\nWhat next:\n  fcos predict {run} PHOTO.jpg     draw what it detects\n"
+        f"  fcos demo {run}                  try it in the browser\n"
+        f"  fcos export {run} --format onnx  or openvino, torch"
+    )
 
 
 def left_in(folder: Path) -> list[tuple[str, Path]]:

@@ -1,22 +1,23 @@
-"""What a run keeps: `last.ckpt`, to go on exactly, and model files, to use."""
+"""What a run keeps: `last.ckpt`, to resume exactly, and model files, to use."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from fcos.config import ALIASES
 from fcos.data.annotations import Annotations
-from fcos.errors import TrainingError, WeightsError
+from fcos.errors import OutputError, WeightsError
+from fcos.files import reason_of, written
 from fcos.model.archive import load_tensors
 
-# Settings that may differ when a run goes on: where it runs, what it writes, and where the data are (what
+# Settings that may differ when a run resumes: where it runs, what it writes, and where the data are (what
 # they are is compared by `fingerprint`).
 FREE_SETTINGS = frozenset(
     {
@@ -31,7 +32,7 @@ FREE_SETTINGS = frozenset(
             "tensorboard",
             "activation_checkpointing",
         ),
-        *("run_folder", "pretrain", "nbatch_eval", "eval_epoches"),
+        *("run_folder", "pretrain", "nbatch_eval", "eval_epochs"),
         *(
             "root_train",
             "list_train",
@@ -48,47 +49,52 @@ FREE_SETTINGS = frozenset(
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong when a file of the run is written into an error that says how to go on."""
+    """Around what adds to a file of the run: an error says what to do next."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(
-            f"could not write {path.name}: {error}",
-            where=str(path),
-            fix="make room on the disk, then go on with the same command and load=true; "
-            "the last checkpoint that was written is whole",
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {reason_of(error)}", where=str(path), fix=_how_to_resume(path.parent)
         ) from error
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+def written_in_run(path: Path) -> AbstractContextManager[Path]:
+    """Where to write a file of the run, which takes the place of `path` when it is whole."""
+    return written(path, fix=_how_to_resume(path.parent))
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
     """Write a checkpoint; the former one stays until the new one is whole (kill -9, full disk)."""
-    with written_whole(path) as file:
+    with written_in_run(path) as partial, partial.open("wb") as file:  # a file's errors say what happened
         torch.save(payload, file)
+
+
+def resume_command(run: Path) -> str:
+    """What to type to resume a run, and no other."""
+    return f"fcos train {shlex.quote(str(run / 'config.json'))} load=true"
+
+
+def _how_to_resume(run: Path) -> str:
+    if not (run / "last.ckpt").is_file():
+        return "make room on the disk, or choose another run_folder where you may write"
+    return (
+        f"make room on the disk, then: {resume_command(run)}; the last checkpoint that was written is whole"
+    )
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse to resume where there is no checkpoint."""
+    if not path.is_file():
+        raise WeightsError(
+            f"there is nothing to resume from: no {path.name} in {path.parent}",
+            where="setting 'load'",
+            fix='set "load": false to start afresh, or run_folder to the folder of the run',
+        )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; only tensors and plain values are loaded, never code."""
-    if not path.is_file():
-        raise WeightsError(
-            f"there is nothing to go on from: no {path.name} in {path.parent}",
-            where="setting 'load'",
-            fix='set "load": false to start afresh, or run_folder to the folder of the run',
-        )
+    check_checkpoint(path)
     try:
         content: dict[str, Any] = dict(load_tensors(path))
     except Exception as error:
@@ -100,27 +106,35 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint was written with, in today's spelling."""
+    return {ALIASES.get(key, key): value for key, value in checkpoint["config"].items()}
+
+
 def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """A run goes on only with the settings that it began with; all differences are named."""
+    """A run resumes only with the settings that it began with, or more epochs; all differences are named."""
     changed = [key for key in new if key not in FREE_SETTINGS and key in old and old[key] != new[key]]
+    if "epochs" in changed and new["epochs"] > old["epochs"]:
+        changed.remove("epochs")
     if changed:
+        fewer = "; epochs may only become more" if "epochs" in changed else ""
         raise WeightsError(
             "; ".join(
                 f'the run was started with "{key}": {old[key]!r}, now it is {new[key]!r}' for key in changed
             ),
             where=str(path),
-            fix=f"set {', '.join(changed)} back to go on exactly, or start a new run with load=false",
+            fix=f"set {', '.join(changed)} back to resume exactly, or start a new run with load=false{fewer}",
         )
 
 
 def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> None:
-    """A run goes on only with the annotations that it began with, wherever they are now."""
+    """A run resumes only with the annotations that it began with, wherever they are now."""
     changed = [key for key in new if old[key] != new[key]]
     if changed:
         raise WeightsError(
             f"the {' and '.join(changed)} data are not those that the run was started with",
             where=str(path),
-            fix="put the annotations back to go on exactly, or start a new run with load=false",
+            fix="put the annotations back to resume exactly, or start a new run with load=false",
         )
 
 

@@ -23,6 +23,7 @@ ToDetections = Callable[[HeadOutput, PointGrid, torch.Tensor, torch.Tensor], lis
 T = TypeVar("T")
 
 ROWS_AT_ONCE = 4096
+BOX_DIGITS, SCORE_DIGITS = 3, 6  # after the point, in results.json
 
 
 @torch.inference_mode()
@@ -74,6 +75,8 @@ def result_rows(
 ) -> Rows:
     """Detections as rows; images in the order of the annotations.
 
+    Rounded as results.json has them: what is measured here is what anybody measures on that file.
+
     With `inclusive_boxes` (official code) the sides of a box are its last pixels: 1 is added to its width and
     height.
     """
@@ -86,9 +89,9 @@ def result_rows(
     labels = torch.cat([image.labels for image in in_order]).numpy()
     rows = np.empty(len(labels), ROW)
     rows["image_id"] = np.repeat(annotations.image_ids, [len(image.scores) for image in in_order])
-    rows["bbox"][:, :2] = corners[:, :2]
-    rows["bbox"][:, 2:] = corners[:, 2:] - corners[:, :2] + inclusive_boxes
-    rows["score"] = torch.cat([image.scores for image in in_order]).double().numpy()
+    sides = corners[:, 2:] - corners[:, :2] + inclusive_boxes
+    rows["bbox"] = np.concatenate([corners[:, :2], sides], axis=1).round(BOX_DIGITS)
+    rows["score"] = torch.cat([image.scores for image in in_order]).double().numpy().round(SCORE_DIGITS)
     rows["category_id"] = np.asarray(annotations.category_ids, np.int64)[labels]
     return rows
 
@@ -100,8 +103,8 @@ def coco_results(rows: Rows) -> list[dict[str, Any]]:
         for image_id, category_id, box, score in zip(
             rows["image_id"].tolist(),
             rows["category_id"].tolist(),
-            rows["bbox"].round(3).tolist(),
-            rows["score"].round(6).tolist(),
+            rows["bbox"].round(BOX_DIGITS).tolist(),
+            rows["score"].round(SCORE_DIGITS).tolist(),
             strict=True,
         )
     ]
@@ -134,6 +137,6 @@ def results_json(rows: Rows) -> bytes:
 def _entries_json(rows: Rows) -> bytes:
     """The entries of a results file, without the brackets of the list."""
     image_ids, category_ids = rows["image_id"].tolist(), rows["category_id"].tolist()
-    boxes = map(_Box, *rows["bbox"].round(3).T.tolist())
-    scores = rows["score"].round(6).tolist()
+    boxes = map(_Box, *rows["bbox"].round(BOX_DIGITS).T.tolist())
+    scores = rows["score"].round(SCORE_DIGITS).tolist()
     return msgspec.json.encode(list(map(_Entry, image_ids, category_ids, boxes, scores)))[1:-1]

@@ -26,8 +26,9 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from fcos.errors import DeviceError, FcosError, TrainingError
 
 LOOK_EVERY_S = 0.5
-PATIENCE_S = 20.0  # for a process whose partner died to notice it by itself, and to leave its files whole
-SECONDS_FOR_FIRST_TO_SPEAK = 3.0
+PATIENCE_S = 5.0  # for a process whose partner died to notice it by itself, and to leave its files whole
+SECONDS_FOR_FIRST_TO_SPEAK = 2.0
+SECONDS_TO_DISCONNECT = 1.0
 
 _started: list[subprocess.Popen[bytes]] = []  # by us; they take part in all runs of this process
 
@@ -116,7 +117,7 @@ def launched(fabric: Fabric) -> Iterator[None]:
         if not fabric.is_global_zero and not (lost and fabric.local_rank == 1):
             time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
         watch.over.set()
-        disconnect(wait_s=SECONDS_FOR_FIRST_TO_SPEAK)
+        disconnect(wait_s=SECONDS_TO_DISCONNECT)
         if is_lost_connection(error) or (lost and isinstance(error, RuntimeError)):
             raise lost_process(lost) from error
         raise
@@ -186,7 +187,7 @@ def is_lost_connection(error: BaseException) -> bool:
 def lost_process(lost: str) -> TrainingError:
     """The one message of a run that lost a process."""
     return TrainingError(
-        f"{lost or 'another process of the run has ended'}; the run cannot go on without it",
+        f"{lost or 'another process of the run has ended'}; the run cannot continue without it",
         fix="look above for its own message; without one it was killed, as the system does when memory runs "
-        "out. A training goes on from its last checkpoint with load=true, on any number of processes",
+        "out. A training resumes from its last checkpoint with load=true, on any number of processes",
     )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shlex
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from fcos.adopt import adopt_settings, find_start, load_start, settings_of
-from fcos.build import build_model
+from fcos.adopt import adopt_settings, find_start, load_start
+from fcos.adopt import settings_of as card_settings
+from fcos.build import LoadedModel, build_model
 from fcos.config import TrainConfig, dump_config
 from fcos.config_rules import check_backbone, check_classes, check_paths, split_batch
 from fcos.data.annotations import Annotations
@@ -27,20 +29,35 @@ from fcos.data.check import CheckReport, check, common_pictures, drop_invalid
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
 from fcos.data.resize import resized_size
-from fcos.engine.checkpoint import check_same_settings, fingerprint, load_checkpoint
+from fcos.engine.checkpoint import (
+    check_checkpoint,
+    check_same_settings,
+    fingerprint,
+    load_checkpoint,
+    resume_command,
+    settings_of,
+)
 from fcos.engine.devices import build_fabric, slow_precision
 from fcos.engine.launch import launched
 from fcos.engine.log import track
+from fcos.engine.run_folder import (
+    check_run_folder,
+    find_run_folder,
+    in_use,
+    is_fresh,
+    is_named_exactly,
+    numbered_folders,
+)
 from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
 from fcos.engine.waiting import too_many_workers
-from fcos.errors import ConfigError, DatasetError
+from fcos.errors import DatasetError, TrainingError
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.published.download import coco_file
 from fcos.model.recompute import backbone_blocks
 from fcos.model.weights import ModelCard
 from fcos.rules import RULES
-from fcos.terminal import printable
+from fcos.terminal import counted, printable
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ class Run:
 
     Attributes:
         folder: of the run.
-        finished: False if a signal stopped it; `load=true` goes on.
+        finished: False if a signal stopped it; `load=true` resumes it.
         exit_code: for the command line: 0, or 128 and the signal as shells have it (on the first process).
     """
 
@@ -59,16 +76,22 @@ class Run:
 
 
 def train(config: TrainConfig) -> Run:
-    """Train as the settings say; goes on with a stopped run where they say `load`.
+    """Train as the settings say; resumes a stopped run where they say `load`.
 
     With more than one device, the other processes run the same command again: from a script of your own,
     protect the entry point with ``if __name__ == "__main__"``.
     """
     check_paths(config)
     check_backbone(config)
+    check_run_folder(config)
     fabric = build_fabric(config.device, config.num_processes, config.precision)
-    with launched(fabric):
-        trainer = prepare(config, fabric)
+    with launched(fabric), ExitStack() as held, memory_in_words(fabric):
+        config, start = adopt_start(config, fabric)
+        folder, checkpoint = claim(config, fabric, held)
+        if checkpoint is not None and is_finished(config, checkpoint):
+            say(fabric, already_finished(folder, config))
+            return Run(folder, True)
+        trainer = prepare(config, fabric, start, folder, checkpoint, held)
         say(fabric, describe(trainer))
         if too_many := too_many_workers(config, trainer.local_world_size):
             say(fabric, f"warning: {too_many}")
@@ -83,7 +106,7 @@ def train(config: TrainConfig) -> Run:
         with StopSignal(announce=fabric.is_global_zero) as stop:
             finished = trainer.fit(stop)
         if not finished:
-            say(fabric, how_to_go_on(trainer))
+            say(fabric, how_to_resume(trainer))
             exit_code = 128 + (stop.number or signal.SIGTERM) if fabric.is_global_zero else 0
             return Run(trainer.run, finished, exit_code)
         if fabric.is_global_zero:
@@ -91,32 +114,67 @@ def train(config: TrainConfig) -> Run:
     return Run(trainer.run, finished)
 
 
-def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
-    """Data, model and run folder; with `load`, everything as the checkpoint has it."""
+def adopt_start(config: TrainConfig, fabric: Fabric) -> tuple[TrainConfig, LoadedModel | None]:
+    """The detector that the training starts from, if any, and the settings with those of it."""
     if config.pretrain == "coco":
         if fabric.is_global_zero:
             coco_file()
         fabric.barrier()  # the others wait for the download
     start = find_start(config)
-    if start is not None:
-        config, changes = adopt_settings(config, start)
-        if changes:
-            say(fabric, f"settings of {start.path.name}: {', '.join(changes)}")
+    if start is None:
+        return config, None
+    config, changes = adopt_settings(config, start)
+    if changes:
+        say(fabric, f"settings of {start.path.name}: {', '.join(changes)}")
+    return config, start
+
+
+def claim(config: TrainConfig, fabric: Fabric, held: ExitStack) -> tuple[Path, dict[str, Any] | None]:
+    """The run folder and, with `load`, its checkpoint, which no other process may go on with.
+
+    A new folder is made and held when the data have turned out to be usable (`prepare`).
+    """
+    wanted = Path(config.run_folder)
+    exact = is_named_exactly(config)
+    folder = Path(fabric.broadcast(str(find_run_folder(wanted, load=config.load, exact=exact))))
+    if not config.load:
+        return folder, None
+    checkpoint = None
+    if fabric.is_global_zero:  # read once: the run folder is the first machine's
+        file = folder / "last.ckpt"
+        check_checkpoint(file)
+        held.enter_context(in_use(folder))
+        if not exact and len(numbered_folders(wanted)) > 1:
+            say(fabric, f"resuming the newest run of {wanted}: {folder}")
+        checkpoint = load_checkpoint(file)
+        check_same_settings(settings_of(checkpoint), config.model_dump(mode="json"), file)
+    return folder, fabric.broadcast(checkpoint)
+
+
+def is_finished(config: TrainConfig, checkpoint: dict[str, Any]) -> bool:
+    """Whether there is nothing left to do."""
+    epochs = settings_of(checkpoint)["epochs"]
+    return bool(config.epochs == epochs == checkpoint["state"]["epoch_evaluated"])
+
+
+def prepare(
+    config: TrainConfig,
+    fabric: Fabric,
+    start: LoadedModel | None,
+    folder: Path,
+    checkpoint: dict[str, Any] | None,
+    held: ExitStack,
+) -> Trainer:
+    """Data, model and run folder; with a checkpoint, everything as it has it."""
     micro_batch, accumulation = split_batch(config.nbatch_train, fabric.world_size, config.micro_batch)
     train_set, eval_set, cards = load_data(config, fabric)
-
-    folder = Path(fabric.broadcast(str(find_run_folder(Path(config.run_folder), load=config.load))))
-    checkpoint = None
-    if config.load:  # read once: the run folder is the first machine's
-        checkpoint = fabric.broadcast(
-            load_checkpoint(folder / "last.ckpt") if fabric.is_global_zero else None
-        )
-    if checkpoint is not None:
-        check_same_settings(checkpoint["config"], config.model_dump(mode="json"), folder / "last.ckpt")
 
     torch.manual_seed(config.seed)
     model = build_model(config, train_set.num_classes)
     if checkpoint is None:
+        if fabric.is_global_zero:
+            folder = hold_new_folder(folder, held)
+        folder = Path(fabric.broadcast(str(folder)))
         if start is not None:
             known = load_start(model, train_set.class_names, start)
             shared = f"the outputs of {', '.join(known)} too" if known else "but for its classes"
@@ -125,13 +183,12 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
             source = load_imagenet_weights(model.backbone, config.backbone, config.pretrain)
             say(fabric, f"backbone: ImageNet weights from {source}")
         if fabric.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
             dump_config(config.model_copy(update={"run_folder": str(folder)}), folder / "config.json")
             write_cards(cards, folder)
     fabric.barrier()
 
     card = ModelCard(
-        settings=settings_of(config),
+        settings=card_settings(config),
         class_names=train_set.class_names,
         category_ids=train_set.category_ids,
         versions={name: importlib.metadata.version(name) for name in ("fcos-torch", "torch", "timm")},
@@ -140,8 +197,25 @@ def prepare(config: TrainConfig, fabric: Fabric) -> Trainer:
     trainer = Trainer(fabric, config, model, train_set, eval_set, folder, micro_batch, accumulation, card)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-        say(fabric, f"going on after step {trainer.state.step} of {trainer.total_steps}")
+        say(fabric, f"resuming after step {trainer.state.step} of {trainer.total_steps}")
+        former = settings_of(checkpoint)["epochs"]
+        if config.epochs > former:
+            say(fabric, extended(trainer, former))
+            if fabric.is_global_zero:  # the next `load=true` from it resumes the longer training
+                as_new = config.model_copy(update={"run_folder": str(folder), "load": False})
+                dump_config(as_new, folder / "config.json")
     return trainer
+
+
+def hold_new_folder(folder: Path, held: ExitStack) -> Path:
+    """Make the folder of a new run; the next number if another training has taken it meanwhile."""
+    lock = ExitStack()
+    lock.enter_context(in_use(folder))
+    if not is_fresh(folder):
+        lock.close()
+        return hold_new_folder(find_run_folder(folder, load=False), held)
+    held.enter_context(lock)
+    return folder
 
 
 class Data(NamedTuple):
@@ -229,25 +303,6 @@ def left_out(annotations: Annotations, config: TrainConfig) -> str:
     )
 
 
-def find_run_folder(wanted: Path, *, load: bool) -> Path:
-    """The folder to write to: a new one (`name`, `name-2`, ...), or with `load` the newest that is there."""
-    if wanted.is_file():
-        raise ConfigError(
-            f"{wanted} is a file",
-            where='setting "run_folder"',
-            fix="give a folder, or a name that is not in use",
-        )
-    if not wanted.exists():
-        return wanted
-    numbered = [wanted]
-    while (following := wanted.with_name(f"{wanted.name}-{len(numbered) + 1}")).exists():
-        numbered.append(following)
-    if not load:
-        return wanted if not any(wanted.iterdir()) else following
-    with_checkpoint = [folder for folder in numbered if (folder / "last.ckpt").is_file()]
-    return max(with_checkpoint, key=lambda folder: (folder / "last.ckpt").stat().st_mtime, default=wanted)
-
-
 def describe(trainer: Trainer) -> str:
     """What is about to be trained, in a few lines."""
     config, fabric = trainer.config, trainer.fabric
@@ -256,20 +311,62 @@ def describe(trainer: Trainer) -> str:
     evaluation = f", {len(trainer.eval_set)} for evaluation" if trainer.eval_set is not None else ""
     return (
         f"{config.model} ({config.backbone}, {millions:.1f} M parameters), "
-        f"{trainer.train_set.num_classes} classes, {len(trainer.train_set)} images for training{evaluation}\n"
-        f"{config.epoches} epochs, {trainer.total_steps} steps of {config.nbatch_train} images "
+        f"{counted(trainer.train_set.num_classes, 'class', 'classes')}, "
+        f"{counted(len(trainer.train_set), 'image')} for training{evaluation}\n"
+        f"{counted(config.epochs, 'epoch')}, {counted(trainer.total_steps, 'step')} of "
+        f"{counted(config.nbatch_train, 'image')} "
         f"({trainer.accumulation} x {trainer.micro_batch} on each device), {device}, {config.precision}\n"
         f"learning rate {config.lr_base:g} ({config.origin('lr_base')})\n"
         f"run folder: {trainer.run}"
     )
 
 
-def how_to_go_on(trainer: Trainer) -> str:
+def how_to_resume(trainer: Trainer) -> str:
     """What to type after a stop."""
     stopped = f"stopped after step {trainer.state.step} of {trainer.total_steps}"
     if not trainer.config.save:
         return f"{stopped}; nothing was saved, as save=false asks"
-    return f"{stopped}; go on with: fcos train {shlex.quote(str(trainer.run / 'config.json'))} load=true"
+    return f"{stopped}; resume with: {resume_command(trainer.run)}"
+
+
+def already_finished(folder: Path, config: TrainConfig) -> str:
+    """What there is to do with a run that has ended."""
+    return (
+        f"already finished: {folder} has done all {counted(config.epochs, 'epoch')}\n"
+        f"train longer with: {resume_command(folder)} epochs={2 * config.epochs}"
+    )
+
+
+def extended(trainer: Trainer, former_epochs: int) -> str:
+    """What more epochs do to the learning rate: its schedule is a function of step and length alone."""
+    config, step = trainer.config, trainer.state.step
+    before = replace(trainer.schedule, total_steps=trainer.steps_of(former_epochs)).factor(max(0, step - 1))
+    after = trainer.schedule.factor(step)
+    if config.lr_policy == "cosine":
+        rule = f"the cosine falls to 0 over all {config.epochs}"
+    elif any(entry < 1 for entry in config.lr_schedule):
+        rule = f"lr_schedule is laid over all {config.epochs}"
+    else:
+        rule = "lr_schedule keeps its iterations"
+    return (
+        f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}: {rule}; learning rate of the "
+        f"last step {config.lr_base * before:.3g}, of the next {config.lr_base * after:.3g}"
+    )
+
+
+@contextmanager
+def memory_in_words(fabric: Fabric) -> Iterator[None]:
+    """Say what to change where the memory of the device is too small."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"the memory of {fabric.device} is too small: {str(error).splitlines()[0]}",
+            fix="a smaller micro_batch (the step stays the same), activation_checkpointing=true, "
+            "precision=bf16, or a smaller view_size and short_side",
+        ) from error
 
 
 def draw(trainer: Trainer) -> None:

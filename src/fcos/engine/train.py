@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
 
 from fcos.build import (
     build_assigner,
@@ -31,7 +31,8 @@ from fcos.build import (
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
-from fcos.engine.checkpoint import check_same_data, fingerprint, save_checkpoint, writing, written_whole
+from fcos.data.loader import loading
+from fcos.engine.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.engine.ema import Ema
 from fcos.engine.evaluate import detect, gather, result_rows, results_json
 from fcos.engine.log import Display, Meter, StepReport
@@ -45,6 +46,7 @@ from fcos.metrics.rows import ROW, Rows
 from fcos.model.assign import Assigner, Targets
 from fcos.model.fcos import FCOS
 from fcos.model.head import HeadOutput
+from fcos.model.inference import for_inference
 from fcos.model.points import PointGrid
 from fcos.model.recompute import recompute_activations
 from fcos.model.weights import ModelCard, save_model
@@ -100,7 +102,7 @@ class Trainer:
         self.loss = build_loss(config)
         self.postprocess = build_postprocess(config)
         self.steps_per_epoch = len(self.train_set) / config.nbatch_train
-        self.total_steps = math.ceil(config.epoches * len(self.train_set) / config.nbatch_train)
+        self.total_steps = self.steps_of(config.epochs)
         self.schedule = Schedule(
             self.total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma
         )
@@ -130,7 +132,11 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """Passes over the data that are complete."""
-        return min(self.config.epoches, self.state.step * self.config.nbatch_train // len(self.train_set))
+        return min(self.config.epochs, self.state.step * self.config.nbatch_train // len(self.train_set))
+
+    def steps_of(self, epochs: int) -> int:
+        """Optimizer steps of so many passes over the data."""
+        return math.ceil(epochs * len(self.train_set) / self.config.nbatch_train)
 
     # The loop ---------------------------------------------------------------------------------------------
 
@@ -141,16 +147,30 @@ class Trainer:
         self.writers: list[MetricsWriter] = []
         if is_first:
             self.writers = open_writers(self.run, state.step + 1, tensorboard=config.tensorboard)
-        log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
         self.started_at = time.monotonic() - state.elapsed_s
-        batches = self._batches()
         self.network.train()
         stopping = False
         try:
             self._end_epoch()  # of a run that was stopped there
+            stopping = self._take_steps(stop)
+        finally:
+            self.display.close()
+            for writer in self.writers:
+                writer.close()
+        return not stopping
+
+    def _take_steps(self, stop: StopSignal) -> bool:
+        """The steps that are left; whether a signal stopped them."""
+        config, state = self.config, self.state
+        log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
+        stopping = False
+        with loading(self._loader()) as batches:
             while state.step < self.total_steps and not stopping:
                 with self.clock.waiting():
-                    window = [next(batches) for _ in range(self.accumulation)]
+                    window = [
+                        next(batches).to(self.fabric.device, self.memory_format)
+                        for _ in range(self.accumulation)
+                    ]
                 with self.clock.computing(config.nbatch_train):
                     report, stopping = self._optimizer_step(window, stop)
                 state.step += 1
@@ -163,14 +183,10 @@ class Trainer:
                     self._save()
                 if not stopping:  # an evaluation may take longer than there is time
                     self._end_epoch()
-        finally:
-            self.display.close()
-            for writer in self.writers:
-                writer.close()
-        return not stopping
+        return stopping
 
-    def _batches(self) -> Iterator[Batch]:
-        loader = build_train_loader(
+    def _loader(self) -> DataLoader[Batch]:
+        return build_train_loader(
             self.config,
             self.train_set,
             micro_batch=self.micro_batch,
@@ -178,8 +194,6 @@ class Trainer:
             world=self.fabric.world_size,
             start_step=self.state.step,
         )
-        for batch in loader:
-            yield batch.to(self.fabric.device, self.memory_format)
 
     def _optimizer_step(self, window: list[Batch], stop: StopSignal) -> tuple[StepReport, bool]:
         """One step over a window of micro-batches; also whether any device was asked to stop."""
@@ -191,7 +205,7 @@ class Trainer:
         losses, counted = torch.zeros((), device=fabric.device), torch.zeros_like(normalizers)
         for i, (batch, grid) in enumerate(zip(window, grids, strict=True)):
             with fabric.no_backward_sync(self.network, enabled=i < len(window) - 1):
-                output = self.network(batch.images, batch.sizes_hw)
+                output = self._forward(batch)
                 targets = known[i] if known else self._assign(grid, batch, output)
                 parts = self.loss(output, grid, targets, normalizers)
                 # DDP averages gradients over devices; the normalizers are sums over devices.
@@ -229,6 +243,19 @@ class Trainer:
         if self.ema:
             self.ema.update(self.model, self.state.step)
         return report, stopping > 0
+
+    def _forward(self, batch: Batch) -> HeadOutput:
+        try:
+            output: HeadOutput = self.network(batch.images, batch.sizes_hw)
+        except ValueError as error:  # PyTorch's batch norm
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                "batch norm cannot be trained on one value: a level of one point, of one image",
+                where=f"images of {batch.images.shape[2]} x {batch.images.shape[3]} pixels, padded",
+                fix="a micro_batch of at least 2, a larger short_side, freeze_bn=true, or head_norm=gn",
+            ) from error
+        return output
 
     def _padded_alike(self, window: list[Batch]) -> list[Batch]:
         """All images of a step at one size: group norm counts the padding, so no split may change it."""
@@ -273,9 +300,8 @@ class Trainer:
         """Keep the batch and end; every device comes here in the same step."""
         step = self.state.step + 1
         file = self.run / f"not_finite_step_{step}_rank_{self.fabric.global_rank}.pt"
-        with writing(file):
-            self.run.mkdir(parents=True, exist_ok=True)  # on another machine than the first
-            torch.save([asdict(batch.to(torch.device("cpu"))) for batch in window], file)
+        with written_in_run(file) as partial:
+            torch.save([asdict(batch.to(torch.device("cpu"))) for batch in window], partial)
         image_ids: list[Any] = [image_id for batch in window for image_id in batch.image_ids]
         if self.fabric.world_size > 1:
             everyone: list[Any] = [None] * self.fabric.world_size
@@ -286,7 +312,7 @@ class Trainer:
             + ", ".join(f"{name} {value:g}" for name, value in report.numbers().items()),
             where=f"image ids {', '.join(map(str, image_ids))}; the batch is in {file}",
             fix="a smaller lr_base, a longer warmup_iter, or grad_clip; with fp16 try bf16. "
-            "The last checkpoint is from before this step: load=true goes on from it",
+            "The last checkpoint is from before this step: load=true resumes from it",
         )
 
     # Between steps ----------------------------------------------------------------------------------------
@@ -307,8 +333,8 @@ class Trainer:
             return
         self._tell_times(epoch)
         self._save()  # an evaluation that fails costs no step
-        interval = self.config.eval_epoches
-        is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epoches
+        interval = self.config.eval_epochs
+        is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epochs
         if self.eval_set is not None and is_due:
             self._evaluate(self.eval_set)
         else:
@@ -347,30 +373,35 @@ class Trainer:
         is_best = measured.map_mean > self.state.best_map
         described = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.display.line(
-            f"epoch {self.epoch:3d}/{self.config.epoches}  {described}" + ("  best" if is_best else "")
+            f"epoch {self.epoch:3d}/{self.config.epochs}  {described}" + ("  best" if is_best else "")
         )
 
         self._save_model_file("last", {"epoch": self.epoch, **numbers}, threshold)
         if is_best:
             self.state.best_map = measured.map_mean
             self._save_model_file("best", {"epoch": self.epoch, **numbers}, threshold)
-            with written_whole(self.run / "results.json") as file:
-                file.write(results_json(rows))
+            with written_in_run(self.run / "results.json") as partial:
+                partial.write_bytes(results_json(rows))
 
     def _find(self, annotations: Annotations) -> Rows:
-        """What the evaluated model finds in every image, as rows of results; on the first device."""
+        """What the evaluated model finds in every image, as rows of results; on the first device.
+
+        As `fcos eval` and `Detector` do it, in float32 and with batch norm in the weights, so that the
+        numbers are theirs, to the last digit. (Under autocast to bfloat16 the third digit differed.)
+        """
         fabric = self.fabric
         rank, world = fabric.global_rank, fabric.world_size
         share = max(1, self.config.nbatch_eval // world)
         loader = build_eval_loader(self.config, annotations, share, rank=rank, world=world)
-        with fabric.autocast():
+        self.model.eval()  # with activation_checkpointing parts of it run in its copy
+        with loading(loader) as batches:
             found = detect(
-                self.evaluated_model,
+                for_inference(self.evaluated_model),
                 self.postprocess,
-                loader,
-                channels_last=self.config.channels_last,
+                batches,
                 on_batch=self.display.evaluating(-(-len(annotations) // world)),
             )
+        self.model.train()
         found = gather(found, fabric)
         if not fabric.is_global_zero:
             return np.zeros(0, ROW)
@@ -378,12 +409,11 @@ class Trainer:
 
     def _save_model_file(self, name: str, metrics: dict[str, Any], threshold: float) -> None:
         if self.config.save and self.fabric.is_global_zero:
-            path = self.run / f"{name}.safetensors"
-            with writing(path):
-                card = replace(self.card, metrics=metrics, threshold=threshold)
-                save_model(path, self.evaluated_model.state_dict(), card)
+            card = replace(self.card, metrics=metrics, threshold=threshold)
+            with written_in_run(self.run / f"{name}.safetensors") as partial:
+                save_model(partial, self.evaluated_model.state_dict(), card)
 
-    # Going on ---------------------------------------------------------------------------------------------
+    # Resuming --------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         if self.config.save and self.fabric.is_global_zero:
@@ -404,7 +434,7 @@ class Trainer:
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         check_same_data(checkpoint["data"], self._fingerprints(), self.run / "last.ckpt")
         self.state = RunState(**checkpoint["state"])
         self.meter.load_state_dict(checkpoint["meter"])

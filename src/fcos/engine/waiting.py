@@ -83,6 +83,13 @@ def num_cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
+def busy_share() -> float:
+    """Share of the processor that was busy in the last minute; 0 where the system does not say."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return 0.0
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
 def describe(times: EpochTimes, epoch: int, config: TrainConfig, num_processes: int, device: str) -> str:
     """One line: how long, what was waited for, what to change.
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,8 +43,9 @@ class JsonLines:
 
     def __init__(self, run: Path) -> None:
         self.path = run / "metrics.jsonl"
-        _remove_torn_line(self.path)
-        self.file = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            _remove_torn_line(self.path)
+            self.file = self.path.open("a", encoding="utf-8")
 
     def write(self, kind: str, entry: Mapping[str, Any]) -> None:
         """One line, flushed; numbers that are not finite become null."""
@@ -51,32 +54,51 @@ class JsonLines:
             self.file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+        """Close the file; all that counts is written already."""
+        with suppress(OSError):
+            self.file.close()
 
 
 class TensorBoard:
-    """Every single number of an entry as a scalar.
+    """Every single number of an entry as a scalar ``kind/name``, written at once.
+
+    tensorboardX's own writer hands them to a thread by a short queue. The thread dies of a full disk, and the
+    training waits for ever for room in the queue.
 
     Args:
-        run: its folder.
+        run: its folder; each session of a run has a file of its own.
         next_step: first step that will be written; what TensorBoard has from there on is hidden.
     """
 
     def __init__(self, run: Path, next_step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=next_step)
+        self.folder = run / "tensorboard"
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.writer = EventsWriter(str(self.folder / "events"))
+            start = SessionLog(status=SessionLog.START)
+            self.writer.write_event(Event(wall_time=time.time(), step=next_step, session_log=start))
+            self.writer.flush()
 
     def write(self, kind: str, entry: Mapping[str, Any]) -> None:
-        """As ``kind/name``."""
-        for name, value in entry.items():
-            if isinstance(value, int | float) and name not in ("step", "epoch"):
-                self.writer.add_scalar(f"{kind}/{name}", value, entry["step"])
+        """A value for each number."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        with writing(self.folder):
+            for name, value in entry.items():
+                if isinstance(value, int | float) and name not in ("step", "epoch"):
+                    summary = scalar(f"{kind}/{name}", float(value))
+                    event = Event(wall_time=time.time(), step=entry["step"], summary=summary)
+                    self.writer.write_event(event)
+            self.writer.flush()
 
     def close(self) -> None:
-        """Flush and close."""
-        self.writer.close()
+        """Finish the file."""
+        with suppress(OSError):
+            self.writer.close()
 
 
 def open_writers(run: Path, next_step: int, *, tensorboard: bool) -> list[MetricsWriter]:

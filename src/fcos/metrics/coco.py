@@ -82,10 +82,15 @@ class CocoMetrics:
 
     def summary(self) -> str:
         """The twelve lines exactly as pycocotools prints them."""
-        return "\n".join(
-            f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={count:>3} ] = {value:0.3f}"
-            for (title, iou, area, count), value in zip(_STATS, self.stats, strict=True)
-        )
+        return summary_of(self.stats)
+
+
+def summary_of(stats: Sequence[float]) -> str:
+    """COCO's twelve numbers in twelve lines, as pycocotools prints them."""
+    return "\n".join(
+        f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={count:>3} ] = {value:0.3f}"
+        for (title, iou, area, count), value in zip(_STATS, stats, strict=True)
+    )
 
 
 def named_numbers(stats: Sequence[float]) -> dict[str, float | None]:

@@ -47,6 +47,14 @@ class Tower(nn.Sequential):
         return features
 
 
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's refuses groups of one value (a level of 1 x 1) for one image, and takes them for two."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The same, for any number of values: one alone is normalized to 0."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class Head(nn.Module):
     """Two towers of convolutions and three predictors.
 
@@ -161,7 +169,7 @@ def _conv_block(channels_in: int, channels: int, conv: str, norm: str, num_level
             nn.Conv2d(channels_in, channels, 1),
         ]
     if norm == "gn":
-        layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+        layers.append(GroupNorm(math.gcd(32, channels), channels))
     elif norm == "bn":
         layers.append(nn.BatchNorm2d(channels))
     elif norm == "bn_per_level":

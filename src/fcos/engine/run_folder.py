@@ -1,0 +1,164 @@
+"""The folder of a run: which one it is, and that one process at a time trains in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from fcos.config import TrainConfig
+from fcos.errors import ConfigError, OutputError
+from fcos.files import check_writable, reason_of
+
+LOCK_NAME = ".lock"
+LEFT_BY_KILL = ".partial-*"  # what `files.written` was writing
+
+
+def find_run_folder(wanted: Path, *, load: bool, exact: bool = False) -> Path:
+    """The folder to write to: a new one (`name`, `name-2`, ...), or with `load` one that is there.
+
+    Args:
+        wanted: the setting `run_folder`.
+        load: resume: the newest of the numbered folders.
+        exact: with `load`: `wanted` itself and no other.
+    """
+    if wanted.exists() and not wanted.is_dir():
+        raise ConfigError(
+            f"{wanted} is a file",
+            where='setting "run_folder"',
+            fix="give a folder, or a name that is not in use",
+        )
+    numbered = numbered_folders(wanted)
+    if not load:
+        if not numbered or is_fresh(wanted):
+            return wanted
+        return wanted.with_name(f"{wanted.name}-{len(numbered) + 1}")
+    if exact:
+        return wanted
+    with_checkpoint = [folder for folder in numbered if (folder / "last.ckpt").is_file()]
+    return max(with_checkpoint, key=lambda folder: (folder / "last.ckpt").stat().st_mtime, default=wanted)
+
+
+def numbered_folders(wanted: Path) -> list[Path]:
+    """Those that are there of `name`, `name-2`, `name-3`, ..., without gaps."""
+    numbered: list[Path] = []
+    folder = wanted
+    while folder.exists():
+        numbered.append(folder)
+        folder = wanted.with_name(f"{wanted.name}-{len(numbered) + 1}")
+    return numbered
+
+
+def is_fresh(folder: Path) -> bool:
+    """Whether nothing is in a folder, or there is none."""
+    return not folder.exists() or all(entry.name == LOCK_NAME for entry in folder.iterdir())
+
+
+def is_named_exactly(config: TrainConfig) -> bool:
+    """Whether `run_folder` names one run: on the command line, in Python, or as the config in its folder.
+
+    The setting of an ordinary train.json, and the default, stand for all the runs that were made of it.
+    """
+    origin = config.origin("run_folder")
+    in_train_json = origin.startswith("file ") and not lies_in_run(config)
+    return not (in_train_json or origin == "default")
+
+
+def lies_in_run(config: TrainConfig) -> bool:
+    """Whether the settings come from the config.json in the run folder."""
+    return config.origin("run_folder").endswith("which lies in the run folder")
+
+
+def check_run_folder(config: TrainConfig) -> None:
+    """Refuse a run folder in which nothing can be written, before the work.
+
+    Raises:
+        ConfigError: it is a file.
+        OutputError: it, or the folder above it, is not writable.
+    """
+    wanted = Path(config.run_folder)
+    check_writable(find_run_folder(wanted, load=config.load, exact=is_named_exactly(config)))
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other processes from training in it; ends with this process.
+
+    Raises:
+        OutputError: another process trains in it, or it cannot be written.
+    """
+    path = folder / LOCK_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {reason_of(error)}",
+            where=str(folder),
+            fix="choose another run_folder where you may write",
+        ) from error
+    try:
+        for partial in folder.glob(LEFT_BY_KILL):
+            shutil.rmtree(partial, ignore_errors=True)
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file, and nobody needs it gone
+            path.unlink()
+        file.close()
+        with suppress(OSError):
+            folder.rmdir()  # if nothing was written
+
+
+def _open_locked(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            _lock(file)
+        except (PermissionError, BlockingIOError) as error:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise OutputError(
+                f"another training writes to this run folder{f': {owner}' if owner else ''}",
+                where=str(path.parent),
+                fix="wait for its end or stop it, or give another run_folder",
+            ) from error
+        except OSError as error:
+            print(
+                f"warning: {path.parent} cannot be locked ({reason_of(error)}): "
+                "do not start another training in it",
+                file=sys.stderr,
+            )
+        # Its former owner may have removed the file between opening and locking.
+        if _is_at(file, path):
+            break
+        file.close()
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file, or raise; the lock ends with this process, and is not inherited by loader processes."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(2**20)  # behind the text, which others read
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
