@@ -159,5 +159,33 @@ def test_module_runs_as_the_command() -> None:
 
 def test_public_names_load_on_first_use() -> None:
     assert fcos.load_config({"epochs": 3}).epochs == 3
-    assert {"Detector", "Detections", "load_config", "ConfigError"} <= set(dir(fcos))
+    public = {name for name in dir(fcos) if not name.startswith("_")}
+    assert public == set(fcos.__all__) - {"__version__"}
+    assert {"Detector", "Detections", "load_config", "ConfigError"} <= public
     assert not hasattr(fcos, "Detecter")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("words", [["config"], ["config", "--json"]])
+def test_output_that_cannot_be_written_is_one_message(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fcos", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "OutputError: the output cannot be written: No space left on device\n"
+
+
+def test_reader_that_stops_reading_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m fcos config --json | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("{\n", "")
