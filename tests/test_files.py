@@ -100,6 +100,14 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").touch()
+    with pytest.raises(OutputError, match="cannot be written: Is a directory"):
+        write_text(tmp_path / "data", "new")
+    assert (tmp_path / "data" / "precious").exists()
+
+
 def test_a_killed_writer_leaves_nothing_at_the_path(tmp_path: Path):
     code = (
         "import os, sys; from pathlib import Path; from fcos.files import written\n"

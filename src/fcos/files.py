@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -178,7 +179,10 @@ def _put_in_place(partial: Path, path: Path, beside: Path) -> None:
     if partial.is_file():
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-    if path.is_dir() and partial.exists():  # a folder does not take the place of another
+    if path.is_dir():
+        if not partial.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # A folder does not take the place of another.
         os.replace(path, beside / f".former-{path.name}"[:255])
     os.replace(partial, path)
 
