@@ -288,7 +288,7 @@ class Detector:
         annotations = with_classes_of(annotations, self.class_names, self.category_ids)
         report = check(annotations)
         if not skip_invalid:
-            report.raise_problems()
+            report.raise_problems(may_lack_boxes=True)
         return drop_invalid(annotations, report)
 
     def find(

@@ -88,8 +88,8 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
     (tmp_path / "file").touch()
     for name, said in (
         ("file/curves.png", "cannot be written: "),
-        ("curves.xyz", "curves cannot be written as .xyz"),
-        ("curves", "curves cannot be written as a file without a suffix"),
+        ("curves.xyz", "'.xyz' is not a format of images"),
+        ("curves", "'' is not a format of images"),
     ):
         result = CliRunner().invoke(
             main, ["analyze", str(seed_run(tmp_path / f"run-{len(name)}")), "-o", str(tmp_path / name)]
@@ -101,7 +101,7 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
 
 def test_names_of_runs_are_text_in_the_picture(tmp_path: Path) -> None:
     runs = [str(seed_run(tmp_path / name)) for name in ("$x", "_hidden", "\x1b[2Jrun")]
-    result = CliRunner().invoke(main, ["analyze", *runs, "-o", str(tmp_path / "c.svg")])
+    result = CliRunner().invoke(main, ["analyze", *runs, "--arrays", "-o", str(tmp_path / "c.svg")])
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"# $x\n{PRINTED}")
     assert "# \\x1b[2Jrun\n" in result.stdout

@@ -160,6 +160,19 @@ def test_another_list_leaves_the_results_of_the_run(model_file: Path, coco: Path
     assert evaluate(run, "--list", coco, "--root", tmp_path / "images").stdout == own.stdout
 
 
+def test_a_test_set_without_boxes_gets_its_results_and_a_warning(
+    model_file: Path, coco: Path, tmp_path: Path
+) -> None:
+    """As for an evaluation server, which keeps the boxes to itself."""
+    coco.write_text(json.dumps(json.loads(coco.read_text()) | {"annotations": []}))
+
+    result = evaluate(model_file, "--list", coco, "--root", tmp_path / "images", "--out", tmp_path / "out")
+
+    assert result.exit_code == 0, result.output
+    assert "warning: 5 images, but not one box (taken for format coco): there is nothing" in result.stderr
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) > 0
+
+
 def test_without_a_run_or_a_list_it_says_what_to_give(model_file: Path) -> None:
     result = evaluate(model_file)
 

@@ -108,6 +108,9 @@ def test_train_on_a_folder_writes_its_config_and_trains_with_it(
 ) -> None:
     trained = []
     finished = Run(Path("run"), finished=True)
+    Path("run").mkdir()
+    line = {"kind": "eval", "step": 1, "epoch": 1, "map_mean": 0.5, "stats": [0.5] * 12}
+    Path("run/metrics.jsonl").write_text(json.dumps(line) + "\n")
     monkeypatch.setattr("fcos.engine.run.train", lambda config: trained.append(config) or finished)
     answer = fcos("train", "birds", "epochs=3")
     assert answer.exit_code == 0, answer.output

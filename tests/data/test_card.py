@@ -51,8 +51,9 @@ def test_it_comes_back_from_the_run_folder(tmp_path: Path, make_picture: Callabl
 def test_of_many_warnings_the_first_are_kept_and_all_are_counted(tmp_path: Path) -> None:
     annotations = annotations_of(tmp_path / "missing.jpg", times=50)
     card = data_card(annotations, check(annotations))
-    assert (card.num_problems, len(card.problems)) == (50, MAX_LINES)
-    assert "missing.jpg" in card.problems[0]
+    assert (card.num_problems, len(card.problems)) == (51, MAX_LINES)  # and that there is no box
+    assert "not one box" in card.problems[0]
+    assert "missing.jpg" in card.problems[1]
 
 
 def test_a_run_without_cards_has_none(tmp_path: Path) -> None:

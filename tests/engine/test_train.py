@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -121,10 +122,10 @@ def test_a_split_step_is_the_whole_step_where_targets_depend_on_predictions(
 def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(tiny: Tiny) -> None:
     """A step by hand: gradient and losses of the sums, divided by what was counted."""
     config = tiny.config("by_hand", epochs=1)
-    with mock.patch("fcos.engine.train.build_assigner", soft_assigner):
+    with mock.patch("fcos.engine.train.build_assigner", soft_assigner), ExitStack() as held:
         fabric = build_fabric(config.device, 1, "fp32")
-        trainer = prepare(config, fabric)
-    window = [batch for batch, _ in zip(trainer._batches(), range(2), strict=False)]
+        trainer = prepare(config, fabric, None, Path(config.run_folder), None, held)
+    window = [batch for batch, _ in zip(trainer._loader(), range(2), strict=False)]
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     sums, counted = torch.zeros(3), torch.zeros(())
     trainer.model.train()

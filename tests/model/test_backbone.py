@@ -62,7 +62,7 @@ def test_features_have_strides_8_16_and_32(name: str, channels: list[int], size_
     [
         ("vit_tiny_patch16_224", r"no features at stride \[8, 32\], only at \[16, 16, 16\]"),
         ("swin_tiny_patch4_window7_224", "does not take an image of 64 x 64 pixels"),
-        ("resnet0", "Unknown model"),
+        ("resnet0", "timm has no network of this name"),
     ],
 )
 def test_an_unsuitable_network_is_refused_with_the_reason(name: str, reason: str) -> None:

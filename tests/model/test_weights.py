@@ -165,8 +165,6 @@ def card_with(**changes: object) -> str:
         ({"class_names": [1, 2, 3]}, "class_names is not a list of text"),
         ({"class_names": None}, "class_names is not a list of text"),
         ({"class_names": ["cat", "cat", "dog"]}, "class_names has a name twice"),
-        ({"class_names": ["cat", "\x1b]0;evil\x07", "dog"]}, "has control characters"),
-        ({"class_names": ["cat", "a\nb", "dog"]}, "has control characters"),
         ({"class_names": [], "category_ids": []}, "0 category_ids (0 different) for 0 classes"),
         ({"category_ids": [1, 2]}, "2 category_ids (2 different) for 3 classes"),
         ({"category_ids": [1, 2, 2]}, "3 category_ids (2 different) for 3 classes"),

@@ -140,10 +140,13 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
         folder: of results.json.
         as_json: print JSON that begins with this, instead of tables.
     """
+    from fcos.data.check import lack_of_boxes
     from fcos.engine.evaluate import results_json
     from fcos.metrics.coco import evaluate_detections, named_numbers
 
     write_bytes(folder / "results.json", results_json(rows))
+    for problem in lack_of_boxes(annotations):
+        click.echo(f"warning: {problem.what}: there is nothing to measure", err=True)
     metrics = evaluate_detections(annotations, rows)
     if as_json is not None:
         print_json(

@@ -120,11 +120,16 @@ class CheckReport:
         parts = [f"{number} {one if number == 1 else many}" for number, one, many in counts if number]
         return f"{' and '.join(parts)} cannot be used" if parts else "everything can be used"
 
-    def raise_problems(self) -> None:
-        """Refuse the data set if it has problems, naming them."""
-        for problem in self.of_all:
+    def raise_problems(self, *, may_lack_boxes: bool = False) -> None:
+        """Refuse the data set if it has problems, naming them.
+
+        Args:
+            may_lack_boxes: there is use for images without a single box: detections of a test set.
+        """
+        if self.of_all and not may_lack_boxes:
+            [problem, *_] = self.of_all
             raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
-        if self.problems:
+        if len(self.problems) > len(self.of_all):
             raise DatasetError(
                 self.summary(),
                 where=shown([str(problem) for problem in self.problems]),
@@ -183,9 +188,7 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
             where=shown([str(problem) for problem in report.problems]),
             fix="correct the folder of pictures (root_train / root_eval / --root)",
         )
-    usable = select(cleaned, [index for index in range(len(annotations)) if index not in unusable])
-    require_boxes(usable)
-    return usable
+    return select(cleaned, [index for index in range(len(annotations)) if index not in unusable])
 
 
 def lack_of_boxes(annotations: Annotations) -> list[Problem]:

@@ -25,7 +25,7 @@ from fcos.config import TrainConfig, dump_config
 from fcos.config_rules import check_backbone, check_classes, check_paths, split_batch
 from fcos.data.annotations import Annotations
 from fcos.data.card import DataCard, data_card, write_cards
-from fcos.data.check import CheckReport, check, common_pictures, drop_invalid
+from fcos.data.check import CheckReport, check, common_pictures, drop_invalid, require_boxes
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
 from fcos.data.resize import resized_size
@@ -284,7 +284,9 @@ def usable(
             say(fabric, f"{what}: {report.summary()} and are left out")
     report = fabric.broadcast(report)
     assert report is not None
-    return drop_invalid(annotations, report), report
+    left = drop_invalid(annotations, report)
+    require_boxes(left)
+    return left, report
 
 
 def left_out(annotations: Annotations, config: TrainConfig) -> str:

@@ -143,8 +143,6 @@ def _wrong_entries(card: dict[str, Any]) -> Iterator[str]:
     names, ids = (card.get(key, []) for key in LISTS)
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         yield "class_names is not a list of text"
-    elif strange := [name for name in names if not is_printable(name)]:
-        yield f"the class name {strange[0]!r} has control characters"
     elif len(set(names)) < len(names):
         yield "class_names has a name twice"
     if not isinstance(ids, list) or not all(is_whole(number) and abs(number) <= MAX_ID for number in ids):
