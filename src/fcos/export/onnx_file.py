@@ -135,10 +135,13 @@ def _session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_cores
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised too
     try:
         content = read_onnx(path)
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # Without its fallback, which prints, and tries the same once more.
+        return onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's kinds are not exported by name in every version
         if isinstance(error, WeightsError):
             raise

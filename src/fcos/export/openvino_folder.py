@@ -22,6 +22,7 @@ from fcos.files import check_regular, read_bytes
 NAME = "model.xml"
 SECTION = "fcos"  # of rt_info
 MAX_XML_BYTES = 256 * 2**20
+MAX_BIN_BYTES = 4 * 2**30
 
 
 @cache
@@ -77,8 +78,9 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
             fix=GIVE,
         ) from error
     metadata = {}
-    if model.has_rt_info(SECTION):
-        metadata = {key: str(value) for key, value in model.get_rt_info(SECTION).value.items()}
+    entries = model.get_rt_info(SECTION).value if model.has_rt_info(SECTION) else {}
+    if isinstance(entries, Mapping):
+        metadata = {key: str(value) for key, value in entries.items()}
     return metadata, OpenVinoRunner(model)
 
 
@@ -88,19 +90,21 @@ def _read_pair(file: Path) -> tuple[bytes, bytes]:
     Raises:
         WeightsError: one of them is missing, or is a link that leads out of the folder.
     """
-    weights = file.with_suffix(".bin")
-    for part in (file, weights):
-        check_regular(part, WeightsError)
-        if part.resolve().parent != file.parent.resolve():
-            raise WeightsError(
-                f"{part.name} is a link that leads out of its folder",
-                where=str(part),
-                fix="copy the file here",
-            )
-    text = read_bytes(file, WeightsError, max_bytes=MAX_XML_BYTES)
+    text = _read_part(file, MAX_XML_BYTES)
     if not text.lstrip().startswith(b"<"):  # OpenVINO takes other formats too, some of which name other files
-        raise WeightsError(f"{file.name} is no XML", where=str(file), fix=GIVE)
-    return text, read_bytes(weights, WeightsError)
+        raise WeightsError(
+            f"{file.name} cannot be opened by OpenVINO: it is no XML", where=str(file), fix=GIVE
+        )
+    return text, _read_part(file.with_suffix(".bin"), MAX_BIN_BYTES)
+
+
+def _read_part(part: Path, max_bytes: int) -> bytes:
+    check_regular(part, WeightsError)
+    if part.resolve().parent != part.parent.resolve():
+        raise WeightsError(
+            f"{part.name} is a link that leads out of its folder", where=str(part), fix="copy the file here"
+        )
+    return read_bytes(part, WeightsError, max_bytes=max_bytes)
 
 
 class OpenVinoRunner:

@@ -135,6 +135,13 @@ def test_pickles_of_anything_else_are_refused_and_run_no_code(tmp_path: Path) ->
         open_state(path)
 
 
+def test_a_pickle_that_asks_for_a_table_of_billions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")  # the dict is to be number 2**31 - 1
+    with pytest.raises(WeightsError, match="numbers more objects than it holds"):
+        open_state(path)
+
+
 # Hostile files of torch -----------------------------------------------------------------------------------
 
 

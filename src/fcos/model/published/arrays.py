@@ -6,8 +6,10 @@ what it was given and computes nothing; any other name is refused.
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -17,8 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fcos.errors import WeightsError
+from fcos.files import read_bytes
 from fcos.model.archive import UnsafeFileError
 
+MEMO, MAX_MEMO = ("PUT", "BINPUT", "LONG_BINPUT"), 10**6
 KIND = re.compile(r"[fiu][1248]|b1", re.ASCII)
 
 
@@ -108,9 +113,12 @@ def load_arrays(path: Path) -> Any:
     Raises:
         UnsafeFileError: it holds anything else, or is damaged.
     """
+    content = read_bytes(path, WeightsError)
     try:
-        with path.open("rb") as file:
-            return _as_tensors(_Unpickler(file, encoding="latin1").load())
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name in MEMO and int(argument or 0) > MAX_MEMO:  # a table that long would be made
+                raise UnsafeFileError("the pickle is damaged (it numbers more objects than it holds)")
+        return _as_tensors(_Unpickler(io.BytesIO(content), encoding="latin1").load())
     except UnsafeFileError:
         raise
     except Exception as error:  # a damaged pickle raises nearly every kind
