@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from fcos.cli.output import json_option, print_json
-from fcos.errors import OutputError
 from fcos.files import check_writable
 from fcos.terminal import printable_line
 
@@ -37,12 +36,12 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
 
     RUN is the folder of a training; several are drawn into one image.
     """
-    from fcos.plots.curves import plot_curves, read_metrics, run_names
+    from fcos.plots.curves import check_format, plot_curves, read_metrics, run_names
 
     for run in runs:
         read_metrics(run)  # before a place is looked for in what may be no run
     output = output or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
-    _check_format(output)
+    check_format(output)
     check_writable(output)
     names = run_names(runs)
     if as_json:
@@ -54,19 +53,6 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
         _print_table(dict(zip(names, runs, strict=True)))
     plot_curves(runs, output)
     click.echo(f"curves are in {printable_line(str(output))}", err=True)
-
-
-def _check_format(output: Path) -> None:
-    """Refuse a suffix that matplotlib does not draw, with those that it does."""
-    from matplotlib.figure import Figure
-
-    known = Figure().canvas.get_supported_filetypes()
-    if output.suffix.lower().lstrip(".") not in known:
-        raise OutputError(
-            f"'{output.suffix}' is not a format of images",
-            where=str(output),
-            fix="give a .png, .pdf or .svg file",
-        )
 
 
 def _print_table(runs: dict[str, Path]) -> None:

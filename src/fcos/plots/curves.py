@@ -77,7 +77,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 def plot_curves(runs: Sequence[Path], out: Path) -> None:
     """Draw AP of every epoch, losses and learning rate of every step; one colour a run."""
     names = run_names(runs)
-    _check_suffix(out)
+    check_format(out)
     metrics_of = [read_metrics(run) for run in runs]
     of_steps = dict.fromkeys(name for metrics in metrics_of for name in train_curves(metrics))
     panels = [(name, "epoch") for name in EVAL_CURVES] + [(name, "step") for name in of_steps]
@@ -98,7 +98,8 @@ def plot_curves(runs: Sequence[Path], out: Path) -> None:
         figure.savefig(partial, dpi=110)
 
 
-def _check_suffix(out: Path) -> None:
+def check_format(out: Path) -> None:
+    """Refuse a suffix that matplotlib does not draw, with those that it does."""
     formats = FigureCanvasBase.get_supported_filetypes()
     if out.suffix.lower().lstrip(".") not in formats:
         raise OutputError(
