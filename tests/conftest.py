@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,23 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("no real data sets beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Finds a file or folder of what other code bases computed; see `tests/vectors/README.md`."""
+    unpacked = tmp_path_factory.mktemp("vectors")
+    with tarfile.open(Path(__file__).parent / "vectors" / "vectors.tar.xz") as archive:
+        archive.extractall(unpacked, filter="data")
+    beside = Path(__file__).parent.parent.parent / "shared" / "vectors"
+
+    def find(name: str) -> Path:
+        for folder in (unpacked, beside):
+            if (folder / name).exists():
+                return folder / name
+        pytest.skip(f"{name} is not shipped, and not beside the repository")
+
+    return find
 
 
 @pytest.fixture

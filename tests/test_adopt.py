@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,16 +21,14 @@ from fcos.errors import ConfigError, WeightsError
 from fcos.model.published.download import coco_file
 
 
-def vectors(shared: Path, name: str) -> Path:
-    return shared / "vectors" / name / "state_dict.pth"
-
-
 def configured(pretrain: Path | str | bool, **settings: Any) -> TrainConfig:
     return load_config({"pretrain": str(pretrain) if isinstance(pretrain, Path) else pretrain, **settings})
 
 
-def test_settings_of_the_detector_are_adopted_but_for_what_the_user_gave(shared: Path) -> None:
-    config = configured(vectors(shared, "detectron2_r50"), short_side=512, nms_iou=0.55)
+def test_settings_of_the_detector_are_adopted_but_for_what_the_user_gave(
+    vectors: Callable[[str], Path],
+) -> None:
+    config = configured(vectors("detectron2_r50") / "state_dict.pth", short_side=512, nms_iou=0.55)
     start = find_start(config)
     assert start is not None
     adopted, changes = adopt_settings(config, start)
@@ -51,26 +50,28 @@ def test_adopting_settings_leaves_the_callers_config_as_it_was(small_model: Path
     assert again.head_channels == adopted.head_channels == 16
 
 
-def test_adopted_settings_that_contradict_given_ones_are_refused(shared: Path) -> None:
-    config = configured(vectors(shared, "detectron2_r50"), view_size=700, short_side=None)
-    adopt_settings(config, load_model(vectors(shared, "detectron2_r50")))
-    config = configured(vectors(shared, "detectron2_r50"), strides=[8, 16, 32], regress_ranges=[64, 128])
-    start = load_model(vectors(shared, "detectron2_r50"))
+def test_adopted_settings_that_contradict_given_ones_are_refused(vectors: Callable[[str], Path]) -> None:
+    config = configured(vectors("detectron2_r50") / "state_dict.pth", view_size=700, short_side=None)
+    adopt_settings(config, load_model(vectors("detectron2_r50") / "state_dict.pth"))
+    config = configured(
+        vectors("detectron2_r50") / "state_dict.pth", strides=[8, 16, 32], regress_ranges=[64, 128]
+    )
+    start = load_model(vectors("detectron2_r50") / "state_dict.pth")
     adopted, _ = adopt_settings(config, start)
     with pytest.raises(WeightsError, match="does not fit its model"):
         load_start(build_model(adopted, 5), [f"class {i}" for i in range(5)], start)
-    config = configured(vectors(shared, "detectron2_r50"), view_size=640, short_side=600)
+    config = configured(vectors("detectron2_r50") / "state_dict.pth", view_size=640, short_side=600)
     assert adopt_settings(config, start)[0].view_size == 640
-    config = load_config({"pretrain": str(vectors(shared, "detectron2_r50")), "view_size": 801})
+    config = load_config({"pretrain": str(vectors("detectron2_r50") / "state_dict.pth"), "view_size": 801})
     adopted, _ = adopt_settings(config, start)
     broken = start.config.model_copy(update={"short_side": 900})
     with pytest.raises(ConfigError, match="short_side 900 is more than view_size 801"):
         adopt_settings(config, type(start)(start.model, broken, start.card, start.path))
 
 
-def test_all_weights_but_those_of_unknown_classes_are_taken(shared: Path) -> None:
-    start = load_model(vectors(shared, "mmdet_r50_caffe"))
-    config, _ = adopt_settings(configured(vectors(shared, "mmdet_r50_caffe")), start)
+def test_all_weights_but_those_of_unknown_classes_are_taken(vectors: Callable[[str], Path]) -> None:
+    start = load_model(vectors("mmdet_r50_caffe") / "state_dict.pth")
+    config, _ = adopt_settings(configured(vectors("mmdet_r50_caffe") / "state_dict.pth"), start)
     model = build_model(config, 3)
     fresh = model.head.logits.weight.detach().clone()
     assert load_start(model, ["new", "class4", "class0"], start) == ["class4", "class0"]
@@ -94,13 +95,13 @@ def test_files_of_backbones_are_no_start(tmp_path: Path, model_file: Path) -> No
 
 @pytest.mark.parametrize("name", ["torchvision_r50", "adelaidet_r50_1x", "mmdet_r50_caffe"])
 def test_a_training_goes_on_from_a_published_file(
-    shared: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    vectors: Callable[[str], Path], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (256, 192), (90, 20, 20)).save(tmp_path / "a.png")
     (tmp_path / "list.txt").write_text("a.png 10 10 40 50 1\n")
     (tmp_path / "names.txt").write_text("background\nbox\n")
     settings = {
-        "pretrain": str(vectors(shared, name)),
+        "pretrain": str(vectors(name) / "state_dict.pth"),
         "list_train": "list.txt",
         "root_train": ".",
         "name_file": "names.txt",
@@ -121,7 +122,7 @@ def test_a_training_goes_on_from_a_published_file(
     said = capsys.readouterr().err
     assert "settings of state_dict.pth: " in said
     assert "detector: weights of " in said
-    trained, start = load_model(run.folder / "last.safetensors"), load_model(vectors(shared, name))
+    trained, start = load_model(run.folder / "last.safetensors"), load_model(vectors(name) / "state_dict.pth")
     assert trained.card.class_names == ("box",)
     assert trained.config.rules == start.config.rules
     assert load_config(run.folder / "config.json").fpn_channels == 32
@@ -141,11 +142,13 @@ def test_a_training_goes_on_from_a_published_file(
 
 
 def test_coco_starts_from_torchvisions_file_in_the_hubs_folder(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vectors: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    source = vectors(shared, "torchvision_r50").read_bytes()  # random weights, of torchvision's names
+    source = (
+        vectors("torchvision_r50") / "state_dict.pth"
+    ).read_bytes()  # random weights, of torchvision's names
     (tmp_path / "checkpoints" / "fcos_resnet50_fpn_coco-99b0c9b7.pth").write_bytes(source)
     start = find_start(configured("coco"))
     assert start is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +23,15 @@ def run(*words: str | Path) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def vectors(shared: Path, name: str) -> Path:
-    return shared / "vectors" / name / "state_dict.pth"
-
-
 @pytest.fixture
-def picture(shared: Path, tmp_path: Path) -> Path:
+def picture(vectors: Callable[[str], Path], tmp_path: Path) -> Path:
     path = tmp_path / "street.png"
-    Image.fromarray(np.load(shared / "vectors" / "input.npy")).save(path)
+    Image.fromarray(np.load(vectors("input.npy"))).save(path)
     return path
 
 
-def test_info_says_whose_it_is_and_what_it_will_do(shared: Path) -> None:
-    result = run("info", vectors(shared, "mmdet_r50_caffe"))
+def test_info_says_whose_it_is_and_what_it_will_do(vectors: Callable[[str], Path]) -> None:
+    result = run("info", vectors("mmdet_r50_caffe") / "state_dict.pth")
     assert result.exit_code == 0, result.output
     assert "a detector of MMDetection" in result.output
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines() if line)
@@ -56,8 +53,8 @@ def test_info_of_our_own_file(model_file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_info_as_json_has_everything(shared: Path, name: str) -> None:
-    content = json.loads(run("info", vectors(shared, name), "--json").output)
+def test_info_as_json_has_everything(vectors: Callable[[str], Path], name: str) -> None:
+    content = json.loads(run("info", vectors(name) / "state_dict.pth", "--json").output)
     assert len(content["class_names"]) == len(content["category_ids"]) == (91 if "torch" in name else 5)
     assert content["settings"]["backbone"] == "resnet50"
     assert content["settings"]["backbone_channels"][1:] == [4, 8, 16, 32]
@@ -67,12 +64,12 @@ def test_info_as_json_has_everything(shared: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_imported_file_detects_what_its_authors_code_does(
-    shared: Path, tmp_path: Path, picture: Path, name: str
+    vectors: Callable[[str], Path], tmp_path: Path, picture: Path, name: str
 ) -> None:
     out = tmp_path / "model.safetensors"
-    result = run("import", vectors(shared, name), "-o", out, "short_side=160", "view_size=256")
+    result = run("import", vectors(name) / "state_dict.pth", "-o", out, "short_side=160", "view_size=256")
     assert result.exit_code == 0, result.output
-    theirs = json.loads((shared / "vectors" / name / "detections.json").read_text())
+    theirs = json.loads((vectors(name) / "detections.json").read_text())
     found = Detector.load(out, "cpu").predict(picture, 0.0)
     assert (found.labels + int("official" in name)).tolist() == theirs["labels"]
     torch.testing.assert_close(found.scores, torch.tensor(theirs["scores"]), rtol=0, atol=1e-5)
@@ -81,8 +78,8 @@ def test_an_imported_file_detects_what_its_authors_code_does(
     assert card.origin == json.loads(run("info", out, "--json").output)["origin"]
 
 
-def test_import_refuses_what_it_cannot_do(shared: Path, tmp_path: Path) -> None:
-    source, out = vectors(shared, "detectron2_r50"), tmp_path / "model.safetensors"
+def test_import_refuses_what_it_cannot_do(vectors: Callable[[str], Path], tmp_path: Path) -> None:
+    source, out = vectors("detectron2_r50") / "state_dict.pth", tmp_path / "model.safetensors"
     names = tmp_path / "names.txt"
     names.write_text("background\na\nb\n")
     for words, message in (
@@ -97,8 +94,10 @@ def test_import_refuses_what_it_cannot_do(shared: Path, tmp_path: Path) -> None:
         assert not out.exists()
 
 
-def test_import_names_classes_and_overwrites_only_when_told(shared: Path, tmp_path: Path) -> None:
-    source, out = vectors(shared, "detectron2_r50"), tmp_path / "model.safetensors"
+def test_import_names_classes_and_overwrites_only_when_told(
+    vectors: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, out = vectors("detectron2_r50") / "state_dict.pth", tmp_path / "model.safetensors"
     names = tmp_path / "names.txt"
     names.write_text("background\n" + "\n".join("abcde"))
     assert run("import", source, "-o", out).exit_code == 0
@@ -108,20 +107,27 @@ def test_import_names_classes_and_overwrites_only_when_told(shared: Path, tmp_pa
 
 
 def test_predict_takes_a_published_file_without_any_flag(
-    shared: Path, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+    vectors: Callable[[str], Path], tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run("predict", vectors(shared, "detectron2_r50"), picture, "--device", "cpu")
+    result = run("predict", vectors("detectron2_r50") / "state_dict.pth", picture, "--device", "cpu")
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "predictions" / "detections.json").read_text())
     assert content["class_names"] == [f"class {i}" for i in range(1, 6)]
 
 
 def test_eval_of_torchvisions_outputs_has_the_ids_of_coco(
-    shared: Path, tmp_path: Path, picture: Path
+    vectors: Callable[[str], Path], tmp_path: Path, picture: Path
 ) -> None:
     model = tmp_path / "model.safetensors"
-    run("import", vectors(shared, "torchvision_r50"), "-o", model, "short_side=160", "view_size=256")
+    run(
+        "import",
+        vectors("torchvision_r50") / "state_dict.pth",
+        "-o",
+        model,
+        "short_side=160",
+        "view_size=256",
+    )
     detector = Detector.load(model, "cpu")
     found = detector.predict(picture, 0.0)
     names = [name for name in reversed(detector.class_names) if not name.startswith("(")]
@@ -148,17 +154,24 @@ def test_eval_of_torchvisions_outputs_has_the_ids_of_coco(
     )
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    theirs = json.loads((shared / "vectors" / "torchvision_r50" / "detections.json").read_text())
+    theirs = json.loads((vectors("torchvision_r50") / "detections.json").read_text())
     assert [row["category_id"] for row in rows] == theirs["labels"]
     assert 0 in theirs["labels"], "an output that stands for no class, counted as torchvision does"
     assert len(names) == 80
 
 
 def test_results_of_the_official_code_end_after_the_last_pixel(
-    shared: Path, tmp_path: Path, picture: Path
+    vectors: Callable[[str], Path], tmp_path: Path, picture: Path
 ) -> None:
     model, names = tmp_path / "model.safetensors", [f"class {i}" for i in range(1, 6)]
-    run("import", vectors(shared, "official_r50_imprv"), "-o", model, "short_side=160", "view_size=256")
+    run(
+        "import",
+        vectors("official_r50_imprv") / "state_dict.pth",
+        "-o",
+        model,
+        "short_side=160",
+        "view_size=256",
+    )
     coco = {
         "images": [{"id": 7, "file_name": picture.name, "width": 317, "height": 203}],
         "annotations": [],

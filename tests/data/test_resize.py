@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from fcos.rules import SizeRule
         ("torchvision_r50", "floor"),
     ],
 )
-def test_sizes_are_those_of_the_code_bases(shared: Path, name: str, rule: SizeRule) -> None:
-    table = json.loads((shared / "vectors" / name / "meta.json").read_text())["resize_table"]
+def test_sizes_are_those_of_the_code_bases(vectors: Callable[[str], Path], name: str, rule: SizeRule) -> None:
+    table = json.loads((vectors(name) / "meta.json").read_text())["resize_table"]
     assert len(table) == 18
     for words, (large, small) in table.items():
         height, width = map(int, words.split("x"))

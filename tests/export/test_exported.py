@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
     ],
 )
 def test_weights_of_other_code_bases_are_exported_with_their_rules(
-    name: FormatName, code_base: str, shared: Path, tmp_path: Path
+    name: FormatName, code_base: str, vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    source, out = shared / "vectors" / code_base / "state_dict.pth", tmp_path / f"it{FORMATS[name].ending}"
+    source, out = vectors(code_base) / "state_dict.pth", tmp_path / f"it{FORMATS[name].ending}"
     export_model(load_model(source), name, out)
     before, after = Detector.load(source, "cpu"), Detector.load(out)
     for seed, size in enumerate([(130, 190), (200, 140)]):

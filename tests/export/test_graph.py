@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,8 +84,10 @@ def test_every_preset_gives_the_same_as_a_graph(preset: str) -> None:
 
 
 @pytest.mark.parametrize("name", VECTORS)
-def test_weights_of_every_code_base_keep_their_rules_as_a_graph(shared: Path, name: str) -> None:
-    it = load_model(shared / "vectors" / name / "state_dict.pth")
+def test_weights_of_every_code_base_keep_their_rules_as_a_graph(
+    vectors: Callable[[str], Path], name: str
+) -> None:
+    it = load_model(vectors(name) / "state_dict.pth")
     # low thresholds and few candidates: the limits of the level and of the picture are both reached
     postprocess = replace(
         build_postprocess(it.config), score_threshold=0.01, candidates_per_level=40, detections_per_image=50

@@ -48,11 +48,11 @@ class Peer:
 
 
 @pytest.fixture(scope="session")
-def peer(shared: Path) -> Callable[[str], Peer]:
+def peer(vectors: Callable[[str], Path]) -> Callable[[str], Peer]:
     """The vectors of a code base, by the name of their folder."""
 
     def read(name: str) -> Peer:
-        folder = shared / "vectors" / name
+        folder = vectors(name)
         losses = json.loads((folder / "losses.json").read_text())
         ground_truth = losses["gt"]
         boxes = {key: gt["boxes_xyxy_network_input_pixels"] for key, gt in ground_truth.items()}

@@ -23,11 +23,11 @@ IMAGENET_STD = [58.395, 57.12, 57.375]
 
 
 @pytest.fixture
-def rename(shared: Path, tmp_path: Path) -> Callable[..., Path]:
+def rename(vectors: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
     """A file of the vectors under another name, with other tensors and another `meta`."""
 
     def write(folder: str, name: str, change: Any = None, **more: Any) -> Path:
-        tensors: dict[str, Any] = dict(open_state(shared / "vectors" / folder / "state_dict.pth").tensors)
+        tensors: dict[str, Any] = dict(open_state(vectors(folder) / "state_dict.pth").tensors)
         tensors = (change(tensors) or tensors) if change else tensors
         torch.save({"state_dict": tensors, **more}, tmp_path / name)
         return tmp_path / name

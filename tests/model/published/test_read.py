@@ -1,4 +1,4 @@
-"""Weights of five code bases against what their own code computed: `../shared/vectors`, small width."""
+"""Weights of five code bases against what their own code computed: the vectors, small width."""
 
 from __future__ import annotations
 
@@ -111,32 +111,34 @@ def test_torchvision_at_full_width_detects_what_its_own_package_does(shared: Pat
 # Layouts --------------------------------------------------------------------------------------------------
 
 
-def write_changed(shared: Path, out: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> Path:
+def write_changed(
+    vectors: Callable[[str], Path], out: Path, name: str, change: Callable[[dict[str, Any]], Any]
+) -> Path:
     """The file of a folder with its tensors changed."""
-    tensors: dict[str, Any] = dict(open_state(shared / "vectors" / name / "state_dict.pth").tensors)
+    tensors: dict[str, Any] = dict(open_state(vectors(name) / "state_dict.pth").tensors)
     torch.save(change(tensors) or tensors, out)
     return out
 
 
-def test_older_names_of_mmdetection_are_known(shared: Path, tmp_path: Path) -> None:
+def test_older_names_of_mmdetection_are_known(vectors: Callable[[str], Path], tmp_path: Path) -> None:
     def rename(tensors: dict[str, Any]) -> dict[str, Any]:
         return {key.replace("bbox_head.conv_", "bbox_head.fcos_"): value for key, value in tensors.items()}
 
-    path = write_changed(shared, tmp_path / "fcos_r50_caffe_old.pth", "mmdet_r50_caffe", rename)
-    new = load_model(shared / "vectors" / "mmdet_r50_caffe" / "state_dict.pth")
+    path = write_changed(vectors, tmp_path / "fcos_r50_caffe_old.pth", "mmdet_r50_caffe", rename)
+    new = load_model(vectors("mmdet_r50_caffe") / "state_dict.pth")
     for key, value in load_model(path).model.state_dict().items():
         assert torch.equal(value, new.model.state_dict()[key]), key
 
 
 def test_the_configuration_that_mmdetection_files_carry_is_read_and_not_run(
-    shared: Path, tmp_path: Path
+    vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
     text = (
         "img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)\n"
         "model = dict(backbone=dict(style='pytorch'), bbox_head=dict(norm_on_bbox=True))\n"
         "test_cfg = dict(nms_pre=1000, nms=dict(type='nms', iou_threshold=0.55))"
     )
-    source = torch.load(shared / "vectors" / "mmdet_r50_caffe" / "state_dict.pth", weights_only=True)
+    source = torch.load(vectors("mmdet_r50_caffe") / "state_dict.pth", weights_only=True)
     source["meta"] = {"config": text, "CLASSES": tuple("abcde")}
     torch.save(source, tmp_path / "with.pth")
     file = read_published(tmp_path / "with.pth")
@@ -157,35 +159,37 @@ def test_the_configuration_that_mmdetection_files_carry_is_read_and_not_run(
 
 
 def test_a_file_of_the_first_paper_is_known_by_the_name_its_authors_gave(
-    shared: Path, tmp_path: Path
+    vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    source = (shared / "vectors" / "official_r50_imprv" / "state_dict.pth").read_bytes()
+    source = (vectors("official_r50_imprv") / "state_dict.pth").read_bytes()
     for name, activation in (("FCOS_R_50_FPN_1x.pth", "exp"), ("FCOS_imprv_R_50_FPN_1x.pth", "relu")):
         (tmp_path / name).write_bytes(source)
         assert read_published(tmp_path / name).settings["box_activation"] == activation
 
 
-def test_a_model_without_p6_and_p7_is_adelaidets_for_small_pictures(shared: Path, tmp_path: Path) -> None:
+def test_a_model_without_p6_and_p7_is_adelaidets_for_small_pictures(
+    vectors: Callable[[str], Path], tmp_path: Path
+) -> None:
     def cut(tensors: dict[str, Any]) -> dict[str, Any]:
         left_out = ("top_block", "scales.3", "scales.4")
         return {key: v for key, v in tensors.items() if not any(part in key for part in left_out)}
 
-    config = load_model(write_changed(shared, tmp_path / "rt.pth", "adelaidet_r50_1x", cut)).config
+    config = load_model(write_changed(vectors, tmp_path / "rt.pth", "adelaidet_r50_1x", cut)).config
     assert (config.strides, config.short_side, config.view_size) == ([8, 16, 32], 512, 736)
 
 
-def test_safetensors_of_another_code_base_open_too(shared: Path, tmp_path: Path) -> None:
-    tensors = open_state(shared / "vectors" / "detectron2_r50" / "state_dict.pth").tensors
+def test_safetensors_of_another_code_base_open_too(vectors: Callable[[str], Path], tmp_path: Path) -> None:
+    tensors = open_state(vectors("detectron2_r50") / "state_dict.pth").tensors
     save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "d2.safetensors")
     assert load_model(tmp_path / "d2.safetensors").card.origin == "detectron2"
 
 
-def test_names_of_coco_have_its_ids(shared: Path, tmp_path: Path) -> None:
+def test_names_of_coco_have_its_ids(vectors: Callable[[str], Path], tmp_path: Path) -> None:
     def widen(tensors: dict[str, Any]) -> None:
         tensors["head.cls_score.weight"] = torch.zeros(80, 32, 3, 3)
         tensors["head.cls_score.bias"] = torch.zeros(80)
 
-    card = load_model(write_changed(shared, tmp_path / "coco.pth", "detectron2_r50", widen)).card
+    card = load_model(write_changed(vectors, tmp_path / "coco.pth", "detectron2_r50", widen)).card
     pairs = list(zip(card.class_names, card.category_ids, strict=True))
     assert (pairs[0], pairs[11], pairs[79]) == (("person", 1), ("stop sign", 13), ("toothbrush", 90))
 
@@ -193,7 +197,7 @@ def test_names_of_coco_have_its_ids(shared: Path, tmp_path: Path) -> None:
 
     categories = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     assert [(categories[number], number) for _, number in pairs] == pairs
-    card = load_model(shared / "vectors" / "torchvision_r50" / "state_dict.pth").card
+    card = load_model(vectors("torchvision_r50") / "state_dict.pth").card
     assert card.category_ids == tuple(range(91))
     assert [card.class_names[number] for _, number in pairs] == list(categories[n] for _, n in pairs)
 
@@ -202,7 +206,7 @@ def test_names_of_coco_have_its_ids(shared: Path, tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(
-    shared: Path, tmp_path: Path, case: Case
+    vectors: Callable[[str], Path], tmp_path: Path, case: Case
 ) -> None:
     keys: list[str] = []
 
@@ -214,7 +218,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(
         tensors[keys[1]] = torch.zeros(2)
         tensors["backbone.something.else"] = torch.zeros(1)
 
-    path = write_changed(shared, tmp_path / "damaged_caffe.pth", case.folder.name, damage)
+    path = write_changed(vectors, tmp_path / "damaged_caffe.pth", case.folder.name, damage)
     with pytest.raises(WeightsError, match="does not fit its FCOS") as caught:
         load_model(path)
     message = str(caught.value)
@@ -225,12 +229,12 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(
 
 
 def test_a_detector_without_quality_branch_is_refused_by_the_name_of_what_is_missing(
-    shared: Path, tmp_path: Path
+    vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
     def retina(tensors: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in tensors.items() if "ctrness" not in key}
 
-    path = write_changed(shared, tmp_path / "retina.pth", "torchvision_r50", retina)
+    path = write_changed(vectors, tmp_path / "retina.pth", "torchvision_r50", retina)
     with pytest.raises(WeightsError, match=r"missing: head\.regression_head\.bbox_ctrness\.weight"):
         load_model(path)
 
@@ -245,12 +249,12 @@ def test_a_detector_without_quality_branch_is_refused_by_the_name_of_what_is_mis
     ],
 )
 def test_what_is_not_supported_is_named_with_the_files_that_have_it(
-    key: str, what: str, files: str, shared: Path, tmp_path: Path
+    key: str, what: str, files: str, vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
     def add(tensors: dict[str, Any]) -> None:
         tensors[f"backbone.bottom_up.{key}"] = torch.zeros(1)
 
-    path = write_changed(shared, tmp_path / "it.pth", "adelaidet_r50_1x", add)
+    path = write_changed(vectors, tmp_path / "it.pth", "adelaidet_r50_1x", add)
     with pytest.raises(
         WeightsError, match=rf"it\.pth is a file of AdelaiDet with {what} \(.*{key}"
     ) as caught:
@@ -271,7 +275,7 @@ def test_what_is_not_supported_is_named_with_the_files_that_have_it(
     ],
 )
 def test_impossible_shapes_are_refused(
-    key: str, shape: tuple[int, ...], shared: Path, tmp_path: Path
+    key: str, shape: tuple[int, ...], vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
     if "scale" in key and shape == ():
         return  # that is how it has to be
@@ -281,7 +285,7 @@ def test_impossible_shapes_are_refused(
         tensors[key] = torch.zeros(shape)
 
     with pytest.raises(WeightsError, match=r"odd\.pth"):
-        load_model(write_changed(shared, tmp_path / "odd.pth", "adelaidet_r50_1x", damage))
+        load_model(write_changed(vectors, tmp_path / "odd.pth", "adelaidet_r50_1x", damage))
 
 
 def test_a_file_of_no_known_code_base_is_refused_with_its_names(tmp_path: Path) -> None:
@@ -294,8 +298,10 @@ class HistoryBuffer:
     """As MMDetection's training files hold it."""
 
 
-def test_a_pickle_that_wants_to_run_code_is_refused_with_what_it_wants(shared: Path, tmp_path: Path) -> None:
-    tensors = open_state(shared / "vectors" / "mmdet_r50_caffe" / "state_dict.pth").tensors
+def test_a_pickle_that_wants_to_run_code_is_refused_with_what_it_wants(
+    vectors: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tensors = open_state(vectors("mmdet_r50_caffe") / "state_dict.pth").tensors
     torch.save({"state_dict": tensors, "message_hub": {"loss": HistoryBuffer()}}, tmp_path / "epoch_12.pth")
     with pytest.raises(WeightsError, match=r"holds more than tensors, .*HistoryBuffer") as caught:
         load_model(tmp_path / "epoch_12.pth")
