@@ -604,3 +604,13 @@ def test_rate_that_nobody_chose_is_in_proportion_to_the_batch(
 
     assert config.lr_base == pytest.approx(rate)
     assert config.origin("lr_base") == origin
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
+def test_a_value_that_python_does_not_read_is_one_message(folder: Path, value: str) -> None:
+    file = write(folder, '{"lr_base": ' + value + "]" * (value.count("[")) + "}")
+    with pytest.raises(ConfigError, match="too long to be a number, or nested too deeply"):
+        load_config(file)
+    with pytest.raises(ConfigError, match=r'"lr_base": .* is not') as caught:
+        load_config({}, [f"lr_base={value}"])
+    assert len(str(caught.value)) < 5000

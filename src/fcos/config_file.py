@@ -38,6 +38,12 @@ def read_file(path: Path) -> list[Given]:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise _explain(error, path) from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise ConfigError(
+            "a value of the config file is too long to be a number, or nested too deeply",
+            where=f"file {path}",
+            fix="settings are numbers, text, true, false, and lists of them",
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(
             "a config file is one JSON object",
@@ -87,7 +93,7 @@ def _json_or_text(text: str) -> Any:
     for candidate in [text, f"[{text}]"] if "," in text else [text]:
         try:
             return json.loads(candidate)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
     return text
 
