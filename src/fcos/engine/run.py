@@ -52,6 +52,7 @@ from fcos.engine.stop import StopSignal
 from fcos.engine.train import Trainer
 from fcos.engine.waiting import too_many_workers
 from fcos.errors import DatasetError, TrainingError
+from fcos.files import read_text
 from fcos.model.pretrained import load_imagenet_weights
 from fcos.model.published.download import coco_file
 from fcos.model.recompute import backbone_blocks
@@ -383,7 +384,7 @@ def draw(trainer: Trainer) -> None:
         annotations, results = trainer.train_set, None
     else:
         keep_coverage(run, trainer.train_set, trainer.config)
-        annotations, results = trainer.eval_set, json.loads((run / "results.json").read_text())
+        annotations, results = trainer.eval_set, json.loads(read_text(run / "results.json"))
     write_report(run, annotations=annotations, results=results, device=trainer.fabric.device)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.check import COCO_LARGE, COCO_SMALL
+from fcos.files import read_text, write_text
 from fcos.metrics.coverage import REASONS, Change, Coverage, cover
 
 FILE_NAME = "coverage.json"
@@ -89,7 +90,7 @@ def coverage_facts(coverage: Coverage, config: TrainConfig, num_all_pictures: in
 def keep_coverage(run: Path, train_set: Annotations, config: TrainConfig) -> None:
     """Look at the training set and write what there is to say into the run folder."""
     facts = coverage_facts(cover(train_set, config), config, len(train_set))
-    (run / FILE_NAME).write_text(json.dumps(asdict(facts), indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(run / FILE_NAME, json.dumps(asdict(facts), indent=1, ensure_ascii=False))
 
 
 def read_coverage(run: Path) -> CoverageFacts | None:
@@ -97,7 +98,7 @@ def read_coverage(run: Path) -> CoverageFacts | None:
     file = run / FILE_NAME
     if not file.is_file():
         return None
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = json.loads(read_text(file))
     content["reasons"] = tuple((reason, meaning, count) for reason, meaning, count in content["reasons"])
     content["changes"] = tuple(Change(**change) for change in content["changes"])
     content["by_class"] = tuple(
