@@ -308,7 +308,9 @@ def _cut(content: bytes, draw: random.Random) -> bytes:
 def _repeat(content: bytes, draw: random.Random) -> bytes:
     begin = _place(len(content) + 1, draw)
     piece = content[begin : begin + draw.choice((1, 10, 100, 1000))]
-    return content[:begin] + piece * draw.choice((2, 2, 50, 5000)) + content[begin:]
+    # A megabyte is a large data set, which takes its time; here it is about what makes no sense.
+    times = min(draw.choice((2, 2, 50, 5000)), 100_000 // max(1, len(piece)))
+    return content[:begin] + piece * times + content[begin:]
 
 
 def _insert(content: bytes, draw: random.Random) -> bytes:

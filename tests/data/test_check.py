@@ -10,6 +10,7 @@ from PIL import Image
 
 from fcos.data.check import check, common_pictures, describe, drop_invalid, require_boxes
 from fcos.data.formats import read_annotations
+from fcos.data.image import Header
 from fcos.errors import DatasetError
 
 
@@ -337,3 +338,15 @@ def test_difficult_boxes_alone_are_a_warning(tmp_path, make_picture):
     assert [warning.what for warning in report.warnings] == [
         "all boxes are difficult: evaluation counts none of them"
     ]
+
+
+def test_an_image_that_is_listed_often_is_read_once(write_list, make_picture, monkeypatch):
+    make_picture("a.jpg")
+    read = []
+    monkeypatch.setattr(
+        "fcos.data.check.read_header",
+        lambda path, decode: read.append(path) or Header((30, 40), 1),
+    )
+    report = check(read_annotations(write_list(*["a.jpg 1 2 20 30 1"] * 5)))
+    assert len(read) == 1
+    assert report.sizes_hw.tolist() == [[30, 40]] * 5

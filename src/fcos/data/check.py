@@ -270,10 +270,12 @@ def common_pictures(first: Annotations, second: Annotations) -> list[tuple[Path,
 def _read_headers(
     annotations: Annotations, decode: bool, workers: int | None, track: Track | None
 ) -> tuple[list[Header | None], list[Problem]]:
-    paths = (record.path for record in annotations)
+    paths = [record.path for record in annotations]
+    once = list(dict.fromkeys(paths))  # a list may name an image a hundred thousand times
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        results: Iterable[Header | DatasetError] = pool.map(partial(_try_header, decode=decode), paths)
-        results = list(track(results, len(annotations)) if track else results)
+        headers: Iterable[Header | DatasetError] = pool.map(partial(_try_header, decode=decode), once)
+        of_path = dict(zip(once, track(headers, len(once)) if track else headers, strict=True))
+    results = [of_path[path] for path in paths]
     broken = []
     for index, result in enumerate(results):
         if isinstance(result, DatasetError):
