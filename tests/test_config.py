@@ -215,11 +215,11 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "ours"),
     [
-        ("imgsz", '"view_size" (longest side after resizing (the seed\'s was 1025)) and "short_side" ('),
+        ("imgsz", '"view_size" (longest side after resizing) and "short_side" ('),
         ("batch", '"nbatch_train" (images of one optimizer step, over all devices)'),
         ("batch-size", '"nbatch_train" ('),
         ("--lr0", '"lr_base" ('),
-        ("max_epochs", '"epochs" ('),
+        ("max_epochs", '"epochs" (passes over the training data)'),
         ("SOLVER.IMS_PER_BATCH", '"nbatch_train" ('),
         ("MODEL.DEVICE", '"device" ('),
         ("weights", '"pretrain" ('),
