@@ -124,8 +124,8 @@ def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) ->
                 f'the run was started with "{key}": {old[key]!r}, now it is {new[key]!r}' for key in changed
             ),
             where=str(path),
-            fix=f"`{command}` resumes with the settings of the run; or set {', '.join(changed)} back, or start "
-            f"a new run with load=false{fewer}",
+            fix=f"`{command}` resumes with the settings of the run; or set {', '.join(changed)} back, or "
+            f"start a new run with load=false{fewer}",
         )
 
 
