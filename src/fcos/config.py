@@ -205,7 +205,7 @@ class TrainConfig(BaseModel):
     nms_iou: float = setting(
         0.6, "overlap above which the lower of two detections of a class goes", ge=0, le=1
     )
-    agnostic_nms: bool = setting(False, "one box of one object, whatever its class: NMS does not ask for it")
+    agnostic_nms: bool = setting(False, "NMS over all classes together: an object gets one box")
     candidates_per_level: int = setting(1000, "best candidates of each level that enter NMS", ge=1)
     detections_per_image: int = setting(100, "detections kept of an image", ge=1)
 

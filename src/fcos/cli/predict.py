@@ -150,9 +150,9 @@ def command(
     elif pictures:
         num_detections = sum(len(picture["detections"]) for picture in content["pictures"])
         click.echo(
-            f"{counted(len(content['pictures']), 'image')}, {counted(num_detections, 'detection')} with a "
-            f"score of at least {threshold:.2f}, {len(pictures) / picture_s:.1f} images/s; in {out}, all boxes "
-            f"in {out / RESULT_FILE}"
+            f"{counted(len(content['pictures']), 'image')}, {counted(num_detections, 'detection')} "
+            f"with a score of at least {threshold:.2f}, {len(pictures) / picture_s:.1f} images/s; "
+            f"in {out}, all boxes in {out / RESULT_FILE}"
         )
     if videos and not as_json:
         click.echo(f"all boxes of the frames in {out / FRAMES_FILE}")
