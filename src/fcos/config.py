@@ -171,7 +171,7 @@ class TrainConfig(BaseModel):
     )
 
     # Optimisation
-    epochs: int = setting(12, "passes over the training data (the seed's epoches)", ge=1)
+    epochs: int = setting(12, "passes over the training data", ge=1)
     nbatch_train: int = setting(16, "images of one optimizer step, over all devices", unit="images", ge=1)
     micro_batch: int | None = setting(
         None, "images of one forward pass on one device; smaller than its share: gradients accumulate", ge=1
