@@ -279,7 +279,7 @@ def test_wrong_override_is_said_to_be_on_the_command_line(folder: Path) -> None:
     assert message(write(folder, "{}"), "epochs=0") == (
         '"epochs": 0 is not possible\n'
         "  in: command line, epochs=0\n"
-        "  fix: give a whole number, at least 1 (passes over the training data (the seed's epoches))"
+        "  fix: give a whole number, at least 1 (passes over the training data)"
     )
 
 
