@@ -215,11 +215,11 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "ours"),
     [
-        ("imgsz", '"view_size" (longest side after resizing (the seed\'s was 1025)) and "short_side" ('),
+        ("imgsz", '"view_size" (longest side after resizing) and "short_side" ('),
         ("batch", '"nbatch_train" (images of one optimizer step, over all devices)'),
         ("batch-size", '"nbatch_train" ('),
         ("--lr0", '"lr_base" ('),
-        ("max_epochs", '"epochs" ('),
+        ("max_epochs", '"epochs" (passes over the training data)'),
         ("SOLVER.IMS_PER_BATCH", '"nbatch_train" ('),
         ("MODEL.DEVICE", '"device" ('),
         ("weights", '"pretrain" ('),
@@ -279,7 +279,7 @@ def test_wrong_override_is_said_to_be_on_the_command_line(folder: Path) -> None:
     assert message(write(folder, "{}"), "epochs=0") == (
         '"epochs": 0 is not possible\n'
         "  in: command line, epochs=0\n"
-        "  fix: give a whole number, at least 1 (passes over the training data (the seed's epoches))"
+        "  fix: give a whole number, at least 1 (passes over the training data)"
     )
 
 

@@ -171,7 +171,7 @@ class TrainConfig(BaseModel):
     )
 
     # Optimisation
-    epochs: int = setting(12, "passes over the training data (the seed's epoches)", ge=1)
+    epochs: int = setting(12, "passes over the training data", ge=1)
     nbatch_train: int = setting(16, "images of one optimizer step, over all devices", unit="images", ge=1)
     micro_batch: int | None = setting(
         None, "images of one forward pass on one device; smaller than its share: gradients accumulate", ge=1
@@ -205,7 +205,7 @@ class TrainConfig(BaseModel):
     nms_iou: float = setting(
         0.6, "overlap above which the lower of two detections of a class goes", ge=0, le=1
     )
-    agnostic_nms: bool = setting(False, "one box of one object, whatever its class: NMS does not ask for it")
+    agnostic_nms: bool = setting(False, "NMS over all classes together: an object gets one box")
     candidates_per_level: int = setting(1000, "best candidates of each level that enter NMS", ge=1)
     detections_per_image: int = setting(100, "detections kept of an image", ge=1)
 
@@ -258,9 +258,7 @@ def load_config(
         folder, entries = source.parent.absolute(), read_file(source)
 
     problems: list[ConfigError] = []
-    text_keys = {key for key, field in TrainConfig.model_fields.items() if field.annotation is str}
-    given = _settings(entries, folder, problems)
-    given |= _settings(read_overrides(overrides, text_keys), Path.cwd(), problems)
+    given = _settings(entries, folder, problems) | _overrides(overrides, problems)
     preset = _preset(given.get("model"), problems)
     values = PRESETS[preset] | {key: entry.value for key, entry in given.items()}
     values.setdefault("model", preset)
@@ -280,6 +278,17 @@ def load_config(
         problems += missing_paths(config)
     raise_all(problems)
     return config
+
+
+def check_keys(overrides: Sequence[str]) -> None:
+    """Refuse overrides of settings that do not exist; for a command that writes the train.json first.
+
+    Raises:
+        ConfigError: names all of them.
+    """
+    problems: list[ConfigError] = []
+    _overrides(overrides, problems)
+    raise_all(problems)
 
 
 def dump_config(config: TrainConfig, path: Path) -> None:
@@ -356,6 +365,11 @@ def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError
     return settings
 
 
+def _overrides(words: Sequence[str], problems: list[ConfigError]) -> dict[str, Given]:
+    text_keys = {key for key, field in TrainConfig.model_fields.items() if field.annotation is str}
+    return _settings(read_overrides(words, text_keys), Path.cwd(), problems)
+
+
 def _lies_in_run(source: Path, run_folder: str) -> bool:
     """Whether a config file is that of a run: it lies in the run's folder, which it then names."""
     folder = source.parent
@@ -382,7 +396,7 @@ def _unknown(entry: Given) -> ConfigError:
     """A key that is none of ours: what it is here where another tool has it, else what it resembles."""
     what = f'"{entry.key}" is not a setting'
     if ours := settings_for(entry.key):
-        words = " and ".join(f'"{key}" ({TrainConfig.model_fields[key].description})' for key in ours)
+        words = " and ".join(f'"{key}" ({_meaning(key)})' for key in ours)
         return ConfigError(what, where=entry.where, fix=f"here it is {words}")
     if why := why_none(entry.key):
         return ConfigError(what, where=entry.where, fix=f"remove it: there is none here; {why}")
@@ -393,6 +407,11 @@ def _unknown(entry: Given) -> ConfigError:
         else "remove it; `fcos config` lists the settings"
     )
     return ConfigError(what, where=entry.where, fix=fix)
+
+
+def _meaning(key: str) -> str:
+    """What a setting is, without what its description says in brackets: the message has brackets already."""
+    return re.sub(r" \([^()]*\)", "", TrainConfig.model_fields[key].description or "")
 
 
 def _preset(entry: Given | None, problems: list[ConfigError]) -> str:

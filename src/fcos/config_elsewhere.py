@@ -110,7 +110,7 @@ NONE = {
     ),
     "box cls dfl pose kobj loss_weight label_smoothing class_weights cls_pw": "the losses have equal weights",
     "cache cache_images": "images are read as they are needed",
-    "rect aspect_ratio_group_factor": "batches are of images that are wide, or of such that are high, always",
+    "rect aspect_ratio_group_factor": "wide and tall images are always in separate batches",
     "single_cls": "give annotations with one class",
     "deterministic use_deterministic_algorithms cudnn_benchmark": (
         '"seed" alone decides the initial weights, the order of the data and the augmentation'

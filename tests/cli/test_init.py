@@ -127,6 +127,14 @@ def test_train_answers_a_wrong_setting_before_it_loads_torch(folder: Path) -> No
     assert '"lr_base": 0 is not possible\n  in: command line, lr_base=0' in answer.stderr
 
 
+def test_train_on_a_folder_answers_a_wrong_setting_before_it_writes(folder: Path) -> None:
+    answer = fcos("train", "birds", "imgsz=640", "epohs=3")
+    assert answer.exit_code == 2
+    assert 'here it is "view_size" (longest side after resizing) and "short_side" (' in answer.stderr
+    assert 'did you mean "epochs"?' in answer.stderr
+    assert [path.name for path in folder.parent.iterdir()] == ["birds"]
+
+
 def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,22 @@ def test_help_imports_no_torch_and_no_pydantic() -> None:
     assert answer.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--imgsz", "Settings are given without dashes: view_size=VALUE or short_side=VALUE."),
+        ("--epoches", "Settings are given without dashes: epochs=VALUE."),
+        ("--patience", "There is no such setting either; best.safetensors is of the best epoch."),
+        ("--xyz", "Settings are given without dashes: KEY=VALUE."),
+    ],
+)
+def test_setting_typed_as_an_option_is_answered_with_the_setting(option: str, answer: str) -> None:
+    result = CliRunner().invoke(main, ["train", "train.json", option, "3"])
+    assert result.exit_code == 2
+    assert f"No such option '{option}'. {answer}\n" in result.stderr
+    assert "dashes" not in CliRunner().invoke(main, ["eval", "run", option, "3"]).stderr
+
+
 def test_help_answers_at_once() -> None:
     seconds = []
     for _ in range(3):  # the best of three: another program may be busy
@@ -189,3 +205,14 @@ def test_reader_that_stops_reading_is_no_error() -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_commands_end_without_a_search_for_garbage() -> None:
+    code = (
+        "import atexit, gc\n"
+        "from fcos.cli import main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"  # called last
+        "main(['config', '--json'], standalone_mode=False)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "True"

@@ -99,8 +99,8 @@ def test_the_summary_says_how_much_how_fast_and_where(model_file: Path, pictures
     result = predict(model_file, "photos", "--out", "found")
 
     count = sum(len(picture["detections"]) for picture in written("found")["pictures"])
-    assert f"3 pictures, {count} detections with a score of at least 0.50, " in result.output
-    assert "pictures/s; in found, all boxes in found/detections.json" in result.output
+    assert f"3 images, {count} detections with a score of at least 0.50, " in result.output
+    assert "images/s; in found, all boxes in found/detections.json" in result.output
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,10 @@ def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pic
     assert sorted(failed) == ["broken.jpg", "cut.jpg", "empty.png"]
     assert failed["empty.png"] == "picture file is empty (0 bytes)"
     assert "left out: photos/broken.jpg: picture cannot be decoded" in result.output
-    assert "3 of 6 pictures could not be read" in result.output
+    assert (
+        "3 of 6 images could not be read: photos/broken.jpg, photos/cut.jpg, photos/empty.png\n"
+        in result.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,7 +312,8 @@ def test_what_is_broken_does_not_stop_the_rest(model_file: Path, pictures: Path)
     assert "left out: photos/pipe.jpg: this is a pipe, not a file\n" in result.stderr
     assert "left out: photos/dead.jpg: this link points to nothing\n" in result.stderr
     assert "left out: http://[: cannot be downloaded: Invalid IPv6 URL\n" in result.stderr
-    assert "4 of 8 pictures could not be read" in result.stderr
+    assert result.stderr.endswith(" and 1 more\n")
+    assert "4 of 8 images could not be read: photos/" in result.stderr
     assert "\x1b" not in result.output
     content = written()
     assert name in [entry["path"] for entry in content["pictures"]]

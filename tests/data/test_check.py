@@ -126,6 +126,14 @@ def test_training_is_refused_with_all_problems_and_the_remedy(write_list, make_p
     assert "gone.jpg': picture not found" in str(error.value)
     assert "lost.jpg': picture not found" in str(error.value)
     assert '"skip_invalid": true' in str(error.value)
+    assert "folder of the images" not in str(error.value)  # some of them were found
+
+
+def test_missing_images_alone_ask_for_their_folder(write_list):
+    with pytest.raises(
+        DatasetError, match=r"give the folder of the images \(--root; in train.json root_train"
+    ):
+        check(read_annotations(write_list("gone.jpg 1 2 20 30 1", "lost.jpg"))).raise_problems()
 
 
 def test_a_clean_set_is_not_refused(write_list, make_picture):

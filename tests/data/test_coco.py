@@ -120,9 +120,9 @@ def test_boxes_that_are_none_are_all_named(write_coco):
             "annotation 1: image 99 is not in the file",
         ),
         (lambda data: data["annotations"][0].pop("category_id"), "annotation 1: no category_id"),
-        (lambda data: data["images"][0].update(id=7), "image 7: id stands twice"),
+        (lambda data: data["images"][0].update(id=7), "image 7: id appears twice"),
         (lambda data: data["images"][0].update(id="x"), 'image 1: id is the text "x", not a whole number'),
-        (lambda data: data["categories"][0].update(id=3), "category 3: id stands twice"),
+        (lambda data: data["categories"][0].update(id=3), "category 3: id appears twice"),
         (
             lambda data: data["categories"][0].pop("name"),
             "category 1: the name is null",

@@ -177,7 +177,7 @@ def test_two_categories_of_one_name_are_refused_if_both_have_boxes(read):
         ('{"images": [{"id": ' + "9" * 5000 + "}]}", "not JSON: Exceeds the limit"),
         (
             '{"images": [], "annotations": [], "annotations": [], "categories": []}',
-            "'annotations' stands twice",
+            "'annotations' appears twice",
         ),
         ('{"images": [], "annotations": [' + '{"a": [{}]},' * 50_000, "not JSON"),
         ('{"images": "\xe9"}'.encode("latin-1"), "not a UTF-8 text file"),

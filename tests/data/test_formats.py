@@ -159,7 +159,7 @@ def test_names_with_and_without_background(write, text, names, had_background):
     [
         (
             "cat\n\ndog\ncat\n",
-            "line 2: blank line between class names(.|\n)*line 4: class 'cat' stands twice",
+            "line 2: blank line between class names(.|\n)*line 4: class 'cat' appears twice",
         ),
         ("background\n", "no class names"),
         ("", "no class names"),

@@ -90,7 +90,7 @@ def test_difficult_means_what_it_says(read, stated, wanted):
 
 @pytest.mark.parametrize("stated", ["2", "yes", "-1"])
 def test_difficult_that_can_mean_anything_is_refused(read, stated):
-    with pytest.raises(ValueError, match=r"object 1 \('cat'\) is difficult or not\? It is the text"):
+    with pytest.raises(ValueError, match=r"object 1 \('cat'\) has a <difficult> that is the text"):
         read(f"<annotation>{OBJECT.replace(BOX, f'<difficult>{stated}</difficult>{BOX}')}</annotation>")
 
 

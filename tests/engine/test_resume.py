@@ -147,7 +147,8 @@ def test_settings_that_changed_are_named(tiny: Tiny) -> None:
     assert 'the run was started with "epochs": 2, now it is 1' in str(caught.value)
     assert '"momentum": 0.9, now it is 0.5' in str(caught.value)
     assert "set epochs, momentum back" in str(caught.value)
-    assert "epochs may only become more" in str(caught.value)
+    assert "epochs can only be raised" in str(caught.value)
+    assert f"`fcos train {tiny.runs}/run/config.json load=true` resumes with" in str(caught.value)
 
 
 def test_data_may_move_but_not_change(tiny: Tiny) -> None:

@@ -134,7 +134,7 @@ def test_a_video_that_is_cut_off_is_searched_to_where_it_goes(model_file: Path, 
 
     assert result.exit_code == 1
     assert "before the end that it announces" in result.stderr
-    assert "1 of 1 videos are broken" in result.stderr
+    assert "1 of 1 video could not be read in full: " in result.stderr
     num_lines = len(lines())
     assert 2 < num_lines < NUM_FRAMES // 3
     assert len(times_of("predictions/cut.mp4")) == num_lines
@@ -153,7 +153,7 @@ def test_a_folder_of_pictures_and_videos_whole_and_broken(
 
     assert result.exit_code == 1
     assert "left out: mixed/sub/pan.mkv: the video cannot be opened" in result.stderr
-    assert "1 of 3 pictures and videos are broken" in result.stderr
+    assert "1 of 3 images and videos could not be read in full: " in result.stderr
     content = summary()
     assert [picture["drawn"] for picture in content["pictures"]] == ["predictions/sub/pan.png"]
     assert [video["drawn"] for video in content["videos"]] == ["predictions/pan.mp4"]

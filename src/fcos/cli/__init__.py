@@ -6,8 +6,10 @@ not in the commands' files. A new command is a file with a click object `command
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import errno
+import gc
 import keyword
 import os
 import sys
@@ -109,6 +111,11 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except FcosError as error:
             raise UserError(error) from error
+        except click.NoSuchOption as error:
+            if error.ctx is None or all(one.name != "overrides" for one in error.ctx.command.params):
+                raise
+            answer = f"{error.message} {_as_setting(error.option_name)}"
+            raise click.NoSuchOption(error.option_name, answer, ctx=error.ctx) from error
         except OSError as error:
             # With a file's name it is a bug; click ends in silence where nobody reads on (`| head`).
             if error.filename is not None or error.errno in (None, errno.EPIPE):
@@ -118,6 +125,18 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("\nstopped by Ctrl-C", err=True)
             ctx.exit(130)  # 128 + SIGINT, what shells expect
+
+
+def _as_setting(option: str) -> str:
+    """How to type what somebody gave as an option: --epochs, or another tool's --imgsz."""
+    from fcos.config import ALIASES, TrainConfig
+    from fcos.config_elsewhere import nearest, settings_for, why_none
+
+    if why := why_none(option):
+        return f"There is no such setting either; {why}."
+    keys = settings_for(option) or [nearest(option, TrainConfig.model_fields) or "KEY"]
+    words = " or ".join(f"{ALIASES.get(key, key)}=VALUE" for key in keys)
+    return f"Settings are given without dashes: {words}."
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -146,3 +165,4 @@ def main() -> None:
     from fcos.engine.memory import keep_freed_memory
 
     keep_freed_memory()
+    atexit.register(gc.freeze)  # else Python looks for garbage in all of torch before it ends: about a second

@@ -19,7 +19,7 @@ from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import DatasetError, OutputError
 from fcos.files import check_writable, reason_of, write_bytes
-from fcos.terminal import printable_line
+from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fcos.predict.video import VideoOptions
 
 STOPPED_BY_CTRL_C = 130  # what shells expect
+MOST_NAMES = 3  # of what could not be read, in the last line
 MANY_PICTURES = 100  # for fewer it takes longer to start processes than they save
 MOST_PROCESSES = 8  # of our own accord: each needs memory
 
@@ -149,16 +150,18 @@ def command(
     elif pictures:
         num_detections = sum(len(picture["detections"]) for picture in content["pictures"])
         click.echo(
-            f"{len(content['pictures'])} pictures, {num_detections} detections with a score of at least "
-            f"{threshold:.2f}, {len(pictures) / picture_s:.1f} pictures/s; in {out}, all boxes in "
-            f"{out / RESULT_FILE}"
+            f"{counted(len(content['pictures']), 'image')}, {counted(num_detections, 'detection')} "
+            f"with a score of at least {threshold:.2f}, {len(pictures) / picture_s:.1f} images/s; "
+            f"in {out}, all boxes in {out / RESULT_FILE}"
         )
     if videos and not as_json:
         click.echo(f"all boxes of the frames in {out / FRAMES_FILE}")
     if any(video.get("stopped") for video in found_in_videos):
         raise click.exceptions.Exit(STOPPED_BY_CTRL_C)
     if failed:
-        click.echo(_how_many_failed(pictures, videos, failed), err=True)
+        names = ", ".join(printable_line(outcome["path"]) for outcome in failed[:MOST_NAMES])
+        more = f" and {len(failed) - MOST_NAMES} more" if len(failed) > MOST_NAMES else ""
+        click.echo(f"{_how_many_failed(pictures, videos, failed)}: {names}{more}", err=True)
         raise click.exceptions.Exit(1)
 
 
@@ -318,7 +321,7 @@ def _how_many_failed(
     pictures: Sequence[Source], videos: Sequence[Source], failed: Sequence[dict[str, Any]]
 ) -> str:
     if videos and not pictures:
-        return f"{len(failed)} of {len(videos)} videos are broken"
+        return f"{len(failed)} of {counted(len(videos), 'video')} could not be read in full"
     if videos:
-        return f"{len(failed)} of {len(pictures) + len(videos)} pictures and videos are broken"
-    return f"{len(failed)} of {len(pictures)} pictures could not be read"
+        return f"{len(failed)} of {len(pictures) + len(videos)} images and videos could not be read in full"
+    return f"{len(failed)} of {counted(len(pictures), 'image')} could not be read"

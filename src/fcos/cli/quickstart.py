@@ -93,7 +93,7 @@ def busy_cores() -> str | None:
     if share < BUSY:
         return None
     return (
-        f"other programs keep {min(1.0, share):.0%} of the processor busy: this will take longer than it says"
+        f"other programs keep {min(1.0, share):.0%} of the processor busy: this will take longer than usual"
     )
 
 

@@ -51,7 +51,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     needs none: a train.json is proposed from data and machine, written, and used.
     """
     from fcos.cli.init import print_proposal, write_proposal
-    from fcos.config import load_config
+    from fcos.config import check_keys, load_config
 
     if "=" in source.name and not source.exists():
         raise ConfigError(
@@ -60,6 +60,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
             fix=f"fcos train train.json {' '.join(map(str, (source, *overrides)))}",
         )
     if source.is_dir():
+        check_keys(overrides)
         if {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"} & os.environ.keys():
             raise ConfigError(
                 "under torchrun and srun a training starts from a train.json, not from a folder",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.coco_entries import Entry, entries_by_image
-from fcos.data.image import Header, read_header, upright
+from fcos.data.image import NOT_FOUND, Header, read_header, upright
 from fcos.data.splits import select
 from fcos.data.text import number_text, shown
 from fcos.errors import DatasetError
@@ -130,11 +130,16 @@ class CheckReport:
             [problem, *_] = self.of_all
             raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
         if len(self.problems) > len(self.of_all):
+            fix = 'correct them, or leave them out with "skip_invalid": true (--skip-invalid)'
+            if {problem.what for problem in self.problems} == {NOT_FOUND}:
+                fix = (
+                    "give the folder of the images (--root; in train.json root_train and root_eval), or "
+                    + fix
+                )
             raise DatasetError(
                 self.summary(),
                 where=shown([str(problem) for problem in self.problems]),
-                fix=f"`fcos check {self.source} --json` lists all; correct them, or leave them out with "
-                '"skip_invalid": true (--skip-invalid)',
+                fix=f"`fcos check {self.source} --json` lists all; {fix}",
             )
 
 

@@ -170,7 +170,7 @@ def _category_names(source: Path, categories: list[Any], used: set[int]) -> dict
             faults.add(f"{source}, category {place}", str(error))
             continue
         if category_id in name_of:
-            faults.add(f"{source}, category {category_id}", "id stands twice")
+            faults.add(f"{source}, category {category_id}", "id appears twice")
         name_of[category_id] = name
     ids_of: dict[str, list[int]] = {}
     for category_id in sorted(name_of, key=lambda category_id: (category_id not in used, category_id)):

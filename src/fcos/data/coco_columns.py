@@ -100,7 +100,7 @@ def read_columns(source: Path) -> Columns | None:
             text = _Text(file)
             for key in text.keys():
                 if key in parts:
-                    raise ValueError("a key stands twice")
+                    raise ValueError("a key appears twice")
                 if key in lists:
                     kind, to_columns = lists[key]
                     decoder = msgspec.json.Decoder(kind)

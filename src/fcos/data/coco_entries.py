@@ -64,7 +64,7 @@ def read_entries(source: Path) -> Columns:
     boxes = columns.all(_box)
     columns.raise_faults("annotations have no box", "a bbox is [x, y, width, height] in pixels")
     is_crowd, is_difficult = (columns.all(_flag_of(key)) for key in ("iscrowd", "ignore"))
-    columns.raise_faults("annotations may count or not", "write 0 or 1")
+    columns.raise_faults("annotations have a flag that is neither 0 nor 1", "write 0 or 1")
     return Columns(
         categories=content["categories"],
         image_ids=np.array(image_ids, np.int64),
@@ -94,7 +94,7 @@ def _with_each_list_once(pairs: list[tuple[str, Any]]) -> Entry:
         keys = [key for key, _ in pairs]
         for key in LISTS:
             if keys.count(key) > 1:
-                raise ValueError(f"'{key}' stands twice")
+                raise ValueError(f"'{key}' appears twice")
     return entry
 
 
@@ -113,7 +113,7 @@ def _image_ids(source: Path, images: list[Any]) -> list[int]:
             faults.add(where, str(error))
             continue
         if image_id in seen:
-            faults.add(f"{source}, image {image_id}", "id stands twice")
+            faults.add(f"{source}, image {image_id}", "id appears twice")
         seen.add(image_id)
         ids.append(image_id)
     faults.raise_any("images cannot be used", "correct the images")

@@ -32,6 +32,7 @@ from fcos.data.annotations import Record
 from fcos.errors import DatasetError
 from fcos.files import check_regular, reason_of
 
+NOT_FOUND = "picture not found"
 EXIF_ORIENTATION = 0x0112
 TURN_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -222,7 +223,7 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
         raise
     except FileNotFoundError:
         raise DatasetError(
-            "picture not found", where=where, fix="correct the name, or the folder of pictures (root)"
+            NOT_FOUND, where=where, fix="correct the name, or the folder of pictures (root)"
         ) from None
     except Image.DecompressionBombError as error:
         raise DatasetError(

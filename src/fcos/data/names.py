@@ -52,7 +52,7 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
         if not name.strip() and first_line:
             faults.add(place, "blank line between class names")
         elif name in seen:
-            faults.add(place, f"class '{cut(name)}' stands twice")
+            faults.add(place, f"class '{cut(name)}' appears twice")
         elif wrong := what_is_wrong(name):
             faults.add(place, wrong)
         seen.add(name)

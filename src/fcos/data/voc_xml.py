@@ -109,7 +109,7 @@ def _is_difficult(element: Element) -> bool:
     try:
         return stated.lower() not in NOT_STATED and flag(stated)
     except ValueError as error:
-        raise ValueError(f"is difficult or not? It {error}") from None
+        raise ValueError(f"has a <difficult> that {error}") from None
 
 
 def _size(annotation: Element) -> tuple[int, int] | None:

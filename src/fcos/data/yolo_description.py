@@ -134,12 +134,12 @@ def read_yaml(file: Path) -> Description:
 
 
 class _TextLoader(_BaseLoader):  # type: ignore[misc]
-    """Every scalar as it is written; a key that stands twice is refused, as the first would be lost."""
+    """Every scalar as it is written; a key that appears twice is refused, as the first would be lost."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if isinstance(node, yaml.MappingNode) and len(mapping) != len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a key appears twice", node.start_mark)
         return mapping
 
 

@@ -100,7 +100,7 @@ def open_image(content: bytes | bytearray, max_pixels: int) -> Tensor:
             415, "this is no image that can be read: send a JPEG, PNG, WebP, ... file as the body"
         ) from None
     except Exception as error:
-        detail = printable(f"this image is broken and cannot be read ({error})")
+        detail = printable(f"this image is broken and cannot be read: {error}")
         raise HTTPException(415, detail) from error
 
 

@@ -126,7 +126,7 @@ def _open_locked(path: Path) -> IO[str]:
             raise OutputError(
                 f"another training writes to this run folder{f': {owner}' if owner else ''}",
                 where=str(path.parent),
-                fix="wait for its end or stop it, or give another run_folder",
+                fix="wait until it ends, stop it, or set another run_folder",
             ) from error
         except OSError as error:
             print(

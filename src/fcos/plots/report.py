@@ -46,7 +46,7 @@ from fcos.plots.second_look import SecondLook, second_look
 MAX_PICTURES = 48
 EVAL_TITLES = ("AP", "AP50", "AP75")  # of `EVAL_CURVES`
 MAX_ASSIGNED = 3
-MIN_AP50 = 0.5  # below, what the annotations contradict is mostly wrong
+MIN_AP50 = 0.5  # below, most detections that disagree with the annotations are errors of the model
 MAX_CURVES = 8  # of classes; as many as there are colours
 QUALITY_NAMES = {"centerness": "centerness", "iou": "expected IoU", "none": ""}
 PACKAGES = ("fcos-torch", "torch", "torchvision", "timm", "hotcoco", "numpy", "pillow")
