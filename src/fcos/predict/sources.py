@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -21,7 +21,7 @@ from fcos.data.image import decode_image, read_image
 from fcos.data.pictures import PICTURE_SUFFIXES, is_picture
 from fcos.errors import DatasetError
 from fcos.files import check_regular, files_below, is_hidden, read_bytes
-from fcos.predict.download import download
+from fcos.predict.download import download, without_password
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
@@ -36,15 +36,17 @@ class Source:
 
     Attributes:
         kind: what it is.
-        where: path, address, or number of the camera.
+        where: path, address (without user and password), or number of the camera.
         name: of its drawn copy below the output folder.
         content: the picture file itself, if it came through standard input.
+        address: the whole address, with user and password, if it is one.
     """
 
     kind: Literal["picture", "video", "camera"]
     where: str
     name: Path
     content: bytes | None = None
+    address: str = field(default="", repr=False)
 
     @property
     def path(self) -> Path | None:
@@ -61,7 +63,7 @@ def read_picture(source: Source) -> Tensor:
     if source.content is not None:
         return decode_image(source.content, source.where)
     if is_address(source.where):
-        return decode_image(download(source.where), source.where)
+        return decode_image(download(source.address or source.where), source.where)
     return read_image(Path(source.where))
 
 
@@ -218,7 +220,7 @@ def _at_address(address: str) -> Source:
     if name in ("", ".", ".."):
         name = "picture"
     kind: Literal["picture", "video"] = "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "picture"
-    return Source(kind, address, Path(name))
+    return Source(kind, without_password(address), Path(name), address=address)
 
 
 def _decoded(content: bytes, where: str) -> str:
