@@ -17,6 +17,9 @@ PICTURE_SUFFIXES = frozenset(
 )
 
 
+ARCHIVE_SUFFIXES = frozenset(".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar".split())
+
+
 def is_picture(name: str | Path) -> bool:
     """Whether a file name ends as pictures do."""
     return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fcos.data.image import decode_image, read_image
-from fcos.data.pictures import PICTURE_SUFFIXES, is_picture
+from fcos.data.pictures import ARCHIVE_SUFFIXES, PICTURE_SUFFIXES, is_picture
 from fcos.errors import DatasetError
 from fcos.files import check_regular, files_below, is_hidden, read_bytes
 from fcos.predict.download import download, without_password
@@ -115,6 +115,12 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
         yield from _found(path, path, sorted(files_below(path)), out)
     elif os.path.lexists(path):
         check_regular(path)
+    elif re.match(r"[a-z][a-z0-9+.-]+://", word, re.IGNORECASE):
+        raise DatasetError(
+            f"addresses of {word.partition(':')[0]} are not read, only http and https",
+            where=without_password(word),
+            fix="download it yourself and give the file",
+        )
     elif word.isdecimal():
         yield Source("camera", str(int(word)), Path(f"camera_{int(word)}"))
     else:
@@ -147,6 +153,8 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
         yield Source("video", str(path), Path(path.name))
     elif suffix in PICTURE_SUFFIXES:
         yield Source("picture", str(path), Path(path.name))
+    elif suffix in ARCHIVE_SUFFIXES:
+        raise DatasetError("this is an archive", where=str(path), fix="unpack it, and give the folder")
     elif suffix in LIST_SUFFIXES:
         yield from _of_list(read_bytes(path), str(path), path.parent, out)
     else:
