@@ -155,7 +155,7 @@ def without_evaluation(run: Path) -> Path:
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**settings, "list_eval": "", "root_eval": ""}))
     (run / "results.json").unlink()
-    train = {"kind": "train", "step": 1, "loss": 1.5, "lr": 0.01, "images_per_s": 10.0, "elapsed_s": 60.0}
+    train = {"kind": "train", "epoch": 1.0, "loss": 1.5, "lr": 0.01, "images_per_s": 10.0, "elapsed_s": 60.0}
     (run / "metrics.jsonl").write_text("".join(json.dumps(train | {"step": step}) + "\n" for step in (1, 2)))
     return run
 

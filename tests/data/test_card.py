@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from fcos.data.annotations import Annotations, Record
-from fcos.data.card import MAX_LINES, data_card, read_cards, write_cards
+from fcos.data.card import FILE_NAME, MAX_LINES, data_card, read_cards, write_cards
 from fcos.data.check import check
+from fcos.errors import DatasetError
 
 
 def annotations_of(path: Path, *boxes_xyxy: list[float], times: int = 1) -> Annotations:
@@ -16,6 +19,15 @@ def annotations_of(path: Path, *boxes_xyxy: list[float], times: int = 1) -> Anno
         for number in range(1, times + 1)
     ]
     return Annotations.from_records(records, ("cat", "Hündin"), source=Path("x"), format="list")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"training": {}}', '{"training": 1}', '{"training": null}']
+)
+def test_a_damaged_file_says_how_to_go_without(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE_NAME).write_text(content)
+    with pytest.raises(DatasetError, match=r"damaged\n  in: .*data.json\n  fix: remove it"):
+        read_cards(tmp_path)
 
 
 def test_boxes_are_counted_by_size_and_shape() -> None:

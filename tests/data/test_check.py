@@ -325,6 +325,21 @@ def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_
     assert len(drop_invalid(annotations, report)) == 1
 
 
+def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make_picture):
+    make_picture("a.jpg")
+    fractions = read_annotations(write_list("a.jpg 0.1 0.2 0.5 1 1 0 0 1 0.75 1"))
+    pixels = read_annotations(write_list("a.jpg 0.1 0.2 0.5 1 1 0 0 1.5 20 1"))
+    whole = read_annotations(write_list("a.jpg 0 0 1 1 1"))
+
+    report = check(fractions)
+
+    assert "fractions of the image, not pixels" in report.summary()
+    for may_lack_boxes in (False, True):
+        with pytest.raises(DatasetError, match="every box lies within one pixel"):
+            report.raise_problems(may_lack_boxes=may_lack_boxes)
+    assert check(pixels).problems == check(whole).problems == ()
+
+
 def test_what_is_left_without_a_box_is_refused_too(write_list, make_picture):
     make_picture("a.jpg")
     annotations = read_annotations(write_list("a.jpg 1 2 1 3 1"))

@@ -97,6 +97,18 @@ def test_the_first_frame_of_an_animation_is_read(tmp_path):
     assert read_image(path)[:, 0, 0].tolist() == [250, 0, 0]
 
 
+def test_an_eps_file_is_not_run_whatever_its_name(tmp_path, monkeypatch):
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "EPS")
+
+    with pytest.raises(DatasetError, match="an EPS file, which is a program and not run"):
+        read_image(tmp_path / "a.jpg")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_content_and_not_the_suffix_tells_the_format(tmp_path):
     path = save(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", format="PNG")
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fcos.data import voc
+from fcos.data import voc, yolo
+from fcos.data.annotations import Annotations, Record
+from fcos.data.splits import find_splits
 from fcos.errors import DatasetError
 
 XML = """<annotation><filename>{name}.jpg</filename><size><width>40</width><height>30</height></size>{objects}
@@ -172,14 +174,37 @@ def test_pictures_in_subfolders_stay_there(write_xml, make_picture, tmp_path):
 
 
 def test_pictures_that_would_share_an_xml_file_are_refused(dataset, make_picture, tmp_path):
-    from fcos.data.annotations import Annotations, Record
-
     paths = [make_picture("p/a.jpg"), make_picture("p/a.png")]
     records = [Record.make(path, [], [], i, where=f"line {i}") for i, path in enumerate(paths)]
     annotations = Annotations.from_records(records, ["cat"], source=tmp_path, format="list")
 
-    with pytest.raises(DatasetError, match=r"same name without suffix(.|\n)*line 1: .*a.png' would share"):
+    with pytest.raises(DatasetError, match=r"tied to an annotation file(.|\n)*line 1: .*a.png' would share"):
         voc.write(annotations, tmp_path / "out")
+
+
+def test_a_hidden_image_is_refused_as_nobody_would_find_it_again(make_picture, tmp_path):
+    record = Record.make(make_picture(".a.jpg"), [[1, 2, 20, 25]], [0], 1, where="line 1")
+    annotations = Annotations.from_records([record], ["cat"], source=tmp_path, format="list")
+
+    for write in (voc.write, yolo.write):
+        with pytest.raises(DatasetError, match=r"line 1: .*\.a\.jpg' is hidden"):
+            write(annotations, tmp_path / "out")
+
+
+@pytest.mark.parametrize("images", ["JPEGImages", "JPEGImages/{part}"])
+def test_parts_within_the_folder_of_annotations_are_parts(tmp_path, write_xml, make_picture, images):
+    for part, stem in (("train", "a"), ("val", "b")):
+        write_xml(stem, xml_object("cat", 1, 2, 20, 30), folder=f"Annotations/{part}")
+        make_picture(f"{images.format(part=part)}/{stem}.jpg")
+
+    splits = find_splits(tmp_path)
+
+    assert splits.evaluation is not None
+    assert [split.source.name for split in splits.all()] == ["train", "val"]
+    for split, name in zip(splits.all(), ("a.jpg", "b.jpg"), strict=True):
+        [record] = voc.read(split.source, root=split.root)
+        assert (record.path.name, record.path.is_file()) == (name, True)
+    assert all(record.path.is_file() for record in voc.read(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def test_an_object_is_found_whatever_is_around_it(read, content):
         ("<annotation><object><name>cat</name><robndbox/></object></annotation>", "0 bndbox, but a robndbox"),
         ("<annotation><object><name>cat</name><polygon/></object></annotation>", "0 bndbox, but a polygon"),
         (f"<annotation><object><name>cat</name>{BOX}{BOX}</object></annotation>", "'cat'.* has 2 bndbox"),
+        (f"<annotation><object><name>cat</name><name>dog</name>{BOX}</object></annotation>", "several names"),
         (f"<annotation>{OBJECT.replace('>3<', '>3,5<')}</annotation>", "has no box of four numbers"),
         (f"<annotation>{OBJECT.replace('>3<', '>1_0<')}</annotation>", "has no box of four numbers"),
         ("", "not well-formed xml"),

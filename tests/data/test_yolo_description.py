@@ -57,7 +57,7 @@ def test_names_are_what_is_written(write, names, form):
         ("names: [a, [b]]", "the name of class 1 is a list of 1"),
         ("names: &a [*a]", "not YAML"),
         ("names: []", "no class names"),
-        ("names: [a, b]\nnc: 3", "'nc' is the text \"3\", but 'names' has 2"),
+        ("names: [a, b]\nnc: 3", "'nc' is 3, but 'names' has 2"),
         ("names: [a]\ntrain: {x: y}", "'train' is an object, not a path"),
         ("names: [a]\nval: x\nvalid: y", "val and valid name different things"),
         ("names: [a]\nkpt_shape: [17, 4]", "'kpt_shape' is not"),
@@ -143,7 +143,7 @@ def test_darknets_obj_data_names_both_parts(write, tmp_path):
     assert found.class_names == ["background", "cat"]
     assert found.splits == {"train": ["data/train.txt"], "val": ["data/valid.txt"]}
     write("classes = 3\nnames = obj.names\n", "obj.data")
-    with pytest.raises(DatasetError, match=r"'classes' is the text .3., but .* has 2"):
+    with pytest.raises(DatasetError, match=r"'classes' is 3, but .* has 2"):
         read_description(file)
     write("names = lost.names\n", "obj.data")
     with pytest.raises(DatasetError, match=r"the file of class names 'lost.names' does not exist"):

@@ -48,6 +48,7 @@ def missed(
     *,
     without_point: bool = False,
     candidates: dict[int, ImageDetections] | None = None,
+    agnostic_nms: bool = False,
 ) -> list[Miss]:
     annotations = annotations_of(boxes, labels)
     # so many are wrong below 0.4 that the threshold stays above
@@ -56,7 +57,7 @@ def missed(
     analysis = analyse(annotations, [*results, *anchors, *wrong])
     assert 0.4 <= analysis.threshold <= 0.6
     without = np.array([without_point] * len(boxes) + [False] * 4)
-    return why_missed(annotations, analysis, without, candidates)
+    return why_missed(annotations, analysis, without, candidates, agnostic_nms=agnostic_nms)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,17 @@ def test_what_nms_took_away_is_told_with_the_box_that_it_lost_to() -> None:
     assert (miss.reason, miss.told) == ("nms", "its score 0.70 was suppressed by NMS for a box with 0.90")
     assert miss.other_xyxy is not None
     assert miss.other_xyxy.tolist() == A
+
+
+def test_with_agnostic_nms_the_box_that_it_lost_to_may_be_of_another_class() -> None:
+    entered = ImageDetections(
+        torch.tensor([A, NEXT_TO_A]), torch.tensor([0.9, 0.7]), torch.tensor([DOG, CAT])
+    )
+    results, candidates = [found(A, 0.9, DOG)], {1: entered}
+    [miss] = missed([NEXT_TO_A], [CAT], results, candidates=candidates, agnostic_nms=True)
+    assert (miss.reason, miss.told) == ("nms", "its score 0.70 was suppressed by NMS for a box with 0.90")
+    [miss] = missed([NEXT_TO_A], [CAT], results, candidates=candidates)
+    assert miss.reason != "nms"
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,21 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\nbroken\n{}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "epoch": 1}\nbroken\n{}\n')
     with pytest.raises(DatasetError, match=r"not JSON\n  in: .*metrics.jsonl, line 2\n  fix: remove"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"a": 1}', "[1]", '"text"', "null", '{"kind": "train", "step": "1", "epoch": 1}'),
+        *('{"kind": "train", "step": 1, "epoch": null}', '{"kind": "eval", "step": 1, "epoch": 1}'),
+    ],
+)
+def test_a_line_that_no_training_writes_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(DatasetError, match=r"no line of a training\n  in: .*metrics.jsonl, line 1\n  fix"):
         read_metrics(tmp_path)
 
 

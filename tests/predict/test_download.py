@@ -13,6 +13,7 @@ import pytest
 
 from fcos.errors import DatasetError
 from fcos.predict.download import download
+from fcos.predict.sources import find_sources
 
 PICTURE = bytes(range(256)) * 1000
 
@@ -23,6 +24,15 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/missing.jpg":
             self.send_error(404, "Not Found")
+            return
+        if self.path.startswith("/whose"):
+            self.send_response(302 if self.path == "/whose_moved" else 200)
+            said = self.headers.get("Authorization", "nobody").encode()
+            if self.path == "/whose_moved":
+                self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/whose")
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
             return
         if self.path == "/moved.jpg":
             self.send_response(302)
@@ -77,6 +87,19 @@ def address() -> Iterator[str]:
 @pytest.mark.parametrize("name", ["picture.jpg", "moved.jpg", "unknown_length.jpg"])
 def test_the_content_comes_as_it_is(address: str, name: str) -> None:
     assert download(f"{address}/{name}") == PICTURE
+
+
+def test_user_and_password_go_to_their_server_alone_and_into_no_message(address: str) -> None:
+    signed = address.replace("://", "://me:se%20cret@")
+
+    assert download(f"{signed}/whose") == b"Basic bWU6c2UgY3JldA=="  # me:se cret
+    assert download(f"{signed}/whose_moved") == b"nobody"
+    with pytest.raises(DatasetError) as error:
+        download(f"{signed}/missing.jpg")
+    assert f"in: {address}/missing.jpg" in str(error.value)
+    [source] = find_sources([f"{signed}/whose"], Path("out"))
+    assert source.where == f"{address}/whose"
+    assert "cret" not in repr(source)
 
 
 def test_what_the_server_refuses_is_said_in_its_words(address: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcos.data.recognise import recognise
 from fcos.errors import DatasetError
 from fcos.predict.pictures import plan
 from fcos.predict.sources import Source, find_pictures, find_sources, is_address, read_picture
@@ -260,3 +261,21 @@ def test_an_address_is_a_source_whether_or_not_it_makes_sense(here: Path, addres
     [source] = find_sources([address], Path("out"))
     assert source.where == address
     assert len(source.name.name) <= 200
+
+
+@pytest.mark.parametrize(
+    "word", ["ftp://h/a.jpg", "s3://bucket/a.jpg", "rtsp://me:secret@h/live", "file:///a.jpg"]
+)
+def test_addresses_of_other_kinds_are_refused_by_name(word: str) -> None:
+    with pytest.raises(DatasetError, match=f"addresses of {word.partition(':')[0]} are not read") as error:
+        find_sources([word], Path("out"))
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["images.zip", "IMAGES.ZIP", "images.tar.gz", "images.7z"])
+def test_an_archive_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x05\x06" + bytes(18))
+    with pytest.raises(DatasetError, match=r"this is an archive(.|\n)*fix: unpack it"):
+        find_sources([str(tmp_path / name)], Path("out"))
+    with pytest.raises(DatasetError, match=r"this is an archive(.|\n)*fix: unpack it"):
+        recognise(tmp_path / name)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
 from fcos.data.check import Card, CheckReport, describe
+from fcos.errors import DatasetError
 from fcos.files import read_text, write_text
 
 FILE_NAME = "data.json"
@@ -73,12 +74,23 @@ def write_cards(cards: Mapping[str, DataCard], folder: Path) -> None:
 
 
 def read_cards(folder: Path) -> dict[str, DataCard]:
-    """The cards of a run folder; none where it has no such file."""
+    """The cards of a run folder; none where it has no such file.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
     file = folder / FILE_NAME
     if not file.is_file():
         return {}
-    content = json.loads(read_text(file))
-    return {what: _card_of(entry) for what, entry in content.items()}
+    try:
+        content = json.loads(read_text(file))
+        return {what: _card_of(entry) for what, entry in content.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(
+            "no description of a run's data sets, or damaged",
+            where=str(file),
+            fix="remove it: it is made again from the data",
+        ) from error
 
 
 def _card_of(entry: Mapping[str, Any]) -> DataCard:

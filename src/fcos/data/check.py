@@ -126,7 +126,8 @@ class CheckReport:
         Args:
             may_lack_boxes: there is use for images without a single box: detections of a test set.
         """
-        if self.of_all and not may_lack_boxes:
+        only_crowds = self.card.num_boxes == self.card.num_crowd
+        if self.of_all and not (may_lack_boxes and only_crowds):
             [problem, *_] = self.of_all
             raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
         if len(self.problems) > len(self.of_all):
@@ -199,13 +200,24 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
 def lack_of_boxes(annotations: Annotations) -> list[Problem]:
     """The problem of annotations without a box to learn from: most likely their boxes were not understood."""
     if not annotations.is_crowd.all():
-        return []
+        return _fractions(annotations)
     images = f"{len(annotations)} image{'s' * (len(annotations) != 1)}"
     if len(annotations.labels):
         what, fix = f"{images}, but not one box besides crowd regions", "correct 'iscrowd' in the annotations"
     else:
         what = f"{images}, but not one box (taken for format {annotations.format})"
         fix = "put the annotations where the format has them, or name them in a train.json (list_train)"
+    return [Problem(what, str(annotations.source), fix, record=None)]
+
+
+def _fractions(annotations: Annotations) -> list[Problem]:
+    """The problem of boxes that are fractions of their images where pixels are expected: none is a pixel."""
+    boxes = annotations.boxes_xyxy
+    within_a_pixel = annotations.format != "yolo" and ((boxes >= 0) & (boxes <= 1)).all()
+    if not within_a_pixel or (boxes == np.floor(boxes)).all():
+        return []
+    what = "every box lies within one pixel: the coordinates are fractions of the image, not pixels"
+    fix = "multiply them by the width and height of the images"
     return [Problem(what, str(annotations.source), fix, record=None)]
 
 

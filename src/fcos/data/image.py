@@ -218,6 +218,10 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
         with _open_quietly(file) as image:
             if 0 in image.size:
                 raise DatasetError("image without pixels", where=where, fix="leave it out")
+            if image.format == "EPS":  # a program, which Pillow has Ghostscript run
+                raise DatasetError(
+                    "an EPS file, which is a program and not run", where=where, fix="convert it to PNG"
+                )
             yield image, Header((image.height, image.width), _orientation(image))
     except DatasetError:
         raise

@@ -17,6 +17,9 @@ PICTURE_SUFFIXES = frozenset(
 )
 
 
+ARCHIVE_SUFFIXES = frozenset(".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar".split())
+
+
 def is_picture(name: str | Path) -> bool:
     """Whether a file name ends as pictures do."""
     return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
@@ -140,9 +143,12 @@ def unique_stems(annotations: Annotations, root: Path | None = None) -> list[Pur
         first = first_of.setdefault(name.with_suffix(""), record.path)
         if first is not record.path:
             faults.add(record.where, f"'{record.path}' would share its annotation file with '{first}'")
+        if any(map(is_hidden, name.parts)):
+            faults.add(record.where, f"'{record.path}' is hidden, and would not be found again")
         names.append(name)
     faults.raise_any(
-        "pictures have the same name without suffix", "rename the pictures, or remove duplicates"
+        "images cannot be tied to an annotation file by their names",
+        "rename the images, or remove duplicates",
     )
     return names
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fcos.data import image_list, voc
-from fcos.data.pictures import PICTURE_SUFFIXES, folders_like, is_picture, names_in
+from fcos.data.pictures import ARCHIVE_SUFFIXES, PICTURE_SUFFIXES, folders_like, is_picture, names_in
 from fcos.data.text import read_lines
 from fcos.data.yolo_description import YAML_SUFFIXES, find_description, split_source
 from fcos.data.yolo_layout import LabelFiles, is_label_file, list_pairs
@@ -34,6 +34,8 @@ def recognise(source: Path, root: Path | None = None) -> Format:
         return _recognise_folder(source)
     check_regular(file)
     match file.suffix.lower():
+        case suffix if suffix in ARCHIVE_SUFFIXES:
+            raise DatasetError("this is an archive", where=str(source), fix="unpack it, and give the folder")
         case ".json":
             return "coco"
         case suffix if suffix in (*YAML_SUFFIXES, ".data"):

@@ -143,9 +143,13 @@ def _voc_splits(folder: Path) -> Splits:
     parts = [named.get("train"), named.get("val"), named.get("test")]
     if parts[0] is None or parts[1] is None:
         parts = [named.get("trainval") or parts[0], parts[1] or parts[2], None]
-    if voc.annotation_folder(folder) is None and (subfolders := split_folders(folder)):
+    annotations = voc.annotation_folder(folder)
+    # ``train`` and ``val`` with folders of their own, or within ``Annotations``
+    subfolders = split_folders(folder if annotations is None else annotations)
+    if subfolders and not any(parts):
         return _splits("voc", _as_splits(_pick(subfolders, folder)), Split(folder), name_file)
-    return _splits("voc", _as_splits(parts, folder), Split(folder, folder), name_file)
+    root = None if annotations == folder else folder  # of xml files alone, images are nearby
+    return _splits("voc", _as_splits(parts, folder), Split(folder, root), name_file)
 
 
 def _yolo_splits(folder: Path) -> Splits:

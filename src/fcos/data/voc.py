@@ -189,9 +189,12 @@ def _picture_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> Pi
     if root is not None:
         candidates = [root, *_usual_folders(root)]
     else:
-        candidates = [*_usual_folders(folder.absolute().parent), *folders_near(folder)]
+        near = folders_near(folder)
+        # ``Annotations/train`` goes with ``JPEGImages``, or with ``JPEGImages/train``.
+        candidates = [*_usual_folders(folder.absolute().parent), *near, *(f / folder.name for f in near)]
     finders = [PictureFolder(candidate) for candidate in candidates]
-    return next((finder for finder in finders if any(map(finder.find, stems[:10]))), finders[0])
+    some = [*stems[:10], *(Path(stem).name for stem in stems[:10])]
+    return next((finder for finder in finders if any(map(finder.find, some))), finders[0])
 
 
 def _usual_folders(base: Path) -> list[Path]:

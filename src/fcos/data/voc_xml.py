@@ -51,6 +51,8 @@ def read_xml(file: Path) -> Xml:
         name = _text(element, "name")
         if not name:
             raise ValueError(f"object {place} has no name")
+        if len(element.findall("name")) > 1:
+            raise ValueError(f"object {place} ('{cut(name)}') has several names")
         try:
             xml.class_names.append(name)
             xml.boxes_xyxy.append(_box(element))

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fcos.data.names import check_names, read_all_names
-from fcos.data.numbers import described, whole_number
+from fcos.data.numbers import cut, described, whole_number
 from fcos.data.pictures import names_in
 from fcos.data.text import read_lines
 from fcos.errors import DatasetError
@@ -119,7 +119,7 @@ def read_yaml(file: Path) -> Description:
     class_names = _class_names(file, content["names"])
     if content.get("nc", "") not in NOTHING and str(content["nc"]) != str(len(class_names)):
         raise DatasetError(
-            f"'nc' is {described(content['nc'])}, but 'names' has {len(class_names)}",
+            f"'nc' is {cut(str(content['nc']))}, but 'names' has {len(class_names)}",
             where=str(file),
             fix="correct 'nc' or 'names'",
         )
@@ -216,7 +216,7 @@ def _read_darknet(file: Path) -> Description:
     names = read_all_names(name_file) if name_file else None
     if names and "classes" in settings and settings["classes"] != str(len(names)):
         raise DatasetError(
-            f"'classes' is {described(settings['classes'])}, but '{name_file}' has {len(names)}",
+            f"'classes' is {cut(settings['classes'])}, but '{name_file}' has {len(names)}",
             where=str(file),
             fix="correct one of them",
         )

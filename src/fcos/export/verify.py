@@ -85,7 +85,7 @@ def check_export(before: Detector, after: Detector, pictures: Sequence[Path]) ->
     problems: list[str] = []
     for path in pictures:
         first, second = before.predict(path, 0.0), after.predict(path, 0.0)
-        same = compare(first, second, before.config.nms_iou)
+        same = compare(first, second, before.config.nms_iou, agnostic_nms=before.config.agnostic_nms)
         num_detections += len(first)
         num_same += len(same.pairs)
         num_ties += same.num_ties
@@ -110,7 +110,9 @@ def check_export(before: Detector, after: Detector, pictures: Sequence[Path]) ->
     )
 
 
-def compare(first: Detections, second: Detections, nms_iou: float) -> Difference:
+def compare(
+    first: Detections, second: Detections, nms_iou: float, *, agnostic_nms: bool = False
+) -> Difference:
     """Which detections are the same: class, box to `MOST_PIXELS`, score to `MOST_SCORE`.
 
     Two computations differ in the last digits, and where scores or overlaps are equal up to these, they
@@ -130,7 +132,7 @@ def compare(first: Detections, second: Detections, nms_iou: float) -> Difference
     taken = {i for i, _ in pairs}
     only_first = [i for i in range(len(first)) if i not in taken]
     only_second: list[int] = free.nonzero()[:, 0].tolist()
-    ties_first, ties_second = _ties(first, second, only_first, only_second, nms_iou)
+    ties_first, ties_second = _ties(first, second, only_first, only_second, nms_iou, agnostic_nms)
     return Difference(
         tuple(pairs),
         tuple(i for i in only_first if i not in ties_first),
@@ -140,7 +142,12 @@ def compare(first: Detections, second: Detections, nms_iou: float) -> Difference
 
 
 def _ties(
-    first: Detections, second: Detections, only_first: list[int], only_second: list[int], nms_iou: float
+    first: Detections,
+    second: Detections,
+    only_first: list[int],
+    only_second: list[int],
+    nms_iou: float,
+    agnostic_nms: bool,
 ) -> tuple[set[int], set[int]]:
     """Those that only one has, and that follow from equal scores.
 
@@ -148,16 +155,15 @@ def _ties(
     and what has the score of the last of a full picture.
     """
     overlap = box_iou(first.boxes_xyxy[only_first], second.boxes_xyxy[only_second])
-    competes = (overlap > nms_iou - MOST_SCORE) & (
-        first.labels[only_first][:, None] == second.labels[only_second][None]
-    )
+    one_class = first.labels[only_first][:, None] == second.labels[only_second][None]
+    competes = (overlap > nms_iou - MOST_SCORE) & (one_class | agnostic_nms)
     last = 0.0
     if len(first) == len(second) > 0:
         last = float(torch.minimum(first.scores.min(), second.scores.min())) + EQUAL_SCORES
     ties_first = {i for i in only_first if first.scores[i] <= last}
     ties_second = {j for j in only_second if second.scores[j] <= last}
-    ties_first |= {i for i in only_first if _at_the_limit(first, i, nms_iou)}
-    ties_second |= {j for j in only_second if _at_the_limit(second, j, nms_iou)}
+    ties_first |= {i for i in only_first if _at_the_limit(first, i, nms_iou, agnostic_nms)}
+    ties_second |= {j for j in only_second if _at_the_limit(second, j, nms_iou, agnostic_nms)}
     for rows, columns in _groups(competes):
         mine, theirs = [only_first[row] for row in rows], [only_second[column] for column in columns]
         if abs(float(first.scores[mine].max() - second.scores[theirs].max())) <= EQUAL_SCORES:
@@ -166,10 +172,11 @@ def _ties(
     return ties_first, ties_second
 
 
-def _at_the_limit(found: Detections, index: int, nms_iou: float) -> bool:
-    """Whether a detection overlaps another of its class by just the limit of NMS."""
+def _at_the_limit(found: Detections, index: int, nms_iou: float, agnostic_nms: bool) -> bool:
+    """Whether a detection overlaps another that NMS compares it with by just the limit."""
     overlap = box_iou(found.boxes_xyxy[index : index + 1], found.boxes_xyxy)[0]
-    return bool((((overlap - nms_iou).abs() < AT_LIMIT) & (found.labels == found.labels[index])).any())
+    compared = (found.labels == found.labels[index]) | agnostic_nms
+    return bool((((overlap - nms_iou).abs() < AT_LIMIT) & compared).any())
 
 
 def _groups(linked: Tensor) -> list[tuple[list[int], list[int]]]:

@@ -68,6 +68,8 @@ def why_missed(
     without_point: NDArray[np.bool_],
     candidates: Mapping[int, ImageDetections] | None = None,
     nms_iou: float = 0.6,
+    *,
+    agnostic_nms: bool = False,
 ) -> list[Miss]:
     """A reason for each object that is missed at the threshold.
 
@@ -76,7 +78,7 @@ def why_missed(
         analysis: of the results.
         without_point: `(boxes,)` objects that no point learns.
         candidates: by image id, what entered NMS in the pictures that the model saw again.
-        nms_iou: of the detector.
+        nms_iou, agnostic_nms: of the detector.
     """
     label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
     image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
@@ -87,7 +89,9 @@ def why_missed(
         labels = np.array([label_of[category_id] for category_id in rows["category_id"].tolist()], np.int64)
         found = Found(xyxy_of(rows), rows["score"], labels)
         entered = (candidates or {}).get(int(annotations.image_ids[image]))
-        suppressed = _Suppressed(entered, analysis.threshold, nms_iou) if entered is not None else None
+        suppressed = (
+            _Suppressed(entered, analysis.threshold, nms_iou, agnostic_nms) if entered is not None else None
+        )
         first, last = annotations.first_box[image : image + 2]
         for box in first + np.flatnonzero(analysis.shown.missed[first:last]):
             reason, told, other = next(
@@ -135,8 +139,11 @@ def _reasons(
 class _Suppressed:
     """Candidates over the threshold that NMS took away, and for what."""
 
-    def __init__(self, entered: ImageDetections, threshold: float, nms_iou: float) -> None:
-        kept = batched_nms(entered.boxes_xyxy, entered.scores, entered.labels, nms_iou)
+    def __init__(
+        self, entered: ImageDetections, threshold: float, nms_iou: float, agnostic_nms: bool
+    ) -> None:
+        groups = torch.zeros_like(entered.labels) if agnostic_nms else entered.labels
+        kept = batched_nms(entered.boxes_xyxy, entered.scores, groups, nms_iou)
         is_kept = torch.zeros(len(entered.scores), dtype=torch.bool)
         is_kept[kept] = True
         self.kept, self.lost = (
@@ -147,7 +154,7 @@ class _Suppressed:
             )
             for chosen in (is_kept, ~is_kept & (entered.scores >= threshold))
         )
-        self.nms_iou = nms_iou
+        self.nms_iou, self.agnostic_nms = nms_iou, agnostic_nms
 
     def by(
         self, box_xyxy: NDArray[np.float64], label: int
@@ -159,9 +166,8 @@ class _Suppressed:
             return None
         best = int(own[self.lost.scores[own].argmax()])
         over = box_overlap(self.lost.boxes_xyxy[[best]], self.kept.boxes_xyxy)[0] > self.nms_iou
-        winners = np.flatnonzero(
-            over & (self.kept.labels == label) & (self.kept.scores >= self.lost.scores[best])
-        )
+        competes = over & ((self.kept.labels == label) | self.agnostic_nms)
+        winners = np.flatnonzero(competes & (self.kept.scores >= self.lost.scores[best]))
         if not winners.size:  # rounding at the very limit
             return None
         winner = int(winners[self.kept.scores[winners].argmax()])

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fcos.errors import DatasetError, OutputError
-from fcos.files import written
+from fcos.files import read_text, written
 from fcos.terminal import printable_line
 
 EVAL_CURVES = ("map_mean", "map_50", "map_75")
@@ -30,7 +30,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     A run that was killed and resumed repeats the steps since its last checkpoint: the later line counts.
 
     Raises:
-        DatasetError: there is no such file, or a line of it is not JSON.
+        DatasetError: there is no such file, or a line of it is not JSON or not a training's.
     """
     file = Path(run) / "metrics.jsonl"
     if not file.is_file():
@@ -39,7 +39,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             where=str(file),
             fix="give the folder of a run, for example runs/train",
         )
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_text(file).splitlines()
     entries: dict[tuple[str, int], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -48,8 +48,20 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             if number == len(lines):  # cut off by a kill, or being written right now
                 break
             raise DatasetError("not JSON", where=f"{file}, line {number}", fix="remove this line") from None
+        if not _is_entry(entry):
+            raise DatasetError(
+                "no line of a training", where=f"{file}, line {number}", fix="remove this line"
+            )
         entries[entry["kind"], entry["step"]] = entry
     return sorted(entries.values(), key=lambda entry: entry["step"])
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a line has what every line of a training has, and what was measured if it says so."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+        return False
+    numbers = ("step", "epoch", "map_mean") if entry["kind"] == "eval" else ("step", "epoch")
+    return all(isinstance(entry.get(name), int | float) for name in numbers)
 
 
 def curve(metrics: Sequence[dict[str, Any]], name: str, x: str = "step") -> NDArray[np.float64]:

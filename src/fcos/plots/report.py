@@ -80,7 +80,7 @@ def write_report(
     coverage = cover(annotations, config)
     measured = {}
     if results is not None:
-        measured = _measured(annotations, results, coverage, look, config.nms_iou, max_pictures)
+        measured = _measured(annotations, results, coverage, look, config, max_pictures)
     what = "training" if results is None else "evaluation"
     given = read_cards(run) if cards is None else cards
     out = out or run / "report.html"
@@ -200,7 +200,7 @@ def _measured(
     results: Results,
     coverage: Coverage,
     look: SecondLook | None,
-    nms_iou: float,
+    config: TrainConfig,
     max_pictures: int,
 ) -> dict[str, Any]:
     """All that an evaluation says."""
@@ -211,7 +211,14 @@ def _measured(
         chosen = choose_pictures(annotations, analysis, max_pictures)
         with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
         candidates = look.candidates(annotations, with_misses) if look else {}
-        misses = why_missed(annotations, analysis, _without_point(annotations, coverage), candidates, nms_iou)
+        misses = why_missed(
+            annotations,
+            analysis,
+            _without_point(annotations, coverage),
+            candidates,
+            config.nms_iou,
+            agnostic_nms=config.agnostic_nms,
+        )
         examples = gallery(annotations, analysis, chosen, misses)
         values, num_resamples = margins.result()
     analysis = replace(analysis, margins=values, num_resamples=num_resamples)

@@ -15,6 +15,7 @@ import numpy as np
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.check import COCO_LARGE, COCO_SMALL
+from fcos.errors import DatasetError
 from fcos.files import read_text, write_text
 from fcos.metrics.coverage import REASONS, Change, Coverage, cover
 
@@ -94,15 +95,26 @@ def keep_coverage(run: Path, train_set: Annotations, config: TrainConfig) -> Non
 
 
 def read_coverage(run: Path) -> CoverageFacts | None:
-    """Of the training set of a run; None where that was not kept."""
+    """Of the training set of a run; None where that was not kept.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
     file = run / FILE_NAME
     if not file.is_file():
         return None
-    content = json.loads(read_text(file))
-    content["reasons"] = tuple((reason, meaning, count) for reason, meaning, count in content["reasons"])
-    content["changes"] = tuple(Change(**change) for change in content["changes"])
-    content["by_class"] = tuple(
-        CoverageRow(row["name"], tuple(CoverageCell(**cell) for cell in row["cells"]))
-        for row in content["by_class"]
-    )
-    return CoverageFacts(**content)
+    try:
+        content = json.loads(read_text(file))
+        content["reasons"] = tuple((reason, meaning, count) for reason, meaning, count in content["reasons"])
+        content["changes"] = tuple(Change(**change) for change in content["changes"])
+        content["by_class"] = tuple(
+            CoverageRow(row["name"], tuple(CoverageCell(**cell) for cell in row["cells"]))
+            for row in content["by_class"]
+        )
+        return CoverageFacts(**content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DatasetError(
+            "no coverage of a training set, or damaged",
+            where=str(file),
+            fix="remove it: the report does without",
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -16,6 +16,7 @@ from fcos.data.check import CheckReport, check, drop_invalid
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
 from fcos.errors import ConfigError, DatasetError
+from fcos.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,30 @@ def read_run(folder: Path) -> FinishedRun:
     return FinishedRun(folder, config, annotations, results, cards)
 
 
+class _Row(TypedDict):
+    """A detection, as a COCO results file has it."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    score: float
+
+
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """What the best model of a run found in the evaluation pictures."""
     for file in (folder / "results.json", folder / "eval" / "results.json"):
         if file.is_file():
-            content: list[dict[str, Any]] = msgspec.json.decode(file.read_bytes())  # hundreds of MB at times
-            return content
+            try:
+                rows: list[Any] = msgspec.json.decode(
+                    read_bytes(file), type=list[_Row]
+                )  # may be hundreds of MB
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise DatasetError(
+                    f"no results, or damaged: {error}",
+                    where=str(file),
+                    fix=f"`fcos eval {folder} --out {file.parent}` writes them again",
+                ) from error
+            return rows
     raise DatasetError(
         "there are no results",
         where=str(folder / "results.json"),

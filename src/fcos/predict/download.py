@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import socket
 import string
@@ -11,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from fcos.errors import DatasetError
 
@@ -19,6 +20,15 @@ MAX_BYTES = 64 * 2**20  # of one image file
 SILENCE_S = 15.0  # without a byte
 MAX_S = 120.0  # in all: connections, redirects, headers and content
 PART = 2**16
+
+
+def without_password(address: str) -> str:
+    """An address without user and password, for messages and results."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # malformed, as the download says
+        return address
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address
 
 
 def download(
@@ -41,14 +51,19 @@ def download(
         words = getattr(reason, "strerror", None) or reason
         raise DatasetError(
             f"cannot be downloaded: {deadline.complaint or words}",
-            where=address,
+            where=without_password(address),
             fix="is this machine online, and the address right? Or download it elsewhere and give the file",
         ) from error
 
 
 def _download(address: str, max_bytes: int, silence_s: float, deadline: _Deadline) -> bytes:
+    user = urlsplit(address).netloc.rpartition("@")[0]
+    address = without_password(address)
     # Quoted: people type what no address may hold. A name of our own: some servers refuse urllib's.
     request = urllib.request.Request(quote(address, string.punctuation), headers={"User-Agent": "fcos"})
+    if user:
+        token = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")  # for this server alone
     content = bytearray()
     try:
         with _opener(deadline).open(request, timeout=silence_s) as answer:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from fcos.data.image import decode_image, read_image
-from fcos.data.pictures import PICTURE_SUFFIXES, is_picture
+from fcos.data.pictures import ARCHIVE_SUFFIXES, PICTURE_SUFFIXES, is_picture
 from fcos.errors import DatasetError
 from fcos.files import check_regular, files_below, is_hidden, read_bytes
-from fcos.predict.download import download
+from fcos.predict.download import download, without_password
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
@@ -36,15 +36,17 @@ class Source:
 
     Attributes:
         kind: what it is.
-        where: path, address, or number of the camera.
+        where: path, address (without user and password), or number of the camera.
         name: of its drawn copy below the output folder.
         content: the picture file itself, if it came through standard input.
+        address: the whole address, with user and password, if it is one.
     """
 
     kind: Literal["picture", "video", "camera"]
     where: str
     name: Path
     content: bytes | None = None
+    address: str = field(default="", repr=False)
 
     @property
     def path(self) -> Path | None:
@@ -61,7 +63,7 @@ def read_picture(source: Source) -> Tensor:
     if source.content is not None:
         return decode_image(source.content, source.where)
     if is_address(source.where):
-        return decode_image(download(source.where), source.where)
+        return decode_image(download(source.address or source.where), source.where)
     return read_image(Path(source.where))
 
 
@@ -113,6 +115,12 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
         yield from _found(path, path, sorted(files_below(path)), out)
     elif os.path.lexists(path):
         check_regular(path)
+    elif re.match(r"[a-z][a-z0-9+.-]+://", word, re.IGNORECASE):
+        raise DatasetError(
+            f"addresses of {word.partition(':')[0]} are not read, only http and https",
+            where=without_password(word),
+            fix="download it yourself and give the file",
+        )
     elif word.isdecimal():
         yield Source("camera", str(int(word)), Path(f"camera_{int(word)}"))
     else:
@@ -145,6 +153,8 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
         yield Source("video", str(path), Path(path.name))
     elif suffix in PICTURE_SUFFIXES:
         yield Source("picture", str(path), Path(path.name))
+    elif suffix in ARCHIVE_SUFFIXES:
+        raise DatasetError("this is an archive", where=str(path), fix="unpack it, and give the folder")
     elif suffix in LIST_SUFFIXES:
         yield from _of_list(read_bytes(path), str(path), path.parent, out)
     else:
@@ -218,7 +228,7 @@ def _at_address(address: str) -> Source:
     if name in ("", ".", ".."):
         name = "picture"
     kind: Literal["picture", "video"] = "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "picture"
-    return Source(kind, address, Path(name))
+    return Source(kind, without_password(address), Path(name), address=address)
 
 
 def _decoded(content: bytes, where: str) -> str:

@@ -65,7 +65,9 @@ def search_video(
         DatasetError: it cannot be opened.
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(VideoReader(source.where, camera=source.kind == "camera"))
+        reader = stack.enter_context(
+            VideoReader(source.address or source.where, camera=source.kind == "camera")
+        )
         on_open(reader.num_frames and -(-reader.num_frames // options.every))
         rate = reader.frame_rate / options.every
         tracker = Tracker(options.score_threshold, float(rate)) if options.track else None

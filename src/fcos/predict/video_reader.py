@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fcos.errors import DatasetError, FcosError
 from fcos.files import check_regular
+from fcos.predict.download import without_password
 
 # PyAV's own annotations differ between its versions.
 AudioStream = Any
@@ -73,7 +74,7 @@ class VideoReader:
     """
 
     def __init__(self, where: str, *, camera: bool = False) -> None:
-        self.where = f"camera {where}" if camera else where
+        self.where = f"camera {where}" if camera else without_password(where)
         self._av = import_av()
         self._container: InputContainer = self._open_camera(where) if camera else self._open(where)
         if not self._container.streams.video:
@@ -160,7 +161,7 @@ class VideoReader:
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise DatasetError(
                 f"the video cannot be opened: {_words(error)}",
-                where=where,
+                where=self.where,
                 fix="does it play elsewhere? A recording that was cut off before its index was written can "
                 "only be repaired by special tools",
             ) from error
