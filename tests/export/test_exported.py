@@ -207,6 +207,14 @@ def test_a_damaged_file_is_refused_with_its_name(name: str, words: str, tmp_path
         Detector.load(path)
 
 
+def test_metadata_that_are_no_text_are_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+    content = exported["onnx"].read_bytes()
+    assert content.count(b"class_names") > 0
+    (tmp_path / "it.onnx").write_bytes(content.replace(b"class_names", b"class\xff\xfe\xffnam"))
+    with pytest.raises(WeightsError, match=r"what it\.onnx says about itself is not UTF-8 text"):
+        Detector.load(tmp_path / "it.onnx")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"there is no exported file .*none\.onnx"):
         Detector.load(tmp_path / "none.onnx")

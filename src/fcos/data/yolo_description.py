@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from fcos.data.annotations import MAX_NAME_BYTES
 from fcos.data.names import check_names, read_all_names
 from fcos.data.numbers import cut, described, whole_number
 from fcos.data.pictures import names_in
@@ -234,6 +235,10 @@ def existing(base: Path, name: str, *, words: tuple[str, ...] = ()) -> Path | No
     Of a folder two parts must be left (``images/train``), or a word for its split: just any folder called
     ``images`` may hold another part.
     """
+    if (
+        len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES
+    ):  # each of its thousands of folders would be tried
+        return None
     parts = Path(name).parts or (".",)
     named = [part for part in parts if part not in ("..", ".", os.sep)]
     for start in range(len(parts)):

@@ -127,7 +127,13 @@ def set_metadata(model: Any, metadata: Mapping[str, str]) -> None:
 def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
     """Metadata and runner of a file."""
     session = _session(path, torch.get_num_threads())
-    return dict(session.get_modelmeta().custom_metadata_map), OnnxRunner(session, path)
+    try:
+        metadata = dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise WeightsError(
+            f"what {path.name} says about itself is not UTF-8 text", where=str(path), fix=GIVE
+        ) from error
+    return metadata, OnnxRunner(session, path)
 
 
 def _session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
