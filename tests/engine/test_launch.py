@@ -192,7 +192,7 @@ def test_evaluation_and_prediction_are_shared_to_the_last_digit(tiny: Tiny, one_
         shared = ["--out", folder, "--num-processes", processes, "--batch-size", 2]
         printed = run("eval", one_run, *shared)
         said = run("predict", one_run, tiny.data / "eval", "--score-threshold", 0, *shared)
-        assert said.count("7 pictures, ") == 1  # not the 7 of "5.7 pictures/s"
+        assert said.count("7 images, ") == 1  # not the 7 of "5.7 images/s"
         content = json.loads((folder / "detections.json").read_text())
         for picture in content["pictures"]:
             picture["drawn"] = Path(picture["drawn"]).read_bytes()

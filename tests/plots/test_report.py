@@ -205,7 +205,7 @@ def test_of_a_weak_detector_disagreements_say_nothing(tmp_path: Path) -> None:
     results = [found(1, 0.6), *(found(image_id, 0.9, (60, 20, 30, 30)) for image_id in range(1, 9))]
     page = report_of(tmp_path, results, num_images=8)
     assert "Not shown: AP50 is" in page
-    assert "below 50.0 what the annotations contradict" in page
+    assert "Below 50.0, most detections that disagree" in page
     assert '<figure class="crop">' not in page
 
 

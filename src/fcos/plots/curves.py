@@ -44,13 +44,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             if number == len(lines):  # cut off by a kill, or being written right now
                 break
             raise DatasetError("not JSON", where=f"{file}, line {number}", fix="remove this line") from None
         if not _is_entry(entry):
             raise DatasetError(
-                "no line of a training", where=f"{file}, line {number}", fix="remove this line"
+                "not a line of a training run", where=f"{file}, line {number}", fix="remove this line"
             )
         entries[entry["kind"], entry["step"]] = entry
     return sorted(entries.values(), key=lambda entry: entry["step"])
