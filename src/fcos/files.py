@@ -125,10 +125,10 @@ def written(path: Path, *, fix: str = "") -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))  # through a link: to what it points at
     if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null, /dev/stdout, a pipe
-        with _explained(path, fix):
+        with explained(path, fix):
             yield path
         return
-    with _explained(path, fix):
+    with explained(path, fix):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
         try:
@@ -166,7 +166,7 @@ def check_writable(path: Path) -> None:
         place = place.parent
     while not place.exists() and place != place.parent:
         place = place.parent
-    with _explained(path, ""), tempfile.TemporaryDirectory(prefix=".partial-", dir=place):
+    with explained(path), tempfile.TemporaryDirectory(prefix=".partial-", dir=place):
         pass
 
 
@@ -188,7 +188,8 @@ def _put_in_place(partial: Path, path: Path, beside: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path, fix: str) -> Iterator[None]:
+def explained(path: Path, fix: str = "") -> Iterator[None]:
+    """Turn what goes wrong in writing to a path into an `OutputError` with its reason."""
     try:
         yield
     except FcosError:

@@ -13,7 +13,7 @@ from typing import IO
 
 from fcos.config import TrainConfig
 from fcos.errors import ConfigError, OutputError
-from fcos.files import check_writable, reason_of
+from fcos.files import check_writable, explained, reason_of
 
 LOCK_NAME = ".lock"
 LEFT_BY_KILL = ".partial-*"  # what `files.written` was writing
@@ -93,15 +93,9 @@ def in_use(folder: Path) -> Iterator[None]:
         OutputError: another process trains in it, or it cannot be written.
     """
     path = folder / LOCK_NAME
-    try:
+    with explained(folder, "choose another run_folder where you may write"):
         folder.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {reason_of(error)}",
-            where=str(folder),
-            fix="choose another run_folder where you may write",
-        ) from error
     try:
         for partial in folder.glob(LEFT_BY_KILL):
             shutil.rmtree(partial, ignore_errors=True)

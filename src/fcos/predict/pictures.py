@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from fcos.detections import Detections
-from fcos.errors import DatasetError, OutputError
-from fcos.files import reason_of
+from fcos.errors import DatasetError
+from fcos.files import explained
 from fcos.predict.sources import Source, numbered, read_picture, real_path
 from fcos.stream import search
 
@@ -95,15 +95,9 @@ def search_pictures(
 
 
 def _save(drawn: Image.Image, target: Path) -> None:
-    try:
+    with explained(target, "make room on the disk, give another folder with --out, or give --no-draw"):
         target.parent.mkdir(parents=True, exist_ok=True)
         drawn.save(target, quality=JPEG_QUALITY)  # formats without a quality ignore it
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {reason_of(error)}",
-            where=str(target),
-            fix="make room on the disk, give another folder with --out, or give --no-draw",
-        ) from error
 
 
 def as_dicts(detections: Detections) -> list[dict[str, Any]]:
