@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from fcos import Detector
-from fcos.engine.memory import keep_freed_memory
+from fcos.cpu.inference import for_inference
+from fcos.cpu.memory import keep_freed_memory
 from fcos.model.fcos import FCOS
-from fcos.model.inference import for_inference
 
 SIZES_HW = [(224, 320), (320, 448), (480, 640), (800, 1088)]
 BATCHES = (1, 2, 4)

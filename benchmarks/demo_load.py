@@ -132,10 +132,10 @@ def small_model(folder: Path) -> Path:
     """A model file of few layers with random weights."""
     import torch
 
-    from fcos.adopt import settings_of
-    from fcos.build import build_model
     from fcos.config import load_config
-    from fcos.model.weights import ModelCard, save_model
+    from fcos.model.build import build_model
+    from fcos.weights.load import settings_of
+    from fcos.weights.model_file import ModelCard, save_model
 
     config = load_config(
         {

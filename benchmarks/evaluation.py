@@ -30,19 +30,20 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from report import make_results
 
-from fcos.build import MODEL_SETTINGS, build_model
 from fcos.cli.eval import show
 from fcos.config import load_config
+from fcos.cpu.memory import keep_freed_memory
 from fcos.data.annotations import Annotations
 from fcos.data.formats import read_annotations, read_names
-from fcos.engine.evaluate import result_rows, results_json
-from fcos.engine.memory import keep_freed_memory
 from fcos.metrics.coco import coco_ground_truth, evaluate_detections, measure, result_array
 from fcos.metrics.rows import Rows
+from fcos.model.build import build_model
 from fcos.model.postprocess import ImageDetections
-from fcos.model.weights import ModelCard, save_model
+from fcos.predict.detect import result_rows, results_json
+from fcos.weights.load import MODEL_SETTINGS
+from fcos.weights.model_file import ModelCard, save_model
+from report import make_results
 
 TRAIN_IMAGES = 118_287
 IMAGES_PER_S = 400  # an assumption: what eight of the fastest GPUs may reach; on fewer an epoch is longer

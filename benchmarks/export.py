@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from in_turn import Make, measure
 
-from fcos.adopt import import_model
-from fcos.build import LoadedModel, load_model
 from fcos.export.calibration import Calibration
 from fcos.export.card import to_metadata
-from fcos.export.formats import FORMATS, FormatName
+from fcos.export.formats import FORMATS
 from fcos.export.make import card_of, graph_of
+from fcos.weights.import_model import import_model
+from fcos.weights.load import ExportFormat, LoadedModel, load_model
 from predict import detector_run, make_torchvision, torchvision_run
 
 NAMES = ("torchvision", "fcos", "torch", "onnx", "onnx-int8", "openvino", "openvino-int8")
@@ -33,7 +33,7 @@ NAMES = ("torchvision", "fcos", "torch", "onnx", "onnx-int8", "openvino", "openv
 def write(loaded: LoadedModel, names: list[str], folder: Path, calibrate_on: Path) -> dict[str, Path]:
     """The exported files that are asked for; those that are there are taken."""
     paths: dict[str, Path] = {}
-    models: dict[FormatName, object] = {}
+    models: dict[ExportFormat, object] = {}
     for name in names:
         format_name, _, int8 = name.partition("-")
         if format_name not in FORMATS:

@@ -22,11 +22,13 @@ from pathlib import Path
 import torch
 import torchvision
 
-from fcos.build import build_assigner, build_loss, build_model, build_optimizer, build_train_loader
 from fcos.config import TrainConfig, load_config
 from fcos.data.batch import Batch
+from fcos.data.build import build_train_loader
 from fcos.data.formats import read_annotations
-from fcos.model.published.read import read_published
+from fcos.model.build import build_assigner, build_loss, build_model
+from fcos.train.optimizer import build_optimizer
+from fcos.weights.published.read import read_published
 
 NUM_OUTPUTS = 81  # torchvision's first is the background, and is trained like a class that never comes
 NUM_FROZEN = 2  # stem and first stage

@@ -239,12 +239,12 @@ def _models(folder: Path, only: list[str] | None) -> dict[str, bytes]:
     """A small network as every kind of file that opens; folders as name/file."""
     import torch
 
-    from fcos.adopt import settings_of
-    from fcos.build import build_model, load_model
     from fcos.config import load_config
     from fcos.export.formats import FORMATS
     from fcos.export.make import export_model
-    from fcos.model.weights import ModelCard, save_model
+    from fcos.model.build import build_model
+    from fcos.weights.load import load_model, settings_of
+    from fcos.weights.model_file import ModelCard, save_model
 
     config = load_config(
         {
@@ -536,7 +536,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the input of failures")
     options = parser.parse_args()
 
-    import fcos.api
+    import fcos.detector
     import fcos.export.exported
     import fcos.predict.sources  # noqa: F401  (before the fork, so that no case pays for it)
 

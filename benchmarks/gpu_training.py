@@ -30,15 +30,16 @@ import torchvision
 from first_steps import make_torchvision as make_peer_for_training
 from train_step import NUM_CLASSES, make_input
 
-from fcos.adopt import import_model
-from fcos.build import build_model, build_postprocess, load_model
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import Batch, GroundTruth
-from fcos.engine.devices import build_fabric
-from fcos.engine.stop import StopSignal
-from fcos.engine.train import Trainer
-from fcos.model.weights import ModelCard
+from fcos.model.build import build_model, build_postprocess
+from fcos.train.devices import build_fabric
+from fcos.train.loop import Trainer
+from fcos.train.stop import StopSignal
+from fcos.weights.import_model import import_model
+from fcos.weights.load import load_model
+from fcos.weights.model_file import ModelCard
 from predict import make_torchvision as make_peer_for_inference
 
 Step = Callable[[], object]

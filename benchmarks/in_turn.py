@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from fcos.engine.memory import keep_freed_memory
+from fcos.cpu.memory import keep_freed_memory
 
 Run = Callable[[], int]
 Make = Callable[[], Run]

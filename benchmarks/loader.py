@@ -29,11 +29,12 @@ from torchvision import tv_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
-from fcos.build import build_model, build_train_transform
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import Batch, collate
+from fcos.data.build import build_train_transform
 from fcos.data.dataset import TrainDataset
+from fcos.model.build import build_model
 
 SMALL, LARGE = (640, 480), (4000, 3000)
 SIZES = {"320 / 532": (320, 532), "800 / 1333": (800, 1333)}

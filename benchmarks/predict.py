@@ -22,7 +22,7 @@ from in_turn import Run, measure
 from torchvision.io import ImageReadMode, decode_image
 
 from fcos import Detector
-from fcos.adopt import import_model
+from fcos.weights.import_model import import_model
 
 
 def make_torchvision(short_side: int, longest_side: int, score_threshold: float = 0.2) -> torch.nn.Module:

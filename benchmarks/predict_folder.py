@@ -35,7 +35,7 @@ from PIL import Image
 
 from fcos import Detector
 from fcos.cli.predict import can_fork, usual_processes
-from fcos.engine.memory import keep_freed_memory
+from fcos.cpu.memory import keep_freed_memory
 from fcos.predict.pictures import plan, search_pictures
 from fcos.predict.sources import Source, find_sources
 from fcos.predict.video import VideoOptions, search_video

@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcos.build import MODEL_SETTINGS, build_model
 from fcos.config import dump_config, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.card import data_card, write_cards
 from fcos.data.check import check
 from fcos.data.formats import read_annotations, read_names
-from fcos.model.weights import ModelCard, save_model
+from fcos.model.build import build_model
+from fcos.weights.load import MODEL_SETTINGS
+from fcos.weights.model_file import ModelCard, save_model
 
 STEP = 32  # pixels between the sizes of pictures
 PER_PICTURE = 100

@@ -28,9 +28,10 @@ import torchvision
 from peers import fcos_mobilenet
 from torch.nn import functional as F
 
-from fcos.build import build_assigner, build_loss, build_model, build_optimizer
 from fcos.config import load_config
-from fcos.engine.memory import keep_freed_memory
+from fcos.cpu.memory import keep_freed_memory
+from fcos.model.build import build_assigner, build_loss, build_model
+from fcos.train.optimizer import build_optimizer
 
 NUM_CLASSES = 80
 

@@ -25,21 +25,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import NUM_CLASSES, make_input, padded
 
-from fcos.build import (
-    build_assigner,
-    build_eval_transform,
-    build_loss,
-    build_model,
-    build_optimizer,
-    build_postprocess,
-)
 from fcos.config import load_config
+from fcos.cpu import winograd
+from fcos.cpu.inference import for_inference
+from fcos.cpu.memory import keep_freed_memory
 from fcos.data.batch import GroundTruth, Sample, collate
+from fcos.data.build import build_eval_transform
 from fcos.data.image import read_image
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.engine.memory import keep_freed_memory
-from fcos.model import winograd
-from fcos.model.inference import for_inference
+from fcos.model.build import build_assigner, build_loss, build_model, build_postprocess
+from fcos.train.optimizer import build_optimizer
 
 T = TypeVar("T")
 Times = dict[str, list[float]]

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcos.engine.memory import keep_freed_memory
-from fcos.model.winograd import conv3x3, conv3x3_ahead, transform_weight
+from fcos.cpu.memory import keep_freed_memory
+from fcos.cpu.winograd import conv3x3, conv3x3_ahead, transform_weight
 
 SHAPES = [(256, 1, 100, 168), (256, 1, 50, 84), (256, 2, 52, 68), (256, 2, 26, 34), (128, 1, 100, 168)]
 SHAPES_AHEAD = [(256, 1, 100, 168), (256, 1, 50, 84), (256, 1, 40, 56), (128, 1, 40, 56), (96, 1, 40, 56)]

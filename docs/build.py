@@ -20,7 +20,7 @@ import click
 from fcos.cli import COMMANDS, main
 from fcos.cli.config import show
 from fcos.config import ALIASES, GROUPS, TrainConfig, expects, unit
-from fcos.presets import ALL_PRESETS
+from fcos.config.presets import ALL_PRESETS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "docs"

@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # with -n: busy threads of one would wa
 # Before anything of the package is imported; jaxtyping annotations become assertions.
 install_import_hook("fcos", "beartype.beartype")
 
+from .rectangles import rectangles, tiny, tiny_of_module  # noqa: E402, F401  (after the hook)
+
 MakePicture = Callable[..., Path]
 
 
@@ -64,9 +66,10 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of a small network with random weights that finds cat, dog and bird everywhere."""
     import torch
 
-    from fcos.build import MODEL_SETTINGS, build_model
     from fcos.config import load_config
-    from fcos.model.weights import ModelCard, save_model
+    from fcos.model.build import build_model
+    from fcos.weights.load import MODEL_SETTINGS
+    from fcos.weights.model_file import ModelCard, save_model
 
     config = load_config({"model": "fcos_lite0", "short_side": 96, "view_size": 128, "list_train": "none"})
     class_names = ("cat", "dog", "bird")
@@ -86,10 +89,10 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of few layers with random weights that finds cat, dog and bird everywhere."""
     import torch
 
-    from fcos.adopt import settings_of
-    from fcos.build import build_model
     from fcos.config import load_config
-    from fcos.model.weights import ModelCard, save_model
+    from fcos.model.build import build_model
+    from fcos.weights.load import settings_of
+    from fcos.weights.model_file import ModelCard, save_model
 
     config = load_config(
         {
@@ -113,9 +116,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """That model as `fcos export` writes it, by format."""
-    from fcos.build import load_model
     from fcos.export.formats import FORMATS
     from fcos.export.make import export_model
+    from fcos.weights.load import load_model
 
     folder = tmp_path_factory.mktemp("exported")
     paths: dict[str, Path] = {name: folder / f"best{FORMATS[name].ending}" for name in FORMATS}

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from fcos.build import build_assigner, build_loss, build_model, build_optimizer, build_postprocess
 from fcos.config import TrainConfig, load_config
-from fcos.engine.run import train
-from fcos.engine.schedule import Schedule
+from fcos.model.build import build_assigner, build_loss, build_model, build_postprocess
 from fcos.model.fcos import FCOS
 from fcos.model.head import HeadOutput
+from fcos.train.optimizer import build_optimizer
+from fcos.train.run import train
+from fcos.train.schedule import Schedule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COCO_IMAGES = 118_287
@@ -227,8 +227,7 @@ def test_recipe_trains(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     here = [f"run_folder={tmp_path / 'run'}", "num_workers=0", "tensorboard=false", "save=false"]
     words = [*data, "data_format=coco", "name_file=", *small, *here]
 
-    with mock.patch("fcos.engine.run.draw"):
-        assert train(load_config(file, words)).finished
+    assert train(load_config(file, words)).finished
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     [step] = [line for line in lines if line["kind"] == "train"]

@@ -15,16 +15,16 @@ from fcos.errors import TrainingError as TrainingError
 from fcos.errors import WeightsError as WeightsError
 
 if TYPE_CHECKING:
-    from fcos.api import Detector as Detector
     from fcos.config import TrainConfig as TrainConfig
     from fcos.config import load_config as load_config
-    from fcos.detections import Detections as Detections
+    from fcos.detector import Detector as Detector
+    from fcos.predict.detections import Detections as Detections
 
     __version__: str
 
 _LAZY = {
-    "Detector": "fcos.api",
-    "Detections": "fcos.detections",
+    "Detector": "fcos.detector",
+    "Detections": "fcos.predict.detections",
     "TrainConfig": "fcos.config",
     "load_config": "fcos.config",
 }

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from fcos.cli.config import command, show
 from fcos.config import GROUPS, TrainConfig
-from fcos.presets import PRESETS
+from fcos.config.presets import PRESETS
 
 
 def config(*words: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fcos import Detector
 from fcos.cli import main
-from fcos.model.weights import read_model
+from fcos.weights.model_file import read_model
 
 FOLDERS = ["adelaidet_r50_1x", "detectron2_r50", "mmdet_r50_caffe", "official_r50_imprv", "torchvision_r50"]
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from fcos.cli import main
 from fcos.config import load_config
-from fcos.config_rules import check_paths
+from fcos.config.checks import check_paths
 from fcos.data.formats import read_annotations
-from fcos.engine.run import Run
+from fcos.train.run import Run
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_train_on_a_folder_writes_its_config_and_trains_with_it(
     Path("run").mkdir()
     line = {"kind": "eval", "step": 1, "epoch": 1, "map_mean": 0.5, "stats": [0.5] * 12}
     Path("run/metrics.jsonl").write_text(json.dumps(line) + "\n")
-    monkeypatch.setattr("fcos.engine.run.train", lambda config: trained.append(config) or finished)
+    monkeypatch.setattr("fcos.train.run.train", lambda config: trained.append(config) or finished)
     answer = fcos("train", "birds", "epochs=3")
     assert answer.exit_code == 0, answer.output
     assert "written to train.json" in answer.output
@@ -138,7 +138,7 @@ def test_train_on_a_folder_answers_a_wrong_setting_before_it_writes(folder: Path
 def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcos.engine.run.train", lambda config: Run(Path("run"), False, exit_code=143))
+    monkeypatch.setattr("fcos.train.run.train", lambda config: Run(Path("run"), False, exit_code=143))
     Path("train.json").write_text("{}")
     assert fcos("train", "train.json").exit_code == 143
 

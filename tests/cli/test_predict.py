@@ -17,7 +17,7 @@ from PIL import Image
 from fcos import Detector
 from fcos.cli import main
 from fcos.cli.predict import can_fork, usual_processes
-from fcos.stream import search
+from fcos.predict.stream import search
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(
     model_file: Path, pictures: Path, draw: str
 ) -> None:
     (pictures / "file").write_text("")
-    with mock.patch("fcos.api.Detector.load", side_effect=AssertionError("no work yet")):
+    with mock.patch("fcos.detector.Detector.load", side_effect=AssertionError("no work yet")):
         result = predict(model_file, "photos", "--out", "file/found", draw)
     assert result.exit_code == 2
     assert "cannot be written: " in result.output

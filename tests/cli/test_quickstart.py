@@ -6,8 +6,8 @@ from click.testing import CliRunner
 
 from fcos.cli import main
 from fcos.cli.quickstart import _proposed, busy_cores
+from fcos.data.quickstart import QUICKSTART_SETTINGS
 from fcos.errors import OutputError
-from fcos.quickstart import QUICKSTART_SETTINGS
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fcos.config.conventions import SizeRule
 from fcos.data.resize import resize, resized_size
-from fcos.rules import SizeRule
 
 
 @pytest.mark.parametrize(

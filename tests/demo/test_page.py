@@ -189,10 +189,12 @@ def test_webcam_is_searched_frame_after_frame(page: sync_api.Page) -> None:
 
     assert sum(url.endswith("/predict") for url in answers) >= 2
     page.click("#webcam")
-    page.wait_for_timeout(500)
-    stopped_at = len(answers)
-    page.wait_for_timeout(500)
-    assert len(answers) == stopped_at
+    for _ in range(10):  # frames on their way when it was clicked are still answered
+        num_answers = len(answers)
+        page.wait_for_timeout(1500)
+        if len(answers) == num_answers:
+            return
+    pytest.fail(f"frames are still sent 15 s after the webcam was switched off: {len(answers)} answers")
 
 
 HOSTILE = ('<img src=x onerror="hurt()">', "</script><script>hurt()</script>", "\x1b[2Jcat\u202e")

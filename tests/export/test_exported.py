@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from fcos import Detector
-from fcos.build import load_model
 from fcos.errors import DeviceError, WeightsError
 from fcos.export.exported import open_exported
-from fcos.export.formats import FORMATS, FormatName
+from fcos.export.formats import FORMATS
 from fcos.export.make import export_model
 from fcos.export.verify import compare
+from fcos.weights.load import ExportFormat, load_model
 
 NAMES = list(FORMATS)
 SIZES_HW = [(60, 90), (200, 40), (60, 90), (3, 5), (128, 96)]
@@ -48,7 +48,7 @@ def assert_same(found: Any, wanted: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
-    name: FormatName, exported: dict[str, Path], small_model: Path
+    name: ExportFormat, exported: dict[str, Path], small_model: Path
 ) -> None:
     before, after = Detector.load(small_model, "cpu"), Detector.load(exported[name])
     pictures = [picture(size, seed) for seed, size in enumerate(SIZES_HW)]
@@ -74,7 +74,7 @@ def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
     ],
 )
 def test_weights_of_other_code_bases_are_exported_with_their_rules(
-    name: FormatName, code_base: str, vectors: Callable[[str], Path], tmp_path: Path
+    name: ExportFormat, code_base: str, vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
     source, out = vectors(code_base) / "state_dict.pth", tmp_path / f"it{FORMATS[name].ending}"
     export_model(load_model(source), name, out)
@@ -84,7 +84,7 @@ def test_weights_of_other_code_bases_are_exported_with_their_rules(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_in_which_nothing_is_found(name: FormatName, small_model: Path, tmp_path: Path) -> None:
+def test_a_picture_in_which_nothing_is_found(name: ExportFormat, small_model: Path, tmp_path: Path) -> None:
     loaded = load_model(small_model)
     torch.nn.init.constant_(loaded.model.head.logits.bias, -20.0)
     export_model(loaded, name, tmp_path / f"model{FORMATS[name].ending}")
@@ -138,7 +138,7 @@ print("all came back")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_carries_classes_preprocessing_and_thresholds(
-    name: FormatName, exported: dict[str, Path], small_model: Path
+    name: ExportFormat, exported: dict[str, Path], small_model: Path
 ) -> None:
     metadata, _ = FORMATS[name].open(exported[name])
     card = {key: json.loads(text) for key, text in metadata.items()}

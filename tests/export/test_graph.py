@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcos.build import build_model, build_postprocess, load_model
 from fcos.config import TrainConfig, load_config
+from fcos.config.presets import PRESETS
 from fcos.export.bake import baked
 from fcos.export.graph import DetectionGraph
 from fcos.export.suppress import moved_apart, suppress
+from fcos.model.build import build_model, build_postprocess
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections, PostProcess
-from fcos.presets import PRESETS
+from fcos.weights.load import load_model
 
 VECTORS = [
     *("adelaidet_r50_1x", "adelaidet_r50_1x_iou", "detectron2_r50", "mmdet_r50_caffe"),

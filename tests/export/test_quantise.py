@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from fcos import Detector
-from fcos.build import load_model
 from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import to_metadata
 from fcos.export.formats import FORMATS
 from fcos.export.make import card_of
 from fcos.export.quantise import search
+from fcos.weights.load import load_model
 
 NAMES = ["backbone.body.conv1/Conv", "backbone.body.layer1.0.conv1/Conv", "pyramid.lateral.0/Conv"]
 HEAD = ["head.box_tower.0/Conv", "head.box_tower.0/Conv_2", "head.logits/Conv", "head.distances/Conv"]

@@ -17,7 +17,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fcos.data.annotations import Annotations, Record
-from fcos.engine.evaluate import results_json
 from fcos.metrics.coco import (
     CocoMetrics,
     best_f1_threshold,
@@ -26,6 +25,7 @@ from fcos.metrics.coco import (
     measure,
 )
 from fcos.metrics.rows import rows_of
+from fcos.predict.detect import results_json
 
 CLASSES = ("cat", "dog")
 CATEGORY_IDS = (3, 7)

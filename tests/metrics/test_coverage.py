@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from fcos.build import build_assigner, build_eval_transform
 from fcos.config import load_config
+from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
+from fcos.data.build import build_eval_transform
 from fcos.metrics import coverage
 from fcos.metrics.coverage import cover, eligibility
+from fcos.model.build import build_assigner
 from fcos.model.points import make_grid
-from fcos.rules import RULES
 
 CONFIG = load_config(
     {
@@ -32,7 +33,7 @@ def boxes_in_a_picture(*boxes_xyxy: list[float], crowd: list[bool] | None = None
     return Annotations.from_records([record], ("thing", "other"), source=Path("x"), format="list")
 
 
-@pytest.mark.parametrize("rules", list(RULES))
+@pytest.mark.parametrize("rules", list(CONVENTIONS))
 def test_it_is_what_a_training_would_learn(rules: str) -> None:
     """The targets of the training's own path: transform, padding, grid of the network, assigner."""
     rng = np.random.default_rng(0)
@@ -53,7 +54,7 @@ def test_it_is_what_a_training_would_learn(rules: str) -> None:
         scale = torch.tensor([image.shape[2] / 400, image.shape[1] / record.size_hw[0]]).repeat(2)
         boxes = (torch.from_numpy(record.boxes_xyxy).float() * scale)[torch.from_numpy(~record.is_crowd)]
         padded_hw = (-(-image.shape[1] // 32) * 32, -(-image.shape[2] // 32) * 32)
-        grid = make_grid(padded_hw, config.strides, place=RULES[rules].points)
+        grid = make_grid(padded_hw, config.strides, place=CONVENTIONS[rules].points)
         labels = torch.zeros(len(boxes), dtype=torch.int64)
         matched = build_assigner(config)(grid, [boxes], [labels]).matched
         of_record = np.zeros(12, bool)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import av
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcos.config import load_config
-from fcos.engine.run import train
+from fcos.train.run import train
 
 FLOWERS_XYXY = np.array([[168, 83, 446, 359], [288, 374, 468, 427]])
 WINDOW = (480, 360)  # width, height of what a clip shows of the photograph
@@ -146,8 +145,7 @@ def flower_detector(photograph: Image.Image, tmp_path_factory: pytest.TempPathFa
         "tensorboard": False,
         "precision": "fp32",
     }
-    with mock.patch("fcos.engine.run.draw"):  # the pictures at the end take longer than the training
-        train(load_config(settings))
+    train(load_config(settings))
     return folder / "run" / "best.safetensors"
 
 

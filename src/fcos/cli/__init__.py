@@ -130,7 +130,7 @@ class LazyGroup(click.Group):
 def _as_setting(option: str) -> str:
     """How to type what somebody gave as an option: --epochs, or another tool's --imgsz."""
     from fcos.config import ALIASES, TrainConfig
-    from fcos.config_elsewhere import nearest, settings_for, why_none
+    from fcos.config.other_tools import nearest, settings_for, why_none
 
     if why := why_none(option):
         return f"There is no such setting either; {why}."
@@ -162,7 +162,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 )
 def main() -> None:
     """FCOS: from pictures with boxes to a detector that you can measure, look at and use."""
-    from fcos.engine.memory import keep_freed_memory
+    from fcos.cpu.memory import keep_freed_memory
 
     keep_freed_memory()
     atexit.register(gc.freeze)  # else Python looks for garbage in all of torch before it ends: about a second

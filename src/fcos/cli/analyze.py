@@ -36,7 +36,7 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
 
     RUN is the folder of a training; several are drawn into one image.
     """
-    from fcos.plots.curves import check_format, plot_curves, read_metrics, run_names
+    from fcos.report.curves import check_format, plot_curves, read_metrics, run_names
 
     for run in runs:
         read_metrics(run)  # before a place is looked for in what may be no run
@@ -58,7 +58,7 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
 def _print_table(runs: dict[str, Path]) -> None:
     """A row for each epoch that was measured, the best marked; the loss beside it."""
     from fcos.cli.config import new_table, print_table
-    from fcos.plots.curves import EVAL_CURVES, curve, read_metrics
+    from fcos.report.curves import EVAL_CURVES, curve, read_metrics
 
     for name, run in runs.items():
         metrics = read_metrics(run)
@@ -84,7 +84,7 @@ def _print_arrays(run: Path, title: str) -> None:
     """As the seed prints them; only never shortened, and never as 3.e-04."""
     import numpy as np
 
-    from fcos.plots.curves import EVAL_CURVES, curve, read_metrics
+    from fcos.report.curves import EVAL_CURVES, curve, read_metrics
 
     click.echo(title, nl=False)
     metrics = read_metrics(run)
@@ -96,7 +96,7 @@ def _print_arrays(run: Path, title: str) -> None:
 
 def _curves(run: Path) -> dict[str, Any]:
     """Every curve of a run: `[epoch, value]` of what was measured, `[step, value]` of the training."""
-    from fcos.plots.curves import EVAL_CURVES, curve, read_metrics, train_curves
+    from fcos.report.curves import EVAL_CURVES, curve, read_metrics, train_curves
 
     metrics = read_metrics(run)
     measured = {name: curve(metrics, name, "epoch").tolist() for name in EVAL_CURVES}

@@ -60,7 +60,7 @@ def command(
     Exit code 1 if something cannot be used; training refuses such a data set unless skip_invalid=true.
     """
     from fcos.data.check import check
-    from fcos.engine.log import track
+    from fcos.train.log import track
 
     parts = _read_parts(sources, root, names, format)
     reports = []

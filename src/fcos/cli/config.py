@@ -82,7 +82,7 @@ def _print_resolved(words: tuple[str, ...], as_json: bool) -> None:
 def _print_presets(as_json: bool) -> None:
     from rich.text import Text
 
-    from fcos.presets import ALL_PRESETS, PRESETS
+    from fcos.config.presets import ALL_PRESETS, PRESETS
 
     if as_json:
         print_json(PRESETS)

@@ -16,7 +16,7 @@ from fcos.errors import FcosError
 from fcos.files import is_hidden
 
 if TYPE_CHECKING:
-    from fcos.api import Detector
+    from fcos.detector import Detector
 
 NUM_EXAMPLES = 12
 
@@ -66,7 +66,7 @@ def command(
     except ImportError as error:
         raise FcosError(f"the demo page needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
 
-    from fcos.api import Detector
+    from fcos.detector import Detector
 
     listening = listen(host, port)
     detector = Detector.load(model, device, agnostic_nms=agnostic_nms)
@@ -106,7 +106,7 @@ def pictures_of(folder: Path) -> list[Path]:
 def pictures_of_run(run: Path, detector: Detector) -> list[Path]:
     """Some of the pictures that a run was measured on, as far as they are still there."""
     from fcos.config import load_config
-    from fcos.plots.examples import spread
+    from fcos.report.examples import spread
 
     settings = run / "config.json"
     if not settings.is_file():

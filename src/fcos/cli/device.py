@@ -20,7 +20,7 @@ def _convert(ctx: click.Context, param: click.Parameter, value: str) -> str | li
 
 def device_of(model: Path, device: str | list[int]) -> str | list[int]:
     """The device for a model: exported files run on the CPU, so that "auto" is no GPU for them."""
-    from fcos.export.formats import format_of
+    from fcos.weights.load import format_of
 
     return "cpu" if device == "auto" and format_of(model) else device
 

@@ -97,10 +97,10 @@ def command(
     RUN_OR_MODEL is a run folder (its best model is taken) or a model file. Without --list it is measured on
     the evaluation list of its run.
     """
-    from fcos.api import Detector
     from fcos.data.names import read_names
-    from fcos.engine.devices import build_fabric
-    from fcos.engine.launch import launched
+    from fcos.detector import Detector
+    from fcos.train.devices import build_fabric
+    from fcos.train.launch import launched
 
     if out:
         check_writable(out)
@@ -141,8 +141,8 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
         as_json: print JSON that begins with this, instead of tables.
     """
     from fcos.data.check import lack_of_boxes
-    from fcos.engine.evaluate import results_json
     from fcos.metrics.coco import evaluate_detections, named_numbers
+    from fcos.predict.detect import results_json
 
     write_bytes(folder / "results.json", results_json(rows))
     for problem in lack_of_boxes(annotations):

@@ -14,10 +14,9 @@ from fcos.cli.output import json_option, print_json
 from fcos.errors import FcosError
 
 if TYPE_CHECKING:
-    from fcos.build import LoadedModel
-    from fcos.export.formats import FormatName
     from fcos.export.quantise import Search
     from fcos.export.verify import Check
+    from fcos.weights.load import ExportFormat, LoadedModel
 
 EPILOG = """\b
 Examples:
@@ -81,7 +80,7 @@ Examples:
 @json_option
 def command(
     model: Path,
-    name: FormatName,
+    name: ExportFormat,
     output: Path | None,
     force: bool,
     check_on: tuple[str, ...],
@@ -103,9 +102,9 @@ def command(
     With --int8 its AP is measured on annotations instead. Where it falls by more than --max-ap-loss, parts of
     the network stay in float32, found by trying; if that does not help nothing is written.
     """
-    from fcos.build import load_model
     from fcos.export.make import check_path, default_path, export_model
     from fcos.files import written
+    from fcos.weights.load import load_model
 
     loaded = load_model(model)
     if agnostic_nms is not None:
@@ -130,7 +129,7 @@ def command(
                 raise _differs(check, path)
 
 
-def _say(check: Check, path: Path, name: FormatName, found: Search | None, *, as_json: bool) -> None:
+def _say(check: Check, path: Path, name: ExportFormat, found: Search | None, *, as_json: bool) -> None:
     if as_json:
         content = {"file": str(path), "format": name, "precision": "int8" if found else "fp32"}
         print_json({**content, **check.as_dict(), **_search_as_dict(found)})
@@ -148,7 +147,7 @@ class Measured(NamedTuple):
 
 def _write_int8(
     loaded: LoadedModel,
-    name: FormatName,
+    name: ExportFormat,
     path: Path,
     calibrate: tuple[str, ...],
     source: Measured,
@@ -157,7 +156,7 @@ def _write_int8(
     """Quantise, measure, write; refuse what loses too much."""
     import torch
 
-    from fcos.api import Detector
+    from fcos.detector import Detector
     from fcos.export.calibration import Calibration
     from fcos.export.quantise import check_int8, export_int8
     from fcos.predict.sources import find_pictures
@@ -179,7 +178,7 @@ def _write_int8(
                 fix="give annotations with --list, and the folder of their pictures with --root",
             )
         list_, root = Path(run.list_eval), root or (Path(run.root_eval) if run.root_eval else None)
-    annotations = Detector(loaded, torch.device("cpu")).read_annotations(
+    annotations = Detector.of(loaded, torch.device("cpu")).read_annotations(
         list_, root=root, skip_invalid=source.skip_invalid
     )
 
@@ -221,13 +220,13 @@ def _pictures(words: tuple[str, ...], folder: Path) -> list[Path]:
 def _checked(loaded: LoadedModel, path: Path, pictures: list[Path]) -> Check:
     import torch
 
-    from fcos.api import Detector
+    from fcos.detector import Detector
     from fcos.export.verify import check_export
 
-    return check_export(Detector(loaded, torch.device("cpu")), Detector.load(path), pictures)
+    return check_export(Detector.of(loaded, torch.device("cpu")), Detector.load(path), pictures)
 
 
-def print_check(check: Check, path: Path, name: FormatName, found: Search | None = None) -> None:
+def print_check(check: Check, path: Path, name: ExportFormat, found: Search | None = None) -> None:
     """What was compared, in lines."""
     from rich import box
     from rich.console import Console

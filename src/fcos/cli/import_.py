@@ -38,8 +38,8 @@ def command(
     The tensors get our names, and the card says how its authors use them: preprocessing, rules of detection,
     class names. KEY=VALUE corrects what the file cannot say, as it was trained.
     """
-    from fcos.adopt import import_model
     from fcos.data.names import read_names
+    from fcos.weights.import_model import import_model
 
     class_names = tuple(read_names(names)[0]) if names else None
     card = import_model(file, output, changes=changes, class_names=class_names, overwrite=force)

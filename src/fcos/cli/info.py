@@ -11,8 +11,8 @@ from fcos.cli.output import json_option, print_json
 from fcos.terminal import printable_line
 
 if TYPE_CHECKING:
-    from fcos.build import LoadedModel
     from fcos.export.exported import ExportedModel
+    from fcos.weights.load import LoadedModel
 
 EPILOG = """\b
 Examples:
@@ -70,25 +70,25 @@ def as_dict(loaded: LoadedModel | ExportedModel) -> dict[str, Any]:
     """Everything that is known of a model."""
     from dataclasses import asdict
 
-    from fcos.rules import RULES
+    from fcos.config.conventions import CONVENTIONS
 
     return {
         "file": str(loaded.path),
         "parameters": loaded.num_parameters,
         **asdict(loaded.card),
         "origin": loaded.card.origin or "fcos",
-        "rules": RULES[loaded.config.rules]._asdict(),
+        "rules": CONVENTIONS[loaded.config.rules]._asdict(),
         "notes": loaded.notes,
     }
 
 
 def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
     """A model in lines: title and text."""
+    from fcos.config.conventions import CONVENTIONS
     from fcos.export.exported import ExportedModel
     from fcos.export.formats import FORMATS
-    from fcos.rules import RULES
 
-    config, card, rules = loaded.config, loaded.card, RULES[loaded.config.rules]
+    config, card, rules = loaded.config, loaded.card, CONVENTIONS[loaded.config.rules]
     mean, std = ([round(value, 4) for value in values] for values in loaded.pixel_statistics)
     rank = "class" if rules.rank_by == "class" else "final"
     stem = ", steps in the 1x1 convolutions" if config.stride_in_1x1 else ""

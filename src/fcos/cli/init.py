@@ -13,7 +13,7 @@ from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable, write_text
 
 if TYPE_CHECKING:
-    from fcos.propose import Proposal
+    from fcos.train.propose import Proposal
 
 EPILOG = """\b
 Examples:
@@ -60,7 +60,7 @@ def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> li
     """
     from fcos.errors import ConfigError
     from fcos.files import read_text
-    from fcos.propose import find_hardware, propose, propose_data, write_split
+    from fcos.train.propose import find_hardware, propose, propose_data, write_split
 
     check_writable(output)
     split_folder = output.with_name(f"{output.stem}_split")

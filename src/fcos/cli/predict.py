@@ -24,7 +24,7 @@ from fcos.terminal import counted, printable_line
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from fcos.api import Detector
+    from fcos.detector import Detector
     from fcos.predict.sources import Source
     from fcos.predict.video import VideoOptions
 
@@ -104,12 +104,12 @@ def command(
     line, the number of a camera (0), or - for standard input: a picture, or paths. What is broken is reported
     and left out; the exit code is 1 then.
     """
-    from fcos.api import Detector
-    from fcos.engine.devices import build_fabric
-    from fcos.engine.launch import launched
+    from fcos.detector import Detector
     from fcos.predict.pictures import FRAMES_FILE, RESULT_FILE, plan
     from fcos.predict.sources import find_sources
     from fcos.predict.video import VideoOptions
+    from fcos.train.devices import build_fabric
+    from fcos.train.launch import launched
 
     check_writable(out)
     # Planned before other processes start: what they draw must not look like what was there.
@@ -176,9 +176,9 @@ def can_fork(model: Path, device: str | list[int]) -> bool:
     They start at once and share the model's memory. On macOS a fork must not compute, Windows has none, and
     the threads of an exported file's runtime do not live on in one.
     """
-    from fcos.engine.devices import choose_device
-    from fcos.engine.launch import started_from_outside
-    from fcos.export.formats import format_of
+    from fcos.predict.device import choose_device
+    from fcos.train.launch import started_from_outside
+    from fcos.weights.load import format_of
 
     on_cpu = choose_device(device)[0] == "cpu"
     return sys.platform == "linux" and on_cpu and not format_of(model) and not started_from_outside()
@@ -217,7 +217,7 @@ def _search_pictures(
 ) -> list[dict[str, Any]]:
     """What was found in each picture, on the first process; each process searches its share."""
     from fcos.data.sampler import ShardSampler
-    from fcos.engine.evaluate import gather
+    from fcos.predict.detect import gather
     from fcos.predict.pictures import search_pictures
 
     size = batch_size or detector.group_size
@@ -246,9 +246,9 @@ def _search_videos(
     detector: Detector, videos: Sequence[Source], out: Path, options: VideoOptions, *, to_stderr: bool
 ) -> list[dict[str, Any]]:
     """What was found in each video; Ctrl-C ends after a frame, and leaves whole files."""
-    from fcos.engine.stop import StopSignal
     from fcos.predict.pictures import FRAMES_FILE
     from fcos.predict.video import search_video
+    from fcos.train.stop import StopSignal
 
     found: list[dict[str, Any]] = []
     with StopSignal(after="frame") as stop, _lines_to(out / FRAMES_FILE) as lines:

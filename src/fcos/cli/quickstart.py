@@ -60,7 +60,7 @@ def command(
 
     load_config(None, overrides)  # a slip of the pen is reported before anything is written
 
-    from fcos.quickstart import make_digits
+    from fcos.data.quickstart import make_digits
 
     if not data_only and (busy := busy_cores()):
         click.echo(f"warning: {busy}", err=True)
@@ -72,11 +72,10 @@ def command(
             print_json({"folder": out, "pictures_train": num_train, "pictures_eval": num_eval})
         return
 
-    from fcos.cli.train import result_of
-    from fcos.engine.run import train
+    from fcos.cli.train import result_of, train_and_draw
 
     config = load_config(out / "train.json", [*_proposed(out, overrides), *overrides])
-    run = train(config)
+    run = train_and_draw(config)
     if not run.finished:
         raise click.exceptions.Exit(run.exit_code)
     if as_json:
@@ -87,7 +86,7 @@ def command(
 
 def busy_cores() -> str | None:
     """What to say where other programs use the processor."""
-    from fcos.engine.waiting import busy_share
+    from fcos.train.throughput import busy_share
 
     share = busy_share()
     if share < BUSY:
@@ -105,10 +104,10 @@ def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:
 
 def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
     """Draw held-out pictures; print the numbers, and what to do next."""
-    from fcos.api import Detector
     from fcos.cli.train import show_result
-    from fcos.plots.boxes import draw_side_by_side
-    from fcos.plots.examples import spread
+    from fcos.detector import Detector
+    from fcos.predict.draw import draw_side_by_side
+    from fcos.report.examples import spread
 
     detector = Detector.load(run)
     annotations = detector.read_annotations(list_eval, root=root_eval)

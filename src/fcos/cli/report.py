@@ -46,20 +46,20 @@ def command(
     RUN is the folder of a training. With RUN_B, the page compares the two on the pictures that both were
     measured on.
     """
-    from fcos.plots.run_folder import read_run
+    from fcos.report.run_folder import read_run
 
     page = output or (run / "report.html" if other is None else other / "comparison.html")
     check_writable(page)
     first = read_run(run)
     if other is not None:
-        from fcos.plots.comparison import MAX_PICTURES, write_comparison
+        from fcos.report.comparison import MAX_PICTURES, write_comparison
 
         second = read_run(other)
         most = MAX_PICTURES if pictures is None else pictures
         written = write_comparison(first, second, page, max_pictures=most)
     else:
-        from fcos.engine.devices import torch_device
-        from fcos.plots.report import MAX_PICTURES, write_report
+        from fcos.predict.device import torch_device
+        from fcos.report.page import MAX_PICTURES, write_report
 
         written = write_report(
             run,

@@ -15,7 +15,8 @@ from fcos.cli.predict import is_first_process
 from fcos.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fcos.engine.run import Run
+    from fcos.config import TrainConfig
+    from fcos.train.run import Run
 
 EPILOG = """\b
 Examples:
@@ -72,9 +73,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
         source = output
     config = load_config(source, overrides)
 
-    from fcos.engine.run import train  # brings torch: a wrong setting is answered at once
-
-    run = train(config)
+    run = train_and_draw(config)
     if as_json and is_first_process():
         print_json(result_of(run))
     elif run.finished and is_first_process():
@@ -82,10 +81,21 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     raise click.exceptions.Exit(run.exit_code)  # not 0 if a signal stopped it
 
 
+def train_and_draw(config: TrainConfig) -> Run:
+    """Train; curves and report once it has finished."""
+    from fcos.report.after_training import draw_run
+    from fcos.train.run import train  # brings torch: a wrong setting is answered at once
+
+    run = train(config)
+    if run.trained:
+        draw_run(run.folder, run.trained)
+    return run
+
+
 def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
     """The twelve numbers of the best epoch, what the run left, and what to do next."""
     from fcos.metrics.coco import summary_of
-    from fcos.plots.curves import read_metrics
+    from fcos.report.curves import read_metrics
 
     lines = [line for line in read_metrics(folder) if line["kind"] == "eval"]
     if lines:
@@ -116,7 +126,7 @@ def result_of(run: Run) -> dict[str, Any]:
     None: `epoch` and `metrics` where nothing was measured, `model` where the run was stopped before it.
     """
     from fcos.metrics.coco import named_numbers
-    from fcos.plots.curves import read_metrics
+    from fcos.report.curves import read_metrics
 
     lines = [line for line in read_metrics(run.folder) if line["kind"] == "eval"]
     best = max(lines, key=lambda line: line["map_mean"], default=None)

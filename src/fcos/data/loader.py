@@ -56,7 +56,7 @@ def build_loader(
 
 
 class Loader(DataLoader[T]):
-    """Says nothing of more workers than cores: `engine/waiting.py` says it in a line, once."""
+    """Says nothing of more workers than cores: `train/throughput.py` says it in a line, once."""
 
     def check_worker_number_rationality(self) -> None:
         """Do nothing."""

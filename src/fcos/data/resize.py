@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from fcos.rules import ResizeMethod, SizeRule
+from fcos.config.conventions import ResizeMethod, SizeRule
 
 Pixels = UInt8[Tensor, "3 _ _"]
 Resized = UInt8[Tensor, "3 _ _"] | Float[Tensor, "3 _ _"]

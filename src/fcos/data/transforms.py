@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from fcos.config.conventions import ResizeMethod, SizeRule
 from fcos.data.color import ColorChange
 from fcos.data.resize import Resized, resize, resized_size
 from fcos.errors import ConfigError
-from fcos.rules import ResizeMethod, SizeRule
 
 Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]

@@ -24,12 +24,12 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from fcos import __version__
-from fcos.api import Detector
 from fcos.demo.body import MAX_BYTES, MAX_PIXELS, Inbox, busy, open_image
 from fcos.demo.guard import Guard
-from fcos.detections import Detections
+from fcos.detector import Detector
 from fcos.model.points import level_name
-from fcos.plots.boxes import class_colour
+from fcos.predict.detections import Detections
+from fcos.predict.draw import class_colour
 from fcos.terminal import printable_line
 
 LEAST_SCORE = 0.05  # the page gets everything above it, and filters by itself

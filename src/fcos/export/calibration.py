@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from fcos.build import build_eval_transform
 from fcos.config import TrainConfig
 from fcos.data.batch import GroundTruth, Sample, collate
+from fcos.data.build import build_eval_transform
 from fcos.data.image import read_image
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.export.card import input_dtype

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fcos.config import TrainConfig
+from fcos.config.conventions import CONVENTIONS
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.errors import WeightsError
-from fcos.model.archive import UnsafeFileError, parse_json
-from fcos.model.weights import UPGRADE, ModelCard, is_number, is_whole, unreadable_card
-from fcos.model.weights import card_of as read_model_card
-from fcos.rules import RULES
 from fcos.terminal import is_printable
+from fcos.weights.archive import UnsafeFileError, parse_json
+from fcos.weights.model_file import UPGRADE, ModelCard, is_number, is_whole, unreadable_card
+from fcos.weights.model_file import card_of as read_model_card
 
 Precision = Literal["fp32", "int8"]
 
@@ -53,7 +53,7 @@ class ExportCard:
 
 def input_dtype(config: TrainConfig) -> Literal["uint8", "float32"]:
     """What the graph takes: bytes, except where resizing does not round."""
-    return "float32" if RULES[config.rules].resize == "float" else "uint8"
+    return "float32" if CONVENTIONS[config.rules].resize == "float" else "uint8"
 
 
 def to_metadata(card: ExportCard, config: TrainConfig) -> dict[str, str]:
@@ -63,7 +63,7 @@ def to_metadata(card: ExportCard, config: TrainConfig) -> dict[str, str]:
 
 
 def _in_words(card: ExportCard, config: TrainConfig) -> list[tuple[str, Any]]:
-    rules = RULES[config.rules]
+    conventions = CONVENTIONS[config.rules]
     return [
         ("class_names", card.model.class_names),
         ("category_ids", card.model.category_ids),
@@ -71,8 +71,8 @@ def _in_words(card: ExportCard, config: TrainConfig) -> list[tuple[str, Any]]:
         ("pixel_std", card.pixel_std),
         ("short_side", config.short_side),
         ("longest_side", config.view_size),
-        ("size_rule", rules.size),
-        ("resize", rules.resize),
+        ("size_rule", conventions.size),
+        ("resize", conventions.resize),
         ("input_dtype", input_dtype(config)),
         ("padding_multiple", PADDING_MULTIPLE),
         ("score_threshold", config.score_threshold),
@@ -81,7 +81,7 @@ def _in_words(card: ExportCard, config: TrainConfig) -> list[tuple[str, Any]]:
         ("agnostic_nms", config.agnostic_nms),
         ("candidates_per_level", config.candidates_per_level),
         ("detections_per_image", config.detections_per_image),
-        ("inclusive_boxes", rules.inclusive_boxes),
+        ("inclusive_boxes", conventions.inclusive_boxes),
         ("show_from_score", card.model.threshold),
         ("precision", card.precision),
     ]

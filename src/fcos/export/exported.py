@@ -12,16 +12,17 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fcos.backend import calls_of_cpu
-from fcos.build import LoadedModel, load_model, settings_of_card
 from fcos.config import TrainConfig
 from fcos.data.batch import Batch
 from fcos.errors import DeviceError, WeightsError
 from fcos.export.card import GIVE, ExportCard, from_metadata, input_dtype
-from fcos.export.formats import FORMATS, FormatName, format_of
+from fcos.export.formats import FORMATS
 from fcos.files import check_regular
 from fcos.model.postprocess import ImageDetections
-from fcos.model.weights import ModelCard
+from fcos.predict.backend import calls_of_cpu
+from fcos.predict.predictor import Predictor
+from fcos.weights.load import ExportFormat, LoadedModel, format_of, load_model, settings_of_card
+from fcos.weights.model_file import ModelCard
 
 BATCH_SIZE = 1  # of prediction, where nobody says: on a CPU a batch gains nothing, and its padding costs
 
@@ -55,7 +56,7 @@ class ExportedModel:
     config: TrainConfig
     export: ExportCard
     path: Path
-    format: FormatName
+    format: ExportFormat
 
     @property
     def card(self) -> ModelCard:
@@ -91,7 +92,7 @@ class ExportedModel:
 
 
 class ExportedBackend:
-    """Detects with an exported file; see `fcos.backend.Backend`."""
+    """Detects with an exported file; see `fcos.predict.backend.Backend`."""
 
     device = torch.device("cpu")
     usual_batch_size = group_size = BATCH_SIZE
@@ -109,7 +110,7 @@ class ExportedBackend:
 
     @cached_property
     def side_by_side(self) -> ExportedBackend:
-        """See `fcos.backend.Backend`."""
+        """See `fcos.predict.backend.Backend`."""
         if self.calls_at_once == 1:
             return self
         runner = self._runner.side_by_side(self.calls_at_once)
@@ -193,3 +194,9 @@ def open_exported(path: Path) -> ExportedModel:
 def open_model(source: Path) -> LoadedModel | ExportedModel:
     """What `fcos predict` takes: a run folder, a model file, a published file, or an exported one."""
     return open_exported(source) if format_of(source) else load_model(source)
+
+
+def predictor_of(exported: ExportedModel) -> Predictor:
+    """Detects with an exported file, on the CPU."""
+    backend = exported.backend(torch.device("cpu"))
+    return Predictor(backend, exported.config, exported.card, exported.path)

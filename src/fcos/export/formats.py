@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,8 +12,7 @@ from fcos.export import onnx_file, onnx_int8, openvino_folder, openvino_int8, to
 from fcos.export.calibration import Calibration
 from fcos.export.graph import DetectionGraph
 from fcos.export.trace import traced
-
-FormatName = Literal["onnx", "openvino", "torch"]
+from fcos.weights.load import ExportFormat
 
 
 class Format(NamedTuple):
@@ -39,7 +38,7 @@ class Format(NamedTuple):
     about: str
 
 
-FORMATS: dict[FormatName, Format] = {
+FORMATS: dict[ExportFormat, Format] = {
     "onnx": Format(
         ending=".onnx",
         torchvision_nms=False,
@@ -68,10 +67,3 @@ FORMATS: dict[FormatName, Format] = {
         about="a program of torch.export, run by torch",
     ),
 }
-
-
-def format_of(path: Path) -> FormatName | None:
-    """The format of an exported file or folder; None if it is none."""
-    if path.is_dir():
-        return "openvino" if (path / openvino_folder.NAME).is_file() else None
-    return {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}.get(path.suffix)  # type: ignore[return-value]

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import torch
 
-from fcos.build import LoadedModel, build_postprocess
 from fcos.errors import WeightsError
 from fcos.export.card import ExportCard, input_dtype, to_metadata
-from fcos.export.formats import FORMATS, FormatName
+from fcos.export.formats import FORMATS
 from fcos.export.graph import DetectionGraph
 from fcos.files import check_writable, written
+from fcos.model.build import build_postprocess
+from fcos.weights.load import ExportFormat, LoadedModel
 
 
-def default_path(model_file: Path, name: FormatName, *, int8: bool = False) -> Path:
+def default_path(model_file: Path, name: ExportFormat, *, int8: bool = False) -> Path:
     """Beside the model file: best.safetensors -> best.onnx, best_openvino, best.pt2, best_int8.onnx."""
     return model_file.with_name(model_file.stem + "_int8" * int8 + FORMATS[name].ending)
 
 
-def check_path(path: Path, name: FormatName, *, overwrite: bool) -> None:
+def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
     """Refuse a path before the work begins.
 
     Raises:
@@ -36,7 +37,7 @@ def check_path(path: Path, name: FormatName, *, overwrite: bool) -> None:
     check_writable(path)
 
 
-def graph_of(loaded: LoadedModel, name: FormatName) -> tuple[DetectionGraph, torch.dtype]:
+def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, torch.dtype]:
     """The graph of a model for a format, and the type of its pixels."""
     postprocess = build_postprocess(loaded.config)
     graph = DetectionGraph(loaded.model, postprocess, torchvision_nms=FORMATS[name].torchvision_nms)
@@ -51,7 +52,7 @@ def card_of(loaded: LoadedModel) -> ExportCard:
     )
 
 
-def export_model(loaded: LoadedModel, name: FormatName, path: Path) -> None:
+def export_model(loaded: LoadedModel, name: ExportFormat, path: Path) -> None:
     """Write a model in a format, whole or not at all."""
     graph, dtype = graph_of(loaded, name)
     metadata = to_metadata(card_of(loaded), loaded.config)

@@ -18,8 +18,8 @@ from fcos.export.card import GIVE
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
 from fcos.export.needs import needs
 from fcos.files import check_regular, read_bytes
+from fcos.weights.load import OPENVINO_GRAPH
 
-NAME = "model.xml"
 SECTION = "fcos"  # of rt_info
 MAX_XML_BYTES = 256 * 2**20
 MAX_BIN_BYTES = 4 * 2**30
@@ -60,12 +60,12 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     for key, value in metadata.items():
         model.set_rt_info(value, [SECTION, key])
     path.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(model, path / NAME, compress_to_fp16=False)
+    openvino.save_model(model, path / OPENVINO_GRAPH, compress_to_fp16=False)
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
     """Metadata and runner of a folder, or of the .xml in it."""
-    file = path / NAME if path.is_dir() else path
+    file = path / OPENVINO_GRAPH if path.is_dir() else path
     text, weights = _read_pair(file)
     try:
         # From memory: OpenVINO gets no path, and has no other file to open.

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import torch
 
-from fcos.api import Detector
-from fcos.build import LoadedModel
 from fcos.data.annotations import Annotations
 from fcos.errors import FcosError
 from fcos.export.calibration import PARTS, Calibration
 from fcos.export.card import to_metadata
-from fcos.export.formats import FORMATS, FormatName
+from fcos.export.exported import open_exported, predictor_of
+from fcos.export.formats import FORMATS
 from fcos.export.make import card_of, graph_of
 from fcos.files import written
 from fcos.metrics.coco import evaluate_detections
+from fcos.predict.predictor import Predictor
+from fcos.weights.load import ExportFormat, LoadedModel
 
 Measure = Callable[[frozenset[str]], float]  # parts left in float32 -> AP
 
@@ -84,7 +85,7 @@ def search(ap_before: float, measure: Measure, most_loss: float) -> Search:
 
 def export_int8(
     loaded: LoadedModel,
-    name: FormatName,
+    name: ExportFormat,
     path: Path,
     calibration: Calibration,
     annotations: Annotations,
@@ -119,9 +120,9 @@ def export_int8(
         with tempfile.TemporaryDirectory() as folder:
             trial = Path(folder) / path.name
             write(trial, left_out)
-            return average_precision(Detector.load(trial), annotations)
+            return average_precision(predictor_of(open_exported(trial)), annotations)
 
-    before = average_precision(Detector(loaded, torch.device("cpu")), annotations)
+    before = average_precision(Predictor.of(loaded, torch.device("cpu")), annotations)
     found = search(before, measure, most_loss)
     if found.is_within:
         with written(path) as partial:
@@ -129,7 +130,7 @@ def export_int8(
     return found
 
 
-def check_int8(name: FormatName) -> None:
+def check_int8(name: ExportFormat) -> None:
     """Refuse a format without 8-bit integers."""
     if FORMATS[name].quantise is None:
         raise FcosError(
@@ -137,7 +138,7 @@ def check_int8(name: FormatName) -> None:
         )
 
 
-def average_precision(detector: Detector, annotations: Annotations) -> float:
+def average_precision(detector: Predictor, annotations: Annotations) -> float:
     """COCO's AP."""
     return evaluate_detections(annotations, detector.find(annotations)).map_mean
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fcos.errors import WeightsError
 from fcos.files import read_bytes
-from fcos.model.archive import UnsafeFileError
+from fcos.weights.archive import UnsafeFileError
 
 MAX_BYTES = 2**31  # protobuf's limit
 MAX_DEPTH = 30

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fcos.model.archive import UnsafeFileError, check_archive, parse_json
+from fcos.weights.archive import UnsafeFileError, check_archive, parse_json
 
 EXTRA_FILE = "metadata.json"
 MAX_PROGRAM_BYTES = 64 * 2**20  # of a graph as JSON; one of ResNet-101 has 4

@@ -18,7 +18,7 @@ from fcos.errors import WeightsError
 from fcos.export.card import GIVE
 from fcos.export.safe_program import EXTRA_FILE, read_program
 from fcos.export.trace import quiet
-from fcos.model.archive import UnsafeFileError
+from fcos.weights.archive import UnsafeFileError
 
 
 def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from fcos.api import Detector
-from fcos.detections import Detections
+from fcos.predict.detections import Detections
+from fcos.predict.predictor import Predictor
 
 MOST_PIXELS = 0.5  # that a side of a box may differ by, original pixels
 MOST_SCORE = 1e-3
@@ -78,7 +78,7 @@ class Difference:
     num_ties: int
 
 
-def check_export(before: Detector, after: Detector, pictures: Sequence[Path]) -> Check:
+def check_export(before: Predictor, after: Predictor, pictures: Sequence[Path]) -> Check:
     """Compare on pictures; the time is that of the first."""
     num_detections = num_same = num_ties = 0
     most_pixels = most_score = 0.0
@@ -202,7 +202,7 @@ def _say(found: Detections, index: int) -> str:
     return f"{found.class_name(index)} {float(found.scores[index]):.4f} at [{box}]"
 
 
-def latencies(detectors: Sequence[Detector], picture: Path, rounds: int = ROUNDS) -> list[float]:
+def latencies(detectors: Sequence[Predictor], picture: Path, rounds: int = ROUNDS) -> list[float]:
     """Median ms of each from file to detections; in turn, so that all see the same machine."""
     times: list[list[float]] = [[] for _ in detectors]
     for detector in detectors:

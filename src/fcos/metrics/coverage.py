@@ -16,16 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fcos.build import build_assigner
 from fcos.config import TrainConfig
+from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.resize import resized_size
 from fcos.data.splits import select
 from fcos.model.assign import smallest_box
+from fcos.model.build import build_assigner
 from fcos.model.points import PointGrid, make_grid
-from fcos.rules import RULES
 
 MAX_IMAGES = 500  # of a data set: 1 to 3 s for each configuration
 REASONS = {
@@ -93,9 +93,9 @@ class Coverage:
 def place_objects(record: Record, config: TrainConfig) -> Placed:
     """The points and objects of an image as the assigner of the configuration sees them."""
     assert record.size_hw is not None, "checked annotations have sizes"
-    rules = RULES[config.rules]
-    size_hw = resized_size(record.size_hw, config.short_side, config.view_size, rules.size)
-    grid = make_grid(padded_size([size_hw], PADDING_MULTIPLE), config.strides, place=rules.points)
+    conventions = CONVENTIONS[config.rules]
+    size_hw = resized_size(record.size_hw, config.short_side, config.view_size, conventions.size)
+    grid = make_grid(padded_size([size_hw], PADDING_MULTIPLE), config.strides, place=conventions.points)
     objects = np.flatnonzero(~record.is_crowd)
     scale_hw = np.array(size_hw) / np.array(record.size_hw)
     boxes = torch.from_numpy(record.boxes_xyxy[objects] * scale_hw[[1, 0, 1, 0]]).float()

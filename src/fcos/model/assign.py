@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from fcos.config.conventions import Areas
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid, box_distances
-from fcos.rules import Areas
 
 BACKGROUND = -1
 

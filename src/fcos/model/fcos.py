@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor, nn
 
+from fcos.config.conventions import PointPlace
 from fcos.model.backbone import Backbone
 from fcos.model.fpn import FeaturePyramid
 from fcos.model.head import Head, HeadOutput
 from fcos.model.points import PointGrid, make_grid
-from fcos.rules import PointPlace
 
 
 class FCOS(nn.Module):

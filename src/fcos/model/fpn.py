@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcos.model.winograd import Conv3x3
+from fcos.cpu.winograd import Conv3x3
 
 
 class FeaturePyramid(nn.Module):

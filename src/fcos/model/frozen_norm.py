@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from fcos.model.winograd import conv3x3, pays
+from fcos.cpu.winograd import conv3x3, pays
 
 Pair = tuple[nn.Conv2d, _BatchNorm]
 

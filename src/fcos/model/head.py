@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fcos.model.winograd import Conv3x3
+from fcos.cpu.winograd import Conv3x3
 
 PRIOR = (
     0.01  # probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fcos.rules import PointPlace
+from fcos.config.conventions import PointPlace
 
 
 class PointGrid(NamedTuple):

@@ -1,7 +1,7 @@
 """Predictions to detections (section 3.1 and 3.3 of the paper; rules of the official code).
 
 The defaults are the paper's rules as we apply them. Where another code base does otherwise, a parameter of
-`PostProcess` says what; `fcos.rules` has the set of each.
+`PostProcess` says what; `fcos.config.conventions` has the set of each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from fcos.config.conventions import ClipBoxes, RankBy, Score, ThresholdOn
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid, distances_to_boxes
-from fcos.rules import ClipBoxes, RankBy, Score, ThresholdOn
 
 
 class ImageDetections(NamedTuple):

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from fcos.detections import Detections
 from fcos.errors import DatasetError
 from fcos.files import explained
+from fcos.predict.detections import Detections
 from fcos.predict.sources import Source, numbered, read_picture, real_path
-from fcos.stream import search
+from fcos.predict.stream import search
 
 if TYPE_CHECKING:
-    from fcos.api import Detector
+    from fcos.predict.predictor import Predictor
 
 RESULT_FILE = "detections.json"
 FRAMES_FILE = "detections.jsonl"
@@ -56,7 +56,7 @@ def _drawn_name(source: Source) -> Path:
 
 
 def search_pictures(
-    detector: Detector,
+    detector: Predictor,
     sources: Sequence[Source],
     out: Path,
     score_threshold: float,
@@ -68,7 +68,7 @@ def search_pictures(
     """What `detections.json` says about each picture; its drawn copy is written.
 
     Of one that cannot be read: path and error. `batch_size` as in `Detector.predict`, `num_processes` as in
-    `fcos.stream.search`.
+    `fcos.predict.stream.search`.
     """
 
     def describe(source: Source, detections: Detections) -> dict[str, Any]:

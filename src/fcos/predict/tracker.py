@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcos.detections import Detections
 from fcos.errors import FcosError
+from fcos.predict.detections import Detections
 
 LEAST_SCORE = 0.1  # what is surely no object; above it, a weak detection may go on with a track
 

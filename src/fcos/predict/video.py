@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fcos.detections import Detections
+from fcos.predict.detections import Detections
 from fcos.predict.pictures import as_dicts
 from fcos.predict.sources import Source
+from fcos.predict.stream import search
 from fcos.predict.tracker import Tracker
 from fcos.predict.video_reader import Frame, VideoReader
 from fcos.predict.video_writer import VideoWriter
-from fcos.stream import search
 
 if TYPE_CHECKING:
-    from fcos.api import Detector
+    from fcos.predict.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class VideoOptions:
 
 
 def search_video(
-    detector: Detector,
+    detector: Predictor,
     source: Source,
     target: Path,
     lines: IO[str],
@@ -93,7 +93,7 @@ def search_video(
 
 
 def _found(
-    detector: Detector, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
+    detector: Predictor, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
 ) -> Generator[tuple[Frame, Detections], None, None]:
     """Each frame that is searched, with what is in it."""
     results = search(

@@ -1,0 +1,130 @@
+"""`Detector`: a trained model in Python, by its file: predict, measure, train."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fcos.config import TrainConfig, load_config
+from fcos.data.annotations import Annotations
+from fcos.data.check import check, drop_invalid
+from fcos.data.classes import is_no_class, with_classes_of
+from fcos.data.formats import read_annotations
+from fcos.data.recognise import Format, recognise
+from fcos.metrics.coco import CocoMetrics, evaluate_detections
+from fcos.predict.device import torch_device
+from fcos.predict.predictor import Predictor
+from fcos.weights.load import format_of, load_model
+
+
+class Detector(Predictor):
+    """A trained model, ready to use.
+
+    detector = Detector.load("runs/train")
+    detections = detector.predict("photo.jpg")
+    detections.draw().show()
+    """
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        device: str | Sequence[int] | torch.device = "auto",
+        *,
+        agnostic_nms: bool | None = None,
+    ) -> Detector:
+        """The best model of a run folder, a model file, an exported file, or one of another code base.
+
+        Args:
+            source: a run folder, a `*.safetensors` file of ours, what `fcos export` wrote, or a `*.pth` file
+                of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which is used as its
+                authors do.
+            device: "auto", "cpu", "cuda", "mps", or a list with a GPU number. Exported files run on the CPU.
+            agnostic_nms: as in `predict`, for all that this detector does.
+        """
+        path = Path(source)
+        if not isinstance(device, torch.device):
+            device = device if isinstance(device, str) else list(device)
+            device = torch_device("cpu" if device == "auto" and format_of(path) else device)
+        if format_of(path):
+            from fcos.export.exported import open_exported  # a network needs none of the formats
+
+            exported = open_exported(path)
+            detector = cls(exported.backend(device), exported.config, exported.card, exported.path)
+        else:
+            detector = cls.of(load_model(path), device)
+        return detector._with_nms(agnostic_nms)
+
+    @classmethod
+    def train(cls, config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig) -> Detector:
+        """Train, and return the best model (the last one where nothing is evaluated).
+
+        Args:
+            config: a train.json, its content as a dict, or what `load_config` makes of it.
+        """
+        from fcos.report.after_training import draw_run  # predicting needs neither report nor training loop
+        from fcos.train.run import train
+
+        if not isinstance(config, TrainConfig):
+            config = load_config(config if isinstance(config, Mapping) else Path(config))
+        run = train(config)
+        if run.trained:
+            draw_run(run.folder, run.trained)
+        return cls.load(run.folder, config.device)
+
+    def evaluate(
+        self,
+        list: str | os.PathLike[str],
+        *,
+        root: str | os.PathLike[str] | None = None,
+        names: Sequence[str] | None = None,
+        format: Format | Literal["auto"] = "auto",
+        skip_invalid: bool = False,
+        batch_size: int | None = None,
+    ) -> CocoMetrics:
+        """COCO's numbers on annotations with the classes of this model.
+
+        Args:
+            list: the annotations, as `list_eval` takes them.
+            root: folder of the images.
+            names: class names where the file has none; otherwise those of the model.
+            format: "auto", "list", "coco", "voc" or "yolo".
+            skip_invalid: leave broken pictures and impossible boxes out instead of refusing.
+            batch_size: images of one forward pass.
+        """
+        annotations = self.read_annotations(
+            list, root=root, names=names, format=format, skip_invalid=skip_invalid
+        )
+        return evaluate_detections(annotations, self.find(annotations, batch_size=batch_size))
+
+    def read_annotations(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        root: str | os.PathLike[str] | None = None,
+        names: Sequence[str] | None = None,
+        format: Format | Literal["auto"] = "auto",
+        skip_invalid: bool = False,
+    ) -> Annotations:
+        """Annotations ready to be measured on; arguments as in `evaluate`.
+
+        They have the labels of this model, and boxes in the frame of the upright pictures.
+
+        Raises:
+            DatasetError: other classes than the model's, or pictures and boxes that cannot be used.
+        """
+        source = Path(source)
+        folder = None if root is None else Path(root)
+        known = recognise(source, folder) if format == "auto" else format
+        if names is None and known != "coco":  # COCO's file lists its classes; the others lack some or all
+            names = [name for name in self.class_names if not is_no_class(name)]
+        annotations = read_annotations(source, root=folder, names=names, format=known)
+        annotations = with_classes_of(annotations, self.class_names, self.category_ids)
+        report = check(annotations)
+        if not skip_invalid:
+            report.raise_problems(may_lack_boxes=True)
+        return drop_invalid(annotations, report)

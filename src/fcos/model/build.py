@@ -1,0 +1,100 @@
+"""Settings to network, assigner, loss and post-processing."""
+
+from __future__ import annotations
+
+import torch
+
+from fcos.config import TrainConfig
+from fcos.config.conventions import CONVENTIONS
+from fcos.model.assign import StaticAssigner
+from fcos.model.backbone import Backbone, pixel_statistics
+from fcos.model.fcos import FCOS
+from fcos.model.fpn import FeaturePyramid
+from fcos.model.head import Head
+from fcos.model.losses import FcosLoss
+from fcos.model.postprocess import PostProcess
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def build_model(config: TrainConfig, num_classes: int) -> FCOS:
+    """The network with fresh weights; the same within `torch.no_grad` and `torch.inference_mode`."""
+    backbone = Backbone(
+        config.backbone,
+        freeze_bn=config.freeze_bn,
+        freeze_stages=config.freeze_stages,
+        channels=config.backbone_channels,
+        stride_in_1x1=config.stride_in_1x1,
+    )
+    pyramid = FeaturePyramid(
+        backbone.channels, config.fpn_channels, len(config.strides), extra_from=config.fpn_extra_from
+    )
+    head = Head(
+        config.fpn_channels,
+        config.head_channels,
+        num_classes,
+        config.head_convs,
+        config.strides,
+        conv=config.head_conv,
+        norm=config.head_norm,
+        quality_tower=None if config.quality == "none" else config.quality_tower,
+        box_activation=config.box_activation,
+        normalize_targets=config.normalize_targets,
+        distance_init=config.distance_init,
+    )
+    usual_mean, usual_std = pixel_statistics(config.backbone)
+    return FCOS(
+        backbone,
+        pyramid,
+        head,
+        config.strides,
+        config.pixel_mean or usual_mean,
+        config.pixel_std or usual_std,
+        CONVENTIONS[config.rules].points,
+    )
+
+
+def build_assigner(config: TrainConfig) -> StaticAssigner:
+    """Ground truth to targets."""
+    radius = config.center_radius if config.center_sampling else None
+    conventions = CONVENTIONS[config.rules]
+    ranges = tuple(map(float, config.regress_ranges))
+    return StaticAssigner(
+        ranges,
+        radius,
+        strict_ranges=conventions.strict_ranges,
+        areas=conventions.areas,
+        weight_boxes=conventions.weight_boxes and config.quality == "centerness",
+    )
+
+
+def build_loss(config: TrainConfig) -> FcosLoss:
+    """Output and targets to losses."""
+    conventions = CONVENTIONS[config.rules]
+    return FcosLoss(
+        config.quality,
+        config.box_loss,
+        config.focal_alpha,
+        config.focal_gamma,
+        normalize_targets=config.normalize_targets,
+        iou_plus_one=conventions.iou_plus_one,
+    )
+
+
+def build_postprocess(config: TrainConfig) -> PostProcess:
+    """Output to detections."""
+    conventions = CONVENTIONS[config.rules]
+    return PostProcess(
+        config.score_threshold,
+        config.nms_iou,
+        config.candidates_per_level,
+        config.detections_per_image,
+        threshold_on=config.threshold_on,
+        score=conventions.score,
+        rank_by=conventions.rank_by,
+        clip=conventions.clip,
+        keep_empty=conventions.keep_empty,
+        inclusive_boxes=conventions.inclusive_boxes,
+        keep_ties=conventions.keep_ties,
+        agnostic_nms=config.agnostic_nms,
+    )

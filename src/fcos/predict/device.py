@@ -1,0 +1,47 @@
+"""The setting `device`, checked against what this machine has."""
+
+from __future__ import annotations
+
+import torch
+
+from fcos.errors import DeviceError
+
+
+def available_devices() -> str:
+    """What is there, in words."""
+    gpus = [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        gpus.append("mps")
+    return ", ".join([*gpus, "cpu"])
+
+
+def choose_device(device: list[int] | str) -> tuple[str, list[int] | int]:
+    """Accelerator and device numbers of a `device` setting, checked against what is there."""
+    num_gpus = torch.cuda.device_count()
+    if device == "auto":
+        if num_gpus:
+            return "cuda", num_gpus
+        return ("mps", 1) if torch.backends.mps.is_available() else ("cpu", 1)
+    if isinstance(device, list):
+        if missing := [number for number in device if not 0 <= number < num_gpus]:
+            raise DeviceError(
+                f"there is no GPU {', '.join(map(str, missing))} on this machine",
+                where=f'"device": {device}',
+                fix=f'there is: {available_devices()}. Set "device" to numbers from it, "auto", or "cpu"',
+            )
+        return "cuda", device
+    if (device == "cuda" and not num_gpus) or (device == "mps" and not torch.backends.mps.is_available()):
+        raise DeviceError(
+            f"there is no {device} device on this machine",
+            where=f'"device": "{device}"',
+            fix=f'there is: {available_devices()}. Set "device" to "auto" or "cpu"',
+        )
+    return device, 1
+
+
+def torch_device(device: list[int] | str) -> torch.device:
+    """One torch device for prediction."""
+    accelerator, numbers = choose_device(device)
+    if isinstance(numbers, list):
+        return torch.device(accelerator, numbers[0])
+    return torch.device(accelerator)

@@ -1,0 +1,204 @@
+"""Boxes with readable labels on a photograph.
+
+Drawn with Pillow: `torchvision.utils.draw_bounding_boxes` lets labels run out of the picture and cannot
+choose the text's colour by its background in all versions that we support.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+from matplotlib import get_data_path
+from matplotlib.ft2font import FT2Font
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from fcos.data.annotations import Record
+from fcos.predict.detections import Detections
+from fcos.terminal import printable_line
+
+Rgb = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # xyxy, pixels
+
+GOLDEN_RATIO = 0.618034  # steps of it around the colour circle never come close to an earlier one for long
+MAX_NAME = 200  # characters of a label
+MAX_ROWS = 8  # of labels below each other in a box
+GAP = 8  # pixels between two pictures side by side
+
+
+def class_colour(label: int) -> Rgb:
+    """The colour of a class: always the same, whatever other classes there are."""
+    hue = (0.58 + label * GOLDEN_RATIO) % 1
+    saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.95, 0.7))[label // 8 % 3]
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes_xyxy: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    scores: ArrayLike | None = None,
+    track_ids: ArrayLike | None = None,
+) -> Image.Image:
+    """A copy of the picture with boxes and the names of their classes.
+
+    Args:
+        image: any mode; the copy is RGB.
+        boxes_xyxy: `(N, 4)` xyxy, pixels of `image`; tensor, array or list.
+        labels: `(N,)` 0-based, index into `class_names`.
+        class_names: names in any script that the fonts of this machine have.
+        scores: `(N,)`, written behind the names; the best is drawn last, on top.
+        track_ids: `(N,)`, written before the names; -1: none.
+    """
+    picture = image.convert("RGB")
+    boxes = _inside(np.asarray(boxes_xyxy, np.float64).reshape(-1, 4), picture.size)
+    classes = np.asarray(labels, np.int64).reshape(-1).tolist()
+    values = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
+    ids = None if track_ids is None else np.asarray(track_ids, np.int64).reshape(-1).tolist()
+    draw = ImageDraw.Draw(picture)
+    font_size = _font_size(picture.size)
+    line_width = max(1, round(min(picture.size) / 250))
+    order = list(range(len(boxes))) if values is None else np.argsort(values, kind="stable").tolist()
+    for i in order:  # all lines first: no line crosses a label
+        draw.rectangle(boxes[i], outline=class_colour(classes[i]), width=line_width)
+    taken: list[Box] = []
+    for i in reversed(order):  # the best score has the first choice of a place
+        name = printable_line(class_names[classes[i]][:MAX_NAME])
+        if ids and ids[i] >= 0:
+            name = f"#{ids[i]} {name}"
+        text = _fitting(name, "" if values is None else f" {values[i]:.2f}", font_size, picture.width)
+        label = _label(text, class_colour(classes[i]), font_size)
+        x, y = _place_of_label(label.size, boxes[i], picture.size, taken)
+        picture.paste(label, (x, y))
+        taken.append((x, y, x + label.width, y + label.height))
+    return picture
+
+
+def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Image:
+    """What is there on the left, what was found on the right, with a title above each."""
+    image = detections.image
+    assert image is not None, "Detector.predict keeps the picture"
+    there = draw_boxes(image, ground_truth.boxes_xyxy, ground_truth.labels, detections.class_names)
+    font = label_font("", _font_size(image.size))
+    title_height = sum(font.getmetrics()) + GAP
+    both = Image.new("RGB", (2 * image.width + GAP, image.height + title_height), "white")
+    draw = ImageDraw.Draw(both)
+    titled = ("ground truth", there), ("detections", detections.draw())
+    for x, (title, picture) in zip((0, image.width + GAP), titled, strict=True):
+        both.paste(picture, (x, title_height))
+        draw.text((x + GAP, GAP // 2), title, fill="black", font=font)
+    return both
+
+
+def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[Box]:
+    """The outermost whole pixels of boxes that are on the picture, both ends included, as Pillow draws."""
+    last = np.array(size) - 1
+    top_left = np.floor(boxes_xyxy[:, :2]).clip(0, last)
+    bottom_right = (np.ceil(boxes_xyxy[:, 2:]) - 1).clip(0, last)
+    sides = np.hstack([np.minimum(top_left, bottom_right), np.maximum(top_left, bottom_right)])
+    return [(x1, y1, x2, y2) for x1, y1, x2, y2 in sides.astype(int).tolist()]
+
+
+def _fitting(name: str, score: str, font_size: int, max_width: int) -> str:
+    """Name and score, or as much of the name as a label of this width holds."""
+    font, room = label_font(name, font_size), max_width - 2 * _margin(font_size)
+    if font.getlength(name + score) <= room:
+        return name + score
+    while name and font.getlength(f"{name}...{score}") > room:
+        name = name[:-1]
+    return f"{name}...{score}"
+
+
+def _margin(font_size: int) -> int:
+    return max(1, font_size // 6)
+
+
+@lru_cache(maxsize=256)  # the same classes and scores come again and again; 50 MB of 12-megapixel pictures
+def _label(text: str, colour: Rgb, font_size: int) -> Image.Image:
+    """A filled rectangle with the text."""
+    font = label_font(text, font_size)
+    margin = _margin(font_size)
+    left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text, font=font)
+    width, height = math.ceil(right - left) + 2 * margin, math.ceil(bottom - top) + 2 * margin
+    label = Image.new("RGB", (width, height), colour)
+    ImageDraw.Draw(label).text((margin - left, margin - top), text, fill=readable_on(colour), font=font)
+    return label
+
+
+def _place_of_label(
+    label_size: tuple[int, int], box: Box, size: tuple[int, int], taken: Sequence[Box]
+) -> tuple[int, int]:
+    """Its upper left corner, inside the image: where it hides the least of other labels.
+
+    Above the box, else below its top edge, else at its other corners, else moved down or up along its left.
+    """
+    (width, height), (x1, y1, x2, y2) = label_size, box
+    left, right = x1, x2 + 1 - width
+    places = [(left, y1 - height), (left, y1), (right, y1 - height), (right, y1), (left, y2 + 1)]
+    places += [(left, y2 + 1 - height), (right, y2 + 1), (right, y2 + 1 - height)]
+    places += [(left, y1 + row * height) for row in range(1, min(MAX_ROWS, (y2 - y1) // height))]
+    places += [(left, y1 - row * height) for row in range(2, MAX_ROWS)]
+    last_x, last_y = max(0, size[0] - width), max(0, size[1] - height)
+    places = [(min(max(0, x), last_x), y) for x, y in places if 0 <= y <= last_y] or [
+        (min(max(0, left), last_x), min(max(0, y1), last_y))
+    ]
+    best, fewest = places[0], width * height + 1
+    for x, y in places:
+        hidden = _hidden_pixels((x, y, x + width, y + height), taken)
+        if hidden < fewest:
+            best, fewest = (x, y), hidden
+        if not hidden:
+            break
+    return best
+
+
+def _hidden_pixels(box: Box, others: Sequence[Box]) -> int:
+    """How many pixels of a box lie in others; ends are exclusive."""
+    return sum(
+        max(0, min(box[2], x2) - max(box[0], x1)) * max(0, min(box[3], y2) - max(box[1], y1))
+        for x1, y1, x2, y2 in others
+    )
+
+
+def readable_on(colour: Rgb) -> str:
+    """Black or white, whichever stands out from `colour` more."""
+    red, green, blue = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
+
+
+def _font_size(size: tuple[int, int]) -> int:
+    return max(11, round(min(size) / 32))
+
+
+def label_font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib; a font of this machine for scripts that it lacks."""
+    return _load_font(_font_file(frozenset(text)), size)
+
+
+@cache
+def _load_font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
+
+
+@cache
+def _font_file(characters: frozenset[str]) -> Path:
+    default = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    if _has_glyphs(default, characters):
+        return default
+    from matplotlib.font_manager import fontManager  # looks through the machine's fonts, which takes a while
+
+    # "Last Resort", which matplotlib brings, claims to have every glyph and draws a box for each.
+    others = (Path(entry.fname) for entry in fontManager.ttflist if "Last Resort" not in entry.name)
+    # Where no font has them, the default's empty boxes say that glyphs are missing.
+    return next((file for file in others if _has_glyphs(file, characters)), default)
+
+
+def _has_glyphs(file: Path, characters: frozenset[str]) -> bool:
+    return {ord(character) for character in characters} <= FT2Font(str(file)).get_charmap().keys()

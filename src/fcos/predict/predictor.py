@@ -1,0 +1,317 @@
+"""Images to `Detections` with any backend: a network, or a file that was exported from one."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fcos.config import TrainConfig
+from fcos.config.conventions import CONVENTIONS
+from fcos.data.annotations import Annotations
+from fcos.data.batch import GroundTruth, Sample, collate, split_by_size
+from fcos.data.build import build_eval_loader, build_eval_transform
+from fcos.data.image import read_image, to_pixels
+from fcos.data.loader import PADDING_MULTIPLE, loading
+from fcos.errors import DatasetError, WeightsError
+from fcos.metrics.rows import ROW, Rows
+from fcos.model.build import build_postprocess
+from fcos.model.fcos import FCOS
+from fcos.model.postprocess import ImageDetections
+from fcos.predict.backend import MOST_PIXELS_OF_SMALL, Backend, TorchBackend
+from fcos.predict.detect import gather, result_rows
+from fcos.predict.detections import Detections
+from fcos.predict.stream import search
+from fcos.weights.load import LoadedModel
+from fcos.weights.model_file import ModelCard
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it function by function
+
+Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+
+
+class Predictor:
+    """A backend with what it takes to use it: how images are resized, what the labels mean.
+
+    Attributes:
+        config: the settings that the model file carries.
+        class_names: of each label, without background.
+        category_ids: of each label, as in the data that the model was trained on.
+        threshold: score from which detections are worth showing (best F1 on the evaluation list).
+        path: the model file.
+    """
+
+    def __init__(self, backend: Backend, config: TrainConfig, card: ModelCard, path: Path) -> None:
+        self._backend = backend
+        self.config = config
+        self.class_names, self.category_ids = card.class_names, card.category_ids
+        self.threshold, self.path = card.threshold, path
+        self._transform = build_eval_transform(config)
+
+    @classmethod
+    def of(cls: type[P], loaded: LoadedModel, device: torch.device) -> P:
+        """With a network, on a device."""
+        backend = TorchBackend(loaded.model.to(device), build_postprocess(loaded.config))
+        return cls(backend, loaded.config, loaded.card, loaded.path)
+
+    def __repr__(self) -> str:
+        classes = f"{len(self.class_names)} classes"
+        return f"{type(self).__name__}({self.config.model}, {classes}, {self.device}, '{self.path}')"
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._backend.device
+
+    @property
+    def model(self) -> FCOS:
+        """The network, in evaluation mode, on the device."""
+        if not isinstance(self._backend, TorchBackend):
+            raise WeightsError(
+                "an exported file holds a graph and no network",
+                where=str(self.path),
+                fix="load the model file that it was made from",
+            )
+        return self._backend.model
+
+    @property
+    def usual_batch_size(self) -> int:
+        """Images of one forward pass, where nobody says; on a CPU 1."""
+        return self._backend.usual_batch_size
+
+    @property
+    def group_size(self) -> int:
+        """How many images `predict` takes together, where nobody says; on a CPU 4."""
+        return self._backend.group_size
+
+    @property
+    def calls_at_once(self) -> int:
+        """How many calls of `predict` in threads are the fastest, of what `side_by_side` gives."""
+        return self._backend.calls_at_once
+
+    def side_by_side(self: P) -> P:
+        """The same for `calls_at_once` calls of `predict` at once, which share the cores."""
+        detector = copy.copy(self)
+        detector._backend = self._backend.side_by_side
+        return detector
+
+    @overload  # a str is a Sequence of str too; it matches here first, as it does below
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        pictures: Picture,
+        score_threshold: float | None = ...,
+        *,
+        batch_size: int | None = ...,
+        agnostic_nms: bool | None = ...,
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        pictures: Sequence[Picture],
+        score_threshold: float | None = ...,
+        *,
+        batch_size: int | None = ...,
+        agnostic_nms: bool | None = ...,
+    ) -> list[Detections]: ...
+
+    def predict(
+        self,
+        pictures: Picture | Sequence[Picture],
+        score_threshold: float | None = None,
+        *,
+        batch_size: int | None = None,
+        agnostic_nms: bool | None = None,
+    ) -> Detections | list[Detections]:
+        """What is in a picture, or in each picture of a list.
+
+        Args:
+            pictures: a path, a PIL image, a uint8 array `(height, width, 3)` RGB, or a list of them, of any
+                sizes. Arrays may also be grey, `(height, width)` or `(height, width, 1)`, or have a fourth
+                channel, which is dropped; tensors have their channels first, `(3, height, width)`. Paths and
+                PIL images are turned upright as their EXIF says.
+            score_threshold: least score of what is returned; None: the model's own `threshold`; 0: all that
+                was found, as the evaluation counts it.
+            batch_size: images of one forward pass; None: 8 on a GPU, on a CPU, where large images gain
+                nothing, up to 4 small ones. Only images of one padded size share a pass, so that each gets
+                the detections that it gets alone.
+            agnostic_nms: NMS over all classes together, so that one object does not get boxes of two; None:
+                as the model says (its setting `agnostic_nms`).
+
+        Returns:
+            `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
+            list of thousands fills the memory: `stream` does not.)
+        """
+        if agnostic_nms is not None:
+            return self._with_nms(agnostic_nms).predict(pictures, score_threshold, batch_size=batch_size)
+        if isinstance(pictures, str) or not isinstance(pictures, Sequence):
+            return self._predict_group([pixels_of(pictures)], score_threshold)[0]
+        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
+        size = batch_size or self.group_size
+        found: list[Detections] = []
+        for first in range(0, len(pictures), size):
+            images = [pixels_of(picture) for picture in pictures[first : first + size]]
+            found += self._predict_group(images, score_threshold, max_pixels)
+        return found
+
+    def stream(
+        self,
+        pictures: Iterable[Picture],
+        score_threshold: float | None = None,
+        *,
+        batch_size: int | None = None,
+        agnostic_nms: bool | None = None,
+    ) -> Iterator[Detections]:
+        """What is in each of any number of pictures, in their order, and faster than one by one.
+
+            for detections in detector.stream(Path("photos").glob("*.jpg")):
+                detections.draw().save(...)
+
+        A few pictures are read and searched in threads while the caller uses the last one; no more than
+        these are in memory.
+
+        Args:
+            pictures: each as `predict` takes it; an endless generator too.
+            score_threshold: as in `predict`.
+            batch_size: pictures that are waited for, to go through the network together; None: 1 on a CPU,
+                else 8.
+            agnostic_nms: as in `predict`.
+
+        Raises:
+            DatasetError: at the place of a picture that cannot be read; the stream ends there.
+        """
+        for found in search(
+            self._with_nms(agnostic_nms),
+            pictures,
+            pixels_of,
+            lambda picture, detections: detections,
+            score_threshold=score_threshold,
+            batch_size=batch_size or self.usual_batch_size,
+        ):
+            if isinstance(found, DatasetError):
+                raise found
+            yield found
+
+    def find(
+        self,
+        annotations: Annotations,
+        *,
+        batch_size: int | None = None,
+        on_batch: Callable[[int], None] = lambda num_images: None,
+        fabric: Fabric | None = None,
+    ) -> Rows:
+        """What is found in every image of `annotations`, for `evaluate_detections`.
+
+        Args:
+            annotations: with the labels of this model.
+            batch_size: images of one forward pass.
+            on_batch: called with the number of images done, for a progress bar.
+            fabric: launched: its processes, each with this model, share the images.
+
+        Returns:
+            Rows with `image_id`, `bbox` (xywh, original pixels), `score`, `category_id`; with `fabric` on its
+            first process only, elsewhere none.
+        """
+        rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+        size = batch_size or self.usual_batch_size
+        loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
+        with loading(loader) as batches:
+            found = self._backend.detect(batches, on_batch)
+        if fabric:
+            found = gather(found, fabric)
+        if rank != 0:
+            return np.zeros(0, ROW)
+        return result_rows(found, annotations, inclusive_boxes=CONVENTIONS[self.config.rules].inclusive_boxes)
+
+    def _with_nms(self: P, agnostic_nms: bool | None) -> P:
+        """The same with NMS over all classes together, or within each."""
+        if agnostic_nms in (None, self.config.agnostic_nms):
+            return self
+        detector = copy.copy(self)
+        detector._backend = self._backend.with_agnostic_nms(bool(agnostic_nms))
+        detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
+        return detector
+
+    def _predict_group(
+        self, images: list[Tensor], score_threshold: float | None, max_pixels: int | None = None
+    ) -> list[Detections]:
+        """In one forward pass for each padded size; alone those of more than `max_pixels`."""
+        nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        samples = [
+            Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
+            for position, image in enumerate(images)
+        ]
+        passes = split_by_size(samples, PADDING_MULTIPLE, max_pixels)
+        found = self._backend.detect([collate(batch, PADDING_MULTIPLE) for batch in passes])
+        found.sort(key=lambda of_image: of_image[0])
+        threshold = self.threshold if score_threshold is None else score_threshold
+        return [
+            self._detections(image, detections).above(threshold)
+            for image, (_, detections) in zip(images, found, strict=True)
+        ]
+
+    def _detections(self, image: Tensor, found: ImageDetections) -> Detections:
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        return Detections(
+            found.boxes_xyxy, found.scores, found.labels, self.class_names, picture, found_at=found.found_at
+        )
+
+
+def pixels_of(picture: object) -> Tensor:
+    """A picture as an upright RGB uint8 tensor `(3, height, width)` on the CPU, channels last in memory.
+
+    Raises:
+        DatasetError: a file that cannot be read, or an array that is not such a picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_image(Path(picture))
+    if isinstance(picture, Image.Image):
+        return to_pixels(picture)
+    if isinstance(picture, np.ndarray | Tensor):
+        _check_array(picture)
+        values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+        if values.ndim == 2:
+            values = values[..., None]
+        elif isinstance(picture, Tensor):
+            values = values.transpose(1, 2, 0)
+        values = values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2)
+        return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # a copy: may be read-only
+    raise DatasetError(
+        f"a picture cannot be a {type(picture).__name__}",
+        fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
+        "or a list of them",
+    )
+
+
+def _check_array(picture: NDArray[Any] | Tensor) -> None:
+    """Refuse what is not an image of bytes: a guess would be wrong now and then, and never be seen."""
+    shape, dtype = tuple(picture.shape), picture.dtype
+    is_array = isinstance(picture, np.ndarray)
+    kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
+    num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
+    if num_channels not in (1, 3, 4):
+        hint = "; of a batch, list(batch) makes a list of pictures" if len(shape) == 4 else ""
+        raise DatasetError(
+            f"a picture given as {kind} has shape {layout}, RGB, or (height, width), grey; this one has "
+            f"{shape} and dtype {dtype}",
+            fix=f"reorder its axes{hint}",
+        )
+    if dtype not in (np.uint8, torch.uint8):
+        raise DatasetError(
+            f"a picture given as {kind} has dtype uint8, values 0 to 255; this one has {dtype} and shape "
+            f"{shape}",
+            fix="undo its normalisation and convert it; values in [0, 1] times 255, then to uint8",
+        )
+    if 0 in shape:
+        raise DatasetError(f"a picture needs pixels; this one has shape {shape}", fix="leave it out")

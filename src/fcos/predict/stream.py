@@ -1,0 +1,176 @@
+"""Searching many pictures: reading, network and what is done with the detections run beside each other.
+
+On a CPU several pictures are searched at once, each on its share of the cores: two cores share the work on
+one picture less well than they work on two. As many threads again read and draw meanwhile, as they do while a
+GPU computes. For many pictures processes do the same: they share no interpreter lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fcos.data.loader import Loader, start_worker
+from fcos.errors import DatasetError, FcosError
+from fcos.predict.detections import Detections
+
+if TYPE_CHECKING:
+    from fcos.predict.predictor import Predictor
+
+MOST_PIXELS = 4 * 1920 * 1080  # that are in memory before they are searched, where nobody says a batch size
+
+Source = TypeVar("Source")
+Result = TypeVar("Result")
+
+
+def search(
+    detector: Predictor,
+    sources: Iterable[Source],
+    read: Callable[[Source], Tensor],
+    then: Callable[[Source, Detections], Result],
+    *,
+    score_threshold: float | None = None,
+    batch_size: int | None = None,
+    num_processes: int = 1,
+) -> Iterator[Result | DatasetError]:
+    """What `then` makes of the detections of each source, in order.
+
+    Args:
+        detector: searches; several at once where that is faster.
+        sources: taken one by one, a few ahead of what has been given out.
+        read: pixels of a source, uint8 RGB `(3, height, width)`; called in threads. Its `DatasetError` takes
+            the place of the result.
+        then: called in threads.
+        score_threshold: as in `Detector.predict`.
+        batch_size: as in `Detector.predict`.
+        num_processes: if more than one, forks of this process with a core each take the place of threads
+            (Linux, a network on the CPU). All sources are taken first, and the results are sent from there.
+    """
+    num_cores = torch.get_num_threads()
+    detector = detector.side_by_side()
+    at_once = detector.calls_at_once
+    cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
+    searching = threading.BoundedSemaphore(at_once)
+    groups = _groups(sources, batch_size or detector.group_size)
+    most_pixels = None if batch_size else MOST_PIXELS
+
+    def work(group: list[Source]) -> list[Result | DatasetError]:
+        results: list[Result | DatasetError] = []
+        for some in _read_some(read, group, most_pixels):
+            good = [image for _, image in some if isinstance(image, Tensor)]
+            with searching:
+                found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
+            results += [
+                then(source, next(found)) if isinstance(image, Tensor) else image for source, image in some
+            ]
+        return results
+
+    if num_processes > 1:
+        yield from _in_processes(work, list(groups), num_processes)
+        return
+    try:
+        # The setting belongs to the thread that makes it.
+        pool = ThreadPoolExecutor(
+            2 * at_once, "search", initializer=lambda: torch.set_num_threads(cores_each)
+        )
+        for results in in_order(pool, work, groups, ahead=4 * at_once):
+            yield from results
+    finally:
+        torch.set_num_threads(num_cores)  # but for MKL, where it belongs to all threads
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Source], Result], sources: Iterable[Source], ahead: int
+) -> Iterator[Result]:
+    """Results of `work` in the order of `sources`, at most `ahead` more of which are taken and not given out.
+
+    The pool is closed at the end; also where the caller stops early, after the work that has begun.
+    """
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for source in sources:
+            waiting.append(pool.submit(work, source))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _groups(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
+    """Lists of `size` sources; the last may be shorter."""
+    iterator = iter(sources)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def _read_some(
+    read: Callable[[Source], Tensor], group: list[Source], most_pixels: int | None
+) -> Iterator[list[tuple[Source, Tensor | DatasetError]]]:
+    """The pictures of a group with their sources; what has `most_pixels` or more at once, before the next."""
+    some: list[tuple[Source, Tensor | DatasetError]] = []
+    num_pixels = 0
+    for source in group:
+        try:
+            image: Tensor | DatasetError = read(source)
+        except DatasetError as error:
+            image = error
+        some.append((source, image))
+        num_pixels += image[0].numel() if isinstance(image, Tensor) else 0
+        if most_pixels and num_pixels >= most_pixels:
+            yield some
+            some, num_pixels = [], 0
+    if some:
+        yield some
+
+
+class _Groups(Dataset[list[Result] | Exception]):
+    """The results of each group, worked out where it is asked for."""
+
+    def __init__(self, work: Callable[[list[Source]], list[Result]], groups: list[list[Source]]) -> None:
+        self.work, self.groups = work, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, place: int) -> list[Result] | Exception:
+        try:
+            return self.work(self.groups[place])
+        except Exception as error:  # the loader would make another of it
+            return error
+
+
+def _in_processes(
+    work: Callable[[list[Source]], list[Result]], groups: list[list[Source]], num_processes: int
+) -> Iterator[Result]:
+    if not groups:  # the loader refuses to have no processes
+        return
+    loader = Loader(
+        _Groups(work, groups),
+        batch_size=None,
+        num_workers=min(num_processes, len(groups)),
+        collate_fn=lambda results: results,
+        worker_init_fn=start_worker,
+        multiprocessing_context="fork",
+    )
+    try:
+        for results in loader:
+            if isinstance(results, Exception):
+                raise results
+            yield from results
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise FcosError(
+            "a process that searches pictures was killed, as the system does when memory runs out",
+            fix=f"let fewer search at the same time, --num-processes {num_processes // 2}",
+        ) from error

@@ -1,0 +1,237 @@
+"""FCOS's own view of a picture: which points of which level learn which object, and what each point says.
+
+The points are those of the assigner that trains (`model/assign.py`), at the size of the resized pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+
+from fcos.config import TrainConfig
+from fcos.config.conventions import CONVENTIONS
+from fcos.data.annotations import Annotations
+from fcos.metrics.coverage import place_objects
+from fcos.model.build import build_assigner
+from fcos.model.points import level_name
+from fcos.predict.draw import class_colour
+from fcos.report.examples import Example, Pane, Picture
+from fcos.report.second_look import PointAnswers
+
+MAX_OBJECTS = 25  # of a picture that is easy to read
+LEAST_SCORE = 0.1  # of a point that is drawn
+MAX_CELLS = 400  # of a level, those with the best scores
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point: the square of its stride around it, in pixels of the example picture."""
+
+    x: float
+    y: float
+    side: float
+    colour: str
+    opacity: float
+    title: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A value at every point of a level.
+
+    Attributes:
+        png: base64, one pixel a point.
+        width, height: of the whole level, pixels of the example picture.
+        largest: of the values.
+    """
+
+    png: str
+    width: float
+    height: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a level learns, and what it says.
+
+    Attributes:
+        range: which distances it regresses, in words.
+        num_objects: that it learns.
+        learned: positive points; opacity is centerness, colours are those of the objects.
+        said: points with a score; opacity is the score, colours are those of the classes.
+        quality: centerness (or expected IoU) everywhere, where the detector says something.
+    """
+
+    name: str
+    stride: int
+    range: str
+    num_objects: int
+    learned: tuple[Cell, ...]
+    said: tuple[Cell, ...]
+    quality: HeatMap | None
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A picture with its objects, and each level with its points."""
+
+    example: Example
+    levels: tuple[Level, ...]
+
+
+def assigned_picture(
+    annotations: Annotations, image: int, config: TrainConfig, answers: PointAnswers | None = None
+) -> Assigned:
+    """A picture of the annotations as FCOS learns it, and as a detector sees it."""
+    view = _View(annotations, image, config)
+    levels = []
+    for level, first, count in view.levels():
+        points = np.arange(first, first + count)
+        positive = points[view.matched[points] >= 0]
+        said = view.said_cells(points, answers) if answers is not None else ()
+        levels.append(
+            Level(
+                name=level_name(config.strides[level]),
+                stride=config.strides[level],
+                range=range_words(config, level),
+                num_objects=len(np.unique(view.matched[positive])),
+                learned=tuple(view.learned_cell(point) for point in positive.tolist()),
+                said=said,
+                quality=view.heat_map(level, answers.quality[points])
+                if said and answers is not None and answers.quality is not None
+                else None,
+            )
+        )
+    unused = [level.name for level in levels if not level.learned]
+    caption = f"at {view.size_hw[1]} x {view.size_hw[0]} pixels"
+    if unused:
+        caption += f"; {', '.join(unused)} learn nothing here"
+    example = view.picture.example(f"assigned-{image + 1}", [view.objects_pane()], 0.0, caption=caption)
+    return Assigned(example, tuple(levels))
+
+
+def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
+    """Pictures that show much: first one with objects that no point learns, then those of many sizes."""
+    counts = np.diff(annotations.first_box)
+    images = np.repeat(np.arange(len(annotations)), counts)
+    num_without = np.bincount(images[without], minlength=len(annotations))
+    longest = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]).max(axis=1).clip(min=1)
+    largest, smallest = np.ones(len(annotations)), np.full(len(annotations), np.inf)
+    np.maximum.at(largest, images, longest)
+    np.minimum.at(smallest, images, longest)
+    readable = np.flatnonzero((counts > 0) & (counts <= MAX_OBJECTS))
+    by_sizes = readable[np.argsort(-(largest / smallest)[readable], kind="stable")]
+    by_without = readable[np.argsort(-num_without[readable], kind="stable")]
+    first = [int(image) for image in by_without[:1] if num_without[image]]
+    return list(dict.fromkeys([*first, *map(int, by_sizes[:most])]))[:most]
+
+
+def range_words(config: TrainConfig, level: int) -> str:
+    """Which distances a level regresses."""
+    ends = (0.0, *config.regress_ranges)
+    if level == len(config.regress_ranges):
+        return f"distances from {ends[-1]:g} on"
+    return f"distances {ends[level]:g} to {ends[level + 1]:g}"
+
+
+class _View:
+    """A picture with its points and targets, and how to draw them."""
+
+    def __init__(self, annotations: Annotations, image: int, config: TrainConfig) -> None:
+        self.record = annotations[image]
+        self.picture = Picture(self.record, annotations)
+        self.size_hw, self.grid, boxes, self.objects = place_objects(self.record, config)
+        labels = torch.from_numpy(self.record.labels[self.objects])
+        self.targets = build_assigner(config)(self.grid, [boxes], [labels])
+        # The square of a point: the cell of the feature map that it stands for.
+        self.cell_begin = 0.0 if CONVENTIONS[config.rules].points == "corner" else 0.5
+        self.matched = self.targets.matched[0].numpy()
+        small = self.picture.small
+        self.scale = (small.width / self.size_hw[1], small.height / self.size_hw[0])  # x, y
+
+    def levels(self) -> list[tuple[int, int, int]]:
+        """Number, first point and number of points of each level."""
+        counts = self.grid.points_per_level
+        return list(zip(range(len(counts)), accumulate(counts, initial=0), counts, strict=False))
+
+    def name(self, label: int) -> str:
+        """Of a class."""
+        return self.picture.annotations.class_names[label]
+
+    def objects_pane(self) -> Pane:
+        """The objects, each in a colour of its own; dashed where no point learns it."""
+        learned = set(self.objects[np.unique(self.matched[self.matched >= 0])].tolist())
+        boxes = []
+        for place, (box, label) in enumerate(
+            zip(self.record.boxes_xyxy, self.record.labels.tolist(), strict=True)
+        ):
+            name = self.name(label)
+            title = name if place in learned else f"{name}: no point learns it"
+            boxes.append(self.picture.box(box, place, name, title, is_wrong=place not in learned))
+        return Pane("objects", tuple(boxes))
+
+    def learned_cell(self, point: int) -> Cell:
+        """A positive point."""
+        place = int(self.objects[int(self.matched[point])])
+        centerness = float(self.targets.centerness[0, point])
+        left, top, right, bottom = (round(float(side)) for side in self.targets.distances[0, point])
+        words = f"{self.name(int(self.record.labels[place]))}: centerness {centerness:.2f}"
+        sides = f"left {left}, top {top}, right {right}, bottom {bottom}"
+        return self._cell(point, place, 0.1 + 0.8 * centerness, f"{words}; {self._place(point)}; {sides}")
+
+    def heat_map(self, level: int, values: NDArray[np.float32]) -> HeatMap:
+        """The values in [0, 1] of a level's points, row by row."""
+        height, width = self.grid.level_sizes[level]
+        stride = float(self.grid.strides[self.levels()[level][1]])
+        image = Image.fromarray((255 * values).round().astype(np.uint8).reshape(height, width))
+        colours = colormaps["viridis"](np.arange(256), bytes=True)[:, :3]
+        image.putpalette(colours.tobytes())
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        return HeatMap(
+            png=base64.b64encode(content.getvalue()).decode(),
+            width=round(width * stride * self.scale[0], 1),
+            height=round(height * stride * self.scale[1], 1),
+            largest=float(values.max()),
+        )
+
+    def said_cells(self, points: NDArray[np.int64], answers: PointAnswers) -> tuple[Cell, ...]:
+        """Points whose best class has a score."""
+        scores, labels, _ = answers
+        assert len(scores) == len(self.matched), "the same points"
+        said = points[scores[points] >= LEAST_SCORE]
+        said = said[np.argsort(-scores[said], kind="stable")][:MAX_CELLS]
+        return tuple(
+            self._cell(
+                point,
+                int(labels[point]),
+                float(scores[point]),
+                f"{self.name(int(labels[point]))} {scores[point]:.2f}; {self._place(point)}",
+            )
+            for point in said.tolist()
+        )
+
+    def _place(self, point: int) -> str:
+        x, y = (float(value) for value in self.grid.points[point])
+        return f"point {x:g}, {y:g}"
+
+    def _cell(self, point: int, colour: int, opacity: float, title: str) -> Cell:
+        x, y = (float(value) for value in self.grid.points[point])
+        stride = float(self.grid.strides[point])
+        return Cell(
+            x=round((x - self.cell_begin * stride) * self.scale[0], 1),
+            y=round((y - self.cell_begin * stride) * self.scale[1], 1),
+            side=round(stride * self.scale[0], 1),
+            colour="#{:02x}{:02x}{:02x}".format(*class_colour(colour)),
+            opacity=round(opacity, 2),
+            title=title,
+        )

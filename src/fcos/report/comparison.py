@@ -1,0 +1,196 @@
+"""One page that compares two runs on the same pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcos.config import TrainConfig
+from fcos.data.annotations import Annotations
+from fcos.errors import DatasetError
+from fcos.files import write_text
+from fcos.metrics.analysis import TIDE_ERRORS, Analysis, analyse
+from fcos.metrics.coco import result_array
+from fcos.metrics.comparison import Comparison, Delta, compare_results
+from fcos.metrics.confusion import rows_by_image
+from fcos.metrics.rows import Results, Rows
+from fcos.report.chart import Chart, line_chart
+from fcos.report.curves import curve, read_metrics, run_names
+from fcos.report.examples import Example, Picture
+from fcos.report.gallery import picture_key, tally
+from fcos.report.page import template
+from fcos.report.run_folder import FinishedRun
+from fcos.report.tables import ERROR_MEANINGS, NUMBERS, boxes_of_numbers
+
+MAX_PICTURES = 24
+# Where a run was made says nothing about its result.
+NOT_COMPARED = frozenset(("run_folder", "load", "save", "save_steps", "device", "num_workers", "tensorboard"))
+
+
+@dataclass(frozen=True)
+class ErrorChange:
+    """AP50 that a kind of error costs in both runs; the shares are lengths of bars."""
+
+    name: str
+    meaning: str
+    first: float
+    second: float
+    first_share: float
+    second_share: float
+
+    @property
+    def change(self) -> float:
+        """Second minus first."""
+        return self.second - self.first
+
+
+def write_comparison(
+    first: FinishedRun, second: FinishedRun, out: Path, *, max_pictures: int = MAX_PICTURES
+) -> Path:
+    """Write the page.
+
+    Raises:
+        DatasetError: the runs measured different pictures or boxes, or nothing.
+    """
+    first_results, second_results = _results_of(first), _results_of(second)
+    check_same_pictures(first, second)
+    annotations = first.annotations
+    before = analyse(annotations, first_results, margins=False)
+    in_same_ids = _in_ids_of(annotations, second.annotations, second_results)
+    after = analyse(annotations, in_same_ids, margins=False)
+    compared = compare_results(annotations, before, after)
+    names = run_names([first.folder, second.folder])
+    page = template("comparison.html").render(
+        name=f"{names[0]} and {names[1]}",
+        names=names,
+        num_pictures=len(annotations),
+        verdict=_verdict(compared),
+        deltas=[
+            (title, compared.deltas[place], boxes)
+            for (title, place, _), boxes in zip(NUMBERS, boxes_of_numbers(before), strict=True)
+        ],
+        num_resamples=compared.num_resamples,
+        classes=compared.classes,
+        errors=_error_changes(before, after),
+        charts=_charts([first.folder, second.folder]),
+        settings=_different_settings(first.config, second.config),
+        thresholds=(before.threshold, after.threshold),
+        examples=_examples(annotations, before, after, compared, max_pictures),
+    )
+    write_text(out, page)
+    return out
+
+
+def _results_of(run: FinishedRun) -> Results:
+    if run.results is None:
+        raise DatasetError(
+            "there is nothing to compare: the run measured nothing",
+            where=f'file {run.folder / "config.json"}, "list_eval"',
+            fix="train with list_eval",
+        )
+    return run.results
+
+
+def check_same_pictures(first: FinishedRun, second: FinishedRun) -> None:
+    """Refuse runs whose numbers cannot be compared."""
+    one, other = first.annotations, second.annotations
+    fix = "compare runs with the same list_eval; `fcos eval RUN --list ...` measures a model on another one"
+    where = f"{first.folder}: {one.source}; {second.folder}: {other.source}"
+    if set(one.class_names) != set(other.class_names):
+        raise DatasetError("the two runs have different classes", where=where, fix=fix)
+    paths = [[record.path.name for record in annotations] for annotations in (one, other)]
+    if paths[0] != paths[1]:
+        raise DatasetError("the two runs were measured on different pictures", where=where, fix=fix)
+    same_places = np.array_equal(one.first_box, other.first_box) and np.array_equal(
+        one.boxes_xyxy, other.boxes_xyxy
+    )
+    if not same_places or _class_of_boxes(one) != _class_of_boxes(other):
+        raise DatasetError("the pictures of the two runs are annotated differently", where=where, fix=fix)
+
+
+def _class_of_boxes(annotations: Annotations) -> list[str]:
+    return [annotations.class_names[label] for label in annotations.labels.tolist()]
+
+
+def _in_ids_of(annotations: Annotations, theirs: Annotations, results: Results) -> Rows:
+    """A run's results with the image and category ids of other annotations of the same pictures."""
+    rows = result_array(theirs, results).copy()
+    category_of = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
+    category_ids = {
+        category_id: category_of[name]
+        for name, category_id in zip(theirs.class_names, theirs.category_ids, strict=True)
+    }
+    image_ids = dict(zip(theirs.image_ids.tolist(), annotations.image_ids.tolist(), strict=True))
+    rows["image_id"] = [image_ids[image_id] for image_id in rows["image_id"].tolist()]
+    rows["category_id"] = [category_ids[category_id] for category_id in rows["category_id"].tolist()]
+    return rows
+
+
+def _verdict(compared: Comparison) -> str:
+    """The first thing that one wants to know."""
+    ap: Delta = compared.deltas[0]
+    if ap.change is None:
+        return "There is nothing to find in these pictures."
+    if ap.margin is None:
+        return f"AP changed by {100 * ap.change:+.1f}; these are too few pictures to say whether by chance."
+    interval = f"{100 * ap.change:+.1f} ± {100 * ap.margin:.1f}"
+    if not ap.is_significant:
+        return f"No difference that is more than chance: AP changed by {interval}."
+    return f"B is {'better' if ap.change > 0 else 'worse'}: AP changed by {interval}."
+
+
+def _error_changes(before: Analysis, after: Analysis) -> list[ErrorChange]:
+    """Largest change first."""
+    largest = max(1e-9, *before.error_costs.values(), *after.error_costs.values())
+    rows = []
+    for kind in TIDE_ERRORS:
+        costs = [max(0.0, analysis.error_costs[kind]) for analysis in (before, after)]
+        rows.append(ErrorChange(*ERROR_MEANINGS[kind], *costs, *(cost / largest for cost in costs)))
+    return sorted(rows, key=lambda row: -abs(row.change))
+
+
+def _charts(runs: Sequence[Path]) -> list[Chart]:
+    metrics = {letter: read_metrics(run) for letter, run in zip("AB", runs, strict=True)}
+    charts = (
+        line_chart(title, x, {letter: curve(lines, name, x) for letter, lines in metrics.items()})
+        for title, name, x in (
+            ("AP after each epoch", "map_mean", "epoch"),
+            ("AP50 after each epoch", "map_50", "epoch"),
+            ("Loss", "loss", "step"),
+            ("Learning rate", "lr", "step"),
+        )
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _different_settings(first: TrainConfig, second: TrainConfig) -> list[tuple[str, str, str, str]]:
+    """Key, both values, meaning."""
+    one, other = (config.model_dump(mode="json") for config in (first, second))
+    return [
+        (key, json.dumps(one[key]), json.dumps(other[key]), field.description or "")
+        for key, field in TrainConfig.model_fields.items()
+        if key not in NOT_COMPARED and one[key] != other[key]
+    ]
+
+
+def _examples(
+    annotations: Annotations, before: Analysis, after: Analysis, compared: Comparison, most: int
+) -> list[Example]:
+    """Pictures whose F1 changed, largest change first."""
+    change = compared.f1_change
+    images = [int(image) for image in np.argsort(-np.abs(change), kind="stable")[:most] if change[image]]
+    rows_of = [rows_by_image(annotations, analysis.rows) for analysis in (before, after)]
+    examples = []
+    for image in images:
+        picture = Picture(annotations[image], annotations)
+        panes = [picture.ground_truth(int(annotations.first_box[image]), {})]
+        for letter, analysis, rows in zip("AB", (before, after), rows_of, strict=True):
+            shown = rows[image][analysis.rows["score"][rows[image]] >= analysis.threshold]
+            panes.append(picture.detections(f"{letter}: {tally(analysis, image)}", shown, analysis))
+        caption = f"B is {'better' if change[image] > 0 else 'worse'}: F1 {change[image]:+.2f}"
+        examples.append(picture.example(picture_key(image), panes, threshold=0.0, caption=caption))
+    return examples

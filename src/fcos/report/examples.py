@@ -1,0 +1,272 @@
+"""Pictures inside of a page: small JPEGs with boxes over them, and crops.
+
+The boxes are SVG, so that a page can hide them by score, and say more where the mouse is.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.image import read_image
+from fcos.metrics.analysis import Analysis
+from fcos.metrics.confusion import xyxy_of
+from fcos.predict.draw import class_colour, readable_on
+
+LONGEST_SIDE = 480  # of an example picture, pixels
+CROP_SIDE = 170  # of a crop
+CROP_MARGIN = 0.6  # of the box's longer side, on each side of it
+JPEG_QUALITY = 75
+LEAST_SCORE = 0.05  # of a detection that the threshold slider can bring up
+FEW_OBJECTS = 8  # with more in a picture, their labels are smaller
+MAX_DETECTIONS = 60  # of an example picture
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box on a picture, in its pixels, with its label.
+
+    Attributes:
+        text: the label.
+        title: what it says where the mouse is.
+        text_x, text_y, text_anchor: where the label goes so that it is inside of the picture.
+        score: of a detection; None for ground truth.
+        found_with: score of the detection that found this object, -1 if none did; None for detections, and
+            for objects that nobody has to find.
+        is_wrong: a detection that answers no object.
+        is_rival: the detection that took a missed object's place.
+        is_ignored: a detection that the evaluation does not count.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
+    title: str
+    text_x: float
+    text_y: float
+    text_anchor: str
+    colour: str
+    text_colour: str
+    score: float | None = None
+    found_with: float | None = None
+    is_wrong: bool = False
+    is_rival: bool = False
+    is_ignored: bool = False
+
+
+@dataclass(frozen=True)
+class Pane:
+    """One view of a picture: ground truth, or what a detector found."""
+
+    title: str
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture with its views.
+
+    Attributes:
+        key: unique in the page.
+        jpeg: base64.
+        width, height: of the JPEG, in which the boxes are given.
+        threshold: from which its detections are shown.
+        caption: what there is to see.
+        notes: more of it, a line each.
+        tags: by which the page can choose it.
+    """
+
+    key: str
+    name: str
+    jpeg: str
+    width: int
+    height: int
+    font_size: float
+    line_width: float
+    panes: tuple[Pane, ...]
+    threshold: float
+    caption: str = ""
+    notes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A piece of a picture with one box in it, and the example that shows the whole picture, if one does.
+
+    Attributes:
+        annotated: what is annotated around there.
+    """
+
+    jpeg: str
+    width: int
+    height: int
+    box: Box
+    annotated: tuple[Box, ...]
+    caption: str
+    picture: str
+    example: str | None
+
+
+class Picture:
+    """A small copy of a picture, and how to bring boxes into it."""
+
+    def __init__(self, record: Record, annotations: Annotations) -> None:
+        self.record, self.annotations = record, annotations
+        self.original = Image.fromarray(read_image(record.path).permute(1, 2, 0).numpy())
+        self.small = self.original.copy()
+        self.small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        self.scale = np.array(self.small.size * 2) / np.array(self.original.size * 2)
+        crowded = len(record.labels) > FEW_OBJECTS
+        self.font_size = max(self.small.size) / (34 if crowded else 26)
+
+    def box(self, box_xyxy: Any, label: int, text: str, title: str = "", **more: Any) -> Box:
+        """A box of the original picture."""
+        scaled = np.asarray(box_xyxy) * self.scale
+        return place_box(
+            scaled, text, title or text, class_colour(label), self.small.size, self.font_size, **more
+        )
+
+    def ground_truth(self, first_box: int, told: Mapping[int, str], analysis: Analysis | None = None) -> Pane:
+        """What is there.
+
+        Args:
+            first_box: index of the first box of this picture among all.
+            told: of boxes among all, why they were missed.
+            analysis: to mark what was missed; None: all are drawn alike.
+        """
+        boxes = []
+        for place, (box_xyxy, label) in enumerate(
+            zip(self.record.boxes_xyxy, self.record.labels.tolist(), strict=True)
+        ):
+            name = title = self.annotations.class_names[label]
+            found_with = None
+            if self.record.is_crowd[place] or self.record.is_difficult[place]:
+                title += ", crowd or difficult: not counted"
+            elif analysis is not None:
+                found_with = round(float(analysis.found_with[first_box + place]), 4)
+                why = told.get(first_box + place, "")
+                title += f", missed: {why}" if why else f", found with {found_with:.2f}"
+            boxes.append(self.box(box_xyxy, label, name, title, found_with=found_with))
+        return Pane("ground truth", tuple(boxes))
+
+    def detections(self, title: str, rows: NDArray[np.int64], analysis: Analysis) -> Pane:
+        """What was found; `rows` of the analysis, best score first."""
+        label_of = {category_id: label for label, category_id in enumerate(self.annotations.category_ids)}
+        rows = rows[analysis.rows["score"][rows] >= LEAST_SCORE][:MAX_DETECTIONS]
+        boxes = []
+        for row in rows[::-1].tolist():  # the best is drawn last, on top of the others
+            label, score = (
+                label_of[int(analysis.rows["category_id"][row])],
+                float(analysis.rows["score"][row]),
+            )
+            text = f"{self.annotations.class_names[label]} {score:.2f}"
+            is_wrong = bool(analysis.is_right[row] == 0)
+            words = {1: "right", 0: "wrong", -1: "not counted"}[int(analysis.is_right[row])]
+            boxes.append(
+                self.box(
+                    xyxy_of(analysis.rows[[row]])[0],
+                    label,
+                    text,
+                    f"{text}, {words}",
+                    score=round(score, 4),
+                    is_wrong=is_wrong,
+                    is_ignored=bool(analysis.is_right[row] < 0),
+                )
+            )
+        return Pane(title, tuple(boxes))
+
+    def example(self, key: str, panes: Sequence[Pane], threshold: float, **more: Any) -> Example:
+        """The picture with these views."""
+        return Example(
+            key=key,
+            name=self.record.path.name,
+            jpeg=jpeg_of(self.small),
+            width=self.small.width,
+            height=self.small.height,
+            font_size=round(self.font_size, 1),
+            line_width=round(max(self.small.size) / 200, 1),
+            panes=tuple(panes),
+            threshold=threshold,
+            **more,
+        )
+
+    def crop(self, box_xyxy: NDArray[np.float64], label: int, caption: str, example: str | None) -> Crop:
+        """The surroundings of a box of the original picture."""
+        x1, y1, x2, y2 = (float(side) for side in box_xyxy)
+        margin = max(CROP_MARGIN * max(x2 - x1, y2 - y1), 8)
+        window = (
+            int(max(0, x1 - margin)),
+            int(max(0, y1 - margin)),
+            int(min(self.original.width, np.ceil(x2 + margin))),
+            int(min(self.original.height, np.ceil(y2 + margin))),
+        )
+        piece = self.original.crop(window)
+        factor = CROP_SIDE / max(piece.size)  # small objects are enlarged: they are what one wants to see
+        piece = piece.resize((max(1, round(piece.width * factor)), max(1, round(piece.height * factor))))
+        inside, *others = (np.stack([box_xyxy, *self.record.boxes_xyxy]) - np.array(window[:2] * 2)) * factor
+        names = [self.annotations.class_names[other] for other in self.record.labels]
+        annotated = [
+            place_box(other, "", f"annotated: {name}", class_colour(other_label), piece.size, 0.0)
+            for other, name, other_label in zip(others, names, self.record.labels.tolist(), strict=True)
+        ]
+        return Crop(
+            jpeg=jpeg_of(piece),
+            width=piece.width,
+            height=piece.height,
+            box=place_box(inside, "", caption, class_colour(label), piece.size, 0.0),
+            annotated=tuple(box for box in annotated if box.width and box.height),
+            caption=caption,
+            picture=self.record.path.name,
+            example=example,
+        )
+
+
+def place_box(
+    box_xyxy: Any,
+    text: str,
+    title: str,
+    rgb: tuple[int, int, int],
+    size: tuple[int, int],
+    font_size: float,
+    **more: Any,
+) -> Box:
+    """A box cut to a picture of this size (width, height), with its label inside of the picture."""
+    x1, y1, x2, y2 = (round(float(side), 1) for side in np.clip(box_xyxy, 0, (*size, *size)))
+    is_right = x1 > 0.7 * size[0]  # its label would run out of the picture: it ends at the box's right side
+    return Box(
+        x=x1,
+        y=y1,
+        width=round(x2 - x1, 1),
+        height=round(y2 - y1, 1),
+        text=text,
+        title=title,
+        text_x=x2 if is_right else x1,
+        text_y=round(y1 - font_size / 4 if y1 > 1.2 * font_size else y1 + font_size, 1),
+        text_anchor="end" if is_right else "start",
+        colour="#{:02x}{:02x}{:02x}".format(*rgb),
+        text_colour=readable_on(rgb),
+        **more,
+    )
+
+
+def jpeg_of(image: Image.Image) -> str:
+    """A picture as a base64 JPEG."""
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=JPEG_QUALITY)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices, evenly over `range(count)`."""
+    return [int(index) for index in np.linspace(0, count - 1, min(count, wanted)).round()]

@@ -1,0 +1,365 @@
+"""One page that shows a whole training: `report.html` in the run folder, self-contained.
+
+`write_report` gathers the facts; how they look is in `templates/` alone (Jinja, with `page.css` and `page.js`
+taken into the page).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from numpy.typing import NDArray
+
+from fcos.config import TrainConfig, load_config
+from fcos.data.annotations import Annotations
+from fcos.data.card import DataCard, data_card, read_cards
+from fcos.files import write_text
+from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse, margins_of
+from fcos.metrics.coverage import Coverage, cover
+from fcos.metrics.misses import Miss, why_missed
+from fcos.metrics.rows import Results
+from fcos.report.assignment import Assigned, assigned_picture, choose_assigned
+from fcos.report.chart import Chart, ColumnChart, column_chart, line_chart
+from fcos.report.coverage import CoverageFacts, coverage_facts, read_coverage
+from fcos.report.curves import EVAL_CURVES, curve, read_metrics, train_curves
+from fcos.report.examples import Example
+from fcos.report.gallery import choose_pictures, disagreement_crops, gallery
+from fcos.report.second_look import SecondLook, second_look
+from fcos.report.tables import confusion_table, data_rows, error_rows, miss_rows, number_cards
+
+MAX_PICTURES = 48
+EVAL_TITLES = ("AP", "AP50", "AP75")  # of `EVAL_CURVES`
+MAX_ASSIGNED = 3
+MIN_AP50 = 0.5  # below, most detections that disagree with the annotations are errors of the model
+MAX_CURVES = 8  # of classes; as many as there are colours
+QUALITY_NAMES = {"centerness": "centerness", "iou": "expected IoU", "none": ""}
+PACKAGES = ("fcos-torch", "torch", "torchvision", "timm", "hotcoco", "numpy", "pillow")
+
+
+def write_report(
+    run: Path,
+    *,
+    annotations: Annotations,
+    results: Results | None,
+    cards: Mapping[str, DataCard] | None = None,
+    out: Path | None = None,
+    max_pictures: int = MAX_PICTURES,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Write the report of a run.
+
+    Args:
+        run: folder with metrics.jsonl and config.json; its data.json and model file are used where they are.
+        annotations: of the evaluation, with sizes as the data check leaves them; of the training where
+            nothing was measured.
+        results: what the best model found in them, as `metrics.coco.evaluate_detections` takes it; None:
+            nothing was measured, and the page is about the training alone.
+        cards: of the data sets; None: those of data.json in the run folder.
+        out: the file to write; None: report.html in the run folder.
+        max_pictures: examples to show.
+        device: where the model sees pictures again, to know what NMS took away.
+    """
+    config = load_config(run / "config.json")
+    look = second_look(run, torch.device(device))
+    coverage = cover(annotations, config)
+    measured = {}
+    if results is not None:
+        measured = _measured(annotations, results, coverage, look, config, max_pictures)
+    what = "training" if results is None else "evaluation"
+    given = read_cards(run) if cards is None else cards
+    out = out or run / "report.html"
+    page = template("report.html").render(
+        _facts_of(run, config, {what: data_card(annotations), **given}),
+        **measured,
+        is_measured=results is not None,
+        coverages=_coverages(run, {what: coverage_facts(coverage, config, len(annotations))}),
+        assigned=_assigned(coverage, config, look) if max_pictures else [],
+        quality_name=QUALITY_NAMES[config.quality],
+        has_model=look is not None,
+    )
+    write_text(out, page)
+    return out
+
+
+def template(name: str) -> Template:
+    """A page of `templates/`; what it names and is not given is an error."""
+    environment = Environment(
+        loader=PackageLoader("fcos", "report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+# Facts ------------------------------------------------------------------------------------------------------
+
+
+def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataCard]) -> dict[str, Any]:
+    """What was trained on what, and how that went."""
+    metrics = read_metrics(run)
+    cards = dict(sorted(cards.items(), reverse=True))  # training first
+    return {
+        "name": " / ".join(run.absolute().parts[-2:]),
+        "facts": _sentence(metrics, config, cards),
+        "charts": training_charts(metrics),
+        "cards": cards,
+        "data_rows": data_rows(list(cards.values())),
+        "data_charts": _data_charts(cards),
+        "settings": _setting_rows(config),
+        "versions": _versions(),
+    }
+
+
+def _sentence(
+    metrics: Sequence[Mapping[str, Any]], config: TrainConfig, cards: Mapping[str, DataCard]
+) -> str:
+    model = f"{config.model} on {config.backbone}"
+    pictures = ", ".join(f"{card.card.num_images:,} {what} pictures" for what, card in cards.items())
+    steps = [entry for entry in metrics if entry["kind"] == "train"]
+    length = ""
+    if steps:
+        length = f"{steps[-1]['step']:,} steps in {steps[-1]['elapsed_s'] / 60:.1f} minutes"
+    measured = [entry for entry in metrics if entry["kind"] == "eval" and entry["map_mean"] is not None]
+    best = max(measured, key=lambda entry: float(entry["map_mean"]), default=None)
+    epoch = f"best epoch {best['epoch']} of {measured[-1]['epoch']}" if best else ""
+    return " · ".join(part for part in (model, pictures, length, epoch) if part)
+
+
+def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
+    """Curves of a run."""
+    losses = [name for name in train_curves(metrics) if name != "lr"]
+    charts = [
+        line_chart(
+            "AP after each epoch",
+            "epoch",
+            {
+                title: curve(metrics, name, "epoch")
+                for title, name in zip(EVAL_TITLES, EVAL_CURVES, strict=True)
+            },
+            mark_best=True,
+        ),
+        line_chart("Losses", "step", {name.replace("loss_", ""): curve(metrics, name) for name in losses}),
+        line_chart("Learning rate", "step", {"lr": curve(metrics, "lr")}),
+        line_chart("Speed", "step", {"pictures per second": curve(metrics, "images_per_s")}),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _data_charts(cards: Mapping[str, DataCard]) -> list[ColumnChart]:
+    """Of the training set where it is known."""
+    what, card = next(iter(cards.items()))
+    return [
+        column_chart(f"Boxes by size: root of the area, pixels ({what})", card.box_sides),
+        column_chart(f"Boxes by aspect ratio: width / height ({what})", card.box_ratios),
+    ]
+
+
+def _setting_rows(config: TrainConfig) -> list[tuple[str, str, str]]:
+    """Key, value, meaning."""
+    meanings = {key: field.description or "" for key, field in TrainConfig.model_fields.items()}
+    return [
+        (key, value if isinstance(value, str) else json.dumps(value), meanings[key])
+        for key, value in config.model_dump(mode="json").items()
+    ]
+
+
+def _versions() -> dict[str, str]:
+    """Of what made this report."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout without installing it
+            versions[package] = "not installed"
+    return versions
+
+
+# Measurements -----------------------------------------------------------------------------------------------
+
+
+def _measured(
+    annotations: Annotations,
+    results: Results,
+    coverage: Coverage,
+    look: SecondLook | None,
+    config: TrainConfig,
+    max_pictures: int,
+) -> dict[str, Any]:
+    """All that an evaluation says."""
+    # Resampling takes about as long as all the rest.
+    with ThreadPoolExecutor(1) as resampling:
+        margins = resampling.submit(margins_of, annotations, results)
+        analysis = analyse(annotations, results, margins=False)
+        chosen = choose_pictures(annotations, analysis, max_pictures)
+        with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
+        candidates = look.candidates(annotations, with_misses) if look else {}
+        misses = why_missed(
+            annotations,
+            analysis,
+            _without_point(annotations, coverage),
+            candidates,
+            config.nms_iou,
+            agnostic_nms=config.agnostic_nms,
+        )
+        examples = gallery(annotations, analysis, chosen, misses)
+        values, num_resamples = margins.result()
+    analysis = replace(analysis, margins=values, num_resamples=num_resamples)
+    return {
+        **_numbers(annotations, analysis),
+        **_pictures(examples, misses, len(annotations)),
+        **_disagreements(annotations, analysis, chosen),
+        "misses": miss_rows(misses),
+        "num_missed": len(misses),
+        "num_seen_again": len(candidates),
+        "threshold": analysis.threshold,
+    }
+
+
+def _disagreements(annotations: Annotations, analysis: Analysis, chosen: Mapping[int, str]) -> dict[str, Any]:
+    """Crops of them; none where the detector is too weak for them to say anything of the annotations."""
+    is_weak = analysis.metrics.map_50 < MIN_AP50
+    return {
+        "disagreements": [] if is_weak else disagreement_crops(annotations, analysis, chosen),
+        "num_disagreements": len(analysis.shown.disagreements),
+        "is_weak": is_weak,
+        "ap_50": analysis.metrics.map_50,
+        "min_ap_50": MIN_AP50,
+    }
+
+
+def _numbers(annotations: Annotations, analysis: Analysis) -> dict[str, Any]:
+    """Numbers, classes, errors and scores."""
+    ranked = sorted(analysis.classes, key=lambda row: -1.0 if row.ap is None else row.ap, reverse=True)
+    return {
+        "numbers": number_cards(analysis),
+        "num_resamples": analysis.num_resamples,
+        "min_pictures": MIN_PICTURES,
+        "coco_lines": analysis.metrics.summary(),
+        "classes": ranked,
+        "precision_charts": _precision_charts(analysis, ranked),
+        "errors": error_rows(analysis),
+        "confusion": confusion_table(analysis, annotations.class_names),
+        "score_charts": _score_charts(analysis),
+        "best": analysis.best,
+        "calibration_error": analysis.calibration_error,
+        "num_objects": int((~annotations.is_crowd & ~annotations.is_difficult).sum()),
+    }
+
+
+def _precision_charts(analysis: Analysis, ranked: Sequence[ClassResult]) -> list[Chart]:
+    recalls = np.linspace(0, 1, analysis.class_precision.shape[1])
+    overall = {
+        name: np.stack([recalls, np.where(values < 0, np.nan, values)], axis=1)
+        for name, values in analysis.curves.items()
+    }
+    measured = [row.name for row in ranked if row.ap is not None]
+    if len(measured) > MAX_CURVES:  # the ends of the list say most
+        measured = measured[: MAX_CURVES // 2] + measured[-MAX_CURVES // 2 :]
+    label_of = {row.name: label for label, row in enumerate(analysis.classes)}
+    by_class = {
+        name: np.stack([recalls, analysis.class_precision[label_of[name]]], axis=1) for name in measured
+    }
+    which = "each class" if len(by_class) == len(analysis.classes) else "the best and worst classes"
+    charts = (
+        line_chart("Precision over recall, all classes", "recall", overall, whole_x=False),
+        line_chart(f"Precision over recall of {which}, IoU 0.50", "recall", by_class, whole_x=False),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _score_charts(analysis: Analysis) -> list[Chart]:
+    bins = np.array([(score, right) for score, right, count in analysis.calibration if count])
+    diagonal = np.array([[0.0, 0.0], [1.0, 1.0]])
+    calibration = line_chart(
+        "Share of the detections that is right, by score",
+        "score",
+        {"detections": bins.reshape(-1, 2), "a score that is a probability": diagonal},
+        whole_x=False,
+    )
+    thresholds = line_chart(
+        "F1, precision and recall, by threshold", "threshold", _by_threshold(analysis), whole_x=False
+    )
+    return [chart for chart in (calibration, thresholds) if chart is not None]
+
+
+def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
+    """Over all classes, at IoU 0.5."""
+    counted = analysis.is_right >= 0
+    scores, is_right = analysis.rows["score"][counted], analysis.is_right[counted] == 1
+    num_objects = sum(row.num_boxes for row in analysis.classes)
+    if not num_objects or not len(scores):
+        return {}
+    thresholds = np.linspace(0, 1, 51)
+    num_shown = np.array([(scores >= threshold).sum() for threshold in thresholds])
+    num_right = np.array([(scores[is_right] >= threshold).sum() for threshold in thresholds])
+    with np.errstate(invalid="ignore"):
+        values = {
+            "F1": 2 * num_right / (num_shown + num_objects),
+            "precision": num_right / num_shown,  # nan, a gap, where nothing is shown
+            "recall": num_right / num_objects,
+        }
+    return {name: np.stack([thresholds, value], axis=1) for name, value in values.items()}
+
+
+# Pictures ---------------------------------------------------------------------------------------------------
+
+
+def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures: int) -> dict[str, Any]:
+    """The examples, and by which tags the page can choose them."""
+    by_tag: dict[str, list[str]] = {"all": [example.key for example in examples]}
+    for example in examples:
+        for tag in example.tags:
+            by_tag.setdefault(tag, []).append(example.key)
+    words = {"all": "all", "worst": "worst", "best": "best"}
+    words |= {row.tag: f"missed: {row.short}" for row in miss_rows(misses)}
+    return {
+        "examples": examples,
+        "pictures": by_tag,
+        "choices": [(tag, word) for tag, word in words.items() if tag in by_tag],
+        "num_pictures": num_pictures,
+    }
+
+
+def _assigned(coverage: Coverage, config: TrainConfig, look: SecondLook | None) -> list[Assigned]:
+    images = choose_assigned(coverage.annotations, coverage.without, MAX_ASSIGNED)
+    return [
+        assigned_picture(
+            coverage.annotations,
+            image,
+            config,
+            look.at_points(coverage.annotations, image) if look else None,
+        )
+        for image in images
+    ]
+
+
+def _coverages(run: Path, known: Mapping[str, CoverageFacts]) -> list[tuple[str, CoverageFacts]]:
+    """By data set, the training first."""
+    training = read_coverage(run)
+    return list(({"training": training, **known} if training else known).items())
+
+
+def _without_point(annotations: Annotations, coverage: Coverage) -> NDArray[np.bool_]:
+    """`(boxes,)` of all pictures; what was not looked at counts as learned."""
+    if len(coverage.without) == len(annotations.labels):
+        return coverage.without
+    without = np.zeros(len(annotations.labels), bool)
+    first_of = dict(zip(annotations.image_ids.tolist(), annotations.first_box.tolist(), strict=False))
+    seen = coverage.annotations
+    for image, image_id in enumerate(seen.image_ids.tolist()):
+        start, end = seen.first_box[image : image + 2]
+        first = first_of[image_id]
+        without[first : first + end - start] = coverage.without[start:end]
+    return without

@@ -1,0 +1,89 @@
+"""A run's model looks at a few pictures again: what entered NMS, and what it says at every point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from fcos.data.annotations import Annotations
+from fcos.data.batch import Batch
+from fcos.data.build import build_eval_loader
+from fcos.data.splits import select
+from fcos.errors import WeightsError
+from fcos.model.build import build_postprocess
+from fcos.model.postprocess import ImageDetections
+from fcos.predict.detect import detect
+from fcos.weights.load import LoadedModel, load_model, model_file_of
+
+MAX_SECONDS = 3.0  # a large network on a CPU sees fewer pictures
+
+
+def second_look(run: Path, device: torch.device) -> SecondLook | None:
+    """The model of a run folder; None where it kept no model file."""
+    try:
+        model_file_of(run)
+    except WeightsError:
+        return None
+    return SecondLook(load_model(run), device)
+
+
+class PointAnswers(NamedTuple):
+    """What a detector says at each of the points that `model.points.make_grid` gives for one picture.
+
+    Attributes:
+        scores, labels: of the best class; score -1 where it is under the threshold.
+        quality: centerness or expected IoU; None without that branch.
+    """
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    quality: NDArray[np.float32] | None
+
+
+class SecondLook:
+    """A model, one picture at a time.
+
+    Args:
+        loaded: the model.
+        device: where it runs.
+    """
+
+    def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
+        self.model = loaded.model.to(device)
+        self.config = loaded.config.model_copy(update={"num_workers": 0, "nbatch_eval": 1})
+        self.postprocess = build_postprocess(self.config)
+
+    def candidates(self, annotations: Annotations, images: Sequence[int]) -> dict[int, ImageDetections]:
+        """What enters NMS, by image id, in as many of the pictures as there is time for."""
+        if not images:
+            return {}
+        batches = _while_there_is_time(self._loader(annotations, images))
+        return dict(detect(self.model, self.postprocess.candidates, batches))
+
+    @torch.inference_mode()
+    def at_points(self, annotations: Annotations, image: int) -> PointAnswers:
+        """What it says at each point of a picture."""
+        [batch] = self._loader(annotations, [image])
+        batch = batch.to(self.model.pixel_mean.device)
+        output = self.model(batch.images, batch.sizes_hw)
+        scores, labels = self.postprocess.scores(output)[0].max(dim=1)
+        quality = None if output.quality is None else output.quality[0].float().sigmoid().cpu().numpy()
+        return PointAnswers(scores.cpu().numpy(), labels.cpu().numpy(), quality)
+
+    def _loader(self, annotations: Annotations, images: Sequence[int]) -> DataLoader[Batch]:
+        return build_eval_loader(self.config, select(annotations, images), self.config.nbatch_eval)
+
+
+def _while_there_is_time(batches: Iterable[Batch]) -> Iterator[Batch]:
+    end = time.monotonic() + MAX_SECONDS
+    for batch in batches:
+        yield batch
+        if time.monotonic() > end:
+            return

@@ -1,0 +1,234 @@
+"""The tables and rows of bars of a report: numbers to what its templates write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fcos.data.card import DataCard
+from fcos.data.check import Card
+from fcos.metrics.analysis import SIZE_OF_STAT, TIDE_ERRORS, Analysis
+from fcos.metrics.misses import REASONS as MISS_REASONS
+from fcos.metrics.misses import Miss
+from fcos.report.gallery import cell_tag, confusions, miss_tag
+from fcos.terminal import counted
+
+MAX_CONFUSED = 20  # classes of the table that is shown
+MAX_WORST = 8  # confusions that are named
+
+NUMBERS = (  # title, place among COCO's twelve, meaning
+    ("AP", 0, "averaged over IoU 0.50 to 0.95"),
+    ("AP50", 1, "at IoU 0.50: found roughly"),
+    ("AP75", 2, "at IoU 0.75: found exactly"),
+    ("AP small", 3, "below 32² square pixels"),
+    ("AP medium", 4, "up to 96² square pixels"),
+    ("AP large", 5, "from 96² square pixels"),
+    ("AR1", 6, "recall with 1 detection a picture"),
+    ("AR10", 7, "recall with 10"),
+    ("AR100", 8, "recall with 100"),
+    ("AR small", 9, "recall of small objects"),
+    ("AR medium", 10, "of medium ones"),
+    ("AR large", 11, "of large ones"),
+)
+ERROR_MEANINGS = {
+    "Cls": ("classification", "right place, wrong class"),
+    "Loc": ("localisation", "right class, inexact box"),
+    "Both": ("both", "wrong class and inexact box"),
+    "Dupe": ("duplicate", "the object was found already"),
+    "Bkg": ("background", "no object is near"),
+    "Miss": ("undetected", "no detection is about it"),
+}
+SHORT_REASONS = {
+    "no point": "no positive point",
+    "nms": "suppressed by NMS",
+    "class": "wrong class",
+    "score": "score under threshold",
+    "shared": "one detection for two",
+    "box": "box fits badly",
+    "nothing": "nothing near",
+}
+
+
+NO_OBJECT, NO_DETECTION = "no object", "no detection"  # last row and last column of the confusion matrix
+
+
+def number_cards(analysis: Analysis) -> list[tuple[str, str, str, str, str]]:
+    """COCO's twelve numbers: title, value, half interval, meaning, of how many boxes; in percent."""
+    return [
+        (
+            title,
+            percent(analysis.metrics.stats[place]),
+            percent(analysis.margins[place], ""),
+            meaning,
+            counted(boxes, "box", "boxes"),
+        )
+        for (title, place, meaning), boxes in zip(NUMBERS, boxes_of_numbers(analysis), strict=True)
+    ]
+
+
+def boxes_of_numbers(analysis: Analysis) -> list[int]:
+    """How many boxes each of COCO's twelve numbers is about."""
+    by_size = [sum(sizes) for sizes in zip(*(row.boxes_by_size for row in analysis.classes), strict=True)]
+    every = [sum(row.num_boxes for row in analysis.classes), *by_size]
+    return [every[size] for size in SIZE_OF_STAT]
+
+
+def percent(value: float | None, nothing: str = "–") -> str:
+    """COCO's -1, and None, mean that there is nothing to measure."""
+    return nothing if value is None or value < 0 else f"{100 * value:.1f}"
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """A kind of TIDE's errors; `share` is the length of its bar."""
+
+    name: str
+    meaning: str
+    cost: float
+    count: int
+    share: float
+
+
+def error_rows(analysis: Analysis) -> list[ErrorRow]:
+    """TIDE's errors, the most expensive first."""
+    costs = {kind: max(0.0, analysis.error_costs[kind]) for kind in TIDE_ERRORS}
+    largest = max(*costs.values(), 1e-9)
+    rows = [
+        ErrorRow(*ERROR_MEANINGS[kind], cost, analysis.shown.error_counts[kind], cost / largest)
+        for kind, cost in costs.items()
+    ]
+    return sorted(rows, key=lambda row: -row.cost)
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """An entry of the confusion matrix; `share` is that of its row, `kind` right, wrong or none."""
+
+    count: int
+    share: float
+    kind: str
+    tag: str
+    words: str
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """What the objects of a class were found as, or which detections match no object."""
+
+    name: str
+    cells: tuple[ConfusionCell, ...]
+
+
+@dataclass(frozen=True)
+class ConfusionTable:
+    """The confusion matrix of the classes that are confused most; no object, no detection last.
+
+    Attributes:
+        names: of its columns.
+        num_left_out: classes that are not in it.
+        worst: largest confusions of two classes.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[ConfusionRow, ...]
+    num_left_out: int
+    worst: tuple[ConfusionCell, ...]
+
+
+def confusion_table(analysis: Analysis, class_names: Sequence[str]) -> ConfusionTable:
+    """The confusion matrix with names, and a tag for the pictures of each cell."""
+    matrix, background = analysis.shown.pairs.matrix(), len(class_names)
+    mistakes = matrix - np.diag(np.diag(matrix))
+    num_mistakes = (mistakes.sum(axis=0) + mistakes.sum(axis=1))[:background]
+    kept = sorted(np.argsort(-num_mistakes, kind="stable")[:MAX_CONFUSED].tolist())
+    kept.append(background)
+    totals = matrix.sum(axis=1)
+
+    def cell(there: int, found: int) -> ConfusionCell:
+        count = int(matrix[there, found])
+        return ConfusionCell(
+            count=count,
+            share=round(count / max(1, int(totals[there])), 3),
+            kind="none" if there == found == background else "right" if there == found else "wrong",
+            tag=cell_tag(there, found),
+            words=_confusion_words(class_names, there, found, count),
+        )
+
+    of_classes = [(there, found) for there, found in confusions(analysis) if background not in (there, found)]
+    return ConfusionTable(
+        names=tuple((*class_names, NO_DETECTION)[label] for label in kept),
+        rows=tuple(
+            ConfusionRow((*class_names, NO_OBJECT)[there], tuple(cell(there, found) for found in kept))
+            for there in kept
+        ),
+        num_left_out=background + 1 - len(kept),
+        worst=tuple(cell(there, found) for there, found in of_classes[:MAX_WORST]),
+    )
+
+
+def _confusion_words(names: Sequence[str], there: int, found: int, count: int) -> str:
+    if there == found:
+        return f"{names[there]} found: {count}" if there < len(names) else ""
+    if found == len(names):
+        return f"{names[there]}, {NO_DETECTION}: {count}"
+    if there == len(names):
+        return f"{names[found]}, {NO_OBJECT}: {count}"
+    return f"{names[there]} taken for {names[found]}: {count}"
+
+
+@dataclass(frozen=True)
+class MissRow:
+    """A reason for which objects were missed; `share` is the length of its bar."""
+
+    meaning: str
+    short: str
+    count: int
+    share: float
+    tag: str
+
+
+def miss_rows(misses: Iterable[Miss]) -> list[MissRow]:
+    """The reasons that occur, most frequent first."""
+    counts = Counter(miss.reason for miss in misses)
+    largest = max(counts.values(), default=1)
+    return [
+        MissRow(MISS_REASONS[reason], SHORT_REASONS[reason], count, count / largest, miss_tag(reason))
+        for reason, count in counts.most_common()
+    ]
+
+
+def data_rows(data_cards: Sequence[DataCard]) -> list[tuple[str, list[str]]]:
+    """What each data set holds: name of a fact, and its value for each."""
+    cards = [entry.card for entry in data_cards]
+
+    def sized(card: Card, size: str) -> str:
+        count = card.boxes_per_size[size]
+        return f"{count} ({100 * count / (card.num_boxes or 1):.0f} %)"
+
+    def sides(card: Card, side: str) -> str:
+        return ", ".join(map(str, card.sides[side])) if card.sides else "–"
+
+    return [
+        ("pictures", [str(card.num_images) for card in cards]),
+        ("without boxes", [str(card.num_empty) for card in cards]),
+        ("boxes", [str(card.num_boxes) for card in cards]),
+        (
+            "boxes of a picture",
+            [f"{card.num_boxes / (card.num_images or 1):.1f}, at most {card.most_boxes}" for card in cards],
+        ),
+        ("small boxes (below 32² square pixels)", [sized(card, "small") for card in cards]),
+        ("medium boxes (to 96²)", [sized(card, "medium") for card in cards]),
+        ("large boxes (above)", [sized(card, "large") for card in cards]),
+        ("crowd, difficult boxes", [f"{card.num_crowd}, {card.num_difficult}" for card in cards]),
+        ("width: least, median, most", [sides(card, "width") for card in cards]),
+        ("height: least, median, most", [sides(card, "height") for card in cards]),
+        ("warnings of the data check", [_number(entry.num_warnings) for entry in data_cards]),
+        ("left out as unusable", [_number(entry.num_problems) for entry in data_cards]),
+    ]
+
+
+def _number(value: int | None) -> str:
+    return "not checked" if value is None else str(value)

@@ -1,0 +1,150 @@
+"""What a run keeps: `last.ckpt`, to resume exactly, and model files, to use."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fcos.config import ALIASES
+from fcos.data.annotations import Annotations
+from fcos.errors import OutputError, WeightsError
+from fcos.files import reason_of, written
+from fcos.weights.archive import load_tensors
+
+# Settings that may differ when a run resumes: where it runs, what it writes, and where the data are (what
+# they are is compared by `fingerprint`).
+FREE_SETTINGS = frozenset(
+    {
+        *(
+            "load",
+            "save",
+            "save_steps",
+            "device",
+            "num_processes",
+            "num_workers",
+            "micro_batch",
+            "tensorboard",
+            "activation_checkpointing",
+        ),
+        *("run_folder", "pretrain", "nbatch_eval", "eval_epochs"),
+        *(
+            "root_train",
+            "list_train",
+            "root_eval",
+            "list_eval",
+            "name_file",
+            "data_format",
+            "skip_invalid",
+            "classes",
+        ),
+    }
+)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what adds to a file of the run: an error says what to do next."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {reason_of(error)}", where=str(path), fix=_how_to_resume(path.parent)
+        ) from error
+
+
+def written_in_run(path: Path) -> AbstractContextManager[Path]:
+    """Where to write a file of the run, which takes the place of `path` when it is whole."""
+    return written(path, fix=_how_to_resume(path.parent))
+
+
+def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
+    """Write a checkpoint; the former one stays until the new one is whole (kill -9, full disk)."""
+    with written_in_run(path) as partial, partial.open("wb") as file:  # a file's errors say what happened
+        torch.save(payload, file)
+
+
+def resume_command(run: Path) -> str:
+    """What to type to resume a run, and no other."""
+    return f"fcos train {shlex.quote(str(run / 'config.json'))} load=true"
+
+
+def _how_to_resume(run: Path) -> str:
+    if not (run / "last.ckpt").is_file():
+        return "make room on the disk, or choose another run_folder where you may write"
+    return (
+        f"make room on the disk, then: {resume_command(run)}; the last checkpoint that was written is whole"
+    )
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse to resume where there is no checkpoint."""
+    if not path.is_file():
+        raise WeightsError(
+            f"there is nothing to resume from: no {path.name} in {path.parent}",
+            where="setting 'load'",
+            fix='set "load": false to start afresh, or run_folder to the folder of the run',
+        )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values are loaded, never code."""
+    check_checkpoint(path)
+    try:
+        content: dict[str, Any] = dict(load_tensors(path))
+    except Exception as error:
+        raise WeightsError(
+            f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0]}",
+            where=str(path),
+            fix="start afresh with load=false; best.safetensors of the run is still usable",
+        ) from error
+    return content
+
+
+def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint was written with, in today's spelling."""
+    return {ALIASES.get(key, key): value for key, value in checkpoint["config"].items()}
+
+
+def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+    """A run resumes only with the settings that it began with, or more epochs; all differences are named."""
+    changed = [key for key in new if key not in FREE_SETTINGS and key in old and old[key] != new[key]]
+    if "epochs" in changed and new["epochs"] > old["epochs"]:
+        changed.remove("epochs")
+    if changed:
+        command = f"fcos train {shlex.quote(str(path.parent / 'config.json'))} load=true"
+        fewer = "; epochs can only be raised" if "epochs" in changed else ""
+        raise WeightsError(
+            "; ".join(
+                f'the run was started with "{key}": {old[key]!r}, now it is {new[key]!r}' for key in changed
+            ),
+            where=str(path),
+            fix=f"`{command}` resumes with the settings of the run; or set {', '.join(changed)} back, or "
+            f"start a new run with load=false{fewer}",
+        )
+
+
+def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> None:
+    """A run resumes only with the annotations that it began with, wherever they are now."""
+    changed = [key for key in new if old[key] != new[key]]
+    if changed:
+        raise WeightsError(
+            f"the {' and '.join(changed)} data are not those that the run was started with",
+            where=str(path),
+            fix="put the annotations back to resume exactly, or start a new run with load=false",
+        )
+
+
+def fingerprint(annotations: Annotations | None) -> str:
+    """Changes when pictures, boxes or classes do; not when the files are moved."""
+    if annotations is None:
+        return "none"
+    content = hashlib.sha256(repr((annotations.class_names, annotations.sizes_hw.tolist())).encode())
+    for array in (annotations.first_box, annotations.labels, annotations.boxes_xyxy, annotations.is_crowd):
+        content.update(array.tobytes())
+    return content.hexdigest()

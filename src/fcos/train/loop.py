@@ -1,0 +1,443 @@
+"""The training loop: one optimizer step, whatever it is split into, and what happens between steps.
+
+A step takes `nbatch_train` images, as micro-batches on one or many devices. The normalizers of the losses
+(number of positives, sum of centerness) are sums over all of them, so the split changes nothing but rounding.
+They are known before the first forward pass, unless the assigner looks at predictions: then the losses are
+divided by a guess, and the gradients put right after the last backward pass, which is the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
+
+from fcos.config import TrainConfig
+from fcos.cpu.inference import for_inference
+from fcos.data.annotations import Annotations
+from fcos.data.batch import Batch
+from fcos.data.build import build_eval_loader, build_train_loader
+from fcos.data.loader import loading
+from fcos.errors import TrainingError
+from fcos.metrics.coco import measure
+from fcos.metrics.rows import ROW, Rows
+from fcos.model.assign import Assigner, Targets
+from fcos.model.build import build_assigner, build_loss, build_postprocess
+from fcos.model.fcos import FCOS
+from fcos.model.head import HeadOutput
+from fcos.model.points import PointGrid
+from fcos.predict.detect import detect, gather, result_rows, results_json
+from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
+from fcos.train.ema import Ema
+from fcos.train.log import Display, Meter, StepReport
+from fcos.train.optimizer import build_optimizer
+from fcos.train.recompute import recompute_activations
+from fcos.train.schedule import Schedule
+from fcos.train.stop import StopSignal
+from fcos.train.throughput import EpochClock, describe
+from fcos.train.writers import MetricsWriter, open_writers
+from fcos.weights.model_file import ModelCard, save_model
+
+
+@dataclass
+class RunState:
+    """Where a run stands, besides weights and optimizer.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch_evaluated: last epoch whose end was dealt with: measured where due, model files written.
+        best_map: best map_mean so far.
+        elapsed_s: seconds of training and evaluation, over all sessions of the run.
+    """
+
+    step: int = 0
+    epoch_evaluated: int = 0
+    best_map: float = -math.inf
+    elapsed_s: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """A run: its objects and its loop.
+
+    Attributes:
+        fabric: launched.
+        config: resolved.
+        model: fresh or with ImageNet weights; goes to the device here.
+        train_set: to learn from.
+        eval_set: to measure on after every epoch, or None.
+        run: folder of the run.
+        micro_batch: images of one forward pass.
+        accumulation: forward passes of one step on each device.
+        card: for the model files.
+    """
+
+    fabric: Fabric
+    config: TrainConfig
+    model: FCOS
+    train_set: Annotations
+    eval_set: Annotations | None
+    run: Path
+    micro_batch: int
+    accumulation: int
+    card: ModelCard
+    state: RunState = field(default_factory=RunState)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.assigner: Assigner = build_assigner(config)
+        self.loss = build_loss(config)
+        self.postprocess = build_postprocess(config)
+        self.steps_per_epoch = len(self.train_set) / config.nbatch_train
+        self.total_steps = self.steps_of(config.epochs)
+        self.schedule = Schedule(
+            self.total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma
+        )
+        self.meter = Meter(config.nbatch_train)
+        self.clock = EpochClock()
+
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
+        self.ema = Ema(self.model, config.ema_decay) if config.ema_decay else None
+        if config.activation_checkpointing:
+            recompute_activations(self.model)
+        # `network` is what runs in training (compiled, wrapped); `model` is the module that it shares
+        # weights with, and what is evaluated and saved.
+        network: Any = torch.compile(self.model) if config.compile else self.model
+        self.network, self.optimizer = self.fabric.setup(network, build_optimizer(config, self.model))
+
+    @property
+    def evaluated_model(self) -> FCOS:
+        """The average where there is one, else the live model."""
+        return self.ema.module if self.ema else self.model
+
+    @property
+    def local_world_size(self) -> int:
+        """Processes on this machine, one a device."""
+        return self.fabric.world_size // getattr(self.fabric.strategy, "num_nodes", 1)
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the data that are complete."""
+        return min(self.config.epochs, self.state.step * self.config.nbatch_train // len(self.train_set))
+
+    def steps_of(self, epochs: int) -> int:
+        """Optimizer steps of so many passes over the data."""
+        return math.ceil(epochs * len(self.train_set) / self.config.nbatch_train)
+
+    # The loop ---------------------------------------------------------------------------------------------
+
+    def fit(self, stop: StopSignal) -> bool:
+        """Train to the end, or until a signal on any device; True if the end was reached."""
+        config, state, is_first = self.config, self.state, self.fabric.is_global_zero
+        self.display = Display(self.total_steps, state.step, enabled=is_first)
+        self.writers: list[MetricsWriter] = []
+        if is_first:
+            self.writers = open_writers(self.run, state.step + 1, tensorboard=config.tensorboard)
+        self.started_at = time.monotonic() - state.elapsed_s
+        self.network.train()
+        stopping = False
+        try:
+            self._end_epoch()  # of a run that was stopped there
+            stopping = self._take_steps(stop)
+        finally:
+            self.display.close()
+            for writer in self.writers:
+                writer.close()
+        return not stopping
+
+    def _take_steps(self, stop: StopSignal) -> bool:
+        """The steps that are left; whether a signal stopped them."""
+        config, state = self.config, self.state
+        log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
+        stopping = False
+        with loading(self._loader()) as batches:
+            while state.step < self.total_steps and not stopping:
+                with self.clock.waiting():
+                    window = [
+                        next(batches).to(self.fabric.device, self.memory_format)
+                        for _ in range(self.accumulation)
+                    ]
+                with self.clock.computing(config.nbatch_train):
+                    report, stopping = self._optimizer_step(window, stop)
+                state.step += 1
+                state.elapsed_s = time.monotonic() - self.started_at
+                self.meter.add(report)
+                self.display.step(state.step, self.meter.text)
+                if state.step % log_every == 0 or state.step == self.total_steps:
+                    self._log_line()
+                if stopping or state.step % config.save_steps == 0:
+                    self._save()
+                if not stopping:  # an evaluation may take longer than there is time
+                    self._end_epoch()
+        return stopping
+
+    def _loader(self) -> DataLoader[Batch]:
+        return build_train_loader(
+            self.config,
+            self.train_set,
+            micro_batch=self.micro_batch,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+            start_step=self.state.step,
+        )
+
+    def _optimizer_step(self, window: list[Batch], stop: StopSignal) -> tuple[StepReport, bool]:
+        """One step over a window of micro-batches; also whether any device was asked to stop."""
+        config, fabric = self.config, self.fabric
+        window = self._padded_alike(window)
+        grids = [self.model.grid((batch.images.shape[2], batch.images.shape[3])) for batch in window]
+        known, normalizers = self._before_predictions(window, grids)
+
+        losses, counted = torch.zeros((), device=fabric.device), torch.zeros_like(normalizers)
+        for i, (batch, grid) in enumerate(zip(window, grids, strict=True)):
+            with fabric.no_backward_sync(self.network, enabled=i < len(window) - 1):
+                output = self._forward(batch)
+                targets = known[i] if known else self._assign(grid, batch, output)
+                parts = self.loss(output, grid, targets, normalizers)
+                # DDP averages gradients over devices; the normalizers are sums over devices.
+                fabric.backward(torch.stack(list(parts.values())).sum() * fabric.world_size)
+            losses = losses + torch.stack(list(parts.values())).detach()
+            counted += targets.normalizers()
+        if not known:
+            counted = self._sum(counted)
+            correction = normalizers[0] / counted[0].clamp(min=1)
+            self._scale_gradients(correction)
+            losses, normalizers = losses * correction, counted
+        grad_norm = fabric.clip_gradients(
+            self.network,
+            self.optimizer,
+            max_norm=config.grad_clip or math.inf,
+            error_if_nonfinite=False,
+        )
+        assert grad_norm is not None
+
+        asked_to_stop = losses.new_tensor([float(stop.number)])
+        summed = self._sum(torch.cat([losses, asked_to_stop]))
+        # The one time in a step that the device is waited for.
+        numbers = torch.cat([summed, normalizers[2:], grad_norm.reshape(1)]).tolist()
+        *values, stopping, num_positive, norm = numbers
+        lr = config.lr_base * self.schedule.factor(self.state.step)
+        report = StepReport(dict(zip(parts, values, strict=True)), num_positive, norm, lr)
+        # With fp16 the scaler skips the step if the gradient overflows, and tries a smaller factor.
+        if not math.isfinite(report.loss) or not (math.isfinite(norm) or config.precision == "fp16"):
+            self._fail_not_finite(report, window)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.model, self.state.step)
+        return report, stopping > 0
+
+    def _forward(self, batch: Batch) -> HeadOutput:
+        try:
+            output: HeadOutput = self.network(batch.images, batch.sizes_hw)
+        except ValueError as error:  # PyTorch's batch norm
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                "batch norm cannot be trained on one value: a level of one point, of one image",
+                where=f"images of {batch.images.shape[2]} x {batch.images.shape[3]} pixels, padded",
+                fix="a micro_batch of at least 2, a larger short_side, freeze_bn=true, or head_norm=gn",
+            ) from error
+        return output
+
+    def _padded_alike(self, window: list[Batch]) -> list[Batch]:
+        """All images of a step at one size: group norm counts the padding, so no split may change it."""
+        if self.fabric.world_size == len(window) == 1:
+            return window
+        sizes = torch.tensor([batch.images.shape[2:] for batch in window], device=self.fabric.device)
+        largest = self.fabric.all_reduce(sizes.amax(dim=0), reduce_op="max")
+        assert isinstance(largest, torch.Tensor)
+        height, width = largest.tolist()
+        return [batch.padded_to((height, width)) for batch in window]
+
+    def _before_predictions(
+        self, window: list[Batch], grids: list[PointGrid]
+    ) -> tuple[list[Targets], torch.Tensor]:
+        """Targets and normalizers of a step; no targets, and a guess, where they depend on predictions."""
+        if not self.assigner.needs_predictions:
+            known = [self._assign(grid, batch) for grid, batch in zip(grids, window, strict=True)]
+            return known, self._sum(torch.stack([targets.normalizers() for targets in known]).sum(dim=0))
+        # The number of objects: of the right size, so that no gradient overflows in half precision.
+        num_boxes = sum(len(truth.labels) for batch in window for truth in batch.ground_truth)
+        guess = torch.full((3,), float(num_boxes), device=self.fabric.device)
+        return [], self._sum(guess).clamp(min=1)
+
+    def _scale_gradients(self, factor: torch.Tensor) -> None:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= factor
+
+    def _assign(self, grid: PointGrid, batch: Batch, output: HeadOutput | None = None) -> Targets:
+        boxes = [truth.boxes_xyxy for truth in batch.ground_truth]
+        labels = [truth.labels for truth in batch.ground_truth]
+        with torch.no_grad():
+            return self.assigner(grid, boxes, labels, output)
+
+    def _sum(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Over all devices."""
+        summed = self.fabric.all_reduce(numbers, reduce_op="sum")
+        assert isinstance(summed, torch.Tensor)
+        return summed
+
+    def _fail_not_finite(self, report: StepReport, window: list[Batch]) -> NoReturn:
+        """Keep the batch and end; every device comes here in the same step."""
+        step = self.state.step + 1
+        file = self.run / f"not_finite_step_{step}_rank_{self.fabric.global_rank}.pt"
+        with written_in_run(file) as partial:
+            torch.save([asdict(batch.to(torch.device("cpu"))) for batch in window], partial)
+        image_ids: list[Any] = [image_id for batch in window for image_id in batch.image_ids]
+        if self.fabric.world_size > 1:
+            everyone: list[Any] = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(everyone, image_ids)
+            image_ids = list(chain.from_iterable(everyone))
+        raise TrainingError(
+            f"loss or gradient is not finite at step {step}: "
+            + ", ".join(f"{name} {value:g}" for name, value in report.numbers().items()),
+            where=f"image ids {', '.join(map(str, image_ids))}; the batch is in {file}",
+            fix="a smaller lr_base, a longer warmup_iter, or grad_clip; with fp16 try bf16. "
+            "The last checkpoint is from before this step: load=true resumes from it",
+        )
+
+    # Between steps ----------------------------------------------------------------------------------------
+
+    def _log_line(self) -> None:
+        state = self.state
+        entry = {"step": state.step, "epoch": state.step / self.steps_per_epoch, **self.meter.take()}
+        self._write("train", {**entry, "elapsed_s": state.elapsed_s})
+
+    def _write(self, kind: str, entry: dict[str, Any]) -> None:
+        for writer in self.writers:
+            writer.write(kind, entry)
+
+    def _end_epoch(self) -> None:
+        """At the end of an epoch: measure where it is due, write the model files."""
+        state, epoch = self.state, self.epoch
+        if epoch == state.epoch_evaluated:
+            return
+        self._tell_times(epoch)
+        self._save()  # an evaluation that fails costs no step
+        interval = self.config.eval_epochs
+        is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epochs
+        if self.eval_set is not None and is_due:
+            self._evaluate(self.eval_set)
+        else:
+            self._save_model_file("last", {"epoch": epoch}, self.card.threshold)
+        state.epoch_evaluated = epoch
+        state.elapsed_s = time.monotonic() - self.started_at
+        self.meter.restart_clock()
+        self._save()
+
+    def _tell_times(self, epoch: int) -> None:
+        """What was waited for in this epoch; nothing in a session that only evaluates the end of one."""
+        times = self.clock.take()
+        if not times.num_images:
+            return
+        # A device that waits for pictures makes the others wait for it in their computing.
+        waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
+        waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
+        times = times._replace(waited_s=round(waited_s.item(), 3))
+        self._write("epoch", {"step": self.state.step, "epoch": epoch, **times._asdict()})
+        device = self.fabric.device.type
+        self.display.line(describe(times, epoch, self.config, self.local_world_size, device))
+
+    def _evaluate(self, annotations: Annotations) -> None:
+        """COCO's numbers of the evaluated model; the files of the last and the best model."""
+        started_at = time.monotonic()
+        rows = self._find(annotations)
+        if not self.fabric.is_global_zero:
+            return
+        network_s = time.monotonic() - started_at
+        measured, threshold = measure(annotations, rows)
+        numbers = {"map_mean": measured.map_mean, "map_50": measured.map_50, "map_75": measured.map_75}
+        entry = {"step": self.state.step, "epoch": self.epoch, **numbers, "stats": list(measured.stats)}
+        elapsed_s = time.monotonic() - started_at
+        times = {"elapsed_s": elapsed_s, "network_s": network_s}
+        self._write("eval", {**entry, "per_class": measured.per_class_ap, **times})
+        is_best = measured.map_mean > self.state.best_map
+        described = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self.display.line(
+            f"epoch {self.epoch:3d}/{self.config.epochs}  {described}" + ("  best" if is_best else "")
+        )
+
+        self._save_model_file("last", {"epoch": self.epoch, **numbers}, threshold)
+        if is_best:
+            self.state.best_map = measured.map_mean
+            self._save_model_file("best", {"epoch": self.epoch, **numbers}, threshold)
+            with written_in_run(self.run / "results.json") as partial:
+                partial.write_bytes(results_json(rows))
+
+    def _find(self, annotations: Annotations) -> Rows:
+        """What the evaluated model finds in every image, as rows of results; on the first device.
+
+        As `fcos eval` and `Detector` do it, in float32 and with batch norm in the weights, so that the
+        numbers are theirs, to the last digit. (Under autocast to bfloat16 the third digit differed.)
+        """
+        fabric = self.fabric
+        rank, world = fabric.global_rank, fabric.world_size
+        share = max(1, self.config.nbatch_eval // world)
+        loader = build_eval_loader(self.config, annotations, share, rank=rank, world=world)
+        self.model.eval()  # with activation_checkpointing parts of it run in its copy
+        with loading(loader) as batches:
+            found = detect(
+                for_inference(self.evaluated_model),
+                self.postprocess,
+                batches,
+                on_batch=self.display.evaluating(-(-len(annotations) // world)),
+            )
+        self.model.train()
+        found = gather(found, fabric)
+        if not fabric.is_global_zero:
+            return np.zeros(0, ROW)
+        return result_rows(found, annotations, inclusive_boxes=self.postprocess.inclusive_boxes)
+
+    def _save_model_file(self, name: str, metrics: dict[str, Any], threshold: float) -> None:
+        if self.config.save and self.fabric.is_global_zero:
+            card = replace(self.card, metrics=metrics, threshold=threshold)
+            with written_in_run(self.run / f"{name}.safetensors") as partial:
+                save_model(partial, self.evaluated_model.state_dict(), card)
+
+    # Resuming --------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.config.save and self.fabric.is_global_zero:
+            save_checkpoint(self.run / "last.ckpt", self.checkpoint())
+        self.fabric.barrier()
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that the next step depends on. (The order of the data depends on the step alone.)"""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "data": self._fingerprints(),
+            "state": asdict(self.state),
+            "meter": self.meter.state_dict(),
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Resume from a checkpoint."""
+        check_same_data(checkpoint["data"], self._fingerprints(), self.run / "last.ckpt")
+        self.state = RunState(**checkpoint["state"])
+        self.meter.load_state_dict(checkpoint["meter"])
+        self.model.load_state_dict(checkpoint["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(checkpoint["ema"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {"training": fingerprint(self.train_set), "evaluation": fingerprint(self.eval_set)}

@@ -1,0 +1,297 @@
+"""A training for one's own pictures: settings proposed from the data and the machine, each with its reason.
+
+The rules are plain and written to the config file, to be changed there. They stand on the presets
+(`presets.py`); a setting is only proposed where data or machine have a say in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcos.config import TrainConfig
+from fcos.config.presets import PRESETS
+from fcos.data import coco
+from fcos.data.annotations import Annotations
+from fcos.data.check import require_boxes
+from fcos.data.formats import Split, find_splits, read_annotations, read_names, split_annotations
+from fcos.data.image import read_size
+from fcos.data.pictures import common_root
+from fcos.errors import DatasetError
+from fcos.train.throughput import num_cores
+
+SMALLEST_BOX = 12  # pixels after resizing: one and a half cells of the finest level (stride 8)
+MANY_PICTURES = 2000  # from here on flips alone keep a detector from learning its pictures by heart
+SHARE_HELD_OUT = 0.2  # of the pictures, where a folder brings no evaluation part
+SPLIT_SEED = 0
+READ_SIZES = 200  # pictures whose size is read from the file where the annotations do not tell it
+
+
+class Proposal(NamedTuple):
+    """A setting, its value and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a training can use.
+
+    Attributes:
+        num_cores: processor cores that this process may use.
+        num_gpus: CUDA devices.
+        gpu_memory_gb: memory of the smallest of them.
+        bf16_is_faster: whether they (without GPUs: the processor) train faster in bfloat16.
+    """
+
+    num_cores: int
+    num_gpus: int = 0
+    gpu_memory_gb: float = 0.0
+    bf16_is_faster: bool = False
+
+    def __str__(self) -> str:
+        if not self.num_gpus:
+            return f"no GPU, {self.num_cores} CPU core{'s' * (self.num_cores > 1)}"
+        gpus = f"{self.num_gpus} GPU{'s' * (self.num_gpus > 1)} with {self.gpu_memory_gb:.0f} GB"
+        return f"{gpus}, {self.num_cores} CPU cores"
+
+
+def find_hardware() -> Hardware:
+    """This machine, as far as this process may use it."""
+    # only to ask for the GPUs
+    import torch
+
+    from fcos.train.devices import prefers_bf16
+
+    cores = num_cores()
+    if not torch.cuda.is_available():
+        return Hardware(cores, bf16_is_faster=prefers_bf16("cpu"))
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    memory = min(gpu.total_memory for gpu in gpus) / 2**30
+    return Hardware(cores, len(gpus), memory, prefers_bf16("cuda"))
+
+
+@dataclass(frozen=True)
+class FolderData:
+    """The data of a folder.
+
+    Attributes:
+        train: the training part.
+        held_out: the evaluation part, where one was made and has to be written; None where the folder has it.
+        proposals: the settings that name the data.
+    """
+
+    train: Annotations
+    held_out: Annotations | None
+    proposals: list[Proposal]
+
+
+def propose_data(folder: Path, split_folder: Path) -> FolderData:
+    """The data of a folder: its own split, or one made by picture, for `write_split` to write."""
+    splits = find_splits(folder)
+    names = read_names(splits.name_file)[0] if splits.name_file else None
+    train = read_annotations(splits.train.source, root=splits.train.root, names=names, format=splits.format)
+    require_boxes(train)
+    held_out = None
+    format, name_file, train_split, eval_split = (
+        splits.format,
+        splits.name_file,
+        splits.train,
+        splits.evaluation,
+    )
+    trained = "the training part that the folder brings"
+    evaluated = (
+        f"its evaluation part{f'; {splits.test.source.name} is kept for the end' if splits.test else ''}"
+    )
+    if eval_split is None:
+        train, held_out = split_annotations(train, SHARE_HELD_OUT, SPLIT_SEED)
+        train_split, eval_split = (
+            Split(split_folder / name, common_root(part))
+            for name, part in (("train.json", train), ("eval.json", held_out))
+        )
+        format, name_file = "coco", None  # the files carry the names
+        trained = f"the folder brings no split, so one was made: {len(train)} pictures"
+        evaluated = f"{len(held_out)} pictures held out by lot (seed {SPLIT_SEED}), never trained on"
+    found = [
+        Proposal("root_train", train_split.root, "folder of the pictures"),
+        Proposal("list_train", train_split.source, trained),
+        Proposal("root_eval", eval_split.root, "folder of the pictures"),
+        Proposal("list_eval", eval_split.source, evaluated),
+        Proposal("name_file", name_file, f"{train.num_classes} classes"),
+        Proposal("data_format", format, f"the folder is {splits.format}"),
+        Proposal("run_folder", f"runs/{folder.resolve().name}", "named like the folder"),
+    ]
+    return FolderData(train, held_out, [proposal for proposal in found if proposal.value is not None])
+
+
+def write_split(data: FolderData, split_folder: Path) -> None:
+    """Write a split that was made; nothing where the folder brings its own.
+
+    As COCO files: the one format that keeps crowds, difficult boxes and category ids.
+    """
+    if data.held_out is None:
+        return
+    parts = {"train.json": data.train, "eval.json": data.held_out}
+    for part in parts.values():
+        labels_known = (part.labels >= 0) & (part.labels < part.num_classes)
+        if not (labels_known.all() and np.isfinite(part.boxes_xyxy).all()):
+            raise DatasetError(
+                "boxes have no known class or no finite numbers, so the folder cannot be split",
+                where=str(part.source),
+                fix=f"`fcos check {part.source}` says what is wrong with each; correct them",
+            )
+    for name, part in parts.items():
+        coco.write(part, split_folder / name, root=common_root(part))
+
+
+def propose(train: Annotations, hardware: Hardware) -> list[Proposal]:
+    """Settings for these training pictures on this machine, in the order of the config file."""
+    preset = "fcos_r50" if hardware.num_gpus else "fcos_lite0"
+    short_side, view_size = _input_size(train, preset, hardware)
+    batch = _batch(len(train), preset, hardware, short_side.value * view_size.value)
+    return [
+        Proposal("model", preset, f"{hardware}: {_WHY_PRESET[preset]}"),
+        short_side,
+        view_size,
+        _flip(train.class_names),
+        _augmentation(len(train)),
+        *_length(len(train), hardware),
+        *batch,
+        *_speed(hardware),
+    ]
+
+
+_WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_lite0": "the small model made for CPUs"}
+
+
+def _default(preset: str, key: str) -> Any:
+    return PRESETS[preset].get(key, TrainConfig.model_fields[key].default)
+
+
+def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Proposal, Proposal]:
+    """The preset's size, larger where boxes would get too small, smaller where pictures are small."""
+    usual: int = _default(preset, "short_side")
+    usual_view: int = _default(preset, "view_size")
+    sizes, box_sides = picture_sizes(train)
+    if not len(sizes):
+        unread = "the preset's; no picture could be read"
+        return Proposal("short_side", usual, unread), Proposal("view_size", usual_view, unread)
+
+    short, long = sizes.min(axis=1), sizes.max(axis=1)
+    sharpest = max(64, int(2 * np.median(short)))  # beyond twice its pixels a picture shows no more
+    candidates = [min(round(usual * factor), sharpest) for factor in (1, 1.2, 1.4, 1.6)]
+    seen = [float(np.percentile(box_sides * side, 10)) if len(box_sides) else np.inf for side in candidates]
+    enough = [side for side, smallest in zip(candidates, seen, strict=True) if smallest >= SMALLEST_BOX]
+    side = enough[0] if enough else candidates[-1]
+    smallest = seen[candidates.index(side)]
+    boxes = f"9 of 10 boxes are larger than {smallest:.0f} pixels then" if len(box_sides) else "no boxes"
+    typical = f"pictures are {np.median(long):.0f} x {np.median(short):.0f}"
+    limit = ", as far as it stays affordable" if not enough else ""
+    ratio = float(np.clip(np.percentile(long / short, 90), usual_view / usual, 2.5))
+    view = round(side * ratio)
+    return (
+        Proposal("short_side", side, f"{typical}; {boxes}{limit}"),
+        Proposal("view_size", view, f"longest side: room for pictures of {ratio:.2f} : 1"),
+    )
+
+
+def picture_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sizes of pictures and boxes, of all or of an even sample.
+
+    Returns:
+        `(pictures, 2)` height, width in pixels; `(boxes,)` square root of each box's area, relative to the
+        shorter side of its picture. Pictures that cannot be read are left out.
+    """
+    known = (annotations.sizes_hw > 0).all(axis=1)
+    if known.all():
+        indices = np.arange(len(annotations))
+    else:
+        indices = np.unique(np.linspace(0, len(annotations) - 1, READ_SIZES).astype(int))
+    sizes, box_sides = [], []
+    for index in indices:
+        record = annotations[int(index)]
+        try:
+            size = record.size_hw or read_size(record.path)
+        except DatasetError:
+            continue  # training reports every broken picture before it starts
+        sizes.append(size)
+        sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
+        box_sides.append(np.sqrt(np.clip(sides, 0, None).prod(axis=1)) / min(size))
+    boxes = np.concatenate(box_sides) if box_sides else np.zeros(0)
+    return np.array(sizes, np.float64).reshape(-1, 2), boxes[np.isfinite(boxes)]
+
+
+# Words after which a mirrored picture means something else.
+_MIRROR_WORDS = frozenset(
+    "left right arrow clockwise counterclockwise text word words letter letters digit digits number numbers "
+    "character characters zero one two three four five six seven eight nine".split()
+)
+
+
+def _flip(class_names: tuple[str, ...]) -> Proposal:
+    for name in class_names:
+        words = re.findall(r"[a-z]+|[0-9]+", name.lower())
+        if re.fullmatch(r"[A-Za-z0-9]|[0-9]+", name.strip()) or _MIRROR_WORDS.intersection(words):
+            return Proposal("horizontal_flip", False, f'class "{name}" means something else in a mirror')
+    return Proposal("horizontal_flip", True, "no class looks like text, digits, left or right")
+
+
+def _augmentation(num_pictures: int) -> Proposal:
+    if num_pictures < MANY_PICTURES:
+        return Proposal("augmentation", True, f"{num_pictures} pictures are few: vary colours and crops")
+    return Proposal("augmentation", False, f"{num_pictures} pictures are varied enough")
+
+
+def _length(num_pictures: int, hardware: Hardware) -> Iterator[Proposal]:
+    """Enough pictures seen, however few there are; never less than the papers' 12 epochs."""
+    goal = 120_000 if hardware.num_gpus else 6_000
+    epochs = int(np.clip(round(goal / max(1, num_pictures)), 12, 200))
+    reason = f"{num_pictures} pictures, seen {num_pictures * epochs:,} times in all"
+    yield Proposal("epochs", epochs, reason)
+    if epochs > 50:
+        yield Proposal("eval_epochs", round(epochs / 25), "an epoch is short: 25 evaluations in all")
+
+
+def _batch(num_pictures: int, preset: str, hardware: Hardware, pixels: int) -> Iterator[Proposal]:
+    """The preset's batch, less for few pictures, shared by the GPUs (the learning rate follows it)."""
+    usual: int = _default(preset, "nbatch_train")
+    wanted = usual if num_pictures >= 10 * usual else usual // 2
+    num_devices = max(1, hardware.num_gpus)
+    share = max(1, wanted // num_devices)
+    batch = share * num_devices
+    why = "the preset's" if batch == usual else f"{num_pictures} pictures are few: more steps an epoch"
+    if num_devices > 1:
+        why = f"{share} on each of {num_devices} GPUs"
+    yield Proposal("nbatch_train", batch, why)
+    if hardware.num_gpus:
+        # 2 GB a picture of 800 x 1333 with ResNet-50 in fp32 (peers report 3.6 to 4 GB for two), and a margin
+        fits = max(1, int((hardware.gpu_memory_gb - 2) / (2.5 * pixels / (800 * 1333))))
+        micro = next(size for size in range(min(share, fits), 0, -1) if share % size == 0)
+        if micro < share:
+            yield Proposal("micro_batch", micro, f"what {hardware.gpu_memory_gb:.0f} GB hold at once")
+
+
+def _speed(hardware: Hardware) -> Iterator[Proposal]:
+    if hardware.bf16_is_faster:
+        faster = (
+            "this GPU is about twice as fast in it"
+            if hardware.num_gpus
+            else "measured to be faster on this processor"
+        )
+        yield Proposal("precision", "bf16", faster)
+    if hardware.num_gpus:
+        workers = max(1, min(8, hardware.num_cores // hardware.num_gpus))
+        yield Proposal(
+            "num_workers", workers, f"{hardware.num_cores} cores read for {hardware.num_gpus} GPU(s)"
+        )
+    else:
+        workers = max(1, min(4, hardware.num_cores // 4))
+        yield Proposal("num_workers", workers, "the cores are needed for training; reading takes little")

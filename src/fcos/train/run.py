@@ -1,0 +1,392 @@
+"""A whole run: settings to data, model and run folder, then the loop."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from fcos.config import TrainConfig, dump_config
+from fcos.config.checks import check_backbone, check_classes, check_paths, split_batch
+from fcos.config.conventions import CONVENTIONS
+from fcos.data.annotations import Annotations
+from fcos.data.card import DataCard, data_card, write_cards
+from fcos.data.check import CheckReport, check, common_pictures, drop_invalid, require_boxes
+from fcos.data.classes import with_classes_of
+from fcos.data.formats import read_annotations, read_names
+from fcos.data.resize import resized_size
+from fcos.errors import DatasetError, TrainingError
+from fcos.model.build import build_model
+from fcos.terminal import counted, printable
+from fcos.train.checkpoint import (
+    check_checkpoint,
+    check_same_settings,
+    fingerprint,
+    load_checkpoint,
+    resume_command,
+    settings_of,
+)
+from fcos.train.devices import build_fabric, slow_precision
+from fcos.train.launch import launched
+from fcos.train.log import track
+from fcos.train.loop import Trainer
+from fcos.train.recompute import backbone_blocks
+from fcos.train.run_folder import (
+    check_run_folder,
+    find_run_folder,
+    in_use,
+    is_fresh,
+    is_named_exactly,
+    numbered_folders,
+)
+from fcos.train.stop import StopSignal
+from fcos.train.throughput import too_many_workers
+from fcos.weights.imagenet import load_imagenet_weights
+from fcos.weights.load import LoadedModel
+from fcos.weights.load import settings_of as card_settings
+from fcos.weights.model_file import ModelCard
+from fcos.weights.published.download import coco_file
+from fcos.weights.start import adopt_settings, find_start, load_start
+
+
+class Trained(NamedTuple):
+    """Settings, data and device of a training that finished."""
+
+    config: TrainConfig
+    train_set: Annotations
+    eval_set: Annotations | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` leaves.
+
+    Attributes:
+        folder: of the run.
+        finished: False if a signal stopped it; `load=true` resumes it.
+        exit_code: for the command line: 0, or 128 and the signal as shells have it (on the first process).
+        trained: what it was trained and measured on, for the report; on the first process of a training that
+            finished in this call.
+    """
+
+    folder: Path
+    finished: bool
+    exit_code: int = 0
+    trained: Trained | None = None
+
+
+def train(config: TrainConfig) -> Run:
+    """Train as the settings say; resumes a stopped run where they say `load`.
+
+    With more than one device, the other processes run the same command again: from a script of your own,
+    protect the entry point with ``if __name__ == "__main__"``.
+    """
+    check_paths(config)
+    check_backbone(config)
+    check_run_folder(config)
+    fabric = build_fabric(config.device, config.num_processes, config.precision)
+    with launched(fabric), ExitStack() as held, memory_in_words(fabric):
+        config, start = adopt_start(config, fabric)
+        folder, checkpoint = claim(config, fabric, held)
+        if checkpoint is not None and is_finished(config, checkpoint):
+            say(fabric, already_finished(folder, config))
+            return Run(folder, True)
+        trainer = prepare(config, fabric, start, folder, checkpoint, held)
+        say(fabric, describe(trainer))
+        if too_many := too_many_workers(config, trainer.local_world_size):
+            say(fabric, f"warning: {too_many}")
+        if fabric.is_global_zero and (slow := slow_precision(config.precision, fabric.device.type)):
+            say(fabric, f"warning: {slow}")
+        if config.activation_checkpointing and not backbone_blocks(trainer.model):
+            say(
+                fabric,
+                f"warning: activation_checkpointing does nothing in the backbone: {config.backbone} has no "
+                "blocks; memory is saved in the head only",
+            )
+        with StopSignal(announce=fabric.is_global_zero) as stop:
+            finished = trainer.fit(stop)
+        if not finished:
+            say(fabric, how_to_resume(trainer))
+            exit_code = 128 + (stop.number or signal.SIGTERM) if fabric.is_global_zero else 0
+            return Run(trainer.run, finished, exit_code)
+        trained = Trained(trainer.config, trainer.train_set, trainer.eval_set, fabric.device)
+    return Run(trainer.run, finished, trained=trained if fabric.is_global_zero else None)
+
+
+def adopt_start(config: TrainConfig, fabric: Fabric) -> tuple[TrainConfig, LoadedModel | None]:
+    """The detector that the training starts from, if any, and the settings with those of it."""
+    if config.pretrain == "coco":
+        if fabric.is_global_zero:
+            coco_file()
+        fabric.barrier()  # the others wait for the download
+    start = find_start(config)
+    if start is None:
+        return config, None
+    config, changes = adopt_settings(config, start)
+    if changes:
+        say(fabric, f"settings of {start.path.name}: {', '.join(changes)}")
+    return config, start
+
+
+def claim(config: TrainConfig, fabric: Fabric, held: ExitStack) -> tuple[Path, dict[str, Any] | None]:
+    """The run folder and, with `load`, its checkpoint, which no other process may go on with.
+
+    A new folder is made and held when the data have turned out to be usable (`prepare`).
+    """
+    wanted = Path(config.run_folder)
+    exact = is_named_exactly(config)
+    folder = Path(fabric.broadcast(str(find_run_folder(wanted, load=config.load, exact=exact))))
+    if not config.load:
+        return folder, None
+    checkpoint = None
+    if fabric.is_global_zero:  # read once: the run folder is the first machine's
+        file = folder / "last.ckpt"
+        check_checkpoint(file)
+        held.enter_context(in_use(folder))
+        if not exact and len(numbered_folders(wanted)) > 1:
+            say(fabric, f"resuming the newest run of {wanted}: {folder}")
+        checkpoint = load_checkpoint(file)
+        check_same_settings(settings_of(checkpoint), config.model_dump(mode="json"), file)
+    return folder, fabric.broadcast(checkpoint)
+
+
+def is_finished(config: TrainConfig, checkpoint: dict[str, Any]) -> bool:
+    """Whether there is nothing left to do."""
+    epochs = settings_of(checkpoint)["epochs"]
+    return bool(config.epochs == epochs == checkpoint["state"]["epoch_evaluated"])
+
+
+def prepare(
+    config: TrainConfig,
+    fabric: Fabric,
+    start: LoadedModel | None,
+    folder: Path,
+    checkpoint: dict[str, Any] | None,
+    held: ExitStack,
+) -> Trainer:
+    """Data, model and run folder; with a checkpoint, everything as it has it."""
+    micro_batch, accumulation = split_batch(config.nbatch_train, fabric.world_size, config.micro_batch)
+    train_set, eval_set, cards = load_data(config, fabric)
+
+    torch.manual_seed(config.seed)
+    model = build_model(config, train_set.num_classes)
+    if checkpoint is None:
+        if fabric.is_global_zero:
+            folder = hold_new_folder(folder, held)
+        folder = Path(fabric.broadcast(str(folder)))
+        if start is not None:
+            known = load_start(model, train_set.class_names, start)
+            shared = f"the outputs of {', '.join(known)} too" if known else "but for its classes"
+            say(fabric, f"detector: weights of {start.card.origin or 'fcos'} from {start.path}, {shared}")
+        elif config.pretrain:
+            source = load_imagenet_weights(model.backbone, config.backbone, config.pretrain)
+            say(fabric, f"backbone: ImageNet weights from {source}")
+        if fabric.is_global_zero:
+            dump_config(config.model_copy(update={"run_folder": str(folder)}), folder / "config.json")
+            write_cards(cards, folder)
+    fabric.barrier()
+
+    card = ModelCard(
+        settings=card_settings(config),
+        class_names=train_set.class_names,
+        category_ids=train_set.category_ids,
+        versions={name: importlib.metadata.version(name) for name in ("fcos-torch", "torch", "timm")},
+    )
+    check_same_everywhere(fabric, train_set, eval_set)
+    trainer = Trainer(fabric, config, model, train_set, eval_set, folder, micro_batch, accumulation, card)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        say(fabric, f"resuming after step {trainer.state.step} of {trainer.total_steps}")
+        former = settings_of(checkpoint)["epochs"]
+        if config.epochs > former:
+            say(fabric, extended(trainer, former))
+            if fabric.is_global_zero:  # the next `load=true` from it resumes the longer training
+                as_new = config.model_copy(update={"run_folder": str(folder), "load": False})
+                dump_config(as_new, folder / "config.json")
+    return trainer
+
+
+def hold_new_folder(folder: Path, held: ExitStack) -> Path:
+    """Make the folder of a new run; the next number if another training has taken it meanwhile."""
+    lock = ExitStack()
+    lock.enter_context(in_use(folder))
+    if not is_fresh(folder):
+        lock.close()
+        return hold_new_folder(find_run_folder(folder, load=False), held)
+    held.enter_context(lock)
+    return folder
+
+
+class Data(NamedTuple):
+    """What is trained and measured on, ready to use, and what there is to know about it."""
+
+    train_set: Annotations
+    eval_set: Annotations | None
+    cards: dict[str, DataCard]
+
+
+def load_data(config: TrainConfig, fabric: Fabric) -> Data:
+    """Training and evaluation annotations, checked on the first process before anything else happens."""
+    names = None
+    if config.name_file:
+        names, had_background = read_names(Path(config.name_file))
+        if not had_background:
+            say(fabric, f"{config.name_file} does not begin with 'background': every line is a class")
+    train_set = read_annotations(
+        Path(config.list_train), root=_folder(config.root_train), names=names, format=config.data_format
+    )
+    check_classes(config, train_set.class_names)
+    train_set, report = usable(train_set, "training", config, fabric)
+    cards = {"training": data_card(train_set, report)}
+    if config.boxarea_th:
+        say(fabric, left_out(train_set, config))
+    if not config.list_eval:
+        say(fabric, "no list_eval: nothing is measured, and the last model is the result")
+        return Data(train_set, None, cards)
+    eval_set = read_annotations(
+        Path(config.list_eval), root=_folder(config.root_eval), names=names, format=config.data_format
+    )
+    eval_set, eval_report = usable(eval_set, "evaluation", config, fabric)
+    eval_set = with_classes_of(eval_set, train_set.class_names)
+    warnings = []
+    if common := common_pictures(train_set, eval_set):
+        warnings.append(
+            f"{len(common)} pictures are in both training and evaluation, for example "
+            f"{common[0][0].name}: the numbers will be too good"
+        )
+        say(fabric, f"warning: {warnings[0]}")
+    cards["evaluation"] = data_card(eval_set, eval_report, warnings)
+    return Data(train_set, eval_set, cards)
+
+
+def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:
+    """Refuse machines whose copies of the data differ."""
+    ours = [fingerprint(train_set), fingerprint(eval_set)]
+    if fabric.broadcast(ours) != ours:
+        raise DatasetError(
+            "the annotations on this machine are not those of the first machine",
+            where=socket.gethostname(),
+            fix="give every machine the same copy of the data",
+        )
+
+
+def usable(
+    annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric
+) -> tuple[Annotations, CheckReport]:
+    """The annotations after the data check, and what it found; refuses problems unless told to leave out."""
+    report = None
+    if fabric.is_global_zero:
+        report = check(annotations, track=partial(track, what=f"checking {what} pictures"))
+        if not config.skip_invalid or report.of_all:
+            report.raise_problems()
+        if report.problems:
+            say(fabric, f"{what}: {report.summary()} and are left out")
+    report = fabric.broadcast(report)
+    assert report is not None
+    left = drop_invalid(annotations, report)
+    require_boxes(left)
+    return left, report
+
+
+def left_out(annotations: Annotations, config: TrainConfig) -> str:
+    """How many boxes are smaller than `boxarea_th` at full size, in words."""
+    sizes = annotations.sizes_hw.tolist()
+    rule = CONVENTIONS[config.rules].size
+    resized = [resized_size((h, w), config.short_side, config.view_size, rule) for h, w in sizes]
+    scale_hw = np.array(resized).reshape(-1, 2) / annotations.sizes_hw
+    scale_xy = np.repeat(scale_hw[:, ::-1], np.diff(annotations.first_box), axis=0)
+    sides = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]) * scale_xy
+    areas = sides.prod(axis=1)[~annotations.is_crowd]
+    num_small = int((areas < config.boxarea_th).sum())
+    return (
+        f"{num_small} of {len(areas)} training boxes ({num_small / max(1, len(areas)):.1%}) are smaller than "
+        f"{config.boxarea_th:g} square pixels after resizing and are not learned; evaluation counts all boxes"
+    )
+
+
+def describe(trainer: Trainer) -> str:
+    """What is about to be trained, in a few lines."""
+    config, fabric = trainer.config, trainer.fabric
+    millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+    device = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
+    evaluation = f", {len(trainer.eval_set)} for evaluation" if trainer.eval_set is not None else ""
+    return (
+        f"{config.model} ({config.backbone}, {millions:.1f} M parameters), "
+        f"{counted(trainer.train_set.num_classes, 'class', 'classes')}, "
+        f"{counted(len(trainer.train_set), 'image')} for training{evaluation}\n"
+        f"{counted(config.epochs, 'epoch')}, {counted(trainer.total_steps, 'step')} of "
+        f"{counted(config.nbatch_train, 'image')} "
+        f"({trainer.accumulation} x {trainer.micro_batch} on each device), {device}, {config.precision}\n"
+        f"learning rate {config.lr_base:g} ({config.origin('lr_base')})\n"
+        f"run folder: {trainer.run}"
+    )
+
+
+def how_to_resume(trainer: Trainer) -> str:
+    """What to type after a stop."""
+    stopped = f"stopped after step {trainer.state.step} of {trainer.total_steps}"
+    if not trainer.config.save:
+        return f"{stopped}; nothing was saved, as save=false asks"
+    return f"{stopped}; resume with: {resume_command(trainer.run)}"
+
+
+def already_finished(folder: Path, config: TrainConfig) -> str:
+    """What there is to do with a run that has ended."""
+    return (
+        f"already finished: {folder} has done all {counted(config.epochs, 'epoch')}\n"
+        f"train longer with: {resume_command(folder)} epochs={2 * config.epochs}"
+    )
+
+
+def extended(trainer: Trainer, former_epochs: int) -> str:
+    """What more epochs do to the learning rate: its schedule is a function of step and length alone."""
+    config, step = trainer.config, trainer.state.step
+    before = replace(trainer.schedule, total_steps=trainer.steps_of(former_epochs)).factor(max(0, step - 1))
+    after = trainer.schedule.factor(step)
+    if config.lr_policy == "cosine":
+        rule = f"the cosine falls to 0 over all {config.epochs}"
+    elif any(entry < 1 for entry in config.lr_schedule):
+        rule = f"lr_schedule is laid over all {config.epochs}"
+    else:
+        rule = "lr_schedule keeps its iterations"
+    return (
+        f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}: {rule}; learning rate of the "
+        f"last step {config.lr_base * before:.3g}, of the next {config.lr_base * after:.3g}"
+    )
+
+
+@contextmanager
+def memory_in_words(fabric: Fabric) -> Iterator[None]:
+    """Say what to change where the memory of the device is too small."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"the memory of {fabric.device} is too small: {str(error).splitlines()[0]}",
+            fix="a smaller micro_batch (the step stays the same), activation_checkpointing=true, "
+            "precision=bf16, or a smaller view_size and short_side",
+        ) from error
+
+
+def say(fabric: Fabric, text: str) -> None:
+    """A line for the user, from one process."""
+    if fabric.is_global_zero:
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def _folder(path: str) -> Path | None:
+    return Path(path) if path else None

@@ -1,0 +1,151 @@
+"""Whether a training waits for pictures or for the network, and what to change.
+
+Only the time in which the training loop has no batch and nothing to do counts as waiting. On a GPU the loop
+waits for the device once a step, before the optimizer's kernels are launched: those may still run while the
+next batch is fetched, so waiting can be overstated by their few milliseconds a step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from fcos.config import TrainConfig
+
+WORTH_A_CHANGE = 0.05  # share of the time; below, more loading would change nothing that one could see
+
+
+class EpochTimes(NamedTuple):
+    """Where the time of the steps of an epoch went.
+
+    Attributes:
+        num_images: that were trained on, on all devices.
+        elapsed_s: of the steps, without the start of the loader, evaluation and writing of files.
+        waited_s: of that, waiting for pictures.
+        start_s: until the loader had its first batch; 0 where it ran already.
+    """
+
+    num_images: int
+    elapsed_s: float
+    waited_s: float
+    start_s: float
+
+    @property
+    def waited_share(self) -> float:
+        """Of `elapsed_s`."""
+        return self.waited_s / max(self.elapsed_s, 1e-9)
+
+
+class EpochClock:
+    """Adds up the times of an epoch. The first batch of a session is the loader's start, not waiting."""
+
+    def __init__(self) -> None:
+        self.start_s, self.loader_runs = 0.0, False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.num_images, self.elapsed_s, self.waited_s = 0, 0.0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the fetching of a batch."""
+        started_at = time.monotonic()
+        yield
+        elapsed_s = time.monotonic() - started_at
+        if not self.loader_runs:
+            self.start_s, self.loader_runs = elapsed_s, True
+            return
+        self.waited_s += elapsed_s
+        self.elapsed_s += elapsed_s
+
+    @contextmanager
+    def computing(self, num_images: int) -> Iterator[None]:
+        """Around the step on it."""
+        started_at = time.monotonic()
+        yield
+        self.elapsed_s += time.monotonic() - started_at
+        self.num_images += num_images
+
+    def take(self) -> EpochTimes:
+        """The times since the last call, and start again."""
+        times = EpochTimes(self.num_images, self.elapsed_s, self.waited_s, self.start_s)
+        self.start_s = 0.0
+        self._clear()
+        return times
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def busy_share() -> float:
+    """Share of the processor that was busy in the last minute; 0 where the system does not say."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return 0.0
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def describe(times: EpochTimes, epoch: int, config: TrainConfig, num_processes: int, device: str) -> str:
+    """One line: how long, what was waited for, what to change.
+
+    Args:
+        times: of the device that waited longest.
+        epoch: that has ended.
+        config: of the run.
+        num_processes: on this machine, one a device.
+        device: "cuda", "cpu" or "mps".
+    """
+    rate = times.num_images / max(times.elapsed_s, 1e-9)
+    if times.waited_share < WORTH_A_CHANGE:
+        change = f"the network sets the pace; faster with {network_advice(config, device)}"
+    else:
+        change = loader_advice(config, num_processes, device, num_cores())
+    took = f"epoch {epoch}: {times.elapsed_s:.0f} s, {rate:.1f} img/s"
+    return f"{took}, {times.waited_share:.0%} waiting for pictures: {change}"
+
+
+def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
+    """What to say before a training that starts more loader processes than this machine has cores."""
+    workers, cores = config.num_workers * num_processes, num_cores()
+    if workers <= cores:
+        return None
+    return (
+        f"num_workers={config.num_workers} starts {workers} loader processes for {cores} cores: "
+        "they take turns, and each takes memory; fewer are as fast"
+    )
+
+
+def network_advice(config: TrainConfig, device: str) -> str:
+    """What makes a step shorter."""
+    from fcos.train.devices import prefers_bf16, slow_precision  # PyTorch: `num_cores` is needed without it
+
+    if config.precision == "fp32" and prefers_bf16(device):
+        return "precision=bf16"
+    if slow_precision(config.precision, device):
+        return "precision=fp32" if device == "cpu" else "precision=fp16"
+    if device == "cuda" and not config.compile:
+        return "compile=true, where the pictures have few sizes"
+    return "a smaller short_side and view_size, or a smaller model"
+
+
+def loader_advice(config: TrainConfig, num_processes: int, device: str, cores: int) -> str:
+    """What gets pictures to the network faster."""
+    workers = config.num_workers * num_processes
+    each = f" for each of {num_processes} devices" if num_processes > 1 else ""
+    now = f"now {config.num_workers}{each}, {cores} cores"
+    if config.num_workers == 0:
+        return f"they are loaded between the steps; beside them with num_workers=1 ({now})"
+    # A process that computes on the CPU needs a core of its own, one that feeds a GPU hardly any.
+    free = cores - (0 if device == "cuda" else num_processes) - workers
+    if free > 0:
+        return f"more num_workers ({now})"
+    ways = [] if config.reduced_decode else ["reduced_decode=true"]
+    ways.append(f"smaller files (JPEG, longest side {2 * config.view_size} pixels, are enough)")
+    if config.augmentation == "strong":
+        ways.append("augmentation=standard")
+    return f"all cores are in use ({now}); {', or '.join(ways)}"

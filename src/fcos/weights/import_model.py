@@ -1,0 +1,82 @@
+"""A detector of another code base, written as a model file of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast, get_args
+
+from fcos.config import load_config
+from fcos.errors import ConfigError, WeightsError
+from fcos.files import check_writable
+from fcos.model.build import build_model
+from fcos.weights.load import MODEL_SETTINGS, load_model, settings_of
+from fcos.weights.model_file import ModelCard, load_tensors, save_model
+from fcos.weights.published.settings import ChannelOrder
+
+# Of `fcos import` alone: our own networks always take RGB.
+CHANNEL_ORDER = "channel_order"
+
+
+def import_model(
+    source: Path,
+    output: Path,
+    *,
+    changes: Sequence[str] = (),
+    class_names: tuple[str, ...] | None = None,
+    overwrite: bool = False,
+) -> ModelCard:
+    """Write a detector as a model file of ours; returns its card.
+
+    Args:
+        source: what `load_model` takes.
+        output: the file to write.
+        changes: `key=value`, where the file was trained with another configuration than its authors'; besides
+            settings `channel_order=rgb` or `bgr`, which its network takes.
+        class_names: of the outputs, where the file does not say them.
+        overwrite: a file that is there.
+    """
+    if output.suffix != ".safetensors":
+        raise WeightsError(
+            f"{output} is no *.safetensors file", fix=f"give {output.with_suffix('.safetensors')}"
+        )
+    if output.exists() and not overwrite:
+        raise WeightsError(f"{output} is there already", fix="give another file, or --force")
+    check_writable(output)
+    orders = [word.partition("=")[2] for word in changes if word.partition("=")[0] == CHANNEL_ORDER]
+    if strange_orders := [order for order in orders if order not in get_args(ChannelOrder)]:
+        raise ConfigError(
+            f'"{CHANNEL_ORDER}": "{strange_orders[0]}" is not possible',
+            where="command line",
+            fix="give rgb or bgr: what the network of the file takes",
+        )
+    loaded = load_model(source, cast("ChannelOrder", orders[-1]) if orders else None)
+    changes = [word for word in changes if word.partition("=")[0] != CHANNEL_ORDER]
+    config = load_config(loaded.card.settings, changes)
+    given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
+    if strange := [key for key in given if key not in MODEL_SETTINGS]:
+        raise ConfigError(
+            f'"{strange[0]}" has no place in a model file',
+            where="command line",
+            fix=f"there are {CHANNEL_ORDER}, {', '.join(MODEL_SETTINGS)}",
+        )
+    model = build_model(config, len(loaded.card.class_names))
+    statistics = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
+    load_tensors(model, {**loaded.model.state_dict(), **statistics}, loaded.path)
+    names = class_names or loaded.card.class_names
+    if len(names) != len(loaded.card.class_names):
+        raise WeightsError(
+            f"{len(names)} names for {len(loaded.card.class_names)} outputs",
+            where=str(loaded.path),
+            fix="give a names file with a line for each output ('background' does not count)",
+        )
+    card = replace(
+        loaded.card,
+        settings=settings_of(config),
+        class_names=names,
+        versions={name: version(name) for name in ("fcos-torch", "torch", "timm")},
+    )
+    save_model(output, model.state_dict(), card)
+    return card

@@ -1,0 +1,196 @@
+"""A model file, ours or of another code base, to a network and its settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+
+from fcos.config import TrainConfig, expects
+from fcos.config.checks import broken_rules
+from fcos.errors import ConfigError, WeightsError
+from fcos.model.build import build_model
+from fcos.model.fcos import FCOS
+from fcos.weights.model_file import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
+from fcos.weights.published.opening import is_published
+from fcos.weights.published.read import read_published
+from fcos.weights.published.settings import ChannelOrder
+
+ExportFormat = Literal["onnx", "openvino", "torch"]
+OPENVINO_GRAPH = "model.xml"  # in its folder
+
+# More than any model needs; what a file asks for beyond it would only fill the memory.
+MOST = {
+    **{"view_size": 2**15, "short_side": 2**15, "fpn_channels": 2**14, "head_channels": 2**14},
+    **{"head_convs": 64, "candidates_per_level": 10**6, "detections_per_image": 10**6},
+}
+
+
+MOST_LEVELS = 12
+
+
+# The settings that a model file carries: enough to build the model, feed it and read its output.
+MODEL_SETTINGS = (
+    *("model", "backbone", "backbone_channels", "stride_in_1x1", "pixel_mean", "pixel_std"),
+    *("fpn_channels", "fpn_extra_from", "strides", "regress_ranges"),
+    *("head_channels", "head_convs", "head_conv", "head_norm", "box_activation", "normalize_targets"),
+    *("quality", "quality_tower", "view_size", "short_side", "rules"),
+    *("score_threshold", "threshold_on", "nms_iou", "agnostic_nms"),
+    *("candidates_per_level", "detections_per_image"),
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model file, ready to use.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        config: its settings.
+        card: what else the file says.
+        path: of the file.
+        notes: what was assumed of a file of another code base.
+    """
+
+    model: FCOS
+    config: TrainConfig
+    card: ModelCard
+    path: Path
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of red, green and blue, in 0..255."""
+        return self.model.pixel_mean.flatten().tolist(), self.model.pixel_std.flatten().tolist()
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the network."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> LoadedModel:
+        """The same model with another setting `agnostic_nms`."""
+        settings = {**self.card.settings, "agnostic_nms": agnostic_nms}
+        config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
+        return replace(self, config=config, card=replace(self.card, settings=settings))
+
+
+def format_of(path: Path) -> ExportFormat | None:
+    """The format of an exported file or folder, by its name; None if it is none."""
+    if path.is_dir():
+        return "openvino" if (path / OPENVINO_GRAPH).is_file() else None
+    return {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}.get(path.suffix)  # type: ignore[return-value]
+
+
+def model_file_of(source: Path) -> Path:
+    """The model file of a run folder (the best one), or the file itself."""
+    if not source.is_dir():
+        return source
+    for name in ("best.safetensors", "last.safetensors"):
+        if (source / name).is_file():
+            return source / name
+    raise WeightsError(
+        f"{source} holds no model",
+        where="best.safetensors, last.safetensors",
+        fix="give a run folder in which `fcos train` has finished an epoch, or a file of weights",
+    )
+
+
+def load_model(source: Path | str, channel_order: ChannelOrder | None = None) -> LoadedModel:
+    """The model of a run folder, a model file, or a weight file of another code base.
+
+    Args:
+        source: of the model.
+        channel_order: of the pixels that the network of the file takes, where it does not say so, or wrongly.
+
+    Raises:
+        WeightsError: it cannot be read, does not fit what it says about itself, or would have to run code.
+    """
+    path = model_file_of(Path(source))
+    if not is_published(path):
+        card, tensors = read_model(path)
+        config = settings_of_card(card, path)
+        check_fits(outline(config, len(card.class_names), path), tensors, path)
+        model = build_model(config, len(card.class_names))
+        if channel_order == "bgr":  # ours take RGB: the first convolution is turned round
+            stem = next(key for key, value in tensors.items() if value.ndim == 4 and value.shape[1] == 3)
+            tensors[stem] = tensors[stem].flip(1)
+        load_tensors(model, tensors, path)
+        return LoadedModel(model.eval(), config, card, path)
+
+    file = read_published(path, channel_order)
+    card = ModelCard(file.settings, file.class_names, file.category_ids, origin=file.origin)
+    config = settings_of_card(card, path)
+    tensors = file.tensors_for(outline(config, len(file.class_names), path).state_dict())
+    model = build_model(config, len(file.class_names))
+    # Not the file's, but the model's own: pixel statistics, and counters of batch norm.
+    model.load_state_dict({**model.state_dict(), **{k: v for k, v in tensors.items() if not v.is_meta}})
+    return LoadedModel(model.eval(), config, card, path, file.notes)
+
+
+def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
+    """The network without memory for its weights: a file may ask for any width, and this costs nothing.
+
+    Raises:
+        WeightsError: there is no such network.
+    """
+    # What is frozen makes no difference to the tensors, and is found by running the network.
+    config = config.model_copy(update={"freeze_bn": False, "freeze_stages": 0})
+    try:
+        with torch.device("meta"):
+            return build_model(config, num_classes)
+    except ConfigError as error:
+        raise WeightsError(error.what, where=str(path), fix=error.fix) from error
+    except (RuntimeError, ValueError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise WeightsError(
+            f"{path.name} has settings of which no network can be made: {str(error).splitlines()[0]}",
+            where=str(path),
+            fix=GIVE,
+        ) from error
+
+
+def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
+    """The settings that a card carries, with the defaults of all others.
+
+    Raises:
+        WeightsError: settings that this version does not know, or values that are not possible.
+    """
+    if unknown := [key for key in card.settings if key not in MODEL_SETTINGS]:
+        raise WeightsError(
+            f"{path.name} has settings that this version of fcos does not know: {', '.join(unknown)}",
+            where=str(path),
+            fix=UPGRADE,
+        )
+    try:
+        config = TrainConfig(**card.settings)
+        problems = [broken.what for broken in broken_rules(config)]
+    except ValidationError as error:
+        keys = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
+        problems = [
+            f'"{key}": {shorten(json.dumps(card.settings.get(key)), 100)} is not possible; it takes '
+            f"{expects(key)}"
+            for key in keys
+        ]
+    else:
+        problems += [
+            f'"{key}": {value} is more than {most}'
+            for key, most in MOST.items()
+            if (value := getattr(config, key)) is not None and value > most
+        ]
+        if len(config.strides) > MOST_LEVELS:
+            problems.append(f'"strides" has {len(config.strides)} entries, more than {MOST_LEVELS}')
+    if problems:
+        raise WeightsError(
+            f"{path.name} has settings that cannot be: {'; '.join(problems)}", where=str(path), fix=GIVE
+        )
+    return config
+
+
+def settings_of(config: TrainConfig) -> dict[str, object]:
+    """The settings that a model file carries."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS}

@@ -1,0 +1,304 @@
+"""A published weight file to everything that a model needs: settings, tensors, class names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcos.errors import WeightsError
+from fcos.terminal import printable_line
+from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, TORCHVISION_OUTPUTS, torchvision_names
+from fcos.weights.published.layouts import LAYOUTS, MMDETECTION, MMDETECTION_WITHOUT_NORM, Layout, layout_of
+from fcos.weights.published.opening import StateFile, open_state
+from fcos.weights.published.settings import (
+    ChannelOrder,
+    Undecided,
+    architecture_settings,
+    backbone_settings,
+    profile,
+)
+
+NORM_EPS = 1e-5
+
+# Parts of names that hold nothing to learn: step counters, stored pixel statistics, grids of points.
+HARMLESS = (
+    "num_batches_tracked",
+    "pixel_mean",
+    "pixel_std",
+    "anchor_generator.",
+    "cell_anchors",
+    "integral.",
+)
+
+# What some published files have and our network has not: what their tensors are called, and whose files.
+UNSUPPORTED = (
+    (
+        r"offset",
+        "deformable convolutions",
+        'files with "dcn" in their names: FCOS_imprv_dcnv2_... and ..._dcnv2_... of the official code and '
+        "AdelaiDet, fcos_r50-dcn-... of MMDetection",
+    ),
+    (r"\.base_layer\.|\.tree1\.", "the backbone DLA", "AdelaiDet's FCOS-RT files with DLA_34 in their names"),
+    (r"\.OSA\d|\.stem_\d/", "the backbone VoVNet", "AdelaiDet's files with V_39 or V_57 in their names"),
+    (r"\.features\.\d", "the backbone MobileNetV2", "the official files with MNV2 in their names"),
+)
+
+# What the network is read from; without one of them its shape is not known.
+ESSENTIAL = (
+    "backbone.body.conv1.weight",
+    *(f"backbone.body.layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)),
+    *(f"pyramid.lateral.{i}.weight" for i in (0, 1, 2)),
+    *("head.box_tower.0.weight", "head.logits.weight", "head.distances.weight", "head.quality.weight"),
+)
+SHOWN_PROBLEMS = 20
+MAX_NAMES = 100_000
+# Ours has a convolution in the first shortcut wherever the widths are not the usual ones; a network whose
+# stem is as wide as its first stage has none, and gets one that changes nothing.
+FIRST_SHORTCUT = "backbone.body.layer1.0.downsample."
+
+
+@dataclass(frozen=True)
+class Published:
+    """A detector of another code base.
+
+    Attributes:
+        origin: the code base.
+        settings: ours, that make the network and use it as its authors do.
+        class_names: of each output.
+        category_ids: of each output, as their results files have it.
+        notes: what was assumed or left aside, in sentences.
+        path: of the file.
+    """
+
+    origin: str
+    settings: dict[str, Any]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    notes: tuple[str, ...]
+    path: Path
+    _tensors: Mapping[str, Tensor] = field(repr=False)
+    _layout: Layout = field(repr=False)
+    _takes_bgr: bool
+
+    def tensors_for(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors by our names, for a model with this `state_dict`.
+
+        Raises:
+            WeightsError: tensors are missing, left over, or of another shape; it lists them.
+        """
+        found: dict[str, Tensor] = {}
+        used, problems = set[str](), list[str]()
+        for name, wanted in state.items():
+            if name in ("pixel_mean", "pixel_std") or name.endswith("num_batches_tracked"):
+                found[name] = wanted
+                continue
+            theirs = self._their_names(name, len(wanted) if wanted.ndim else 0)
+            used.update(theirs)
+            if missing := [key for key in theirs if key not in self._tensors]:
+                problems += [f"missing: {key}" for key in missing]
+                continue
+            parts = [self._tensors[key] for key in theirs]
+            if name == "head.scales" and any(part.numel() != 1 for part in parts):
+                problems.append(f"{theirs[0]} is not one number")
+                continue
+            value = (
+                torch.stack([part.reshape(()) for part in parts]) if name == "head.scales" and parts else None
+            )
+            value = value if value is not None else (parts[0] if parts else _neutral(name, wanted))
+            if value.shape != wanted.shape:
+                problems.append(f"{theirs[0]} has shape {tuple(value.shape)}, wanted {tuple(wanted.shape)}")
+            found[name] = value.to(wanted.dtype)
+        problems += [f"left over: {key}" for key in self._tensors if key not in used and not is_harmless(key)]
+        if problems:
+            raise _does_not_fit(self.path, self.origin, problems)
+        return self._adapted(found)
+
+    def _their_names(self, name: str, count: int) -> list[str]:
+        """Where one of our tensors comes from: nowhere for what their network does without."""
+        if name == "head.scales":
+            scales = self._layout.scales
+            return [scales.format(level) for level in range(count)] if scales else []
+        key = self._layout.translate(name)
+        if name.startswith(FIRST_SHORTCUT) and key not in self._tensors and not self._has_first_shortcut:
+            return []
+        no_tower_bias = self.settings["rules"] == "mmdetection" and not any(
+            other.endswith(".conv.bias")
+            for other in self._tensors
+            if "_convs." in other and "bbox_head" in other
+        )
+        return [] if no_tower_bias and "_tower." in name and key.endswith(".conv.bias") else [key]
+
+    @property
+    def _has_first_shortcut(self) -> bool:
+        return any(key.startswith(self._layout.translate(FIRST_SHORTCUT)) for key in self._tensors)
+
+    def _adapted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._takes_bgr:  # ours is always RGB: the first convolution is turned round instead
+            tensors["backbone.body.conv1.weight"] = tensors["backbone.body.conv1.weight"].flip(1)
+        if self.settings["rules"] == "official":
+            for name in [key for key in tensors if key.endswith(".running_var")]:
+                # Their frozen norm adds no eps to the variance, ours does: the weight makes up for it.
+                variance, weight = tensors[name], name.replace("running_var", "weight")
+                tensors[weight] = tensors[weight] * ((variance + NORM_EPS) / variance).sqrt()
+        return tensors
+
+
+def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Published:
+    """A detector of another code base.
+
+    Args:
+        path: of the file.
+        channel_order: of the pixels that its network takes, where the file or its name does not say so.
+
+    Raises:
+        WeightsError: the file cannot be opened without running code, is of no known code base, lacks what its
+            network is read from, or does not say what its network takes.
+    """
+    file = open_state(path)
+    layout = find_layout(file, path)
+    _check_supported(file.tensors, layout.origin, path)
+    tensors = {layout.modernise(key): value for key, value in file.tensors.items()}
+    if layout is MMDETECTION and not any(".gn." in key for key in tensors):
+        layout = MMDETECTION_WITHOUT_NORM
+
+    def shape(name: str) -> tuple[int, ...] | None:
+        key = layout.translate(name)
+        return tuple(tensors[key].shape) if key in tensors else None
+
+    problems = [f"missing: {layout.translate(name)}" for name in ESSENTIAL if shape(name) is None]
+    try:
+        backbone, architecture = backbone_settings(shape), architecture_settings(shape)
+        num_classes = len(tensors[layout.translate("head.logits.weight")])
+    except (IndexError, KeyError, TypeError, ZeroDivisionError):  # no convolutions, or of width 0
+        problems = problems or ["its convolutions have impossible shapes"]
+        raise _does_not_fit(path, layout.origin, problems) from None
+    if num_classes == 0:
+        problems.append("it has no classes")
+    if backbone is None and not problems:
+        problems = ["its backbone is not a ResNet or ResNeXt that timm has"]
+    if problems or backbone is None:
+        raise _does_not_fit(path, layout.origin, problems)
+    name = f"{path.parent.name}/{path.name}" if layout.rules == "mmdetection" else path.name
+    try:
+        taken = profile(layout, backbone["backbone"], tensors, file.about, name, channel_order)
+    except Undecided as error:
+        raise WeightsError(
+            f"how to use {path.name} is not known: {error}",
+            where=str(path),
+            fix="give the file the name that its authors gave it, or write it in our format first: "
+            f"`fcos import {path.name} -o model.safetensors channel_order=bgr` (Caffe), or channel_order=rgb "
+            "(PyTorch)",
+        ) from None
+    settings = {**backbone, **architecture, **taken.settings, "rules": layout.rules}
+    preset = {"resnet18": "fcos_r18", "resnet101": "fcos_r101"}.get(backbone["backbone"], "fcos_r50")
+    names, ids = class_names_of(layout, num_classes, file.about)
+    notes = [*file.notes, *taken.notes]
+    if names == _numbered(num_classes):
+        notes.append("the file names no classes: `fcos import --names` can")
+    if aside := [key for key in tensors if is_harmless(key) and not key.endswith("num_batches_tracked")]:
+        notes.append(f"tensors that nothing needs: {printable_line(', '.join(aside))}")
+    return Published(
+        layout.origin,
+        {"model": preset, **settings},
+        names,
+        ids,
+        tuple(notes),
+        path,
+        tensors,
+        layout,
+        taken.takes_bgr,
+    )
+
+
+def _check_supported(tensors: Mapping[str, Tensor], origin: str, path: Path) -> None:
+    """Refuse by name what some published files have and our network has not."""
+    for pattern, what, files in UNSUPPORTED:
+        if there := [key for key in tensors if re.search(pattern, key)]:
+            raise WeightsError(
+                f"{path.name} is a file of {origin} with {what} ({there[0]}), which fcos does not have",
+                where=str(path),
+                fix=f"give a file without; it concerns {files}",
+            )
+
+
+def find_layout(file: StateFile, path: Path) -> Layout:
+    """The code base that names tensors so."""
+    if (layout := layout_of(file.tensors)) is not None:
+        return layout
+    names = ", ".join(list(file.tensors)[:5])
+    known = ", ".join(layout.origin for layout in LAYOUTS)
+    raise WeightsError(
+        f"{path.name} is no FCOS detector of a code base that we know; its tensors are {names}, ...",
+        where=str(path),
+        fix=f"give a model file of fcos, or of {known}",
+    )
+
+
+def class_names_of(
+    layout: Layout, num_classes: int, about: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and category ids of the outputs: from the file, or COCO's where the number is COCO's."""
+    if layout.rules == "torchvision":
+        names = torchvision_names()
+        if num_classes != TORCHVISION_OUTPUTS:
+            names = ("(no class 0)", *(f"class {i}" for i in range(1, num_classes)))
+        return names, tuple(range(num_classes))
+    if (stored := _stored_names(about)) and len(stored) == num_classes and len(set(stored)) == num_classes:
+        names = stored
+    else:
+        names = COCO_NAMES if num_classes == len(COCO_NAMES) else _numbered(num_classes)
+    return names, COCO_IDS if names == COCO_NAMES else tuple(range(1, num_classes + 1))
+
+
+def is_harmless(key: str) -> bool:
+    """Whether a tensor of a file may be left over."""
+    return any(part in key for part in HARMLESS)
+
+
+def _stored_names(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """MMDetection's `meta`: CLASSES in 2.x, dataset_meta in 3.x."""
+    meta = about.get("meta")
+    if not isinstance(meta, Mapping):
+        return ()
+    inner = meta.get("dataset_meta")
+    places: list[Mapping[str, Any]] = [meta, inner] if isinstance(inner, Mapping) else [meta]
+    for place in places:
+        for key in ("CLASSES", "classes"):
+            names = place.get(key)
+            if isinstance(names, tuple | list) and all(isinstance(name, str) for name in names[:MAX_NAMES]):
+                return tuple(map(printable_line, names[:MAX_NAMES]))
+    return ()
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"class {i}" for i in range(1, count + 1))
+
+
+def _neutral(name: str, wanted: Tensor) -> Tensor:
+    """What a network does without: scales of 1, biases of 0, a first shortcut that hands on what it gets."""
+    if name == "head.scales":
+        return torch.ones(wanted.shape)
+    if name == f"{FIRST_SHORTCUT}0.weight":
+        return torch.eye(*wanted.shape[:2])[:, :, None, None]
+    if name == f"{FIRST_SHORTCUT}1.running_var":
+        return torch.ones(wanted.shape)
+    if name == f"{FIRST_SHORTCUT}1.weight":
+        return torch.full(wanted.shape, (1 + NORM_EPS) ** 0.5)
+    return torch.zeros(wanted.shape)
+
+
+def _does_not_fit(path: Path, origin: str, problems: list[str]) -> WeightsError:
+    more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+    return WeightsError(
+        f"{path.name} looks like a file of {origin}, but does not fit its FCOS:\n  "
+        + "\n  ".join(problems[:SHOWN_PROBLEMS])
+        + more,
+        where=str(path),
+        fix="give a file that is complete and of an FCOS with a ResNet or ResNeXt backbone",
+    )

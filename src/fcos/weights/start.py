@@ -1,0 +1,74 @@
+"""Detectors taken over: written as a model file of ours, or as the start of a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fcos.config import TrainConfig
+from fcos.config.checks import broken_rules
+from fcos.errors import ConfigError
+from fcos.model.fcos import FCOS
+from fcos.weights.load import MODEL_SETTINGS, LoadedModel, load_model
+from fcos.weights.model_file import is_model_file, load_tensors
+from fcos.weights.published.download import coco_file
+from fcos.weights.published.layouts import layout_of
+from fcos.weights.published.opening import is_published, open_state
+
+# What a training decides itself: how many detections are worth measuring does not belong to the weights.
+NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image")
+# The weights of one class each.
+CLASS_TENSORS = ("head.logits.weight", "head.logits.bias")
+
+
+def find_start(config: TrainConfig) -> LoadedModel | None:
+    """The detector that `pretrain` names; None if it is a backbone's file, true or false."""
+    if not isinstance(config.pretrain, str):
+        return None
+    path = coco_file() if config.pretrain == "coco" else Path(config.pretrain)
+    if not (path.is_dir() or is_model_file(path) or is_published(path)):
+        return None
+    if is_published(path) and layout_of(open_state(path).tensors) is None:
+        return None
+    return load_model(path)
+
+
+def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig, list[str]]:
+    """The settings with those of a detector wherever the user gave none, and what changed, in words.
+
+    Raises:
+        ConfigError: what the user gave does not go together with what was adopted.
+    """
+    keys = [key for key in MODEL_SETTINGS if key not in NOT_ADOPTED]
+    changes = {
+        key: getattr(start.config, key)
+        for key in keys
+        if config.origin(key).split(" ")[0] in ("default", "preset")
+        and getattr(config, key) != getattr(start.config, key)
+    }
+    adopted = config.model_copy(update=changes)
+    # model_copy shares private attributes: the caller's config would take these for its own
+    adopted._origins = config._origins | {key: f"file {start.path}" for key in changes}
+    if broken := next(broken_rules(adopted), None):
+        raise ConfigError(broken.what, where=f"settings adopted from {start.path}", fix=broken.fix)
+    return adopted, [f"{key} {json.dumps(value)}" for key, value in changes.items()]
+
+
+def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> list[str]:
+    """Put a detector's weights into a model of other classes; returns the classes that both know.
+
+    The outputs of those classes are taken over by name, the others keep their fresh weights.
+    """
+    fresh, tensors = model.state_dict(), dict(start.model.state_dict())
+    known = [name for name in class_names if name in start.card.class_names]
+    rows = torch.tensor([start.card.class_names.index(name) for name in known], dtype=torch.int64)
+    places = torch.tensor([list(class_names).index(name) for name in known], dtype=torch.int64)
+    for key in CLASS_TENSORS:
+        if tensors[key].shape[1:] == fresh[key].shape[1:]:
+            tensors[key] = fresh[key].clone().index_copy_(0, places, tensors[key][rows])
+    tensors |= {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
+    load_tensors(model, tensors, start.path)
+    return known

@@ -1,0 +1,256 @@
+"""Detections: filtering, drawing, COCO's format, and what they refuse to hold."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos.errors import FcosError
+from fcos.predict.detections import Detections
+
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture
+def three() -> Detections:
+    """Two dogs and a cat on a grey picture."""
+    return Detections(
+        torch.tensor([[0.0, 0.0, 10.0, 20.0], [5.5, 6.25, 20.0, 30.0], [50.0, 50.0, 60.0, 90.0]]),
+        torch.tensor([0.75, 0.5, 0.25]),
+        torch.tensor([1, 0, 1]),
+        CLASSES,
+        Image.new("RGB", (100, 100), (128, 128, 128)),
+        found_at=torch.tensor([[4.0, 4.0, 8.0], [12.0, 20.0, 8.0], [56.0, 72.0, 16.0]]),
+    )
+
+
+@pytest.fixture
+def nothing() -> Detections:
+    return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("index", "scores"),
+    [
+        (torch.tensor([True, False, True]), [0.75, 0.25]),
+        (np.array([True, False, True]), [0.75, 0.25]),
+        ([True, False, True], [0.75, 0.25]),
+        (torch.tensor([2, 0]), [0.25, 0.75]),
+        ([2, 0], [0.25, 0.75]),
+        (slice(0, 2), [0.75, 0.5]),
+        (slice(None, None, 2), [0.75, 0.25]),
+        (1, [0.5]),
+        (-1, [0.25]),
+        ([], []),
+        (torch.zeros(3, dtype=torch.bool), []),
+    ],
+)
+def test_every_kind_of_index_gives_detections_with_all_parts_in_step(
+    three: Detections, index: object, scores: list[float]
+) -> None:
+    chosen = three[index]  # type: ignore[index]
+
+    assert chosen.scores.tolist() == scores
+    label_of = {0.75: 1, 0.5: 0, 0.25: 1}
+    left_of = {0.75: 0.0, 0.5: 5.5, 0.25: 50.0}
+    point_of = {0.75: 4.0, 0.5: 12.0, 0.25: 56.0}
+    assert chosen.found_at is not None
+    assert chosen.found_at[:, 0].tolist() == [point_of[score] for score in scores]
+    assert chosen.labels.tolist() == [label_of[score] for score in scores]
+    assert chosen.boxes_xyxy[:, 0].tolist() == [left_of[score] for score in scores]
+    assert chosen.boxes_xyxy.shape == (len(scores), 4)
+    assert len(chosen) == len(scores)
+    assert chosen.image is three.image
+    assert chosen.class_names == CLASSES
+
+
+def test_an_index_beyond_the_end_is_an_error(three: Detections) -> None:
+    with pytest.raises(IndexError, match="detection 3 of 3"):
+        three[3]
+    with pytest.raises(IndexError):
+        three[torch.tensor([True, False])]
+
+
+def test_going_through_them_gives_one_after_the_other(three: Detections) -> None:
+    assert [one.class_name(0) for one in three] == ["dog", "cat", "dog"]
+    assert [float(one.scores) for one in three] == [0.75, 0.5, 0.25]
+
+
+def test_above_keeps_the_threshold_itself(three: Detections) -> None:
+    assert three.above(0.5).scores.tolist() == [0.75, 0.5]
+    assert len(three.above(0.95)) == 0
+    assert len(three.above(0.0)) == 3
+
+
+def test_drawing_changes_a_copy_where_the_boxes_are(three: Detections) -> None:
+    drawn = three.draw()
+
+    assert three.image is not None
+    assert drawn.size == three.image.size
+    assert three.image.getcolors() == [(100 * 100, (128, 128, 128))]
+    assert np.asarray(drawn)[50:90, 50].std() > 0  # the left side of the third box
+    assert np.asarray(drawn)[95:, :40].tolist() == np.full((5, 40, 3), 128).tolist()
+
+
+def test_drawing_leaves_out_what_is_below_the_threshold(three: Detections) -> None:
+    drawn = np.asarray(three.draw(score_threshold=0.3))
+
+    assert drawn[55:, 55:].tolist() == np.full((45, 45, 3), 128).tolist()
+    assert np.asarray(three.draw())[55:, 55:].std() > 0
+
+
+def test_drawing_nothing_gives_the_picture_itself(three: Detections) -> None:
+    assert three.above(1.0).draw().getcolors() == [(100 * 100, (128, 128, 128))]
+
+
+def test_drawing_without_a_picture_says_how_to_give_one(nothing: Detections) -> None:
+    with pytest.raises(
+        ValueError, match=r"do not hold their picture\n  fix: dataclasses.replace\(detections"
+    ):
+        nothing.draw()
+    assert replace(nothing, image=Image.new("RGB", (8, 8))).draw().size == (8, 8)
+
+
+def test_coco_entries_have_xywh_boxes_and_the_ids_of_the_file(three: Detections) -> None:
+    entries = three.to_coco(image_id=42, category_ids=[17, 18])
+
+    assert entries[1] == {"image_id": 42, "category_id": 17, "bbox": [5.5, 6.25, 14.5, 23.75], "score": 0.5}
+    assert [entry["category_id"] for entry in entries] == [18, 17, 18]
+    assert [entry["category_id"] for entry in three.to_coco(1)] == [2, 1, 2]
+
+
+def test_coco_entries_are_exact(nothing: Detections) -> None:
+    # 0.1 and 100.3 are no float32: their difference must not be rounded a second time
+    box = torch.tensor([[0.1, 0.1, 100.3, 100.3]])
+    detections = replace(
+        nothing, boxes_xyxy=box, scores=torch.ones(1), labels=torch.zeros(1, dtype=torch.int64)
+    )
+
+    assert detections.to_coco(1)[0]["bbox"][2] == float(box[0, 2]) - float(box[0, 0])
+    assert nothing.to_coco(1) == []
+
+
+def test_coco_entries_need_an_id_of_every_class(three: Detections) -> None:
+    with pytest.raises(ValueError, match="1 category_ids for 2 classes"):
+        three.to_coco(1, [17])
+
+
+def test_they_say_what_they_are(three: Detections, nothing: Detections) -> None:
+    assert repr(three) == "Detections(2 dog, 1 cat, best score 0.75, image 100 x 100)"
+    assert repr(nothing) == "Detections(nothing)"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scores": torch.zeros(2)}, r"scores is \(2,\) torch.float32, expected \(3,\) torch.float32"),
+        ({"labels": torch.zeros(3)}, "labels is .* torch.float32, expected .* torch.int64"),
+        ({"boxes_xyxy": torch.zeros(3, 5)}, r"boxes_xyxy is \(3, 5\)"),
+        ({"boxes_xyxy": torch.zeros(3, 4).double()}, "torch.float64, expected"),
+        ({"labels": torch.tensor([0, 1, 2])}, r"labels are in \[0, 2\], but there are 2 class_names"),
+        ({"labels": torch.tensor([0, 1, -1])}, r"labels are in \[-1, 1\]"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    three: Detections, wrong: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(three, **wrong)  # type: ignore[arg-type]
+
+
+def assert_same(first: Detections, second: Detections) -> None:
+    torch.testing.assert_close(first.boxes_xyxy, second.boxes_xyxy)
+    assert torch.equal(first.scores, second.scores)
+    assert torch.equal(first.labels, second.labels)
+    assert first.class_names == second.class_names
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_coco_entries_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    detections = request.getfixturevalue(name)
+
+    assert_same(Detections.from_coco(detections.to_coco(42, [17, 18]), CLASSES, [17, 18]), detections)
+    assert_same(Detections.from_coco(detections.to_coco(42)[::-1], CLASSES), detections)
+
+
+def with_tracks(detections: Detections) -> Detections:
+    return replace(detections, track_ids=torch.arange(len(detections)) * 5 - 1)
+
+
+def test_tracks_follow_their_boxes(three: Detections) -> None:
+    tracked = with_tracks(three)
+
+    assert tracked[[2, 0]].track_ids.tolist() == [9, -1]
+    assert tracked.above(0.5).track_ids.tolist() == [-1, 4]
+    assert three[0].track_ids is None
+    with pytest.raises(ValueError, match=r"track_ids is \(2,\) torch.int64, expected \(3,\)"):
+        replace(three, track_ids=torch.zeros(2, dtype=torch.int64))
+
+
+def test_tracks_are_drawn_before_the_names(three: Detections) -> None:
+    plain, tracked, none_yet = (
+        np.asarray(detections.draw())
+        for detections in (
+            three,
+            with_tracks(three),
+            replace(three, track_ids=torch.full((3,), -1)),
+        )
+    )
+
+    assert not np.array_equal(plain, tracked)
+    assert np.array_equal(plain, none_yet)
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_pandas_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("pandas")
+    detections = request.getfixturevalue(name)
+
+    assert_same(Detections.from_pandas(detections.to_pandas(), CLASSES), detections)
+    tracked = Detections.from_pandas(with_tracks(detections).to_pandas(), CLASSES)
+    assert_same(tracked, detections)
+    assert tracked.track_ids.tolist() == with_tracks(detections).track_ids.tolist()
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_tracks_go_to_supervision_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("supervision")
+    tracked = with_tracks(request.getfixturevalue(name))
+
+    there = tracked.to_supervision()
+    assert there.tracker_id.tolist() == tracked.track_ids.tolist()
+    back = Detections.from_supervision(there, CLASSES)
+    assert_same(back, tracked)
+    assert back.track_ids.tolist() == tracked.track_ids.tolist()
+
+
+def test_pandas_table_has_a_row_for_each_box(three: Detections, nothing: Detections) -> None:
+    pytest.importorskip("pandas")
+    table = three.to_pandas()
+
+    assert table.columns.tolist() == ["x1", "y1", "x2", "y2", "score", "label", "class_name"]
+    assert table.iloc[1].tolist() == [5.5, 6.25, 20.0, 30.0, 0.5, 0, "cat"]
+    assert len(nothing.to_pandas()) == 0
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_supervision_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("supervision")
+    detections = request.getfixturevalue(name)
+    there = detections.to_supervision()
+
+    assert len(there) == len(detections)
+    assert there.data["class_name"].tolist() == [detections.class_name(i) for i in range(len(detections))]
+    assert_same(Detections.from_supervision(there, CLASSES), detections)
+
+
+def test_a_package_that_is_not_there_is_named(three: Detections, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+
+    with pytest.raises(FcosError, match="this needs pandas\n  fix: pip install pandas"):
+        three.to_pandas()

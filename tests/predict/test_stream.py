@@ -1,0 +1,247 @@
+"""Pictures are searched beside each other, in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fcos import Detections, Detector
+from fcos.errors import DatasetError, FcosError
+from fcos.predict import stream
+from fcos.predict.stream import search
+
+
+@pytest.fixture(autouse=True)
+def _two_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def detector(model_file: Path) -> Detector:
+    return Detector.load(model_file, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Any]:
+    random = np.random.default_rng(0)
+    sizes = [(60, 90), (40, 60), (60, 30), (50, 90)] * 3
+    return [random.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def assert_same(first: Detections, second: Detections) -> None:
+    torch.testing.assert_close(first.boxes_xyxy, second.boxes_xyxy, rtol=0, atol=1e-3)
+    torch.testing.assert_close(first.scores, second.scores, rtol=0, atol=1e-4)
+    assert first.labels.tolist() == second.labels.tolist()
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_a_stream_gives_what_predict_gives_in_its_order(
+    detector: Detector, pictures: list[Any], batch_size: int | None
+) -> None:
+    streamed = list(detector.stream(iter(pictures), 0.55, batch_size=batch_size))
+
+    assert len(streamed) == len(pictures)
+    for found, picture in zip(streamed, pictures, strict=True):
+        assert_same(found, detector.predict(picture, 0.55))
+        assert found.image is not None
+        assert np.array_equal(np.asarray(found.image), picture)
+    assert sum(map(len, streamed)) > 0
+
+
+def test_a_batch_of_one_size_gives_the_same(detector: Detector, pictures: list[Any]) -> None:
+    alike = pictures[::4]
+
+    for found, picture in zip(detector.stream(alike, 0.55, batch_size=2), alike, strict=True):
+        assert_same(found, detector.predict(picture, 0.55))
+
+
+def test_nothing_gives_nothing(detector: Detector) -> None:
+    assert list(detector.stream([])) == []
+    assert in_processes(detector, [], lambda picture, found: found) == []
+
+
+def test_only_a_few_pictures_are_taken_ahead(detector: Detector, pictures: list[Any]) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Any]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield pictures[taken % len(pictures)]
+
+    stream = detector.stream(endless())
+    for given in range(1, 8):
+        next(stream)
+        assert given <= taken <= given + 9
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("search")]
+
+
+def test_two_pictures_are_searched_at_once_each_on_one_core(
+    detector: Detector, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=60)  # breaks unless two wait at the same time
+    cores: list[int] = []
+
+    def predict(images: Any, *args: Any, **kwargs: Any) -> Any:
+        cores.append(torch.get_num_threads())
+        both.wait()
+        return Detector.predict(detector, images, *args, **kwargs)
+
+    monkeypatch.setattr(detector, "predict", predict)
+    assert len(list(detector.stream(pictures[:8]))) == 8  # four pairs, all taken at once
+
+    assert set(cores) == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_where_networks_may_not_run_side_by_side_the_rest_does(
+    detector: Detector, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On other devices: one forward pass at a time, on all cores, while the next picture is read."""
+    monkeypatch.setattr(Detector, "calls_at_once", 1)
+    running, at_once, cores, read_meanwhile = 0, [], [], []
+
+    def predict(images: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal running
+        running += 1
+        at_once.append(running)
+        cores.append(torch.get_num_threads())
+        time.sleep(0.02)
+        found = Detector.predict(detector, images, *args, **kwargs)
+        running -= 1
+        return found
+
+    def read(picture: Any) -> torch.Tensor:
+        read_meanwhile.append(running)
+        return of_picture(picture)
+
+    monkeypatch.setattr(detector, "predict", predict)
+    found = list(search(detector, pictures, read, lambda picture, detections: detections))
+
+    assert len(found) == len(pictures)
+    assert set(at_once) == {1}
+    assert set(cores) == {2}
+    assert 1 in read_meanwhile
+
+
+def test_a_picture_that_cannot_be_read_is_an_error_at_its_place(
+    detector: Detector, pictures: list[Any], tmp_path: Path
+) -> None:
+    stream = detector.stream([pictures[0], tmp_path / "missing.jpg", pictures[1]])
+
+    assert_same(next(stream), detector.predict(pictures[0]))
+    with pytest.raises(DatasetError, match=r"picture not found\n  in: .*missing\.jpg"):
+        next(stream)
+    assert torch.get_num_threads() == 2
+
+
+def test_others_of_its_batch_are_searched(detector: Detector, pictures: list[Any]) -> None:
+    def read(number: int) -> torch.Tensor:
+        if number % 3 == 1:
+            raise DatasetError("broken")
+        return of_picture(pictures[4 * (number % 2)])
+
+    results = list(search(detector, range(6), read, lambda number, found: number, batch_size=4))
+
+    assert [result if isinstance(result, int) else result.what for result in results] == [
+        0,
+        "broken",
+        2,
+        3,
+        "broken",
+        5,
+    ]
+
+
+def of_picture(picture: Any) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def test_large_pictures_of_a_group_are_not_all_in_memory(
+    detector: Detector, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MOST_PIXELS", 60 * 90 + 1)  # two of the largest
+    sizes: list[int] = []
+
+    def predict(images: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(images))
+        return Detector.predict(detector, images, *args, **kwargs)
+
+    monkeypatch.setattr(detector, "predict", predict)
+    found = list(search(detector, [pictures[0]] * 6, of_picture, lambda picture, detections: detections))
+
+    assert sorted(sizes) == [2, 2, 2]  # of groups of four and two
+    assert len(found) == 6
+
+
+def in_processes(detector: Detector, pictures: list[Any], then: Any, read: Any = of_picture) -> list[Any]:
+    return list(search(detector, pictures, read, then, score_threshold=0.55, num_processes=2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_processes_find_the_same_in_the_same_order(detector: Detector, pictures: list[Any]) -> None:
+    def describe(picture: Any, found: Detections) -> tuple[int, int, Any, Any, Any]:
+        return os.getpid(), torch.get_num_threads(), found.boxes_xyxy, found.scores, found.labels
+
+    many = pictures * 3
+    results = in_processes(detector, many, describe)
+
+    assert len(results) == len(many)
+    assert len({pid for pid, *_ in results} - {os.getpid()}) == 2
+    assert {threads for _, threads, *_ in results} == {1}
+    for (*_, boxes, scores, labels), picture in zip(results, many, strict=True):
+        alone = detector.predict(picture, 0.55)
+        assert_same(Detections(boxes, scores, labels, alone.class_names), alone)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_errors_in_processes_are_those_in_threads(detector: Detector, pictures: list[Any]) -> None:
+    def read(number: int) -> torch.Tensor:
+        if number == 5:
+            raise DatasetError("broken", where="picture 5", fix="leave it out")
+        return of_picture(pictures[number])
+
+    def full(number: int, found: Detections) -> int:
+        if number == 9:
+            raise OSError(28, "No space left on device")
+        return number
+
+    results = search(detector, range(12), read, full, num_processes=2)
+    first = [next(results) for _ in range(8)]
+    assert [result for result in first if isinstance(result, int)] == [0, 1, 2, 3, 4, 6, 7]
+    assert isinstance(first[5], DatasetError)
+    assert (first[5].what, first[5].where, first[5].fix) == ("broken", "picture 5", "leave it out")
+    with pytest.raises(OSError, match="No space left") as caught:
+        list(results)
+    assert caught.value.errno == 28
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_killed_process_is_said_and_nothing_hangs(detector: Detector, pictures: list[Any]) -> None:
+    def die(picture: Any, found: Detections) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(FcosError, match=r"was killed, as the system does .*\n  fix: .* --num-processes 1$"):
+        in_processes(detector, pictures, die)
+
+
+def test_an_error_of_the_caller_comes_out_at_once(detector: Detector, pictures: list[Any]) -> None:
+    def full(picture: Any, found: Detections) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        list(search(detector, pictures, of_picture, full))

@@ -1,0 +1,46 @@
+import numpy as np
+
+from fcos.report.chart import column_chart, line_chart
+
+
+def test_a_curve_goes_from_left_to_right_and_has_gaps_where_there_is_no_value() -> None:
+    points = np.array([[0, 1.0], [1, np.nan], [2, 0.5], [3, 0.0]])
+    chart = line_chart("t", "epoch", {"ap": points}, mark_best=True)
+    assert chart is not None
+    [line] = chart.lines
+    assert line.path.count("M") == 2
+    assert [dot.is_best for dot in line.dots] == [True, False, False]
+    assert line.dots[0].x == chart.left
+    assert line.dots[0].y < line.dots[1].y < line.dots[2].y == chart.bottom
+    assert line.dots[1].text == "ap, epoch 2: 0.5"
+
+
+def test_many_points_are_thinned_and_drawn_without_dots() -> None:
+    chart = line_chart("t", "step", {"loss": np.stack([np.arange(5000), np.ones(5000)], axis=1)})
+    assert chart is not None
+    assert len(chart.lines[0].dots) == 200
+    assert not chart.show_dots
+
+
+def test_shares_have_ticks_between_whole_numbers() -> None:
+    chart = line_chart("t", "recall", {"a": np.array([[0.0, 1.0], [1.0, 0.0]])}, whole_x=False)
+    assert chart is not None
+    assert "0.4" in [tick.text for tick in chart.x_ticks]
+
+
+def test_nothing_to_draw_is_no_chart() -> None:
+    assert line_chart("t", "x", {}) is None
+    assert line_chart("t", "x", {"a": np.array([[0, np.nan]])}) is None
+
+
+def test_columns_stand_on_the_ground_as_high_as_their_share() -> None:
+    chart = column_chart("t", {"small": 10, "large": 30, "none": 0})
+    small, large, none = chart.columns
+    assert (small.height, none.height) == (round(large.height / 3, 1), 0)
+    assert {column.y + column.height for column in chart.columns} == {chart.bottom}
+    assert large.title == "large: 30 (75.0 %)"
+    assert small.x + small.width < large.x
+
+
+def test_columns_of_an_empty_data_set_can_be_drawn() -> None:
+    assert [column.height for column in column_chart("t", {"a": 0, "b": 0}).columns] == [0, 0]

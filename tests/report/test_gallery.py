@@ -1,0 +1,105 @@
+"""Which pictures a report shows."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fcos.data.annotations import Annotations, Record
+from fcos.metrics.analysis import Analysis, analyse
+from fcos.report.examples import spread
+from fcos.report.gallery import choose_pictures, confusions, disagreement_crops, gallery, tally
+
+BOX = [10.0, 20.0, 50.0, 60.0]
+
+
+def cats(folder: Path, num_images: int) -> Annotations:
+    """A cat in each picture."""
+    records = []
+    for number in range(1, num_images + 1):
+        path = folder / f"{number}.png"
+        Image.new("RGB", (100, 80)).save(path)
+        records.append(Record.make(path, [BOX], [0], number, size_hw=(80, 100)))
+    return Annotations.from_records(records, ("cat", "dog"), source=folder, format="list")
+
+
+def found(image_id: int, score: float, label: int = 0, x: float = 10.0) -> dict[str, Any]:
+    return {"image_id": image_id, "category_id": label + 1, "bbox": [x, 20.0, 40.0, 40.0], "score": score}
+
+
+@pytest.fixture
+def analysed(tmp_path: Path) -> tuple[Annotations, Analysis]:
+    """Of twelve cats the 5th is missed, the 7th taken for a dog, the 9th found beside something else."""
+    annotations = cats(tmp_path, 12)
+    right = [found(image_id, 0.8) for image_id in range(1, 13) if image_id not in (5, 7)]
+    return annotations, analyse(annotations, [*right, found(7, 0.9, label=1), found(9, 0.85, x=55)])
+
+
+def test_the_worst_come_first_then_the_best_and_no_picture_twice(
+    analysed: tuple[Annotations, Analysis],
+) -> None:
+    chosen = choose_pictures(*analysed, most=9)
+    assert list(chosen.items())[:3] == [(6, "worst"), (4, "worst"), (8, "worst")]
+    assert list(chosen.values())[3] == "best"
+    assert len(chosen) == 9
+
+
+def test_of_few_pictures_all_are_shown(analysed: tuple[Annotations, Analysis]) -> None:
+    assert sorted(choose_pictures(*analysed, most=50)) == list(range(12))
+    assert choose_pictures(*analysed, most=0) == {}
+
+
+def test_confusions_are_told_largest_first(analysed: tuple[Annotations, Analysis]) -> None:
+    cat, dog, background = 0, 1, 2
+    assert set(confusions(analysed[1])) == {(cat, dog), (cat, background), (background, cat)}
+
+
+def test_a_picture_is_tagged_with_its_errors(analysed: tuple[Annotations, Analysis]) -> None:
+    annotations, analysis = analysed
+    examples = {example.name: example for example in gallery(annotations, analysis, {6: "worst", 0: ""}, [])}
+    assert examples["7.png"].tags == ("worst", "cell-0-1")
+    assert examples["7.png"].caption == "worst: F1 0.00, 0 right, 1 wrong, 1 missed"
+    assert examples["1.png"].tags == ("cell-0-0",)
+    assert examples["1.png"].caption == tally(analysis, 0)
+
+
+def test_boxes_know_what_they_were_found_with(analysed: tuple[Annotations, Analysis]) -> None:
+    annotations, analysis = analysed
+    [example] = gallery(annotations, analysis, {8: ""}, [])
+    truth, detections = example.panes
+    assert [box.found_with for box in truth.boxes] == [0.8]
+    assert [(box.score, box.is_wrong) for box in detections.boxes] == [(0.8, False), (0.85, True)]
+
+
+def test_crops_show_the_surroundings_of_a_box(analysed: tuple[Annotations, Analysis]) -> None:
+    annotations, analysis = analysed
+    dog, thing = disagreement_crops(annotations, analysis, shown=[6])
+    assert (dog.caption, dog.example, dog.picture) == (
+        "dog 0.90, annotated as cat; elsewhere 0 of 0 right",
+        "picture-7",
+        "7.png",
+    )
+    assert (thing.caption, thing.example) == ("cat 0.85, not annotated; elsewhere 0 of 0 right", None)
+    # 40 pixels and 24 on each side, cut to the picture: x from 0 to 74, y from 0 to 80; then 170 pixels high
+    assert (dog.width, dog.height) == (157, 170)
+    scale = 170 / 80
+    assert (dog.box.x, dog.box.y) == (round(10 * scale, 1), round(20 * scale, 1))
+    assert [(box.x, box.title) for box in dog.annotated] == [(dog.box.x, "annotated: cat")]
+    # around the other thing, from x = 31, the cat is cut off
+    [cat] = thing.annotated
+    assert cat.x == 0
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(0, 3), (1, 3), (3, 3), (100, 12)])
+def test_examples_are_spread_over_all_pictures(count: int, wanted: int) -> None:
+    chosen = spread(count, wanted)
+    assert len(set(chosen)) == len(chosen) == min(count, wanted)
+    assert chosen == sorted(chosen)
+    if count > wanted:
+        assert (chosen[0], chosen[-1]) == (0, count - 1)
+        gaps = [after - before for before, after in pairwise(chosen)]
+        assert max(gaps) - min(gaps) <= 1

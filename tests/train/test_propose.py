@@ -1,0 +1,243 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcos.config import load_config
+from fcos.data.annotations import Annotations, Record
+from fcos.data.formats import read_annotations
+from fcos.errors import DatasetError
+from fcos.train.propose import Hardware, find_hardware, picture_sizes, propose, propose_data, write_split
+
+CPU = Hardware(num_cores=2)
+GPU = Hardware(num_cores=16, num_gpus=1, gpu_memory_gb=80.0, bf16_is_faster=True)
+
+
+def make(
+    num_pictures: int = 100,
+    size_hw: tuple[int, int] | None = (480, 640),
+    box_side: float = 100.0,
+    class_names: tuple[str, ...] = ("cat", "dog"),
+) -> Annotations:
+    """Pictures (without files) of one size with one square box each."""
+    records = [
+        Record.make(
+            Path(f"{index}.jpg"),
+            [[0.0, 0.0, float(box_side), float(box_side)]],
+            [0],
+            index + 1,
+            size_hw=size_hw,
+        )
+        for index in range(num_pictures)
+    ]
+    return Annotations.from_records(records, class_names, source=Path("x"), format="list")
+
+
+def values(train: Annotations, hardware: Hardware) -> dict[str, Any]:
+    return {key: value for key, value, _ in propose(train, hardware)}
+
+
+def reasons(train: Annotations, hardware: Hardware) -> dict[str, str]:
+    return {key: reason for key, _, reason in propose(train, hardware)}
+
+
+@pytest.mark.parametrize("hardware", [CPU, GPU, Hardware(8, 3, 11.0)])
+@pytest.mark.parametrize("num_pictures", [1, 30, 300, 5000])
+def test_every_proposal_loads_and_has_a_reason(num_pictures: int, hardware: Hardware) -> None:
+    proposals = propose(make(num_pictures), hardware)
+    config = load_config({key: value for key, value, _ in proposals})
+    assert config.model == proposals[0].value
+    assert all(reason for _, _, reason in proposals)
+    assert len({key for key, _, _ in proposals}) == len(proposals)
+
+
+def test_machine_decides_the_preset() -> None:
+    assert values(make(), CPU)["model"] == "fcos_lite0"
+    assert values(make(), GPU)["model"] == "fcos_r50"
+    assert reasons(make(), CPU)["model"].startswith("no GPU, 2 CPU cores: ")
+    assert reasons(make(), GPU)["model"].startswith("1 GPU with 80 GB, 16 CPU cores: ")
+
+
+def test_large_boxes_keep_the_presets_size() -> None:
+    proposed = values(make(box_side=100.0), CPU)
+    assert (proposed["short_side"], proposed["view_size"]) == (320, 532)
+    assert reasons(make(box_side=100.0), CPU)["short_side"] == (
+        "pictures are 640 x 480; 9 of 10 boxes are larger than 67 pixels then"
+    )
+
+
+def test_small_boxes_are_shown_larger() -> None:
+    # 15 of 480 pixels: 10 at short side 320, 12 at 384
+    assert values(make(box_side=15.0), CPU)["short_side"] == 384
+
+
+def test_tiny_boxes_are_shown_as_large_as_is_affordable() -> None:
+    assert values(make(box_side=4.0), CPU)["short_side"] == 512
+    assert reasons(make(box_side=4.0), CPU)["short_side"].endswith("as far as it stays affordable")
+
+
+def test_small_pictures_are_not_blown_up() -> None:
+    assert values(make(size_hw=(100, 120)), GPU)["short_side"] == 200
+
+
+def test_wide_pictures_get_room() -> None:
+    assert values(make(size_hw=(400, 800)), CPU)["view_size"] == 640
+    assert values(make(size_hw=(400, 4000)), CPU)["view_size"] == 800
+
+
+def test_few_pictures_are_seen_more_often() -> None:
+    epochs = [values(make(count), CPU)["epochs"] for count in (10, 150, 300, 5000)]
+    assert epochs == [200, 40, 20, 12]
+    assert values(make(300), GPU)["epochs"] == 200
+    assert values(make(10), CPU)["eval_epochs"] == 8
+    assert "eval_epochs" not in values(make(300), CPU)
+
+
+def test_few_pictures_are_augmented() -> None:
+    assert values(make(100), CPU)["augmentation"] is True
+    assert values(make(3000), CPU)["augmentation"] is False
+
+
+@pytest.mark.parametrize(
+    "class_names",
+    [
+        ("0", "1"),
+        ("cat", "A"),
+        ("turn_left", "go"),
+        ("digit",),
+        ("text line",),
+        ("Letters",),
+        ("12",),
+        ("right-arrow",),
+    ],
+)
+def test_what_reads_differently_in_a_mirror_is_not_flipped(class_names: tuple[str, ...]) -> None:
+    assert values(make(class_names=class_names), CPU)["horizontal_flip"] is False
+    assert "in a mirror" in reasons(make(class_names=class_names), CPU)["horizontal_flip"]
+
+
+@pytest.mark.parametrize(
+    "class_names", [("RBC", "WBC"), ("raccoon",), ("stop sign", "copyright"), ("class_1",)]
+)
+def test_other_classes_are_flipped(class_names: tuple[str, ...]) -> None:
+    assert values(make(class_names=class_names), CPU)["horizontal_flip"] is True
+
+
+def test_batch_is_shared_by_all_gpus_and_fits_their_memory() -> None:
+    proposed = values(make(5000), Hardware(16, 2, 8.0))
+    assert (proposed["nbatch_train"], proposed["micro_batch"]) == (16, 2)
+    assert "micro_batch" not in values(make(5000), GPU)
+    assert values(make(5000), Hardware(16, 3, 80.0))["nbatch_train"] == 15
+
+
+def test_few_pictures_get_half_the_batch_and_with_it_half_the_rate() -> None:
+    proposed = values(make(50), CPU)
+    usual = load_config({"model": "fcos_lite0"})
+    assert proposed["nbatch_train"] == usual.nbatch_train // 2
+    assert load_config(proposed).lr_base == usual.lr_base / 2
+
+
+def test_bf16_is_used_where_it_is() -> None:
+    assert values(make(), GPU)["precision"] == "bf16"
+    assert "precision" not in values(make(), CPU)
+
+
+def test_sizes_are_read_from_the_pictures_where_the_annotations_do_not_tell(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    records = [
+        Record.make(tmp_path / "a.png", [[0.0, 0.0, 10.0, 10.0]], [0], 1),
+        Record.make(tmp_path / "broken.png", [[0.0, 0.0, 30.0, 10.0]], [0], 2),
+    ]
+    annotations = Annotations.from_records(records, ("cat",), source=tmp_path, format="list")
+    sizes, box_sides = picture_sizes(annotations)
+    assert sizes.tolist() == [[40, 60]]
+    assert box_sides.tolist() == [0.25]
+
+
+def test_unreadable_pictures_keep_the_presets_size(tmp_path: Path) -> None:
+    train = make(size_hw=None)
+    assert values(train, CPU)["short_side"] == 320
+    assert reasons(train, CPU)["short_side"] == "the preset's; no picture could be read"
+
+
+def test_this_machine_has_a_core() -> None:
+    hardware = find_hardware()
+    assert hardware.num_cores >= 1
+    assert "CPU core" in str(hardware)
+
+
+# The data of a folder
+
+
+def write_list(folder: Path, name: str, num_pictures: int, boxes: str = " 1 2 11 22 1") -> None:
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for index in range(num_pictures):
+        Image.new("RGB", (40, 30)).save(folder / f"{name}{index}.jpg")
+        lines.append(f"{name}{index}.jpg{boxes}")
+    (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_split_of_the_folder_is_used(tmp_path: Path) -> None:
+    write_list(tmp_path / "birds", "train", 4)
+    write_list(tmp_path / "birds", "val", 2)
+    data = propose_data(tmp_path / "birds", tmp_path / "split")
+    proposed = {key: value for key, value, _ in data.proposals}
+    assert proposed["list_train"] == tmp_path / "birds" / "train.txt"
+    assert proposed["list_eval"] == tmp_path / "birds" / "val.txt"
+    assert proposed["run_folder"] == "runs/birds"
+    assert len(data.train) == 4
+    write_split(data, tmp_path / "split")
+    assert not (tmp_path / "split").exists()
+
+
+def test_split_is_made_by_picture_where_the_folder_brings_none(tmp_path: Path) -> None:
+    write_list(tmp_path / "birds", "all", 10)
+    data = propose_data(tmp_path / "birds", tmp_path / "split")
+    write_split(data, tmp_path / "split")
+    proposed = {proposal.key: proposal for proposal in data.proposals}
+    assert "the folder brings no split, so one was made: 8 pictures" in proposed["list_train"].reason
+    assert "2 pictures held out by lot (seed 0)" in proposed["list_eval"].reason
+    parts = [
+        read_annotations(proposed[f"list_{part}"].value, root=proposed[f"root_{part}"].value)
+        for part in ("train", "eval")
+    ]
+    paths = [{record.path for record in part} for part in parts]
+    assert (len(paths[0]), len(paths[1])) == (8, 2)
+    assert not paths[0] & paths[1]
+    assert all(path.is_file() for path in paths[0] | paths[1])
+    assert np.array_equal(parts[0][0].boxes_xyxy, [[2, 1, 22, 11]])
+
+
+def test_made_split_is_the_same_every_time(tmp_path: Path) -> None:
+    write_list(tmp_path / "birds", "all", 10)
+    paths = [
+        [record.path for record in propose_data(tmp_path / "birds", tmp_path / "split").train]
+        for _ in range(2)
+    ]
+    assert paths[0] == paths[1]
+
+
+def test_folder_without_a_box_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "birds").mkdir()
+    write_list(tmp_path / "birds" / "images", "a", 3)
+    (tmp_path / "birds" / "data.yaml").write_text("train: images\nnames: [cat]\n")
+    with pytest.raises(DatasetError) as caught:
+        propose_data(tmp_path / "birds", tmp_path / "split")
+    assert str(caught.value) == (
+        "3 images, but not one box (taken for format yolo)\n"
+        f"  in: {tmp_path}/birds/data.yaml:train\n"
+        "  fix: put the annotations where the format has them, or name them in a train.json (list_train)"
+    )
+
+
+def test_folder_with_impossible_classes_cannot_be_split(tmp_path: Path) -> None:
+    write_list(tmp_path / "birds", "all", 3, boxes=" 1 2 11 22 0")
+    data = propose_data(tmp_path / "birds", tmp_path / "split")
+    with pytest.raises(DatasetError, match="boxes have no known class or no finite numbers") as caught:
+        write_split(data, tmp_path / "split")
+    assert "`fcos check " in caught.value.fix
+    assert not (tmp_path / "split").exists()

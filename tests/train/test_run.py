@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from fcos.config import load_config
+from fcos.data.annotations import Annotations, Record
+from fcos.data.card import read_cards
+from fcos.errors import ConfigError, DatasetError
+from fcos.train.run import Run, left_out, train
+from fcos.train.run_folder import find_run_folder
+from fcos.weights.load import load_model
+
+if TYPE_CHECKING:
+    from ..rectangles import Tiny
+
+TRAIN_KEYS = {
+    *("kind", "step", "epoch", "loss", "loss_classification", "loss_box", "loss_quality", "lr"),
+    *("images_per_s", "num_positive", "grad_norm", "elapsed_s"),
+}
+EVAL_KEYS = {
+    *(
+        "kind",
+        "step",
+        "epoch",
+        "map_mean",
+        "map_50",
+        "map_75",
+        "stats",
+        "per_class",
+        "elapsed_s",
+        "network_s",
+    ),
+}
+EPOCH_KEYS = {"kind", "step", "epoch", "num_images", "elapsed_s", "waited_s", "start_s"}
+KEYS = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "epoch": EPOCH_KEYS}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_of_module: Tiny) -> Path:
+    """The folder of a whole run, with everything that it writes."""
+    run = train(tiny_of_module.config("run", tensorboard=True, ema_decay=0.9))
+    assert run == Run(tiny_of_module.runs / "run", True, 0)
+    return run.folder
+
+
+def test_run_folder_holds_what_is_promised(finished: Path) -> None:
+    files = {"config.json", "metrics.jsonl", "last.ckpt", "best.safetensors", "last.safetensors"}
+    pictures = {"data.json", "coverage.json", "results.json", "curves.png", "report.html", "tensorboard"}
+    assert {path.name for path in finished.iterdir()} == files | pictures
+    assert next((finished / "tensorboard").iterdir()).stat().st_size > 200
+    assert "In the training set</h3>" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_lines_of_the_metrics_have_the_promised_keys(finished: Path) -> None:
+    entries = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [(entry["kind"], entry["step"]) for entry in entries] == [
+        *(("train", step) for step in (1, 2, 3)),
+        ("epoch", 3),
+        ("eval", 3),
+        *(("train", step) for step in (4, 5)),
+        ("epoch", 5),
+        ("eval", 5),
+    ]
+    for entry in entries:
+        assert set(entry) == KEYS[entry["kind"]]
+    assert [entry["epoch"] for entry in entries] == [0.4, 0.8, pytest.approx(1.2), 1, 1, 1.6, 2.0, 2, 2]
+    assert set(entries[-1]["per_class"]) == {"red", "blue"}
+    assert entries[-1]["stats"][:3] == [entries[-1][key] for key in ("map_mean", "map_50", "map_75")]
+
+
+def test_run_can_be_repeated_from_its_config(finished: Path, tiny: Tiny) -> None:
+    config = load_config(finished / "config.json", [f"run_folder={tiny.runs / 'again'}"])
+    train(config)
+    old, new = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (finished, tiny.runs / "again")
+    )
+    assert [entry.get("loss") for entry in new] == [entry.get("loss") for entry in old]
+
+
+def test_model_file_opens_without_the_config(finished: Path) -> None:
+    loaded = load_model(finished)
+    assert loaded.path.name == "best.safetensors"
+    assert loaded.card.class_names == ("red", "blue")
+    assert set(loaded.card.metrics) == {"epoch", "map_mean", "map_50", "map_75"}
+    assert loaded.config.view_size == 64
+    assert load_model(finished / "last.safetensors").card.metrics["epoch"] == 2
+
+
+def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> None:
+    train(tiny.config("run", save=False, epochs=1))
+    files = {"config.json", "data.json", "metrics.jsonl", "results.json", "curves.png", "report.html"}
+    files |= {"coverage.json"}
+    assert {path.name for path in (tiny.runs / "run").iterdir()} == files
+
+
+def test_stop_without_save_says_that_nothing_is_left(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.train_until(2, "run", save=False)
+    assert run.exit_code == 128 + 15
+    assert "stopped after step 2 of 5; nothing was saved, as save=false asks" in capsys.readouterr().err
+
+
+def test_without_evaluation_the_last_model_is_the_result(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny.config("run", list_eval="", root_eval="", epochs=1))
+    assert "no list_eval: nothing is measured" in capsys.readouterr().err
+    assert load_model(tiny.runs / "run").path.name == "last.safetensors"
+    assert tiny.lines("run", "eval") == []
+    assert (tiny.runs / "run" / "curves.png").is_file()
+    assert "Nothing was measured" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({"epochs": 5, "eval_epochs": 2}, [2, 4, 5]),
+        # 20 images, 48 in a step: steps end in the epochs 2, 4, 5
+        ({"epochs": 5, "eval_epochs": 3, "nbatch_train": 48}, [4, 5]),
+    ],
+    ids=["many steps an epoch", "many epochs a step"],
+)
+def test_every_so_many_epochs_are_measured_and_the_last(
+    tiny: Tiny, settings: dict[str, int], epochs: list[int]
+) -> None:
+    tiny.train("run", **settings)
+    assert [line["epoch"] for line in tiny.lines("run", "eval")] == epochs
+
+
+def test_what_is_trained_is_said_first(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.train("run", epochs=1, micro_batch=4)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "2 classes, 20 images for training, 7 for evaluation" in said.err
+    assert "1 epoch, 3 steps of 8 images (2 x 4 on each device), cpu, fp32" in said.err
+    assert f"run folder: {tiny.runs / 'run'}" in said.err
+
+
+def test_small_boxes_are_counted_and_reported(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.train("run", epochs=1, boxarea_th=200, horizontal_flip=False)
+    boxes = [
+        (int(words[i + 2]) - int(words[i])) * (int(words[i + 3]) - int(words[i + 1]))
+        for words in map(str.split, (tiny.data / "train.txt").read_text().splitlines())
+        for i in range(1, len(words), 5)
+    ]  # pictures have their full size, 64 pixels
+    small = sum(area < 200 for area in boxes)
+    assert 0 < small < len(boxes)
+    said = f"{small} of {len(boxes)} training boxes ({small / len(boxes):.1%}) are smaller than 200 square"
+    assert said in capsys.readouterr().err
+
+
+def test_share_of_small_boxes_by_hand(tiny: Tiny) -> None:
+    boxes = [[0, 0, 20, 20], [0, 0, 40, 22], [0, 0, 10, 10]]
+    records = [
+        Record.make(Path("a.jpg"), boxes, [0, 0, 0], 1, is_crowd=[False, False, True], size_hw=(128, 100)),
+        Record.make(Path("b.jpg"), [], [], 2, size_hw=(32, 32)),
+    ]
+    annotations = Annotations.from_records(records, ["cat"], source=Path("list"), format="list")
+    # 128 pixels become 64: 10 x 10 and 20 x 11 square pixels; the crowd is no box to learn.
+    said = left_out(annotations, tiny.config("none", boxarea_th=101.0))
+    assert said.startswith("1 of 2 training boxes (50.0%) are smaller than 101 square pixels after resizing")
+
+
+def test_folders_of_runs_are_numbered(tmp_path: Path) -> None:
+    wanted = tmp_path / "runs" / "birds"
+    assert find_run_folder(wanted, load=False) == wanted
+    wanted.mkdir(parents=True)
+    assert find_run_folder(wanted, load=False) == wanted  # still empty
+    (wanted / "config.json").touch()
+    assert find_run_folder(wanted, load=False) == tmp_path / "runs" / "birds-2"
+    (tmp_path / "runs" / "birds-2").mkdir()
+    assert find_run_folder(wanted, load=False) == tmp_path / "runs" / "birds-3"
+
+
+def test_load_goes_on_with_the_newest_run(tmp_path: Path) -> None:
+    for number, name in enumerate(("birds", "birds-2", "birds-3")):
+        (tmp_path / name).mkdir()
+        if name != "birds-3":  # it ended before its first checkpoint
+            (tmp_path / name / "last.ckpt").touch()
+            os.utime(tmp_path / name / "last.ckpt", (1000 - number, 1000 - number))
+    assert find_run_folder(tmp_path / "birds", load=True) == tmp_path / "birds"
+    os.utime(tmp_path / "birds-2" / "last.ckpt", (2000, 2000))
+    assert find_run_folder(tmp_path / "birds", load=True) == tmp_path / "birds-2"
+    assert find_run_folder(tmp_path / "birds-2", load=True) == tmp_path / "birds-2"
+    assert find_run_folder(tmp_path / "birds", load=True, exact=True) == tmp_path / "birds"
+
+
+def test_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "birds").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        find_run_folder(tmp_path / "birds", load=False)
+
+
+def test_missing_data_are_refused_before_anything_is_written(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        tiny.train("run", list_train=str(tiny.runs / "none.txt"))
+    assert not (tiny.runs / "run").exists()
+
+
+def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (tiny.data / "train.txt").read_text()
+    (tiny.runs / "broken.txt").write_text(lines + "none.png 1 1 5 5 1\n000.png 9 9 5 5 1\n")
+    broken = {"list_train": str(tiny.runs / "broken.txt"), "epochs": 1}
+    with pytest.raises(DatasetError, match="1 picture and 1 box cannot be used"):
+        tiny.train("run", **broken)
+    assert not (tiny.runs / "run").exists()
+    assert tiny.train("run", **broken, skip_invalid=True).finished
+    said = capsys.readouterr().err
+    assert "training: 1 picture and 1 box cannot be used and are left out" in said
+    assert "21 images for training" in said
+
+
+@pytest.mark.parametrize("part", ["list_train", "list_eval"])
+def test_data_without_a_box_are_refused_even_where_invalid_ones_are_left_out(tiny: Tiny, part: str) -> None:
+    names = [line.split()[0] for line in (tiny.data / "train.txt").read_text().splitlines()]
+    (tiny.runs / "empty.txt").write_text("\n".join(names))
+    with pytest.raises(DatasetError, match=r"images, but not one box(.|\n)*empty.txt"):
+        tiny.train("run", skip_invalid=True, **{part: str(tiny.runs / "empty.txt")})
+    assert not (tiny.runs / "run").exists()
+
+
+def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    same = {"list_eval": str(tiny.data / "train.txt"), "root_eval": str(tiny.data / "train")}
+    tiny.train("run", **same, epochs=1)
+    assert "warning: 20 pictures are in both training and evaluation" in capsys.readouterr().err
+    cards = read_cards(tiny.runs / "run")
+    assert (cards["training"].num_warnings, cards["evaluation"].num_warnings) == (0, 1)
+    assert cards["evaluation"].warnings[0].startswith("20 pictures are in both")
+
+
+def test_results_are_those_of_the_best_model(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert {entry["image_id"] for entry in results} <= set(range(1, 8))
+    assert all(np.isfinite(entry["bbox"]).all() for entry in results)
+
+
+@pytest.mark.parametrize("has_blocks", [True, False])
+def test_checkpointing_that_does_nothing_is_said(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], has_blocks: bool
+) -> None:
+    blocks = [torch.nn.Identity()] * has_blocks
+    with mock.patch("fcos.train.run.backbone_blocks", return_value=blocks):
+        tiny.train("run", activation_checkpointing=True, epochs=1, eval_epochs=1)
+    said = "activation_checkpointing does nothing in the backbone: test_efficientnet has no blocks"
+    assert (said in capsys.readouterr().err) == (not has_blocks)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcos.train.schedule import Schedule
+
+
+def factors(
+    total: int = 12, warmup: float = 0, policy: Any = "step", at: tuple[float, ...] = ()
+) -> list[float]:
+    schedule = Schedule(total, float(warmup), policy, [float(entry) for entry in at], 0.1)
+    return [schedule.factor(step) for step in range(total)]
+
+
+def test_rate_falls_at_the_iterations() -> None:
+    # The step number 4 (from 0) is the first with the smaller rate: four steps were done before it.
+    assert factors(6, at=(4, 5)) == pytest.approx([1, 1, 1, 1, 0.1, 0.01])
+
+
+def test_fractions_are_of_the_whole_training() -> None:
+    assert factors(12, at=(0.5, 0.75)) == factors(12, at=(6, 9))
+    assert factors(12, at=(2 / 3, 8 / 9)).count(1.0) == 8
+
+
+def test_rate_rises_in_even_steps() -> None:
+    assert factors(6, warmup=4) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert factors(8, warmup=0.5) == factors(8, warmup=4)
+
+
+def test_without_warmup_the_first_step_has_the_whole_rate() -> None:
+    assert factors(3)[0] == 1
+
+
+def test_warm_up_and_fall_multiply() -> None:
+    assert factors(4, warmup=4, at=(2,)) == pytest.approx([0.25, 0.5, 0.075, 0.1])
+
+
+def test_cosine_falls_from_the_end_of_the_warm_up_to_zero() -> None:
+    cosine = factors(102, warmup=2, policy="cosine")
+    assert cosine[:3] == pytest.approx([0.5, 1, 1])
+    assert cosine[2 + 50] == pytest.approx(0.5)  # half way
+    assert cosine[2 + 25] == pytest.approx(0.8536, abs=1e-4)  # (1 + cos 45 deg) / 2
+    assert 0 < cosine[-1] < 0.001
+
+
+@given(
+    total=st.integers(1, 200),
+    warmup=st.one_of(st.integers(0, 300), st.floats(0, 0.99)),
+    policy=st.sampled_from(["step", "cosine"]),
+)
+def test_factor_is_a_share_of_the_rate(total: int, warmup: float, policy: str) -> None:
+    values = factors(total, warmup, policy, at=(0.6, 0.8))
+    assert all(0 < value <= 1 for value in values)
