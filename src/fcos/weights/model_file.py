@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fcos.errors import WeightsError
@@ -63,7 +63,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata = {"fcos": json.dumps(asdict(card))}
     with written(path) as partial:
-        save_file(tensors, partial, metadata=metadata)
+        partial.write_bytes(save(tensors, metadata))  # `save_file` makes it readable by its owner alone
 
 
 def is_model_file(path: Path) -> bool:
