@@ -135,6 +135,32 @@ def test_train_on_a_folder_answers_a_wrong_setting_before_it_writes(folder: Path
     assert [path.name for path in folder.parent.iterdir()] == ["birds"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("epochs=abc", "view_size=0"), '"epochs": "abc" is not possible\n  in: command line, epochs=abc'),
+        (("name_file=names.txt",), "names.txt does not exist\n  in: command line, name_file=names.txt"),
+        (("model=fcos_r5",), 'did you mean "fcos_r50"?'),
+        (("view_size=90",), "is more than view_size 90, the longest side\n  in: what is proposed; command"),
+    ],
+)
+def test_train_on_a_folder_answers_a_wrong_value_before_it_writes(
+    folder: Path, words: tuple[str, ...], message: str
+) -> None:
+    answer = fcos("train", "birds", *words)
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+    assert [path.name for path in folder.parent.iterdir()] == ["birds"]
+
+
+def test_train_on_a_folder_takes_a_value_that_goes_with_the_proposal_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcos.engine.run.train", lambda config: Run(Path("run"), False, exit_code=143))
+    assert fcos("train", "birds", "view_size=700").exit_code == 143  # less than the default short_side
+    assert Path("train.json").exists()
+
+
 def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     needs none: a train.json is proposed from data and machine, written, and used.
     """
     from fcos.cli.init import print_proposal, write_proposal
-    from fcos.config import check_keys, load_config
+    from fcos.config import check_overrides, load_config
 
     if "=" in source.name and not source.exists():
         raise ConfigError(
@@ -60,7 +60,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
             fix=f"fcos train train.json {' '.join(map(str, (source, *overrides)))}",
         )
     if source.is_dir():
-        check_keys(overrides)
+        check_overrides(overrides)
         if {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"} & os.environ.keys():
             raise ConfigError(
                 "under torchrun and srun a training starts from a train.json, not from a folder",
@@ -68,7 +68,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
                 fix=f"fcos init {source}, then start with the train.json that it writes",
             )
         if os.environ.get("LOCAL_RANK", "0") == "0":  # on several GPUs, each process runs this command again
-            print_proposal(write_proposal(source, output), output, err=as_json)
+            print_proposal(write_proposal(source, output, overrides), output, err=as_json)
         source = output
     config = load_config(source, overrides)
 
