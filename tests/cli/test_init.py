@@ -169,6 +169,27 @@ def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     assert fcos("train", "train.json").exit_code == 143
 
 
+@pytest.mark.parametrize("content", [None, "{]\n{}\n"])
+def test_finished_training_without_its_metrics_ends_with_what_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    Path("run").mkdir()
+    Path("run/best.safetensors").touch()
+    if content:
+        Path("run/metrics.jsonl").write_text(content)
+    monkeypatch.setattr("fcos.engine.run.train", lambda config: Run(Path("run"), finished=True))
+    Path("train.json").write_text("{}")
+
+    answer, as_json = fcos("train", "train.json", "load=true"), fcos("train", "train.json", "--json")
+
+    assert (answer.exit_code, as_json.exit_code) == (0, 0), answer.output
+    assert "model:    run/best.safetensors\n" in answer.stdout
+    assert answer.stderr.startswith("warning: ")
+    assert "metrics.jsonl" in answer.stderr
+    left = json.loads(as_json.stdout)
+    assert (left["finished"], left["model"], left["metrics"]) == (True, "run/best.safetensors", None)
+
+
 def test_init_of_a_folder_without_a_box_writes_nothing(folder: Path) -> None:
     (folder / "all.txt").unlink()
     (folder / "data.yaml").write_text("train: .\nnames: [bird]\n")

@@ -12,7 +12,7 @@ import click
 from fcos.cli.output import json_option, print_json
 from fcos.cli.overrides import overrides_argument
 from fcos.cli.predict import is_first_process
-from fcos.errors import ConfigError
+from fcos.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from fcos.engine.run import Run
@@ -85,11 +85,8 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
 def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
     """The twelve numbers of the best epoch, what the run left, and what to do next."""
     from fcos.metrics.coco import summary_of
-    from fcos.plots.curves import read_metrics
 
-    lines = [line for line in read_metrics(folder) if line["kind"] == "eval"]
-    if lines:
-        best = max(lines, key=lambda line: line["map_mean"])
+    if best := best_line(folder):
         click.echo(f"\nEvaluation images, best epoch ({best['epoch']}):\n{summary_of(best['stats'])}\n")
     left = left_in(folder)
     for what, file in [*left, *more]:
@@ -100,6 +97,18 @@ def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
         f"  fcos demo {run}                  try it in the browser\n"
         f"  fcos export {run} --format onnx  or openvino, torch"
     )
+
+
+def best_line(folder: Path) -> dict[str, Any] | None:
+    """The line of metrics.jsonl of the best epoch; None where nothing was measured, or the file is gone."""
+    from fcos.plots.curves import read_metrics
+
+    try:
+        lines = [line for line in read_metrics(folder) if line["kind"] == "eval"]
+    except DatasetError as error:  # the training itself is complete
+        click.echo(f"warning: {error.what}: {error.where}", err=True)
+        return None
+    return max(lines, key=lambda line: line["map_mean"], default=None)
 
 
 def left_in(folder: Path) -> list[tuple[str, Path]]:
@@ -116,10 +125,8 @@ def result_of(run: Run) -> dict[str, Any]:
     None: `epoch` and `metrics` where nothing was measured, `model` where the run was stopped before it.
     """
     from fcos.metrics.coco import named_numbers
-    from fcos.plots.curves import read_metrics
 
-    lines = [line for line in read_metrics(run.folder) if line["kind"] == "eval"]
-    best = max(lines, key=lambda line: line["map_mean"], default=None)
+    best = best_line(run.folder)
     return {
         "run": run.folder,
         "finished": run.finished,
