@@ -22,6 +22,7 @@ from fcos.model.published.layouts import layout_of
 from fcos.model.published.opening import is_published, open_state
 from fcos.model.published.settings import ChannelOrder
 from fcos.model.weights import ModelCard, is_model_file, load_tensors, save_model
+from fcos.terminal import counted
 
 # What a training decides itself: how many detections are worth measuring does not belong to the weights.
 NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image")
@@ -79,7 +80,7 @@ def import_model(
     names = class_names or loaded.card.class_names
     if len(names) != len(loaded.card.class_names):
         raise WeightsError(
-            f"{len(names)} names for {len(loaded.card.class_names)} outputs",
+            f"{counted(len(names), 'name')} for {counted(len(loaded.card.class_names), 'output')}",
             where=str(loaded.path),
             fix="give a names file with a line for each output ('background' does not count)",
         )

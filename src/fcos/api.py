@@ -38,6 +38,7 @@ from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
 from fcos.rules import RULES
 from fcos.stream import search
+from fcos.terminal import counted
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 
@@ -67,7 +68,8 @@ class Detector:
         self._transform = build_eval_transform(loaded.config)
 
     def __repr__(self) -> str:
-        return f"Detector({self.config.model}, {len(self.class_names)} classes, {self.device}, '{self.path}')"
+        classes = counted(len(self.class_names), "class", "classes")
+        return f"Detector({self.config.model}, {classes}, {self.device}, '{self.path}')"
 
     @property
     def device(self) -> torch.device:

@@ -44,7 +44,7 @@ def test_init_prints_every_choice_with_its_reason(folder: Path) -> None:
     answer = fcos("init", "birds", "-o", "birds.json")
     for key in json.loads(Path("birds.json").read_text()):
         assert f"\n {key} " in answer.output
-    assert "the folder brings no split, so one was made: 8 pictures" in answer.output
+    assert "the folder brings no split, so one was made: 8 images" in answer.output
     assert "written to birds.json\n`fcos train birds.json` trains with it" in answer.output
 
 

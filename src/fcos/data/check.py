@@ -27,6 +27,7 @@ from fcos.data.image import NOT_FOUND, Header, read_header, upright
 from fcos.data.splits import select
 from fcos.data.text import number_text, shown
 from fcos.errors import DatasetError
+from fcos.terminal import counted
 
 MAX_OVERHANG = 2.0  # pixels
 COCO_SMALL, COCO_LARGE = 32.0**2, 96.0**2  # square pixels, limits of COCO's area ranges
@@ -201,7 +202,7 @@ def lack_of_boxes(annotations: Annotations) -> list[Problem]:
     """The problem of annotations without a box to learn from: most likely their boxes were not understood."""
     if not annotations.is_crowd.all():
         return _fractions(annotations)
-    images = f"{len(annotations)} image{'s' * (len(annotations) != 1)}"
+    images = counted(len(annotations), "image")
     if len(annotations.labels):
         what, fix = f"{images}, but not one box besides crowd regions", "correct 'iscrowd' in the annotations"
     else:

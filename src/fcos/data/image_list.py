@@ -20,6 +20,7 @@ from fcos.data.numbers import EXACT, number
 from fcos.data.pictures import PICTURE_SUFFIXES, check_root, find_root, folders_of, relative_name
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.files import write_text
+from fcos.terminal import counted
 
 _SUFFIXES = "|".join(map(re.escape, sorted(PICTURE_SUFFIXES)))
 # Greedy: the name goes on to the last suffix in the line.
@@ -81,7 +82,7 @@ def split_line(line: str) -> tuple[str, list[str]]:
 def parse_numbers(words: Sequence[str]) -> NDArray[np.float64]:
     """`(N, 5)`: ymin, xmin, ymax, xmax, class id. Raises ValueError with what is wrong."""
     if len(words) % 5:
-        raise ValueError(f"{len(words)} numbers after the picture name, but a box has 5")
+        raise ValueError(f"{counted(len(words), 'number')} after the image name, but a box has 5")
     numbers = np.array([number(word) for word in words]).reshape(-1, 5)
     class_ids = numbers[:, 4]
     if not np.array_equal(class_ids, np.floor(class_ids)) or not (np.abs(class_ids) <= EXACT).all():

@@ -27,6 +27,7 @@ from fcos.data.text import Faults, read_lines
 from fcos.data.yolo_layout import Pair, find_layout
 from fcos.errors import DatasetError
 from fcos.files import written
+from fcos.terminal import counted
 
 NOT_POSE = 8  # numbers behind the class: four corners of a rotated box
 POSE_TOLERANCE = 0.02  # of the picture
@@ -143,15 +144,17 @@ class _Rows:
             return np.concatenate([centre - half, centre + half])
         if self.num_keypoint_values:
             raise ValueError(
-                f"{count} numbers after the class, but a box has 4, and with the key points of data.yaml "
-                f"{4 + self.num_keypoint_values}"
+                f"{counted(count, 'number')} after the class, but a box has 4, and with the key points "
+                f"of data.yaml {4 + self.num_keypoint_values}"
             )
         if count == 5:
             raise ValueError(
                 "5 numbers after the class, but a box has 4: predictions have a score behind it, leave it out"
             )
         if count < 6 or count % 2:
-            raise ValueError(f"{count} numbers after the class, but a box has 4 and a polygon 6, 8, ...")
+            raise ValueError(
+                f"{counted(count, 'number')} after the class, but a box has 4 and a polygon 6, 8, ..."
+            )
         self.may_be_pose.append(_may_be_pose(numbers))
         points = numbers.reshape(-1, 2)
         return np.concatenate([points.min(axis=0), points.max(axis=0)])

@@ -22,6 +22,7 @@ from fcos.export.formats import FORMATS, FormatName, format_of
 from fcos.files import check_regular
 from fcos.model.postprocess import ImageDetections
 from fcos.model.weights import ModelCard
+from fcos.terminal import counted
 
 BATCH_SIZE = 1  # of prediction, where nobody says: on a CPU a batch gains nothing, and its padding costs
 
@@ -156,7 +157,8 @@ class ExportedBackend:
             ) from error
         if not fits:
             raise WeightsError(
-                f"the graph of {self._path.name} is not one of a detector of {self._num_classes} classes",
+                f"the graph of {self._path.name} is not one of a detector of "
+                f"{counted(self._num_classes, 'class', 'classes')}",
                 where=str(self._path),
                 fix=GIVE,
             )
