@@ -279,3 +279,10 @@ def test_an_archive_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
         find_sources([str(tmp_path / name)], Path("out"))
     with pytest.raises(DatasetError, match=r"this is an archive(.|\n)*fix: unpack it"):
         recognise(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.svg", "a.docx"])
+def test_a_document_is_no_list_and_no_video(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"%PDF-1.7\nno image\n")
+    with pytest.raises(DatasetError, match="this is a document; images, videos and lists"):
+        find_sources([str(tmp_path / name)], tmp_path / "out")

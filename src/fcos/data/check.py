@@ -381,6 +381,8 @@ def _told_class(annotations: Annotations, label: int, entry: Entry | None) -> st
     first = 1 if annotations.format == "list" else 0
     last = annotations.num_classes - 1 + first
     given = f"class id {label + first}" if label >= 0 or annotations.format == "list" else "the class id"
+    if annotations.num_classes == 1:
+        return f"{given} is not {first}, that of the only class"
     return f"{given} is not one of the {annotations.num_classes} classes ({first} to {last})"
 
 
@@ -407,6 +409,8 @@ class _LazyEntries:
 
 
 def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Iterator[Problem]:
+    for note in annotations.notes:
+        yield Problem(note, str(annotations.source), "", record=None)
     if len(annotations.labels) and annotations.is_difficult.all():
         what, fix = (
             "all boxes are difficult: evaluation counts none of them",

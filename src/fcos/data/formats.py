@@ -160,6 +160,7 @@ def _check_boxes(annotations: Annotations) -> None:
         record = annotations[image]
         faults.add(f"{record.where}, box {box - annotations.first_box[image] + 1}", f"image '{record.path}'")
     faults.raise_any(
+        "box has no known class or no finite numbers",
         "boxes have no known class or no finite numbers",
         "`fcos check` says what is wrong with each; correct them",
     )
@@ -175,7 +176,9 @@ def _check_names_can_be_written(annotations: Annotations) -> None:
         if not is_printable(str(record.path)):
             faults.add(record.where, f"image {str(record.path)!r}")
     faults.raise_any(
-        "names hold control characters, or spaces at their ends", "rename the classes and images"
+        "name holds control characters, or spaces at its ends",
+        "names hold control characters, or spaces at their ends",
+        "rename the classes and images",
     )
 
 

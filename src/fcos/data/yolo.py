@@ -10,7 +10,7 @@ Fractions need the size of the picture, so the headers of all pictures are read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,7 +48,9 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     if file_names is None:
         largest = (int(record.labels.max(initial=-1)) for record in records)
         file_names = list(names or numbered_names(largest, 0, str(source)))
-    annotations = Annotations.from_records(records, file_names, source=source, format="yolo")
+    annotations = Annotations.from_records(
+        records, file_names, source=source, format="yolo", notes=list(_unlabelled(pairs))
+    )
     return annotations if names is None else _renamed(annotations, names)
 
 
@@ -123,8 +125,11 @@ class _Rows:
 
     def raise_faults(self, source: Path) -> None:
         """Refuse rows that cannot be read, and rows that can be read in two ways."""
-        self.unreadable.raise_any("label files cannot be read", "replace or remove them")
+        self.unreadable.raise_any(
+            "label file cannot be read", "label files cannot be read", "replace or remove them"
+        )
         self.faults.raise_any(
+            "line cannot be read",
             "lines cannot be read",
             "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "
             "between the numbers",
@@ -195,6 +200,16 @@ def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
     height, width = size_hw
     boxes = np.array(fractions, np.float64).reshape(-1, 4) * [width, height, width, height]
     return Record.make(picture, boxes, labels, image_id, size_hw=size_hw, where=where)
+
+
+def _unlabelled(pairs: Sequence[Pair]) -> Iterator[str]:
+    """What to tell of images without a label file."""
+    without = [pair.picture for pair in pairs if pair.label_file is None]
+    if without:
+        number = counted(
+            len(without), "image has no label file and counts", "images have no label file and count"
+        )
+        yield f"{number} as background, for example '{without[0].name}'"
 
 
 def _class_id(value: float) -> int:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fcos.data.image import decode_image, read_image
-from fcos.data.pictures import ARCHIVE_SUFFIXES, PICTURE_SUFFIXES, is_picture
+from fcos.data.pictures import ARCHIVE_SUFFIXES, DOCUMENT_SUFFIXES, PICTURE_SUFFIXES, is_picture
 from fcos.errors import DatasetError
 from fcos.files import check_regular, files_below, is_hidden, read_bytes
 from fcos.predict.download import download, without_secrets
@@ -155,6 +155,12 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
         yield Source("picture", str(path), Path(path.name))
     elif suffix in ARCHIVE_SUFFIXES:
         raise DatasetError("this is an archive", where=str(path), fix="unpack it, and give the folder")
+    elif suffix in DOCUMENT_SUFFIXES:
+        raise DatasetError(
+            "this is a document; images, videos and lists of their paths are read",
+            where=str(path),
+            fix=f"export its pages as images; their suffixes are {', '.join(sorted(PICTURE_SUFFIXES))}",
+        )
     elif suffix in LIST_SUFFIXES:
         yield from _of_list(read_bytes(path), str(path), path.parent, out)
     else:
