@@ -301,6 +301,6 @@ def test_finds_the_rectangles_that_it_was_trained_on(tiny: Tiny) -> None:
     assert losses[-1] < 0.3 * losses[0]
     assert metrics[-1]["kind"] == "eval"
     assert metrics[-1]["network_s"] <= metrics[-1]["elapsed_s"]
-    assert re.search(r"epoch 40: \d+ s, [\d.]+ img/s, \d+% waiting for pictures: ", said), said
+    assert re.search(r"epoch 40: \d+ s, [\d.]+ img/s, \d+% waiting for images: ", said), said
     assert metrics[-1]["map_mean"] > 0.5
     assert (tiny.runs / "run" / "report.html").is_file()

@@ -64,7 +64,7 @@ def test_large_boxes_keep_the_presets_size() -> None:
     proposed = values(make(box_side=100.0), CPU)
     assert (proposed["short_side"], proposed["view_size"]) == (320, 532)
     assert reasons(make(box_side=100.0), CPU)["short_side"] == (
-        "pictures are 640 x 480; 9 of 10 boxes are larger than 67 pixels then"
+        "images are 640 x 480; 9 of 10 boxes are larger than 67 pixels then"
     )
 
 
@@ -160,7 +160,7 @@ def test_sizes_are_read_from_the_pictures_where_the_annotations_do_not_tell(tmp_
 def test_unreadable_pictures_keep_the_presets_size(tmp_path: Path) -> None:
     train = make(size_hw=None)
     assert values(train, CPU)["short_side"] == 320
-    assert reasons(train, CPU)["short_side"] == "the preset's; no picture could be read"
+    assert reasons(train, CPU)["short_side"] == "the preset's; no image could be read"
 
 
 def test_this_machine_has_a_core() -> None:
@@ -199,8 +199,8 @@ def test_split_is_made_by_picture_where_the_folder_brings_none(tmp_path: Path) -
     data = propose_data(tmp_path / "birds", tmp_path / "split")
     write_split(data, tmp_path / "split")
     proposed = {proposal.key: proposal for proposal in data.proposals}
-    assert "the folder brings no split, so one was made: 8 pictures" in proposed["list_train"].reason
-    assert "2 pictures held out by lot (seed 0)" in proposed["list_eval"].reason
+    assert "the folder brings no split, so one was made: 8 images" in proposed["list_train"].reason
+    assert "2 images chosen at random (seed 0)" in proposed["list_eval"].reason
     parts = [
         read_annotations(proposed[f"list_{part}"].value, root=proposed[f"root_{part}"].value)
         for part in ("train", "eval")

@@ -24,6 +24,7 @@ from fcos.data.formats import Split, find_splits, read_annotations, read_names, 
 from fcos.data.image import read_size
 from fcos.data.pictures import common_root
 from fcos.errors import DatasetError
+from fcos.terminal import counted
 from fcos.train.throughput import num_cores
 
 SMALLEST_BOX = 12  # pixels after resizing: one and a half cells of the finest level (stride 8)
@@ -59,9 +60,9 @@ class Hardware:
 
     def __str__(self) -> str:
         if not self.num_gpus:
-            return f"no GPU, {self.num_cores} CPU core{'s' * (self.num_cores > 1)}"
-        gpus = f"{self.num_gpus} GPU{'s' * (self.num_gpus > 1)} with {self.gpu_memory_gb:.0f} GB"
-        return f"{gpus}, {self.num_cores} CPU cores"
+            return f"no GPU, {counted(self.num_cores, 'CPU core')}"
+        gpus = f"{counted(self.num_gpus, 'GPU')} with {self.gpu_memory_gb:.0f} GB"
+        return f"{gpus}, {counted(self.num_cores, 'CPU core')}"
 
 
 def find_hardware() -> Hardware:
@@ -118,14 +119,16 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
             for name, part in (("train.json", train), ("eval.json", held_out))
         )
         format, name_file = "coco", None  # the files carry the names
-        trained = f"the folder brings no split, so one was made: {len(train)} pictures"
-        evaluated = f"{len(held_out)} pictures held out by lot (seed {SPLIT_SEED}), never trained on"
+        trained = f"the folder brings no split, so one was made: {counted(len(train), 'image')}"
+        evaluated = (
+            f"{counted(len(held_out), 'image')} chosen at random (seed {SPLIT_SEED}), never trained on"
+        )
     found = [
-        Proposal("root_train", train_split.root, "folder of the pictures"),
+        Proposal("root_train", train_split.root, "folder of the images"),
         Proposal("list_train", train_split.source, trained),
-        Proposal("root_eval", eval_split.root, "folder of the pictures"),
+        Proposal("root_eval", eval_split.root, "folder of the images"),
         Proposal("list_eval", eval_split.source, evaluated),
-        Proposal("name_file", name_file, f"{train.num_classes} classes"),
+        Proposal("name_file", name_file, counted(train.num_classes, "class", "classes")),
         Proposal("data_format", format, f"the folder is {splits.format}"),
         Proposal("run_folder", f"runs/{folder.resolve().name}", "named like the folder"),
     ]
@@ -182,7 +185,7 @@ def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Pr
     usual_view: int = _default(preset, "view_size")
     sizes, box_sides = picture_sizes(train)
     if not len(sizes):
-        unread = "the preset's; no picture could be read"
+        unread = "the preset's; no image could be read"
         return Proposal("short_side", usual, unread), Proposal("view_size", usual_view, unread)
 
     short, long = sizes.min(axis=1), sizes.max(axis=1)
@@ -193,13 +196,13 @@ def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Pr
     side = enough[0] if enough else candidates[-1]
     smallest = seen[candidates.index(side)]
     boxes = f"9 of 10 boxes are larger than {smallest:.0f} pixels then" if len(box_sides) else "no boxes"
-    typical = f"pictures are {np.median(long):.0f} x {np.median(short):.0f}"
+    typical = f"images are {np.median(long):.0f} x {np.median(short):.0f}"
     limit = ", as far as it stays affordable" if not enough else ""
     ratio = float(np.clip(np.percentile(long / short, 90), usual_view / usual, 2.5))
     view = round(side * ratio)
     return (
         Proposal("short_side", side, f"{typical}; {boxes}{limit}"),
-        Proposal("view_size", view, f"longest side: room for pictures of {ratio:.2f} : 1"),
+        Proposal("view_size", view, f"longest side: room for images of {ratio:.2f} : 1"),
     )
 
 
@@ -244,17 +247,22 @@ def _flip(class_names: tuple[str, ...]) -> Proposal:
     return Proposal("horizontal_flip", True, "no class looks like text, digits, left or right")
 
 
+def _few(number: int) -> str:
+    """Why a setting is for small data sets."""
+    return counted(number, "image is", "images are") + " few"
+
+
 def _augmentation(num_pictures: int) -> Proposal:
     if num_pictures < MANY_PICTURES:
-        return Proposal("augmentation", True, f"{num_pictures} pictures are few: vary colours and crops")
-    return Proposal("augmentation", False, f"{num_pictures} pictures are varied enough")
+        return Proposal("augmentation", True, f"{_few(num_pictures)}: vary colours and crops")
+    return Proposal("augmentation", False, f"{num_pictures:,} images are varied enough")
 
 
 def _length(num_pictures: int, hardware: Hardware) -> Iterator[Proposal]:
     """Enough pictures seen, however few there are; never less than the papers' 12 epochs."""
     goal = 120_000 if hardware.num_gpus else 6_000
     epochs = int(np.clip(round(goal / max(1, num_pictures)), 12, 200))
-    reason = f"{num_pictures} pictures, seen {num_pictures * epochs:,} times in all"
+    reason = f"{counted(num_pictures, 'image')}, seen {num_pictures * epochs:,} times in all"
     yield Proposal("epochs", epochs, reason)
     if epochs > 50:
         yield Proposal("eval_epochs", round(epochs / 25), "an epoch is short: 25 evaluations in all")
@@ -267,7 +275,7 @@ def _batch(num_pictures: int, preset: str, hardware: Hardware, pixels: int) -> I
     num_devices = max(1, hardware.num_gpus)
     share = max(1, wanted // num_devices)
     batch = share * num_devices
-    why = "the preset's" if batch == usual else f"{num_pictures} pictures are few: more steps an epoch"
+    why = "the preset's" if batch == usual else f"{_few(num_pictures)}: more steps an epoch"
     if num_devices > 1:
         why = f"{share} on each of {num_devices} GPUs"
     yield Proposal("nbatch_train", batch, why)
@@ -290,7 +298,9 @@ def _speed(hardware: Hardware) -> Iterator[Proposal]:
     if hardware.num_gpus:
         workers = max(1, min(8, hardware.num_cores // hardware.num_gpus))
         yield Proposal(
-            "num_workers", workers, f"{hardware.num_cores} cores read for {hardware.num_gpus} GPU(s)"
+            "num_workers",
+            workers,
+            f"{counted(hardware.num_cores, 'core')} for {counted(hardware.num_gpus, 'GPU')}",
         )
     else:
         workers = max(1, min(4, hardware.num_cores // 4))
