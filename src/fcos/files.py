@@ -89,7 +89,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
-def files_below(folder: Path, *suffixes: str) -> Iterator[Path]:
+def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iterator[Path]:
     """All files below a folder in sorted order, but for those that are hidden or in hidden folders.
 
     Links to nothing, pipes and devices are among them: whoever opens one says what is wrong with it.
@@ -97,11 +97,12 @@ def files_below(folder: Path, *suffixes: str) -> Iterator[Path]:
     Args:
         folder: its own name may be hidden.
         suffixes: with the dot, in lower case; without any, all files. The case of a file's suffix is free.
+        folders_too: also folders with such a suffix, for whoever must not overlook them.
     """
     wanted = frozenset(suffixes)
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(names):
+        for name in sorted([*names, *folders] if folders_too else names):
             if not is_hidden(name) and (not wanted or os.path.splitext(name)[1].lower() in wanted):
                 yield Path(parent, name)
 

@@ -22,7 +22,7 @@ def test_a_list_tells_where_its_pictures_and_names_are(fcos, shared, tmp_path):
     result = fcos("convert", source, "--to", "list", "-o", out)
 
     assert result.exit_code == 0, result.output
-    assert f"{out}: 50 pictures, 382 boxes, 80 classes" in result.output
+    assert f"{out}: 50 images, 382 boxes, 80 classes" in result.output
     assert "coco_mini/val2017" in result.output
     assert f"class names: {tmp_path / 'val_names.txt'}" in result.output
     assert "note: 5 crowd regions were written as ordinary boxes" in result.output

@@ -213,3 +213,15 @@ def test_real_coco_written_again_is_the_same(shared, tmp_path):
 def test_places_of_ids_that_lie_close_together_or_far_apart(values: list[int], among: list[int]) -> None:
     found = coco._find(np.array(values, np.int64), np.array(among, np.int64))
     assert found.tolist() == [among.index(value) if value in among else -1 for value in values]
+
+
+def test_names_of_windows_are_read_with_slashes(write_coco, make_picture, tmp_path):
+    make_picture("images/sub/b.jpg")
+    data = content()
+    data["images"][0]["file_name"] = "sub\\b.jpg"
+
+    annotations = coco.read(write_coco(data))
+
+    assert annotations[0].path == tmp_path / "images" / "sub" / "b.jpg"
+    assert annotations[1].path == tmp_path / "images" / "a.jpg"
+    assert annotations.notes == ("1 image name with \\ read with /, for example 'sub\\b.jpg'",)

@@ -378,7 +378,10 @@ def test_what_a_format_cannot_hold_is_said(shared, tmp_path):
     assert (
         "5 crowd regions were written as ordinary boxes" in convert(crowded, "yolo", tmp_path / "b").notes[0]
     )
-    assert "38 boxes lost their mark" in convert(difficult, "list", tmp_path / "c.txt").notes[0]
+    assert (
+        "38 difficult boxes were written as ordinary"
+        in convert(difficult, "list", tmp_path / "c.txt").notes[0]
+    )
     assert convert(difficult, "coco", tmp_path / "d.json").notes == ()
     assert read_annotations(tmp_path / "d.json").is_difficult.sum() == 38
     assert read_annotations(tmp_path / "a").is_difficult.sum() == 5
@@ -548,8 +551,16 @@ def test_names_that_the_new_format_could_not_give_back_are_refused(make_picture,
     }
     source = write("a.json", json.dumps(content))
 
-    with pytest.raises(DatasetError, match="names hold control characters"):
+    with pytest.raises(DatasetError, match="1 name holds control characters"):
         convert(source, "voc", tmp_path / "voc")
     content["categories"] = [{"id": 1, "name": "a"}]
     with pytest.raises(DatasetError, match="'cat 1' would be read as a name with a flag behind it"):
         convert(write("b.json", json.dumps(content)), "voc", tmp_path / "voc")
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.svg", "a.docx", "list.txt", "list"])
+@pytest.mark.parametrize("content", [b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", b"PK\x03\x04\x14\x00\x00\x00"])
+def test_a_document_is_answered_with_the_formats_that_are_read(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=r"no annotations of a known format\n.*\n.*COCO JSON, Pascal VOC"):
+        read_annotations(tmp_path / name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import string
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_every_bad_line_is_named(write_list):
         image_list.read(path)
 
     assert "3 lines cannot be read" in str(error.value)
-    assert "line 1: 3 numbers after the picture name, but a box has 5" in str(error.value)
+    assert "line 1: 3 numbers after the image name, but a box has 5" in str(error.value)
     assert "line 3: 'x' is not a number" in str(error.value)
     assert "line 4: every fifth number is a class id" in str(error.value)
     assert "fix: a line is: name.jpg ymin xmin ymax xmax class_id" in str(error.value)
@@ -164,8 +165,8 @@ def test_the_lists_of_the_seed_are_read_whole(shared, name, num_images, num_boxe
     [
         ("a.jpg,1,2,3,4,1", "line 1: numbers must be separated by spaces"),
         ("a.jpg;1;2;3;4;1", "line 1: numbers must be separated by spaces"),
-        ("a.jpg 1,2,3,4,1", "line 1: 1 numbers after the picture name, but a box has 5"),
-        ("a.jpg 1 2 3 4", "line 1: 4 numbers after the picture name, but a box has 5"),
+        ("a.jpg 1,2,3,4,1", "line 1: 1 number after the image name, but a box has 5"),
+        ("a.jpg 1 2 3 4", "line 1: 4 numbers after the image name, but a box has 5"),
         ("a.jpg 1_0 2 30 40 1", "line 1: '1_0' is not a number"),
         ("a.jpg 1 2 3 4 1e300", "class id and must be a whole number"),
         ("a.jpg 1 2 3 4 4294967296", "4,294,967,296 classes; at most 65,536 can be used"),
@@ -184,3 +185,22 @@ def test_a_name_with_a_space_at_its_end_is_not_written(tmp_path):
 
     with pytest.raises(DatasetError, match="cannot be told from the numbers"):
         image_list.write(annotations, tmp_path / "out.txt", root=tmp_path)
+
+
+def test_names_of_windows_are_read_with_slashes_where_only_that_is_there(write_list, make_picture, tmp_path):
+    make_picture("images/sub/a.jpg")
+    make_picture("images/b.jpg")
+    source = write_list("sub\\a.jpg 1 2 3 4 1\nb.jpg 1 2 3 4 1\n")
+
+    annotations = image_list.read(source)
+
+    assert [record.path for record in annotations] == [
+        tmp_path / "images" / "sub" / "a.jpg",
+        tmp_path / "images" / "b.jpg",
+    ]
+    assert annotations.notes == ("1 image name with \\ read with /, for example 'sub\\a.jpg'",)
+    if os.name != "nt":
+        make_picture("images/sub\\a.jpg")
+        annotations = image_list.read(source)
+        assert annotations[0].path.name == "sub\\a.jpg"
+        assert annotations.notes == ()

@@ -237,3 +237,33 @@ def test_of_two_pictures_that_no_file_name_tells_apart_none_is_taken(tmp_path, m
 
     with pytest.raises(DatasetError, match=r"several images\n  in: a.xml: 'a.bmp' or 'a.jpg'"):
         voc.read(tmp_path)
+
+
+def test_images_without_an_xml_file_are_told_of(dataset, make_picture):
+    assert voc.read(dataset).notes == ()
+    make_picture("JPEGImages/d.jpg")
+    assert voc.read(dataset).notes == ("1 image without an xml file is not used, for example 'd.jpg'",)
+    make_picture("JPEGImages/e.jpg")
+    assert voc.read(dataset).notes[0].startswith("2 images without an xml file are not used")
+    assert voc.read(dataset / "ImageSets" / "Main" / "val.txt").notes == ()
+
+
+def test_images_of_other_parts_have_their_xml_files_there(write_xml, make_picture, tmp_path):
+    for part, stem in (("train", "a"), ("val", "b")):
+        write_xml(stem, xml_object("cat", 1, 2, 3, 4), folder=f"Annotations/{part}")
+        make_picture(f"JPEGImages/{stem}.jpg")
+    assert voc.read(tmp_path / "Annotations" / "train").notes == ()
+
+
+def test_a_folder_called_like_an_xml_file_is_refused(dataset):
+    (dataset / "Annotations" / "d.xml").mkdir()
+    with pytest.raises(DatasetError, match=r"1 annotation file cannot be read\n.*d\.xml: this is a folder"):
+        voc.read(dataset)
+
+
+def test_names_with_backslashes_in_a_split_are_those_of_subfolders(write_xml, make_picture, tmp_path):
+    write_xml("sub/a", xml_object("cat", 1, 2, 3, 4))
+    picture = make_picture("JPEGImages/sub/a.jpg")
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets" / "train.txt").write_text("sub\\a\n")
+    assert voc.read(tmp_path / "ImageSets" / "train.txt")[0].path == picture

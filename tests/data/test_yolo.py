@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_missing_pictures_are_named_before_anything_is_written(tmp_path):
     records = [Record.make(tmp_path / f"{name}.jpg", [], [], 1) for name in "ab"]
     annotations = Annotations.from_records(records, ["cat"], source=tmp_path, format="list")
 
-    with pytest.raises(DatasetError, match=r"2 pictures are missing(.|\n)*a.jpg(.|\n)*b.jpg"):
+    with pytest.raises(DatasetError, match=r"2 images are missing(.|\n)*a.jpg(.|\n)*b.jpg"):
         yolo.write(annotations, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -278,3 +279,35 @@ def test_only_classes_with_boxes_must_be_among_given_names(dataset, write):
     write("labels/train/a.txt", "1 0.5 0.5 0.5 1.0\n2 0.25 0.5 0.1 0.2\n")
 
     assert yolo.read(dataset, names=["dog", "cat"]).labels.tolist() == [1, 0]
+
+
+def test_images_without_a_label_file_are_told_of(dataset, make_picture):
+    note = "1 image has no label file and counts as background, for example 'b.png'"
+    assert yolo.read(dataset).notes == (note,)
+    assert yolo.read(dataset / "data.yaml:val").notes == ()
+    make_picture("images/train/d.jpg")
+    assert yolo.read(dataset).notes[0].startswith("2 images have no label file and count as background")
+
+
+def test_a_folder_called_like_a_label_file_is_refused(dataset):
+    (dataset / "labels" / "train" / "b.txt").mkdir()
+    with pytest.raises(DatasetError, match=r"1 label file cannot be read\n.*b\.txt: this is a folder"):
+        yolo.read(dataset)
+
+
+def test_paths_of_windows_are_found(dataset, write, tmp_path):
+    yaml = write("data.yaml", "train: images\\train\nval: ..\\set\\images\\val\nnames: [cat, dog]\n")
+    assert [record.path.name for record in yolo.read(yaml)] == ["a.jpg", "b.png"]
+    assert [record.path.name for record in yolo.read(Path(f"{yaml}:val"))] == ["c.jpg"]
+    for line in ("images\\train\\a.jpg", "D:\\sets\\mine\\images\\train\\a.jpg"):
+        [record] = yolo.read(write("train.txt", f"{line}\n"))
+        assert record.path == tmp_path / "images" / "train" / "a.jpg"
+        assert len(record.labels) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a backslash is no letter of a name there")
+def test_a_file_whose_name_holds_a_backslash_comes_first(dataset, write, make_picture, tmp_path):
+    make_picture("train\\a.jpg")
+    make_picture("train/a.jpg")
+    [record] = yolo.read(write("list.txt", "train\\a.jpg\n"))
+    assert record.path == tmp_path / "train\\a.jpg"

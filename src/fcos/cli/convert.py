@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.terminal import counted
 
 FORMATS = ["list", "coco", "voc", "yolo"]
 
@@ -70,9 +71,12 @@ def command(
         files = {"out": out, "root": result.root, "name_file": name_file}
         print_json({**files, **counts, "notes": result.notes})
         return
-    click.echo(f"{out}: {len(annotations)} pictures, {boxes} boxes, {classes} classes")
+    click.echo(
+        f"{out}: {counted(len(annotations), 'image')}, {counted(boxes, 'box', 'boxes')}, "
+        f"{counted(classes, 'class', 'classes')}"
+    )
     if result.root is not None:
-        click.echo(f"root of the pictures: {result.root}")
+        click.echo(f"root of the images: {result.root}")
     if name_file is not None:
         click.echo(f"class names: {name_file}")
     for note in result.notes:

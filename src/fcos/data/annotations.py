@@ -87,6 +87,7 @@ class Annotations(Sequence[Record]):
         category_ids: the id in the file of each label (COCO's ids have gaps); 1, 2, ... elsewhere.
         source: the file or folder that was read.
         format: "list", "coco", "voc" or "yolo".
+        notes: what `check` tells of the reading, such as images without annotations.
     """
 
     class_names: tuple[str, ...]
@@ -104,6 +105,7 @@ class Annotations(Sequence[Record]):
     _paths: NDArray[Any] = field(repr=False)  # utf-8, fixed width: no Python object an image
     _wheres: NDArray[Any] | None = field(repr=False)  # None: the source and the image id say where
     _folder: Path = field(default=Path(), repr=False)  # that the paths start from
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def from_records(
@@ -113,6 +115,7 @@ class Annotations(Sequence[Record]):
         category_ids: Sequence[int] | None = None,
         source: Path,
         format: str,
+        notes: Sequence[str] = (),
     ) -> Annotations:
         """Pack records into arrays; order is kept."""
         records = list(records)
@@ -138,6 +141,7 @@ class Annotations(Sequence[Record]):
             sizes_hw=np.array([record.size_hw or (-1, -1) for record in records], np.int32).reshape(-1, 2),
             _paths=pack_names([str(record.path) for record in records], source),
             _wheres=pack_names([record.where for record in records], source),
+            notes=tuple(notes),
         )
 
     @property

@@ -27,6 +27,7 @@ from fcos.data.image import NOT_FOUND, Header, read_header, upright
 from fcos.data.splits import select
 from fcos.data.text import number_text, shown
 from fcos.errors import DatasetError
+from fcos.terminal import counted
 
 MAX_OVERHANG = 2.0  # pixels
 COCO_SMALL, COCO_LARGE = 32.0**2, 96.0**2  # square pixels, limits of COCO's area ranges
@@ -201,7 +202,7 @@ def lack_of_boxes(annotations: Annotations) -> list[Problem]:
     """The problem of annotations without a box to learn from: most likely their boxes were not understood."""
     if not annotations.is_crowd.all():
         return _fractions(annotations)
-    images = f"{len(annotations)} image{'s' * (len(annotations) != 1)}"
+    images = counted(len(annotations), "image")
     if len(annotations.labels):
         what, fix = f"{images}, but not one box besides crowd regions", "correct 'iscrowd' in the annotations"
     else:
@@ -380,6 +381,8 @@ def _told_class(annotations: Annotations, label: int, entry: Entry | None) -> st
     first = 1 if annotations.format == "list" else 0
     last = annotations.num_classes - 1 + first
     given = f"class id {label + first}" if label >= 0 or annotations.format == "list" else "the class id"
+    if annotations.num_classes == 1:
+        return f"{given} is not {first}, that of the only class"
     return f"{given} is not one of the {annotations.num_classes} classes ({first} to {last})"
 
 
@@ -406,6 +409,8 @@ class _LazyEntries:
 
 
 def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Iterator[Problem]:
+    for note in annotations.notes:
+        yield Problem(note, str(annotations.source), "", record=None)
     if len(annotations.labels) and annotations.is_difficult.all():
         what, fix = (
             "all boxes are difficult: evaluation counts none of them",

@@ -16,14 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcos.data.annotations import Annotations, unpack_name
+from fcos.data.annotations import Annotations, pack_names, unpack_name
 from fcos.data.cache import Taken, ToKeep, cached
 from fcos.data.coco_columns import Columns, read_columns
 from fcos.data.coco_entries import Entry, read_entries
 from fcos.data.image import read_size
 from fcos.data.names import check_number_of_classes, match_names, what_is_wrong
 from fcos.data.numbers import cut, described, whole_number
-from fcos.data.pictures import check_root, find_root, folders_of, relative_name
+from fcos.data.pictures import (
+    check_root,
+    find_root,
+    folders_of,
+    note_on_slashes,
+    relative_name,
+    with_slashes,
+)
 from fcos.data.text import Faults
 from fcos.files import check_regular, write_text
 
@@ -40,14 +47,21 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     check_root(root)
     check_regular(source)
     arrays, described = cached(source, {"coco": 2, "names": names}, lambda: _arrays(source, names))
-    file_names = map(unpack_name, arrays["_paths"])
+    folder = root or find_root(folders_of(source), map(unpack_name, arrays["_paths"]))
+    notes = []
+    if (np.char.find(arrays["_paths"], b"\\") >= 0).any():
+        written = [unpack_name(name) for name in arrays["_paths"]]
+        taken = [with_slashes(folder, name) for name in written]
+        arrays["_paths"] = pack_names(taken, source)
+        notes = note_on_slashes(written, taken)
     return Annotations(
         class_names=tuple(described["class_names"]),
         category_ids=tuple(described["category_ids"]),
         source=source,
         format="coco",
         _wheres=None,
-        _folder=root or find_root(folders_of(source), file_names),
+        _folder=folder,
+        notes=tuple(notes),
         **arrays,
     )
 
@@ -178,7 +192,7 @@ def _category_names(source: Path, categories: list[Any], used: set[int]) -> dict
     for name, ids in ids_of.items():
         if len(ids) > 1 and ids[1] in used:
             faults.add(f"{source}, category {ids[1]}", f"is called '{cut(name)}' as category {ids[0]} is")
-    faults.raise_any("categories cannot be used", "correct the categories")
+    faults.raise_any("category cannot be used", "categories cannot be used", "correct the categories")
     return {ids[0]: name for name, ids in ids_of.items()}
 
 

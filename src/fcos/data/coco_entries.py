@@ -60,11 +60,19 @@ def read_entries(source: Path) -> Columns:
     columns = _Entries(source, entries)
     box_image_ids = columns.image_ids(set(image_ids))
     category_ids = columns.all(_category_id)
-    columns.raise_faults("annotations cannot be placed", "correct the annotations")
+    columns.raise_faults(
+        "annotation cannot be placed", "annotations cannot be placed", "correct the annotations"
+    )
     boxes = columns.all(_box)
-    columns.raise_faults("annotations have no box", "a bbox is [x, y, width, height] in pixels")
+    columns.raise_faults(
+        "annotation has no box", "annotations have no box", "a bbox is [x, y, width, height] in pixels"
+    )
     is_crowd, is_difficult = (columns.all(_flag_of(key)) for key in ("iscrowd", "ignore"))
-    columns.raise_faults("annotations have a flag that is neither 0 nor 1", "write 0 or 1")
+    columns.raise_faults(
+        "annotation has a flag that is neither 0 nor 1",
+        "annotations have a flag that is neither 0 nor 1",
+        "write 0 or 1",
+    )
     return Columns(
         categories=content["categories"],
         image_ids=np.array(image_ids, np.int64),
@@ -116,7 +124,7 @@ def _image_ids(source: Path, images: list[Any]) -> list[int]:
             faults.add(f"{source}, image {image_id}", "id appears twice")
         seen.add(image_id)
         ids.append(image_id)
-    faults.raise_any("images cannot be used", "correct the images")
+    faults.raise_any("image cannot be used", "images cannot be used", "correct the images")
     return ids
 
 
@@ -137,7 +145,7 @@ class _Entries:
                 self.faults.add(
                     f"{source}, annotation number {place}", f"is {described(entry)}, not an object"
                 )
-        self.raise_faults("annotations cannot be used", "correct or remove them")
+        self.raise_faults("annotation cannot be used", "annotations cannot be used", "correct or remove them")
 
     def all(self, value_of: Callable[[Entry], T]) -> list[T]:
         """One value of each annotation; of some, where others have faults."""
@@ -161,9 +169,9 @@ class _Entries:
 
         return self.all(image_id_of)
 
-    def raise_faults(self, what: str, fix: str) -> None:
+    def raise_faults(self, one: str, many: str, fix: str) -> None:
         """Refuse the file if there are faults."""
-        self.faults.raise_any(what, fix)
+        self.faults.raise_any(one, many, fix)
 
 
 def _whole(entry: Entry, key: str) -> int:

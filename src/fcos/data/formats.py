@@ -27,7 +27,7 @@ from fcos.data.splits import split_annotations as split_annotations
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
 from fcos.files import check_writable
-from fcos.terminal import is_printable
+from fcos.terminal import counted, is_printable
 
 READERS: dict[Format, Callable[..., Annotations]] = {
     "list": image_list.read,
@@ -160,6 +160,7 @@ def _check_boxes(annotations: Annotations) -> None:
         record = annotations[image]
         faults.add(f"{record.where}, box {box - annotations.first_box[image] + 1}", f"image '{record.path}'")
     faults.raise_any(
+        "box has no known class or no finite numbers",
         "boxes have no known class or no finite numbers",
         "`fcos check` says what is wrong with each; correct them",
     )
@@ -175,7 +176,9 @@ def _check_names_can_be_written(annotations: Annotations) -> None:
         if not is_printable(str(record.path)):
             faults.add(record.where, f"image {str(record.path)!r}")
     faults.raise_any(
-        "names hold control characters, or spaces at their ends", "rename the classes and images"
+        "name holds control characters, or spaces at its ends",
+        "names hold control characters, or spaces at their ends",
+        "rename the classes and images",
     )
 
 
@@ -184,12 +187,14 @@ def _losses(annotations: Annotations, to: Format) -> tuple[str, ...]:
     num_crowd, num_difficult = int(annotations.is_crowd.sum()), int(annotations.is_difficult.sum())
     has_own_ids = annotations.category_ids != tuple(range(1, annotations.num_classes + 1))
     notes = []
+    crowds = counted(num_crowd, "crowd region was", "crowd regions were")
     if num_crowd and to == "voc":
-        notes.append(f"{num_crowd} crowd regions were written as difficult: VOC has no crowds")
+        notes.append(f"{crowds} written as difficult: VOC has no crowds")
     if num_crowd and to in ("list", "yolo"):
-        notes.append(f"{num_crowd} crowd regions were written as ordinary boxes: {to} has no crowds")
+        notes.append(f"{crowds} written as ordinary boxes: {to} has no crowds")
     if num_difficult and to in ("list", "yolo"):
-        notes.append(f"{num_difficult} boxes lost their mark as difficult: {to} has none")
+        boxes = counted(num_difficult, "difficult box was", "difficult boxes were")
+        notes.append(f"{boxes} written as ordinary boxes: {to} has no such mark")
     if has_own_ids and to != "coco":
         notes.append(
             f"category ids were renumbered, {'0' if to == 'yolo' else '1'} and up: {to} has no others"

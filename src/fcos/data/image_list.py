@@ -17,9 +17,18 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, Record
 from fcos.data.names import numbered_names
 from fcos.data.numbers import EXACT, number
-from fcos.data.pictures import PICTURE_SUFFIXES, check_root, find_root, folders_of, relative_name
+from fcos.data.pictures import (
+    PICTURE_SUFFIXES,
+    check_root,
+    find_root,
+    folders_of,
+    note_on_slashes,
+    relative_name,
+    with_slashes,
+)
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.files import write_text
+from fcos.terminal import counted
 
 _SUFFIXES = "|".join(map(re.escape, sorted(PICTURE_SUFFIXES)))
 # Greedy: the name goes on to the last suffix in the line.
@@ -37,7 +46,9 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     """
     check_root(root)
     lines = _parse(source)
-    folder = root or find_root(folders_of(source), (name for _, name, _ in lines))
+    written = [name for _, name, _ in lines]
+    folder = root or find_root(folders_of(source), written)
+    taken = [with_slashes(folder, name) for name in written]
     records = [
         Record.make(
             folder / name,
@@ -46,12 +57,13 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
             image_id,
             where=f"{source}, line {number}",
         )
-        for image_id, (number, name, numbers) in enumerate(lines, start=1)
+        for image_id, (name, (number, _, numbers)) in enumerate(zip(taken, lines, strict=True), start=1)
     ]
     if names is None:
         largest = (int(record.labels.max(initial=-1)) for record in records)
         names = numbered_names(largest, 1, str(source))
-    return Annotations.from_records(records, names, source=source, format="list")
+    notes = note_on_slashes(written, taken)
+    return Annotations.from_records(records, names, source=source, format="list", notes=notes)
 
 
 def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
@@ -60,11 +72,13 @@ def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> N
     for record in annotations:
         name = relative_name(record.path, root)
         if split_line(name) != (name, []) or name.strip() != name:
-            faults.add(record.where, f"picture name '{name}' cannot be told from the numbers behind it")
+            faults.add(record.where, f"image name '{name}' cannot be told from the numbers behind it")
         x1, y1, x2, y2 = record.boxes_xyxy.T
         numbers = np.stack([y1, x1, y2, x2, record.labels + 1.0], axis=1)
         lines.append(" ".join([name, *map(number_text, numbers.ravel().tolist())]))
-    faults.raise_any("pictures cannot be written to a list", "rename the pictures")
+    faults.raise_any(
+        "image cannot be written to a list", "images cannot be written to a list", "rename the images"
+    )
     write_text(out, "\n".join(lines) + "\n")
 
 
@@ -81,7 +95,7 @@ def split_line(line: str) -> tuple[str, list[str]]:
 def parse_numbers(words: Sequence[str]) -> NDArray[np.float64]:
     """`(N, 5)`: ymin, xmin, ymax, xmax, class id. Raises ValueError with what is wrong."""
     if len(words) % 5:
-        raise ValueError(f"{len(words)} numbers after the picture name, but a box has 5")
+        raise ValueError(f"{counted(len(words), 'number')} after the image name, but a box has 5")
     numbers = np.array([number(word) for word in words]).reshape(-1, 5)
     class_ids = numbers[:, 4]
     if not np.array_equal(class_ids, np.floor(class_ids)) or not (np.abs(class_ids) <= EXACT).all():
@@ -101,6 +115,7 @@ def _parse(source: Path) -> list[Line]:
         except ValueError as error:
             faults.add(f"{source}, line {line_number}", str(error))
     faults.raise_any(
+        "line cannot be read",
         "lines cannot be read",
         "a line is: name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...",
     )

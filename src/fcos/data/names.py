@@ -57,7 +57,9 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
             faults.add(place, wrong)
         seen.add(name)
     fix = "write one class name a line, first line 'background'" if first_line else "give each class a name"
-    faults.raise_any("lines are not class names" if first_line else "classes have no name of their own", fix)
+    if first_line:
+        faults.raise_any("line is not a class name", "lines are not class names", fix)
+    faults.raise_any("class has no name of its own", "classes have no name of their own", fix)
 
 
 def what_is_wrong(name: str) -> str:

@@ -11,6 +11,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
 from fcos.files import files_below, is_hidden
+from fcos.terminal import counted
 
 PICTURE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic".split()
@@ -18,6 +19,7 @@ PICTURE_SUFFIXES = frozenset(
 
 
 ARCHIVE_SUFFIXES = frozenset(".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar".split())
+DOCUMENT_SUFFIXES = frozenset(".pdf .svg .doc .docx .odt .ppt .pptx .odp .xls .xlsx .ods .html .htm".split())
 
 
 def is_picture(name: str | Path) -> bool:
@@ -57,9 +59,27 @@ def find_root(folders: Iterable[Path], names: Iterable[str]) -> Path:
     folders = list(folders)
     some_names = [name for _, name in zip(range(10), names, strict=False)]
     for folder in folders:
-        if any(os.path.isfile(folder / name) for name in some_names):
+        if any(os.path.isfile(folder / with_slashes(folder, name)) for name in some_names):
             return folder
     return folders[0]
+
+
+def with_slashes(folder: Path, name: str) -> str:
+    r"""A name as Windows writes it, ``images\a.jpg``, with / where only that is there.
+
+    Elsewhere a backslash is a letter of a name like any other: a file of the very name comes first.
+    """
+    if "\\" not in name or os.path.lexists(folder / name):
+        return name
+    slashed = name.replace("\\", "/")
+    return slashed if os.path.lexists(folder / slashed) else name
+
+
+def note_on_slashes(names: Iterable[str], taken: Iterable[str]) -> list[str]:
+    """What to tell of names that were taken for others (`with_slashes`), if any."""
+    changed = [one for one, other in zip(names, taken, strict=True) if one != other]
+    number = counted(len(changed), "image name", "image names")
+    return [f"{number} with \\ read with /, for example '{changed[0]}'"] if changed else []
 
 
 def names_in(folder: Path) -> list[str]:
@@ -147,6 +167,7 @@ def unique_stems(annotations: Annotations, root: Path | None = None) -> list[Pur
             faults.add(record.where, f"'{record.path}' is hidden, and would not be found again")
         names.append(name)
     faults.raise_any(
+        "image cannot be tied to an annotation file by its name",
         "images cannot be tied to an annotation file by their names",
         "rename the images, or remove duplicates",
     )
@@ -160,7 +181,7 @@ def place_pictures(pairs: Iterable[tuple[Path, Path]], *, copy: bool) -> None:
     for source, _ in pairs:
         if not os.path.isfile(source):
             faults.add(str(source), "not found")
-    faults.raise_any("pictures are missing", "give the folder of pictures with --root")
+    faults.raise_any("image is missing", "images are missing", "give the folder of images with --root")
     for source, target in pairs:
         target.parent.mkdir(parents=True, exist_ok=True)
         if copy:

@@ -112,6 +112,8 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def _recognise_text(source: Path, root: Path | None) -> Format:
     if "imagesets" in (part.lower() for part in source.parts):
         return "voc"
+    if _is_binary(source):
+        raise _unknown(source)
     lines = [line for _, line in read_lines(source)]
     if not lines:
         raise DatasetError("the file is empty", where=str(source), fix="give a file that names pictures")
@@ -131,6 +133,14 @@ def _recognise_text(source: Path, root: Path | None) -> Format:
     if any(is_picture(word) for word in lines[0].split()):
         return "list"
     raise _unknown(source)
+
+
+def _is_binary(file: Path) -> bool:
+    """Whether a file is no text in any encoding: a document, an archive, an image, whatever its name."""
+    with file.open("rb") as opened:
+        head = opened.read(4096)
+    is_utf16 = head.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+    return head.startswith(b"%PDF-") or (b"\0" in head and not is_utf16)
 
 
 def _has_list_lines(lines: list[str]) -> bool:

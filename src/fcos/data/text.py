@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fcos.errors import DatasetError
 from fcos.files import read_text
+from fcos.terminal import counted
 
 MAX_SHOWN = 20
 
@@ -39,7 +40,7 @@ class Faults:
         """Note one fault."""
         self._lines.append(f"{where}: {what}")
 
-    def raise_any(self, what: str, fix: str) -> None:
-        """Raise one error for all faults, if there are any; `what` starts after their number."""
+    def raise_any(self, one: str, many: str, fix: str) -> None:
+        """Raise one error for all faults, if there are any; `one` or `many` stands behind their number."""
         if self._lines:
-            raise DatasetError(f"{len(self._lines)} {what}", where=shown(self._lines), fix=fix)
+            raise DatasetError(counted(len(self._lines), one, many), where=shown(self._lines), fix=fix)

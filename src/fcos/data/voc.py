@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from fcos.data.text import Faults, number_text, read_lines
 from fcos.data.voc_xml import Xml, read_xml
 from fcos.errors import DatasetError
 from fcos.files import files_below, written
+from fcos.terminal import counted
 
 PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
@@ -73,27 +74,50 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         )
         for image_id, stem in enumerate(stems, start=1)
     ]
-    faults.raise_any("annotation files have several images", "correct <filename>, or remove the other image")
-    return Annotations.from_records(records, names, source=source, format="voc")
+    faults.raise_any(
+        "annotation file has several images",
+        "annotation files have several images",
+        "correct <filename>, or remove the other image",
+    )
+    notes = _without_xml(records, folder, files) if os.path.isdir(source) else ()
+    return Annotations.from_records(records, names, source=source, format="voc", notes=tuple(notes))
 
 
 def _xml_files(folder: Path) -> dict[str, Path]:
-    """The xml files below a folder by their names without suffix."""
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files_below(folder, ".xml")}
+    """The xml files below a folder by their names without suffix; folders called so are to be refused."""
+    found = files_below(folder, ".xml", folders_too=True)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
+def _without_xml(records: Sequence[Record], folder: Path, files: Mapping[str, Path]) -> Iterator[str]:
+    """What to tell of images that lie beside those of the xml files, and are not used."""
+    used = {Path(os.path.abspath(record.path)) for record in records}
+    stems = {Path(stem).name for part in _other_parts(folder) for stem in _xml_files(part)}
+    stems.update(Path(stem).name for stem in files)
+    places = sorted({path.parent for path in used})
+    beside = [place / name for place in places for name in names_in(place) if is_picture(name)]
+    unused = [path for path in beside if path not in used and path.stem not in stems]
+    if unused:
+        number = counted(len(unused), "image without an xml file is", "images without an xml file are")
+        yield f"{number} not used, for example '{unused[0].name}'"
 
 
 def _names_of_other_parts(folder: Path) -> set[str]:
     """Classes in the folders beside ``train``: a rare one may be missing in some part."""
-    if folder.name.lower() not in PARTS:
-        return set()
-    parts = [folder.parent / name for name in names_in(folder.parent) if name.lower() in PARTS]
-    others = [part for part in parts if part != folder and os.path.isdir(part)]
     names: set[str] = set()
-    for part in others:
+    for part in _other_parts(folder):
         files = _xml_files(part)
         for xml in _parse_all(part, files, files).values():
             names.update(xml.class_names)
     return names
+
+
+def _other_parts(folder: Path) -> list[Path]:
+    """The folders of other parts beside ``train``; none where a folder is not called like a part."""
+    if folder.name.lower() not in PARTS:
+        return []
+    parts = [folder.parent / name for name in names_in(folder.parent) if name.lower() in PARTS]
+    return [part for part in parts if part != folder and os.path.isdir(part)]
 
 
 def write(
@@ -115,7 +139,9 @@ def write(
     for record, stem in zip(annotations, stems, strict=True):
         if _without_flag(stem) != stem:
             faults.add(record.where, f"'{stem}' would be read as a name with a flag behind it")
-    faults.raise_any("images cannot be listed in ImageSets", "rename the images")
+    faults.raise_any(
+        "image cannot be listed in ImageSets", "images cannot be listed in ImageSets", "rename the images"
+    )
     with written(out) as folder:
         place_pictures(
             ((r.path, folder / "JPEGImages" / name) for r, name in zip(annotations, names, strict=True)),
@@ -151,7 +177,9 @@ def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
     """Names in an ImageSets file; ``cat_train.txt`` and the like have -1, 0 or 1 behind each."""
     stems = [_without_flag(line) for _, line in read_lines(source)]
     # some tools write the names of the images
-    return [stem if stem in files else _without_suffix(stem, files) for stem in stems]
+    stems = [stem if stem in files else _without_suffix(stem, files) for stem in stems]
+    slashed = [stem.replace("\\", "/") for stem in stems]
+    return [there if there in files else stem for stem, there in zip(stems, slashed, strict=True)]
 
 
 def _without_flag(line: str) -> str:
@@ -179,7 +207,9 @@ def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) ->
         except ValueError as error:
             faults.add(str(file), str(error))
     faults.raise_any(
-        "annotation files cannot be read", "correct them, or take them out of the split and the folder"
+        "annotation file cannot be read",
+        "annotation files cannot be read",
+        "correct them, or take them out of the split and the folder",
     )
     return parsed
 

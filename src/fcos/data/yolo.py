@@ -10,7 +10,7 @@ Fractions need the size of the picture, so the headers of all pictures are read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from fcos.data.text import Faults, read_lines
 from fcos.data.yolo_layout import Pair, find_layout
 from fcos.errors import DatasetError
 from fcos.files import written
+from fcos.terminal import counted
 
 NOT_POSE = 8  # numbers behind the class: four corners of a rotated box
 POSE_TOLERANCE = 0.02  # of the picture
@@ -47,7 +48,9 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     if file_names is None:
         largest = (int(record.labels.max(initial=-1)) for record in records)
         file_names = list(names or numbered_names(largest, 0, str(source)))
-    annotations = Annotations.from_records(records, file_names, source=source, format="yolo")
+    annotations = Annotations.from_records(
+        records, file_names, source=source, format="yolo", notes=list(_unlabelled(pairs))
+    )
     return annotations if names is None else _renamed(annotations, names)
 
 
@@ -122,8 +125,11 @@ class _Rows:
 
     def raise_faults(self, source: Path) -> None:
         """Refuse rows that cannot be read, and rows that can be read in two ways."""
-        self.unreadable.raise_any("label files cannot be read", "replace or remove them")
+        self.unreadable.raise_any(
+            "label file cannot be read", "label files cannot be read", "replace or remove them"
+        )
         self.faults.raise_any(
+            "line cannot be read",
             "lines cannot be read",
             "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "
             "between the numbers",
@@ -143,15 +149,17 @@ class _Rows:
             return np.concatenate([centre - half, centre + half])
         if self.num_keypoint_values:
             raise ValueError(
-                f"{count} numbers after the class, but a box has 4, and with the key points of data.yaml "
-                f"{4 + self.num_keypoint_values}"
+                f"{counted(count, 'number')} after the class, but a box has 4, and with the key points "
+                f"of data.yaml {4 + self.num_keypoint_values}"
             )
         if count == 5:
             raise ValueError(
                 "5 numbers after the class, but a box has 4: predictions have a score behind it, leave it out"
             )
         if count < 6 or count % 2:
-            raise ValueError(f"{count} numbers after the class, but a box has 4 and a polygon 6, 8, ...")
+            raise ValueError(
+                f"{counted(count, 'number')} after the class, but a box has 4 and a polygon 6, 8, ..."
+            )
         self.may_be_pose.append(_may_be_pose(numbers))
         points = numbers.reshape(-1, 2)
         return np.concatenate([points.min(axis=0), points.max(axis=0)])
@@ -192,6 +200,16 @@ def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
     height, width = size_hw
     boxes = np.array(fractions, np.float64).reshape(-1, 4) * [width, height, width, height]
     return Record.make(picture, boxes, labels, image_id, size_hw=size_hw, where=where)
+
+
+def _unlabelled(pairs: Sequence[Pair]) -> Iterator[str]:
+    """What to tell of images without a label file."""
+    without = [pair.picture for pair in pairs if pair.label_file is None]
+    if without:
+        number = counted(
+            len(without), "image has no label file and counts", "images have no label file and count"
+        )
+        yield f"{number} as background, for example '{without[0].name}'"
 
 
 def _class_id(value: float) -> int:

@@ -249,7 +249,7 @@ def existing(base: Path, name: str, *, words: tuple[str, ...] = ()) -> Path | No
         )
         if os.path.isfile(path) or (certain and os.path.isdir(path)):
             return path
-    return None
+    return existing(base, name.replace("\\", "/"), words=words) if "\\" in name else None  # of Windows
 
 
 def _beginning(file: Path) -> str:

@@ -69,8 +69,9 @@ def find_layout(source: Path, root: Path | None) -> Layout:
 
 def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> list[Pair]:
     """A text file of image paths; labels near it even where the images are elsewhere (`root`)."""
-    lines = [line for _, line in read_lines(source)][:limit]
-    pictures = listed_files(lines, [root, source.parent] if root else folders_near(source.parent))
+    bases = [root, source.parent] if root else folders_near(source.parent)
+    lines = [_with_slashes(bases, line) for _, line in read_lines(source)[:limit]]
+    pictures = listed_files(lines, bases)
     finder = LabelFiles()
     labels = [finder.of(picture) for picture in pictures]
     paths = [Path(line) for line in lines]
@@ -101,6 +102,13 @@ def listed_files(lines: list[str], bases: list[Path]) -> list[Path]:
             break
     finder = finders[base]
     return [_there(finder, path, start) or base / _without(path, start) for path in paths]
+
+
+def _with_slashes(bases: list[Path], line: str) -> str:
+    r"""A line of a list from Windows, ``images\a.jpg``; a file of the very name comes first."""
+    if "\\" not in line or any(os.path.lexists(base / line) for base in bases):
+        return line
+    return line.replace("\\", "/")
 
 
 def _without(path: Path, leave_out: int) -> Path:
@@ -190,7 +198,9 @@ def _checked(pairs: list[Pair]) -> list[Pair]:
         if label_file is not None and picture_of.setdefault(label_file, picture) != picture:
             faults.add(str(label_file), f"belongs to '{picture_of[label_file].name}' or to '{picture.name}'")
     faults.raise_any(
-        "label files belong to two images", "remove one of the images, or call its labels .jpg.txt"
+        "label file belongs to two images",
+        "label files belong to two images",
+        "remove one of the images, or call its labels .jpg.txt",
     )
     return pairs
 
