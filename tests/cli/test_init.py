@@ -15,7 +15,7 @@ from fcos.train.run import Run
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder `birds` with a list of ten pictures, in the working directory."""
+    """A folder `birds` with a list of ten images, in the working directory."""
     monkeypatch.chdir(tmp_path)
     birds = tmp_path / "birds"
     birds.mkdir()
@@ -44,7 +44,7 @@ def test_init_prints_every_choice_with_its_reason(folder: Path) -> None:
     answer = fcos("init", "birds", "-o", "birds.json")
     for key in json.loads(Path("birds.json").read_text()):
         assert f"\n {key} " in answer.output
-    assert "the folder brings no split, so one was made: 8 pictures" in answer.output
+    assert "the folder brings no split, so one was made: 8 images" in answer.output
     assert "written to birds.json\n`fcos train birds.json` trains with it" in answer.output
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  fcos init pictures/                  writes train.json
-  fcos init pictures/ -o birds.json
+  fcos init images/                  writes train.json
+  fcos init images/ -o birds.json
   fcos train birds.json                trains with it
 """
 
@@ -36,7 +36,7 @@ Examples:
 @click.option("--force", is_flag=True, help="Overwrite the config file.")
 @json_option
 def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
-    """Propose a train.json for a FOLDER of pictures with boxes.
+    """Propose a train.json for a FOLDER of images with boxes.
 
     The format is recognised (list, COCO, VOC, YOLO); the folder's own split is used, or one is made.
     """

@@ -13,17 +13,23 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all, without_part
+from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all
 from fcos.config.conventions import ThresholdOn
 from fcos.config.file import COMMAND_LINE, Given, read_file, read_overrides
 from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
 from fcos.errors import ConfigError
-from fcos.files import write_text
+from fcos.files import without_part, write_text
+from fcos.format_names import FORMAT_NAMES
+
+if TYPE_CHECKING:
+    DataFormat = str
+else:
+    DataFormat = Literal[("auto", *FORMAT_NAMES)]
 
 # The seed's spellings, taken for ever as if the setting itself stood there.
 ALIASES = {"epoches": "epochs", "eval_epoches": "eval_epochs"}
@@ -66,7 +72,7 @@ class TrainConfig(BaseModel):
     root_eval: str = setting("", "folder of the evaluation images")
     list_eval: str = setting("", "evaluation annotations; without them nothing is measured")
     name_file: str = setting("", "class names, one a line, first line 'background'")
-    data_format: Literal["auto", "list", "coco", "voc", "yolo"] = setting("auto", "format of the annotations")
+    data_format: DataFormat = setting("auto", "format of the annotations")
     classes: int | None = setting(
         None, "number of classes without background, checked against the names", ge=1
     )

@@ -1,40 +1,23 @@
-"""The one door to annotations: read any of the four formats, convert between them.
-
-`recognise`, `find_splits` and `read_names` are offered here too, so that callers need no other module.
-"""
+"""Annotations of any format written in any other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from fcos.data import coco, image_list, voc, yolo
 from fcos.data.annotations import Annotations
-from fcos.data.names import check_names, write_names
-from fcos.data.names import read_names as read_names
-from fcos.data.pictures import common_root
-from fcos.data.recognise import Format, coco_files, list_files
-from fcos.data.recognise import recognise as recognise
-from fcos.data.splits import Split as Split
-from fcos.data.splits import Splits as Splits
-from fcos.data.splits import find_splits as find_splits
-from fcos.data.splits import split_annotations as split_annotations
+from fcos.data.image_files import common_root
+from fcos.data.names import check_names
+from fcos.data.recognise import read_annotations
+from fcos.data.registry import Format, format_named
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
 from fcos.files import check_writable
 from fcos.terminal import counted, is_printable
-
-READERS: dict[Format, Callable[..., Annotations]] = {
-    "list": image_list.read,
-    "coco": coco.read,
-    "voc": voc.read,
-    "yolo": yolo.read,
-}
 
 
 @dataclass(frozen=True)
@@ -43,106 +26,60 @@ class Converted:
 
     Attributes:
         annotations: what was read.
-        root: folder to give when the result is read again, or None where it holds the pictures itself.
+        root: folder to give when the result is read again, or None where it holds the images itself.
+        name_file: the class names, where they are written apart from the boxes.
         notes: sentences about what the new format cannot hold.
     """
 
     annotations: Annotations
     root: Path | None
+    name_file: Path | None
     notes: tuple[str, ...]
-
-
-def read_annotations(
-    source: Path,
-    *,
-    root: Path | None = None,
-    names: Sequence[str] | None = None,
-    format: Literal["auto", "list", "coco", "voc", "yolo"] = "auto",
-) -> Annotations:
-    """Read annotations of any format.
-
-    Args:
-        source: annotation file or data set folder.
-        root: folder of the pictures; without it they are looked for near the annotations.
-        names: class names without background; sets the order of the labels, and refuses other classes.
-        format: to force a format.
-    """
-    source = Path(source)
-    known: Format = recognise(source, root) if format == "auto" else format
-    if source.is_dir() and known in ("coco", "list"):
-        source = _only_file(source, coco_files(source) if known == "coco" else list_files(source))
-    with np.errstate(invalid="ignore"):  # a coordinate "inf" is for `check` to report, not for numpy
-        annotations = READERS[known](source, root=root, names=names)
-    if len(annotations) == 0:
-        raise DatasetError(
-            "no pictures in the annotations", where=str(source), fix="give a source that names some"
-        )
-    return annotations
 
 
 def convert(
     source: Path,
-    to: Format,
+    to: str,
     out: Path,
     *,
     root: Path | None = None,
     names: Sequence[str] | None = None,
-    format: Literal["auto", "list", "coco", "voc", "yolo"] = "auto",
+    format: str = "auto",
     copy_images: bool = False,
 ) -> Converted:
     """Read annotations and write them in another format; no box is left out.
 
-    `out` is a file for list and COCO, whose picture names are then relative to the result's `root`; a folder
-    for VOC and YOLO, which hold the pictures themselves, as links or copies.
+    `out` is a file or a folder, as the format has it. Image names in a file are relative to the result's
+    `root`; a folder holds the images itself, as links or copies.
     """
-    _check_out(out, to, copy_images)
+    target = format_named(to)
+    if target.write is None:
+        raise DatasetError(f"format {to} is read only", where=str(out), fix="choose another with --to")
+    name_file = target.names_beside(out) if target.names_beside else None
+    _check_out(out, target, name_file, copy_images)
     annotations = read_annotations(source, root=root, names=names, format=format)
     _check_boxes(annotations)
     check_names(annotations.class_names, where=str(annotations.source))
     _check_names_can_be_written(annotations)
-    pictures_root = common_root(annotations)
-    match to:
-        case "list":
-            write_names(annotations.class_names, names_beside(out))
-            image_list.write(annotations, out, root=pictures_root)
-        case "coco":
-            coco.write(annotations, out, root=pictures_root)
-        case "voc":
-            voc.write(annotations, out, root=pictures_root, copy_images=copy_images)
-        case "yolo":
-            yolo.write(annotations, out, root=pictures_root, copy_images=copy_images)
-    return Converted(annotations, pictures_root if to in ("list", "coco") else None, _losses(annotations, to))
+    images_root = common_root(annotations)
+    target.write(annotations, out, root=images_root, copy_images=copy_images)
+    notes = tuple(_losses(annotations, target))
+    return Converted(annotations, images_root if target.written_suffix else None, name_file, notes)
 
 
-def names_beside(out: Path) -> Path:
-    """The name file that is written with a list: ``train.txt`` -> ``train_names.txt``."""
-    return out.with_name(f"{out.stem}_names.txt")
-
-
-def _only_file(folder: Path, files: list[Path]) -> Path:
-    if len(files) == 1:
-        return files[0]
-    names = ", ".join(str(file.relative_to(folder)) for file in files)
-    raise DatasetError(
-        f"the folder holds {len(files)} annotation files: {names}"
-        if files
-        else "no annotation file in the folder",
-        where=str(folder),
-        fix="give one of the files",
-    )
-
-
-def _check_out(out: Path, to: Format, copy_images: bool) -> None:
-    suffix = {"list": ".txt", "coco": ".json"}.get(to)
-    if suffix is not None and out.suffix != suffix:
+def _check_out(out: Path, target: Format, name_file: Path | None, copy_images: bool) -> None:
+    suffix = target.written_suffix
+    if suffix and out.suffix != suffix:
         raise DatasetError(
-            f"format {to} is written to a {suffix} file", where=str(out), fix=f"-o NAME{suffix}"
+            f"format {target.name} is written to a {suffix} file", where=str(out), fix=f"-o NAME{suffix}"
         )
-    if suffix is not None and copy_images:
+    if suffix and copy_images:
         raise DatasetError(
-            f"format {to} refers to pictures where they are", where=str(out), fix="leave --copy-images out"
+            f"format {target.name} refers to images where they are",
+            where=str(out),
+            fix="leave --copy-images out",
         )
-    for path in (out, names_beside(out)) if to == "list" else (out,):
+    for path in filter(None, (out, name_file)):
         if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
             raise DatasetError(
                 "the output exists already", where=str(path), fix="remove it, or choose another name"
@@ -182,21 +119,16 @@ def _check_names_can_be_written(annotations: Annotations) -> None:
     )
 
 
-def _losses(annotations: Annotations, to: Format) -> tuple[str, ...]:
-    """What the new format cannot say, one sentence each."""
+def _losses(annotations: Annotations, target: Format) -> Iterator[str]:
+    """What the new format cannot hold, one sentence each."""
     num_crowd, num_difficult = int(annotations.is_crowd.sum()), int(annotations.is_difficult.sum())
-    has_own_ids = annotations.category_ids != tuple(range(1, annotations.num_classes + 1))
-    notes = []
-    crowds = counted(num_crowd, "crowd region was", "crowd regions were")
-    if num_crowd and to == "voc":
-        notes.append(f"{crowds} written as difficult: VOC has no crowds")
-    if num_crowd and to in ("list", "yolo"):
-        notes.append(f"{crowds} written as ordinary boxes: {to} has no crowds")
-    if num_difficult and to in ("list", "yolo"):
+    if num_crowd and "crowd" not in target.keeps:
+        crowds = counted(num_crowd, "crowd region was", "crowd regions were")
+        instead = "difficult" if "difficult" in target.keeps else "ordinary boxes"
+        yield f"{crowds} written as {instead}: {target.name} has no crowds"
+    if num_difficult and "difficult" not in target.keeps:
         boxes = counted(num_difficult, "difficult box was", "difficult boxes were")
-        notes.append(f"{boxes} written as ordinary boxes: {to} has no such mark")
-    if has_own_ids and to != "coco":
-        notes.append(
-            f"category ids were renumbered, {'0' if to == 'yolo' else '1'} and up: {to} has no others"
-        )
-    return tuple(notes)
+        yield f"{boxes} written as ordinary boxes: {target.name} has no such mark"
+    if "category ids" not in target.keeps:
+        if annotations.category_ids != tuple(range(1, annotations.num_classes + 1)):
+            yield f"the category ids were not kept: {target.name} has none of its own"

@@ -1,4 +1,4 @@
-"""What a run was trained on and measured on, kept in its folder: `data.json`.
+"""What a run was trained and measured on, kept in its folder: `data.json`.
 
 The report shows it without reading the training set again, which may be large, or elsewhere by then.
 """
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-from fcos.data.check import Card, CheckReport, describe
+from fcos.data.check import CheckReport
+from fcos.data.counts import Counts, count
 from fcos.errors import DatasetError
 from fcos.files import read_text, write_text
 
@@ -27,11 +28,11 @@ RATIO_ENDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
-class DataCard:
+class DataSummary:
     """One data set.
 
     Attributes:
-        card: its counts.
+        counts: of its images and boxes.
         box_sides: number of boxes by the root of their area, original pixels, in the order of the sizes.
         box_ratios: number of boxes by width / height.
         problems: what could not be used and was left out, the first `MAX_LINES`.
@@ -39,7 +40,7 @@ class DataCard:
         num_problems, num_warnings: all of them; None where the data were not checked.
     """
 
-    card: Card
+    counts: Counts
     box_sides: dict[str, int]
     box_ratios: dict[str, int]
     problems: tuple[str, ...] = ()
@@ -48,16 +49,16 @@ class DataCard:
     num_warnings: int | None = None
 
 
-def data_card(
+def summarize(
     annotations: Annotations, report: CheckReport | None = None, more_warnings: Sequence[str] = ()
-) -> DataCard:
+) -> DataSummary:
     """Describe annotations, with what their check found and what else there is to warn of."""
     sides = annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]
     sides = sides[(np.isfinite(sides) & (sides > 0)).all(axis=1)]
     problems = [] if report is None else [str(problem) for problem in report.problems]
     warnings = list(more_warnings) + ([] if report is None else [str(warning) for warning in report.warnings])
-    return DataCard(
-        card=describe(annotations),
+    return DataSummary(
+        counts=count(annotations),
         box_sides=_histogram(np.sqrt(sides.prod(axis=1)), SIDE_ENDS),
         box_ratios=_histogram(sides[:, 0] / sides[:, 1], RATIO_ENDS),
         problems=tuple(problems[:MAX_LINES]),
@@ -67,14 +68,15 @@ def data_card(
     )
 
 
-def write_cards(cards: Mapping[str, DataCard], folder: Path) -> None:
-    """Keep the cards in a run folder."""
-    content = {what: asdict(card) for what, card in cards.items()}
+def write_summaries(summaries: Mapping[str, DataSummary], folder: Path) -> None:
+    """Keep the summaries in a run folder; the counts are called "card" there."""
+    content = {what: asdict(summary) for what, summary in summaries.items()}
+    content = {what: {"card": entry.pop("counts"), **entry} for what, entry in content.items()}
     write_text(folder / FILE_NAME, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def read_cards(folder: Path) -> dict[str, DataCard]:
-    """The cards of a run folder; none where it has no such file.
+def read_summaries(folder: Path) -> dict[str, DataSummary]:
+    """The summaries of a run folder; none where it has no such file.
 
     Raises:
         DatasetError: it is damaged.
@@ -84,7 +86,7 @@ def read_cards(folder: Path) -> dict[str, DataCard]:
         return {}
     try:
         content = json.loads(read_text(file))
-        return {what: _card_of(entry) for what, entry in content.items()}
+        return {what: _from_json(entry) for what, entry in content.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             "no description of a run's data sets, or damaged",
@@ -93,12 +95,12 @@ def read_cards(folder: Path) -> dict[str, DataCard]:
         ) from error
 
 
-def _card_of(entry: Mapping[str, Any]) -> DataCard:
+def _from_json(entry: Mapping[str, Any]) -> DataSummary:
     content = dict(entry)
-    card, sides = dict(content.pop("card")), entry["card"]["sides"]
-    card["sides"] = sides and {name: tuple(values) for name, values in sides.items()}
+    counts = dict(content.pop("card"))
+    counts["sides"] = counts["sides"] and {name: tuple(values) for name, values in counts["sides"].items()}
     content |= {name: tuple(content[name]) for name in ("problems", "warnings")}
-    return DataCard(card=Card(**card), **content)
+    return DataSummary(counts=Counts(**counts), **content)
 
 
 def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fcos.data import numbers
 from fcos.data.annotations import pack_names
-from fcos.data.coco_columns import Columns
+from fcos.data.formats.coco_columns import Columns
 from fcos.data.names import is_text
 from fcos.data.numbers import described, whole_number
 from fcos.data.text import Faults
