@@ -77,7 +77,7 @@ def our_step(args: argparse.Namespace, folder: Path, settings: dict[str, Any]) -
     trainer = Trainer(fabric, config, model, annotations, None, folder, args.batch, 1, card)
     trainer.network.train()
     batch, stop = make_batch(args, fabric.device, config.channels_last), StopSignal()
-    return lambda: trainer._optimizer_step([batch], stop)
+    return lambda: trainer.take_step([batch], 0, stop)
 
 
 def peer_step(args: argparse.Namespace, device: torch.device, mixed: bool) -> Step:

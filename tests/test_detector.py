@@ -15,10 +15,10 @@ from torchvision.ops import box_iou
 from fcos import Detector
 from fcos import detector as api
 from fcos.data.annotations import Annotations
-from fcos.detector import pixels_of
 from fcos.errors import DatasetError, DeviceError, WeightsError
 from fcos.predict.backend import TorchBackend
 from fcos.predict.detect import results_json
+from fcos.predict.predictor import pixels_of
 
 EXIF_ORIENTATION = 0x0112
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,31 @@ def test_another_list_leaves_the_results_of_the_run(model_file: Path, coco: Path
     assert file.parent.name.endswith("test-set")
     assert f"1 image, {len(json.loads(file.read_text()))} detections in {file}" in other.stdout
     assert evaluate(run, "--list", coco, "--root", tmp_path / "images").stdout == own.stdout
+
+
+@pytest.mark.parametrize("other", ["onnx", "openvino", "last.safetensors"])
+def test_another_model_leaves_the_results_of_the_run(
+    other: str, small_model: Path, exported: dict[str, Path], coco: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    file = exported.get(other, small_model.with_name(other))
+    settings = {"list_train": coco, "list_eval": coco, "root_eval": tmp_path / "images", "nbatch_eval": 2}
+    dump_config(load_config({**settings, "model": "fcos_lite0"}), run / "config.json")
+    (run / "eval").mkdir()
+    (run / "eval" / "results.json").write_text("the run's")
+
+    for name in ("best.safetensors", "last.safetensors"):
+        shutil.copy(small_model, run / name)
+    if file.exists():
+        (shutil.copytree if file.is_dir() else shutil.copy)(file, run / file.name)
+    result = evaluate(run / file.name)
+
+    assert result.exit_code == 0, result.output
+    assert (run / "eval" / "results.json").read_text() == "the run's"
+    written = run / "eval" / file.name / "results.json"
+    assert f"detections in {written}" in result.stdout
+    assert len(json.loads(written.read_text())) > 0
 
 
 def test_a_test_set_without_boxes_gets_its_results_and_a_warning(

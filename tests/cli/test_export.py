@@ -63,7 +63,7 @@ def test_a_model_is_written_checked_and_measured(small_model: Path, photos: Path
     result = run("export", small_model, "--format", "torch", "-o", out, "--check", photos)
     assert result.exit_code == 0, result.output
     assert out.is_file()
-    assert "detections in 4 pictures are the same; boxes differ by at most 0.0" in result.output
+    assert "detections in 4 images are the same; boxes differ by at most 0.0" in result.output
     assert "one picture" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "small.pt2"]
 
@@ -160,7 +160,7 @@ def test_integers_are_measured_and_the_loss_is_said(
     assert content["precision"] == "int8"
     assert content["ap_before"] == pytest.approx(1.0, abs=0.05)  # equal scores may fall in any order
     assert 0.4 < content["ap_after"] < content["ap_before"]
-    assert "8-bit integers, calibrated on 4 pictures" in run("info", out).output
+    assert "8-bit integers, calibrated on 4 images" in run("info", out).output
 
 
 @pytest.mark.usefixtures("converted")

@@ -135,12 +135,59 @@ def test_train_on_a_folder_answers_a_wrong_setting_before_it_writes(folder: Path
     assert [path.name for path in folder.parent.iterdir()] == ["birds"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("epochs=abc", "view_size=0"), '"epochs": "abc" is not possible\n  in: command line, epochs=abc'),
+        (("name_file=names.txt",), "names.txt does not exist\n  in: command line, name_file=names.txt"),
+        (("model=fcos_r5",), 'did you mean "fcos_r50"?'),
+        (("view_size=90",), "is more than view_size 90, the longest side\n  in: what is proposed; command"),
+    ],
+)
+def test_train_on_a_folder_answers_a_wrong_value_before_it_writes(
+    folder: Path, words: tuple[str, ...], message: str
+) -> None:
+    answer = fcos("train", "birds", *words)
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+    assert [path.name for path in folder.parent.iterdir()] == ["birds"]
+
+
+def test_train_on_a_folder_takes_a_value_that_goes_with_the_proposal_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcos.train.run.train", lambda config: Run(Path("run"), False, exit_code=143))
+    assert fcos("train", "birds", "view_size=700").exit_code == 143  # less than the default short_side
+    assert Path("train.json").exists()
+
+
 def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fcos.train.run.train", lambda config: Run(Path("run"), False, exit_code=143))
     Path("train.json").write_text("{}")
     assert fcos("train", "train.json").exit_code == 143
+
+
+@pytest.mark.parametrize("content", [None, "{]\n{}\n"])
+def test_finished_training_without_its_metrics_ends_with_what_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    Path("run").mkdir()
+    Path("run/best.safetensors").touch()
+    if content:
+        Path("run/metrics.jsonl").write_text(content)
+    monkeypatch.setattr("fcos.train.run.train", lambda config: Run(Path("run"), finished=True))
+    Path("train.json").write_text("{}")
+
+    answer, as_json = fcos("train", "train.json", "load=true"), fcos("train", "train.json", "--json")
+
+    assert (answer.exit_code, as_json.exit_code) == (0, 0), answer.output
+    assert "model:    run/best.safetensors\n" in answer.stdout
+    assert answer.stderr.startswith("warning: ")
+    assert "metrics.jsonl" in answer.stderr
+    left = json.loads(as_json.stdout)
+    assert (left["finished"], left["model"], left["metrics"]) == (True, "run/best.safetensors", None)
 
 
 def test_init_of_a_folder_without_a_box_writes_nothing(folder: Path) -> None:

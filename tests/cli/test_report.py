@@ -67,7 +67,7 @@ def test_a_run_becomes_a_page(data: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"{run / 'report.html'} (0.")
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "12 training pictures, 12 evaluation pictures" in page
+    assert "12 training images, 12 evaluation images" in page
     assert page.count('<article class="example" ') == NUM_PICTURES
     # found are 12 of 24 cats, so AP is 51 of 101 recall points
     assert "<span>AP50</span><b>50.5</b> <i>± " in page
@@ -166,9 +166,9 @@ def test_a_run_that_measured_nothing_shows_its_training(data: Path) -> None:
     assert result.exit_code == 0, result.output
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Nothing was measured: the training had no <code>list_eval</code>" in page
-    assert "12 training pictures · 2 steps in 1.0 minutes" in page
+    assert "12 training images · 2 steps in 1.0 minutes" in page
     assert "Which point learns which object" in page
-    for number in ("<span>AP", "AP50", 'href="#classes"', 'id="missed"', "evaluation pictures"):
+    for number in ("<span>AP", "AP50", 'href="#classes"', 'id="missed"', "12 evaluation images"):
         assert number not in page
     links = re.findall(r'href="#([^"]+)"', page)
     assert "points" in links

@@ -548,7 +548,9 @@ def test_number_of_classes_is_checked_against_the_names() -> None:
     check_classes(load_config({"classes": 2}), names)
     with pytest.raises(ConfigError) as caught:
         check_classes(load_config({"classes": 3, "name_file": "names.txt"}), names)
-    assert caught.value.what == '"classes" is 3, but there are 2 class names (the background does not count)'
+    assert (
+        caught.value.what == '"classes" is 3, but the data has 2 class names (the background does not count)'
+    )
     assert caught.value.fix.startswith('give "classes": 2, or correct the names in ')
     assert caught.value.fix.endswith("names.txt")
 

@@ -23,6 +23,20 @@ from .conftest import running
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
 NEVER_ENDING = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX: "
 LONG_BODY = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+NO_BODY = [POST + b"Content-Length: 999999999999999999\r\n\r\n", POST + b"Transfer-Encoding: chunked\r\n\r\n"]
+# Each prediction takes 3 s, and a stopped server does not wait for it.
+SLOW = """
+import sys, time
+import fcos.demo.connections as connections
+from fcos import Detector
+connections.GOODBYE_SECONDS = 1
+def predict(*words):
+    time.sleep(3)
+Detector.predict = predict
+from fcos.cli import main
+main(sys.argv[1:])
+"""
 
 
 @contextmanager
@@ -51,10 +65,13 @@ def seconds_to_ask(address: str) -> float:
     return time.monotonic() - started_at
 
 
-@pytest.mark.parametrize("sent", [b"", NEVER_ENDING, LONG_BODY], ids=["none", "headers", "body"])
+@pytest.mark.parametrize(
+    "sent", [b"", NEVER_ENDING, LONG_BODY, *NO_BODY], ids=["none", "headers", "body", "huge", "chunked"]
+)
 def test_a_request_that_does_not_end_is_let_go(impatient: tuple[str, int], sent: bytes) -> None:
     started_at = time.monotonic()
     with connected(impatient[0], sent) as connection:
+        assert seconds_to_ask(impatient[0]) < 1
         assert received(connection).startswith(b"HTTP/1.1 408 ")
     assert 1.5 < time.monotonic() - started_at < 6
 
@@ -138,3 +155,19 @@ def test_ctrl_c_ends_it_without_waiting_for_clients_and_without_a_word(small_mod
         os.kill(process, signal.SIGTERM)
         assert received(last).startswith(b"HTTP/1.1 503 ")
         assert time.monotonic() - started_at < 3
+
+
+def test_a_request_that_is_cut_by_the_end_of_the_server_is_told_so(small_model: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(content, "PNG")
+    image = content.getvalue()
+    with (
+        running([sys.executable, "-c", SLOW, "demo", str(small_model)]) as (address, process),
+        connected(address, POST + b"Content-Length: %d\r\n\r\n%b" % (len(image), image)) as connection,
+    ):
+        seconds_to_ask(address)
+        time.sleep(0.5)
+        os.kill(process, signal.SIGTERM)
+        answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert answer.endswith(b'{"detail":"the server has been stopped"}')

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fcos.errors import DatasetError
-from fcos.predict.download import download
+from fcos.predict.download import download, without_secrets
 from fcos.predict.sources import find_sources
 
 PICTURE = bytes(range(256)) * 1000
@@ -22,7 +22,7 @@ class Server(BaseHTTPRequestHandler):
     """Behaves by the address."""
 
     def do_GET(self) -> None:
-        if self.path == "/missing.jpg":
+        if self.path.startswith("/missing.jpg"):
             self.send_error(404, "Not Found")
             return
         if self.path.startswith("/whose"):
@@ -33,6 +33,11 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             self.wfile.write(said)
+            return
+        if self.path.startswith("/asked"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.path.encode())
             return
         if self.path == "/moved.jpg":
             self.send_response(302)
@@ -100,6 +105,36 @@ def test_user_and_password_go_to_their_server_alone_and_into_no_message(address:
     [source] = find_sources([f"{signed}/whose"], Path("out"))
     assert source.where == f"{address}/whose"
     assert "cret" not in repr(source)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://h/a.jpg?token=secret&size=8&raw#at=secret", "https://h/a.jpg?token=...&size=...&..."),
+        ("https://h/a.jpg?secret", "https://h/a.jpg?..."),
+        ("http://me:sec@ret@[h/a@b.jpg?key=secret=", "http://[h/a@b.jpg?key=..."),
+        ("rtsp://me:secret@camera/1", "rtsp://camera/1"),
+        ("http://h/a.jpg", "http://h/a.jpg"),
+    ],
+)
+def test_addresses_are_shown_without_what_may_be_secret(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown
+
+
+def test_the_query_goes_to_the_server_and_into_no_message(address: str) -> None:
+    assert download(f"{address}/asked?token=secret") == b"/asked?token=secret"
+    for name in ("missing.jpg", "picture.jpg", "to?ftp://h"):  # refused, too large, redirected
+        with pytest.raises(DatasetError) as error:
+            download(f"{address}/{name}?token=secret", max_bytes=9)
+        assert "token=..." in str(error.value)
+        assert "secret" not in str(error.value)
+
+
+def test_addresses_that_differ_in_their_query_are_two_pictures() -> None:
+    words = ["https://h/get?id=1", "https://h/get?id=2", "https://h/get?id=1"]
+    sources = find_sources(words, Path("out"))
+    assert [source.address for source in sources] == words[:2]
+    assert {source.where for source in sources} == {"https://h/get?id=..."}
 
 
 def test_what_the_server_refuses_is_said_in_its_words(address: str) -> None:

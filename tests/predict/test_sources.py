@@ -166,7 +166,7 @@ def test_a_drawn_download_is_named_by_its_address_and_stays_below_the_output_fol
     address: str, kind: str, name: str
 ) -> None:
     assert is_address(address)
-    assert found(address) == [(kind, address, name)]
+    assert found(address) == [(kind, address.replace("2#x", "..."), name)]
 
 
 def test_what_was_piped_is_refused_with_its_source_when_it_is_broken(here: Path) -> None:
@@ -279,3 +279,10 @@ def test_an_archive_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
         find_sources([str(tmp_path / name)], Path("out"))
     with pytest.raises(DatasetError, match=r"this is an archive(.|\n)*fix: unpack it"):
         recognise(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.svg", "a.docx"])
+def test_a_document_is_no_list_and_no_video(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"%PDF-1.7\nno image\n")
+    with pytest.raises(DatasetError, match="this is a document; images, videos and lists"):
+        find_sources([str(tmp_path / name)], tmp_path / "out")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.analysis import Analysis, analyse
-from fcos.report.examples import spread
+from fcos.report.examples import place_box, spread, with_labels
 from fcos.report.gallery import choose_pictures, confusions, disagreement_crops, gallery, tally
 
 BOX = [10.0, 20.0, 50.0, 60.0]
@@ -103,3 +103,23 @@ def test_examples_are_spread_over_all_pictures(count: int, wanted: int) -> None:
         assert (chosen[0], chosen[-1]) == (0, count - 1)
         gaps = [after - before for before, after in pairwise(chosen)]
         assert max(gaps) - min(gaps) <= 1
+
+
+def test_labels_of_overlapping_boxes_hide_nothing_of_each_other_and_stay_inside() -> None:
+    # Five boxes at one place near the right edge, and one at the top left corner.
+    boxes = [place_box([60, 30, 99, 79], f"cat 0.{n}0", "", (0, 0, 0), (100, 80)) for n in range(1, 6)]
+    boxes.append(place_box([0, 0, 30, 20], "a dog", "", (0, 0, 0), (100, 80)))
+
+    placed = with_labels(boxes, (100, 80), font_size=8.0)
+
+    assert [box.text for box in placed] == [box.text for box in boxes]
+    places = [(box.text_x, box.text_y) for box in placed]
+    for number, (x, y) in enumerate(places):
+        assert 0 <= x < 100
+        assert 8 * 0.8 <= y <= 80  # a line of 8 pixels above the baseline
+        for other_x, other_y in places[:number]:
+            assert abs(y - other_y) >= 8 or abs(x - other_x) >= 25
+    # The one on top (the last of the five, the best score) is above its box, as one alone would be.
+    [alone] = with_labels([boxes[4]], (100, 80), font_size=8.0)
+    assert places[4] == (alone.text_x, alone.text_y)
+    assert alone.text_y < 30

@@ -307,7 +307,7 @@ def test_training_data_and_its_warnings_are_shown_beside_the_evaluation(tmp_path
     run = write_run(tmp_path / "run")
     write_summaries({"training": summarize(twice, check(twice))}, run)
     page = write_report(run, annotations=data_set(tmp_path / "data"), results=[]).read_text(encoding="utf-8")
-    assert "8 training pictures, 3 evaluation pictures" in page
+    assert "8 training images, 3 evaluation images" in page
     assert re.search(r"<td>without boxes</td><td>1</td><td>1</td>", page)
     assert re.search(r"<td>boxes</td><td>7</td><td>2</td>", page)
     assert re.search(r"<td>warnings of the data check</td><td>1</td><td>not checked</td>", page)

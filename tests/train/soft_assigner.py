@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-import fcos.train.loop
+import fcos.train.step
 from fcos.config import TrainConfig
 from fcos.model.assign import Assigner, Targets
 from fcos.model.build import build_assigner
@@ -56,4 +56,4 @@ def soft_assigner(config: TrainConfig) -> Assigner:
 
 def install() -> None:
     """Have the trainings of this process use it."""
-    fcos.train.loop.build_assigner = soft_assigner  # type: ignore[assignment]
+    fcos.train.step.build_assigner = soft_assigner  # type: ignore[assignment]

@@ -88,9 +88,9 @@ def kills_itself(self, place):
 if fault == "full disk":
     torch.save = after(2, torch.save, disk_is_full)
 elif fault == "bug":
-    engine.Trainer._optimizer_step = after(2, engine.Trainer._optimizer_step, bug)
+    engine.OptimizerStep.__call__ = after(2, engine.OptimizerStep.__call__, bug)
 elif fault == "bug, worker stuck":
-    engine.Trainer._optimizer_step = after(2, engine.Trainer._optimizer_step, bug)
+    engine.OptimizerStep.__call__ = after(2, engine.OptimizerStep.__call__, bug)
     TrainDataset.__getitem__ = stuck
 elif fault == "bug in evaluation":
     engine.detect = after(1, engine.detect, bug)

@@ -122,7 +122,7 @@ def test_a_split_step_is_the_whole_step_where_targets_depend_on_predictions(
 def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(tiny: Tiny) -> None:
     """A step by hand: gradient and losses of the sums, divided by what was counted."""
     config = tiny.config("by_hand", epochs=1)
-    with mock.patch("fcos.train.loop.build_assigner", soft_assigner), ExitStack() as held:
+    with mock.patch("fcos.train.step.build_assigner", soft_assigner), ExitStack() as held:
         fabric = build_fabric(config.device, 1, "fp32")
         trainer = prepare(config, fabric, None, Path(config.run_folder), None, held)
     window = [batch for batch, _ in zip(trainer._loader(), range(2), strict=False)]
@@ -132,13 +132,13 @@ def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(ti
     for batch in window:
         output = trainer.model(batch.images, batch.sizes_hw)
         grid = trainer.model.grid((batch.images.shape[2], batch.images.shape[3]))
-        targets = trainer._assign(grid, batch, output)
-        sums = sums + torch.stack(list(trainer.loss(output, grid, targets, torch.ones(3)).values()))
+        targets = trainer.take_step._assign(grid, batch, output)
+        sums = sums + torch.stack(list(trainer.take_step.loss(output, grid, targets, torch.ones(3)).values()))
         counted += targets.class_scores.sum()
     wanted = torch.autograd.grad(sums.sum() / counted, parameters)
-    trainer.config = config.model_copy(update={"lr_base": 0.0, "grad_clip": 0.0})
+    trainer.take_step.config = config.model_copy(update={"lr_base": 0.0, "grad_clip": 0.0})
     with mock.patch.object(trainer.optimizer, "zero_grad"):  # keep the gradients
-        report, _ = trainer._optimizer_step(window, StopSignal())
+        report, _ = trainer.take_step(window, 0, StopSignal())
     assert list(report.losses.values()) == pytest.approx((sums / counted).tolist(), rel=1e-5)
     for parameter, gradient in zip(parameters, wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
@@ -301,6 +301,6 @@ def test_finds_the_rectangles_that_it_was_trained_on(tiny: Tiny) -> None:
     assert losses[-1] < 0.3 * losses[0]
     assert metrics[-1]["kind"] == "eval"
     assert metrics[-1]["network_s"] <= metrics[-1]["elapsed_s"]
-    assert re.search(r"epoch 40: \d+ s, [\d.]+ img/s, \d+% waiting for pictures: ", said), said
+    assert re.search(r"epoch 40: \d+ s, [\d.]+ img/s, \d+% waiting for images: ", said), said
     assert metrics[-1]["map_mean"] > 0.5
     assert (tiny.runs / "run" / "report.html").is_file()

@@ -200,7 +200,7 @@ def test_split_is_made_by_image_where_the_folder_brings_none(tmp_path: Path) -> 
     write_split(data, tmp_path / "split")
     proposed = {proposal.key: proposal for proposal in data.proposals}
     assert "the folder brings no split, so one was made: 8 images" in proposed["list_train"].reason
-    assert "2 images held out by lot (seed 0)" in proposed["list_eval"].reason
+    assert "2 images chosen at random (seed 0)" in proposed["list_eval"].reason
     parts = [
         read_annotations(proposed[f"list_{part}"].value, root=proposed[f"root_{part}"].value)
         for part in ("train", "eval")

@@ -153,7 +153,7 @@ def test_small_boxes_are_counted_and_reported(tiny: Tiny, capsys: pytest.Capture
     ]  # pictures have their full size, 64 pixels
     small = sum(area < 200 for area in boxes)
     assert 0 < small < len(boxes)
-    said = f"{small} of {len(boxes)} training boxes ({small / len(boxes):.1%}) are smaller than 200 square"
+    said = f"{small} of {len(boxes)} training boxes ({small / len(boxes):.1%}) get smaller than 200 square"
     assert said in capsys.readouterr().err
 
 
@@ -166,7 +166,7 @@ def test_share_of_small_boxes_by_hand(tiny: Tiny) -> None:
     annotations = Annotations.from_records(records, ["cat"], source=Path("list"), format="list")
     # 128 pixels become 64: 10 x 10 and 20 x 11 square pixels; the crowd is no box to learn.
     said = left_out(annotations, tiny.config("none", boxarea_th=101.0))
-    assert said.startswith("1 of 2 training boxes (50.0%) are smaller than 101 square pixels after resizing")
+    assert said.startswith("1 of 2 training boxes (50.0%) get smaller than 101 square pixels by resizing")
 
 
 def test_folders_of_runs_are_numbered(tmp_path: Path) -> None:
@@ -230,10 +230,10 @@ def test_data_without_a_box_are_refused_even_where_invalid_ones_are_left_out(tin
 def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     same = {"list_eval": str(tiny.data / "train.txt"), "root_eval": str(tiny.data / "train")}
     tiny.train("run", **same, epochs=1)
-    assert "warning: 20 pictures are in both training and evaluation" in capsys.readouterr().err
+    assert "warning: 20 images are in both training and evaluation" in capsys.readouterr().err
     cards = read_summaries(tiny.runs / "run")
     assert (cards["training"].num_warnings, cards["evaluation"].num_warnings) == (0, 1)
-    assert cards["evaluation"].warnings[0].startswith("20 pictures are in both")
+    assert cards["evaluation"].warnings[0].startswith("20 images are in both")
 
 
 def test_results_are_those_of_the_best_model(finished: Path) -> None:

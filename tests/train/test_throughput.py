@@ -67,10 +67,10 @@ def test_the_line_says_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     waited = EpochTimes(num_images=380, elapsed_s=38.0, waited_s=4.56, start_s=1)
     monkeypatch.setattr(devices, "bf16_time", lambda: 0.7)
     assert describe(waited, 3, settings, 1, "cuda") == (
-        "epoch 3: 38 s, 10.0 img/s, 12% waiting for pictures: more num_workers (now 2, 16 cores)"
+        "epoch 3: 38 s, 10.0 img/s, 12% waiting for images: more num_workers (now 2, 16 cores)"
     )
     assert describe(waited._replace(waited_s=0.4), 3, settings, 1, "cpu") == (
-        "epoch 3: 38 s, 10.0 img/s, 1% waiting for pictures: the network sets the pace; faster with "
+        "epoch 3: 38 s, 10.0 img/s, 1% waiting for images: the network sets the pace; faster with "
         "a smaller short_side and view_size, or a smaller model"
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -242,3 +243,13 @@ def test_hostile_headers_of_safetensors_are_refused(path: Path) -> None:
         assert not is_model_file(path)
         with pytest.raises(WeightsError, match="is not a model file, or is damaged"):
             read_model(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_model_file_can_be_read_by_whom_the_umask_allows(path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_model(path, small_model().state_dict(), CARD)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644

@@ -73,8 +73,8 @@ class Source:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for results.json; default: eval/ beside the model file, with another --list than the "
-    "run's own eval/NAME/.",
+    help="Folder for results.json; default: eval/ beside the model file; eval/NAME/ with another --list than "
+    "the run's own, or another model than its best.",
 )
 @json_option
 def command(
@@ -112,7 +112,7 @@ def command(
             if list_
             else _source_of_run(run, root, names, skip_invalid)
         )
-        folder = out or _results_folder(detector.path.parent / "eval", run, list_)
+        folder = out or _results_folder(detector.path, run, list_)
         check_writable(folder)
         annotations = detector.read_annotations(
             source.list,
@@ -175,11 +175,18 @@ def run_config(model_file: Path) -> TrainConfig | None:
     return load_config(file) if file.is_file() else None
 
 
-def _results_folder(usual: Path, run: TrainConfig | None, list_: Path | None) -> Path:
-    """A folder of its own for a list that is not the run's: its results are not taken for the run's."""
-    if run is None or list_ is None or os.path.abspath(list_) == run.list_eval:
+def _results_folder(model: Path, run: TrainConfig | None, list_: Path | None) -> Path:
+    """A folder of its own for what is not the run's best model on the run's list."""
+    usual = model.parent / "eval"
+    if run is None:
         return usual
-    return usual / re.sub(r"[^\w.-]+", "-", "-".join(list_.absolute().with_suffix("").parts[-2:]))
+    parts = []
+    own = "best.safetensors" if (model.parent / "best.safetensors").is_file() else "last.safetensors"
+    if model.name != own:
+        parts.append(model.name)
+    if list_ is not None and os.path.abspath(list_) != run.list_eval:
+        parts += list_.absolute().with_suffix("").parts[-2:]
+    return usual / re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
 def _source_of_run(

@@ -12,6 +12,7 @@ from fcos.cli.eval import run_config
 from fcos.cli.nms import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.errors import FcosError
+from fcos.terminal import counted
 
 if TYPE_CHECKING:
     from fcos.export.quantise import Search
@@ -184,7 +185,7 @@ def _write_int8(
 
     def say(left_out: tuple[str, ...]) -> None:
         parts = f", {' and '.join(left_out)} in float32" if left_out else ""
-        click.echo(f"quantising on {len(calibration)} pictures{parts} ...", err=True)
+        click.echo(f"quantising on {counted(len(calibration), 'image')}{parts} ...", err=True)
 
     found = export_int8(loaded, name, path, calibration, annotations, most_loss, say)
     if not found.is_within:
@@ -261,11 +262,15 @@ def _print_int8(found: Search) -> None:
 
 def _print_same(check: Check) -> None:
     click.echo(
-        f"{check.num_same} of {check.num_detections} detections in {check.num_pictures} pictures are the "
+        f"{check.num_same} of {counted(check.num_detections, 'detection')} in "
+        f"{counted(check.num_pictures, 'image')} are the "
         f"same; boxes differ by at most {check.most_pixels:.4f} pixels, scores by {check.most_score:.6f}"
     )
     if check.num_ties:
-        click.echo(f"{check.num_ties} others follow from scores that are equal up to the last digits")
+        click.echo(
+            f"{counted(check.num_ties, 'other follows', 'others follow')} from scores that are "
+            "equal up to the last digits"
+        )
 
 
 def _differs(check: Check, path: Path) -> FcosError:

@@ -8,6 +8,7 @@ import click
 
 from fcos.cli.output import json_option, print_json
 from fcos.cli.overrides import overrides_argument
+from fcos.terminal import counted
 
 EPILOG = """\b
 Examples:
@@ -47,7 +48,5 @@ def command(
         origin = card.origin or "fcos"
         print_json({"model": output, "origin": origin, "class_names": card.class_names})
         return
-    classes = len(card.class_names)
-    click.echo(
-        f"{output}: a detector of {card.origin or 'fcos'}, {classes} classes; `fcos info {output}` says more"
-    )
+    classes = counted(len(card.class_names), "class", "classes")
+    click.echo(f"{output}: a detector of {card.origin or 'fcos'}, {classes}; `fcos info {output}` says more")

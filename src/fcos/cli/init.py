@@ -52,12 +52,22 @@ def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
     click.echo(f"`fcos train {output}` trains with it; change in the file what you know better")
 
 
-def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> list[Proposal]:
+def write_proposal(
+    folder: Path, output: Path, overrides: tuple[str, ...] = (), *, overwrite: bool = False
+) -> list[Proposal]:
     """Write a config file for a folder; the settings with their reasons.
 
+    Args:
+        folder: the data.
+        output: the config file.
+        overrides: settings that the training changes; they are not written.
+        overwrite: replace another file.
+
     Raises:
-        ConfigError: another file is there, and `overwrite` is not given.
+        ConfigError: another file is there, or `overrides` do not go with the proposal; nothing is written.
     """
+    from fcos.config import load_config
+    from fcos.config.checks import DATA_PATHS
     from fcos.errors import ConfigError
     from fcos.files import read_text
     from fcos.train.propose import find_hardware, propose, propose_data, write_split
@@ -66,6 +76,10 @@ def write_proposal(folder: Path, output: Path, *, overwrite: bool = False) -> li
     split_folder = output.with_name(f"{output.stem}_split")
     data = propose_data(folder, split_folder)
     proposals = [*data.proposals, *propose(data.train, find_hardware())]
+    settings = {
+        key: value for key, value, _ in proposals if key not in DATA_PATHS
+    }  # a split has no files yet
+    load_config(settings, overrides, origin="what is proposed")
     text = _as_json(proposals, output.absolute().parent)
     if output.exists() and not overwrite and read_text(output, ConfigError) != text:
         raise ConfigError(

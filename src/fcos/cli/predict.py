@@ -299,10 +299,10 @@ def _describe(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> No
     """A line about a video."""
     if num_frames := about.get("num_frames"):
         num_tracks = about["num_tracks"]
-        tracks = f", {num_tracks} track{'s' if num_tracks > 1 else ''}" if num_tracks else ""
+        tracks = f", {counted(num_tracks, 'track')}" if num_tracks else ""
         click.echo(
-            f"{printable_line(about['path'])}: {num_frames} frames, {about['num_detections']} "
-            f"detections{tracks}, {num_frames / elapsed_s:.1f} frames/s"
+            f"{printable_line(about['path'])}: {counted(num_frames, 'frame')}, "
+            f"{counted(about['num_detections'], 'detection')}{tracks}, {num_frames / elapsed_s:.1f} frames/s"
             + (f"; drawn in {printable_line(about['drawn'])}" if about["drawn"] else "")
             + ("; stopped before its end" if about["stopped"] else ""),
             err=to_stderr,

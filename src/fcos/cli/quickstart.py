@@ -9,6 +9,7 @@ import click
 from fcos.cli.output import json_option, print_json
 from fcos.cli.overrides import overrides_argument
 from fcos.files import check_writable
+from fcos.terminal import counted
 
 NUM_DRAWN = 12
 BUSY = 0.5  # share of the processor from which on it is worth a word
@@ -66,7 +67,9 @@ def command(
         click.echo(f"warning: {busy}", err=True)
     check_writable(out)
     make_digits(out, num_train=num_train, num_eval=num_eval, seed=seed)
-    click.echo(f"data set: {out}: {num_train} pictures to train on, {num_eval} held out", err=as_json)
+    click.echo(
+        f"data set: {out}: {counted(num_train, 'image')} to train on, {num_eval} held out", err=as_json
+    )
     if data_only:
         if as_json:
             print_json({"folder": out, "pictures_train": num_train, "pictures_eval": num_eval})

@@ -12,7 +12,7 @@ import click
 from fcos.cli.output import json_option, print_json
 from fcos.cli.overrides import overrides_argument
 from fcos.cli.predict import is_first_process
-from fcos.errors import ConfigError
+from fcos.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from fcos.config import TrainConfig
@@ -52,7 +52,8 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     needs none: a train.json is proposed from data and machine, written, and used.
     """
     from fcos.cli.init import print_proposal, write_proposal
-    from fcos.config import check_keys, load_config
+    from fcos.config import load_config
+    from fcos.config.schema import check_overrides
 
     if "=" in source.name and not source.exists():
         raise ConfigError(
@@ -61,7 +62,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
             fix=f"fcos train train.json {' '.join(map(str, (source, *overrides)))}",
         )
     if source.is_dir():
-        check_keys(overrides)
+        check_overrides(overrides)
         if {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"} & os.environ.keys():
             raise ConfigError(
                 "under torchrun and srun a training starts from a train.json, not from a folder",
@@ -69,7 +70,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
                 fix=f"fcos init {source}, then start with the train.json that it writes",
             )
         if os.environ.get("LOCAL_RANK", "0") == "0":  # on several GPUs, each process runs this command again
-            print_proposal(write_proposal(source, output), output, err=as_json)
+            print_proposal(write_proposal(source, output, overrides), output, err=as_json)
         source = output
     config = load_config(source, overrides)
 
@@ -95,11 +96,8 @@ def train_and_draw(config: TrainConfig) -> Run:
 def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
     """The twelve numbers of the best epoch, what the run left, and what to do next."""
     from fcos.metrics.coco import summary_of
-    from fcos.report.curves import read_metrics
 
-    lines = [line for line in read_metrics(folder) if line["kind"] == "eval"]
-    if lines:
-        best = max(lines, key=lambda line: line["map_mean"])
+    if best := best_line(folder):
         click.echo(f"\nEvaluation images, best epoch ({best['epoch']}):\n{summary_of(best['stats'])}\n")
     left = left_in(folder)
     for what, file in [*left, *more]:
@@ -110,6 +108,18 @@ def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
         f"  fcos demo {run}                  try it in the browser\n"
         f"  fcos export {run} --format onnx  or openvino, torch"
     )
+
+
+def best_line(folder: Path) -> dict[str, Any] | None:
+    """The line of metrics.jsonl of the best epoch; None where nothing was measured, or the file is gone."""
+    from fcos.report.curves import read_metrics
+
+    try:
+        lines = [line for line in read_metrics(folder) if line["kind"] == "eval"]
+    except DatasetError as error:  # the training itself is complete
+        click.echo(f"warning: {error.what}: {error.where}", err=True)
+        return None
+    return max(lines, key=lambda line: line["map_mean"], default=None)
 
 
 def left_in(folder: Path) -> list[tuple[str, Path]]:
@@ -126,10 +136,8 @@ def result_of(run: Run) -> dict[str, Any]:
     None: `epoch` and `metrics` where nothing was measured, `model` where the run was stopped before it.
     """
     from fcos.metrics.coco import named_numbers
-    from fcos.report.curves import read_metrics
 
-    lines = [line for line in read_metrics(run.folder) if line["kind"] == "eval"]
-    best = max(lines, key=lambda line: line["map_mean"], default=None)
+    best = best_line(run.folder)
     return {
         "run": run.folder,
         "finished": run.finished,

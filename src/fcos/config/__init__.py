@@ -8,7 +8,7 @@ values), `checks` (between settings), `presets`, `conventions` (what differs bet
 from fcos.config.schema import ALIASES as ALIASES
 from fcos.config.schema import GROUPS as GROUPS
 from fcos.config.schema import TrainConfig as TrainConfig
-from fcos.config.schema import check_keys as check_keys
+from fcos.config.schema import check_overrides as check_overrides
 from fcos.config.schema import choices as choices
 from fcos.config.schema import dump_config as dump_config
 from fcos.config.schema import expects as expects

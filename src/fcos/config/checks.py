@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fcos.errors import ConfigError
 from fcos.files import without_part
+from fcos.terminal import counted
 
 if TYPE_CHECKING:
     from fcos.config import TrainConfig
@@ -59,7 +60,8 @@ def _levels(config: TrainConfig) -> Iterator[Broken]:
     if len(ranges) != len(strides) - 1:
         yield Broken(
             ("regress_ranges", "strides"),
-            f"regress_ranges has {len(ranges)} entries for {len(strides)} strides",
+            f"regress_ranges has {counted(len(ranges), 'entry', 'entries')} for "
+            f"{counted(len(strides), 'stride')}",
             f"give {len(strides) - 1}: one for each level but the last, which has no upper limit",
         )
 
@@ -154,7 +156,7 @@ def split_batch(batch_size: int, num_devices: int, micro_batch: int | None) -> t
         return micro_batch or share, share // (micro_batch or share)
     below = batch_size // unit * unit
     sizes = [size for size in (below, below + unit) if size > 0]
-    devices = f"{num_devices} device{'s' * (num_devices > 1)}"
+    devices = counted(num_devices, "device")
     micro = f" in micro-batches of {micro_batch}" if micro_batch else ""
     raise ConfigError(
         f"nbatch_train {batch_size} cannot be shared evenly by {devices}{micro}",
@@ -200,9 +202,10 @@ def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
     """Refuse a number of `classes` that is not the number of names (without background)."""
     if config.classes is None or config.classes == len(class_names):
         return
-    counted = " (the background does not count)" if config.classes == len(class_names) + 1 else ""
+    named = counted(len(class_names), "class name")
+    background = " (the background does not count)" if config.classes == len(class_names) + 1 else ""
     raise ConfigError(
-        f'"classes" is {config.classes}, but there are {len(class_names)} class names{counted}',
+        f'"classes" is {config.classes}, but the data has {named}{background}',
         where=config.origin("classes"),
         fix=f'give "classes": {len(class_names)}, or correct the names in '
         f"{config.name_file or config.list_train}",

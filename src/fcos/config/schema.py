@@ -246,19 +246,27 @@ class TrainConfig(BaseModel):
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    origin: str = "dict",
 ) -> TrainConfig:
     """Settings from a train.json (or a dict, or nothing but defaults), with `key=value` overrides.
 
     Relative paths are looked for beside the config file, then in the working directory; those of a dict or
     the command line in the working directory.
 
+    Args:
+        source: where the settings come from.
+        overrides: words of the command line.
+        origin: what messages call a dict.
+
     Raises:
         ConfigError: one error that names everything that is wrong, each with file, line and remedy.
     """
     if source is None or isinstance(source, Mapping):
         folder = Path.cwd()
-        entries = [Given(key, _plain(value), "dict") for key, value in (source or {}).items()]
+        entries = [Given(key, _plain(value), origin) for key, value in (source or {}).items()]
     else:
         source = Path(source).expanduser()
         folder, entries = source.parent.absolute(), read_file(source)
@@ -286,15 +294,18 @@ def load_config(
     return config
 
 
-def check_keys(overrides: Sequence[str]) -> None:
-    """Refuse overrides of settings that do not exist; for a command that writes the train.json first.
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse overrides that are wrong whatever the train.json says; for a command that has yet to write it.
 
     Raises:
-        ConfigError: names all of them.
+        ConfigError: names every key, value and path that is wrong.
     """
     problems: list[ConfigError] = []
-    _overrides(overrides, problems)
-    raise_all(problems)
+    given = _overrides(overrides, problems)
+    _preset(given.get("model"), problems)
+    config = _values({key: entry.value for key, entry in given.items()}, given, problems)[0]
+    config._origins.update({key: entry.where for key, entry in given.items()})
+    raise_all([*problems, *missing_paths(config)])
 
 
 def dump_config(config: TrainConfig, path: Path) -> None:
@@ -458,16 +469,24 @@ def _scale_rate(values: dict[str, Any], given: Mapping[str, Given]) -> dict[str,
 
 def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]) -> TrainConfig:
     """Check each value, then the rules between those that are right; return what could be made of it."""
-    try:
-        config, wrong = TrainConfig.model_validate(values), set[str]()
-    except ValidationError as error:
-        wrong = {str(detail["loc"][0]) for detail in error.errors()}
-        problems += [_wrong_value(given[key]._replace(key=key)) for key in given if key in wrong]
-        config = TrainConfig.model_validate({key: value for key, value in values.items() if key not in wrong})
+    config, wrong = _values(values, given, problems)
     for broken in broken_rules(config):
         if wrong.isdisjoint(broken.keys):
             problems.append(_as_error(broken, given))
     return config
+
+
+def _values(
+    values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]
+) -> tuple[TrainConfig, set[str]]:
+    """Check each value by itself; the settings without those that are wrong, and the keys of these."""
+    try:
+        return TrainConfig.model_validate(values), set()
+    except ValidationError as error:
+        wrong = {str(detail["loc"][0]) for detail in error.errors()}
+    problems += [_wrong_value(given[key]._replace(key=key)) for key in given if key in wrong]
+    right = {key: value for key, value in values.items() if key not in wrong}
+    return TrainConfig.model_validate(right), wrong
 
 
 def _wrong_value(entry: Given) -> ConfigError:

@@ -15,6 +15,8 @@ from typing import Any
 
 import h11
 import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -128,7 +130,7 @@ def serve(app: Any, listening: socket.socket) -> None:
     """Answer on this socket until Ctrl-C."""
     num_files = files_to_open()
     config = uvicorn.Config(
-        app,
+        answered_when_cut(app),
         http=Connection,
         ws="none",
         log_level="error",  # what clients do wrong is no news
@@ -141,6 +143,28 @@ def serve(app: Any, listening: socket.socket) -> None:
     )
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def answered_when_cut(app: ASGIApp) -> ASGIApp:
+    """The application, whose requests are answered with 503 if they are cut when the server is stopped."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not has_begun:
+                answer = JSONResponse({"detail": "the server has been stopped"}, 503)
+                await answer(scope, receive, send)
+            raise
+
+    return answered
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -30,7 +30,7 @@ from fcos.detector import Detector
 from fcos.model.points import level_name
 from fcos.predict.detections import Detections
 from fcos.predict.draw import class_colour
-from fcos.terminal import printable_line
+from fcos.terminal import counted, printable_line
 
 LEAST_SCORE = 0.05  # the page gets everything above it, and filters by itself
 WAIT_SECONDS = 60.0  # for others to be done
@@ -125,7 +125,7 @@ def build_app(
     async def example(number: int) -> FileResponse:
         """An example image, counted from 0."""
         if not 0 <= number < len(examples):
-            raise HTTPException(404, f"there are {len(examples)} examples")
+            raise HTTPException(404, f"there are {counted(len(examples), 'example')}")
         if not examples[number].is_file():
             raise HTTPException(404, "this example is no longer there")
         return FileResponse(examples[number])

@@ -21,6 +21,7 @@ from fcos.files import check_regular
 from fcos.model.postprocess import ImageDetections
 from fcos.predict.backend import calls_of_cpu
 from fcos.predict.predictor import Predictor
+from fcos.terminal import counted
 from fcos.weights.load import ExportFormat, LoadedModel, format_of, load_model, settings_of_card
 from fcos.weights.model_file import ModelCard
 
@@ -157,7 +158,8 @@ class ExportedBackend:
             ) from error
         if not fits:
             raise WeightsError(
-                f"the graph of {self._path.name} is not one of a detector of {self._num_classes} classes",
+                f"the graph of {self._path.name} is not one of a detector of "
+                f"{counted(self._num_classes, 'class', 'classes')}",
                 where=str(self._path),
                 fix=GIVE,
             )

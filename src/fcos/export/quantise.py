@@ -24,6 +24,7 @@ from fcos.export.make import card_of, graph_of
 from fcos.files import written
 from fcos.metrics.coco import evaluate_detections
 from fcos.predict.predictor import Predictor
+from fcos.terminal import counted
 from fcos.weights.load import ExportFormat, LoadedModel
 
 Measure = Callable[[frozenset[str]], float]  # parts left in float32 -> AP
@@ -146,6 +147,6 @@ def average_precision(detector: Predictor, annotations: Annotations) -> float:
 def _note(found: Search, calibration: Calibration, annotations: Annotations) -> str:
     parts = f"{' and '.join(found.chosen.left_out)} in float32; " if found.chosen.left_out else ""
     return (
-        f"8-bit integers, calibrated on {len(calibration)} pictures; {parts}AP {found.ap_before:.4f} -> "
-        f"{found.chosen.ap:.4f} on {len(annotations)} pictures"
+        f"8-bit integers, calibrated on {counted(len(calibration), 'image')}; {parts}"
+        f"AP {found.ap_before:.4f} -> {found.chosen.ap:.4f} on {counted(len(annotations), 'image')}"
     )

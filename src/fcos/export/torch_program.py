@@ -5,6 +5,7 @@ It needs `import torchvision` (for NMS), and not this package.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,10 @@ from fcos.weights.archive import UnsafeFileError
 
 def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:
     """Write a program, of a graph that was made with torchvision's NMS."""
+    content = io.BytesIO()  # PyTorch's own writer aborts the process where the disk is full
     with quiet():
-        torch.export.save(program, path, extra_files={EXTRA_FILE: json.dumps(dict(metadata))})
+        torch.export.save(program, content, extra_files={EXTRA_FILE: json.dumps(dict(metadata))})
+    path.write_bytes(content.getbuffer())
 
 
 def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:

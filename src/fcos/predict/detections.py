@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fcos.errors import FcosError
+from fcos.terminal import counted
 
 Index = int | slice | Tensor | NDArray[Any] | Sequence[int] | Sequence[bool]
 
@@ -138,7 +139,9 @@ class Detections:
         """
         ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
         if len(ids) != len(self.class_names):
-            raise ValueError(f"{len(ids)} category_ids for {len(self.class_names)} classes")
+            raise ValueError(
+                f"{len(ids)} category_ids for {counted(len(self.class_names), 'class', 'classes')}"
+            )
         boxes_xywh = self.boxes_xyxy.double().cpu().numpy().copy()
         boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import re
 import socket
 import string
 import threading
@@ -22,13 +23,16 @@ MAX_S = 120.0  # in all: connections, redirects, headers and content
 PART = 2**16
 
 
-def without_password(address: str) -> str:
-    """An address without user and password, for messages and results."""
-    try:
-        parts = urlsplit(address)
-    except ValueError:  # malformed, as the download says
-        return address
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address
+def without_secrets(address: str) -> str:
+    """An address without user, password and the values of its query, for messages and results."""
+    place, mark, query = address.partition("#")[0].partition("?")
+    place = re.sub(r"(?<=://)[^/]*@", "", place)  # also in what is malformed
+    return place + mark + "&".join(_without_value(part) for part in query.split("&"))
+
+
+def _without_value(part: str) -> str:
+    name, equals, _ = part.partition("=")
+    return f"{name}=..." if equals else "..." * bool(part)
 
 
 def download(
@@ -51,14 +55,16 @@ def download(
         words = getattr(reason, "strerror", None) or reason
         raise DatasetError(
             f"cannot be downloaded: {deadline.complaint or words}",
-            where=without_password(address),
+            where=without_secrets(address),
             fix="is this machine online, and the address right? Or download it elsewhere and give the file",
         ) from error
 
 
 def _download(address: str, max_bytes: int, silence_s: float, deadline: _Deadline) -> bytes:
-    user = urlsplit(address).netloc.rpartition("@")[0]
-    address = without_password(address)
+    parts = urlsplit(address)
+    user, _, host = parts.netloc.rpartition("@")
+    shown = without_secrets(address)
+    address = parts._replace(netloc=host).geturl()
     # Quoted: people type what no address may hold. A name of our own: some servers refuse urllib's.
     request = urllib.request.Request(quote(address, string.punctuation), headers={"User-Agent": "fcos"})
     if user:
@@ -73,7 +79,7 @@ def _download(address: str, max_bytes: int, silence_s: float, deadline: _Deadlin
             if len(content) > max_bytes or (answer.length or 0) > max_bytes:
                 raise DatasetError(
                     f"the file is larger than {max_bytes / 2**20:.0f} MB",
-                    where=address,
+                    where=shown,
                     fix="download it yourself and give the file",
                 )
             # http.client ends a body that stops short without an error when it is read in parts.
@@ -82,7 +88,7 @@ def _download(address: str, max_bytes: int, silence_s: float, deadline: _Deadlin
     except urllib.error.HTTPError as error:
         error.close()
         raise DatasetError(
-            f"the server answers {error.code} {error.reason}", where=address, fix="correct the address"
+            f"the server answers {error.code} {error.reason}", where=shown, fix="correct the address"
         ) from error
     return bytes(content)
 
@@ -137,7 +143,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if scheme not in ("http", "https"):
             raise DatasetError(
                 f"the server redirects to a {scheme or 'malformed'} address; only http and https are read",
-                where=req.full_url,
+                where=without_secrets(req.full_url),
                 fix="download it yourself and give the file",
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -75,7 +75,7 @@ def draw_boxes(
             name = f"#{ids[i]} {name}"
         text = _fitting(name, "" if values is None else f" {values[i]:.2f}", font_size, picture.width)
         label = _label(text, class_colour(classes[i]), font_size)
-        x, y = _place_of_label(label.size, boxes[i], picture.size, taken)
+        x, y = place_of_label(label.size, boxes[i], picture.size, taken)
         picture.paste(label, (x, y))
         taken.append((x, y, x + label.width, y + label.height))
     return picture
@@ -132,7 +132,7 @@ def _label(text: str, colour: Rgb, font_size: int) -> Image.Image:
     return label
 
 
-def _place_of_label(
+def place_of_label(
     label_size: tuple[int, int], box: Box, size: tuple[int, int], taken: Sequence[Box]
 ) -> tuple[int, int]:
     """Its upper left corner, inside the image: where it hides the least of other labels.

@@ -30,6 +30,7 @@ from fcos.predict.backend import MOST_PIXELS_OF_SMALL, Backend, TorchBackend
 from fcos.predict.detect import gather, result_rows
 from fcos.predict.detections import Detections
 from fcos.predict.stream import search
+from fcos.terminal import counted
 from fcos.weights.load import LoadedModel
 from fcos.weights.model_file import ModelCard
 
@@ -66,7 +67,7 @@ class Predictor:
         return cls(backend, loaded.config, loaded.card, loaded.path)
 
     def __repr__(self) -> str:
-        classes = f"{len(self.class_names)} classes"
+        classes = counted(len(self.class_names), "class", "classes")
         return f"{type(self).__name__}({self.config.model}, {classes}, {self.device}, '{self.path}')"
 
     @property

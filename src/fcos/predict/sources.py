@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from fcos.data.image import decode_image, read_image
-from fcos.data.image_files import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, is_image
+from fcos.data.image_files import ARCHIVE_SUFFIXES, DOCUMENT_SUFFIXES, IMAGE_SUFFIXES, is_image
 from fcos.errors import DatasetError
 from fcos.files import check_regular, files_below, is_hidden, read_bytes
-from fcos.predict.download import download, without_password
+from fcos.predict.download import download, without_secrets
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
@@ -36,10 +36,10 @@ class Source:
 
     Attributes:
         kind: what it is.
-        where: path, address (without user and password), or number of the camera.
+        where: path, address (`without_secrets`), or number of the camera.
         name: of its drawn copy below the output folder.
         content: the picture file itself, if it came through standard input.
-        address: the whole address, with user and password, if it is one.
+        address: the whole address, if it is one.
     """
 
     kind: Literal["picture", "video", "camera"]
@@ -85,7 +85,7 @@ def find_sources(words: Iterable[str], out: Path) -> list[Source]:
     found: dict[tuple[str, str], Source] = {}
     for word in words:
         for source in _expand(word, real_path(out)):
-            found.setdefault((source.kind, source.where), source)
+            found.setdefault((source.kind, source.address or source.where), source)
     return list(found.values())
 
 
@@ -118,7 +118,7 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
     elif re.match(r"[a-z][a-z0-9+.-]+://", word, re.IGNORECASE):
         raise DatasetError(
             f"addresses of {word.partition(':')[0]} are not read, only http and https",
-            where=without_password(word),
+            where=without_secrets(word),
             fix="download it yourself and give the file",
         )
     elif word.isdecimal():
@@ -155,6 +155,12 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
         yield Source("picture", str(path), Path(path.name))
     elif suffix in ARCHIVE_SUFFIXES:
         raise DatasetError("this is an archive", where=str(path), fix="unpack it, and give the folder")
+    elif suffix in DOCUMENT_SUFFIXES:
+        raise DatasetError(
+            "this is a document; images, videos and lists of their paths are read",
+            where=str(path),
+            fix=f"export its pages as images; their suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
     elif suffix in LIST_SUFFIXES:
         yield from _of_list(read_bytes(path), str(path), path.parent, out)
     else:
@@ -228,7 +234,7 @@ def _at_address(address: str) -> Source:
     if name in ("", ".", ".."):
         name = "picture"
     kind: Literal["picture", "video"] = "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "picture"
-    return Source(kind, without_password(address), Path(name), address=address)
+    return Source(kind, without_secrets(address), Path(name), address=address)
 
 
 def _decoded(content: bytes, where: str) -> str:

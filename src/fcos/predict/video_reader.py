@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fcos.errors import DatasetError, FcosError
 from fcos.files import check_regular
-from fcos.predict.download import without_password
+from fcos.predict.download import without_secrets
 
 # PyAV's own annotations differ between its versions.
 AudioStream = Any
@@ -74,7 +74,7 @@ class VideoReader:
     """
 
     def __init__(self, where: str, *, camera: bool = False) -> None:
-        self.where = f"camera {where}" if camera else without_password(where)
+        self.where = f"camera {where}" if camera else without_secrets(where)
         self._av = import_av()
         self._container: InputContainer = self._open_camera(where) if camera else self._open(where)
         if not self._container.streams.video:

@@ -177,7 +177,7 @@ class _View:
             name = self.name(label)
             title = name if place in learned else f"{name}: no point learns it"
             boxes.append(self.picture.box(box, place, name, title, is_wrong=place not in learned))
-        return Pane("objects", tuple(boxes))
+        return self.picture.pane("objects", boxes)
 
     def learned_cell(self, point: int) -> Cell:
         """A positive point."""

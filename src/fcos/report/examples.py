@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.image import read_image
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import xyxy_of
-from fcos.predict.draw import class_colour, readable_on
+from fcos.predict.draw import class_colour, label_font, place_of_label, readable_on
 
 LONGEST_SIDE = 480  # of an example picture, pixels
 CROP_SIDE = 170  # of a crop
@@ -28,6 +29,7 @@ JPEG_QUALITY = 75
 LEAST_SCORE = 0.05  # of a detection that the threshold slider can bring up
 FEW_OBJECTS = 8  # with more in a picture, their labels are smaller
 MAX_DETECTIONS = 60  # of an example picture
+FONT_TO_MEASURE = 32  # pixels
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Box:
     Attributes:
         text: the label.
         title: what it says where the mouse is.
-        text_x, text_y, text_anchor: where the label goes so that it is inside of the picture.
+        text_x, text_y: where the label's baseline begins (`with_labels`).
         score: of a detection; None for ground truth.
         found_with: score of the detection that found this object, -1 if none did; None for detections, and
             for objects that nobody has to find.
@@ -52,11 +54,10 @@ class Box:
     height: float
     text: str
     title: str
-    text_x: float
-    text_y: float
-    text_anchor: str
     colour: str
     text_colour: str
+    text_x: float = 0.0
+    text_y: float = 0.0
     score: float | None = None
     found_with: float | None = None
     is_wrong: bool = False
@@ -133,9 +134,11 @@ class Picture:
     def box(self, box_xyxy: Any, label: int, text: str, title: str = "", **more: Any) -> Box:
         """A box of the original picture."""
         scaled = np.asarray(box_xyxy) * self.scale
-        return place_box(
-            scaled, text, title or text, class_colour(label), self.small.size, self.font_size, **more
-        )
+        return place_box(scaled, text, title or text, class_colour(label), self.small.size, **more)
+
+    def pane(self, title: str, boxes: Sequence[Box]) -> Pane:
+        """A view with these boxes, the most important last; their labels hide little of each other."""
+        return Pane(title, with_labels(boxes, self.small.size, self.font_size))
 
     def ground_truth(self, first_box: int, told: Mapping[int, str], analysis: Analysis | None = None) -> Pane:
         """What is there.
@@ -158,7 +161,7 @@ class Picture:
                 why = told.get(first_box + place, "")
                 title += f", missed: {why}" if why else f", found with {found_with:.2f}"
             boxes.append(self.box(box_xyxy, label, name, title, found_with=found_with))
-        return Pane("ground truth", tuple(boxes))
+        return self.pane("ground truth", boxes)
 
     def detections(self, title: str, rows: NDArray[np.int64], analysis: Analysis) -> Pane:
         """What was found; `rows` of the analysis, best score first."""
@@ -184,7 +187,7 @@ class Picture:
                     is_ignored=bool(analysis.is_right[row] < 0),
                 )
             )
-        return Pane(title, tuple(boxes))
+        return self.pane(title, boxes)
 
     def example(self, key: str, panes: Sequence[Pane], threshold: float, **more: Any) -> Example:
         """The picture with these views."""
@@ -217,14 +220,14 @@ class Picture:
         inside, *others = (np.stack([box_xyxy, *self.record.boxes_xyxy]) - np.array(window[:2] * 2)) * factor
         names = [self.annotations.class_names[other] for other in self.record.labels]
         annotated = [
-            place_box(other, "", f"annotated: {name}", class_colour(other_label), piece.size, 0.0)
+            place_box(other, "", f"annotated: {name}", class_colour(other_label), piece.size)
             for other, name, other_label in zip(others, names, self.record.labels.tolist(), strict=True)
         ]
         return Crop(
             jpeg=jpeg_of(piece),
             width=piece.width,
             height=piece.height,
-            box=place_box(inside, "", caption, class_colour(label), piece.size, 0.0),
+            box=place_box(inside, "", caption, class_colour(label), piece.size),
             annotated=tuple(box for box in annotated if box.width and box.height),
             caption=caption,
             picture=self.record.path.name,
@@ -238,12 +241,10 @@ def place_box(
     title: str,
     rgb: tuple[int, int, int],
     size: tuple[int, int],
-    font_size: float,
     **more: Any,
 ) -> Box:
-    """A box cut to a picture of this size (width, height), with its label inside of the picture."""
+    """A box cut to a picture of this size (width, height)."""
     x1, y1, x2, y2 = (round(float(side), 1) for side in np.clip(box_xyxy, 0, (*size, *size)))
-    is_right = x1 > 0.7 * size[0]  # its label would run out of the picture: it ends at the box's right side
     return Box(
         x=x1,
         y=y1,
@@ -251,13 +252,33 @@ def place_box(
         height=round(y2 - y1, 1),
         text=text,
         title=title,
-        text_x=x2 if is_right else x1,
-        text_y=round(y1 - font_size / 4 if y1 > 1.2 * font_size else y1 + font_size, 1),
-        text_anchor="end" if is_right else "start",
         colour="#{:02x}{:02x}{:02x}".format(*rgb),
         text_colour=readable_on(rgb),
         **more,
     )
+
+
+def with_labels(boxes: Sequence[Box], size: tuple[int, int], font_size: float) -> tuple[Box, ...]:
+    """The boxes with their labels placed as in `draw_boxes`; the last box, drawn on top, chooses first.
+
+    Args:
+        boxes: in pixels of the picture.
+        size: width, height of the picture.
+        font_size: pixels; the browser's font is not known here, and hardly wider than ours.
+    """
+    taken: list[tuple[int, int, int, int]] = []
+    placed = []
+    for box in reversed(boxes):
+        if box.text:
+            length = label_font(box.text, FONT_TO_MEASURE).getlength(box.text) / FONT_TO_MEASURE
+            width, height = math.ceil((length + 0.3) * font_size), math.ceil(1.2 * font_size)
+            sides = (box.x, box.y, box.x + box.width, box.y + box.height)
+            x1, y1, x2, y2 = (round(side) for side in sides)
+            x, y = place_of_label((width, height), (x1, y1, x2 - 1, y2 - 1), size, taken)
+            taken.append((x, y, x + width, y + height))
+            box = replace(box, text_x=round(x + 0.15 * font_size, 1), text_y=round(y + 0.95 * font_size, 1))
+        placed.append(box)
+    return tuple(reversed(placed))
 
 
 def jpeg_of(image: Image.Image) -> str:

@@ -36,6 +36,7 @@ from fcos.report.examples import Example
 from fcos.report.gallery import choose_pictures, disagreement_crops, gallery
 from fcos.report.second_look import SecondLook, second_look
 from fcos.report.tables import confusion_table, data_rows, error_rows, miss_rows, number_cards
+from fcos.terminal import counted
 
 MAX_PICTURES = 48
 EVAL_TITLES = ("AP", "AP50", "AP75")  # of `EVAL_CURVES`
@@ -126,11 +127,11 @@ def _sentence(
     metrics: Sequence[Mapping[str, Any]], config: TrainConfig, cards: Mapping[str, DataSummary]
 ) -> str:
     model = f"{config.model} on {config.backbone}"
-    pictures = ", ".join(f"{card.counts.num_images:,} {what} pictures" for what, card in cards.items())
+    pictures = ", ".join(counted(card.counts.num_images, f"{what} image") for what, card in cards.items())
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     length = ""
     if steps:
-        length = f"{steps[-1]['step']:,} steps in {steps[-1]['elapsed_s'] / 60:.1f} minutes"
+        length = f"{counted(steps[-1]['step'], 'step')} in {steps[-1]['elapsed_s'] / 60:.1f} minutes"
     measured = [entry for entry in metrics if entry["kind"] == "eval" and entry["map_mean"] is not None]
     best = max(measured, key=lambda entry: float(entry["map_mean"]), default=None)
     epoch = f"best epoch {best['epoch']} of {measured[-1]['epoch']}" if best else ""

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from fcos.errors import DeviceError
 from fcos.predict.device import choose_device
+from fcos.terminal import counted
 from fcos.train.launch import find_launch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -103,13 +104,13 @@ def _devices_of_launch(
     if accelerator == "cpu" and num_processes not in (1, num_local):
         wrong = f'"num_processes" is {num_processes}'
     elif isinstance(devices, list) and len(devices) != num_local:
-        wrong = f'"device" names {len(devices)} GPUs'
+        wrong = f'"device" names {counted(len(devices), "GPU")}'
     elif accelerator == "cuda" and torch.cuda.device_count() < num_local:
         wrong = f"a process sees {torch.cuda.device_count()} GPU"
     else:
         return devices if isinstance(devices, list) else num_local
     raise DeviceError(
-        f"{num_local} processes were started on this machine, but {wrong}",
+        f"{counted(num_local, 'process was', 'processes were')} started on this machine, but {wrong}",
         where="torchrun --nproc-per-node, srun --ntasks-per-node",
         fix="start one process for each GPU, with every GPU visible to all (srun --gpu-bind=none), "
         "or leave the setting out",

@@ -24,6 +24,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from fcos.errors import DeviceError, FcosError, TrainingError
+from fcos.terminal import counted
 
 LOOK_EVERY_S = 0.5
 PATIENCE_S = 5.0  # for a process whose partner died to notice it by itself, and to leave its files whole
@@ -59,7 +60,8 @@ def find_launch() -> Launch:
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
         if num_tasks % machines:
             raise DeviceError(
-                f"srun started {num_tasks} processes on {machines} machines: not equally many on each",
+                f"srun started {counted(num_tasks, 'process', 'processes')} "
+                f"on {counted(machines, 'machine')}: not equally many on each",
                 where="environment of SLURM",
                 fix="srun --nodes=N --ntasks-per-node=M ...",
             )

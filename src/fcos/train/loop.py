@@ -1,19 +1,12 @@
-"""The training loop: one optimizer step, whatever it is split into, and what happens between steps.
-
-A step takes `nbatch_train` images, as micro-batches on one or many devices. The normalizers of the losses
-(number of positives, sum of centerness) are sums over all of them, so the split changes nothing but rounding.
-They are known before the first forward pass, unless the assigner looks at predictions: then the losses are
-divided by a guess, and the gradients put right after the last backward pass, which is the same.
-"""
+"""The training loop, and what happens between optimizer steps: logging, evaluation, checkpoints."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,21 +19,18 @@ from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
 from fcos.data.build import build_eval_loader, build_train_loader
 from fcos.data.loader import loading
-from fcos.errors import TrainingError
 from fcos.metrics.coco import measure
 from fcos.metrics.rows import ROW, Rows
-from fcos.model.assign import Assigner, Targets
-from fcos.model.build import build_assigner, build_loss, build_postprocess
+from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
-from fcos.model.head import HeadOutput
-from fcos.model.points import PointGrid
 from fcos.predict.detect import detect, gather, result_rows, results_json
 from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
-from fcos.train.log import Display, Meter, StepReport
+from fcos.train.log import Display, Meter
 from fcos.train.optimizer import build_optimizer
 from fcos.train.recompute import recompute_activations
 from fcos.train.schedule import Schedule
+from fcos.train.step import OptimizerStep
 from fcos.train.stop import StopSignal
 from fcos.train.throughput import EpochClock, describe
 from fcos.train.writers import MetricsWriter, open_writers
@@ -93,8 +83,6 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.assigner: Assigner = build_assigner(config)
-        self.loss = build_loss(config)
         self.postprocess = build_postprocess(config)
         self.steps_per_epoch = len(self.train_set) / config.nbatch_train
         self.total_steps = self.steps_of(config.epochs)
@@ -113,6 +101,9 @@ class Trainer:
         # weights with, and what is evaluated and saved.
         network: Any = torch.compile(self.model) if config.compile else self.model
         self.network, self.optimizer = self.fabric.setup(network, build_optimizer(config, self.model))
+        self.take_step = OptimizerStep(
+            self.fabric, config, self.model, self.network, self.optimizer, self.schedule, self.run
+        )
 
     @property
     def evaluated_model(self) -> FCOS:
@@ -167,7 +158,9 @@ class Trainer:
                         for _ in range(self.accumulation)
                     ]
                 with self.clock.computing(config.nbatch_train):
-                    report, stopping = self._optimizer_step(window, stop)
+                    report, stopping = self.take_step(window, state.step, stop)
+                    if self.ema:
+                        self.ema.update(self.model, state.step)
                 state.step += 1
                 state.elapsed_s = time.monotonic() - self.started_at
                 self.meter.add(report)
@@ -188,126 +181,6 @@ class Trainer:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
             start_step=self.state.step,
-        )
-
-    def _optimizer_step(self, window: list[Batch], stop: StopSignal) -> tuple[StepReport, bool]:
-        """One step over a window of micro-batches; also whether any device was asked to stop."""
-        config, fabric = self.config, self.fabric
-        window = self._padded_alike(window)
-        grids = [self.model.grid((batch.images.shape[2], batch.images.shape[3])) for batch in window]
-        known, normalizers = self._before_predictions(window, grids)
-
-        losses, counted = torch.zeros((), device=fabric.device), torch.zeros_like(normalizers)
-        for i, (batch, grid) in enumerate(zip(window, grids, strict=True)):
-            with fabric.no_backward_sync(self.network, enabled=i < len(window) - 1):
-                output = self._forward(batch)
-                targets = known[i] if known else self._assign(grid, batch, output)
-                parts = self.loss(output, grid, targets, normalizers)
-                # DDP averages gradients over devices; the normalizers are sums over devices.
-                fabric.backward(torch.stack(list(parts.values())).sum() * fabric.world_size)
-            losses = losses + torch.stack(list(parts.values())).detach()
-            counted += targets.normalizers()
-        if not known:
-            counted = self._sum(counted)
-            correction = normalizers[0] / counted[0].clamp(min=1)
-            self._scale_gradients(correction)
-            losses, normalizers = losses * correction, counted
-        grad_norm = fabric.clip_gradients(
-            self.network,
-            self.optimizer,
-            max_norm=config.grad_clip or math.inf,
-            error_if_nonfinite=False,
-        )
-        assert grad_norm is not None
-
-        asked_to_stop = losses.new_tensor([float(stop.number)])
-        summed = self._sum(torch.cat([losses, asked_to_stop]))
-        # The one time in a step that the device is waited for.
-        numbers = torch.cat([summed, normalizers[2:], grad_norm.reshape(1)]).tolist()
-        *values, stopping, num_positive, norm = numbers
-        lr = config.lr_base * self.schedule.factor(self.state.step)
-        report = StepReport(dict(zip(parts, values, strict=True)), num_positive, norm, lr)
-        # With fp16 the scaler skips the step if the gradient overflows, and tries a smaller factor.
-        if not math.isfinite(report.loss) or not (math.isfinite(norm) or config.precision == "fp16"):
-            self._fail_not_finite(report, window)
-
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.update(self.model, self.state.step)
-        return report, stopping > 0
-
-    def _forward(self, batch: Batch) -> HeadOutput:
-        try:
-            output: HeadOutput = self.network(batch.images, batch.sizes_hw)
-        except ValueError as error:  # PyTorch's batch norm
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise TrainingError(
-                "batch norm cannot be trained on one value: a level of one point, of one image",
-                where=f"images of {batch.images.shape[2]} x {batch.images.shape[3]} pixels, padded",
-                fix="a micro_batch of at least 2, a larger short_side, freeze_bn=true, or head_norm=gn",
-            ) from error
-        return output
-
-    def _padded_alike(self, window: list[Batch]) -> list[Batch]:
-        """All images of a step at one size: group norm counts the padding, so no split may change it."""
-        if self.fabric.world_size == len(window) == 1:
-            return window
-        sizes = torch.tensor([batch.images.shape[2:] for batch in window], device=self.fabric.device)
-        largest = self.fabric.all_reduce(sizes.amax(dim=0), reduce_op="max")
-        assert isinstance(largest, torch.Tensor)
-        height, width = largest.tolist()
-        return [batch.padded_to((height, width)) for batch in window]
-
-    def _before_predictions(
-        self, window: list[Batch], grids: list[PointGrid]
-    ) -> tuple[list[Targets], torch.Tensor]:
-        """Targets and normalizers of a step; no targets, and a guess, where they depend on predictions."""
-        if not self.assigner.needs_predictions:
-            known = [self._assign(grid, batch) for grid, batch in zip(grids, window, strict=True)]
-            return known, self._sum(torch.stack([targets.normalizers() for targets in known]).sum(dim=0))
-        # The number of objects: of the right size, so that no gradient overflows in half precision.
-        num_boxes = sum(len(truth.labels) for batch in window for truth in batch.ground_truth)
-        guess = torch.full((3,), float(num_boxes), device=self.fabric.device)
-        return [], self._sum(guess).clamp(min=1)
-
-    def _scale_gradients(self, factor: torch.Tensor) -> None:
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad *= factor
-
-    def _assign(self, grid: PointGrid, batch: Batch, output: HeadOutput | None = None) -> Targets:
-        boxes = [truth.boxes_xyxy for truth in batch.ground_truth]
-        labels = [truth.labels for truth in batch.ground_truth]
-        with torch.no_grad():
-            return self.assigner(grid, boxes, labels, output)
-
-    def _sum(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Over all devices."""
-        summed = self.fabric.all_reduce(numbers, reduce_op="sum")
-        assert isinstance(summed, torch.Tensor)
-        return summed
-
-    def _fail_not_finite(self, report: StepReport, window: list[Batch]) -> NoReturn:
-        """Keep the batch and end; every device comes here in the same step."""
-        step = self.state.step + 1
-        file = self.run / f"not_finite_step_{step}_rank_{self.fabric.global_rank}.pt"
-        with written_in_run(file) as partial:
-            torch.save([asdict(batch.to(torch.device("cpu"))) for batch in window], partial)
-        image_ids: list[Any] = [image_id for batch in window for image_id in batch.image_ids]
-        if self.fabric.world_size > 1:
-            everyone: list[Any] = [None] * self.fabric.world_size
-            torch.distributed.all_gather_object(everyone, image_ids)
-            image_ids = list(chain.from_iterable(everyone))
-        raise TrainingError(
-            f"loss or gradient is not finite at step {step}: "
-            + ", ".join(f"{name} {value:g}" for name, value in report.numbers().items()),
-            where=f"image ids {', '.join(map(str, image_ids))}; the batch is in {file}",
-            fix="a smaller lr_base, a longer warmup_iter, or grad_clip; with fp16 try bf16. "
-            "The last checkpoint is from before this step: load=true resumes from it",
         )
 
     # Between steps ----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from fcos.data.formats import Split, coco, find_splits, read_annotations, read_n
 from fcos.data.image import read_size
 from fcos.data.image_files import common_root
 from fcos.errors import DatasetError
+from fcos.terminal import counted
 from fcos.train.throughput import num_cores
 
 SMALLEST_BOX = 12  # pixels after resizing: one and a half cells of the finest level (stride 8)
@@ -58,9 +59,9 @@ class Hardware:
 
     def __str__(self) -> str:
         if not self.num_gpus:
-            return f"no GPU, {self.num_cores} CPU core{'s' * (self.num_cores > 1)}"
-        gpus = f"{self.num_gpus} GPU{'s' * (self.num_gpus > 1)} with {self.gpu_memory_gb:.0f} GB"
-        return f"{gpus}, {self.num_cores} CPU cores"
+            return f"no GPU, {counted(self.num_cores, 'CPU core')}"
+        gpus = f"{counted(self.num_gpus, 'GPU')} with {self.gpu_memory_gb:.0f} GB"
+        return f"{gpus}, {counted(self.num_cores, 'CPU core')}"
 
 
 def find_hardware() -> Hardware:
@@ -117,14 +118,16 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
             for name, part in (("train.json", train), ("eval.json", held_out))
         )
         format, name_file = "coco", None  # the files carry the names
-        trained = f"the folder brings no split, so one was made: {len(train)} images"
-        evaluated = f"{len(held_out)} images held out by lot (seed {SPLIT_SEED}), never trained on"
+        trained = f"the folder brings no split, so one was made: {counted(len(train), 'image')}"
+        evaluated = (
+            f"{counted(len(held_out), 'image')} chosen at random (seed {SPLIT_SEED}), never trained on"
+        )
     found = [
         Proposal("root_train", train_split.root, "folder of the images"),
         Proposal("list_train", train_split.source, trained),
         Proposal("root_eval", eval_split.root, "folder of the images"),
         Proposal("list_eval", eval_split.source, evaluated),
-        Proposal("name_file", name_file, f"{train.num_classes} classes"),
+        Proposal("name_file", name_file, counted(train.num_classes, "class", "classes")),
         Proposal("data_format", format, f"the folder is {splits.format}"),
         Proposal("run_folder", f"runs/{folder.resolve().name}", "named like the folder"),
     ]
@@ -243,17 +246,22 @@ def _flip(class_names: tuple[str, ...]) -> Proposal:
     return Proposal("horizontal_flip", True, "no class looks like text, digits, left or right")
 
 
+def _few(number: int) -> str:
+    """Why a setting is for small data sets."""
+    return counted(number, "image is", "images are") + " few"
+
+
 def _augmentation(num_images: int) -> Proposal:
     if num_images < MANY_IMAGES:
-        return Proposal("augmentation", True, f"{num_images} images are few: vary colours and crops")
-    return Proposal("augmentation", False, f"{num_images} images are varied enough")
+        return Proposal("augmentation", True, f"{_few(num_images)}: vary colours and crops")
+    return Proposal("augmentation", False, f"{num_images:,} images are varied enough")
 
 
 def _length(num_images: int, hardware: Hardware) -> Iterator[Proposal]:
     """Enough images seen, however few there are; never less than the papers' 12 epochs."""
     goal = 120_000 if hardware.num_gpus else 6_000
     epochs = int(np.clip(round(goal / max(1, num_images)), 12, 200))
-    reason = f"{num_images} images, seen {num_images * epochs:,} times in all"
+    reason = f"{counted(num_images, 'image')}, seen {num_images * epochs:,} times in all"
     yield Proposal("epochs", epochs, reason)
     if epochs > 50:
         yield Proposal("eval_epochs", round(epochs / 25), "an epoch is short: 25 evaluations in all")
@@ -266,7 +274,7 @@ def _batch(num_images: int, preset: str, hardware: Hardware, pixels: int) -> Ite
     num_devices = max(1, hardware.num_gpus)
     share = max(1, wanted // num_devices)
     batch = share * num_devices
-    why = "the preset's" if batch == usual else f"{num_images} images are few: more steps an epoch"
+    why = "the preset's" if batch == usual else f"{_few(num_images)}: more steps an epoch"
     if num_devices > 1:
         why = f"{share} on each of {num_devices} GPUs"
     yield Proposal("nbatch_train", batch, why)
@@ -289,7 +297,9 @@ def _speed(hardware: Hardware) -> Iterator[Proposal]:
     if hardware.num_gpus:
         workers = max(1, min(8, hardware.num_cores // hardware.num_gpus))
         yield Proposal(
-            "num_workers", workers, f"{hardware.num_cores} cores read for {hardware.num_gpus} GPU(s)"
+            "num_workers",
+            workers,
+            f"{counted(hardware.num_cores, 'core')} for {counted(hardware.num_gpus, 'GPU')}",
         )
     else:
         workers = max(1, min(4, hardware.num_cores // 4))

@@ -263,7 +263,7 @@ def load_data(config: TrainConfig, fabric: Fabric) -> Data:
     warnings = []
     if common := common_images(train_set, eval_set):
         warnings.append(
-            f"{len(common)} pictures are in both training and evaluation, for example "
+            f"{counted(len(common), 'image is', 'images are')} in both training and evaluation, for example "
             f"{common[0][0].name}: the numbers will be too good"
         )
         say(fabric, f"warning: {warnings[0]}")
@@ -288,7 +288,7 @@ def usable(
     """The annotations after the data check, and what it found; refuses problems unless told to leave out."""
     report = None
     if fabric.is_global_zero:
-        report = check(annotations, track=partial(track, what=f"checking {what} pictures"))
+        report = check(annotations, track=partial(track, what=f"checking {what} images"))
         if not config.skip_invalid or report.of_all:
             report.raise_problems()
         if report.problems:
@@ -311,8 +311,9 @@ def left_out(annotations: Annotations, config: TrainConfig) -> str:
     areas = sides.prod(axis=1)[~annotations.is_crowd]
     num_small = int((areas < config.boxarea_th).sum())
     return (
-        f"{num_small} of {len(areas)} training boxes ({num_small / max(1, len(areas)):.1%}) are smaller than "
-        f"{config.boxarea_th:g} square pixels after resizing and are not learned; evaluation counts all boxes"
+        f"{num_small} of {counted(len(areas), 'training box', 'training boxes')} "
+        f"({num_small / max(1, len(areas)):.1%}) get smaller than {config.boxarea_th:g} square pixels by "
+        "resizing and are not learned; evaluation counts all boxes"
     )
 
 

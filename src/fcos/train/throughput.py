@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from fcos.config import TrainConfig
+from fcos.terminal import counted
 
 WORTH_A_CHANGE = 0.05  # share of the time; below, more loading would change nothing that one could see
 
@@ -106,7 +107,7 @@ def describe(times: EpochTimes, epoch: int, config: TrainConfig, num_processes: 
     else:
         change = loader_advice(config, num_processes, device, num_cores())
     took = f"epoch {epoch}: {times.elapsed_s:.0f} s, {rate:.1f} img/s"
-    return f"{took}, {times.waited_share:.0%} waiting for pictures: {change}"
+    return f"{took}, {times.waited_share:.0%} waiting for images: {change}"
 
 
 def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
@@ -115,7 +116,8 @@ def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
     if workers <= cores:
         return None
     return (
-        f"num_workers={config.num_workers} starts {workers} loader processes for {cores} cores: "
+        f"num_workers={config.num_workers} starts {counted(workers, 'loader process', 'loader processes')} "
+        f"for {counted(cores, 'core')}: "
         "they take turns, and each takes memory; fewer are as fast"
     )
 
@@ -137,7 +139,7 @@ def loader_advice(config: TrainConfig, num_processes: int, device: str, cores: i
     """What gets pictures to the network faster."""
     workers = config.num_workers * num_processes
     each = f" for each of {num_processes} devices" if num_processes > 1 else ""
-    now = f"now {config.num_workers}{each}, {cores} cores"
+    now = f"now {config.num_workers}{each}, {counted(cores, 'core')}"
     if config.num_workers == 0:
         return f"they are loaded between the steps; beside them with num_workers=1 ({now})"
     # A process that computes on the CPU needs a core of its own, one that feeds a GPU hardly any.

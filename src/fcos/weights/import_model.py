@@ -12,6 +12,7 @@ from fcos.config import load_config
 from fcos.errors import ConfigError, WeightsError
 from fcos.files import check_writable
 from fcos.model.build import build_model
+from fcos.terminal import counted
 from fcos.weights.load import MODEL_SETTINGS, load_model, settings_of
 from fcos.weights.model_file import ModelCard, load_tensors, save_model
 from fcos.weights.published.settings import ChannelOrder
@@ -68,7 +69,7 @@ def import_model(
     names = class_names or loaded.card.class_names
     if len(names) != len(loaded.card.class_names):
         raise WeightsError(
-            f"{len(names)} names for {len(loaded.card.class_names)} outputs",
+            f"{counted(len(names), 'name')} for {counted(len(loaded.card.class_names), 'output')}",
             where=str(loaded.path),
             fix="give a names file with a line for each output ('background' does not count)",
         )

@@ -15,12 +15,12 @@ from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fcos.errors import WeightsError
 from fcos.files import check_regular, written
-from fcos.terminal import is_printable
+from fcos.terminal import counted, is_printable
 from fcos.weights.archive import UnsafeFileError, parse_json
 
 FORMAT_VERSION = 1
@@ -63,7 +63,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata = {"fcos": json.dumps(asdict(card))}
     with written(path) as partial:
-        save_file(tensors, partial, metadata=metadata)
+        partial.write_bytes(save(tensors, metadata))  # `save_file` makes it readable by its owner alone
 
 
 def is_model_file(path: Path) -> bool:
@@ -148,7 +148,8 @@ def _wrong_entries(card: dict[str, Any]) -> Iterator[str]:
     if not isinstance(ids, list) or not all(is_whole(number) and abs(number) <= MAX_ID for number in ids):
         yield "category_ids is not a list of whole numbers"
     elif isinstance(names, list) and (len(ids) != len(names) or not ids or len(set(ids)) < len(ids)):
-        yield f"{len(ids)} category_ids ({len(set(ids))} different) for {len(names)} classes"
+        classes = counted(len(names), "class", "classes")
+        yield f"{len(ids)} category_ids ({len(set(ids))} different) for {classes}"
     settings = card.get("settings", {})
     if not isinstance(settings, dict):
         yield "settings is not an object"
