@@ -1,14 +1,11 @@
-"""The names of the annotation formats: each is a module of `data/formats`, listed here without importing it.
+"""The names of the annotation formats: the modules of `data/formats`, listed without importing them.
 
-Settings, `--help` and completion need the names alone; reading them here keeps numpy out of these, and a new
-format out of the settings. A module with an underscore in its name belongs to the format that it begins with.
+Settings, `--help` and completion need the names alone, and must not wait for numpy. A module with an
+underscore in its name belongs to the format that it begins with.
 """
 
-from pathlib import Path
+import os
 from pkgutil import iter_modules
 
-FORMAT_NAMES = tuple(
-    module.name
-    for module in iter_modules([str(Path(__file__).parent / "data" / "formats")])
-    if "_" not in module.name
-)
+_FOLDER = os.path.join(os.path.dirname(__file__), "data", "formats")
+FORMAT_NAMES = tuple(module.name for module in iter_modules([_FOLDER]) if "_" not in module.name)

@@ -22,10 +22,10 @@ from fcos.data.image import (
     WHITE_IS_ZERO,
     read_header,
     read_image,
-    read_record,
     read_reduced,
     read_size,
     reduction_for,
+    upright,
 )
 from fcos.errors import DatasetError
 
@@ -125,7 +125,7 @@ def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, ori
     path = save(tmp_path, Image.fromarray(raw), exif=exif)
     record = Record.make(path, [[16, 8, 40, 16]], [0], 1, size_hw=(32, 48))
 
-    image, upright = read_record(record)
+    image, turned = read_image(path), upright(record, read_header(path))
 
     expected = Image.fromarray(raw)
     expected.getexif()[ORIENTATION] = orientation
@@ -136,10 +136,10 @@ def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, ori
     if orientation >= 5:  # the stated size shows that the boxes are of the stored image
         rows, columns = torch.nonzero(image[0] > 128, as_tuple=True)
         found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert upright.boxes_xyxy.tolist() == [[int(side) for side in found]]
-        assert upright.size_hw == tuple(image.shape[1:])
+        assert turned.boxes_xyxy.tolist() == [[int(side) for side in found]]
+        assert turned.size_hw == tuple(image.shape[1:])
     else:
-        assert upright.boxes_xyxy.tolist() == [[16, 8, 40, 16]]
+        assert turned.boxes_xyxy.tolist() == [[16, 8, 40, 16]]
 
 
 @pytest.mark.parametrize("size_hw", [None, (48, 32)])
@@ -149,7 +149,7 @@ def test_boxes_that_are_upright_already_stay(tmp_path, size_hw):
     path = save(tmp_path, Image.new("RGB", (48, 32)), exif=exif)
     record = Record.make(path, [[1, 2, 3, 4]], [0], 1, size_hw=size_hw)
 
-    assert read_record(record)[1].boxes_xyxy.tolist() == [[1, 2, 3, 4]]
+    assert upright(record, read_header(path)).boxes_xyxy.tolist() == [[1, 2, 3, 4]]
 
 
 def test_an_orientation_that_makes_no_sense_is_none(tmp_path):
@@ -300,13 +300,13 @@ def test_a_truncated_image_is_told_when_it_is_reduced_too(tmp_path):
 
 
 def test_large_images_have_the_pixels_of_pillow(tmp_path):
-    image = smooth(1500, 1001)
-    path = save(tmp_path, image)
+    saved = smooth(1500, 1001)
+    path = save(tmp_path, saved)
 
     image = read_image(path)
 
     assert image.stride() == (1, 4500, 3)
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(image))
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(saved))
 
 
 # Depths of grey ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`fcos check`: what is wrong with a data set, and what is in it."""
+"""`fcos check`: what is in a data set, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -34,17 +34,23 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found.")
-@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found by itself."
+)
+@click.option(
+    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
+)
 @click.option(
     "--from",
     "--format",
     "format",
     type=click.Choice(["auto", *FORMAT_NAMES]),
     default="auto",
-    help="Format of the annotations, if it is not recognised.",
+    help="Format of the annotations; default: recognised.",
 )
-@click.option("--headers-only", is_flag=True, help="Do not decode images: faster, misses truncated ones.")
+@click.option(
+    "--headers-only", is_flag=True, help="Do not decode images: faster, but misses truncated files."
+)
 @json_option
 def command(
     sources: tuple[str, ...],

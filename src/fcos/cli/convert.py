@@ -28,19 +28,23 @@ Examples:
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="File (.txt of a list, .json of COCO) or folder (VOC, YOLO) to write; it must not exist yet.",
+    help="File (list: .txt, COCO: .json) or folder (VOC, YOLO) to write; it must not exist yet.",
 )
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found.")
-@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found by itself."
+)
+@click.option(
+    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
+)
 @click.option(
     "--from",
     "--format",
     "format",
     type=click.Choice(["auto", *FORMAT_NAMES]),
     default="auto",
-    help="Format of SOURCE, if it is not recognised.",
+    help="Format of SOURCE; default: recognised.",
 )
-@click.option("--copy-images", is_flag=True, help="VOC and YOLO: copy the images instead of linking them.")
+@click.option("--copy-images", is_flag=True, help="In a folder, copy the images instead of linking them.")
 @json_option
 def command(
     source: Path,
@@ -54,9 +58,9 @@ def command(
 ) -> None:
     """Write the annotations of SOURCE in another format, without losing a box.
 
-    Images are not copied. A list or COCO file names them relative to the folder that they are in, which is
-    printed: give it as --root, root_train or root_eval when reading. VOC and YOLO data sets hold links to the
-    images, or copies with --copy-images. What the new format cannot hold is printed.
+    A list or COCO file names images relative to the folder that they are in, which is printed: give it as
+    --root, root_train or root_eval when reading. VOC and YOLO folders hold links to the images, or copies
+    with --copy-images. What the new format cannot hold is printed.
     """
     from fcos.data.formats import convert, read_names
 

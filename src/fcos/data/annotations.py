@@ -101,7 +101,7 @@ class Annotations(Sequence[Record]):
     first_box: NDArray[np.int64]  # (images + 1,): boxes of image i are first_box[i] : first_box[i + 1]
     image_ids: NDArray[np.int64]
     sizes_hw: NDArray[np.int32]  # (images, 2), -1 where unknown
-    _paths: NDArray[Any] = field(repr=False)  # utf-8, fixed width: no Python object an image
+    _paths: NDArray[Any] = field(repr=False)  # utf-8, fixed width: no Python object per image
     _wheres: NDArray[Any] | None = field(repr=False)  # None: the source and the image id say where
     _folder: Path = field(default=Path(), repr=False)  # that the paths start from
     notes: tuple[str, ...] = ()
@@ -178,13 +178,18 @@ class Annotations(Sequence[Record]):
         return (self[index] for index in range(len(self)))
 
 
-def select(annotations: Annotations, indices: Sequence[int]) -> Annotations:
-    """The images of these indices, in this order."""
+def select(
+    annotations: Annotations, indices: Sequence[int], keep_box: NDArray[np.bool_] | None = None
+) -> Annotations:
+    """The images of these indices, in this order, with all their boxes or those to keep."""
     chosen = np.asarray(indices, np.int64)
     first, last = annotations.first_box[chosen], annotations.first_box[chosen + 1]
     counts = last - first
     first_box = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     boxes = np.arange(first_box[-1]) + np.repeat(first - first_box[:-1], counts)
+    if keep_box is not None:
+        kept = keep_box[boxes]
+        first_box, boxes = np.concatenate([[0], np.cumsum(kept)])[first_box], boxes[kept]
     return replace(
         annotations,
         boxes_xyxy=annotations.boxes_xyxy[boxes],

@@ -124,7 +124,7 @@ class CheckReport:
 def check(
     annotations: Annotations, *, decode: bool = True, workers: int | None = None, track: Track | None = None
 ) -> CheckReport:
-    """Look at every image and every box.
+    """Check every image and every box.
 
     Args:
         annotations: as read.
@@ -153,17 +153,6 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
     for problem in report.problems:
         if problem.record is not None and problem.box is not None:
             keep_box[annotations.first_box[problem.record] + problem.box] = False
-    kept_before = np.concatenate([[0], np.cumsum(keep_box)])
-    cleaned = replace(
-        annotations,
-        boxes_xyxy=report.boxes_xyxy[keep_box],
-        labels=annotations.labels[keep_box],
-        is_crowd=annotations.is_crowd[keep_box],
-        is_difficult=annotations.is_difficult[keep_box],
-        areas=annotations.areas[keep_box],
-        first_box=kept_before[annotations.first_box].astype(np.int64),
-        sizes_hw=report.sizes_hw,
-    )
     unusable = {p.record for p in report.problems if p.box is None and p.record is not None}
     if len(unusable) == len(annotations):
         raise DatasetError(
@@ -171,7 +160,9 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
             where=shown([str(problem) for problem in report.problems]),
             fix="correct the folder of images (root_train / root_eval / --root)",
         )
-    return select(cleaned, [index for index in range(len(annotations)) if index not in unusable])
+    usable = [index for index in range(len(annotations)) if index not in unusable]
+    cleaned = replace(annotations, boxes_xyxy=report.boxes_xyxy, sizes_hw=report.sizes_hw)
+    return select(cleaned, usable, keep_box)
 
 
 def lack_of_boxes(annotations: Annotations) -> list[Problem]:

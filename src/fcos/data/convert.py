@@ -58,7 +58,7 @@ def convert(
     name_file = target.names_beside(out) if target.names_beside else None
     _check_out(out, target, name_file, copy_images)
     annotations = read_annotations(source, root=root, names=names, format=format)
-    _check_boxes(annotations)
+    check_boxes(annotations)
     check_names(annotations.class_names, where=str(annotations.source))
     _check_names_can_be_written(annotations)
     images_root = common_root(annotations)
@@ -87,7 +87,7 @@ def _check_out(out: Path, target: Format, name_file: Path | None, copy_images: b
     check_writable(out)
 
 
-def _check_boxes(annotations: Annotations) -> None:
+def check_boxes(annotations: Annotations) -> None:
     """Refuse boxes that no format can hold: without a class, or without numbers."""
     labels_known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
     usable = labels_known & np.isfinite(annotations.boxes_xyxy).all(axis=1)

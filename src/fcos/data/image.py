@@ -162,12 +162,6 @@ def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
 
 
-def read_record(record: Record) -> tuple[UInt8[Tensor, "3 height width"], Record]:
-    """RGB pixels of a record, upright, and the record with its boxes in that frame."""
-    with _opened(record.path) as (image, header):
-        return _to_tensor(_upright_rgb(image, header)), upright(record, header)
-
-
 def read_header(path: Path, *, decode: bool = False) -> Header:
     """Stored size and orientation; `decode` also makes sure that every pixel can be read."""
     with _opened(path) as (image, header):

@@ -16,8 +16,6 @@ from fcos.terminal import counted
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic".split()
 )
-
-
 ARCHIVE_SUFFIXES = frozenset(".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar".split())
 DOCUMENT_SUFFIXES = frozenset(".pdf .svg .doc .docx .odt .ppt .pptx .odp .xls .xlsx .ods .html .htm".split())
 
@@ -110,12 +108,8 @@ class ImageFolder:
         self.folder = folder
         self._by_stem: dict[Path, dict[str, list[Path]]] = {}
 
-    def find(self, stem: str) -> Path | None:
-        """The image called `stem` (may hold subfolders) with any image suffix; the first of several."""
-        return next(iter(self.find_all(stem)), None)
-
     def find_all(self, stem: str) -> list[Path]:
-        """Every image called `stem`: ``cat.jpg`` and ``cat.png``."""
+        """Every image called `stem` (may hold subfolders): ``cat.jpg`` and ``cat.png``."""
         place = self.folder / stem
         if place.parent not in self._by_stem:
             by_stem = self._by_stem.setdefault(place.parent, {})

@@ -11,7 +11,7 @@ import numpy as np
 
 from fcos.data.annotations import Annotations
 from fcos.data.image_files import ARCHIVE_SUFFIXES, check_root
-from fcos.data.registry import FolderSign, Format, TextSign, all_formats, format_named
+from fcos.data.registry import Format, all_formats, format_named
 from fcos.data.text import read_lines
 from fcos.errors import DatasetError
 from fcos.files import check_regular, without_part
@@ -65,7 +65,8 @@ def recognise(source: Path, root: Path | None = None) -> str:
 
 def _of_folder(folder: Path) -> Format | None:
     signs = [(sign, format) for format in all_formats() for sign in format.folder_signs]
-    return next((format for sign, format in sorted(signs, key=_weakness) if sign.holds(folder)), None)
+    signs.sort(key=lambda pair: -pair[0].strength)
+    return next((format for sign, format in signs if sign.holds(folder)), None)
 
 
 def _of_file(file: Path, root: Path | None) -> Format | None:
@@ -82,13 +83,8 @@ def _of_file(file: Path, root: Path | None) -> Format | None:
     if not lines:
         raise DatasetError("the file is empty", where=str(file), fix="give a file that names images")
     signs = [(sign, format) for format in formats for sign in format.text_signs]
-    return next(
-        (format for sign, format in sorted(signs, key=_weakness) if sign.holds(file, root, lines)), None
-    )
-
-
-def _weakness(sign_of: tuple[FolderSign | TextSign, Format]) -> int:
-    return -sign_of[0].strength
+    signs.sort(key=lambda pair: -pair[0].strength)
+    return next((format for sign, format in signs if sign.holds(file, root, lines)), None)
 
 
 def _is_binary(file: Path) -> bool:

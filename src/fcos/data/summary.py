@@ -5,13 +5,11 @@ The report shows it without reading the training set again, which may be large, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,8 +25,7 @@ SIDE_ENDS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # pixels
 RATIO_ENDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
 
 
-@dataclass(frozen=True)
-class DataSummary:
+class DataSummary(msgspec.Struct, frozen=True, rename={"counts": "card"}):
     """One data set.
 
     Attributes:
@@ -70,9 +67,8 @@ def summarize(
 
 def write_summaries(summaries: Mapping[str, DataSummary], folder: Path) -> None:
     """Keep the summaries in a run folder; the counts are called "card" there."""
-    content = {what: asdict(summary) for what, summary in summaries.items()}
-    content = {what: {"card": entry.pop("counts"), **entry} for what, entry in content.items()}
-    write_text(folder / FILE_NAME, json.dumps(content, indent=1, ensure_ascii=False))
+    content = msgspec.json.format(msgspec.json.encode(summaries), indent=1)
+    write_text(folder / FILE_NAME, content.decode())
 
 
 def read_summaries(folder: Path) -> dict[str, DataSummary]:
@@ -85,22 +81,13 @@ def read_summaries(folder: Path) -> dict[str, DataSummary]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(read_text(file))
-        return {what: _from_json(entry) for what, entry in content.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return msgspec.json.decode(read_text(file), type=dict[str, DataSummary])
+    except (msgspec.MsgspecError, DatasetError, RecursionError) as error:
         raise DatasetError(
             "no description of a run's data sets, or damaged",
             where=str(file),
             fix="remove it: it is made again from the data",
         ) from error
-
-
-def _from_json(entry: Mapping[str, Any]) -> DataSummary:
-    content = dict(entry)
-    counts = dict(content.pop("card"))
-    counts["sides"] = counts["sides"] and {name: tuple(values) for name, values in counts["sides"].items()}
-    content |= {name: tuple(content[name]) for name in ("problems", "warnings")}
-    return DataSummary(counts=Counts(**counts), **content)
 
 
 def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:

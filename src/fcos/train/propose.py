@@ -1,7 +1,7 @@
-"""A training for one's own images: settings proposed from the data and the machine, each with its reason.
+"""Settings for a training on one's own images, proposed from data and machine, each with its reason.
 
-The rules are plain and written to the config file, to be changed there. They stand on the presets
-(`presets.py`); a setting is only proposed where data or machine have a say in it.
+The result is a config file, to be edited. Settings that depend on neither data nor machine are left to the
+presets (`presets.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fcos.config import TrainConfig
 from fcos.config.presets import PRESETS
 from fcos.data.annotations import Annotations
 from fcos.data.check import require_boxes
+from fcos.data.convert import check_boxes
 from fcos.data.formats import Split, coco, find_splits, read_annotations, read_names, split_annotations
 from fcos.data.image import read_size
 from fcos.data.image_files import common_root
@@ -143,13 +144,7 @@ def write_split(data: FolderData, split_folder: Path) -> None:
         return
     parts = {"train.json": data.train, "eval.json": data.held_out}
     for part in parts.values():
-        labels_known = (part.labels >= 0) & (part.labels < part.num_classes)
-        if not (labels_known.all() and np.isfinite(part.boxes_xyxy).all()):
-            raise DatasetError(
-                "boxes have no known class or no finite numbers, so the folder cannot be split",
-                where=str(part.source),
-                fix=f"`fcos check {part.source}` says what is wrong with each; correct them",
-            )
+        check_boxes(part)
     for name, part in parts.items():
         coco.write(part, split_folder / name, root=common_root(part))
 

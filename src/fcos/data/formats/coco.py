@@ -130,15 +130,9 @@ def write(
         if size_hw is not None:
             image |= {"height": size_hw[0], "width": size_hw[1]}
         content["images"].append(image)
-        for box, label, is_crowd, is_difficult, area in zip(
-            record.boxes_xyxy.tolist(),
-            record.labels.tolist(),
-            record.is_crowd.tolist(),
-            record.is_difficult.tolist(),
-            record.areas.tolist(),
-            strict=True,
-        ):
-            x1, y1, x2, y2 = box
+        columns = (record.boxes_xyxy, record.labels, record.is_crowd, record.is_difficult, record.areas)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for (x1, y1, x2, y2), label, is_crowd, is_difficult, area in rows:
             entry: Entry = {
                 "id": len(content["annotations"]) + 1,
                 "image_id": record.image_id,

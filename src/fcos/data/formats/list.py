@@ -11,6 +11,7 @@ import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,7 @@ from fcos.data.names import numbered_names, write_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import FolderSign, Format, TextSign
 from fcos.data.text import Faults, number_text, read_lines
-from fcos.errors import DatasetError
-from fcos.files import read_bytes, write_text
+from fcos.files import read_bytes, read_text, write_text
 from fcos.terminal import counted
 
 _SUFFIXES = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))
@@ -147,15 +147,13 @@ def _list_files(folder: Path) -> list[Path]:
 
 def _is_list(file: Path) -> bool:
     """Whether a file is a list with boxes; refuses one in another encoding, which must not be overlooked."""
-    try:
-        return _has_boxes([line for _, line in read_lines(file)[:50]])
-    except DatasetError:
-        content = read_bytes(file)
-        encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "latin-1"
-        lines = content.decode(encoding, "replace").splitlines()[:50]
-        if _has_boxes([line.strip() for line in lines if line.strip()]):
-            raise
-        return False
+    content = read_bytes(file)
+    encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+    lines = map(str.strip, content.decode(encoding, "replace").splitlines())
+    is_list = _has_boxes(list(islice(filter(None, lines), 50)))
+    if is_list:
+        read_text(file)
+    return is_list
 
 
 def _has_boxes(lines: Sequence[str]) -> bool:

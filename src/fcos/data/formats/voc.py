@@ -1,4 +1,4 @@
-"""Pascal VOC: ``Annotations`` holds an xml an image, ``JPEGImages`` images, ``ImageSets/Main`` splits.
+"""Pascal VOC: ``Annotations`` holds one xml file per image, ``JPEGImages`` images, ``ImageSets/Main`` splits.
 
 Coordinates are taken as they stand, as xyxy in pixels. The original VOC counts pixels from 1 and includes the
 last one, but most files "in VOC format" come from tools (labelImg, CVAT) that write plain pixel coordinates,
@@ -221,7 +221,7 @@ def _image_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> Imag
         candidates = [*_usual_folders(folder.absolute().parent), *near, *(f / folder.name for f in near)]
     finders = [ImageFolder(candidate) for candidate in candidates]
     some = [*stems[:10], *(Path(stem).name for stem in stems[:10])]
-    return next((finder for finder in finders if any(map(finder.find, some))), finders[0])
+    return next((finder for finder in finders if any(map(finder.find_all, some))), finders[0])
 
 
 def _usual_folders(base: Path) -> list[Path]:

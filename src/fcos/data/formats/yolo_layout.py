@@ -20,14 +20,7 @@ from fcos.data.formats.yolo_description import (
     read_description,
     split_source,
 )
-from fcos.data.image_files import (
-    IMAGE_SUFFIXES,
-    ImageFolder,
-    folders_like,
-    folders_near,
-    is_image,
-    names_in,
-)
+from fcos.data.image_files import IMAGE_SUFFIXES, ImageFolder, folders_like, folders_near, is_image, names_in
 from fcos.data.numbers import number
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
