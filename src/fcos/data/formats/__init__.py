@@ -5,19 +5,12 @@ recognition, splits, conversion and the data check take it from there. `list` is
 module with an underscore in its name belongs to the format that it begins with.
 """
 
-from fcos.data.convert import Converted, convert
-from fcos.data.names import read_names
-from fcos.data.recognise import read_annotations, recognise
-from fcos.data.splits import Split, Splits, find_splits, split_annotations
-
-__all__ = [
-    "Converted",
-    "Split",
-    "Splits",
-    "convert",
-    "find_splits",
-    "read_annotations",
-    "read_names",
-    "recognise",
-    "split_annotations",
-]
+from fcos.data.convert import Converted as Converted
+from fcos.data.convert import convert as convert
+from fcos.data.names import read_names as read_names
+from fcos.data.recognise import read_annotations as read_annotations
+from fcos.data.recognise import recognise as recognise
+from fcos.data.splits import Split as Split
+from fcos.data.splits import Splits as Splits
+from fcos.data.splits import find_splits as find_splits
+from fcos.data.splits import split_annotations as split_annotations
