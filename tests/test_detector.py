@@ -13,9 +13,9 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from fcos import Detector
-from fcos import detector as api
 from fcos.data.annotations import Annotations
 from fcos.errors import DatasetError, DeviceError, WeightsError
+from fcos.predict import predictor
 from fcos.predict.backend import TorchBackend
 from fcos.predict.detect import results_json
 from fcos.predict.predictor import pixels_of
@@ -153,7 +153,7 @@ def test_small_pictures_of_one_size_go_through_the_network_together(
     assert sizes[0][2:] == sizes[1][:1:-1]
 
     sizes.clear()
-    monkeypatch.setattr(api, "MOST_PIXELS_OF_SMALL", 100)
+    monkeypatch.setattr(predictor, "MOST_PIXELS_OF_SMALL", 100)
     alone = detector.predict(pictures, score_threshold=0.0)
     assert [size[0] for size in sizes] == [1] * 6
     for first, second in zip(together, alone, strict=True):

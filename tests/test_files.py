@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -139,6 +140,17 @@ def test_a_full_disk_is_one_message_and_leaves_what_was_there(tmp_path: Path):
             with written(tmp_path / "a.txt"):
                 raise error
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_part_that_cannot_be_written_names_the_whole(tmp_path: Path):
+    with (
+        pytest.raises(OutputError, match="No space left") as caught,
+        written(tmp_path / "model.onnx") as partial,
+    ):
+        with written(partial):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert f"in: {whole}" in str(caught.value)
+    assert ".partial" not in str(caught.value)
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path):

@@ -179,6 +179,8 @@ def check_writable(path: Path) -> None:
 
 def reason_of(error: Exception) -> str:
     """The system's words for what went wrong, without number and path."""
+    if "iostream error" in str(error):  # all that C++ says
+        return "the disk is full, or the place is read-only"
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -199,6 +201,8 @@ def explained(path: Path, fix: str = "") -> Iterator[None]:
     """Turn what goes wrong in writing to a path into an `OutputError` with its reason."""
     try:
         yield
+    except OutputError as error:  # of a part of it, in its temporary folder
+        raise OutputError(error.what, where=str(path), fix=error.fix) from error
     except FcosError:
         raise
     except Exception as error:

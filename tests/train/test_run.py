@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from fcos.cli.train import train_and_draw
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.summary import read_summaries
 from fcos.errors import ConfigError, DatasetError
-from fcos.train.run import Run, left_out, train
+from fcos.train.run import left_out, train
 from fcos.train.run_folder import find_run_folder
 from fcos.weights.load import load_model
 
@@ -46,8 +47,8 @@ KEYS = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "epoch": EPOCH_KEYS}
 @pytest.fixture(scope="module")
 def finished(tiny_of_module: Tiny) -> Path:
     """The folder of a whole run, with everything that it writes."""
-    run = train(tiny_of_module.config("run", tensorboard=True, ema_decay=0.9))
-    assert run == Run(tiny_of_module.runs / "run", True, 0)
+    run = train_and_draw(tiny_of_module.config("run", tensorboard=True, ema_decay=0.9))
+    assert (run.folder, run.finished, run.exit_code) == (tiny_of_module.runs / "run", True, 0)
     return run.folder
 
 
@@ -96,7 +97,7 @@ def test_model_file_opens_without_the_config(finished: Path) -> None:
 
 
 def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> None:
-    train(tiny.config("run", save=False, epochs=1))
+    train_and_draw(tiny.config("run", save=False, epochs=1))
     files = {"config.json", "data.json", "metrics.jsonl", "results.json", "curves.png", "report.html"}
     files |= {"coverage.json"}
     assert {path.name for path in (tiny.runs / "run").iterdir()} == files
@@ -111,7 +112,7 @@ def test_stop_without_save_says_that_nothing_is_left(tiny: Tiny, capsys: pytest.
 def test_without_evaluation_the_last_model_is_the_result(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny.config("run", list_eval="", root_eval="", epochs=1))
+    train_and_draw(tiny.config("run", list_eval="", root_eval="", epochs=1))
     assert "no list_eval: nothing is measured" in capsys.readouterr().err
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []

@@ -52,8 +52,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     needs none: a train.json is proposed from data and machine, written, and used.
     """
     from fcos.cli.init import print_proposal, write_proposal
-    from fcos.config import load_config
-    from fcos.config.schema import check_overrides
+    from fcos.config import check_overrides, load_config
 
     if "=" in source.name and not source.exists():
         raise ConfigError(

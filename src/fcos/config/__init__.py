@@ -1,16 +1,17 @@
 """`train.json`: its settings, how it is read, and what must hold between settings.
 
-Read `schema` first (every setting: default, unit, meaning), then `file` (a file or the command line to
-values), `checks` (between settings), `presets`, `conventions` (what differs between code bases) and
-`other_tools` (keys of other programs, for the error message).
+Read `schema` first (every setting: default, unit, meaning), then `load` (defaults, preset, file and command
+line to one configuration), `file` (a file or the command line to values), `checks` (between settings),
+`presets`, `conventions` (what differs between code bases) and `other_tools` (keys of other programs, for the
+error message).
 """
 
+from fcos.config.load import check_overrides as check_overrides
+from fcos.config.load import dump_config as dump_config
+from fcos.config.load import load_config as load_config
 from fcos.config.schema import ALIASES as ALIASES
 from fcos.config.schema import GROUPS as GROUPS
 from fcos.config.schema import TrainConfig as TrainConfig
-from fcos.config.schema import check_overrides as check_overrides
 from fcos.config.schema import choices as choices
-from fcos.config.schema import dump_config as dump_config
 from fcos.config.schema import expects as expects
-from fcos.config.schema import load_config as load_config
 from fcos.config.schema import unit as unit

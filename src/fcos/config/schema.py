@@ -1,29 +1,20 @@
 """Every setting of a training, as one flat model: `train.json`, the seed's keys as they are.
 
-A setting's default, unit and meaning stand here and nowhere else; `fcos config` prints them. Values come
-from four places, the later ones win: the default, the preset (`model`), the file, the command line.
+A setting's default, unit and meaning stand here and nowhere else; `fcos config` prints them.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all
 from fcos.config.conventions import ThresholdOn
-from fcos.config.file import COMMAND_LINE, Given, read_file, read_overrides
-from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
-from fcos.errors import ConfigError
-from fcos.files import without_part, write_text
 from fcos.format_names import FORMAT_NAMES
 
 if TYPE_CHECKING:
@@ -34,13 +25,6 @@ else:
 # The seed's spellings, taken for ever as if the setting itself stood there.
 ALIASES = {"epoches": "epochs", "eval_epoches": "eval_epochs"}
 
-# What is often written where another word is meant.
-WORDS_ELSEWHERE = {
-    "gpu": '"cuda"',
-    **dict.fromkeys(("true", "yes", "on"), "true"),
-    **dict.fromkeys(("false", "no", "off"), "false"),
-    **dict.fromkeys(("null", "none"), "null"),
-}
 
 # The first setting of each group of `TrainConfig`, for `fcos config`.
 GROUPS = {
@@ -59,7 +43,7 @@ def setting(default: Any, meaning: str, *, unit: str = "", **limits: Any) -> Any
 
 
 class TrainConfig(BaseModel):
-    """All settings, resolved: `load_config` makes it. Paths are absolute."""
+    """All settings, resolved: `load_config` returns it. Paths are absolute."""
 
     # strict: "false" or 12.0 in a file is a slip of the pen, and a guess would hide it
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -245,76 +229,6 @@ class TrainConfig(BaseModel):
         return isinstance(other, TrainConfig) and self.model_dump() == other.model_dump()
 
 
-def load_config(
-    source: str | Path | Mapping[str, Any] | None = None,
-    overrides: Sequence[str] = (),
-    *,
-    origin: str = "dict",
-) -> TrainConfig:
-    """Settings from a train.json (or a dict, or nothing but defaults), with `key=value` overrides.
-
-    Relative paths are looked for beside the config file, then in the working directory; those of a dict or
-    the command line in the working directory.
-
-    Args:
-        source: where the settings come from.
-        overrides: words of the command line.
-        origin: what messages call a dict.
-
-    Raises:
-        ConfigError: one error that names everything that is wrong, each with file, line and remedy.
-    """
-    if source is None or isinstance(source, Mapping):
-        folder = Path.cwd()
-        entries = [Given(key, _plain(value), origin) for key, value in (source or {}).items()]
-    else:
-        source = Path(source).expanduser()
-        folder, entries = source.parent.absolute(), read_file(source)
-
-    problems: list[ConfigError] = []
-    given = _settings(entries, folder, problems) | _overrides(overrides, problems)
-    preset = _preset(given.get("model"), problems)
-    values = PRESETS[preset] | {key: entry.value for key, entry in given.items()}
-    values.setdefault("model", preset)
-    scaled = _scale_rate(values, given)
-    config = _validate(values, given, problems)
-    if not config.run_folder:
-        name = source.stem if isinstance(source, Path) else config.model
-        config = config.model_copy(update={"run_folder": os.path.abspath(f"runs/{name}")})
-    config._origins.update({key: f"preset {preset}" for key in PRESETS[preset]})
-    config._origins.update({key: entry.where for key, entry in given.items()})
-    config._origins.update(scaled)
-    in_command = given.get("run_folder") and given["run_folder"].where.startswith(COMMAND_LINE)
-    if isinstance(source, Path) and not in_command and _lies_in_run(source, config.run_folder):
-        config = config.model_copy(update={"run_folder": str(folder)})  # moved or not
-        config._origins["run_folder"] = f"file {source}, which lies in the run folder"
-    if problems:  # alone they wait for the training: settings may be read where the data is not
-        problems += missing_paths(config)
-    raise_all(problems)
-    return config
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse overrides that are wrong whatever the train.json says; for a command that has yet to write it.
-
-    Raises:
-        ConfigError: names every key, value and path that is wrong.
-    """
-    problems: list[ConfigError] = []
-    given = _overrides(overrides, problems)
-    _preset(given.get("model"), problems)
-    config = _values({key: entry.value for key, entry in given.items()}, given, problems)[0]
-    config._origins.update({key: entry.where for key, entry in given.items()})
-    raise_all([*problems, *missing_paths(config)])
-
-
-def dump_config(config: TrainConfig, path: Path) -> None:
-    """Write every setting, resolved; training from that file repeats the run."""
-    settings = config.model_dump().items()
-    lines = [f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
 def expects(key: str) -> str:
     """The values that a setting takes, in words: "a whole number, at least 1, or null"."""
     field = TrainConfig.model_fields[key]
@@ -357,188 +271,3 @@ def _kind_in_words(kind: Any) -> str:
         list[float]: "a list of numbers",
     }
     return words[kind]
-
-
-def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError]) -> dict[str, Given]:
-    """Entries of one source by the setting that they give; unknown and repeated ones become problems."""
-    settings: dict[str, Given] = {}
-    for entry in entries:
-        key = ALIASES.get(entry.key, entry.key)
-        if key not in TrainConfig.model_fields:
-            problems += map(_unknown, _flattened(entry))
-        elif key in settings and _is_repeated(entry, settings[key]):
-            first = settings[key]
-            same = f'"{entry.key}" is given twice'
-            other = f'"{first.key}" and "{entry.key}" are the same setting'
-            problems.append(
-                ConfigError(
-                    same if first.key == entry.key else other,
-                    where=f"{first.where}; {entry.where}",
-                    fix="keep one of them",
-                )
-            )
-        else:
-            settings[key] = entry._replace(value=_read_value(key, entry.value, folder))
-    return settings
-
-
-def _overrides(words: Sequence[str], problems: list[ConfigError]) -> dict[str, Given]:
-    text_keys = {key for key, field in TrainConfig.model_fields.items() if field.annotation is str}
-    return _settings(read_overrides(words, text_keys), Path.cwd(), problems)
-
-
-def _lies_in_run(source: Path, run_folder: str) -> bool:
-    """Whether a config file is that of a run: it lies in the run's folder, which it then names."""
-    folder = source.parent
-    return os.path.realpath(folder) == os.path.realpath(run_folder) or any(
-        (folder / name).is_file() for name in ("last.ckpt", "metrics.jsonl")
-    )
-
-
-def _flattened(entry: Given) -> Iterator[Given]:
-    """Keys within keys as other tools write them, {"SOLVER": {"BASE_LR": 0.01}}, as "SOLVER.BASE_LR"."""
-    if not isinstance(entry.value, Mapping) or not entry.value:
-        yield entry
-        return
-    for key, value in entry.value.items():
-        yield from _flattened(entry._replace(key=f"{entry.key}.{key}", value=value))
-
-
-def _is_repeated(entry: Given, first: Given) -> bool:
-    """Whether a setting is given twice; in two spellings (epochs, epoches) with one value is once."""
-    return entry.key == first.key or entry.value != first.value
-
-
-def _unknown(entry: Given) -> ConfigError:
-    """A key that is none of ours: what it is here where another tool has it, else what it resembles."""
-    what = f'"{entry.key}" is not a setting'
-    if ours := settings_for(entry.key):
-        words = " and ".join(f'"{key}" ({_meaning(key)})' for key in ours)
-        return ConfigError(what, where=entry.where, fix=f"here it is {words}")
-    if why := why_none(entry.key):
-        return ConfigError(what, where=entry.where, fix=f"remove it: there is none here; {why}")
-    similar = nearest(entry.key, [*TrainConfig.model_fields, *ALIASES])
-    fix = (
-        f'did you mean "{ALIASES.get(similar, similar)}"?'
-        if similar
-        else "remove it; `fcos config` lists the settings"
-    )
-    return ConfigError(what, where=entry.where, fix=fix)
-
-
-def _meaning(key: str) -> str:
-    """What a setting is, without what its description says in brackets: the message has brackets already."""
-    return re.sub(r" \([^()]*\)", "", TrainConfig.model_fields[key].description or "")
-
-
-def _preset(entry: Given | None, problems: list[ConfigError]) -> str:
-    """The name of the preset; an unknown one becomes a problem and the default one stands in for it."""
-    default = str(TrainConfig.model_fields["model"].default)
-    name = entry.value if entry else default
-    if name in PRESETS:
-        return str(name)
-    assert entry is not None, "the default preset exists"
-    similar = difflib.get_close_matches(str(name), PRESETS, n=1)
-    hint = f'did you mean "{similar[0]}"? ' if similar else ""
-    if is_weight_file(str(name)):
-        hint = 'weights of FCOS to start from go into "pretrain" (those of other detectors do not fit). '
-    problems.append(
-        ConfigError(
-            f'"model": {json.dumps(name)} is not a preset',
-            where=entry.where,
-            fix=f'{hint}There are {", ".join(PRESETS)}; a timm network goes into "backbone"',
-        )
-    )
-    return default
-
-
-def _scale_rate(values: dict[str, Any], given: Mapping[str, Given]) -> dict[str, str]:
-    """Set a rate that nobody chose in proportion to the batch (arXiv 1706.02677); returns its origin."""
-    batch = values.get("nbatch_train")
-    if "lr_base" in given or "nbatch_train" not in given or type(batch) is not int or batch < 1:
-        return {}
-    usual = PRESETS[values["model"]]
-    rate, usual_batch = (
-        usual.get(key, TrainConfig.model_fields[key].default) for key in ("lr_base", "nbatch_train")
-    )
-    if batch == usual_batch:
-        return {}
-    values["lr_base"] = rate * batch / usual_batch
-    return {"lr_base": f"in proportion to nbatch_train: {rate:g} for {usual_batch}"}
-
-
-def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]) -> TrainConfig:
-    """Check each value, then the rules between those that are right; return what could be made of it."""
-    config, wrong = _values(values, given, problems)
-    for broken in broken_rules(config):
-        if wrong.isdisjoint(broken.keys):
-            problems.append(_as_error(broken, given))
-    return config
-
-
-def _values(
-    values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]
-) -> tuple[TrainConfig, set[str]]:
-    """Check each value by itself; the settings without those that are wrong, and the keys of these."""
-    try:
-        return TrainConfig.model_validate(values), set()
-    except ValidationError as error:
-        wrong = {str(detail["loc"][0]) for detail in error.errors()}
-    problems += [_wrong_value(given[key]._replace(key=key)) for key in given if key in wrong]
-    right = {key: value for key, value in values.items() if key not in wrong}
-    return TrainConfig.model_validate(right), wrong
-
-
-def _wrong_value(entry: Given) -> ConfigError:
-    """What a setting was given, what it takes, and the nearest of its words."""
-    taken, meaning = expects(entry.key), TrainConfig.model_fields[entry.key].description
-    written = str(entry.value).lower()
-    words = choices(entry.key)
-    similar = difflib.get_close_matches(WORDS_ELSEWHERE.get(written, f'"{written}"'), words, n=1)
-    hint = f"did you mean {similar[0]}? It takes" if similar and isinstance(entry.value, str) else "give"
-    return ConfigError(
-        f'"{entry.key}": {json.dumps(entry.value)} is not possible',
-        where=entry.where,
-        fix=f"{hint} {taken} ({meaning})",
-    )
-
-
-def _as_error(broken: Broken, given: Mapping[str, Given]) -> ConfigError:
-    places = [given[key].where for key in broken.keys if key in given]
-    return ConfigError(broken.what, where="; ".join(places) or ", ".join(broken.keys), fix=broken.fix)
-
-
-def _plain(value: Any) -> Any:
-    """JSON's kinds for what a Python caller may hand over instead."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _read_value(key: str, value: Any, folder: Path) -> Any:
-    """A value as the model takes it: absolute paths, a list of one GPU for its number."""
-    if key == "device":
-        return _read_device(value)
-    if not isinstance(value, str) or not value:
-        return value
-    if key in DATA_PATHS or (key == "pretrain" and value != "coco"):
-        return _absolute(value, folder)
-    # Runs are kept where one works, as every tool does, not beside a config file that may be shared.
-    return _absolute(value, Path.cwd()) if key == "run_folder" else value
-
-
-def _read_device(value: Any) -> Any:
-    """GPU numbers as a list: 0, "0", "0,1" and "cuda:1" too, as other tools have them."""
-    if type(value) is int:
-        return [value]
-    numbers = (
-        re.fullmatch(r"(?:cuda:)?(\d+(?:,\d+)*)", value.replace(" ", "")) if isinstance(value, str) else None
-    )
-    return [int(number) for number in numbers[1].split(",")] if numbers else value
-
-
-def _absolute(path: str, folder: Path) -> str:
-    """The path beside the config file, or in the working directory when it exists only there."""
-    beside, here = (str(base / Path(path).expanduser()) for base in (folder, Path.cwd()))
-    only_here = os.path.exists(without_part(here)) and not os.path.exists(without_part(beside))
-    return os.path.abspath(here if only_here else beside)

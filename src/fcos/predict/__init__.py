@@ -1,5 +1,7 @@
-"""`fcos predict` without its printing: what the words mean, pictures, videos, tracks.
+"""From images to detections.
 
-Read `sources`, then `pictures`; for videos `video_reader`, `video_writer`, `tracker` and `video`, which joins
-them. What runs beside what is in `fcos.stream`.
+Read `predictor` first (images to `Detections`), then `backend` (what computes them), `detect` (the loop over
+batches), `detections` and `draw`. `stream` runs reading, network and drawing side by side. `fcos predict` has
+`sources` (what its arguments mean), `pictures` (images), and `video`, which joins `video_reader`,
+`video_writer` and `tracker`.
 """

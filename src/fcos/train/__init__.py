@@ -1,7 +1,8 @@
-"""The training engine. Read `train` first: it is the loop; the other files are its words.
+"""Training. Read `loop` first, then `step` (one optimizer step); the other files are their parts.
 
-`run` makes the objects of the loop from settings and gives them a folder. `schedule`, and `build_optimizer`
-in `fcos.build`, say how a step is made, `ema` what is averaged, `evaluate` how every image is measured once,
-`checkpoint` what is kept, `log` what is written and shown, `waiting` what was waited for, `stop` what a
-signal does, `devices` where all this runs, `memory` how a CPU keeps its feature maps.
+`run` turns settings into the objects of the loop and gives them a folder (`run_folder`). `optimizer` and
+`schedule` update the weights, `ema` averages them, `checkpoint` saves and resumes, `writers` keeps the
+metrics and `log` shows them, `throughput` reports what training waited for, `stop` handles signals, `devices`
+and `launch` start the processes, `recompute` trades time for memory, `propose` writes a train.json for a
+folder.
 """
