@@ -99,7 +99,7 @@ def check_boxes(annotations: Annotations) -> None:
     faults.raise_any(
         "box has no known class or no finite numbers",
         "boxes have no known class or no finite numbers",
-        "`fcos check` says what is wrong with each; correct them",
+        f"`fcos check {annotations.source}` says what is wrong with each; correct them",
     )
 
 
