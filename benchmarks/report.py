@@ -25,9 +25,9 @@ from PIL import Image
 
 from fcos.config import dump_config, load_config
 from fcos.data.annotations import Annotations
-from fcos.data.card import data_card, write_cards
 from fcos.data.check import check
 from fcos.data.formats import read_annotations, read_names
+from fcos.data.summary import summarize, write_summaries
 from fcos.model.build import build_model
 from fcos.weights.load import MODEL_SETTINGS
 from fcos.weights.model_file import ModelCard, save_model
@@ -100,8 +100,8 @@ def make_run(data: Path, folder: Path) -> Path:
     dump_config(config, run / "config.json")
     (run / "metrics.jsonl").touch()
     read = read_annotations(source, root=folder / "pictures", names=names, format="list")
-    card = data_card(read, check(read, decode=False))
-    write_cards({"training": card, "evaluation": card}, run)
+    card = summarize(read, check(read, decode=False))
+    write_summaries({"training": card, "evaluation": card}, run)
     (run / "results.json").write_text(json.dumps(make_results(annotations)))
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS}
     model_card = ModelCard(settings, annotations.class_names, annotations.category_ids)

@@ -35,9 +35,9 @@ def test_damaged_input_ends_with_a_result_or_one_message(tmp_path: Path) -> None
 def test_a_command_that_fails_is_noticed(tmp_path: Path) -> None:
     """With a reader that has a bug the same run ends with 1, and the input is kept."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import fcos.data.image_list as module\n"
+        "import fcos.data.formats.list as module\n"
         "def read(*args, **options):\n    raise KeyError('a bug')\n"
-        "module.read = read\n"
+        'object.__setattr__(module.FORMAT, "read", read)\n'
     )
     done = subprocess.run(
         [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,7 +14,8 @@ from fcos.data.annotations import Annotations
 from fcos.data.check import check, drop_invalid
 from fcos.data.classes import is_no_class, with_classes_of
 from fcos.data.formats import read_annotations
-from fcos.data.recognise import Format, recognise
+from fcos.data.recognise import recognise
+from fcos.data.registry import format_named
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
 from fcos.predict.predictor import Predictor
@@ -82,7 +83,7 @@ class Detector(Predictor):
         *,
         root: str | os.PathLike[str] | None = None,
         names: Sequence[str] | None = None,
-        format: Format | Literal["auto"] = "auto",
+        format: str = "auto",
         skip_invalid: bool = False,
         batch_size: int | None = None,
     ) -> CocoMetrics:
@@ -92,7 +93,7 @@ class Detector(Predictor):
             list: the annotations, as `list_eval` takes them.
             root: folder of the images.
             names: class names where the file has none; otherwise those of the model.
-            format: "auto", "list", "coco", "voc" or "yolo".
+            format: "auto", or the name of a format ("coco").
             skip_invalid: leave broken pictures and impossible boxes out instead of refusing.
             batch_size: images of one forward pass.
         """
@@ -107,7 +108,7 @@ class Detector(Predictor):
         *,
         root: str | os.PathLike[str] | None = None,
         names: Sequence[str] | None = None,
-        format: Format | Literal["auto"] = "auto",
+        format: str = "auto",
         skip_invalid: bool = False,
     ) -> Annotations:
         """Annotations ready to be measured on; arguments as in `evaluate`.
@@ -120,7 +121,7 @@ class Detector(Predictor):
         source = Path(source)
         folder = None if root is None else Path(root)
         known = recognise(source, folder) if format == "auto" else format
-        if names is None and known != "coco":  # COCO's file lists its classes; the others lack some or all
+        if names is None and format_named(known).class_names != "all":
             names = [name for name in self.class_names if not is_no_class(name)]
         annotations = read_annotations(source, root=folder, names=names, format=known)
         annotations = with_classes_of(annotations, self.class_names, self.category_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -82,6 +83,11 @@ def read_text(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: in
 
 
 # Listing ----------------------------------------------------------------------------------------------------
+
+
+def without_part(path: str) -> str:
+    """The file of a path that may name a part of it: ``data.yaml:val`` is ``data.yaml``."""
+    return path if os.path.exists(path) else re.sub(r"(\.[A-Za-z]+):\w+$", r"\1", path)
 
 
 def is_hidden(name: str) -> bool:

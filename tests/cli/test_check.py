@@ -55,14 +55,14 @@ def test_two_lists_are_compared_and_names_without_background_are_told(fcos, make
 
 
 def test_a_config_is_checked_as_a_training_reads_it(fcos, make_picture, tmp_path):
-    make_picture("pictures/a.jpg")
+    make_picture("images/a.jpg")
     (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1\n")
     (tmp_path / "eval.txt").write_text("a.jpg 1 2 3 4 2\n")
     (tmp_path / "names.txt").write_text("background\ncat\n")
     config = {
-        "root_train": "pictures",
+        "root_train": "images",
         "list_train": "train.txt",
-        "root_eval": "pictures",
+        "root_eval": "images",
         "list_eval": "eval.txt",
         "name_file": "names.txt",
     }

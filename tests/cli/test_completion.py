@@ -44,7 +44,7 @@ def press_tab(bash: dict[str, str], *lines: str) -> list[str]:
 
 def test_commands_options_and_choices_are_completed(bash: dict[str, str]) -> None:
     offered = press_tab(bash, "fcos tr", "fcos eval --de", "fcos convert x --to ")
-    assert offered == ["train ()", "--device ()", "list coco voc yolo ()"]
+    assert offered == ["train ()", "--device ()", "coco list voc yolo ()"]
 
 
 def test_keys_are_completed_and_no_blank_is_put_behind_them(bash: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ def fcos():
     return run
 
 
-def test_a_list_tells_where_its_pictures_and_names_are(fcos, shared, tmp_path):
+def test_a_list_tells_where_its_images_and_names_are(fcos, shared, tmp_path):
     source = shared / "data/coco_mini/annotations/instances_val2017.json"
     out = tmp_path / "val.txt"
 
@@ -38,14 +38,14 @@ def test_what_was_converted_passes_the_check(fcos, shared, tmp_path):
     assert "50, 0 of them without boxes" in result.output
 
 
-def test_copied_pictures_do_not_need_the_originals(fcos, make_picture, tmp_path):
-    picture = make_picture("a.jpg")
+def test_copied_images_do_not_need_the_originals(fcos, make_picture, tmp_path):
+    image = make_picture("a.jpg")
     (tmp_path / "a.txt").write_text("a.jpg 1 2 20 30 1\n")
     (tmp_path / "names.txt").write_text("background\ncat\n")
     words = ("--to", "voc", "-o", tmp_path / "voc", "--copy-images", "--names", tmp_path / "names.txt")
 
     assert fcos("convert", tmp_path / "a.txt", *words).exit_code == 0
-    picture.unlink()
+    image.unlink()
 
     annotations = read_annotations(tmp_path / "voc")
     assert annotations[0].path.is_file()

@@ -15,7 +15,7 @@ from fcos.train.run import Run
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder `birds` with a list of ten pictures, in the working directory."""
+    """A folder `birds` with a list of ten images, in the working directory."""
     monkeypatch.chdir(tmp_path)
     birds = tmp_path / "birds"
     birds.mkdir()

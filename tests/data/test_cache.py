@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcos.data import cache, coco
+from fcos.data import cache
 from fcos.data.cache import cache_folder, cached
+from fcos.data.formats import coco
 
 
 class Reader:

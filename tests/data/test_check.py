@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcos.data.check import check, common_pictures, describe, drop_invalid, require_boxes
+from fcos.data.check import check, common_images, drop_invalid, require_boxes
+from fcos.data.counts import count
 from fcos.data.formats import read_annotations
 from fcos.data.image import Header
 from fcos.errors import DatasetError
@@ -75,9 +76,9 @@ def test_every_kind_of_impossible_box_is_reported_with_its_line(write_list, make
         (["line 3", "box 2"], "box [2, 1, inf, 20] is not of finite numbers"),
         (["line 4", "box 1"], "class id 0 is not one of the 2 classes (1 to 2)"),
         (["line 4", "box 2"], "class id 3 is not one of the 2 classes (1 to 2)"),
-        (["line 5", "box 1"], "box [2, 1, 30, 33] sticks out of the picture (width 40, height 30)"),
-        (["line 5", "box 2"], "box [-2.5, 1, 30, 20] sticks out of the picture (width 40, height 30)"),
-        (["line 5", "box 3"], "box [41, 5, 42, 6] sticks out of the picture (width 40, height 30)"),
+        (["line 5", "box 1"], "box [2, 1, 30, 33] sticks out of the image (width 40, height 30)"),
+        (["line 5", "box 2"], "box [-2.5, 1, 30, 20] sticks out of the image (width 40, height 30)"),
+        (["line 5", "box 3"], "box [41, 5, 42, 6] sticks out of the image (width 40, height 30)"),
     ]
     kept = drop_invalid(annotations, report)
     assert [len(record.labels) for record in kept] == [1, 0, 0, 0, 0, 1]
@@ -85,30 +86,30 @@ def test_every_kind_of_impossible_box_is_reported_with_its_line(write_list, make
 
 
 @pytest.mark.parametrize("decode", [True, False])
-def test_every_broken_picture_is_reported(write_list, make_picture, tmp_path, decode):
+def test_every_broken_image_is_reported(write_list, make_picture, tmp_path, decode):
     for name in "abcd":
         make_picture(f"{name}.jpg", 64, 64)
     (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "b.jpg").write_bytes(make_picture("b.jpg", 64, 64).read_bytes()[:-80])
-    (tmp_path / "c.jpg").write_text("no picture")
+    (tmp_path / "c.jpg").write_text("no image")
     names = [*"abcd", "gone"]
     annotations = read_annotations(write_list(*[f"{name}.jpg 1 2 20 30 1" for name in names]))
 
     report = check(annotations, decode=decode)
 
     whats = {p.where.split("/")[-1]: p.what for p in report.problems}
-    assert whats["a.jpg'"] == "picture file is empty (0 bytes)"
-    assert whats["c.jpg'"].startswith("picture cannot be decoded: not an image")
-    assert whats["gone.jpg'"] == "picture not found"
+    assert whats["a.jpg'"] == "image file is empty (0 bytes)"
+    assert whats["c.jpg'"].startswith("image cannot be decoded: not an image")
+    assert whats["gone.jpg'"] == "image not found"
     assert ("b.jpg'" in whats) is decode
     assert "train.txt, line 5, image" in report.problems[-1].where
     expected = ["d.jpg"] if decode else ["b.jpg", "d.jpg"]
     kept = drop_invalid(annotations, report)
     assert [record.path.name for record in kept] == expected
-    assert report.summary() == f"{5 - len(expected)} pictures cannot be used"
+    assert report.summary() == f"{5 - len(expected)} images cannot be used"
 
 
-def test_boxes_of_a_broken_picture_are_not_reported_besides(write_list):
+def test_boxes_of_a_broken_image_are_not_reported_besides(write_list):
     report = check(read_annotations(write_list("gone.jpg 1 2 0 0 1 1 2 3 nan 1")))
 
     assert [problem.box for problem in report.problems] == [None]
@@ -121,10 +122,10 @@ def test_training_is_refused_with_all_problems_and_the_remedy(write_list, make_p
     with pytest.raises(DatasetError) as error:
         report.raise_problems()
 
-    assert str(error.value).startswith("2 pictures and 1 box cannot be used\n  in: ")
+    assert str(error.value).startswith("2 images and 1 box cannot be used\n  in: ")
     assert "line 1, box 1, image 'a.jpg': box [2, 1, 3, 1] has no area" in str(error.value)
-    assert "gone.jpg': picture not found" in str(error.value)
-    assert "lost.jpg': picture not found" in str(error.value)
+    assert "gone.jpg': image not found" in str(error.value)
+    assert "lost.jpg': image not found" in str(error.value)
     assert '"skip_invalid": true' in str(error.value)
     assert "folder of the images" not in str(error.value)  # some of them were found
 
@@ -148,7 +149,7 @@ def test_a_clean_set_is_not_refused(write_list, make_picture):
 def test_nothing_left_is_an_error_that_points_to_the_folder(write_list):
     annotations = read_annotations(write_list("gone.jpg", "lost.jpg"))
 
-    with pytest.raises(DatasetError, match=r"not a single picture can be used(.|\n)*root_train"):
+    with pytest.raises(DatasetError, match=r"not a single image can be used(.|\n)*root_train"):
         drop_invalid(annotations, check(annotations))
 
 
@@ -188,7 +189,7 @@ def test_yolo_class_ids_are_told_as_in_the_file_which_counts_from_0(tmp_path, ma
     ]
 
 
-def test_a_picture_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, make_picture):
+def test_an_image_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, make_picture):
     make_picture("a.jpg", 40, 30)
     images = [
         {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30},
@@ -202,7 +203,7 @@ def test_a_picture_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, m
 
     assert report.problems == ()
     assert [warning.what for warning in report.warnings] == [
-        "picture 'a.jpg' is listed a second time",
+        "image 'a.jpg' is listed a second time",
         "stated size 80 x 60, but 'a.jpg' has 40 x 30",
     ]
 
@@ -233,7 +234,7 @@ def test_the_card_counts_by_hand(write_list, make_picture):
     lines = ["a.jpg 0 0 31 33 1 0 0 32 32 1 0 0 96 96 2", "b.jpg"]
     annotations = read_annotations(write_list(*lines), names=["cat", "dog", "emu"])
 
-    card = check(annotations).card
+    card = check(annotations).counts
 
     assert (card.num_images, card.num_boxes, card.num_empty, card.most_boxes) == (2, 3, 1, 3)
     assert card.boxes_per_class == {"cat": 2, "dog": 1, "emu": 0}
@@ -243,13 +244,13 @@ def test_the_card_counts_by_hand(write_list, make_picture):
 
 
 def test_the_card_of_real_coco_counts_as_the_file(shared):
-    card = describe(read_annotations(shared / "data/coco_mini/annotations/instances_val2017.json"))
+    card = count(read_annotations(shared / "data/coco_mini/annotations/instances_val2017.json"))
 
     assert (card.num_images, card.num_boxes, card.num_empty, card.num_crowd) == (50, 382, 2, 5)
     assert sum(count > 0 for count in card.boxes_per_class.values()) == 48
 
 
-def test_shared_pictures_are_found_by_path_and_by_content(write_list, make_picture, tmp_path):
+def test_shared_images_are_found_by_path_and_by_content(write_list, make_picture, tmp_path):
     make_picture("a.png", color=1)
     make_picture("b.png", color=2)
     make_picture("c.png", color=3)
@@ -257,22 +258,22 @@ def test_shared_pictures_are_found_by_path_and_by_content(write_list, make_pictu
     first = read_annotations(write_list("a.png", "b.png", "gone.png"))
     second = read_annotations(write_list("c.png", "copy.png", "a.png", "lost.png", name="val.txt"))
 
-    pairs = common_pictures(first, second)
+    pairs = common_images(first, second)
 
     assert [(one.name, other.name) for one, other in pairs] == [("b.png", "copy.png"), ("a.png", "a.png")]
 
 
-def test_the_splits_of_the_real_set_share_no_picture(shared):
+def test_the_splits_of_the_real_set_share_no_image(shared):
     sets = shared / "data/bccd/ImageSets/Main"
 
-    assert common_pictures(read_annotations(sets / "train.txt"), read_annotations(sets / "test.txt")) == []
+    assert common_images(read_annotations(sets / "train.txt"), read_annotations(sets / "test.txt")) == []
     assert (
-        len(common_pictures(read_annotations(sets / "train.txt"), read_annotations(sets / "trainval.txt")))
+        len(common_images(read_annotations(sets / "train.txt"), read_annotations(sets / "trainval.txt")))
         == 205
     )
 
 
-def test_progress_sees_every_picture(write_list, make_picture):
+def test_progress_sees_every_image(write_list, make_picture):
     make_picture("a.jpg")
     seen = []
 
@@ -318,7 +319,7 @@ def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_
 
     assert [(problem.record, problem.what[: len(what)]) for problem in report.problems] == [(None, what)]
     assert report.summary().startswith(what)
-    assert (report.num_pictures, report.num_boxes) == (0, 0)
+    assert (report.num_images, report.num_boxes) == (0, 0)
     with pytest.raises(DatasetError, match=what):
         report.raise_problems()
     report.raise_problems(may_lack_boxes=True)

@@ -42,7 +42,7 @@ def test_worked_out_by_hand() -> None:
     assert change_color(plain, 1.5, 1.0, 1.0)[:, 0, 0].tolist() == [255, 150, 75]  # clipped
 
 
-def test_part_of_the_pictures_stays_as_it_is(noise: torch.Tensor) -> None:
+def test_part_of_the_images_stays_as_it_is(noise: torch.Tensor) -> None:
     change = ColorChange(p=0.7)
     torch.manual_seed(0)
     kept = [change(noise) is noise for _ in range(200)]

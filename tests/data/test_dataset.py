@@ -14,7 +14,7 @@ from fcos.data.transforms import Augmentation, EvalTransform, TrainTransform, bu
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Annotations:
-    """A noisy picture with a crowd region and a box that sticks out; and an empty grey one."""
+    """A noisy image with a crowd region and a box that sticks out; and an empty grey one."""
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     Image.new("L", (30, 50), 128).save(tmp_path / "grey.png")
@@ -31,8 +31,8 @@ def random_transform() -> TrainTransform:
 
 
 def test_crowds_are_no_targets_and_boxes_end_at_the_border(annotations: Annotations) -> None:
-    picture, truth = read_sample(annotations[0])
-    assert picture.pixels.shape == (3, 40, 60)
+    image, truth = read_sample(annotations[0])
+    assert image.pixels.shape == (3, 40, 60)
     assert truth.boxes_xyxy.tolist() == [[5, 5, 30, 30], [40, 0, 60, 40]]
     assert truth.labels.tolist() == [0, 1]
 
@@ -64,7 +64,7 @@ def test_sample_leaves_the_random_state_as_it_was(annotations: Annotations) -> N
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_picture_without_boxes_is_a_sample(annotations: Annotations) -> None:
+def test_image_without_boxes_is_a_sample(annotations: Annotations) -> None:
     sample = TrainDataset(annotations, random_transform(), seed=0, batch_size=4)[1, 4]
     assert sample.ground_truth.boxes_xyxy.shape == (0, 4)
     assert sample.ground_truth.labels.shape == (0,)
@@ -80,7 +80,7 @@ def test_evaluation_only_resizes(annotations: Annotations) -> None:
     assert len(sample.ground_truth.labels) == 0
 
 
-def test_pictures_of_a_step_are_turned_alike(annotations: Annotations) -> None:
+def test_images_of_a_step_are_turned_alike(annotations: Annotations) -> None:
     transform = TrainTransform(None, 64, augment=Augmentation(quarter_turns=True))
     dataset = TrainDataset(annotations, transform, seed=0, batch_size=4)
 
@@ -90,7 +90,7 @@ def test_pictures_of_a_step_are_turned_alike(annotations: Annotations) -> None:
     assert 2 <= sum(step[0] for step in upright) <= 10
 
 
-def test_sample_of_a_reduced_picture_is_nearly_that_of_the_whole(tmp_path: Path) -> None:
+def test_sample_of_a_reduced_image_is_nearly_that_of_the_whole(tmp_path: Path) -> None:
     y, x = np.mgrid[:301, :403]
     waves = np.stack([128 + 100 * np.sin(x / 29 + k) * np.cos(y / 31 - k) for k in range(3)], axis=2)
     Image.fromarray(waves.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)

@@ -22,10 +22,10 @@ from fcos.data.image import (
     WHITE_IS_ZERO,
     read_header,
     read_image,
-    read_picture,
-    read_record,
+    read_reduced,
     read_size,
     reduction_for,
+    upright,
 )
 from fcos.errors import DatasetError
 
@@ -34,7 +34,7 @@ ORIENTATION = 0x0112
 
 @pytest.fixture
 def gradient():
-    """A grey picture, 256 x 4, that grows brighter to the right."""
+    """A grey image, 256 x 4, that grows brighter to the right."""
     return np.tile(np.arange(256, dtype=np.uint8), (4, 1))
 
 
@@ -125,7 +125,7 @@ def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, ori
     path = save(tmp_path, Image.fromarray(raw), exif=exif)
     record = Record.make(path, [[16, 8, 40, 16]], [0], 1, size_hw=(32, 48))
 
-    image, upright = read_record(record)
+    image, turned = read_image(path), upright(record, read_header(path))
 
     expected = Image.fromarray(raw)
     expected.getexif()[ORIENTATION] = orientation
@@ -133,13 +133,13 @@ def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, ori
     expected = expected if turn is None else expected.transpose(turn)
     assert torch.equal(image, torch.from_numpy(np.array(expected)).permute(2, 0, 1))
     assert read_size(path) == tuple(image.shape[1:])
-    if orientation >= 5:  # the stated size shows that the boxes are of the stored picture
+    if orientation >= 5:  # the stated size shows that the boxes are of the stored image
         rows, columns = torch.nonzero(image[0] > 128, as_tuple=True)
         found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert upright.boxes_xyxy.tolist() == [[int(side) for side in found]]
-        assert upright.size_hw == tuple(image.shape[1:])
+        assert turned.boxes_xyxy.tolist() == [[int(side) for side in found]]
+        assert turned.size_hw == tuple(image.shape[1:])
     else:
-        assert upright.boxes_xyxy.tolist() == [[16, 8, 40, 16]]
+        assert turned.boxes_xyxy.tolist() == [[16, 8, 40, 16]]
 
 
 @pytest.mark.parametrize("size_hw", [None, (48, 32)])
@@ -149,7 +149,7 @@ def test_boxes_that_are_upright_already_stay(tmp_path, size_hw):
     path = save(tmp_path, Image.new("RGB", (48, 32)), exif=exif)
     record = Record.make(path, [[1, 2, 3, 4]], [0], 1, size_hw=size_hw)
 
-    assert read_record(record)[1].boxes_xyxy.tolist() == [[1, 2, 3, 4]]
+    assert upright(record, read_header(path)).boxes_xyxy.tolist() == [[1, 2, 3, 4]]
 
 
 def test_an_orientation_that_makes_no_sense_is_none(tmp_path):
@@ -160,27 +160,25 @@ def test_an_orientation_that_makes_no_sense_is_none(tmp_path):
     assert read_header(path).orientation == 1
 
 
-def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+def test_damaged_exif_does_not_cost_the_image(tmp_path):
     path = save(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
 
     assert read_size(path) == (3, 5)
 
 
-def test_a_missing_picture_says_so(tmp_path):
-    with pytest.raises(
-        DatasetError, match=r"picture not found\n  in: .*nowhere.jpg\n  fix: correct the name"
-    ):
+def test_a_missing_image_says_so(tmp_path):
+    with pytest.raises(DatasetError, match=r"image not found\n  in: .*nowhere.jpg\n  fix: correct the name"):
         read_image(tmp_path / "nowhere.jpg")
 
 
 def test_an_empty_file_says_so(tmp_path):
     (tmp_path / "a.jpg").touch()
 
-    with pytest.raises(DatasetError, match="picture file is empty"):
+    with pytest.raises(DatasetError, match="image file is empty"):
         read_size(tmp_path / "a.jpg")
 
 
-def test_a_file_that_is_no_picture_says_so(tmp_path):
+def test_a_file_that_is_no_image_says_so(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
 
     with pytest.raises(DatasetError, match="cannot be decoded: not an image, or of a format"):
@@ -188,7 +186,7 @@ def test_a_file_that_is_no_picture_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_a_truncated_picture_is_found_by_decoding_but_not_by_its_header(tmp_path, format):
+def test_a_truncated_image_is_found_by_decoding_but_not_by_its_header(tmp_path, format):
     rng = np.random.default_rng(0)
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, format)
@@ -202,13 +200,13 @@ def test_a_truncated_picture_is_found_by_decoding_but_not_by_its_header(tmp_path
         read_header(path, decode=True)
 
 
-def test_large_pictures_are_read_silently_and_absurd_ones_refused(tmp_path, monkeypatch):
+def test_large_images_are_read_silently_and_absurd_ones_refused(tmp_path, monkeypatch):
     path = save(tmp_path, Image.new("RGB", (60, 60)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     assert read_size(path) == (60, 60)  # below twice the limit Pillow only warns
 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(DatasetError, match=r"too many pixels(.|\n)*fix: cut or scale the picture"):
+    with pytest.raises(DatasetError, match=r"too many pixels(.|\n)*fix: cut or scale the image"):
         read_size(path)
 
 
@@ -229,7 +227,7 @@ def half(size_hw):
 
 
 def smooth(width, height):
-    """A picture of broad waves, RGB."""
+    """An image of broad waves, RGB."""
     y, x = np.mgrid[:height, :width]
     waves = [128 + 100 * np.sin(x / 17 + k) * np.cos(y / 23 - k) for k in range(3)]
     return Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))
@@ -248,28 +246,28 @@ def test_reduction_worked_out_by_hand():
 def test_a_jpeg_is_decoded_no_larger_than_enough(tmp_path, name, reduction):
     path = save(tmp_path, smooth(200, 120), name, quality=95)
 
-    picture = read_picture(path, half)
+    image = read_reduced(path, half)
 
-    assert (picture.size_hw, picture.reduction) == ((120, 200), reduction)
-    assert tuple(picture.pixels.shape) == (3, 120 // reduction, 200 // reduction)
+    assert (image.size_hw, image.reduction) == ((120, 200), reduction)
+    assert tuple(image.pixels.shape) == (3, 120 // reduction, 200 // reduction)
     whole = read_image(path).float()
     means = torch.nn.functional.avg_pool2d(whole, reduction)
-    assert (picture.pixels.float() - means).abs().mean() < 1
+    assert (image.pixels.float() - means).abs().mean() < 1
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
-def test_reduced_pictures_keep_the_colors_of_every_mode(tmp_path, mode):
+def test_reduced_images_keep_the_colors_of_every_mode(tmp_path, mode):
     path = save(tmp_path, Image.new("RGB", (64, 64), (180, 180, 180)).convert(mode), "a.jpg", quality=95)
 
-    picture = read_picture(path, half)
+    image = read_reduced(path, half)
 
-    assert picture.pixels.shape == (3, 32, 32)
-    assert (picture.pixels.int() - read_image(path)[:, :32, :32].int()).abs().max() <= 1
+    assert image.pixels.shape == (3, 32, 32)
+    assert (image.pixels.int() - read_image(path)[:, :32, :32].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("width", "height"), [(96, 64), (93, 61)])  # the second leaves parts of blocks
-def test_boxes_follow_reduced_pictures_however_the_camera_was_held(tmp_path, orientation, width, height):
+def test_boxes_follow_reduced_images_however_the_camera_was_held(tmp_path, orientation, width, height):
     raw = np.zeros((height, width, 3), np.uint8)
     raw[16:32, 32:80] = 255
     exif = Image.Exif()
@@ -280,35 +278,35 @@ def test_boxes_follow_reduced_pictures_however_the_camera_was_held(tmp_path, ori
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     record = Record.make(path, [[float(side) for side in box]], [0], 1)
 
-    picture, truth = read_sample(record, lambda size_hw: (size_hw[0] // 4, size_hw[1] // 4))
+    image, truth = read_sample(record, lambda size_hw: (size_hw[0] // 4, size_hw[1] // 4))
 
-    assert picture.reduction == 4
-    assert picture.size_hw == tuple(whole.shape[1:])
+    assert image.reduction == 4
+    assert image.size_hw == tuple(whole.shape[1:])
     x1, y1, x2, y2 = truth.boxes_xyxy[0].tolist()
-    covered = torch.zeros_like(picture.pixels[0], dtype=torch.float)
+    covered = torch.zeros_like(image.pixels[0], dtype=torch.float)
     covered[round(y1) : round(y2), round(x1) : round(x2)] = 255
-    off = (picture.pixels[0].float() - covered).abs()
+    off = (image.pixels[0].float() - covered).abs()
     assert (off > 140).sum() == 0
 
 
-def test_a_truncated_picture_is_told_when_it_is_reduced_too(tmp_path):
+def test_a_truncated_image_is_told_when_it_is_reduced_too(tmp_path):
     buffer = io.BytesIO()
     smooth(640, 480).save(buffer, "JPEG", quality=95)
     path = tmp_path / "a.jpg"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
 
     with pytest.raises(DatasetError, match=r"cannot be decoded: .*truncated(.|\n)*a.jpg"):
-        read_picture(path, half)
+        read_reduced(path, half)
 
 
-def test_large_pictures_have_the_pixels_of_pillow(tmp_path):
-    picture = smooth(1500, 1001)
-    path = save(tmp_path, picture)
+def test_large_images_have_the_pixels_of_pillow(tmp_path):
+    saved = smooth(1500, 1001)
+    path = save(tmp_path, saved)
 
     image = read_image(path)
 
     assert image.stride() == (1, 4500, 3)
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture))
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(saved))
 
 
 # Depths of grey ------------------------------------------------------------------------------------------

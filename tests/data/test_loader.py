@@ -24,7 +24,7 @@ from fcos.data.transforms import EvalTransform, TrainTransform, build_policy
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
-    """Five noisy pictures of different sizes, one box in each."""
+    """Five noisy images of different sizes, one box in each."""
     folder, random = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
     records = []
     for number in range(5):

@@ -28,7 +28,7 @@ from fcos.data.transforms import (
 from fcos.errors import ConfigError
 
 SEEDS = range(15)
-RED, BLUE = 0, 2  # channels of the picture, and labels of its boxes
+RED, BLUE = 0, 2  # channels of the image, and labels of its boxes
 BOXES = torch.tensor([[60.0, 40.0, 85.0, 60.0], [110.0, 55.0, 130.0, 90.0]])
 LABELS = torch.tensor([RED, BLUE])
 
@@ -42,7 +42,7 @@ def _random_state_is_kept() -> Iterator[None]:
 def draw(
     boxes_xyxy: Tensor = BOXES, labels: Tensor = LABELS, size_hw: tuple[int, int] = (130, 200)
 ) -> Tensor:
-    """A grey picture with a rectangle in the place of every box; a label is the channel that shines."""
+    """A grey image with a rectangle in the place of every box; a label is the channel that shines."""
     image = torch.full((3, *size_hw), 90, dtype=torch.uint8)
     for (x1, y1, x2, y2), label in zip(boxes_xyxy.int().tolist(), labels.tolist(), strict=True):
         image[:, y1:y2, x1:x2] = 20
@@ -54,7 +54,7 @@ def find(image: Tensor, channel: int) -> list[float]:
     """The box xyxy of the pixels where one channel shines: at least half as much as anywhere."""
     others = [other for other in range(3) if other != channel]
     strength = image[channel].float() - image[others].amax(dim=0)
-    assert strength.max() > 30, "the rectangle is not in the picture"
+    assert strength.max() > 30, "the rectangle is not in the image"
     y, x = (strength > strength.max() / 2).nonzero().T
     return [float(x.min()), float(y.min()), float(x.max()) + 1, float(y.max()) + 1]
 
@@ -83,7 +83,7 @@ def assert_boxes_are_where_the_pixels_are(image: Tensor, boxes_xyxy: Tensor, lab
         ((203, 317), 160, 1333, (160, 250)),  # x 0.788: 317 -> 249.9
         ((375, 500), None, 1025, (769, 1025)),  # x 2.05: 375 -> 768.75
         ((203, 317), None, 634, (406, 634)),
-        ((1, 1000), None, 100, (1, 100)),  # 0.1 would be no picture
+        ((1, 1000), None, 100, (1, 100)),  # 0.1 would be no image
         ((3000, 2), 800, 1333, (1333, 1)),
     ],
 )
@@ -121,7 +121,7 @@ def test_resizing_gives_the_pixels_of_pillow(size_hw: tuple[int, int]) -> None:
     assert difference.abs().max() <= 1
 
 
-def test_picture_of_the_right_size_is_not_touched() -> None:
+def test_image_of_the_right_size_is_not_touched() -> None:
     image = draw()
 
     assert resize(image, (130, 200)) is image
@@ -154,7 +154,7 @@ def test_boxes_follow_resizing_without_augmentation(longest_side: int) -> None:
     assert_boxes_are_where_the_pixels_are(image, boxes, labels)
 
 
-def test_half_of_the_pictures_are_mirrored_with_their_boxes() -> None:
+def test_half_of_the_images_are_mirrored_with_their_boxes() -> None:
     mirrored = torch.tensor([[115.0, 40.0, 140.0, 60.0], [70.0, 55.0, 90.0, 90.0]])  # 200 - x
     results = [augmented(TrainTransform(None, 200), seed) for seed in range(40)]
 
@@ -165,7 +165,7 @@ def test_half_of_the_pictures_are_mirrored_with_their_boxes() -> None:
 
 
 @pytest.mark.parametrize("short_side", [None, 104])
-def test_pictures_are_scaled_at_random_with_their_boxes(short_side: int | None) -> None:
+def test_images_are_scaled_at_random_with_their_boxes(short_side: int | None) -> None:
     results = [augmented(TrainTransform(short_side, 160, scale_min=0.5), seed) for seed in range(40)]
 
     for image, boxes, labels in results:
@@ -216,7 +216,7 @@ def test_a_quarter_turn_worked_out_by_hand() -> None:
     assert find(image, RED) == [40, 115, 60, 140]
 
 
-def test_overhead_shows_a_picture_in_all_eight_poses() -> None:
+def test_overhead_shows_an_image_in_all_eight_poses() -> None:
     # Red to blue is (47.5, 22.5): more across than down, so that every turn and mirror differs.
     transform = TrainTransform(None, 200, augment=build_policy("overhead"))
     poses, sizes_hw = set(), set()
@@ -229,10 +229,10 @@ def test_overhead_shows_a_picture_in_all_eight_poses() -> None:
             poses.add((x > 0, y > 0, abs(x) > abs(y)))
 
     assert len(poses) == 8
-    assert {(130, 200), (200, 130)} <= sizes_hw  # whole pictures, lying and upright
+    assert {(130, 200), (200, 130)} <= sizes_hw  # whole images, lying and upright
 
 
-def test_crops_keep_the_shape_of_the_picture() -> None:
+def test_crops_keep_the_shape_of_the_image() -> None:
     transform = TrainTransform(None, 200, augment=build_policy("standard"))
 
     assert {tuple(augmented(transform, seed)[0].shape[1:]) for seed in range(40)} <= {
@@ -287,7 +287,7 @@ def test_color_policy_leaves_boxes_alone_and_changes_pixels() -> None:
 # -- which boxes stay
 
 
-def test_boxes_that_leave_the_picture_are_left_out() -> None:
+def test_boxes_that_leave_the_image_are_left_out() -> None:
     boxes = torch.tensor(
         [
             [0.0, 0.0, 15.0, 15.0],  # outside of the crop, which is 20 to 80
@@ -328,7 +328,7 @@ def test_boxes_without_area_are_left_out() -> None:
 
 @pytest.mark.parametrize("policy", [False, *POLICIES])
 @pytest.mark.parametrize("size_hw", [(130, 200), (1, 1), (1, 60)])
-def test_pictures_without_boxes_survive_every_policy(policy: bool | str, size_hw: tuple[int, int]) -> None:
+def test_images_without_boxes_survive_every_policy(policy: bool | str, size_hw: tuple[int, int]) -> None:
     transform = TrainTransform(None, 64, scale_min=0.5, augment=build_policy(policy))
     for seed in SEEDS:
         torch.manual_seed(seed)
@@ -365,7 +365,7 @@ def test_unknown_policy_is_told_with_the_known_ones() -> None:
     ]
 
 
-# -- how small a picture may be decoded
+# -- how small an image may be decoded
 
 
 def test_enough_is_half_as_much_again_as_the_target() -> None:
@@ -379,7 +379,7 @@ def test_enough_leaves_room_for_crops(policy: str, margin: float) -> None:
     assert transform.enough((400, 400)) == (math.ceil(400 * margin), math.ceil(400 * margin))
 
 
-def test_exact_ways_of_resizing_want_the_whole_picture() -> None:
+def test_exact_ways_of_resizing_want_the_whole_image() -> None:
     assert TrainTransform(320, 532).enough((3000, 4000)) == (3000, 4000)
     for method in ("pillow", "opencv", "float"):
         transform = TrainTransform(320, 532, method=method, reduced_decode=True)

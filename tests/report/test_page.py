@@ -12,8 +12,8 @@ from PIL import Image
 
 from fcos.config import dump_config, load_config
 from fcos.data.annotations import Annotations, Record
-from fcos.data.card import data_card, write_cards
 from fcos.data.check import check
+from fcos.data.summary import summarize, write_summaries
 from fcos.metrics.coco import evaluate_detections
 from fcos.report.coverage import keep_coverage
 from fcos.report.page import write_report
@@ -305,7 +305,7 @@ def test_training_data_and_its_warnings_are_shown_beside_the_evaluation(tmp_path
     train_set = data_set(tmp_path / "train", num_images=7)
     twice = Annotations.from_records([*train_set, train_set[0]], NAMES, source=tmp_path, format="list")
     run = write_run(tmp_path / "run")
-    write_cards({"training": data_card(twice, check(twice))}, run)
+    write_summaries({"training": summarize(twice, check(twice))}, run)
     page = write_report(run, annotations=data_set(tmp_path / "data"), results=[]).read_text(encoding="utf-8")
     assert "8 training images, 3 evaluation images" in page
     assert re.search(r"<td>without boxes</td><td>1</td><td>1</td>", page)

@@ -9,19 +9,19 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats import read_annotations
 from fcos.errors import DatasetError
-from fcos.train.propose import Hardware, find_hardware, picture_sizes, propose, propose_data, write_split
+from fcos.train.propose import Hardware, find_hardware, image_sizes, propose, propose_data, write_split
 
 CPU = Hardware(num_cores=2)
 GPU = Hardware(num_cores=16, num_gpus=1, gpu_memory_gb=80.0, bf16_is_faster=True)
 
 
 def make(
-    num_pictures: int = 100,
+    num_images: int = 100,
     size_hw: tuple[int, int] | None = (480, 640),
     box_side: float = 100.0,
     class_names: tuple[str, ...] = ("cat", "dog"),
 ) -> Annotations:
-    """Pictures (without files) of one size with one square box each."""
+    """Images (without files) of one size with one square box each."""
     records = [
         Record.make(
             Path(f"{index}.jpg"),
@@ -30,7 +30,7 @@ def make(
             index + 1,
             size_hw=size_hw,
         )
-        for index in range(num_pictures)
+        for index in range(num_images)
     ]
     return Annotations.from_records(records, class_names, source=Path("x"), format="list")
 
@@ -44,9 +44,9 @@ def reasons(train: Annotations, hardware: Hardware) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("hardware", [CPU, GPU, Hardware(8, 3, 11.0)])
-@pytest.mark.parametrize("num_pictures", [1, 30, 300, 5000])
-def test_every_proposal_loads_and_has_a_reason(num_pictures: int, hardware: Hardware) -> None:
-    proposals = propose(make(num_pictures), hardware)
+@pytest.mark.parametrize("num_images", [1, 30, 300, 5000])
+def test_every_proposal_loads_and_has_a_reason(num_images: int, hardware: Hardware) -> None:
+    proposals = propose(make(num_images), hardware)
     config = load_config({key: value for key, value, _ in proposals})
     assert config.model == proposals[0].value
     assert all(reason for _, _, reason in proposals)
@@ -78,16 +78,16 @@ def test_tiny_boxes_are_shown_as_large_as_is_affordable() -> None:
     assert reasons(make(box_side=4.0), CPU)["short_side"].endswith("as far as it stays affordable")
 
 
-def test_small_pictures_are_not_blown_up() -> None:
+def test_small_images_are_not_blown_up() -> None:
     assert values(make(size_hw=(100, 120)), GPU)["short_side"] == 200
 
 
-def test_wide_pictures_get_room() -> None:
+def test_wide_images_get_room() -> None:
     assert values(make(size_hw=(400, 800)), CPU)["view_size"] == 640
     assert values(make(size_hw=(400, 4000)), CPU)["view_size"] == 800
 
 
-def test_few_pictures_are_seen_more_often() -> None:
+def test_few_images_are_seen_more_often() -> None:
     epochs = [values(make(count), CPU)["epochs"] for count in (10, 150, 300, 5000)]
     assert epochs == [200, 40, 20, 12]
     assert values(make(300), GPU)["epochs"] == 200
@@ -95,7 +95,7 @@ def test_few_pictures_are_seen_more_often() -> None:
     assert "eval_epochs" not in values(make(300), CPU)
 
 
-def test_few_pictures_are_augmented() -> None:
+def test_few_images_are_augmented() -> None:
     assert values(make(100), CPU)["augmentation"] is True
     assert values(make(3000), CPU)["augmentation"] is False
 
@@ -132,7 +132,7 @@ def test_batch_is_shared_by_all_gpus_and_fits_their_memory() -> None:
     assert values(make(5000), Hardware(16, 3, 80.0))["nbatch_train"] == 15
 
 
-def test_few_pictures_get_half_the_batch_and_with_it_half_the_rate() -> None:
+def test_few_images_get_half_the_batch_and_with_it_half_the_rate() -> None:
     proposed = values(make(50), CPU)
     usual = load_config({"model": "fcos_lite0"})
     assert proposed["nbatch_train"] == usual.nbatch_train // 2
@@ -144,20 +144,20 @@ def test_bf16_is_used_where_it_is() -> None:
     assert "precision" not in values(make(), CPU)
 
 
-def test_sizes_are_read_from_the_pictures_where_the_annotations_do_not_tell(tmp_path: Path) -> None:
+def test_sizes_are_read_from_the_images_where_the_annotations_do_not_tell(tmp_path: Path) -> None:
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     records = [
         Record.make(tmp_path / "a.png", [[0.0, 0.0, 10.0, 10.0]], [0], 1),
         Record.make(tmp_path / "broken.png", [[0.0, 0.0, 30.0, 10.0]], [0], 2),
     ]
     annotations = Annotations.from_records(records, ("cat",), source=tmp_path, format="list")
-    sizes, box_sides = picture_sizes(annotations)
+    sizes, box_sides = image_sizes(annotations)
     assert sizes.tolist() == [[40, 60]]
     assert box_sides.tolist() == [0.25]
 
 
-def test_unreadable_pictures_keep_the_presets_size(tmp_path: Path) -> None:
+def test_unreadable_images_keep_the_presets_size(tmp_path: Path) -> None:
     train = make(size_hw=None)
     assert values(train, CPU)["short_side"] == 320
     assert reasons(train, CPU)["short_side"] == "the preset's; no image could be read"
@@ -172,10 +172,10 @@ def test_this_machine_has_a_core() -> None:
 # The data of a folder
 
 
-def write_list(folder: Path, name: str, num_pictures: int, boxes: str = " 1 2 11 22 1") -> None:
+def write_list(folder: Path, name: str, num_images: int, boxes: str = " 1 2 11 22 1") -> None:
     folder.mkdir(exist_ok=True)
     lines = []
-    for index in range(num_pictures):
+    for index in range(num_images):
         Image.new("RGB", (40, 30)).save(folder / f"{name}{index}.jpg")
         lines.append(f"{name}{index}.jpg{boxes}")
     (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
@@ -194,7 +194,7 @@ def test_split_of_the_folder_is_used(tmp_path: Path) -> None:
     assert not (tmp_path / "split").exists()
 
 
-def test_split_is_made_by_picture_where_the_folder_brings_none(tmp_path: Path) -> None:
+def test_split_is_made_by_image_where_the_folder_brings_none(tmp_path: Path) -> None:
     write_list(tmp_path / "birds", "all", 10)
     data = propose_data(tmp_path / "birds", tmp_path / "split")
     write_split(data, tmp_path / "split")

@@ -13,7 +13,7 @@ import torch
 from fcos.cli.train import train_and_draw
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
-from fcos.data.card import read_cards
+from fcos.data.summary import read_summaries
 from fcos.errors import ConfigError, DatasetError
 from fcos.train.run import left_out, train
 from fcos.train.run_folder import find_run_folder
@@ -232,7 +232,7 @@ def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixtu
     same = {"list_eval": str(tiny.data / "train.txt"), "root_eval": str(tiny.data / "train")}
     tiny.train("run", **same, epochs=1)
     assert "warning: 20 images are in both training and evaluation" in capsys.readouterr().err
-    cards = read_cards(tiny.runs / "run")
+    cards = read_summaries(tiny.runs / "run")
     assert (cards["training"].num_warnings, cards["evaluation"].num_warnings) == (0, 1)
     assert cards["evaluation"].warnings[0].startswith("20 images are in both")
 

@@ -20,6 +20,7 @@ import click
 
 from fcos.cli.look import Context
 from fcos.errors import FcosError, OutputError
+from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import safe_output
 
 COMMANDS = {  # each fits into a line of 80 columns
@@ -35,7 +36,7 @@ COMMANDS = {  # each fits into a line of 80 columns
     "check": "What is in a data set, and what is wrong with it.",
     "info": "What a model file is, and how it will be used.",
     "import": "Write weights of another code base as a model file.",
-    "convert": "Write annotations in another format: list, coco, voc, yolo.",
+    "convert": f"Write annotations in another format: {', '.join(FORMAT_NAMES)}.",
     "config": "Every setting with its default, unit and meaning.",
 }
 

@@ -1,4 +1,4 @@
-"""`fcos check`: what is wrong with a data set, and what is in it."""
+"""`fcos check`: what is in a data set, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
     from fcos.data.annotations import Annotations
-    from fcos.data.check import Card, CheckReport
+    from fcos.data.check import CheckReport
+    from fcos.data.counts import Counts
     from fcos.data.formats import Split
 
 MAX_SHOWN = 20
@@ -23,7 +25,7 @@ MAX_CONFIG_BYTES = 2**20  # a larger file is no train.json
 
 EPILOG = """\b
 Examples:
-  fcos check pictures/                              a folder in any format, all its parts
+  fcos check images/                              a folder in any format, all its parts
   fcos check train.json                             what a training would read
   fcos check train.txt val.txt --root images --names names.txt
   fcos check annotations/instances_train.json --headers-only
@@ -32,17 +34,23 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the pictures, if it is not found.")
-@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found by itself."
+)
+@click.option(
+    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
+)
 @click.option(
     "--from",
     "--format",
     "format",
-    type=click.Choice(["auto", "list", "coco", "voc", "yolo"]),
+    type=click.Choice(["auto", *FORMAT_NAMES]),
     default="auto",
-    help="Format of the annotations, if it is not recognised.",
+    help="Format of the annotations; default: recognised.",
 )
-@click.option("--headers-only", is_flag=True, help="Do not decode pictures: faster, misses truncated ones.")
+@click.option(
+    "--headers-only", is_flag=True, help="Do not decode images: faster, but misses truncated files."
+)
 @json_option
 def command(
     sources: tuple[str, ...],
@@ -52,10 +60,10 @@ def command(
     headers_only: bool,
     as_json: bool,
 ) -> None:
-    """Report broken pictures and impossible boxes of SOURCE, and what is in it.
+    """Report broken images and impossible boxes of SOURCE, and what is in it.
 
     SOURCE is an annotation file, a data set folder (all its parts are checked) or a train.json. With two or
-    more, or a folder with parts, pictures that are in more than one part are reported too.
+    more, or a folder with parts, images that are in more than one part are reported too.
 
     Exit code 1 if something cannot be used; training refuses such a data set unless skip_invalid=true.
     """
@@ -65,7 +73,7 @@ def command(
     parts = _read_parts(sources, root, names, format)
     reports = []
     for title, part in parts:
-        report = check(part, decode=not headers_only, track=partial(track, what="reading pictures"))
+        report = check(part, decode=not headers_only, track=partial(track, what="reading images"))
         reports.append(report)
         if not as_json:
             _print_report(title, part, report)
@@ -84,13 +92,15 @@ def _read_parts(
 ) -> list[tuple[str, Annotations]]:
     """Every part with its title; all with the class names of the first, as a training reads them."""
     from fcos.data.formats import read_annotations
+    from fcos.data.registry import format_named
 
     splits, name_file, format = _expand(sources, root, name_file, format)
     names = _names(name_file) if name_file else None
     parts = []
     for split in splits:
         annotations = read_annotations(split.source, root=split.root, names=names, format=format)
-        names = annotations.class_names if len(splits) > 1 and annotations.format != "list" else names
+        in_file = format_named(annotations.format).class_names != "none"
+        names = annotations.class_names if len(splits) > 1 and in_file else names
         parts.append((str(split.source), annotations))
     return parts
 
@@ -143,8 +153,8 @@ def _print_report(title: str, annotations: Annotations, report: CheckReport) -> 
     from fcos.cli.config import print_table
 
     click.secho(f"{printable_line(title)} ({annotations.format})", bold=True)
-    print_table(_summary_table(report.card))
-    print_table(_class_table(report.card))
+    print_table(_summary_table(report.counts))
+    print_table(_class_table(report.counts))
     for warning in report.warnings[:MAX_SHOWN]:
         click.secho(f"warning: {printable_line(str(warning))}", fg="yellow")
     _print_more(len(report.warnings), "warning")
@@ -168,52 +178,52 @@ def _print_more(number: int, what: str) -> None:
         click.echo(f"... and {counted(number - MAX_SHOWN, f'more {what}')} (--json lists all)")
 
 
-def _summary_table(card: Card) -> Any:
+def _summary_table(counts: Counts) -> Any:
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
-    table.add_row("images", f"{card.num_images}, {card.num_empty} of them without boxes")
-    if card.sides:
-        for side, (least, median, most) in card.sides.items():
+    table.add_row("images", f"{counts.num_images}, {counts.num_empty} of them without boxes")
+    if counts.sides:
+        for side, (least, median, most) in counts.sides.items():
             table.add_row(side, f"{least} to {most} pixels, median {median}")
-    table.add_row("boxes", f"{card.num_boxes}, at most {card.most_boxes} in an image")
-    sizes = (f"{count} {name}" for name, count in card.boxes_per_size.items())
+    table.add_row("boxes", f"{counts.num_boxes}, at most {counts.most_boxes} in an image")
+    sizes = (f"{count} {name}" for name, count in counts.boxes_per_size.items())
     table.add_row("sizes (COCO's)", ", ".join(sizes))
-    if card.num_crowd or card.num_difficult:
-        crowd = counted(card.num_crowd, "crowd region")
+    if counts.num_crowd or counts.num_difficult:
+        crowd = counted(counts.num_crowd, "crowd region")
         table.add_row(
-            "special", f"{crowd}, {counted(card.num_difficult, 'difficult box', 'difficult boxes')}"
+            "special", f"{crowd}, {counted(counts.num_difficult, 'difficult box', 'difficult boxes')}"
         )
     return table
 
 
-def _class_table(card: Card) -> Any:
+def _class_table(counts: Counts) -> Any:
     from fcos.cli.config import new_table
 
     table = new_table("class", "boxes", "images")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, boxes in card.boxes_per_class.items():
-        table.add_row(printable_line(name), str(boxes), str(card.images_per_class[name]))
+    for name, boxes in counts.boxes_per_class.items():
+        table.add_row(printable_line(name), str(boxes), str(counts.images_per_class[name]))
     return table
 
 
 def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
-    """Pictures that two parts share, for each two that share some."""
+    """Images that two parts share, for each two that share some."""
     from itertools import combinations
 
-    from fcos.data.check import common_pictures
+    from fcos.data.check import common_images
 
     return [
-        {"between": [first_title, second_title], "pictures": pairs}
+        {"between": [first_title, second_title], "images": pairs}
         for (first_title, first), (second_title, second) in combinations(parts, 2)
-        if (pairs := common_pictures(first, second))
+        if (pairs := common_images(first, second))
     ]
 
 
 def _print_common(shared: list[dict[str, Any]]) -> None:
     for entry in shared:
-        (first, second), pairs = entry["between"], entry["pictures"]
+        (first, second), pairs = entry["between"], entry["images"]
         number = counted(len(pairs), "image is", "images are")
         what = printable_line(f"{number} in both {first} and {second}")
         click.secho(f"warning: {what}; do not train on what you measure on", fg="yellow")
@@ -230,7 +240,7 @@ def _as_dict(title: str, annotations: Annotations, report: CheckReport) -> dict[
     return {
         "source": title,
         "format": annotations.format,
-        "card": asdict(report.card),
+        "card": asdict(report.counts),
         "problems": [asdict(problem) for problem in report.problems],
         "warnings": [asdict(warning) for warning in report.warnings],
     }

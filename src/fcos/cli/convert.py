@@ -1,4 +1,4 @@
-"""`fcos convert`: annotations from any of the four formats to any other."""
+"""`fcos convert`: annotations from any format to any other."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from fcos.cli.output import json_option, print_json
+from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import counted
-
-FORMATS = ["list", "coco", "voc", "yolo"]
 
 EPILOG = """\b
 Examples:
@@ -23,25 +22,29 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(FORMATS), required=True, help="Format to write.")
+@click.option("--to", type=click.Choice(FORMAT_NAMES), required=True, help="Format to write.")
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="File (.txt of a list, .json of COCO) or folder (VOC, YOLO) to write; it must not exist yet.",
+    help="File (list: .txt, COCO: .json) or folder (VOC, YOLO) to write; it must not exist yet.",
 )
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the pictures, if it is not found.")
-@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line, first 'background'.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found by itself."
+)
+@click.option(
+    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
+)
 @click.option(
     "--from",
     "--format",
     "format",
-    type=click.Choice(["auto", *FORMATS]),
+    type=click.Choice(["auto", *FORMAT_NAMES]),
     default="auto",
-    help="Format of SOURCE, if it is not recognised.",
+    help="Format of SOURCE; default: recognised.",
 )
-@click.option("--copy-images", is_flag=True, help="VOC and YOLO: copy the pictures instead of linking them.")
+@click.option("--copy-images", is_flag=True, help="In a folder, copy the images instead of linking them.")
 @json_option
 def command(
     source: Path,
@@ -55,20 +58,19 @@ def command(
 ) -> None:
     """Write the annotations of SOURCE in another format, without losing a box.
 
-    Pictures are not copied. A list or COCO file names them relative to the folder that they are in, which is
-    printed: give it as --root, root_train or root_eval when reading. VOC and YOLO data sets hold links to the
-    pictures, or copies with --copy-images. What the new format cannot hold is printed.
+    A list or COCO file names images relative to the folder that they are in, which is printed: give it as
+    --root, root_train or root_eval when reading. VOC and YOLO folders hold links to the images, or copies
+    with --copy-images. What the new format cannot hold is printed.
     """
-    from fcos.data.formats import convert, names_beside, read_names
+    from fcos.data.formats import convert, read_names
 
     class_names = read_names(names)[0] if names else None
     result = convert(source, to, out, root=root, names=class_names, format=format, copy_images=copy_images)
     annotations = result.annotations
     boxes, classes = len(annotations.labels), annotations.num_classes
-    name_file = {"list": names_beside(out), "voc": out / "names.txt"}.get(to)
     if as_json:
-        counts = {"pictures": len(annotations), "boxes": boxes, "class_names": annotations.class_names}
-        files = {"out": out, "root": result.root, "name_file": name_file}
+        counts = {"images": len(annotations), "boxes": boxes, "class_names": annotations.class_names}
+        files = {"out": out, "root": result.root, "name_file": result.name_file}
         print_json({**files, **counts, "notes": result.notes})
         return
     click.echo(
@@ -77,7 +79,7 @@ def command(
     )
     if result.root is not None:
         click.echo(f"root of the images: {result.root}")
-    if name_file is not None:
-        click.echo(f"class names: {name_file}")
+    if result.name_file is not None:
+        click.echo(f"class names: {result.name_file}")
     for note in result.notes:
         click.secho(f"note: {note}", fg="yellow")

@@ -97,9 +97,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def pictures_of(folder: Path) -> list[Path]:
     """The first images of a folder, by name."""
-    from fcos.data.pictures import is_picture
+    from fcos.data.image_files import is_image
 
-    images = (file for file in sorted(folder.iterdir()) if is_picture(file.name) and not is_hidden(file.name))
+    images = (file for file in sorted(folder.iterdir()) if is_image(file.name) and not is_hidden(file.name))
     return [file for file in images if file.is_file()][:NUM_EXAMPLES]
 
 

@@ -16,6 +16,7 @@ from fcos.cli.output import json_option, print_json
 from fcos.cli.progress import progress_bar
 from fcos.errors import ConfigError
 from fcos.files import check_writable, write_bytes
+from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import counted
 
 if TYPE_CHECKING:
@@ -54,14 +55,12 @@ class Source:
 
 @click.command(epilog=EPILOG)
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@click.option(
-    "--list", "list_", type=click.Path(path_type=Path), help="Annotations: list, COCO, VOC or YOLO."
-)
+@click.option("--list", "list_", type=click.Path(path_type=Path), help="Annotations, of any format.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the pictures.")
 @click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line.")
 @click.option(
     "--format",
-    type=click.Choice(["auto", "list", "coco", "voc", "yolo"]),
+    type=click.Choice(["auto", *FORMAT_NAMES]),
     default="auto",
     show_default=True,
     help="Format of the annotations.",

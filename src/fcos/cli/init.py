@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  fcos init pictures/                  writes train.json
-  fcos init pictures/ -o birds.json
+  fcos init images/                  writes train.json
+  fcos init images/ -o birds.json
   fcos train birds.json                trains with it
 """
 
@@ -36,9 +36,9 @@ Examples:
 @click.option("--force", is_flag=True, help="Overwrite the config file.")
 @json_option
 def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
-    """Propose a train.json for a FOLDER of pictures with boxes.
+    """Propose a train.json for a FOLDER of images with boxes.
 
-    The format is recognised (list, COCO, VOC, YOLO); the folder's own split is used, or one is made.
+    The format of the annotations is recognised; the folder's own splits are used, or made.
     """
     proposals = write_proposal(folder, output, overwrite=force)
     if as_json:
@@ -49,7 +49,7 @@ def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
         print_json({"file": output, "settings": settings})
         return
     print_proposal(proposals, output)
-    click.echo(f"`fcos train {output}` trains with it; change in the file what you know better")
+    click.echo(f"`fcos train {output}` trains with it; edit the file to change a setting")
 
 
 def write_proposal(

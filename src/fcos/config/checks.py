@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fcos.errors import ConfigError
+from fcos.files import without_part
 from fcos.terminal import counted
 
 if TYPE_CHECKING:
@@ -195,11 +196,6 @@ def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:
                 where=config.origin(key),
                 fix=f"correct the path; the part that exists is {there}",
             )
-
-
-def without_part(path: str) -> str:
-    """The file of a path that may name a part of it: `data.yaml:val` is `data.yaml`."""
-    return re.sub(r"(\.ya?ml):\w+$", r"\1", path)
 
 
 def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:

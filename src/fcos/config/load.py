@@ -16,13 +16,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all, without_part
+from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all
 from fcos.config.file import COMMAND_LINE, Given, read_file, read_overrides
 from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
 from fcos.config.schema import ALIASES, TrainConfig, choices, expects
 from fcos.errors import ConfigError
-from fcos.files import write_text
+from fcos.files import without_part, write_text
 
 # What is often written where another word is meant.
 WORDS_ELSEWHERE = {

@@ -9,12 +9,18 @@ import json
 import re
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from fcos.config.conventions import ThresholdOn
 from fcos.config.presets import PRESETS
+from fcos.format_names import FORMAT_NAMES
+
+if TYPE_CHECKING:
+    DataFormat = str
+else:
+    DataFormat = Literal[("auto", *FORMAT_NAMES)]
 
 # The seed's spellings, taken for ever as if the setting itself stood there.
 ALIASES = {"epoches": "epochs", "eval_epoches": "eval_epochs"}
@@ -50,7 +56,7 @@ class TrainConfig(BaseModel):
     root_eval: str = setting("", "folder of the evaluation images")
     list_eval: str = setting("", "evaluation annotations; without them nothing is measured")
     name_file: str = setting("", "class names, one a line, first line 'background'")
-    data_format: Literal["auto", "list", "coco", "voc", "yolo"] = setting("auto", "format of the annotations")
+    data_format: DataFormat = setting("auto", "format of the annotations")
     classes: int | None = setting(
         None, "number of classes without background, checked against the names", ge=1
     )

@@ -7,7 +7,7 @@ arrays, not in an object per box: a million boxes stay small, and loader workers
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ MAX_NAMES_BYTES = 2**30  # of all of them, at the width of the longest
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with its boxes.
+    """One image with its boxes.
 
     Attributes:
         path: the image file.
@@ -63,15 +63,14 @@ class Record:
         boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
         num_boxes = len(boxes)
         box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        unmarked = np.zeros(num_boxes, bool)
         return Record(
             path=Path(path),
             boxes_xyxy=boxes,
             labels=np.asarray(labels, dtype=np.int64).reshape(num_boxes),
             image_id=image_id,
-            is_crowd=np.zeros(num_boxes, bool) if is_crowd is None else np.asarray(is_crowd, bool),
-            is_difficult=np.zeros(num_boxes, bool)
-            if is_difficult is None
-            else np.asarray(is_difficult, bool),
+            is_crowd=unmarked if is_crowd is None else np.asarray(is_crowd, bool),
+            is_difficult=unmarked if is_difficult is None else np.asarray(is_difficult, bool),
             areas=box_areas if areas is None else np.asarray(areas, dtype=np.float64),
             size_hw=size_hw,
             where=where,
@@ -86,7 +85,7 @@ class Annotations(Sequence[Record]):
         class_names: name of each label, without background.
         category_ids: the id in the file of each label (COCO's ids have gaps); 1, 2, ... elsewhere.
         source: the file or folder that was read.
-        format: "list", "coco", "voc" or "yolo".
+        format: name of the format that it was read from.
         notes: what `check` tells of the reading, such as images without annotations.
     """
 
@@ -102,7 +101,7 @@ class Annotations(Sequence[Record]):
     first_box: NDArray[np.int64]  # (images + 1,): boxes of image i are first_box[i] : first_box[i + 1]
     image_ids: NDArray[np.int64]
     sizes_hw: NDArray[np.int32]  # (images, 2), -1 where unknown
-    _paths: NDArray[Any] = field(repr=False)  # utf-8, fixed width: no Python object an image
+    _paths: NDArray[Any] = field(repr=False)  # utf-8, fixed width: no Python object per image
     _wheres: NDArray[Any] | None = field(repr=False)  # None: the source and the image id say where
     _folder: Path = field(default=Path(), repr=False)  # that the paths start from
     notes: tuple[str, ...] = ()
@@ -121,9 +120,9 @@ class Annotations(Sequence[Record]):
         records = list(records)
         ids = tuple(range(1, len(class_names) + 1)) if category_ids is None else tuple(category_ids)
 
-        def join(name: str, dtype: type, shape: tuple[int, ...]) -> NDArray[np.generic]:
+        def joined(name: str, dtype: type, *shape: int) -> NDArray[Any]:
             arrays = [getattr(record, name) for record in records]
-            return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(shape, dtype)
+            return np.concatenate([np.zeros((0, *shape), dtype), *arrays])
 
         counts = [len(record.labels) for record in records]
         return Annotations(
@@ -131,11 +130,11 @@ class Annotations(Sequence[Record]):
             category_ids=ids,
             source=Path(source),
             format=format,
-            boxes_xyxy=join("boxes_xyxy", np.float64, (0, 4)),  # type: ignore[arg-type]
-            labels=join("labels", np.int64, (0,)),  # type: ignore[arg-type]
-            is_crowd=join("is_crowd", np.bool_, (0,)),  # type: ignore[arg-type]
-            is_difficult=join("is_difficult", np.bool_, (0,)),  # type: ignore[arg-type]
-            areas=join("areas", np.float64, (0,)),  # type: ignore[arg-type]
+            boxes_xyxy=joined("boxes_xyxy", np.float64, 4),
+            labels=joined("labels", np.int64),
+            is_crowd=joined("is_crowd", np.bool_),
+            is_difficult=joined("is_difficult", np.bool_),
+            areas=joined("areas", np.float64),
             first_box=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             image_ids=np.array([record.image_id for record in records], np.int64),
             sizes_hw=np.array([record.size_hw or (-1, -1) for record in records], np.int32).reshape(-1, 2),
@@ -177,6 +176,33 @@ class Annotations(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
+
+
+def select(
+    annotations: Annotations, indices: Sequence[int], keep_box: NDArray[np.bool_] | None = None
+) -> Annotations:
+    """The images of these indices, in this order, with all their boxes or those to keep."""
+    chosen = np.asarray(indices, np.int64)
+    first, last = annotations.first_box[chosen], annotations.first_box[chosen + 1]
+    counts = last - first
+    first_box = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    boxes = np.arange(first_box[-1]) + np.repeat(first - first_box[:-1], counts)
+    if keep_box is not None:
+        kept = keep_box[boxes]
+        first_box, boxes = np.concatenate([[0], np.cumsum(kept)])[first_box], boxes[kept]
+    return replace(
+        annotations,
+        boxes_xyxy=annotations.boxes_xyxy[boxes],
+        labels=annotations.labels[boxes],
+        is_crowd=annotations.is_crowd[boxes],
+        is_difficult=annotations.is_difficult[boxes],
+        areas=annotations.areas[boxes],
+        first_box=first_box,
+        image_ids=annotations.image_ids[chosen],
+        sizes_hw=annotations.sizes_hw[chosen],
+        _paths=annotations._paths[chosen],
+        _wheres=None if annotations._wheres is None else annotations._wheres[chosen],
+    )
 
 
 def pack_names(names: Sequence[str], source: Path) -> NDArray[Any]:

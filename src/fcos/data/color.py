@@ -22,13 +22,13 @@ MEAN_STRIDE = 4  # the mean grey value is that of every fourth pixel of every fo
 
 @dataclass(frozen=True)
 class ColorChange:
-    """Changes the colours of most pictures; drawn from torch's generator.
+    """Changes the colours of most images; drawn from torch's generator.
 
     Attributes:
         brightness: a factor in 1 +- this.
         contrast: likewise.
         saturation: likewise.
-        p: share of the pictures that are changed.
+        p: share of the images that are changed.
     """
 
     brightness: float = 0.3
@@ -37,7 +37,7 @@ class ColorChange:
     p: float = 0.7
 
     def __call__(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
-        """The picture with other colours, or as it is."""
+        """The image with other colours, or as it is."""
         chance, *drawn = torch.rand(4).tolist()
         if chance >= self.p:
             return image
@@ -60,6 +60,6 @@ def change_color(
         matrix += [own * (column == channel) + grey * GREY_WEIGHTS[column] for column in range(3)]
         matrix.append(offset)
     # Pillow's matrix conversion: rounds and clips, and reads and writes the bytes where they are.
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    changed = picture.convert("RGB", tuple(matrix))
+    pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    changed = pil_image.convert("RGB", tuple(matrix))
     return torch.from_numpy(np.array(changed)).permute(2, 0, 1)

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import GroundTruth, Sample
-from fcos.data.image import EnoughSize, Picture, read_image, read_picture
+from fcos.data.image import DecodedImage, EnoughSize, read_image, read_reduced
 from fcos.data.sampler import stream_seed
 from fcos.data.transforms import EvalTransform, TrainTransform
 
@@ -35,18 +35,18 @@ class TrainDataset(Dataset[Sample]):
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         index, position = place
         record = self.annotations[index]
-        picture, truth = read_sample(record, self.transform.enough)
+        decoded, truth = read_sample(record, self.transform.enough)
         with torch.random.fork_rng(devices=[]):
             turned = self.transform.augment.quarter_turns and self._turns(position // self.batch_size)
-            # torch.manual_seed keeps a stack trace for GPUs: a third of the time of a small picture
+            # torch.manual_seed keeps a stack trace for GPUs: a third of the time of a small image
             torch.default_generator.manual_seed(stream_seed(self.seed, position))
             image, boxes, labels = self.transform(
-                picture.pixels, truth.boxes_xyxy, truth.labels, turned=turned
+                decoded.pixels, truth.boxes_xyxy, truth.labels, turned=turned
             )
-        return Sample(image, GroundTruth(boxes, labels), record.image_id, picture.size_hw, position)
+        return Sample(image, GroundTruth(boxes, labels), record.image_id, decoded.size_hw, position)
 
     def _turns(self, step: int) -> bool:
-        """Whether the pictures of a step are turned; another stream of seeds than that of positions."""
+        """Whether the images of a step are turned; another stream of seeds than that of positions."""
         return stream_seed(self.seed, -1 - step) % 2 == 1
 
 
@@ -69,14 +69,14 @@ class EvalDataset(Dataset[Sample]):
         )
 
 
-def read_sample(record: Record, enough: EnoughSize | None = None) -> tuple[Picture, GroundTruth]:
-    """Upright picture (`enough` as in `read_picture`) and its boxes to learn from, without crowd regions.
+def read_sample(record: Record, enough: EnoughSize | None = None) -> tuple[DecodedImage, GroundTruth]:
+    """Upright image (`enough` as in `read_reduced`) and its boxes to learn from, without crowd regions.
 
-    Boxes are clipped to the picture and in the frame of its pixels, reduced or not.
+    Boxes are clipped to the image and in the frame of its pixels, reduced or not.
     """
-    picture = read_picture(record.path, enough)
-    height, width = picture.size_hw
+    decoded = read_reduced(record.path, enough)
+    height, width = decoded.size_hw
     learned = ~record.is_crowd
     boxes = record.boxes_xyxy[learned].clip(0, (width, height, width, height))
-    boxes = picture.boxes_in_pixels(boxes).astype(np.float32)
-    return picture, GroundTruth(torch.from_numpy(boxes), torch.from_numpy(record.labels[learned]))
+    boxes = decoded.boxes_in_pixels(boxes).astype(np.float32)
+    return decoded, GroundTruth(torch.from_numpy(boxes), torch.from_numpy(record.labels[learned]))

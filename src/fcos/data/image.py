@@ -1,12 +1,12 @@
-"""Reading any picture that real folders hold as upright 8-bit RGB, and its boxes along with it.
+"""Reading any image that real folders hold as upright 8-bit RGB, and its boxes along with it.
 
-Cameras store a picture as the sensor saw it, with an EXIF tag that says how to turn it. Pixels are always
+Cameras store an image as the sensor saw it, with an EXIF tag that says how to turn it. Pixels are always
 turned upright here. Boxes are turned only where the annotations can be seen to be in the sensor's frame: the
 annotation file states the size before turning, and turning swaps the sides. In every other case they are
 upright already, since that is what annotation tools show and what normalised (YOLO) boxes refer to.
 
-A JPEG can be decoded to a half, a quarter or an eighth of its sides (`read_picture`): it holds its blocks of
-8 x 8 pixels as frequencies, and the high ones are left out. For training, which scales pictures down anyway.
+A JPEG can be decoded to a half, a quarter or an eighth of its sides (`read_reduced`): it holds its blocks of
+8 x 8 pixels as frequencies, and the high ones are left out. For training, which scales images down anyway.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fcos.data.annotations import Record
 from fcos.errors import DatasetError
 from fcos.files import check_regular, reason_of
 
-NOT_FOUND = "picture not found"
+NOT_FOUND = "image not found"
 EXIF_ORIENTATION = 0x0112
 TURN_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,7 +49,7 @@ STRIP_ROWS = 64
 USUAL_BITS = (8, 10, 12, 14, 16, 24, 31, 32)
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO = 0
-JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several pictures in one JPEG file, as of phones; the first one is read
+JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several images in one JPEG file, as of phones; the first one is read
 _warnings_lock = threading.Lock()
 
 
@@ -66,25 +66,25 @@ class Header(NamedTuple):
 
     @property
     def swaps_sides(self) -> bool:
-        """Whether turning the picture upright exchanges height and width."""
+        """Whether turning the image upright exchanges height and width."""
         return self.orientation >= 5
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """Height, width of the upright picture."""
+        """Height, width of the upright image."""
         height, width = self.raw_size_hw
         return (width, height) if self.swaps_sides else (height, width)
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """Pixels of a file, at its own size or reduced.
 
     Attributes:
         pixels: RGB, upright; the three values of a pixel lie side by side in memory (channels last).
-        size_hw: height, width of the upright picture in the file.
+        size_hw: height, width of the upright image in the file.
         reduction: 1, 2, 4 or 8; each pixel stands for so many by so many of the file.
-        begin_xy: where the picture begins in `pixels` times `reduction`: not at 0 where a part of a pixel at
-            the end of the stored picture was turned to the left or the top.
+        begin_xy: where the image begins in `pixels` times `reduction`: not at 0 where a part of a pixel at
+            the end of the stored image was turned to the left or the top.
     """
 
     pixels: UInt8[Tensor, "3 _ _"]
@@ -93,7 +93,7 @@ class Picture(NamedTuple):
     begin_xy: tuple[int, int] = (0, 0)
 
     def boxes_in_pixels(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Boxes of the upright picture in the frame of `pixels`."""
+        """Boxes of the upright image in the frame of `pixels`."""
         boxes: NDArray[np.float64] = (boxes_xyxy + np.tile(self.begin_xy, 2)) / self.reduction
         return boxes
 
@@ -104,17 +104,17 @@ EnoughSize = Callable[[tuple[int, int]], tuple[int, int]]
 def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels, upright, the three values of a pixel side by side in memory (channels last).
 
-    The first frame of an animation; alpha is dropped, not blended (aerial pictures keep a fourth band there).
+    The first frame of an animation; alpha is dropped, not blended (aerial images keep a fourth band there).
     """
-    return read_picture(path).pixels
+    return read_reduced(path).pixels
 
 
-def read_picture(path: Path, enough: EnoughSize | None = None) -> Picture:
-    """A picture, decoded as small as `enough` allows where the format can do that (JPEG).
+def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
+    """An image decoded as small as `enough` allows where the format can do that (JPEG).
 
     Args:
         path: of the file.
-        enough: from height, width of the upright picture to the least that it may be decoded at; None: at its
+        enough: from height, width of the upright image to the least that it may be decoded at; None: at its
             own size.
     """
     with _opened(path) as (image, header):
@@ -123,7 +123,7 @@ def read_picture(path: Path, enough: EnoughSize | None = None) -> Picture:
             reduction = reduction_for(header.size_hw, enough(header.size_hw))
         _reduce(image, reduction)
         begin_xy = _begin_xy(header, reduction)
-        return Picture(_to_tensor(_upright_rgb(image, header)), header.size_hw, reduction, begin_xy)
+        return DecodedImage(_to_tensor(_upright_rgb(image, header)), header.size_hw, reduction, begin_xy)
 
 
 def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
@@ -135,7 +135,7 @@ def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
 
 
 def _begin_xy(header: Header, reduction: int) -> tuple[int, int]:
-    """What a reduced picture has too much at its right and bottom, where turning it upright brings that."""
+    """What a reduced image has too much at its right and bottom, where turning it upright brings that."""
     height, width = header.raw_size_hw
     right, bottom = -width % reduction, -height % reduction
     left = {2: right, 3: right, 6: bottom, 7: bottom}
@@ -150,22 +150,16 @@ def _reduce(image: Image.Image, reduction: int) -> None:
 
 
 def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels, upright, of a picture file that is in memory; `where` names it in messages."""
+    """RGB pixels, upright, of an image file that is in memory; `where` names it in messages."""
     with _opened(io.BytesIO(content), where) as (image, header):
         return _to_tensor(_upright_rgb(image, header))
 
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels of a picture that is open already, upright."""
+    """RGB pixels of an image that is open already, upright."""
     if 0 in image.size:
         raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="leave it out")
     return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
-
-
-def read_record(record: Record) -> tuple[UInt8[Tensor, "3 height width"], Record]:
-    """RGB pixels of a record, upright, and the record with its boxes in that frame."""
-    with _opened(record.path) as (image, header):
-        return _to_tensor(_upright_rgb(image, header)), upright(record, header)
 
 
 def read_header(path: Path, *, decode: bool = False) -> Header:
@@ -179,7 +173,7 @@ def read_header(path: Path, *, decode: bool = False) -> Header:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height, width of the upright picture, without decoding it."""
+    """Height, width of the upright image, without decoding it."""
     return read_header(path).size_hw
 
 
@@ -192,7 +186,7 @@ def upright(record: Record, header: Header) -> Record:
 
 
 def _turn_boxes(boxes_xyxy: NDArray[np.float64], header: Header) -> NDArray[np.float64]:
-    """Boxes xyxy of the stored picture -> of the upright one, for orientations that swap the sides."""
+    """Boxes xyxy of the stored image -> of the upright one, for orientations that swap the sides."""
     height, width = header.raw_size_hw
     x1, y1, x2, y2 = boxes_xyxy.T
     turned = {
@@ -227,15 +221,15 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
         raise
     except FileNotFoundError:
         raise DatasetError(
-            NOT_FOUND, where=where, fix="correct the name, or the folder of pictures (root)"
+            NOT_FOUND, where=where, fix="correct the name, or the folder of images (root)"
         ) from None
     except Image.DecompressionBombError as error:
         raise DatasetError(
-            f"picture has too many pixels ({error})", where=where, fix="cut or scale the picture"
+            f"image has too many pixels ({error})", where=where, fix="cut or scale the image"
         ) from error
     except Exception as error:
         raise DatasetError(
-            _what_is_wrong(file, error), where=where, fix="replace the file, or leave the picture out"
+            _what_is_wrong(file, error), where=where, fix="replace the file, or leave the image out"
         ) from error
 
 
@@ -243,18 +237,18 @@ def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"image cannot be read: {reason_of(error)}"
     if isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0:
-        return "picture file is empty (0 bytes)"
+        return "image file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
-        return "picture cannot be decoded: not an image, or of a format that Pillow does not read"
+        return "image cannot be decoded: not an image, or of a format that Pillow does not read"
     if isinstance(error, MemoryError):
-        return "picture cannot be decoded: out of memory"
-    return f"picture cannot be decoded: {error}"
+        return "image cannot be decoded: out of memory"
+    return f"image cannot be decoded: {error}"
 
 
 def _open_quietly(file: Path | io.BytesIO) -> Image.Image:
-    """Open without Pillow's warnings about large pictures and odd metadata: neither asks for an action.
+    """Open without Pillow's warnings about large images and odd metadata: neither asks for an action.
 
-    Up to Pillow's hard limit (179 megapixels) a large picture is just large; above it Pillow raises.
+    Up to Pillow's hard limit (179 megapixels) a large image is just large; above it Pillow raises.
     ``catch_warnings`` is not safe between threads, hence the lock; pixels are decoded outside of it.
     """
     with _warnings_lock, warnings.catch_warnings():
@@ -268,7 +262,7 @@ def _orientation(image: Image.Image) -> int:
         warnings.simplefilter("ignore")
         try:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        except Exception:  # the pixels may be fine: damaged metadata must not cost the picture
+        except Exception:  # the pixels may be fine: damaged metadata must not cost the image
             return 1
     return orientation if orientation in TURN_UPRIGHT else 1
 
@@ -326,7 +320,7 @@ def _white_value(values: NDArray[np.generic]) -> float:
 def _to_tensor(image: Image.Image) -> Tensor:
     """The pixels of an RGB image, channels last.
 
-    In strips: of a whole large picture Pillow makes two more copies on the way, in memory that is new to the
+    In strips: of a whole large image Pillow makes two more copies on the way, in memory that is new to the
     process (74 ms at 4000 x 3000; 12 in strips).
     """
     if image.height * image.width <= STRIPS_ABOVE:

@@ -16,7 +16,7 @@ BACKGROUND = ("background", "__background__")
 
 
 def read_names(name_file: Path) -> tuple[tuple[str, ...], bool]:
-    """Class names, one a line, and whether the first line was ``background`` (it is left out).
+    """Class names, one per line, and whether the first line was ``background`` (it is left out).
 
     A blank line between names is refused: skipping it would shift the ids of all classes after it.
     """
@@ -28,7 +28,7 @@ def read_names(name_file: Path) -> tuple[tuple[str, ...], bool]:
 
 
 def read_all_names(name_file: Path) -> list[str]:
-    """Class names, one a line, as YOLO numbers them: a line ``background`` is class 0 like any other."""
+    """Class names, one per line, as YOLO numbers them: a line ``background`` is class 0 like any other."""
     names = _lines(name_file)
     check_names(names, where=str(name_file), first_line=1)
     return names
@@ -43,7 +43,7 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
         first_line: of the names, where each is a line; else they are numbered from 0.
     """
     if not names:
-        raise DatasetError("no class names", where=where, fix="write one class name a line")
+        raise DatasetError("no class names", where=where, fix="write one class name per line")
     check_number_of_classes(len(names), where)
     faults = Faults()
     seen: set[str] = set()
@@ -56,7 +56,7 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
         elif wrong := what_is_wrong(name):
             faults.add(place, wrong)
         seen.add(name)
-    fix = "write one class name a line, first line 'background'" if first_line else "give each class a name"
+    fix = "write one class name per line, first line 'background'" if first_line else "give each class a name"
     if first_line:
         faults.raise_any("line is not a class name", "lines are not class names", fix)
     faults.raise_any("class has no name of its own", "classes have no name of their own", fix)

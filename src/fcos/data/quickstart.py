@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcos.data import image_list
 from fcos.data.annotations import Annotations, Record
+from fcos.data.formats.list import write_lines
 from fcos.data.names import write_names
 from fcos.errors import DatasetError
 from fcos.files import check_writable, read_text, write_text
@@ -185,7 +185,7 @@ def _write_split(folder: Path, split: Split, count: int, seed: int) -> None:
         )
     listed = folder / f"{split}.txt"
     annotations = Annotations.from_records(records, CLASS_NAMES, source=listed, format="list")
-    image_list.write(annotations, listed, root=images)
+    write_lines(annotations, listed, root=images)
 
 
 @cache

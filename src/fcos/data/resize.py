@@ -1,4 +1,4 @@
-"""Pictures to network size: the papers' rule, ours and those of the code bases that published weights.
+"""Images to network size: the papers' rule, ours and those of the code bases that published weights.
 
 The ways of resizing differ by up to dozens of grey levels at edges (antialiased or not), and their rounding
 by one pixel: enough to move published scores. Each is exact to the last bit against its original.
@@ -29,7 +29,7 @@ def resized_size(
     `short_side` the longer becomes `longest_side`.
 
     Args:
-        size_hw: of the picture.
+        size_hw: of the image.
         short_side: pixels, or None.
         longest_side: pixels.
         rule: "round" to the nearest (ours, detectron2, mmdetection); "floor" (torchvision); "truncate": the
@@ -56,7 +56,7 @@ def resize(image: Pixels, size_hw: tuple[int, int], method: ResizeMethod = "anti
     """Bilinear.
 
     Args:
-        image: the picture.
+        image: its pixels.
         size_hw: wanted.
         method: "antialiased" (torchvision on uint8, ours; one value in 400 is 1 off Pillow's); "pillow"
             (detectron2, AdelaiDet, official code); "opencv": not antialiased (mmdetection); "float": not
@@ -70,8 +70,8 @@ def resize(image: Pixels, size_hw: tuple[int, int], method: ResizeMethod = "anti
         floats = image[None].float()
         return torch.nn.functional.interpolate(floats, list(size_hw), mode="bilinear", align_corners=False)[0]
     if method == "pillow":
-        picture = PilImage.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        resized = picture.resize((size_hw[1], size_hw[0]), PilImage.Resampling.BILINEAR)
+        pil_image = PilImage.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        resized = pil_image.resize((size_hw[1], size_hw[0]), PilImage.Resampling.BILINEAR)
         return v2.functional.pil_to_tensor(resized)  # type: ignore[no-any-return]
     smooth: Tensor = F.resize(
         image, list(size_hw), interpolation=v2.InterpolationMode.BILINEAR, antialias=True

@@ -1,4 +1,4 @@
-"""Pixels and boxes together: resizing for every picture, augmentation for training.
+"""Pixels and boxes together: resizing for every image, augmentation for training.
 
 Geometry is torchvision's (`transforms.v2` on `tv_tensors`), drawn from torch's generator, which the data
 set seeds from (seed, position in the stream). Pixels stay bytes, channels last, up to the network.
@@ -26,7 +26,7 @@ Boxes = Float[Tensor, "boxes 4"]
 Labels = Int64[Tensor, " boxes"]
 Augmented = tuple[Image, Float[Tensor, "kept 4"], Int64[Tensor, " kept"]]
 
-# A picture is decoded no smaller than this times the size that it is resized to: reduced and full decoding
+# An image is decoded no smaller than this times the size that it is resized to: reduced and full decoding
 # then differ by one grey level in the mean; by two and a half at 1.0 (docs/data.md).
 DECODE_MARGIN = 1.5
 
@@ -61,9 +61,9 @@ class Augmentation:
     """A policy.
 
     Attributes:
-        geometry: moves pixels and boxes; a torchvision v2 transform of the original picture.
+        geometry: moves pixels and boxes; a torchvision v2 transform of the original image.
         color: changes pixels alone, before or after resizing, whichever is on fewer pixels.
-        quarter_turns: turn all pictures of half of the steps by 90 degrees.
+        quarter_turns: turn all images of half of the steps by 90 degrees.
         smallest_crop: share of each side that `geometry` leaves at least.
     """
 
@@ -86,7 +86,7 @@ class TrainTransform:
         min_area: boxes smaller than this after resizing are left out, square pixels.
         size: how the new sides become whole numbers, see `resized_size`.
         method: how the new pixels are computed, see `resize`; here they are always rounded.
-        reduced_decode: large pictures need not be decoded at full size.
+        reduced_decode: large images need not be decoded at full size.
     """
 
     short_side: int | None
@@ -100,7 +100,7 @@ class TrainTransform:
     reduced_decode: bool = False
 
     def enough(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The least height, width that a picture of this size must be decoded at."""
+        """The least height, width that an image of this size must be decoded at."""
         if not self.reduced_decode or self.method != "antialiased":
             return size_hw  # the other ways of resizing are exact against their originals
         height, width = resized_size(size_hw, self.short_side, self.longest_side, self.size)
@@ -110,7 +110,7 @@ class TrainTransform:
     def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels, *, turned: bool = False) -> Augmented:
         """A new version of the image and its boxes (xyxy, pixels of the image given and returned).
 
-        `turned` turns them by 90 degrees. Who calls draws it for a whole step: upright pictures beside lying
+        `turned` turns them by 90 degrees. Who calls draws it for a whole step: upright images beside lying
         ones are all padded to squares, and a third of the work is done on padding.
         """
         if self.augment.geometry is not None:
@@ -175,7 +175,7 @@ def _areas(boxes_xyxy: Boxes) -> Float[Tensor, " boxes"]:
 class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Crop a part of the same shape, anywhere. (RandomIoUCrop of SSD crops harder and costs far more.)
 
-    With a shape of its own, each picture would be padded to the widest and the highest of its batch: on BCCD
+    With a shape of its own, each image would be padded to the widest and the highest of its batch: on BCCD
     that was 60 % more pixels.
 
     Args:
@@ -227,7 +227,7 @@ POLICIES = {
     "color": "brightness, contrast, saturation",
     "standard": "color, and crops of at least 60 % of each side",
     "strong": "color, smaller crops, zooming out, rotation by up to 10 degrees",
-    "overhead": "standard, quarter turns and mirrors: for pictures without up and down, as from a microscope",
+    "overhead": "standard, quarter turns and mirrors: for images without up and down, as from a microscope",
 }
 
 

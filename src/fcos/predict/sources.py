@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fcos.data.image import decode_image, read_image
-from fcos.data.pictures import ARCHIVE_SUFFIXES, DOCUMENT_SUFFIXES, PICTURE_SUFFIXES, is_picture
+from fcos.data.image_files import ARCHIVE_SUFFIXES, DOCUMENT_SUFFIXES, IMAGE_SUFFIXES, is_image
 from fcos.errors import DatasetError
 from fcos.files import check_regular, files_below, is_hidden, read_bytes
 from fcos.predict.download import download, without_secrets
@@ -137,7 +137,7 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
         is_video = path.suffix.lower() in VIDEO_SUFFIXES
         hidden = any(is_hidden(part) for part in path.relative_to(folder).parts)
         # A pipe or a link to nothing is a source too: whoever reads it says what is wrong.
-        if (is_video or is_picture(path)) and not hidden and not path.is_dir():
+        if (is_video or is_image(path)) and not hidden and not path.is_dir():
             if drawn and drawn in real_path(path).parents:
                 continue
             nothing = False
@@ -151,7 +151,7 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         yield Source("video", str(path), Path(path.name))
-    elif suffix in PICTURE_SUFFIXES:
+    elif suffix in IMAGE_SUFFIXES:
         yield Source("picture", str(path), Path(path.name))
     elif suffix in ARCHIVE_SUFFIXES:
         raise DatasetError("this is an archive", where=str(path), fix="unpack it, and give the folder")
@@ -159,14 +159,14 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
         raise DatasetError(
             "this is a document; images, videos and lists of their paths are read",
             where=str(path),
-            fix=f"export its pages as images; their suffixes are {', '.join(sorted(PICTURE_SUFFIXES))}",
+            fix=f"export its pages as images; their suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
     elif suffix in LIST_SUFFIXES:
         yield from _of_list(read_bytes(path), str(path), path.parent, out)
     else:
         with path.open("rb") as file:
             head = file.read(NUM_BYTES_TO_KNOW)
-        if _is_picture_file(path) or not head:
+        if _is_image_file(path) or not head:
             yield Source("picture", str(path), Path(path.name))
         elif _is_text(head):
             yield from _of_list(read_bytes(path), str(path), path.parent, out)
@@ -278,7 +278,7 @@ def _picture_suffix(content: bytes) -> str:
     return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
 
 
-def _is_picture_file(path: Path) -> bool:
+def _is_image_file(path: Path) -> bool:
     try:
         with Image.open(path):
             return True
@@ -301,7 +301,7 @@ def _fixed_folder(pattern: Path) -> Path:
 
 
 def _nothing_found(path: Path) -> DatasetError:
-    suffixes = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
     if os.path.isdir(path):
         return DatasetError(
             "the folder holds no picture and no video",

@@ -14,7 +14,7 @@ import numpy as np
 
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
-from fcos.data.check import COCO_LARGE, COCO_SMALL
+from fcos.data.counts import COCO_LARGE, COCO_SMALL
 from fcos.errors import DatasetError
 from fcos.files import read_text, write_text
 from fcos.metrics.coverage import REASONS, Change, Coverage, cover

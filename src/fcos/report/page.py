@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
-from fcos.data.card import DataCard, data_card, read_cards
+from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.files import write_text
 from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse, margins_of
 from fcos.metrics.coverage import Coverage, cover
@@ -52,7 +52,7 @@ def write_report(
     *,
     annotations: Annotations,
     results: Results | None,
-    cards: Mapping[str, DataCard] | None = None,
+    cards: Mapping[str, DataSummary] | None = None,
     out: Path | None = None,
     max_pictures: int = MAX_PICTURES,
     device: torch.device | str = "cpu",
@@ -77,10 +77,10 @@ def write_report(
     if results is not None:
         measured = _measured(annotations, results, coverage, look, config, max_pictures)
     what = "training" if results is None else "evaluation"
-    given = read_cards(run) if cards is None else cards
+    given = read_summaries(run) if cards is None else cards
     out = out or run / "report.html"
     page = template("report.html").render(
-        _facts_of(run, config, {what: data_card(annotations), **given}),
+        _facts_of(run, config, {what: summarize(annotations), **given}),
         **measured,
         is_measured=results is not None,
         coverages=_coverages(run, {what: coverage_facts(coverage, config, len(annotations))}),
@@ -107,7 +107,7 @@ def template(name: str) -> Template:
 # Facts ------------------------------------------------------------------------------------------------------
 
 
-def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataCard]) -> dict[str, Any]:
+def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataSummary]) -> dict[str, Any]:
     """What was trained on what, and how that went."""
     metrics = read_metrics(run)
     cards = dict(sorted(cards.items(), reverse=True))  # training first
@@ -124,10 +124,10 @@ def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataCard]) -> 
 
 
 def _sentence(
-    metrics: Sequence[Mapping[str, Any]], config: TrainConfig, cards: Mapping[str, DataCard]
+    metrics: Sequence[Mapping[str, Any]], config: TrainConfig, cards: Mapping[str, DataSummary]
 ) -> str:
     model = f"{config.model} on {config.backbone}"
-    pictures = ", ".join(counted(card.card.num_images, f"{what} image") for what, card in cards.items())
+    pictures = ", ".join(counted(card.counts.num_images, f"{what} image") for what, card in cards.items())
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     length = ""
     if steps:
@@ -158,7 +158,7 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _data_charts(cards: Mapping[str, DataCard]) -> list[ColumnChart]:
+def _data_charts(cards: Mapping[str, DataSummary]) -> list[ColumnChart]:
     """Of the training set where it is known."""
     what, card = next(iter(cards.items()))
     return [

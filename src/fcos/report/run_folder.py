@@ -11,10 +11,10 @@ import msgspec
 
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
-from fcos.data.card import DataCard, data_card, read_cards
 from fcos.data.check import CheckReport, check, drop_invalid
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
+from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.errors import ConfigError, DatasetError
 from fcos.files import read_bytes
 
@@ -34,7 +34,7 @@ class FinishedRun:
     config: TrainConfig
     annotations: Annotations
     results: Sequence[Mapping[str, Any]] | None
-    cards: dict[str, DataCard]
+    cards: dict[str, DataSummary]
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -52,14 +52,14 @@ def read_run(folder: Path) -> FinishedRun:
         )
     config = load_config(config_file)
     results = read_results(folder) if config.list_eval else None  # first: annotations may take long
-    cards = read_cards(folder)
+    cards = read_summaries(folder)
     if results is None or not cards:
         train_set, checked = _train_set(config, cards)
-        cards.setdefault("training", data_card(train_set, checked))
+        cards.setdefault("training", summarize(train_set, checked))
     if results is None:
         return FinishedRun(folder, config, train_set, None, cards)
     annotations, checked = _eval_set(config, cards)
-    cards.setdefault("evaluation", data_card(annotations, checked))
+    cards.setdefault("evaluation", summarize(annotations, checked))
     return FinishedRun(folder, config, annotations, results, cards)
 
 
@@ -94,20 +94,20 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     )
 
 
-def _eval_set(config: TrainConfig, cards: Mapping[str, DataCard]) -> tuple[Annotations, CheckReport]:
+def _eval_set(config: TrainConfig, cards: Mapping[str, DataSummary]) -> tuple[Annotations, CheckReport]:
     """As the training read it."""
-    names = tuple(cards["training"].card.boxes_per_class)
+    names = tuple(cards["training"].counts.boxes_per_class)
     annotations, report = _usable(config.list_eval, config.root_eval, config, cards.get("evaluation"))
     return with_classes_of(annotations, names), report
 
 
-def _train_set(config: TrainConfig, cards: Mapping[str, DataCard]) -> tuple[Annotations, CheckReport]:
+def _train_set(config: TrainConfig, cards: Mapping[str, DataSummary]) -> tuple[Annotations, CheckReport]:
     """As the training read it."""
     return _usable(config.list_train, config.root_train, config, cards.get("training"))
 
 
 def _usable(
-    source: str, root: str, config: TrainConfig, card: DataCard | None
+    source: str, root: str, config: TrainConfig, card: DataSummary | None
 ) -> tuple[Annotations, CheckReport]:
     """What the training read from a list, without what it left out."""
     names = read_names(Path(config.name_file))[0] if config.name_file else None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fcos.data.card import DataCard
-from fcos.data.check import Card
+from fcos.data.counts import Counts
+from fcos.data.summary import DataSummary
 from fcos.metrics.analysis import SIZE_OF_STAT, TIDE_ERRORS, Analysis
 from fcos.metrics.misses import REASONS as MISS_REASONS
 from fcos.metrics.misses import Miss
@@ -200,15 +200,15 @@ def miss_rows(misses: Iterable[Miss]) -> list[MissRow]:
     ]
 
 
-def data_rows(data_cards: Sequence[DataCard]) -> list[tuple[str, list[str]]]:
+def data_rows(data_cards: Sequence[DataSummary]) -> list[tuple[str, list[str]]]:
     """What each data set holds: name of a fact, and its value for each."""
-    cards = [entry.card for entry in data_cards]
+    cards = [entry.counts for entry in data_cards]
 
-    def sized(card: Card, size: str) -> str:
+    def sized(card: Counts, size: str) -> str:
         count = card.boxes_per_size[size]
         return f"{count} ({100 * count / (card.num_boxes or 1):.0f} %)"
 
-    def sides(card: Card, side: str) -> str:
+    def sides(card: Counts, side: str) -> str:
         return ", ".join(map(str, card.sides[side])) if card.sides else "–"
 
     return [

@@ -1,7 +1,7 @@
-"""A training for one's own pictures: settings proposed from the data and the machine, each with its reason.
+"""Settings for a training on one's own images, proposed from data and machine, each with its reason.
 
-The rules are plain and written to the config file, to be changed there. They stand on the presets
-(`presets.py`); a setting is only proposed where data or machine have a say in it.
+The result is a config file, to be edited. Settings that depend on neither data nor machine are left to the
+presets (`presets.py`).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 
 from fcos.config import TrainConfig
 from fcos.config.presets import PRESETS
-from fcos.data import coco
 from fcos.data.annotations import Annotations
 from fcos.data.check import require_boxes
-from fcos.data.formats import Split, find_splits, read_annotations, read_names, split_annotations
+from fcos.data.convert import check_boxes
+from fcos.data.formats import Split, coco, find_splits, read_annotations, read_names, split_annotations
 from fcos.data.image import read_size
-from fcos.data.pictures import common_root
+from fcos.data.image_files import common_root
 from fcos.errors import DatasetError
 from fcos.terminal import counted
 from fcos.train.throughput import num_cores
 
 SMALLEST_BOX = 12  # pixels after resizing: one and a half cells of the finest level (stride 8)
-MANY_PICTURES = 2000  # from here on flips alone keep a detector from learning its pictures by heart
-SHARE_HELD_OUT = 0.2  # of the pictures, where a folder brings no evaluation part
+MANY_IMAGES = 2000  # from here on flips alone keep a detector from learning its images by heart
+SHARE_HELD_OUT = 0.2  # of the images, where a folder brings no evaluation part
 SPLIT_SEED = 0
-READ_SIZES = 200  # pictures whose size is read from the file where the annotations do not tell it
+READ_SIZES = 200  # images whose size is read from the file where the annotations do not tell it
 
 
 class Proposal(NamedTuple):
@@ -96,7 +96,7 @@ class FolderData:
 
 
 def propose_data(folder: Path, split_folder: Path) -> FolderData:
-    """The data of a folder: its own split, or one made by picture, for `write_split` to write."""
+    """The data of a folder: its own split, or one made by image, for `write_split` to write."""
     splits = find_splits(folder)
     names = read_names(splits.name_file)[0] if splits.name_file else None
     train = read_annotations(splits.train.source, root=splits.train.root, names=names, format=splits.format)
@@ -144,19 +144,13 @@ def write_split(data: FolderData, split_folder: Path) -> None:
         return
     parts = {"train.json": data.train, "eval.json": data.held_out}
     for part in parts.values():
-        labels_known = (part.labels >= 0) & (part.labels < part.num_classes)
-        if not (labels_known.all() and np.isfinite(part.boxes_xyxy).all()):
-            raise DatasetError(
-                "boxes have no known class or no finite numbers, so the folder cannot be split",
-                where=str(part.source),
-                fix=f"`fcos check {part.source}` says what is wrong with each; correct them",
-            )
+        check_boxes(part)
     for name, part in parts.items():
         coco.write(part, split_folder / name, root=common_root(part))
 
 
 def propose(train: Annotations, hardware: Hardware) -> list[Proposal]:
-    """Settings for these training pictures on this machine, in the order of the config file."""
+    """Settings for these training images on this machine, in the order of the config file."""
     preset = "fcos_r50" if hardware.num_gpus else "fcos_lite0"
     short_side, view_size = _input_size(train, preset, hardware)
     batch = _batch(len(train), preset, hardware, short_side.value * view_size.value)
@@ -180,16 +174,16 @@ def _default(preset: str, key: str) -> Any:
 
 
 def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Proposal, Proposal]:
-    """The preset's size, larger where boxes would get too small, smaller where pictures are small."""
+    """The preset's size, larger where boxes would get too small, smaller where images are small."""
     usual: int = _default(preset, "short_side")
     usual_view: int = _default(preset, "view_size")
-    sizes, box_sides = picture_sizes(train)
+    sizes, box_sides = image_sizes(train)
     if not len(sizes):
         unread = "the preset's; no image could be read"
         return Proposal("short_side", usual, unread), Proposal("view_size", usual_view, unread)
 
     short, long = sizes.min(axis=1), sizes.max(axis=1)
-    sharpest = max(64, int(2 * np.median(short)))  # beyond twice its pixels a picture shows no more
+    sharpest = max(64, int(2 * np.median(short)))  # beyond twice its pixels an image shows no more
     candidates = [min(round(usual * factor), sharpest) for factor in (1, 1.2, 1.4, 1.6)]
     seen = [float(np.percentile(box_sides * side, 10)) if len(box_sides) else np.inf for side in candidates]
     enough = [side for side, smallest in zip(candidates, seen, strict=True) if smallest >= SMALLEST_BOX]
@@ -206,12 +200,12 @@ def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Pr
     )
 
 
-def picture_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sizes of pictures and boxes, of all or of an even sample.
+def image_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sizes of images and boxes, of all or of an even sample.
 
     Returns:
-        `(pictures, 2)` height, width in pixels; `(boxes,)` square root of each box's area, relative to the
-        shorter side of its picture. Pictures that cannot be read are left out.
+        `(images, 2)` height, width in pixels; `(boxes,)` square root of each box's area, relative to the
+        shorter side of its image. Images that cannot be read are left out.
     """
     known = (annotations.sizes_hw > 0).all(axis=1)
     if known.all():
@@ -224,7 +218,7 @@ def picture_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArra
         try:
             size = record.size_hw or read_size(record.path)
         except DatasetError:
-            continue  # training reports every broken picture before it starts
+            continue  # training reports every broken image before it starts
         sizes.append(size)
         sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
         box_sides.append(np.sqrt(np.clip(sides, 0, None).prod(axis=1)) / min(size))
@@ -232,7 +226,7 @@ def picture_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArra
     return np.array(sizes, np.float64).reshape(-1, 2), boxes[np.isfinite(boxes)]
 
 
-# Words after which a mirrored picture means something else.
+# Words after which a mirrored image means something else.
 _MIRROR_WORDS = frozenset(
     "left right arrow clockwise counterclockwise text word words letter letters digit digits number numbers "
     "character characters zero one two three four five six seven eight nine".split()
@@ -252,35 +246,35 @@ def _few(number: int) -> str:
     return counted(number, "image is", "images are") + " few"
 
 
-def _augmentation(num_pictures: int) -> Proposal:
-    if num_pictures < MANY_PICTURES:
-        return Proposal("augmentation", True, f"{_few(num_pictures)}: vary colours and crops")
-    return Proposal("augmentation", False, f"{num_pictures:,} images are varied enough")
+def _augmentation(num_images: int) -> Proposal:
+    if num_images < MANY_IMAGES:
+        return Proposal("augmentation", True, f"{_few(num_images)}: vary colours and crops")
+    return Proposal("augmentation", False, f"{num_images:,} images are varied enough")
 
 
-def _length(num_pictures: int, hardware: Hardware) -> Iterator[Proposal]:
-    """Enough pictures seen, however few there are; never less than the papers' 12 epochs."""
+def _length(num_images: int, hardware: Hardware) -> Iterator[Proposal]:
+    """Enough images seen, however few there are; never less than the papers' 12 epochs."""
     goal = 120_000 if hardware.num_gpus else 6_000
-    epochs = int(np.clip(round(goal / max(1, num_pictures)), 12, 200))
-    reason = f"{counted(num_pictures, 'image')}, seen {num_pictures * epochs:,} times in all"
+    epochs = int(np.clip(round(goal / max(1, num_images)), 12, 200))
+    reason = f"{counted(num_images, 'image')}, seen {num_images * epochs:,} times in all"
     yield Proposal("epochs", epochs, reason)
     if epochs > 50:
         yield Proposal("eval_epochs", round(epochs / 25), "an epoch is short: 25 evaluations in all")
 
 
-def _batch(num_pictures: int, preset: str, hardware: Hardware, pixels: int) -> Iterator[Proposal]:
-    """The preset's batch, less for few pictures, shared by the GPUs (the learning rate follows it)."""
+def _batch(num_images: int, preset: str, hardware: Hardware, pixels: int) -> Iterator[Proposal]:
+    """The preset's batch, less for few images, shared by the GPUs (the learning rate follows it)."""
     usual: int = _default(preset, "nbatch_train")
-    wanted = usual if num_pictures >= 10 * usual else usual // 2
+    wanted = usual if num_images >= 10 * usual else usual // 2
     num_devices = max(1, hardware.num_gpus)
     share = max(1, wanted // num_devices)
     batch = share * num_devices
-    why = "the preset's" if batch == usual else f"{_few(num_pictures)}: more steps an epoch"
+    why = "the preset's" if batch == usual else f"{_few(num_images)}: more steps an epoch"
     if num_devices > 1:
         why = f"{share} on each of {num_devices} GPUs"
     yield Proposal("nbatch_train", batch, why)
     if hardware.num_gpus:
-        # 2 GB a picture of 800 x 1333 with ResNet-50 in fp32 (peers report 3.6 to 4 GB for two), and a margin
+        # 2 GB an image of 800 x 1333 with ResNet-50 in fp32 (peers report 3.6 to 4 GB for two), and a margin
         fits = max(1, int((hardware.gpu_memory_gb - 2) / (2.5 * pixels / (800 * 1333))))
         micro = next(size for size in range(min(share, fits), 0, -1) if share % size == 0)
         if micro < share:

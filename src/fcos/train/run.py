@@ -21,11 +21,11 @@ from fcos.config import TrainConfig, dump_config
 from fcos.config.checks import check_backbone, check_classes, check_paths, split_batch
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
-from fcos.data.card import DataCard, data_card, write_cards
-from fcos.data.check import CheckReport, check, common_pictures, drop_invalid, require_boxes
+from fcos.data.check import CheckReport, check, common_images, drop_invalid, require_boxes
 from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
 from fcos.data.resize import resized_size
+from fcos.data.summary import DataSummary, summarize, write_summaries
 from fcos.errors import DatasetError, TrainingError
 from fcos.model.build import build_model
 from fcos.terminal import counted, printable
@@ -195,7 +195,7 @@ def prepare(
             say(fabric, f"backbone: ImageNet weights from {source}")
         if fabric.is_global_zero:
             dump_config(config.model_copy(update={"run_folder": str(folder)}), folder / "config.json")
-            write_cards(cards, folder)
+            write_summaries(cards, folder)
     fabric.barrier()
 
     card = ModelCard(
@@ -234,7 +234,7 @@ class Data(NamedTuple):
 
     train_set: Annotations
     eval_set: Annotations | None
-    cards: dict[str, DataCard]
+    cards: dict[str, DataSummary]
 
 
 def load_data(config: TrainConfig, fabric: Fabric) -> Data:
@@ -249,7 +249,7 @@ def load_data(config: TrainConfig, fabric: Fabric) -> Data:
     )
     check_classes(config, train_set.class_names)
     train_set, report = usable(train_set, "training", config, fabric)
-    cards = {"training": data_card(train_set, report)}
+    cards = {"training": summarize(train_set, report)}
     if config.boxarea_th:
         say(fabric, left_out(train_set, config))
     if not config.list_eval:
@@ -261,13 +261,13 @@ def load_data(config: TrainConfig, fabric: Fabric) -> Data:
     eval_set, eval_report = usable(eval_set, "evaluation", config, fabric)
     eval_set = with_classes_of(eval_set, train_set.class_names)
     warnings = []
-    if common := common_pictures(train_set, eval_set):
+    if common := common_images(train_set, eval_set):
         warnings.append(
             f"{counted(len(common), 'image is', 'images are')} in both training and evaluation, for example "
             f"{common[0][0].name}: the numbers will be too good"
         )
         say(fabric, f"warning: {warnings[0]}")
-    cards["evaluation"] = data_card(eval_set, eval_report, warnings)
+    cards["evaluation"] = summarize(eval_set, eval_report, warnings)
     return Data(train_set, eval_set, cards)
 
 

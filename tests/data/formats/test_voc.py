@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fcos.data import voc, yolo
 from fcos.data.annotations import Annotations, Record
+from fcos.data.formats import voc, yolo
 from fcos.data.splits import find_splits
 from fcos.errors import DatasetError
 
@@ -33,7 +33,7 @@ def write_xml(tmp_path):
 
 @pytest.fixture
 def dataset(tmp_path, write_xml, make_picture) -> Path:
-    """Three pictures, cats in train and a dog in val only."""
+    """Three images, cats in train and a dog in val only."""
     write_xml("a", xml_object("cat", 1, 2, 20.5, 30), xml_object("cat", 3, 4, 5, 6, difficult=1))
     write_xml("b")
     write_xml("c", xml_object("ape", 1, 2, 3, 4))
@@ -58,11 +58,11 @@ def test_boxes_difficult_and_size_are_read_as_they_stand(dataset):
     assert first.where.endswith("a.xml")
 
 
-def test_a_picture_is_found_by_its_stem_with_any_suffix(dataset):
+def test_an_image_is_found_by_its_stem_with_any_suffix(dataset):
     assert [record.path.name for record in voc.read(dataset)] == ["a.jpg", "b.png", "c.JPEG"]
 
 
-def test_a_split_file_picks_pictures_in_its_order(dataset):
+def test_a_split_file_picks_images_in_its_order(dataset):
     annotations = voc.read(dataset / "ImageSets/Main/train.txt")
 
     assert [record.path.name for record in annotations] == ["b.png", "a.jpg"]
@@ -90,14 +90,14 @@ def test_given_names_set_the_order_and_refuse_others(dataset):
         voc.read(dataset, names=["dog"])
 
 
-def test_pictures_may_lie_beside_the_xml_files(write_xml, make_picture, tmp_path):
+def test_images_may_lie_beside_the_xml_files(write_xml, make_picture, tmp_path):
     write_xml("a", folder="mixed")
     make_picture("mixed/a.png")
 
     assert voc.read(tmp_path / "mixed")[0].path == tmp_path / "mixed/a.png"
 
 
-def test_of_two_pictures_with_one_stem_the_file_name_inside_decides(write_xml, make_picture, tmp_path):
+def test_of_two_images_with_one_stem_the_file_name_inside_decides(write_xml, make_picture, tmp_path):
     write_xml("a")
     make_picture("JPEGImages/a.bmp")
     make_picture("JPEGImages/a.jpg")
@@ -105,7 +105,7 @@ def test_of_two_pictures_with_one_stem_the_file_name_inside_decides(write_xml, m
     assert voc.read(tmp_path)[0].path.name == "a.jpg"
 
 
-def test_a_missing_picture_is_named_where_it_should_be(write_xml, make_picture, tmp_path):
+def test_a_missing_image_is_named_where_it_should_be(write_xml, make_picture, tmp_path):
     write_xml("a")
     write_xml("b")
     make_picture("images/b.jpg")
@@ -153,12 +153,12 @@ def test_what_is_written_is_read_back(dataset, tmp_path, copy_images):
     assert second.is_difficult.tolist() == first.is_difficult.tolist()
     assert second.labels.tolist() == first.labels.tolist()
     assert [record.size_hw for record in second] == [(30, 40)] * 3
-    pictures = [record.path for record in second]
-    assert [path.name for path in pictures] == ["a.jpg", "b.png", "c.JPEG"]
-    assert all(path.is_file() and path.is_symlink() is not copy_images for path in pictures)
+    images = [record.path for record in second]
+    assert [path.name for path in images] == ["a.jpg", "b.png", "c.JPEG"]
+    assert all(path.is_file() and path.is_symlink() is not copy_images for path in images)
 
 
-def test_pictures_in_subfolders_stay_there(write_xml, make_picture, tmp_path):
+def test_images_in_subfolders_stay_there(write_xml, make_picture, tmp_path):
     write_xml("day/a", xml_object("cat", 1, 2, 3, 4))
     write_xml("night/a", xml_object("dog", 1, 2, 3, 4))
     make_picture("JPEGImages/day/a.jpg")
@@ -173,7 +173,7 @@ def test_pictures_in_subfolders_stay_there(write_xml, make_picture, tmp_path):
     ]
 
 
-def test_pictures_that_would_share_an_xml_file_are_refused(dataset, make_picture, tmp_path):
+def test_images_that_would_share_an_xml_file_are_refused(dataset, make_picture, tmp_path):
     paths = [make_picture("p/a.jpg"), make_picture("p/a.png")]
     records = [Record.make(path, [], [], i, where=f"line {i}") for i, path in enumerate(paths)]
     annotations = Annotations.from_records(records, ["cat"], source=tmp_path, format="list")
@@ -229,7 +229,7 @@ def test_real_sets_are_read_whole(shared, name, source, facts):
     assert all(record.path.is_file() for record in annotations)
 
 
-def test_of_two_pictures_that_no_file_name_tells_apart_none_is_taken(tmp_path, make_picture):
+def test_of_two_images_that_no_file_name_tells_apart_none_is_taken(tmp_path, make_picture):
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations/a.xml").write_text("<annotation/>")
     make_picture("JPEGImages/a.bmp")
@@ -263,7 +263,7 @@ def test_a_folder_called_like_an_xml_file_is_refused(dataset):
 
 def test_names_with_backslashes_in_a_split_are_those_of_subfolders(write_xml, make_picture, tmp_path):
     write_xml("sub/a", xml_object("cat", 1, 2, 3, 4))
-    picture = make_picture("JPEGImages/sub/a.jpg")
+    image = make_picture("JPEGImages/sub/a.jpg")
     (tmp_path / "ImageSets").mkdir()
     (tmp_path / "ImageSets" / "train.txt").write_text("sub\\a\n")
-    assert voc.read(tmp_path / "ImageSets" / "train.txt")[0].path == picture
+    assert voc.read(tmp_path / "ImageSets" / "train.txt")[0].path == image

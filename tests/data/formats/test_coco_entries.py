@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcos.data import coco
 from fcos.data.annotations import Annotations
-from fcos.data.coco_columns import read_columns
+from fcos.data.formats import coco
+from fcos.data.formats.coco_columns import read_columns
 from fcos.errors import DatasetError
 
 HUGE = 10**400

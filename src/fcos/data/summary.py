@@ -1,22 +1,21 @@
-"""What a run was trained on and measured on, kept in its folder: `data.json`.
+"""What a run was trained and measured on, kept in its folder: `data.json`.
 
 The report shows it without reading the training set again, which may be large, or elsewhere by then.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-from fcos.data.check import Card, CheckReport, describe
+from fcos.data.check import CheckReport
+from fcos.data.counts import Counts, count
 from fcos.errors import DatasetError
 from fcos.files import read_text, write_text
 
@@ -26,12 +25,11 @@ SIDE_ENDS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # pixels
 RATIO_ENDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
 
 
-@dataclass(frozen=True)
-class DataCard:
+class DataSummary(msgspec.Struct, frozen=True, rename={"counts": "card"}):
     """One data set.
 
     Attributes:
-        card: its counts.
+        counts: of its images and boxes.
         box_sides: number of boxes by the root of their area, original pixels, in the order of the sizes.
         box_ratios: number of boxes by width / height.
         problems: what could not be used and was left out, the first `MAX_LINES`.
@@ -39,7 +37,7 @@ class DataCard:
         num_problems, num_warnings: all of them; None where the data were not checked.
     """
 
-    card: Card
+    counts: Counts
     box_sides: dict[str, int]
     box_ratios: dict[str, int]
     problems: tuple[str, ...] = ()
@@ -48,16 +46,16 @@ class DataCard:
     num_warnings: int | None = None
 
 
-def data_card(
+def summarize(
     annotations: Annotations, report: CheckReport | None = None, more_warnings: Sequence[str] = ()
-) -> DataCard:
+) -> DataSummary:
     """Describe annotations, with what their check found and what else there is to warn of."""
     sides = annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]
     sides = sides[(np.isfinite(sides) & (sides > 0)).all(axis=1)]
     problems = [] if report is None else [str(problem) for problem in report.problems]
     warnings = list(more_warnings) + ([] if report is None else [str(warning) for warning in report.warnings])
-    return DataCard(
-        card=describe(annotations),
+    return DataSummary(
+        counts=count(annotations),
         box_sides=_histogram(np.sqrt(sides.prod(axis=1)), SIDE_ENDS),
         box_ratios=_histogram(sides[:, 0] / sides[:, 1], RATIO_ENDS),
         problems=tuple(problems[:MAX_LINES]),
@@ -67,14 +65,14 @@ def data_card(
     )
 
 
-def write_cards(cards: Mapping[str, DataCard], folder: Path) -> None:
-    """Keep the cards in a run folder."""
-    content = {what: asdict(card) for what, card in cards.items()}
-    write_text(folder / FILE_NAME, json.dumps(content, indent=1, ensure_ascii=False))
+def write_summaries(summaries: Mapping[str, DataSummary], folder: Path) -> None:
+    """Keep the summaries in a run folder; the counts are called "card" there."""
+    content = msgspec.json.format(msgspec.json.encode(summaries), indent=1)
+    write_text(folder / FILE_NAME, content.decode())
 
 
-def read_cards(folder: Path) -> dict[str, DataCard]:
-    """The cards of a run folder; none where it has no such file.
+def read_summaries(folder: Path) -> dict[str, DataSummary]:
+    """The summaries of a run folder; none where it has no such file.
 
     Raises:
         DatasetError: it is damaged.
@@ -83,22 +81,13 @@ def read_cards(folder: Path) -> dict[str, DataCard]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(read_text(file))
-        return {what: _card_of(entry) for what, entry in content.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return msgspec.json.decode(read_text(file), type=dict[str, DataSummary])
+    except (msgspec.MsgspecError, DatasetError, RecursionError) as error:
         raise DatasetError(
             "no description of a run's data sets, or damaged",
             where=str(file),
             fix="remove it: it is made again from the data",
         ) from error
-
-
-def _card_of(entry: Mapping[str, Any]) -> DataCard:
-    content = dict(entry)
-    card, sides = dict(content.pop("card")), entry["card"]["sides"]
-    card["sides"] = sides and {name: tuple(values) for name, values in sides.items()}
-    content |= {name: tuple(content[name]) for name in ("problems", "warnings")}
-    return DataCard(card=Card(**card), **content)
 
 
 def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:

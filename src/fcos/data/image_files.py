@@ -1,4 +1,4 @@
-"""Where the pictures of a data set are: suffixes, folders and names."""
+"""Where the images of a data set are: suffixes, folders and names."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ from pathlib import Path, PurePosixPath
 from fcos.data.annotations import Annotations
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
-from fcos.files import files_below, is_hidden
+from fcos.files import is_hidden
 from fcos.terminal import counted
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic".split()
 )
-
-
 ARCHIVE_SUFFIXES = frozenset(".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar".split())
 DOCUMENT_SUFFIXES = frozenset(".pdf .svg .doc .docx .odt .ppt .pptx .odp .xls .xlsx .ods .html .htm".split())
 
 
-def is_picture(name: str | Path) -> bool:
-    """Whether a file name ends as pictures do."""
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+def is_image(name: str | Path) -> bool:
+    """Whether a file name ends as images do."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def folders_near(start: Path) -> list[Path]:
-    """Folders that commonly hold the pictures of annotations in `start`, nearest first."""
+    """Folders that commonly hold the images of annotations in `start`, nearest first."""
     bases = [start, *start.absolute().parents[:3]]
     return [folder for base in bases for folder in (base, base / "images", base / "JPEGImages")]
 
 
 def folders_of(source: Path) -> list[Path]:
-    """Folders that may hold the pictures of an annotation file: near it, or called like its part.
+    """Folders that may hold the images of an annotation file: near it, or called like its part.
 
     ``annotations/instances_val2017.json`` goes with ``val2017`` beside it, ``train.txt`` with
     ``images/train``.
@@ -45,10 +43,10 @@ def folders_of(source: Path) -> list[Path]:
 
 
 def check_root(root: Path | None) -> None:
-    """Refuse a folder of pictures that is not there."""
+    """Refuse a folder of images that is not there."""
     if root is not None and not os.path.isdir(root):
         raise DatasetError(
-            "the folder of pictures does not exist",
+            "the folder of images does not exist",
             where=str(root),
             fix="correct root_train / root_eval / --root",
         )
@@ -103,56 +101,47 @@ def folders_like(base: Path, name: str) -> list[Path]:
     return found
 
 
-class PictureFolder:
-    """Finds pictures by their name without suffix; every folder is listed once."""
+class ImageFolder:
+    """Finds images by their name without suffix; every folder is listed once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._by_stem: dict[Path, dict[str, list[Path]]] = {}
 
-    def find(self, stem: str) -> Path | None:
-        """The picture called `stem` (may hold subfolders) with any picture suffix; the first of several."""
-        return next(iter(self.find_all(stem)), None)
-
     def find_all(self, stem: str) -> list[Path]:
-        """Every picture called `stem`: ``cat.jpg`` and ``cat.png``."""
+        """Every image called `stem` (may hold subfolders): ``cat.jpg`` and ``cat.png``."""
         place = self.folder / stem
         if place.parent not in self._by_stem:
             by_stem = self._by_stem.setdefault(place.parent, {})
-            for name in filter(is_picture, names_in(place.parent)):
+            for name in filter(is_image, names_in(place.parent)):
                 by_stem.setdefault(os.path.splitext(name)[0], []).append(place.parent / name)
         return self._by_stem[place.parent].get(place.name, [])
 
     def same_name(self, name: str) -> Path | None:
-        """The picture of this name, but for the case of its suffix; None where that is not one picture."""
+        """The image of this name, but for the case of its suffix; None where that is not one image."""
         stem, suffix = os.path.splitext(name)
         found = [path for path in self.find_all(stem) if path.suffix.lower() == suffix.lower()]
         exact = [path for path in found if path.suffix == suffix]
         return next(iter(exact or found), None) if len(exact or found) == 1 else None
 
 
-def pictures_under(folder: Path) -> list[Path]:
-    """All pictures below a folder, sorted."""
-    return sorted(files_below(folder, *PICTURE_SUFFIXES))
-
-
 def common_root(annotations: Annotations) -> Path:
-    """The deepest folder that holds every picture."""
+    """The deepest folder that holds every image."""
     return Path(os.path.commonpath([os.path.abspath(record.path.parent) for record in annotations]))
 
 
 def relative_name(path: Path, root: Path | None) -> str:
-    """Name of a picture below `root` (with /), or its whole path if it is elsewhere."""
-    absolute = Path(os.path.abspath(path))  # not resolve(): a linked picture is named by its link
+    """Name of an image below `root` (with /), or its whole path if it is elsewhere."""
+    absolute = Path(os.path.abspath(path))  # not resolve(): a linked image is named by its link
     if root is not None and absolute.is_relative_to(os.path.abspath(root)):
         return absolute.relative_to(os.path.abspath(root)).as_posix()
     return absolute.as_posix()
 
 
 def unique_stems(annotations: Annotations, root: Path | None = None) -> list[PurePosixPath]:
-    """Each picture's name below `root`, checked to be unique without its suffix.
+    """Each image's name below `root`, checked to be unique without its suffix.
 
-    VOC and YOLO tie a picture to its annotation file by that name, so ``a.jpg`` and ``a.png`` cannot both be.
+    VOC and YOLO tie an image to its annotation file by that name, so ``a.jpg`` and ``a.png`` cannot both be.
     """
     root = root if root is not None else common_root(annotations)
     names: list[PurePosixPath] = []
@@ -174,8 +163,8 @@ def unique_stems(annotations: Annotations, root: Path | None = None) -> list[Pur
     return names
 
 
-def place_pictures(pairs: Iterable[tuple[Path, Path]], *, copy: bool) -> None:
-    """Link (or copy) pictures, (from, to), into a data set that must hold them itself."""
+def place_images(pairs: Iterable[tuple[Path, Path]], *, copy: bool) -> None:
+    """Link (or copy) images, (from, to), into a data set that must hold them itself."""
     pairs = list(pairs)
     faults = Faults()
     for source, _ in pairs:

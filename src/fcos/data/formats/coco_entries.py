@@ -15,7 +15,7 @@ import numpy as np
 
 from fcos.data import numbers
 from fcos.data.annotations import pack_names
-from fcos.data.coco_columns import Columns
+from fcos.data.formats.coco_columns import Columns
 from fcos.data.names import is_text
 from fcos.data.numbers import described, whole_number
 from fcos.data.text import Faults
@@ -25,7 +25,6 @@ from fcos.files import read_text
 Entry = dict[str, Any]
 T = TypeVar("T")
 
-UNKNOWN_ID = -(2**63)
 LISTS = ("images", "annotations", "categories")
 
 
@@ -60,15 +59,15 @@ def read_entries(source: Path) -> Columns:
     columns = _Entries(source, entries)
     box_image_ids = columns.image_ids(set(image_ids))
     category_ids = columns.all(_category_id)
-    columns.raise_faults(
+    columns.faults.raise_any(
         "annotation cannot be placed", "annotations cannot be placed", "correct the annotations"
     )
     boxes = columns.all(_box)
-    columns.raise_faults(
+    columns.faults.raise_any(
         "annotation has no box", "annotations have no box", "a bbox is [x, y, width, height] in pixels"
     )
     is_crowd, is_difficult = (columns.all(_flag_of(key)) for key in ("iscrowd", "ignore"))
-    columns.raise_faults(
+    columns.faults.raise_any(
         "annotation has a flag that is neither 0 nor 1",
         "annotations have a flag that is neither 0 nor 1",
         "write 0 or 1",
@@ -145,7 +144,9 @@ class _Entries:
                 self.faults.add(
                     f"{source}, annotation number {place}", f"is {described(entry)}, not an object"
                 )
-        self.raise_faults("annotation cannot be used", "annotations cannot be used", "correct or remove them")
+        self.faults.raise_any(
+            "annotation cannot be used", "annotations cannot be used", "correct or remove them"
+        )
 
     def all(self, value_of: Callable[[Entry], T]) -> list[T]:
         """One value of each annotation; of some, where others have faults."""
@@ -168,10 +169,6 @@ class _Entries:
             return image_id
 
         return self.all(image_id_of)
-
-    def raise_faults(self, one: str, many: str, fix: str) -> None:
-        """Refuse the file if there are faults."""
-        self.faults.raise_any(one, many, fix)
 
 
 def _whole(entry: Entry, key: str) -> int:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcos.data import image_list
 from fcos.data.annotations import Annotations, Record
+from fcos.data.formats import list as image_list
+from fcos.data.formats import read_annotations
 from fcos.errors import DatasetError
 
 
@@ -33,7 +34,7 @@ def test_y_comes_before_x_and_class_ids_start_at_1(write_list):
     assert annotations.category_ids == (1, 2, 3)
 
 
-def test_a_name_alone_is_a_picture_without_boxes_and_blank_lines_are_nothing(write_list):
+def test_a_name_alone_is_an_image_without_boxes_and_blank_lines_are_nothing(write_list):
     annotations = image_list.read(write_list("a.jpg 1 2 30 40 1\n\nb.jpg\n  \nc.jpg\n"))
 
     assert [record.path.name for record in annotations] == ["a.jpg", "b.jpg", "c.jpg"]
@@ -61,7 +62,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(tmp_path):
         ("a.jpgx 1 2 3 4 5", "a.jpgx", 5),
     ],
 )
-def test_the_name_ends_with_the_last_picture_suffix(line, name, num_words):
+def test_the_name_ends_with_the_last_image_suffix(line, name, num_words):
     found, words = image_list.split_line(line)
 
     assert (found, len(words)) == (name, num_words)
@@ -87,7 +88,7 @@ def test_impossible_class_ids_are_kept_for_the_check(write_list):
     assert annotations.class_names == ("cat", "dog")
 
 
-def test_pictures_are_found_beside_the_list_or_under_root(write_list, make_picture, tmp_path):
+def test_images_are_found_beside_the_list_or_under_root(write_list, make_picture, tmp_path):
     make_picture("images/a.jpg")
     path = write_list("a.jpg 1 2 3 4 1\n")
 
@@ -95,7 +96,7 @@ def test_pictures_are_found_beside_the_list_or_under_root(write_list, make_pictu
     assert image_list.read(path, root=tmp_path)[0].path == tmp_path / "a.jpg"
 
 
-def test_pictures_are_found_in_a_folder_called_like_the_list(make_picture, tmp_path):
+def test_images_are_found_in_a_folder_called_like_the_list(make_picture, tmp_path):
     for part in ("train", "eval"):
         make_picture(f"images/{part}/a.jpg")
         (tmp_path / f"{part}.txt").write_text("a.jpg 1 2 3 4 1\n")
@@ -104,8 +105,8 @@ def test_pictures_are_found_in_a_folder_called_like_the_list(make_picture, tmp_p
 
 
 def test_a_root_that_is_not_there_is_refused(write_list, tmp_path):
-    with pytest.raises(DatasetError, match="folder of pictures does not exist"):
-        image_list.read(write_list("a.jpg\n"), root=tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="folder of images does not exist"):
+        read_annotations(write_list("a.jpg\n"), root=tmp_path / "nowhere")
 
 
 def test_a_binary_file_is_refused(tmp_path):
@@ -124,15 +125,15 @@ names = st.text(string.ascii_letters + string.digits + " ._-é", min_size=1, max
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pictures=st.dictionaries(names, st.lists(st.tuples(boxes, st.integers(0, 2)), max_size=4), min_size=1))
-def test_what_is_written_is_read_back(tmp_path, pictures):
+@given(images=st.dictionaries(names, st.lists(st.tuples(boxes, st.integers(0, 2)), max_size=4), min_size=1))
+def test_what_is_written_is_read_back(tmp_path, images):
     records = [
         Record.make(tmp_path / name, [box for box, _ in found], [label for _, label in found], image_id)
-        for image_id, (name, found) in enumerate(pictures.items(), start=1)
+        for image_id, (name, found) in enumerate(images.items(), start=1)
     ]
     written = Annotations.from_records(records, ["a", "b", "c"], source=tmp_path, format="list")
 
-    image_list.write(written, tmp_path / "out.txt", root=tmp_path)
+    image_list.write_lines(written, tmp_path / "out.txt", root=tmp_path)
     found = image_list.read(tmp_path / "out.txt", root=tmp_path, names=["a", "b", "c"])
 
     np.testing.assert_allclose(found.boxes_xyxy, written.boxes_xyxy, atol=1e-6)
@@ -145,7 +146,7 @@ def test_a_name_that_could_not_be_read_back_is_not_written(tmp_path):
     annotations = Annotations.from_records(records, ["a"], source=tmp_path, format="list")
 
     with pytest.raises(DatasetError, match="cannot be told from the numbers"):
-        image_list.write(annotations, tmp_path / "out.txt", root=tmp_path)
+        image_list.write_lines(annotations, tmp_path / "out.txt", root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_a_name_with_a_space_at_its_end_is_not_written(tmp_path):
     annotations = Annotations.from_records(records, ["a"], source=tmp_path, format="list")
 
     with pytest.raises(DatasetError, match="cannot be told from the numbers"):
-        image_list.write(annotations, tmp_path / "out.txt", root=tmp_path)
+        image_list.write_lines(annotations, tmp_path / "out.txt", root=tmp_path)
 
 
 def test_names_of_windows_are_read_with_slashes_where_only_that_is_there(write_list, make_picture, tmp_path):

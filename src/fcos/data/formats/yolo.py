@@ -1,17 +1,18 @@
-"""YOLO: a txt file a picture, ``class cx cy width height`` a line, as fractions of the upright picture.
+"""YOLO: one txt file per image, ``class cx cy width height`` a line, as fractions of the upright image.
 
 Read are: ``data.yaml`` (its ``train`` split; ``data.yaml:val`` for another), darknet's ``obj.data`` and lists
-of pictures, folders ``images`` with ``labels`` beside it, and folders with txt files beside pictures. A
-picture without a txt file has no boxes. A polygon (segmentation, rotated boxes) becomes its bounding box; of
+of images, folders ``images`` with ``labels`` beside it, and folders with txt files beside images. A
+image without a txt file has no boxes. A polygon (segmentation, rotated boxes) becomes its bounding box; of
 key points (``kpt_shape`` in data.yaml) the box before them is read.
 
-Fractions need the size of the picture, so the headers of all pictures are read.
+Fractions need the size of the image, so the headers of all images are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,27 +20,29 @@ import yaml
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
+from fcos.data.formats.yolo_description import YAML_SUFFIXES, find_description, read_description
+from fcos.data.formats.yolo_layout import LabelFiles, Pair, find_layout, is_label_file, list_pairs
 from fcos.data.image import read_header, read_size, upright
+from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
 from fcos.data.names import match_names, numbered_names
 from fcos.data.numbers import EXACT, number
-from fcos.data.pictures import check_root, place_pictures, unique_stems
+from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.splits import Split, Splits, arranged, pick
 from fcos.data.text import Faults, read_lines
-from fcos.data.yolo_layout import Pair, find_layout
 from fcos.errors import DatasetError
-from fcos.files import written
+from fcos.files import files_below, written
 from fcos.terminal import counted
 
 NOT_POSE = 8  # numbers behind the class: four corners of a rotated box
-POSE_TOLERANCE = 0.02  # of the picture
+POSE_TOLERANCE = 0.02  # of the image
 
 
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
-    """Read a YOLO data set (any of the forms above); `root` is the folder of pictures, if they are elsewhere.
+    """Read a YOLO data set (any of the forms above); `root` is the folder of images, if they are elsewhere.
 
-    Class ids that cannot be stay as labels out of range, and the boxes of a picture that cannot be opened are
+    Class ids that cannot be stay as labels out of range, and the boxes of an image that cannot be opened are
     not numbers: `check` reports both.
     """
-    check_root(root)
     pairs, description = find_layout(source, root)
     rows = _Rows(description.num_keypoint_values if description else None)
     records = [_record(pair, image_id, rows) for image_id, pair in enumerate(pairs, start=1)]
@@ -66,7 +69,7 @@ def write(
     names = unique_stems(annotations, root)
     with written(out) as folder:
         images = folder / "images" / split
-        place_pictures(
+        place_images(
             ((record.path, images / name) for record, name in zip(annotations, names, strict=True)),
             copy=copy_images,
         )
@@ -166,7 +169,7 @@ class _Rows:
 
 
 def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
-    """Whether the first four numbers can be a box in the picture, and the others points in it.
+    """Whether the first four numbers can be a box in the image, and the others points in it.
 
     Points are x, y, or x, y and visibility (0, 1, 2); 0, 0 is a point that was not labelled. Of polygons this
     is seldom true, and hardly ever of all in a data set.
@@ -189,22 +192,22 @@ def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
 
 
 def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
-    picture, label_file = pair
+    image, label_file = pair
     fractions, labels = rows.read(label_file) if label_file is not None else ([], [])
-    where = str(label_file or picture)
+    where = str(label_file or image)
     try:
-        size_hw = read_size(picture)
+        size_hw = read_size(image)
     except DatasetError:
-        boxes = np.full((len(labels), 4), np.nan)  # the size is unknown; `check` reports the picture
-        return Record.make(picture, boxes, labels, image_id, where=where)
+        boxes = np.full((len(labels), 4), np.nan)  # the size is unknown; `check` reports the image
+        return Record.make(image, boxes, labels, image_id, where=where)
     height, width = size_hw
     boxes = np.array(fractions, np.float64).reshape(-1, 4) * [width, height, width, height]
-    return Record.make(picture, boxes, labels, image_id, size_hw=size_hw, where=where)
+    return Record.make(image, boxes, labels, image_id, size_hw=size_hw, where=where)
 
 
 def _unlabelled(pairs: Sequence[Pair]) -> Iterator[str]:
     """What to tell of images without a label file."""
-    without = [pair.picture for pair in pairs if pair.label_file is None]
+    without = [pair.image for pair in pairs if pair.label_file is None]
     if without:
         number = counted(
             len(without), "image has no label file and counts", "images have no label file and count"
@@ -229,3 +232,74 @@ def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
     labels[known] = new_label[annotations.labels[known]]
     ids = tuple(range(1, len(names) + 1))
     return replace(annotations, labels=labels, class_names=tuple(names), category_ids=ids)
+
+
+def _has_folders(folder: Path) -> bool:
+    return bool(folders_like(folder, "images") and folders_like(folder, "labels"))
+
+
+def _has_label_files(folder: Path) -> bool:
+    labels = LabelFiles()
+    some_images = islice(files_below(folder, *IMAGE_SUFFIXES), 20)
+    some_texts = islice(files_below(folder, ".txt"), 20)
+    return any(map(is_label_file, [*filter(None, map(labels.of, some_images)), *some_texts]))
+
+
+def _refuse_labels(file: Path, root: Path | None, lines: list[str]) -> bool:
+    if is_label_file(file):
+        raise DatasetError(
+            "these are the YOLO labels of one image", where=str(file), fix="give the folder, or data.yaml"
+        )
+    return False
+
+
+def _lists_images(file: Path, root: Path | None, lines: list[str]) -> bool:
+    """Whether a file is nothing but names of images, and some have labels."""
+    return all(map(is_image, lines)) and any(pair.label_file for pair in list_pairs(file, root, limit=20))
+
+
+def _splits(folder: Path) -> Splits:
+    if (file := find_description(folder)) is not None:
+        there = read_description(file).splits
+        keys = [key if key in there else None for key in ("train", "val", "test")]
+        return arranged("yolo", [file.with_name(f"{file.name}:{key}") if key else None for key in keys])
+    lists = {Path(name).stem: folder / name for name in names_in(folder) if name.lower().endswith(".txt")}
+    sources = pick({name: file for name, file in lists.items() if _is_image_list(file)}, folder)
+    if sources[0] is not None:
+        return arranged("yolo", sources)
+    named = {sub.name: sub for images in folders_like(folder, "images") for sub in _subfolders(images)}
+    for sub in _subfolders(folder):
+        images = folders_like(sub, "images")
+        if images or any(map(is_image, names_in(sub))):
+            named.setdefault(sub.name, images[0] if images else sub)
+    return arranged("yolo", pick(named, folder), whole=Split(folder))
+
+
+def _is_image_list(file: Path) -> bool:
+    try:
+        lines = read_lines(file)
+    except DatasetError:
+        return False
+    return bool(lines) and all(is_image(line) for _, line in lines)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [folder / name for name in names_in(folder) if (folder / name).is_dir()]
+
+
+FORMAT = Format(
+    name="yolo",
+    looks_like="YOLO (data.yaml, obj.data, or txt files beside images)",
+    suffixes=(*YAML_SUFFIXES, ".data", ".txt", ""),
+    read=read,
+    folder_signs=(
+        FolderSign(90, lambda folder: find_description(folder) is not None),
+        FolderSign(60, _has_folders),
+        FolderSign(30, _has_label_files),
+    ),
+    text_signs=(TextSign(70, _refuse_labels), TextSign(60, _lists_images)),
+    splits=_splits,
+    first_class_id=0,
+    in_pixels=False,
+    write=write,
+)

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from fcos.data.annotations import MAX_NAME_BYTES
+from fcos.data.image_files import names_in
 from fcos.data.names import check_names, read_all_names
 from fcos.data.numbers import cut, described, whole_number
-from fcos.data.pictures import names_in
 from fcos.data.text import read_lines
 from fcos.errors import DatasetError
 from fcos.files import read_text
@@ -51,7 +51,7 @@ class Description:
 
 
 def is_name_file(name: str) -> bool:
-    """Whether a txt file of this name holds class names, not labels of a picture."""
+    """Whether a txt file of this name holds class names, not labels of an image."""
     return name.lower() in NAME_FILES
 
 

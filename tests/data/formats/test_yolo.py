@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcos.data import yolo
 from fcos.data.annotations import Annotations, Record
+from fcos.data.formats import yolo
 from fcos.errors import DatasetError
 
 
@@ -34,7 +34,7 @@ def dataset(tmp_path, write, make_picture) -> Path:
     return tmp_path
 
 
-def test_fractions_become_pixels_of_the_picture(dataset):
+def test_fractions_become_pixels_of_the_image(dataset):
     annotations = yolo.read(dataset / "data.yaml")
 
     np.testing.assert_allclose(annotations[0].boxes_xyxy, [[10, 0, 30, 20], [8, 8, 12, 12]])
@@ -43,7 +43,7 @@ def test_fractions_become_pixels_of_the_picture(dataset):
     assert annotations.class_names == ("cat", "dog")
 
 
-def test_a_picture_without_a_label_file_has_no_boxes(dataset):
+def test_an_image_without_a_label_file_has_no_boxes(dataset):
     annotations = yolo.read(dataset)
 
     assert [(record.path.name, len(record.labels)) for record in annotations] == [("a.jpg", 2), ("b.png", 0)]
@@ -72,7 +72,7 @@ def test_paths_of_another_machine_are_found_beside_the_yaml(dataset, write):
     assert len(yolo.read(path)) == 2
 
 
-def test_a_plain_folder_has_its_labels_beside_the_pictures(write, make_picture, tmp_path):
+def test_a_plain_folder_has_its_labels_beside_the_images(write, make_picture, tmp_path):
     make_picture("set/a.jpg")
     write("set/a.txt", "1 0.5 0.5 0.5 0.5")
     write("set/classes.txt", "cat\ndog\n")
@@ -82,16 +82,16 @@ def test_a_plain_folder_has_its_labels_beside_the_pictures(write, make_picture, 
     assert (len(annotations), annotations.class_names) == (1, ("cat", "dog"))
 
 
-def test_darknet_lists_name_pictures_and_labels_of_another_folder(write, make_picture, tmp_path):
+def test_darknet_lists_name_images_and_labels_of_another_folder(write, make_picture, tmp_path):
     write("set/obj.data", "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
     write("set/obj.names", "cat\ndog\n")
     write("set/train.txt", "data/obj_train_data/a.jpg\n")
     write("set/obj_train_data/a.txt", "1 0.5 0.5 0.5 0.5")
-    picture = make_picture("elsewhere/a.jpg")
+    image = make_picture("elsewhere/a.jpg")
 
     annotations = yolo.read(tmp_path / "set/obj.data", root=tmp_path / "elsewhere")
 
-    assert annotations[0].path == picture
+    assert annotations[0].path == image
     assert annotations.labels.tolist() == [1]
     assert annotations.class_names == ("cat", "dog")
 
@@ -120,7 +120,7 @@ def test_a_polygon_becomes_its_bounding_box(dataset, write):
     np.testing.assert_allclose(boxes, [[4, 2, 20, 18]])
 
 
-def test_boxes_refer_to_the_upright_picture(write, tmp_path):
+def test_boxes_refer_to_the_upright_image(write, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "set").mkdir()
@@ -150,7 +150,7 @@ def test_every_bad_line_is_named(dataset, write):
     assert "a.txt, line 6: class id inf is not a whole number" in str(error.value)
 
 
-def test_impossible_class_ids_and_broken_pictures_are_kept_for_the_check(dataset, write):
+def test_impossible_class_ids_and_broken_images_are_kept_for_the_check(dataset, write):
     write("labels/train/a.txt", "7 0.5 0.5 0.5 0.5\n")
     write("labels/train/b.txt", "0 0.5 0.5 0.5 0.5\n")
     (dataset / "images/train/b.png").write_bytes(b"")
@@ -162,7 +162,7 @@ def test_impossible_class_ids_and_broken_pictures_are_kept_for_the_check(dataset
     assert second.size_hw is None
 
 
-def test_labels_without_a_picture_are_kept_for_the_check(dataset, write):
+def test_labels_without_an_image_are_kept_for_the_check(dataset, write):
     write("labels/train/gone.txt", "0 0.5 0.5 0.5 0.5\n")
 
     gone = yolo.read(dataset)[-1]
@@ -200,7 +200,7 @@ def test_what_is_written_is_read_back(make_picture, tmp_path, copy_images):
     assert all(record.path.is_symlink() is not copy_images for record in second)
 
 
-def test_missing_pictures_are_named_before_anything_is_written(tmp_path):
+def test_missing_images_are_named_before_anything_is_written(tmp_path):
     records = [Record.make(tmp_path / f"{name}.jpg", [], [], 1) for name in "ab"]
     annotations = Annotations.from_records(records, ["cat"], source=tmp_path, format="list")
 

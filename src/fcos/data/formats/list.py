@@ -1,50 +1,54 @@
-"""The seed's annotation list: a line a picture, its boxes as numbers behind its name.
+"""The seed's annotation list: one line per image, its boxes as numbers after its name.
 
-``name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...``, pixels of the upright picture,
-class ids from 1 (0 is background). A name alone is a picture without boxes. The order y before x is turned
+``name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...``, pixels of the upright image,
+class ids from 1 (0 is background). A name alone is an image without boxes. The order y before x is turned
 into xyxy here and nowhere else.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.names import numbered_names
-from fcos.data.numbers import EXACT, number
-from fcos.data.pictures import (
-    PICTURE_SUFFIXES,
-    check_root,
+from fcos.data.image_files import (
+    IMAGE_SUFFIXES,
     find_root,
     folders_of,
+    is_image,
+    names_in,
     note_on_slashes,
     relative_name,
     with_slashes,
 )
+from fcos.data.names import numbered_names, write_names
+from fcos.data.numbers import EXACT, number
+from fcos.data.registry import FolderSign, Format, TextSign
 from fcos.data.text import Faults, number_text, read_lines
-from fcos.files import write_text
+from fcos.files import read_bytes, read_text, write_text
 from fcos.terminal import counted
 
-_SUFFIXES = "|".join(map(re.escape, sorted(PICTURE_SUFFIXES)))
+_SUFFIXES = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))
 # Greedy: the name goes on to the last suffix in the line.
 _NAME_AND_REST = re.compile(rf"(.*(?:{_SUFFIXES}))(?:\s(.*))?", re.IGNORECASE)
 _NOT_SPACED = re.compile(rf"(?:{_SUFFIXES})[,;:|]\s*[-+.\d]", re.IGNORECASE)  # name.jpg,12,34,56,78,1
 
-Line = tuple[int, str, NDArray[np.float64]]  # line number, picture name, (N, 5) ymin xmin ymax xmax class_id
+Line = tuple[int, str, NDArray[np.float64]]  # line number, image name, (N, 5) ymin xmin ymax xmax class_id
 
 
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
-    """Read a list; `root` is the folder of pictures (without it, found near the list).
+    """Read a list; `root` is the folder of images (without it, found near the list).
 
     Class ids that cannot be (0, or above the number of names) stay as labels out of range, for `check` to
     report all of them.
     """
-    check_root(root)
     lines = _parse(source)
     written = [name for _, name, _ in lines]
     folder = root or find_root(folders_of(source), written)
@@ -66,8 +70,21 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     return Annotations.from_records(records, names, source=source, format="list", notes=notes)
 
 
-def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
-    """Write a list; names are relative to `root` where the pictures are below it, else whole paths."""
+def write(
+    annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
+) -> None:
+    """Write a list and its class names; images stay where they are."""
+    write_names(annotations.class_names, names_beside(out))
+    write_lines(annotations, out, root=root)
+
+
+def names_beside(out: Path) -> Path:
+    """The name file that is written with a list: ``train.txt`` -> ``train_names.txt``."""
+    return out.with_name(f"{out.stem}_names.txt")
+
+
+def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
+    """Write a list alone; names are relative to `root` where the images are below it, else whole paths."""
     lines, faults = [], Faults()
     for record in annotations:
         name = relative_name(record.path, root)
@@ -83,9 +100,9 @@ def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> N
 
 
 def split_line(line: str) -> tuple[str, list[str]]:
-    """Picture name (may hold spaces) and the words behind it.
+    """Image name (may hold spaces) and the words behind it.
 
-    The name ends with the last word that has a picture's suffix; if none has, it is the first word.
+    The name ends with the last word that has an image's suffix; if none has, it is the first word.
     """
     match = _NAME_AND_REST.fullmatch(line)
     name, rest = (match[1], match[2] or "") if match else (line.split()[0], line.partition(" ")[2])
@@ -120,3 +137,53 @@ def _parse(source: Path) -> list[Line]:
         "a line is: name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...",
     )
     return lines
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Files of a folder that are annotation lists with boxes."""
+    files = [folder / name for name in names_in(folder) if name.lower().endswith(".txt")]
+    return [file for file in files if os.path.isfile(file) and _is_list(file)]
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file is a list with boxes; refuses one in another encoding, which must not be overlooked."""
+    content = read_bytes(file)
+    encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+    lines = map(str.strip, content.decode(encoding, "replace").splitlines())
+    is_list = _has_boxes(list(islice(filter(None, lines), 50)))
+    if is_list:
+        read_text(file)
+    return is_list
+
+
+def _has_boxes(lines: Sequence[str]) -> bool:
+    """Whether some line is a name with boxes after it."""
+    for line in lines:
+        name, words = split_line(line)
+        try:
+            if words and len(parse_numbers(words)) and is_image(name):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+FORMAT = Format(
+    name="list",
+    looks_like="a list (name.jpg ymin xmin ymax xmax class_id ...)",
+    suffixes=(".txt", ""),
+    read=read,
+    folder_signs=(FolderSign(50, lambda folder: bool(_list_files(folder))),),
+    text_signs=(
+        TextSign(80, lambda file, root, lines: _has_boxes(lines)),
+        TextSign(50, lambda file, root, lines: all(map(is_image, lines))),  # without a single box
+        # most likely with mistakes: the reader says in which lines
+        TextSign(30, lambda file, root, lines: any(map(is_image, lines[0].split()))),
+    ),
+    files=_list_files,
+    class_names="none",
+    first_class_id=1,
+    write=write,
+    written_suffix=".txt",
+    names_beside=names_beside,
+)

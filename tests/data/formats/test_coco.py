@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from fcos.data import coco
-from fcos.data.coco_entries import load
+from fcos.data.formats import coco
+from fcos.data.formats.coco_entries import load
 from fcos.errors import DatasetError
 
 
@@ -55,7 +55,7 @@ def test_ids_with_gaps_become_labels_in_ascending_order(write_coco):
     assert [record.labels.tolist() for record in annotations] == [[0], [2, 0], []]
 
 
-def test_boxes_crowd_area_and_ignore_stay_with_their_picture(write_coco):
+def test_boxes_crowd_area_and_ignore_stay_with_their_image(write_coco):
     first, second, empty = coco.read(write_coco(content()))
 
     assert first.boxes_xyxy.tolist() == [[0.5, 1, 10.5, 21]]
@@ -67,7 +67,7 @@ def test_boxes_crowd_area_and_ignore_stay_with_their_picture(write_coco):
     assert (first.size_hw, second.size_hw, empty.size_hw) == ((30, 40), None, None)
 
 
-def test_pictures_lie_in_the_folder_named_like_the_split(write_coco, make_picture, tmp_path):
+def test_images_lie_in_the_folder_named_like_the_split(write_coco, make_picture, tmp_path):
     make_picture("val/sub/b.jpg")
     (tmp_path / "annotations").mkdir()
     source = write_coco(content(), "annotations/instances_val.json")

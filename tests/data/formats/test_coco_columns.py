@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcos.data import coco_columns
-from fcos.data.coco_columns import read_columns
-from fcos.data.coco_entries import read_entries
+from fcos.data.formats import coco_columns
+from fcos.data.formats.coco_columns import read_columns
+from fcos.data.formats.coco_entries import read_entries
 
 TEXTS = st.text(alphabet='ab}]{[",:\\ é图', max_size=8)
 NAMES = TEXTS.filter(bool)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fcos.data.voc_xml import Xml, read_xml
+from fcos.data.formats.voc_xml import Xml, read_xml
 
 BOX = "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>20</xmax><ymax>30</ymax></bndbox>"
 OBJECT = f"<object><name>cat</name>{BOX}</object>"

@@ -10,17 +10,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from fcos.data.numbers import number
-from fcos.data.pictures import (
-    PictureFolder,
-    folders_like,
-    folders_near,
-    is_picture,
-    names_in,
-    pictures_under,
-)
-from fcos.data.text import Faults, read_lines
-from fcos.data.yolo_description import (
+from fcos.data.formats.yolo_description import (
     SPLITS,
     Description,
     existing,
@@ -30,6 +20,9 @@ from fcos.data.yolo_description import (
     read_description,
     split_source,
 )
+from fcos.data.image_files import IMAGE_SUFFIXES, ImageFolder, folders_like, folders_near, is_image, names_in
+from fcos.data.numbers import number
+from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
 from fcos.files import files_below
 
@@ -39,7 +32,7 @@ SAMPLED_LINES = 50
 class Pair(NamedTuple):
     """An image and the file of its labels; the image may be missing, and so may the labels."""
 
-    picture: Path
+    image: Path
     label_file: Path | None
 
 
@@ -71,15 +64,15 @@ def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> lis
     """A text file of image paths; labels near it even where the images are elsewhere (`root`)."""
     bases = [root, source.parent] if root else folders_near(source.parent)
     lines = [_with_slashes(bases, line) for _, line in read_lines(source)[:limit]]
-    pictures = listed_files(lines, bases)
+    images = listed_files(lines, bases)
     finder = LabelFiles()
-    labels = [finder.of(picture) for picture in pictures]
+    labels = [finder.of(image) for image in images]
     paths = [Path(line) for line in lines]
     for leave_out in range(max((len(path.parts) for path in paths), default=0)):
         if any(labels):
             break
         labels = [finder.of(source.parent / _without(path, leave_out)) for path in paths]
-    return [Pair(picture, label_file) for picture, label_file in zip(pictures, labels, strict=True)]
+    return [Pair(image, label_file) for image, label_file in zip(images, labels, strict=True)]
 
 
 def listed_files(lines: list[str], bases: list[Path]) -> list[Path]:
@@ -89,14 +82,14 @@ def listed_files(lines: list[str], bases: list[Path]) -> list[Path]:
     machine. Fewer left out is better, if that finds some of the images or a folder of images that is named.
     """
     paths = [Path(line) for line in lines]
-    finders = {base: PictureFolder(base) for base in bases}
+    finders = {base: ImageFolder(base) for base in bases}
     sample = paths[:: max(1, len(paths) // SAMPLED_LINES)]
     depth = max((len(path.parts) for path in sample), default=1)
     base, start = bases[0], 0
     for leave_out in range(depth):
         found = {b: sum(_there(finders[b], path, leave_out) is not None for path in sample) for b in bases}
         best = max(bases, key=lambda b: found[b])
-        named = [b for b in bases if any(_names_folder_of_pictures(b, path, leave_out) for path in sample)]
+        named = [b for b in bases if any(_names_folder_of_images(b, path, leave_out) for path in sample)]
         if found[best] or named:
             base, start = (best if found[best] else named[0]), leave_out
             break
@@ -115,15 +108,15 @@ def _without(path: Path, leave_out: int) -> Path:
     return Path(*path.parts[min(leave_out, len(path.parts) - 1) :])
 
 
-def _there(finder: PictureFolder, path: Path, leave_out: int) -> Path | None:
+def _there(finder: ImageFolder, path: Path, leave_out: int) -> Path | None:
     name = str(_without(path, leave_out))
     place = finder.folder / name
     return place if os.path.lexists(place) and not os.path.isdir(place) else finder.same_name(name)
 
 
-def _names_folder_of_pictures(base: Path, path: Path, leave_out: int) -> bool:
+def _names_folder_of_images(base: Path, path: Path, leave_out: int) -> bool:
     folder = _without(path, leave_out).parent
-    return folder != Path() and any(map(is_picture, names_in(base / folder)))
+    return folder != Path() and any(map(is_image, names_in(base / folder)))
 
 
 class LabelFiles:
@@ -138,19 +131,19 @@ class LabelFiles:
         self._folders: dict[Path, list[Path]] = {}
         self._names: dict[Path, dict[str, list[str]]] = {}
 
-    def of(self, picture: Path) -> Path | None:
+    def of(self, image: Path) -> Path | None:
         """The label file of an image.
 
         Raises:
             DatasetError: there are two that say different things.
         """
-        found = [path for folder in self.folders(picture.parent) for path in self._in(folder, picture.name)]
+        found = [path for folder in self.folders(image.parent) for path in self._in(folder, image.name)]
         self.claimed.update(found)
         if len(found) > 1 and len({os.path.realpath(path) for path in found}) > 1:
             if len({tuple(read_lines(path)) for path in found}) > 1:
                 raise DatasetError(
                     f"several label files for one image: {', '.join(map(str, found))}",
-                    where=str(picture),
+                    where=str(image),
                     fix="leave the one that is right",
                 )
         return found[0] if found else None
@@ -161,14 +154,14 @@ class LabelFiles:
             self._folders[folder] = [*labels_folders(folder), folder]
         return self._folders[folder]
 
-    def _in(self, folder: Path, picture_name: str) -> list[Path]:
+    def _in(self, folder: Path, image_name: str) -> list[Path]:
         if folder not in self._names:
             by_stem = self._names.setdefault(folder, {})
             for name in names_in(folder):
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() == ".txt" and not is_name_file(name):
                     by_stem.setdefault(stem, []).append(name)
-        stems = (os.path.splitext(picture_name)[0], picture_name)
+        stems = (os.path.splitext(image_name)[0], image_name)
         return [folder / name for stem in stems for name in self._names[folder].get(stem, [])]
 
 
@@ -192,11 +185,11 @@ def is_label_file(file: Path) -> bool:
 
 def _checked(pairs: list[Pair]) -> list[Pair]:
     """Refuse labels that two images claim, ``0.jpg`` and ``0.png``: they belong to one of them."""
-    picture_of: dict[Path, Path] = {}
+    image_of: dict[Path, Path] = {}
     faults = Faults()
-    for picture, label_file in pairs:
-        if label_file is not None and picture_of.setdefault(label_file, picture) != picture:
-            faults.add(str(label_file), f"belongs to '{picture_of[label_file].name}' or to '{picture.name}'")
+    for image, label_file in pairs:
+        if label_file is not None and image_of.setdefault(label_file, image) != image:
+            faults.add(str(label_file), f"belongs to '{image_of[label_file].name}' or to '{image.name}'")
     faults.raise_any(
         "label file belongs to two images",
         "label files belong to two images",
@@ -227,33 +220,33 @@ def _described_pairs(description: Description, split: str, root: Path | None) ->
 
 
 def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
-    """A folder of pictures, of label files, or of ``images`` and ``labels``."""
-    images = folders_like(source, "images")
-    if len(images) == 1 and folders_like(source, "labels"):
-        return _folder_pairs(images[0], root)
-    pictures = pictures_under(source)
+    """A folder of images, of label files, or of ``images`` and ``labels``."""
+    folders = folders_like(source, "images")
+    if len(folders) == 1 and folders_like(source, "labels"):
+        return _folder_pairs(folders[0], root)
+    images = sorted(files_below(source, *IMAGE_SUFFIXES))
     labels = LabelFiles()
-    if pictures and root is None:
-        pairs = [Pair(picture, labels.of(picture)) for picture in pictures]
-        return pairs + _without_picture(source, labels.claimed)
+    if images and root is None:
+        pairs = [Pair(image, labels.of(image)) for image in images]
+        return pairs + _without_image(source, labels.claimed)
     files = sorted(path for path in files_below(source, ".txt") if not is_name_file(path.name))
-    files = [file for file in files if "labels" in _lower_parts(file) or is_label_file(file)]
+    files = [file for file in files if "labels" in map(str.lower, file.parts) or is_label_file(file)]
     stems = [file.relative_to(source).with_suffix("").as_posix() for file in files]
     parts = ["images" if part.lower() == "labels" else part for part in source.parts]
     folders = (
         [root] if root else [*folders_like(Path(), str(Path(*parts))), Path(*parts), *folders_near(source)]
     )
-    finders = [PictureFolder(folder) for folder in folders]
-    finder = next((f for f in finders if any(_pictures_of(f, stem) for stem in stems[:10])), finders[0])
+    finders = [ImageFolder(folder) for folder in folders]
+    finder = next((f for f in finders if any(_images_of(f, stem) for stem in stems[:10])), finders[0])
     return [
-        Pair(next(iter(_pictures_of(finder, stem)), finder.folder / f"{stem}.jpg"), file)
+        Pair(next(iter(_images_of(finder, stem)), finder.folder / f"{stem}.jpg"), file)
         for stem, file in zip(stems, files, strict=True)
     ]
 
 
-def _pictures_of(finder: PictureFolder, stem: str) -> list[Path]:
+def _images_of(finder: ImageFolder, stem: str) -> list[Path]:
     """The images that a label file ``0.txt`` or ``0.jpg.txt`` may belong to."""
-    exact = finder.same_name(stem) if is_picture(stem) else None
+    exact = finder.same_name(stem) if is_image(stem) else None
     found = [exact] if exact else finder.find_all(stem)
     if len(found) > 1:
         raise DatasetError(
@@ -264,7 +257,7 @@ def _pictures_of(finder: PictureFolder, stem: str) -> list[Path]:
     return found
 
 
-def _without_picture(images: Path, used: set[Path]) -> list[Pair]:
+def _without_image(images: Path, used: set[Path]) -> list[Pair]:
     """Label files that no image has, for `check` to report."""
     orphans = []
     for folder in labels_folders(images):
@@ -277,7 +270,3 @@ def _without_picture(images: Path, used: set[Path]) -> list[Pair]:
         for place, path in orphans
         if path not in used and not is_name_file(path.name)
     ]
-
-
-def _lower_parts(path: Path) -> list[str]:
-    return [part.lower() for part in path.parts]

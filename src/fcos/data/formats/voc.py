@@ -1,4 +1,4 @@
-"""Pascal VOC: ``Annotations`` holds an xml a picture, ``JPEGImages`` pictures, ``ImageSets/Main`` splits.
+"""Pascal VOC: ``Annotations`` holds one xml file per image, ``JPEGImages`` images, ``ImageSets/Main`` splits.
 
 Coordinates are taken as they stand, as xyxy in pixels. The original VOC counts pixels from 1 and includes the
 last one, but most files "in VOC format" come from tools (labelImg, CVAT) that write plain pixel coordinates,
@@ -18,24 +18,23 @@ from pathlib import Path
 import numpy as np
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.names import check_number_of_classes, match_names, write_names
-from fcos.data.pictures import (
-    PictureFolder,
-    check_root,
+from fcos.data.formats.voc_xml import Xml, read_xml
+from fcos.data.image_files import (
+    ImageFolder,
     folders_like,
     folders_near,
-    is_picture,
+    is_image,
     names_in,
-    place_pictures,
+    place_images,
     unique_stems,
 )
+from fcos.data.names import check_number_of_classes, match_names, write_names
+from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.splits import SPLIT_FOLDERS, Split, Splits, arranged, pick, split_folders
 from fcos.data.text import Faults, number_text, read_lines
-from fcos.data.voc_xml import Xml, read_xml
 from fcos.errors import DatasetError
-from fcos.files import files_below, written
+from fcos.files import files_below, read_text, written
 from fcos.terminal import counted
-
-PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
@@ -43,11 +42,10 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
 
     Args:
         source: one of those three.
-        root: folder of the pictures, or the data set's folder; found near the annotations if not given.
+        root: folder of the images, or the data set's folder; found near the annotations if not given.
         names: class names; without them, the sorted names of *all* xml of the folder, so that the splits of
             one data set agree even if a rare class is missing in one of them.
     """
-    check_root(root)
     folder = annotation_folder(source, root)
     if folder is None:
         raise DatasetError(
@@ -60,11 +58,11 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     check_number_of_classes(len(found), str(source))
     names = sorted({*found, *_names_of_other_parts(folder)}) if names is None else names
     label_of = dict(zip(found, match_names(found, names, where=str(source)), strict=True))
-    pictures = _picture_folder(folder, root, stems)
+    images = _image_folder(folder, root, stems)
     faults = Faults()
     records = [
         Record.make(
-            _picture(pictures, stem, parsed[stem], faults),
+            _image(images, stem, parsed[stem], faults),
             parsed[stem].boxes_xyxy,
             [label_of[name] for name in parsed[stem].class_names],
             image_id,
@@ -95,7 +93,7 @@ def _without_xml(records: Sequence[Record], folder: Path, files: Mapping[str, Pa
     stems = {Path(stem).name for part in _other_parts(folder) for stem in _xml_files(part)}
     stems.update(Path(stem).name for stem in files)
     places = sorted({path.parent for path in used})
-    beside = [place / name for place in places for name in names_in(place) if is_picture(name)]
+    beside = [place / name for place in places for name in names_in(place) if is_image(name)]
     unused = [path for path in beside if path not in used and path.stem not in stems]
     if unused:
         number = counted(len(unused), "image without an xml file is", "images without an xml file are")
@@ -114,10 +112,9 @@ def _names_of_other_parts(folder: Path) -> set[str]:
 
 def _other_parts(folder: Path) -> list[Path]:
     """The folders of other parts beside ``train``; none where a folder is not called like a part."""
-    if folder.name.lower() not in PARTS:
+    if folder.name.lower() not in SPLIT_FOLDERS:
         return []
-    parts = [folder.parent / name for name in names_in(folder.parent) if name.lower() in PARTS]
-    return [part for part in parts if part != folder and os.path.isdir(part)]
+    return [part for part in split_folders(folder.parent).values() if part != folder]
 
 
 def write(
@@ -128,9 +125,9 @@ def write(
     split: str = "trainval",
     copy_images: bool = False,
 ) -> None:
-    """Write a VOC data set into the folder `out`; pictures are linked, or copied.
+    """Write a VOC data set into the folder `out`; images are linked, or copied.
 
-    Names are relative to `root` (without it, to the deepest folder with all pictures). Crowd regions become
+    Names are relative to `root` (without it, to the deepest folder with all images). Crowd regions become
     `difficult`. ``names.txt`` keeps the order of the classes, which xml files cannot.
     """
     names = unique_stems(annotations, root)
@@ -143,7 +140,7 @@ def write(
         "image cannot be listed in ImageSets", "images cannot be listed in ImageSets", "rename the images"
     )
     with written(out) as folder:
-        place_pictures(
+        place_images(
             ((r.path, folder / "JPEGImages" / name) for r, name in zip(annotations, names, strict=True)),
             copy=copy_images,
         )
@@ -189,7 +186,7 @@ def _without_flag(line: str) -> str:
 
 def _without_suffix(name: str, files: Mapping[str, Path]) -> str:
     stem = os.path.splitext(name)[0]
-    return stem if is_picture(name) and stem in files else name
+    return stem if is_image(name) and stem in files else name
 
 
 def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) -> dict[str, Xml]:
@@ -214,17 +211,17 @@ def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) ->
     return parsed
 
 
-def _picture_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> PictureFolder:
-    """The folder that holds pictures of these names; the first candidate if none does."""
+def _image_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> ImageFolder:
+    """The folder that holds images of these names; the first candidate if none does."""
     if root is not None:
         candidates = [root, *_usual_folders(root)]
     else:
         near = folders_near(folder)
         # ``Annotations/train`` goes with ``JPEGImages``, or with ``JPEGImages/train``.
         candidates = [*_usual_folders(folder.absolute().parent), *near, *(f / folder.name for f in near)]
-    finders = [PictureFolder(candidate) for candidate in candidates]
+    finders = [ImageFolder(candidate) for candidate in candidates]
     some = [*stems[:10], *(Path(stem).name for stem in stems[:10])]
-    return next((finder for finder in finders if any(map(finder.find, some))), finders[0])
+    return next((finder for finder in finders if any(map(finder.find_all, some))), finders[0])
 
 
 def _usual_folders(base: Path) -> list[Path]:
@@ -235,12 +232,12 @@ def _usual_folders(base: Path) -> list[Path]:
     ]
 
 
-def _picture(pictures: PictureFolder, stem: str, xml: Xml, faults: Faults) -> Path:
-    """The picture of an xml file: by its file name, else by the name inside, else where it should be."""
-    by_filename = pictures.folder / (xml.filename or f"{stem}.jpg")
+def _image(images: ImageFolder, stem: str, xml: Xml, faults: Faults) -> Path:
+    """The image of an xml file: by its file name, else by the name inside, else where it should be."""
+    by_filename = images.folder / (xml.filename or f"{stem}.jpg")
     if xml.filename and by_filename.stem == Path(stem).name and os.path.isfile(by_filename):
         return by_filename  # decides between cat.jpg and cat.png
-    found = pictures.find_all(stem)
+    found = images.find_all(stem)
     if len(found) > 1:
         faults.add(f"{stem}.xml", " or ".join(f"'{path.name}'" for path in found))
     if not found and not os.path.isfile(by_filename) and xml.path and os.path.isfile(xml.path):
@@ -268,3 +265,44 @@ def _tree(
         for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
             ElementTree.SubElement(corners, side).text = number_text(value)
     return ElementTree.ElementTree(top)
+
+
+def _splits(folder: Path) -> Splits:
+    # Only `convert` writes one: it keeps the order of the classes, which xml files cannot.
+    name_file = folder / "names.txt" if (folder / "names.txt").is_file() else None
+    sets = folders_like(folder, "ImageSets/Main")
+    files = {Path(name).stem.lower(): sets[0] / name for name in names_in(sets[0])} if sets else {}
+    # Only the four names that VOC defines: the folder also holds a file per class (cat_train.txt).
+    named = {part: files[part] for part in ("train", "val", "test", "trainval") if part in files}
+    named = {part: file for part, file in named.items() if read_text(file).strip()}
+    sources = [named.get("train"), named.get("val"), named.get("test")]
+    if sources[0] is None or sources[1] is None:
+        sources = [named.get("trainval") or sources[0], sources[1] or sources[2], None]
+    annotations = annotation_folder(folder)
+    # ``train`` and ``val`` with folders of their own, or within ``Annotations``
+    subfolders = split_folders(folder if annotations is None else annotations)
+    if subfolders and not any(sources):
+        return arranged("voc", pick(subfolders, folder), whole=Split(folder), name_file=name_file)
+    root = None if annotations == folder else folder  # of xml files alone, images are nearby
+    return arranged("voc", sources, root=folder, whole=Split(folder, root), name_file=name_file)
+
+
+FORMAT = Format(
+    name="voc",
+    looks_like="Pascal VOC (Annotations folder, ImageSets file)",
+    suffixes=(".txt", ""),
+    read=read,
+    folder_signs=(
+        FolderSign(80, lambda folder: annotation_folder(folder) is not None),
+        FolderSign(40, lambda folder: any(map(annotation_folder, split_folders(folder).values()))),
+    ),
+    text_signs=(
+        TextSign(90, lambda file, root, lines: "imagesets" in map(str.lower, file.parts)),
+        TextSign(40, lambda file, root, lines: annotation_folder(file, root) is not None),
+    ),
+    splits=_splits,
+    box_word="object",
+    write=write,
+    names_beside=lambda out: out / "names.txt",
+    keeps=frozenset({"difficult"}),
+)

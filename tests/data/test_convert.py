@@ -31,8 +31,8 @@ def write(tmp_path):
     return write_text
 
 
-def by_picture(annotations: Annotations) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """Class name and box of each picture's boxes, in an order that does not depend on the format."""
+def by_image(annotations: Annotations) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Class name and box of each image's boxes, in an order that does not depend on the format."""
     return {
         record.path.stem: sorted(
             zip([annotations.class_names[i] for i in record.labels], record.boxes_xyxy.tolist(), strict=True)
@@ -42,7 +42,7 @@ def by_picture(annotations: Annotations) -> dict[str, list[tuple[str, np.ndarray
 
 
 def assert_same_boxes(first: Annotations, second: Annotations, atol: float) -> None:
-    left, right = by_picture(first), by_picture(second)
+    left, right = by_image(first), by_image(second)
     assert left.keys() == right.keys()
     for stem in left:
         assert [name for name, _ in left[stem]] == [name for name, _ in right[stem]]
@@ -74,7 +74,7 @@ def test_real_sources_are_recognised(shared, source, format):
     assert recognise(shared / "data" / source) == format
 
 
-def test_a_list_of_background_pictures_is_a_list(write):
+def test_a_list_of_background_images_is_a_list(write):
     assert recognise(write("train.txt", "a.jpg\nb.jpg\n")) == "list"
 
 
@@ -92,10 +92,10 @@ def test_names_without_suffix_belong_to_the_xml_files_near_them(write):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("labels.txt", "0 0.5 0.5 0.1 0.1\n", "YOLO labels of one picture"),
+        ("labels.txt", "0 0.5 0.5 0.1 0.1\n", "YOLO labels of one image"),
         ("empty.txt", "\n", "the file is empty"),
         ("prose.txt", "Dear reader,\n", "no annotations of a known format"),
-        ("picture.jpg", "", "no annotations of a known format"),
+        ("image.jpg", "", "no annotations of a known format"),
     ],
 )
 def test_what_is_not_annotations_is_refused_with_what_is_known(write, name, text, words):
@@ -111,7 +111,9 @@ def test_a_source_that_is_not_there_is_refused(tmp_path):
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match=r"no annotations of a known format(.|\n)*known are: a list"):
+    with pytest.raises(
+        DatasetError, match=r"no annotations of a known format(.|\n)*known are: COCO JSON, a list"
+    ):
         recognise(tmp_path)
 
 
@@ -120,10 +122,10 @@ def test_a_folder_of_several_files_asks_which(shared):
         read_annotations(shared / "data/coco_mini")
 
 
-def test_annotations_without_pictures_are_refused(write):
+def test_annotations_without_images_are_refused(write):
     content = {"images": [], "annotations": [], "categories": []}
 
-    with pytest.raises(DatasetError, match="no pictures in the annotations"):
+    with pytest.raises(DatasetError, match="no images in the annotations"):
         read_annotations(write("a.json", json.dumps(content)))
 
 
@@ -282,8 +284,8 @@ def test_several_candidates_for_a_part_are_named(write, tmp_path):
         find_splits(tmp_path)
 
 
-def test_a_made_split_is_by_picture_seeded_and_complete(write):
-    lines = [f"{index % 30}.jpg 1 2 3 4 {index % 3 + 1}" for index in range(40)]  # ten pictures stand twice
+def test_a_made_split_is_by_image_seeded_and_complete(write):
+    lines = [f"{index % 30}.jpg 1 2 3 4 {index % 3 + 1}" for index in range(40)]  # ten images stand twice
     annotations = read_annotations(write("all.txt", "\n".join(lines)))
 
     train, evaluation = split_annotations(annotations, 0.2, seed=0)
@@ -297,16 +299,16 @@ def test_a_made_split_is_by_picture_seeded_and_complete(write):
     assert [r.path for r in other] != [r.path for r in train]
 
 
-def test_a_made_split_leaves_at_least_one_picture_on_each_side(write):
+def test_a_made_split_leaves_at_least_one_image_on_each_side(write):
     annotations = read_annotations(write("all.txt", "a.jpg 1 2 3 4 1\nb.jpg\n"))
 
     assert [len(part) for part in split_annotations(annotations, 0.0, 0)] == [1, 1]
     assert [len(part) for part in split_annotations(annotations, 1.0, 0)] == [1, 1]
-    with pytest.raises(DatasetError, match="too few pictures to split"):
+    with pytest.raises(DatasetError, match="too few images to split"):
         split_annotations(select(annotations, [0]), 0.5, 0)
 
 
-def test_a_selection_keeps_each_pictures_own_boxes(write):
+def test_a_selection_keeps_each_images_own_boxes(write):
     text = "a.jpg 1 2 3 4 1\nb.jpg\nc.jpg 5 6 7 8 2 9 10 11 12 3\nd.jpg 0 0 1 1 1\n"
     annotations = read_annotations(write("all.txt", text))
 
@@ -330,7 +332,7 @@ def test_one_real_set_is_the_same_in_all_its_formats(shared, voc100):
     reference = read_annotations(shared / "data/voc100/gts/pascalvoc_format")
     found = read_annotations(voc100)
 
-    # YOLO's files have six decimals of a picture of 500 pixels.
+    # YOLO's files have six decimals of an image of 500 pixels.
     assert_same_boxes(reference, found, atol=1e-3 if "yolo" in voc100.name else 1e-9)
 
 
@@ -372,8 +374,8 @@ def test_what_a_format_cannot_hold_is_said(shared, tmp_path):
     difficult = shared / "data/voc100/gts/pascalvoc_format"
 
     assert convert(crowded, "voc", tmp_path / "a").notes == (
-        "5 crowd regions were written as difficult: VOC has no crowds",
-        "category ids were renumbered, 1 and up: voc has no others",
+        "5 crowd regions were written as difficult: voc has no crowds",
+        "the category ids were not kept: voc has none of its own",
     )
     assert (
         "5 crowd regions were written as ordinary boxes" in convert(crowded, "yolo", tmp_path / "b").notes[0]
@@ -404,7 +406,7 @@ def test_boxes_without_class_or_numbers_are_not_converted(write, tmp_path):
         ("coco", "out", {}, "format coco is written to a .json file"),
         ("list", "out.json", {}, "format list is written to a .txt file"),
         ("list", "a.txt", {}, "the output exists already"),
-        ("list", "out.txt", {"copy_images": True}, "refers to pictures where they are"),
+        ("list", "out.txt", {"copy_images": True}, "refers to images where they are"),
     ],
 )
 def test_outputs_that_cannot_be_written_are_refused(write, tmp_path, to, out, options, words):
@@ -562,5 +564,7 @@ def test_names_that_the_new_format_could_not_give_back_are_refused(make_picture,
 @pytest.mark.parametrize("content", [b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", b"PK\x03\x04\x14\x00\x00\x00"])
 def test_a_document_is_answered_with_the_formats_that_are_read(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DatasetError, match=r"no annotations of a known format\n.*\n.*COCO JSON, Pascal VOC"):
+    with pytest.raises(
+        DatasetError, match=r"no annotations of a known format\n.*\n.*COCO JSON, a list .*, Pascal VOC"
+    ):
         read_annotations(tmp_path / name)

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fcos.data.yolo_description import existing, find_description, names_near, read_description, read_yaml
+from fcos.data.formats.yolo_description import (
+    existing,
+    find_description,
+    names_near,
+    read_description,
+    read_yaml,
+)
 from fcos.errors import DatasetError
 
 

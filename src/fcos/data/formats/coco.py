@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fcos.data.annotations import Annotations, pack_names, unpack_name
+from fcos.data.annotations import Annotations, Record, pack_names, unpack_name
 from fcos.data.cache import Taken, ToKeep, cached
-from fcos.data.coco_columns import Columns, read_columns
-from fcos.data.coco_entries import Entry, read_entries
+from fcos.data.formats.coco_columns import Columns, read_columns
+from fcos.data.formats.coco_entries import Entry, entries_by_image, read_entries
 from fcos.data.image import read_size
-from fcos.data.names import check_number_of_classes, match_names, what_is_wrong
-from fcos.data.numbers import cut, described, whole_number
-from fcos.data.pictures import (
-    check_root,
+from fcos.data.image_files import (
     find_root,
+    folders_like,
     folders_of,
+    names_in,
     note_on_slashes,
     relative_name,
     with_slashes,
 )
+from fcos.data.names import check_number_of_classes, match_names, what_is_wrong
+from fcos.data.numbers import cut, described, whole_number
+from fcos.data.registry import BoxPlace, FolderSign, Format
 from fcos.data.text import Faults
 from fcos.files import check_regular, write_text
 
@@ -44,7 +46,6 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     not a crowd region. An annotation with an unknown category keeps the label -1, for `check` to report.
     A large file is kept as arrays too (`fcos.data.cache`), which open at once and share their memory.
     """
-    check_root(root)
     check_regular(source)
     arrays, described = cached(source, {"coco": 2, "names": names}, lambda: _arrays(source, names))
     folder = root or find_root(folders_of(source), map(unpack_name, arrays["_paths"]))
@@ -67,7 +68,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
 
 
 def _arrays(source: Path, names: Sequence[str] | None) -> tuple[ToKeep, dict[str, Any]]:
-    """What is kept of a file: the arrays of `Annotations`, boxes by picture; and its classes."""
+    """What is kept of a file: the arrays of `Annotations`, boxes by image; and its classes."""
     columns = read_columns(source) or read_entries(source)
     class_names, category_ids, label_of = _classes(source, columns, names)
     index = _find(columns.box_image_ids, columns.image_ids)
@@ -82,7 +83,7 @@ def _arrays(source: Path, names: Sequence[str] | None) -> tuple[ToKeep, dict[str
     known = np.array(list(label_of), np.int64)
     label_at = np.array([*label_of.values(), -1], np.int64)  # place -1: no such category
     labels = label_at[_find(columns.box_category_ids, known)]
-    # The boxes of a picture keep the order of the file; numbers that all differ sort faster than stably.
+    # The boxes of an image keep the order of the file; numbers that all differ sort faster than stably.
     order = np.argsort(index * len(index) + np.arange(len(index)))
     counts = np.bincount(index, minlength=len(columns.image_ids))
     arrays: ToKeep = {
@@ -114,11 +115,13 @@ def _find(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int
     return table[np.clip(values, low - 1, high + 1) - low]  # to both sides lies the last element, -1
 
 
-def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
-    """Write a COCO file; ``file_name`` is relative to `root` where the pictures are below it.
+def write(
+    annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
+) -> None:
+    """Write a COCO file; ``file_name`` is relative to `root` where the images are below it.
 
     Image and category ids, crowd, area and difficult (as ``ignore``) are kept. Sizes that the annotations do
-    not state are read from the pictures, and left out where there is no picture.
+    not state are read from the images, and left out where there is no image.
     """
     content: dict[str, list[Entry]] = {"images": [], "annotations": [], "categories": []}
     for record in annotations:
@@ -127,15 +130,9 @@ def write(annotations: Annotations, out: Path, *, root: Path | None = None) -> N
         if size_hw is not None:
             image |= {"height": size_hw[0], "width": size_hw[1]}
         content["images"].append(image)
-        for box, label, is_crowd, is_difficult, area in zip(
-            record.boxes_xyxy.tolist(),
-            record.labels.tolist(),
-            record.is_crowd.tolist(),
-            record.is_difficult.tolist(),
-            record.areas.tolist(),
-            strict=True,
-        ):
-            x1, y1, x2, y2 = box
+        columns = (record.boxes_xyxy, record.labels, record.is_crowd, record.is_difficult, record.areas)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for (x1, y1, x2, y2), label, is_crowd, is_difficult, area in rows:
             entry: Entry = {
                 "id": len(content["annotations"]) + 1,
                 "image_id": record.image_id,
@@ -214,3 +211,60 @@ def _number(value: float) -> float | int:
     """Whole numbers without a point; six decimals, which undoes the rounding of x + width - x."""
     value = round(value, 6)
     return int(value) if value.is_integer() else value
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    """COCO files where they usually are in a folder; captions, keypoints and the like are left out."""
+    files = [folder / name for name in names_in(folder)]
+    files += [place / name for place in folders_like(folder, "annotations") for name in names_in(place)]
+    files += [folder / sub / "_annotations.coco.json" for sub in names_in(folder)]
+    return [
+        file
+        for file in files
+        if file.suffix.lower() == ".json" and os.path.isfile(file) and _looks_like_coco(file)
+    ]
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """A look at the name, and at the beginning or all of the text: parsing large files takes a minute."""
+    if file.name.startswith(("captions", "person_keypoints", "image_info", "panoptic", "stuff")):
+        return False
+    with file.open(encoding="utf-8-sig", errors="replace") as text:
+        begin = text.read(1_000_000)
+    is_whole = len(begin) < 1_000_000
+    return begin.lstrip().startswith("{") and ('"images"' in begin or not is_whole)
+
+
+def _box_places(annotations: Annotations) -> Callable[[Record, int], BoxPlace | None]:
+    """Boxes by the ids of their annotations, for which the file is read a second time.
+
+    The ids are not kept in `Annotations` because only messages need them, and most data sets have no problem.
+    """
+    if not annotations.source.is_file():
+        return lambda record, box: None
+    entries = entries_by_image(annotations.source)
+
+    def place_of(record: Record, box: int) -> BoxPlace | None:
+        of_image = entries.get(record.image_id, [])
+        if len(of_image) != len(record.labels):
+            return None
+        entry = of_image[box]
+        unknown = f"category_id {entry.get('category_id')} is not among the categories"
+        return BoxPlace(f"{annotations.source}, annotation {entry.get('id')}", unknown)
+
+    return place_of
+
+
+FORMAT = Format(
+    name="coco",
+    looks_like="COCO JSON",
+    suffixes=(".json",),
+    read=read,
+    folder_signs=(FolderSign(70, lambda folder: bool(_coco_files(folder))),),
+    files=_coco_files,
+    class_names="all",
+    box_places=_box_places,
+    write=write,
+    written_suffix=".json",
+    keeps=frozenset({"crowd", "difficult", "category ids"}),
+)

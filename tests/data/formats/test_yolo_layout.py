@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fcos.data import yolo
 from fcos.data.check import check
-from fcos.data.yolo_layout import LabelFiles, listed_files
+from fcos.data.formats import yolo
+from fcos.data.formats.yolo_layout import LabelFiles, listed_files
 from fcos.errors import DatasetError
 
 ROW = "0 0.5 0.5 0.5 0.5\n"
@@ -52,7 +52,7 @@ def test_labels_are_found_whatever_the_case_of_folders_and_suffixes(folder, imag
 
     if label_file == "0.JPG.txt":  # not the name of the image: reported, as it may be of another one
         report = check(yolo.read(source))
-        assert [problem.what for problem in report.problems] == ["picture not found"]
+        assert [problem.what for problem in report.problems] == ["image not found"]
         return
     assert LabelFiles().of(source / image) == source / label_file
     assert len(yolo.read(source).labels) == 1
@@ -62,13 +62,13 @@ def test_labels_of_no_image_are_reported_and_other_text_is_not(folder):
     source = folder(
         "0.jpg",
         "1.jpg",
-        **{"0.txt": ROW, "zero.txt": ROW, "README.txt": "five pictures", "classes.txt": "cat"},
+        **{"0.txt": ROW, "zero.txt": ROW, "README.txt": "five images", "classes.txt": "cat"},
     )
 
     problems = check(yolo.read(source)).problems
 
     assert [(Path(problem.where.split(",")[0]).name, problem.what) for problem in problems] == [
-        ("zero.txt", "picture not found")
+        ("zero.txt", "image not found")
     ]
 
 

@@ -1,0 +1,134 @@
+"""Annotations of any format written in any other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcos.data.annotations import Annotations
+from fcos.data.image_files import common_root
+from fcos.data.names import check_names
+from fcos.data.recognise import read_annotations
+from fcos.data.registry import Format, format_named
+from fcos.data.text import Faults
+from fcos.errors import DatasetError
+from fcos.files import check_writable
+from fcos.terminal import counted, is_printable
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` wrote.
+
+    Attributes:
+        annotations: what was read.
+        root: folder to give when the result is read again, or None where it holds the images itself.
+        name_file: the class names, where they are written apart from the boxes.
+        notes: sentences about what the new format cannot hold.
+    """
+
+    annotations: Annotations
+    root: Path | None
+    name_file: Path | None
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: Path,
+    to: str,
+    out: Path,
+    *,
+    root: Path | None = None,
+    names: Sequence[str] | None = None,
+    format: str = "auto",
+    copy_images: bool = False,
+) -> Converted:
+    """Read annotations and write them in another format; no box is left out.
+
+    `out` is a file or a folder, as the format has it. Image names in a file are relative to the result's
+    `root`; a folder holds the images itself, as links or copies.
+    """
+    target = format_named(to)
+    if target.write is None:
+        raise DatasetError(f"format {to} is read only", where=str(out), fix="choose another with --to")
+    name_file = target.names_beside(out) if target.names_beside else None
+    _check_out(out, target, name_file, copy_images)
+    annotations = read_annotations(source, root=root, names=names, format=format)
+    check_boxes(annotations)
+    check_names(annotations.class_names, where=str(annotations.source))
+    _check_names_can_be_written(annotations)
+    images_root = common_root(annotations)
+    target.write(annotations, out, root=images_root, copy_images=copy_images)
+    notes = tuple(_losses(annotations, target))
+    return Converted(annotations, images_root if target.written_suffix else None, name_file, notes)
+
+
+def _check_out(out: Path, target: Format, name_file: Path | None, copy_images: bool) -> None:
+    suffix = target.written_suffix
+    if suffix and out.suffix != suffix:
+        raise DatasetError(
+            f"format {target.name} is written to a {suffix} file", where=str(out), fix=f"-o NAME{suffix}"
+        )
+    if suffix and copy_images:
+        raise DatasetError(
+            f"format {target.name} refers to images where they are",
+            where=str(out),
+            fix="leave --copy-images out",
+        )
+    for path in filter(None, (out, name_file)):
+        if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
+            raise DatasetError(
+                "the output exists already", where=str(path), fix="remove it, or choose another name"
+            )
+    check_writable(out)
+
+
+def check_boxes(annotations: Annotations) -> None:
+    """Refuse boxes that no format can hold: without a class, or without numbers."""
+    labels_known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
+    usable = labels_known & np.isfinite(annotations.boxes_xyxy).all(axis=1)
+    faults = Faults()
+    for box in np.flatnonzero(~usable):
+        image = int(np.searchsorted(annotations.first_box, box, side="right")) - 1
+        record = annotations[image]
+        faults.add(f"{record.where}, box {box - annotations.first_box[image] + 1}", f"image '{record.path}'")
+    faults.raise_any(
+        "box has no known class or no finite numbers",
+        "boxes have no known class or no finite numbers",
+        f"`fcos check {annotations.source}` says what is wrong with each; correct them",
+    )
+
+
+def _check_names_can_be_written(annotations: Annotations) -> None:
+    """Refuse names that a line of text, or xml, cannot hold."""
+    faults = Faults()
+    for name in annotations.class_names:
+        if not is_printable(name) or name.strip() != name:
+            faults.add(str(annotations.source), f"class {name!r}")
+    for record in annotations:
+        if not is_printable(str(record.path)):
+            faults.add(record.where, f"image {str(record.path)!r}")
+    faults.raise_any(
+        "name holds control characters, or spaces at its ends",
+        "names hold control characters, or spaces at their ends",
+        "rename the classes and images",
+    )
+
+
+def _losses(annotations: Annotations, target: Format) -> Iterator[str]:
+    """What the new format cannot hold, one sentence each."""
+    num_crowd, num_difficult = int(annotations.is_crowd.sum()), int(annotations.is_difficult.sum())
+    if num_crowd and "crowd" not in target.keeps:
+        crowds = counted(num_crowd, "crowd region was", "crowd regions were")
+        instead = "difficult" if "difficult" in target.keeps else "ordinary boxes"
+        yield f"{crowds} written as {instead}: {target.name} has no crowds"
+    if num_difficult and "difficult" not in target.keeps:
+        boxes = counted(num_difficult, "difficult box was", "difficult boxes were")
+        yield f"{boxes} written as ordinary boxes: {target.name} has no such mark"
+    if "category ids" not in target.keeps:
+        if annotations.category_ids != tuple(range(1, annotations.num_classes + 1)):
+            yield f"the category ids were not kept: {target.name} has none of its own"

@@ -1,0 +1,16 @@
+"""The annotation formats, one module each (`list`, `coco`, `voc`, `yolo`), and the door to all of them.
+
+A new format is one new module here with an object `FORMAT` (`fcos.data.registry.Format`): commands, settings,
+recognition, splits, conversion and the data check take it from there. `list` is the simplest to follow. A
+module with an underscore in its name belongs to the format that it begins with.
+"""
+
+from fcos.data.convert import Converted as Converted
+from fcos.data.convert import convert as convert
+from fcos.data.names import read_names as read_names
+from fcos.data.recognise import read_annotations as read_annotations
+from fcos.data.recognise import recognise as recognise
+from fcos.data.splits import Split as Split
+from fcos.data.splits import Splits as Splits
+from fcos.data.splits import find_splits as find_splits
+from fcos.data.splits import split_annotations as split_annotations

@@ -1,0 +1,149 @@
+"""A format is one module with one object: everything else finds it in the registry."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fcos
+from fcos.config import TrainConfig, choices, load_config
+from fcos.data.registry import all_formats
+from fcos.errors import ConfigError
+from fcos.format_names import FORMAT_NAMES
+
+TOY = '''
+"""One box a line: image;class;x1;y1;x2;y2."""
+
+from pathlib import Path
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.image_files import relative_name
+from fcos.data.registry import FolderSign, Format
+
+
+def read(source, *, root=None, names=None):
+    rows = [line.split(";") for line in Path(source).read_text().splitlines()]
+    names = names or sorted({row[1] for row in rows})
+    folder = root or Path(source).parent
+    records = [
+        Record.make(folder / row[0], [[float(side) for side in row[2:]]], [names.index(row[1])], image_id)
+        for image_id, row in enumerate(rows, start=1)
+    ]
+    return Annotations.from_records(records, names, source=source, format="toy")
+
+
+def write(annotations, out, *, root=None, copy_images=False):
+    lines = [
+        ";".join([relative_name(record.path, root), annotations.class_names[label], *map(str, box)])
+        for record in annotations
+        for box, label in zip(record.boxes_xyxy.tolist(), record.labels.tolist(), strict=True)
+    ]
+    out.write_text("\\n".join(lines) + "\\n")
+
+
+def files(folder):
+    return sorted(folder.glob("*.toy"))
+
+
+FORMAT = Format(
+    name="toy",
+    looks_like="toys (*.toy)",
+    suffixes=(".toy",),
+    read=read,
+    folder_signs=(FolderSign(100, lambda folder: bool(files(folder))),),
+    files=files,
+    box_word="toy box",
+    write=write,
+    written_suffix=".toy",
+)
+'''
+
+AS_TRAINING_READS = """
+from lightning_fabric import Fabric
+from fcos.config import load_config
+from fcos.train.run import load_data
+config = load_config({"list_train": "a.toy", "data_format": "toy"})
+annotations = load_data(config, Fabric(accelerator="cpu", devices=1)).train_set
+print(annotations.format, annotations.class_names, annotations[0].boxes_xyxy.tolist())
+"""
+
+
+@pytest.fixture
+def with_toy(tmp_path: Path, make_picture):
+    """Runs Python code with a copy of the package that has one module more; answers with what it printed."""
+    package = shutil.copytree(Path(fcos.__file__).parent, tmp_path / "copy" / "fcos")
+    (package / "data" / "formats" / "toy.py").write_text(TOY)
+    data = tmp_path / "data"
+    data.mkdir()
+    make_picture("data/0.jpg", 40, 30)
+    (data / "a.toy").write_text("0.jpg;ball;1;2;30;20\n")
+
+    def run(code: str, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            cwd=data,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "copy"), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    return run
+
+
+FCOS = "import sys; sys.argv[0] = 'fcos'; from fcos.cli import main; main()"
+
+
+def test_one_module_more_is_a_format_of_every_command(with_toy, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert "coco, list, toy, voc, yolo" in with_toy(FCOS, "--help")
+    assert "(toy)" in with_toy(FCOS, "check", ".")
+    assert "no problems" in with_toy(FCOS, "check", "a.toy", "--format", "toy")
+
+    assert "1 image, 1 box, 1 class" in with_toy(FCOS, "convert", "a.toy", "--to", "coco", "-o", "b.json")
+    with_toy(FCOS, "convert", "b.json", "--to", "toy", "-o", "c.toy")
+    assert (data / "c.toy").read_text() == "0.jpg;ball;1.0;2.0;30.0;20.0\n"
+    assert "format toy is written to a .toy file" in with_toy(
+        FCOS, "convert", "b.json", "--to", "toy", "-o", "c"
+    )
+
+    assert '"yolo"' in with_toy(FCOS, "config", "data_format=tox")
+    assert "toy ('ball',) [[1.0, 2.0, 30.0, 20.0]]" in with_toy(AS_TRAINING_READS)
+
+    (data / "a.toy").write_text("0.jpg;ball;1;2;60;20\n")
+    assert "toy box 1, image '0.jpg': box [1, 2, 60, 20] sticks out of the image" in with_toy(
+        FCOS, "check", "a.toy"
+    )
+    (data / "a.tox").write_text("")
+    assert "toys (*.toy)" in with_toy(FCOS, "check", "a.tox")
+
+
+def test_the_settings_take_the_formats_there_are() -> None:
+    assert choices("data_format") == [f'"{name}"' for name in ("auto", *FORMAT_NAMES)]
+    assert load_config({"data_format": "voc"}).data_format == "voc"
+    with pytest.raises(ConfigError, match="data_format"):
+        load_config({"data_format": "vok"})
+    assert TrainConfig.model_fields["data_format"].default == "auto"
+
+
+def test_every_format_is_named_like_its_module_and_can_be_found_in_a_folder() -> None:
+    assert FORMAT_NAMES == ("coco", "list", "voc", "yolo")
+    assert tuple(format.name for format in all_formats()) == FORMAT_NAMES
+    for format in all_formats():
+        assert format.folder_signs
+        assert (format.files is None) != (format.splits is None)
+    for kind in ("folder_signs", "text_signs"):  # of two signs that are as strong none would decide
+        strengths = [sign.strength for format in all_formats() for sign in getattr(format, kind)]
+        assert len(strengths) == len(set(strengths))
+
+
+def test_every_format_is_explained_in_the_documentation() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    for format in all_formats():
+        assert f"| `{format.name}` | {format.looks_like} |" in text
