@@ -17,8 +17,8 @@ from fcos.export.card import GIVE
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
 from fcos.export.needs import needs
 from fcos.export.safe_onnx import read_onnx
-from fcos.export.suppress import INVALID
 from fcos.export.trace import quiet, traced
+from fcos.model.postprocess import INVALID
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -109,7 +109,7 @@ def _name_nodes(model: Any) -> None:
         notes = {entry.key: entry.value for entry in node.metadata_props}
         scopes = ast.literal_eval(notes.get(SCOPES, "[]"))
         module = next((scope for scope in reversed(scopes[:-1]) if scope), "detect")
-        name = f"{module}/{node.op_type}"
+        name = f"{module.removeprefix('network.')}/{node.op_type}"
         taken[name] += 1
         node.name = f"{name}_{taken[name]}" if taken[name] > 1 else name
         del node.metadata_props[:]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, library
 from torch.nn import functional as F
 
-INVALID = -1.0  # the score of what fills a list up
+from fcos.model.postprocess import INVALID
 
 
 def moved_apart(boxes_xyxy: Tensor, labels: Tensor, num_classes: int, *, images_too: bool = False) -> Tensor:

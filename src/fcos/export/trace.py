@@ -21,7 +21,8 @@ def traced(graph: DetectionGraph, dtype: torch.dtype) -> torch.export.ExportedPr
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
     height, width = (torch.export.Dim(name, min=1, max=MOST_CELLS) for name in ("rows", "columns"))
     # No side equals another or is 1 at any level: what is so once would be taken to be so always.
-    images = torch.zeros(2, 3, 5 * graph.strides[-1], 7 * graph.strides[-1], dtype=dtype)
+    stride = graph.network.strides[-1]
+    images = torch.zeros(2, 3, 5 * stride, 7 * stride, dtype=dtype)
     sizes = torch.tensor([images.shape[2:], images.shape[2:]])
     shapes: Any = {
         "images": {0: batch, 2: PADDING_MULTIPLE * height, 3: PADDING_MULTIPLE * width},

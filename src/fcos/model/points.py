@@ -63,16 +63,36 @@ def make_grid(
     """
     sizes = tuple((-(-image_hw[0] // stride), -(-image_hw[1] // stride)) for stride in strides)
     points, point_strides = [], []
-    for stride, (height, width) in zip(strides, sizes, strict=True):
-        offset, step_y, step_x = 0.5, stride, stride
-        if place == "corner":
-            offset, step_y, step_x = 0.0, image_hw[0] // height, image_hw[1] // width
-        y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * step_y
-        x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * step_x
-        rows, columns = torch.meshgrid(y, x, indexing="ij")
-        points.append(torch.stack([columns, rows], dim=-1).reshape(-1, 2))
-        point_strides.append(torch.full((height * width,), float(stride), device=device))
+    for stride, size in zip(strides, sizes, strict=True):
+        points.append(level_points(size, stride, image_hw, device, place=place))
+        point_strides.append(torch.full((size[0] * size[1],), float(stride), device=device))
     return PointGrid(torch.cat(points), torch.cat(point_strides), sizes)
+
+
+def level_points(
+    grid_hw: tuple[int, int],
+    stride: int,
+    image_hw: tuple[int, int],
+    device: torch.device | str = "cpu",
+    *,
+    place: PointPlace = "center",
+) -> Float[Tensor, "points 2"]:
+    """The points of one level, row by row.
+
+    Args:
+        grid_hw: height, width of its grid, cells.
+        stride: of the level, pixels.
+        image_hw: height, width of the (padded) image, pixels.
+        device: of the points.
+        place: see `make_grid`.
+    """
+    offset, step_y, step_x = 0.5, stride, stride
+    if place == "corner":
+        offset, step_y, step_x = 0.0, image_hw[0] // grid_hw[0], image_hw[1] // grid_hw[1]
+    y = (torch.arange(grid_hw[0], device=device, dtype=torch.float32) + offset) * step_y
+    x = (torch.arange(grid_hw[1], device=device, dtype=torch.float32) + offset) * step_x
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns.flatten(), rows.flatten()], dim=-1)
 
 
 def box_distances(
