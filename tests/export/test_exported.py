@@ -18,8 +18,7 @@ from PIL import Image
 from fcos import Detector
 from fcos.errors import DeviceError, WeightsError
 from fcos.export.exported import open_exported
-from fcos.export.formats import FORMATS
-from fcos.export.make import export_model
+from fcos.export.formats import FORMATS, export_model
 from fcos.export.verify import compare
 from fcos.weights.load import ExportFormat, load_model
 
@@ -253,9 +252,9 @@ def with_card(source: Path, out: Path, change: Any) -> Path:
         ("pixel_mean", [1, None, 2], "pixel_mean [1, None, 2] is not three numbers"),
         ("pixel_mean", float("nan"), "pixel_mean nan is not three numbers"),
         ("pixel_std", [1, 0, 1], "pixel_std [1, 0, 1] is not three numbers above 0"),
-        ("precision", "fp2", "precision 'fp2' is not known"),
-        ("num_parameters", "many", "num_parameters is no whole number"),
-        ("notes", [1], "notes is not a list of text"),
+        ("precision", "fp2", "precision 'fp2' is not fp32 or int8"),
+        ("num_parameters", "many", "num_parameters 'many' is not a whole number"),
+        ("notes", [1], "notes [1] is not a list of text"),
         ("weather", "fine", "'weather' is not known"),
         ("export_version", None, "it has no export_version"),
         ("model", None, "it has no format_version"),

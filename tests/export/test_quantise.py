@@ -12,8 +12,7 @@ from PIL import Image
 from fcos import Detector
 from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import to_metadata
-from fcos.export.formats import FORMATS
-from fcos.export.make import card_of
+from fcos.export.formats import FORMATS, card_of
 from fcos.export.quantise import search
 from fcos.weights.load import load_model
 

@@ -102,7 +102,7 @@ def command(
     With --int8 its AP is measured on annotations instead. Where it falls by more than --max-ap-loss, parts of
     the network stay in float32, found by trying; if that does not help nothing is written.
     """
-    from fcos.export.make import check_path, default_path, export_model
+    from fcos.export.formats import check_path, default_path, export_model
     from fcos.files import written
     from fcos.weights.load import load_model
 

@@ -1,9 +1,13 @@
-"""ONNX: one file, for onnxruntime; what it says about itself is in its `metadata_props`."""
+"""ONNX: one file, for onnxruntime; its card is in its `metadata_props`.
+
+8-bit integers are onnxruntime's static quantisation, as QuantizeLinear and DequantizeLinear.
+"""
 
 from __future__ import annotations
 
 import ast
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +17,11 @@ import torch
 from torch import Tensor
 
 from fcos.errors import WeightsError
+from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import GIVE
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
-from fcos.export.needs import needs
 from fcos.export.safe_onnx import read_onnx
-from fcos.export.trace import quiet, traced
+from fcos.export.trace import needs, quiet, traced
 from fcos.model.postprocess import INVALID
 
 if TYPE_CHECKING:
@@ -31,6 +35,12 @@ INPUT_DIMS = {
     "original_sizes_hw": ("batch", 2),
 }
 OUTPUT_DIMS = {"boxes_xyxy": ("detections", 4), "scores": ("detections",), "labels": ("detections",)}
+# What is quantised, by the module that it is in: convolutions, their activations, and sums between them.
+QUANTISED = {
+    "backbone": ("Conv", "Relu", "Clip", "Add", "MaxPool"),
+    "pyramid": ("Conv", "Relu", "Add"),
+    "head": ("Conv",),  # what follows is group norm
+}
 
 
 def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
@@ -122,6 +132,59 @@ def set_metadata(model: Any, metadata: Mapping[str, str]) -> None:
     del model.metadata_props[:]
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
+
+
+def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
+    """A model in 8-bit integers, but for some parts; weights with a scale for each channel."""
+    with needs("onnx"):
+        import onnx
+        from onnxruntime import quantization
+
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.op_type in QUANTISED.get(node.name.partition(".")[0].partition("/")[0], ())
+    ]
+    kept = in_float32([node.name for node in nodes if node.op_type == "Conv"], parts)
+    if "sums" in parts:
+        kept |= {node.name for node in nodes if node.op_type == "Add"}
+    copied = onnx.ModelProto()  # quantising moves the weights of its input into a file
+    copied.CopyFrom(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        logging.disable(logging.WARNING)  # advice about a preparation that the exporter has done
+        try:
+            quantization.quantize_static(
+                copied,
+                path,
+                _reader(calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=sorted({node.op_type for node in nodes}),
+                nodes_to_quantize=[node.name for node in nodes if node.name not in kept],
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        return onnx.load(path)
+
+
+def _reader(calibration: Calibration) -> Any:
+    """The pictures as onnxruntime wants them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            self.rewind()
+
+        def rewind(self) -> None:
+            self.inputs = iter(calibration)
+
+        def get_next(self) -> Any:
+            return next(self.inputs, None)
+
+    return Reader()
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:

@@ -19,8 +19,7 @@ from fcos.errors import FcosError
 from fcos.export.calibration import PARTS, Calibration
 from fcos.export.card import to_metadata
 from fcos.export.exported import open_exported, predictor_of
-from fcos.export.formats import FORMATS
-from fcos.export.make import card_of, graph_of
+from fcos.export.formats import FORMATS, card_of, graph_of
 from fcos.files import written
 from fcos.metrics.coco import evaluate_detections
 from fcos.predict.predictor import Predictor
