@@ -210,7 +210,7 @@ def test_metadata_that_are_no_text_are_refused(exported: dict[str, Path], tmp_pa
     content = exported["onnx"].read_bytes()
     assert content.count(b"class_names") > 0
     (tmp_path / "it.onnx").write_bytes(content.replace(b"class_names", b"class\xff\xfe\xffnam"))
-    with pytest.raises(WeightsError, match=r"what it\.onnx says about itself is not UTF-8 text"):
+    with pytest.raises(WeightsError, match=r"the metadata of it\.onnx are not UTF-8 text"):
         Detector.load(tmp_path / "it.onnx")
 
 
@@ -282,5 +282,5 @@ def test_a_graph_of_more_classes_than_the_card_names_is_refused_when_it_runs(
         card["model"] |= {"class_names": ["cat"], "category_ids": [1]}
 
     detector = Detector.load(with_card(exported["onnx"], tmp_path / "few.onnx", fewer))
-    with pytest.raises(WeightsError, match=r"few\.onnx is not one of a detector of 1 classes"):
+    with pytest.raises(WeightsError, match=r"few\.onnx is not that of a detector of 1 classes"):
         detector.predict(picture((60, 90)), 0.0)

@@ -24,12 +24,12 @@ class Format(NamedTuple):
 
     Attributes:
         ending: of the name of the file or folder.
-        torchvision_nms: what its graph is made with.
-        convert: a graph and the type of its pixels to a model of the format.
+        torchvision_nms: see `DetectionGraph`.
+        convert: a graph and the dtype of its pixels to a model of the format.
         save: such a model and metadata to a path.
         open: a path to metadata and runner.
-        quantise: such a model, pictures, and the parts of the network that stay in float32 to another one;
-            None: the format has no 8-bit integers.
+        quantise: such a model, images, and the parts of the network that stay in float32 to a quantized
+            model; None: the format has no 8-bit integers.
         about: in words.
     """
 
@@ -82,28 +82,28 @@ def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
     """Refuse a path before the work begins.
 
     Raises:
-        WeightsError: it is there already, or would not be recognised.
+        WeightsError: it exists, or its name is not one of the format.
         OutputError: nothing can be written there.
     """
     ending = FORMATS[name].ending
     if name == "openvino" and path.suffix in (".xml", ".bin"):
         raise WeightsError(f"{path}: OpenVINO's format is a folder", fix=f"give -o {path.with_suffix('')}")
     if name != "openvino" and path.suffix != ending:
-        raise WeightsError(f"{path} is no *{ending} file", fix=f"give -o {path.with_suffix(ending)}")
+        raise WeightsError(f"{path} is not a *{ending} file", fix=f"give -o {path.with_suffix(ending)}")
     if path.exists() and not overwrite:
-        raise WeightsError(f"{path} is there already", fix="give another name with -o, or --force")
+        raise WeightsError(f"{path} already exists", fix="give another name with -o, or --force")
     check_writable(path)
 
 
 def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, torch.dtype]:
-    """The graph of a model for a format, and the type of its pixels."""
+    """The graph of a model for a format, and the dtype of its pixels."""
     postprocess = build_postprocess(loaded.config)
     graph = DetectionGraph(loaded.model, postprocess, torchvision_nms=FORMATS[name].torchvision_nms)
     return graph, getattr(torch, input_dtype(loaded.config))
 
 
 def card_of(loaded: LoadedModel) -> ExportCard:
-    """What the file will say about itself."""
+    """The card of the exported file."""
     mean, std = loaded.pixel_statistics
     return ExportCard(
         loaded.card, tuple(mean), tuple(std), num_parameters=loaded.num_parameters, notes=loaded.notes
@@ -111,7 +111,7 @@ def card_of(loaded: LoadedModel) -> ExportCard:
 
 
 def export_model(loaded: LoadedModel, name: ExportFormat, path: Path) -> None:
-    """Write a model in a format, whole or not at all."""
+    """Write a model in a format, completely or not at all."""
     graph, dtype = graph_of(loaded, name)
     metadata = to_metadata(card_of(loaded), loaded.config)
     model = FORMATS[name].convert(graph, dtype)

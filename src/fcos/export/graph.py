@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from fcos.export.bake import baked
 from fcos.export.suppress import moved_apart, suppress, suppress_with_torchvision
 from fcos.model.fcos import FCOS
-from fcos.model.points import distances_to_boxes, level_points
+from fcos.model.points import Size, distances_to_boxes, level_points
 from fcos.model.postprocess import INVALID, PostProcess, whwh
 
 INPUTS = ("images", "sizes_hw", "original_sizes_hw")
 OUTPUTS = ("boxes_xyxy", "scores", "labels", "image_index")
-
-Size = int | torch.SymInt  # a number, or a formula while the graph is traced
 
 
 class Candidates(NamedTuple):
@@ -88,9 +86,9 @@ class DetectionGraph(nn.Module):
     def _candidates(self, index: int, feature: Tensor, images: Tensor) -> Candidates:
         """The best candidates of a level: always the same number, where `PostProcess` takes what there is.
 
-        Only the points with the best best class are looked at class by class, 1,000 instead of 22,400: a pair
-        of point and class among the best K pairs has a point among the best K, since scores grow with the
-        class score.
+        Points are ranked by their best class first, so that only 1,000 of 22,400 are ranked class by class:
+        a pair of point and class among the best K pairs has a point among the best K, since scores grow with
+        the class score.
         """
         network, rules, most = self.network, self.rules, self.rules.candidates_per_level
         output = network.head.level(feature, index)

@@ -32,18 +32,18 @@ SECTION = "fcos"  # of rt_info
 MAX_XML_BYTES = 256 * 2**20
 MAX_BIN_BYTES = 4 * 2**30
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
-BARE = "/WithoutBiases"  # what OpenVINO adds to the name of a convolution whose bias it moves out
+BARE = "/WithoutBiases"  # added to the name of a convolution whose bias OpenVINO separates
 
 
 @cache
 def core() -> Any:
     """OpenVINO's library, opened once in a process and never closed.
 
-    Its CPU plugin has signals handled on a stack of its own, and where it is closed that memory goes, whether
-    or not it is still in use: the next worker of a loader that ended then ended the whole process.
+    Its CPU plugin installs a signal stack and frees it on closing, whether or not it is still in use: the
+    next exit of a loader's worker then killed the whole process.
 
-    Its Python part makes a table of number formats where one is first asked for, and lets go of the
-    interpreter on the way: of two threads that ask first, each waits for the other. So it is asked here.
+    Its Python part builds a table of number formats on first use and releases the interpreter lock meanwhile:
+    two threads that use it first deadlock. So it is built here.
     """
     with needs("openvino"):
         import openvino
@@ -52,19 +52,19 @@ def core() -> Any:
 
 
 def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
-    """A graph, made without torchvision's NMS, as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
+    """A graph without torchvision's NMS as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
     with needs("onnx"):
         import onnx
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(onnx_file.convert(graph, dtype), file)
         model = core().read_model(file)
-        # It reads the weights from the file when they are asked for: copy them before the file goes.
+        # It reads the weights lazily: copy them before the file is deleted.
         return model.clone()
 
 
 def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
-    """Write an `openvino.Model` with weights as they are (the default would round them to 16 bits)."""
+    """Write an `openvino.Model` with float32 weights (OpenVINO's default rounds them to 16 bits)."""
     import openvino
 
     for key, value in metadata.items():
@@ -74,7 +74,7 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
 
 
 def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
-    """A model in 8-bit integers, but for some parts; what is not the network stays as it is."""
+    """A model in 8-bit integers except for some parts; what is not the network stays as it is."""
     with needs("openvino"):
         import nncf
 
@@ -109,7 +109,7 @@ def _ignored(model: Any, parts: frozenset[str]) -> set[str]:
 
 
 def _sources(operations: list[Any]) -> set[str]:
-    """Names of all that some operations are computed from."""
+    """Names of all operations that these are computed from."""
     found, left = set[str](), list(operations)
     while left:
         for value in left.pop().input_values():
@@ -125,7 +125,7 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
     file = path / OPENVINO_GRAPH if path.is_dir() else path
     text, weights = _read_pair(file)
     try:
-        # From memory: OpenVINO gets no path, and has no other file to open.
+        # From memory: without a path, OpenVINO cannot open other files.
         model = core().read_model(text, weights)
     except Exception as error:  # RuntimeError, and what its Python part raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
@@ -148,9 +148,9 @@ def _read_pair(file: Path) -> tuple[bytes, bytes]:
         WeightsError: one of them is missing, or is a link that leads out of the folder.
     """
     text = _read_part(file, MAX_XML_BYTES)
-    if not text.lstrip().startswith(b"<"):  # OpenVINO takes other formats too, some of which name other files
+    if not text.lstrip().startswith(b"<"):  # OpenVINO reads other formats too, some of which name other files
         raise WeightsError(
-            f"{file.name} cannot be opened by OpenVINO: it is no XML", where=str(file), fix=GIVE
+            f"{file.name} cannot be opened by OpenVINO: it is not XML", where=str(file), fix=GIVE
         )
     return text, _read_part(file.with_suffix(".bin"), MAX_BIN_BYTES)
 
@@ -173,7 +173,7 @@ class OpenVinoRunner:
 
     @cached_property
     def _compiled(self) -> Any:
-        """Made when it is first needed: a folder needs another form than a picture."""
+        """Compiled on first use: a folder needs it in another form than a single image."""
         return core().compile_model(self._model, "CPU", settings(self._num_calls))
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -185,17 +185,16 @@ class OpenVinoRunner:
         return tuple(torch.from_numpy(found[name].copy()) for name in OUTPUTS)
 
     def side_by_side(self, num_calls: int) -> OpenVinoRunner:
-        """Compiled for so many calls at once."""
+        """Compiled for so many concurrent calls."""
         runner = OpenVinoRunner(self._model, num_calls)
-        runner._compiled  # noqa: B018  # now: several threads would do it several times
+        runner._compiled  # noqa: B018  # now, since each thread would compile it
         return runner
 
 
 def settings(num_calls: int) -> dict[str, Any]:
-    """How a model is compiled.
+    """Options for compiling a model.
 
-    float32 is asked for: where a processor has bfloat16 OpenVINO takes that by itself, which moves boxes by
-    pixels.
+    They demand float32: OpenVINO uses bfloat16 on processors that have it, which moves boxes by pixels.
     """
     hint: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if num_calls == 1 else {"NUM_STREAMS": num_calls}
     return hint | {

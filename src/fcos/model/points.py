@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fcos.config.conventions import PointPlace
+
+Size = int | torch.SymInt  # a number, or a formula while a graph is traced
 
 
 class PointGrid(NamedTuple):
@@ -70,9 +72,9 @@ def make_grid(
 
 
 def level_points(
-    grid_hw: tuple[int, int],
+    grid_hw: tuple[Size, Size],
     stride: int,
-    image_hw: tuple[int, int],
+    image_hw: tuple[Size, Size],
     device: torch.device | str = "cpu",
     *,
     place: PointPlace = "center",
@@ -86,12 +88,12 @@ def level_points(
         device: of the points.
         place: see `make_grid`.
     """
-    offset, step_y, step_x = 0.5, stride, stride
-    if place == "corner":
-        offset, step_y, step_x = 0.0, image_hw[0] // grid_hw[0], image_hw[1] // grid_hw[1]
-    y = (torch.arange(grid_hw[0], device=device, dtype=torch.float32) + offset) * step_y
-    x = (torch.arange(grid_hw[1], device=device, dtype=torch.float32) + offset) * step_x
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    offset = 0.0 if place == "corner" else 0.5
+    sides: list[Tensor] = []
+    for cells, side in zip(grid_hw, image_hw, strict=True):
+        step: Any = side // cells if place == "corner" else stride
+        sides.append((torch.arange(cells, device=device, dtype=torch.float32) + offset) * step)
+    rows, columns = torch.meshgrid(sides, indexing="ij")
     return torch.stack([columns.flatten(), rows.flatten()], dim=-1)
 
 

@@ -127,11 +127,12 @@ class PostProcess:
         """Final score of every point and class; -1 where the threshold is not exceeded."""
         return self._scores_and_ranks(output)[0]
 
-    # The steps: an exported graph (`export/graph.py`) consists of them too.
+    # The steps, of which an exported graph (`export/graph.py`) consists too. While that is traced, sizes are
+    # formulas that must not be compared: hence "...".
 
     def scores_and_ranks(
-        self, logits: Float[Tensor, "*shape"], quality: Float[Tensor, "*#shape"] | None
-    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        self, logits: Float[Tensor, " ..."], quality: Float[Tensor, " ..."] | None
+    ) -> tuple[Float[Tensor, " ..."], Float[Tensor, " ..."]]:
         """Final scores, and what the candidates of a level are ranked by; `INVALID` below the threshold.
 
         Args:
@@ -152,10 +153,10 @@ class PostProcess:
 
     def clip_before_nms(
         self,
-        boxes: Float[Tensor, "*shape 4"],
-        resized: Float[Tensor, "*#shape 4"],
-        original: Float[Tensor, "*#shape 4"],
-    ) -> tuple[Float[Tensor, "*shape 4"], Float[Tensor, "*#shape 4"]]:
+        boxes: Float[Tensor, "... 4"],
+        resized: Float[Tensor, "... 4"],
+        original: Float[Tensor, "... 4"],
+    ) -> tuple[Float[Tensor, "... 4"], Float[Tensor, "... 4"]]:
         """Boxes as NMS compares them, and their scale to the original image.
 
         Args:
@@ -170,12 +171,12 @@ class PostProcess:
         return (boxes * scale, torch.ones_like(scale)) if self.clip == "original" else (boxes, scale)
 
     def clip_boxes(
-        self, boxes: Float[Tensor, "*shape 4"], size: Float[Tensor, "*#shape 4"]
-    ) -> Float[Tensor, "*shape 4"]:
+        self, boxes: Float[Tensor, "... 4"], size: Float[Tensor, "... 4"]
+    ) -> Float[Tensor, "... 4"]:
         """Boxes clipped to an image of this size, `whwh`."""
         return torch.minimum(boxes.clamp(min=0), size - 1 if self.inclusive_boxes else size)
 
-    def stay(self, boxes: Float[Tensor, "*shape 4"]) -> Bool[Tensor, "*shape"]:
+    def stay(self, boxes: Float[Tensor, "... 4"]) -> Bool[Tensor, " ..."]:
         """Which clipped boxes stay: those with an area, unless empty ones are kept.
 
         Clipping leaves nothing of a box in the padding, and NMS would keep it: its IoU with others is 0.
@@ -185,8 +186,8 @@ class PostProcess:
         return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
     def compared_by_nms(
-        self, boxes: Float[Tensor, "*shape 4"], labels: Int64[Tensor, "*shape"]
-    ) -> tuple[Float[Tensor, "*shape 4"], Int64[Tensor, "*shape"]]:
+        self, boxes: Float[Tensor, "... 4"], labels: Int64[Tensor, " ..."]
+    ) -> tuple[Float[Tensor, "... 4"], Int64[Tensor, " ..."]]:
         """Boxes and labels that NMS is to compare."""
         if self.inclusive_boxes:
             boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1)
