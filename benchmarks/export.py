@@ -21,8 +21,7 @@ from in_turn import Make, measure
 
 from fcos.export.calibration import Calibration
 from fcos.export.card import to_metadata
-from fcos.export.formats import FORMATS
-from fcos.export.make import card_of, graph_of
+from fcos.export.formats import FORMATS, card_of, graph_of
 from fcos.weights.import_model import import_model
 from fcos.weights.load import ExportFormat, LoadedModel, load_model
 from predict import detector_run, make_torchvision, torchvision_run

@@ -240,8 +240,7 @@ def _models(folder: Path, only: list[str] | None) -> dict[str, bytes]:
     import torch
 
     from fcos.config import load_config
-    from fcos.export.formats import FORMATS
-    from fcos.export.make import export_model
+    from fcos.export.formats import FORMATS, export_model
     from fcos.model.build import build_model
     from fcos.weights.load import load_model, settings_of
     from fcos.weights.model_file import ModelCard, save_model

@@ -116,8 +116,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """That model as `fcos export` writes it, by format."""
-    from fcos.export.formats import FORMATS
-    from fcos.export.make import export_model
+    from fcos.export.formats import FORMATS, export_model
     from fcos.weights.load import load_model
 
     folder = tmp_path_factory.mktemp("exported")

@@ -64,12 +64,12 @@ def test_a_model_is_written_checked_and_measured(small_model: Path, photos: Path
     assert result.exit_code == 0, result.output
     assert out.is_file()
     assert "detections in 4 images are the same; boxes differ by at most 0.0" in result.output
-    assert "one picture" in result.output
+    assert "one image" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "small.pt2"]
 
     again = run("export", small_model, "--format", "torch", "-o", out)
     assert again.exit_code == 2
-    assert "small.pt2 is there already" in again.output
+    assert "small.pt2 already exists" in again.output
 
 
 @pytest.mark.usefixtures("converted")
@@ -86,7 +86,7 @@ def test_the_photographs_of_pip_are_checked_where_none_are_given(small_model: Pa
 
 
 @pytest.mark.usefixtures("converted")
-def test_a_file_that_finds_something_else_is_not_kept(
+def test_a_file_whose_detections_differ_is_not_kept(
     small_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = onnx_file.OnnxRunner.__call__
@@ -99,13 +99,13 @@ def test_a_file_that_finds_something_else_is_not_kept(
     out = tmp_path / "small.onnx"
     result = run("export", small_model, "--format", "onnx", "-o", out, "--check", photos)
     assert result.exit_code == 2
-    assert "small.onnx does not find what PyTorch finds, and was not kept" in result.output
-    assert "only PyTorch found" in result.output
+    assert "the detections of small.onnx differ from PyTorch's; it was not kept" in result.output
+    assert "only in PyTorch: " in result.output
     assert not out.exists()
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_several_pictures_are_searched_at_once(name: str, exported: dict[str, Path], photos: Path) -> None:
+def test_several_images_are_predicted_at_once(name: str, exported: dict[str, Path], photos: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -179,11 +179,11 @@ def test_integers_that_cost_too_much_are_refused_with_all_that_was_tried(
 
 def test_what_is_missing_is_asked_for(small_model: Path, photos: Path, tmp_path: Path) -> None:
     for words, wanted in (
-        (("--format", "onnx", "--int8"), "8-bit integers need pictures to measure their ranges on"),
+        (("--format", "onnx", "--int8"), "8-bit integers need images to measure their ranges on"),
         (("--format", "onnx", "--int8", "--calibrate", photos), "nothing to measure the AP on"),
         (("--format", "torch", "--int8", "--calibrate", photos), "the format torch has no 8-bit integers"),
         (("--format", "onnx", "--calibrate", photos), "--calibrate and --list are for --int8"),
-        (("--format", "onnx", "-o", tmp_path / "a.pt2"), "a.pt2 is no *.onnx file"),
+        (("--format", "onnx", "-o", tmp_path / "a.pt2"), "a.pt2 is not a *.onnx file"),
         (("--format", "openvino", "-o", tmp_path / "a.xml"), "OpenVINO's format is a folder"),
         (("--format", "onnx", "--check", tmp_path / "none"), "there is no "),
     ):

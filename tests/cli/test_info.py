@@ -36,10 +36,10 @@ def test_info_says_whose_it_is_and_what_it_will_do(vectors: Callable[[str], Path
     assert "a detector of MMDetection" in result.output
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines() if line)
     assert lines["classes"].startswith("5: class0, class1, class2, class3, class4")
-    assert "as OpenCV, not antialiased" in lines["pictures"]
+    assert "as OpenCV, not antialiased" in lines["images"]
     assert "exp(scale * x), pixels" in lines["boxes"]
     assert lines["score"] == "class * centerness"
-    assert lines["detections"] == "NMS in each class at 0.5, 100 of an image"
+    assert lines["detections"] == "NMS in each class at 0.5, at most 100 in an image"
     assert "taken as the plain one" in result.output
     assert "fcos import state_dict.pth -o model.safetensors" in result.output
 
@@ -83,7 +83,7 @@ def test_import_refuses_what_it_cannot_do(vectors: Callable[[str], Path], tmp_pa
     names = tmp_path / "names.txt"
     names.write_text("background\na\nb\n")
     for words, message in (
-        (["-o", tmp_path / "model.pth"], "is no *.safetensors file"),
+        (["-o", tmp_path / "model.pth"], "is not a *.safetensors file"),
         (["-o", out, "epochs=3"], '"epochs" has no place in a model file'),
         (["-o", out, "--names", names], "2 names for 5 outputs"),
         (["-o", out, "fpn_channels=64"], "does not fit its model"),
@@ -101,7 +101,7 @@ def test_import_names_classes_and_overwrites_only_when_told(
     names = tmp_path / "names.txt"
     names.write_text("background\n" + "\n".join("abcde"))
     assert run("import", source, "-o", out).exit_code == 0
-    assert "is there already" in run("import", source, "-o", out, "--names", names).output
+    assert "already exists" in run("import", source, "-o", out, "--names", names).output
     assert run("import", source, "-o", out, "--names", names, "--force").exit_code == 0
     assert read_model(out)[0].class_names == tuple("abcde")
 

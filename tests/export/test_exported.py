@@ -18,8 +18,7 @@ from PIL import Image
 from fcos import Detector
 from fcos.errors import DeviceError, WeightsError
 from fcos.export.exported import open_exported
-from fcos.export.formats import FORMATS
-from fcos.export.make import export_model
+from fcos.export.formats import FORMATS, export_model
 from fcos.export.verify import compare
 from fcos.weights.load import ExportFormat, load_model
 
@@ -211,7 +210,7 @@ def test_metadata_that_are_no_text_are_refused(exported: dict[str, Path], tmp_pa
     content = exported["onnx"].read_bytes()
     assert content.count(b"class_names") > 0
     (tmp_path / "it.onnx").write_bytes(content.replace(b"class_names", b"class\xff\xfe\xffnam"))
-    with pytest.raises(WeightsError, match=r"what it\.onnx says about itself is not UTF-8 text"):
+    with pytest.raises(WeightsError, match=r"the metadata of it\.onnx are not UTF-8 text"):
         Detector.load(tmp_path / "it.onnx")
 
 
@@ -253,9 +252,9 @@ def with_card(source: Path, out: Path, change: Any) -> Path:
         ("pixel_mean", [1, None, 2], "pixel_mean [1, None, 2] is not three numbers"),
         ("pixel_mean", float("nan"), "pixel_mean nan is not three numbers"),
         ("pixel_std", [1, 0, 1], "pixel_std [1, 0, 1] is not three numbers above 0"),
-        ("precision", "fp2", "precision 'fp2' is not known"),
-        ("num_parameters", "many", "num_parameters is no whole number"),
-        ("notes", [1], "notes is not a list of text"),
+        ("precision", "fp2", "precision 'fp2' is not fp32 or int8"),
+        ("num_parameters", "many", "num_parameters 'many' is not a whole number"),
+        ("notes", [1], "notes [1] is not a list of text"),
         ("weather", "fine", "'weather' is not known"),
         ("export_version", None, "it has no export_version"),
         ("model", None, "it has no format_version"),
@@ -283,5 +282,5 @@ def test_a_graph_of_more_classes_than_the_card_names_is_refused_when_it_runs(
         card["model"] |= {"class_names": ["cat"], "category_ids": [1]}
 
     detector = Detector.load(with_card(exported["onnx"], tmp_path / "few.onnx", fewer))
-    with pytest.raises(WeightsError, match=r"few\.onnx is not one of a detector of 1 class"):
+    with pytest.raises(WeightsError, match=r"few\.onnx is not that of a detector of 1 class"):
         detector.predict(picture((60, 90)), 0.0)

@@ -12,8 +12,7 @@ from PIL import Image
 from fcos import Detector
 from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import to_metadata
-from fcos.export.formats import FORMATS
-from fcos.export.make import card_of
+from fcos.export.formats import FORMATS, card_of
 from fcos.export.quantise import search
 from fcos.weights.load import load_model
 
@@ -23,27 +22,27 @@ HEAD = ["head.box_tower.0/Conv", "head.box_tower.0/Conv_2", "head.logits/Conv", 
 
 def ap_of(losses: dict[str, float], whole: float) -> Callable[[frozenset[str]], float]:
     """AP where everything quantised costs `whole`, and each part in float32 gives its share back."""
-    return lambda left_out: 0.6 - whole + sum(losses.get(part, 0.0) for part in left_out)
+    return lambda in_float32: 0.6 - whole + sum(losses.get(part, 0.0) for part in in_float32)
 
 
 def test_everything_is_quantised_where_it_costs_little() -> None:
     found = search(0.6, ap_of({}, 0.009), 0.01)
     assert found.is_within
-    assert found.chosen.left_out == ()
+    assert found.chosen.in_float32 == ()
     assert len(found.trials) == 1
 
 
 def test_the_cheapest_part_that_is_enough_stays_in_float32() -> None:
     found = search(0.6, ap_of({"stem": 0.03, "head": 0.04}, 0.035), 0.01)
     assert found.is_within
-    assert [trial.left_out for trial in found.trials] == [(), ("sums",), ("outputs",), ("stem",)]
+    assert [trial.in_float32 for trial in found.trials] == [(), ("sums",), ("outputs",), ("stem",)]
     assert found.chosen.ap == pytest.approx(0.595)
 
 
 def test_the_most_sensitive_parts_stay_together_where_no_single_one_is_enough() -> None:
     found = search(0.6, ap_of({"outputs": 0.01, "pyramid": 0.03, "head": 0.02}, 0.055), 0.01)
     assert found.is_within
-    assert found.chosen.left_out == ("pyramid", "head")
+    assert found.chosen.in_float32 == ("pyramid", "head")
     assert len(found.trials) == 7
 
 
@@ -51,7 +50,7 @@ def test_a_network_that_loses_too_much_in_any_way_says_its_best() -> None:
     found = search(0.6, ap_of({"stem": 0.1}, 0.5), 0.01)
     assert not found.is_within
     assert found.chosen.ap == pytest.approx(0.2)
-    assert found.chosen.left_out == ("stem",)
+    assert found.chosen.in_float32 == ("stem",)
 
 
 def test_the_stem_is_the_first_convolution_and_a_head_is_shared_by_its_levels() -> None:

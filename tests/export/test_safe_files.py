@@ -253,7 +253,7 @@ def test_the_weights_of_openvino_are_those_in_the_folder(exported: dict[str, Pat
     weights.unlink()
     shutil.copy(secret, weights)
     (folder / "model.xml").write_bytes(exported["onnx"].read_bytes())
-    with pytest.raises(WeightsError, match=r"model\.xml cannot be opened by OpenVINO: it is no XML"):
+    with pytest.raises(WeightsError, match=r"model\.xml cannot be opened by OpenVINO: it is not XML"):
         open_exported(folder)
 
 

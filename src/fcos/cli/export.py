@@ -1,10 +1,10 @@
-"""`fcos export`: a model as one file that runs without this package, checked against PyTorch."""
+"""`fcos export`: write a model as one file that runs without this package, and compare it with PyTorch."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,8 @@ from fcos.errors import FcosError
 from fcos.terminal import counted
 
 if TYPE_CHECKING:
+    from fcos.data.annotations import Annotations
+    from fcos.export.calibration import Calibration
     from fcos.export.quantise import Search
     from fcos.export.verify import Check
     from fcos.weights.load import ExportFormat, LoadedModel
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   fcos export runs/train --format onnx
-  fcos export runs/train --format openvino -o street_openvino --check photos/
+  fcos export runs/train --format openvino -o street_openvino --check images/
   fcos export fcos_R_50_1x.pth --format torch -o fcos.pt2
   fcos export runs/train --format openvino --int8 --calibrate train/ --list val.json
 """
@@ -35,7 +37,7 @@ Examples:
     "name",
     type=click.Choice(["onnx", "openvino", "torch"]),
     required=True,
-    help="onnx: one file; openvino: a folder, the fastest on Intel and AMD; torch: a torch.export program.",
+    help="onnx: one file; openvino: a folder, fastest on Intel and AMD; torch: a torch.export program.",
 )
 @click.option(
     "-o",
@@ -43,22 +45,22 @@ Examples:
     type=click.Path(path_type=Path),
     help="File or folder to write; default: beside the model file.",
 )
-@click.option("--force", is_flag=True, help="Overwrite it.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file or folder.")
 @click.option(
     "--check",
     "check_on",
     multiple=True,
     metavar="IMAGES",
-    help="Picture, folder, list or quoted pattern to compare with PyTorch on; default: photographs that come "
-    "with pip.",
+    help="Image, folder, list or quoted pattern to compare with PyTorch on; default: three photographs from "
+    "installed packages.",
 )
-@click.option("--int8", is_flag=True, help="Convolutions in 8-bit integers; needs --calibrate.")
+@click.option("--int8", is_flag=True, help="Quantize convolutions to 8-bit integers; needs --calibrate.")
 @click.option(
     "--calibrate",
     multiple=True,
     metavar="IMAGES",
-    help="With --int8: folder, list or quoted pattern of pictures like those that the model will see, 300 at "
-    "most, not those of --list.",
+    help="With --int8: folder, list or quoted pattern of images like those that the model will get, at most "
+    "300, not those of --list.",
 )
 @click.option(
     "--list",
@@ -66,16 +68,14 @@ Examples:
     type=click.Path(path_type=Path),
     help="With --int8: annotations to measure AP on; default: the evaluation list of the run.",
 )
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the pictures of --list.")
-@click.option(
-    "--skip-invalid", is_flag=True, help="Leave broken pictures and impossible boxes of --list out."
-)
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images of --list.")
+@click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes of --list.")
 @click.option(
     "--max-ap-loss",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="With --int8: points of AP (of 100) that may be lost.",
+    help="With --int8: largest accepted loss of AP, in points (of 100).",
 )
 @agnostic_nms_option
 @json_option
@@ -96,15 +96,17 @@ def command(
 ) -> None:
     """Write a model as one file that runs without PyTorch or this package.
 
-    Decoding and NMS are in it, any batch and any size of picture go in, and class names, preprocessing and
-    thresholds stand in it. Detector.load, fcos predict, eval, info and demo take it like any other model.
-    What it finds is compared with PyTorch; a file that finds something else is not kept.
+    The file contains decoding and NMS, takes batches and images of any size, and carries class names,
+    preprocessing and thresholds. Detector.load, fcos predict, eval, info and demo open it like any other
+    model. Its detections are compared with PyTorch's, and a file whose detections differ is not kept.
 
-    With --int8 its AP is measured on annotations instead. Where it falls by more than --max-ap-loss, parts of
-    the network stay in float32, found by trying; if that does not help nothing is written.
+    With --int8, AP is measured on annotations instead. If it drops by more than --max-ap-loss, parts of the
+    network are tried in float32; if that does not help, nothing is written.
     """
-    from fcos.export.make import check_path, default_path, export_model
+    from fcos.export.formats import check_path, default_path, export_model
+    from fcos.export.verify import sample_images
     from fcos.files import written
+    from fcos.predict.sources import find_pictures
     from fcos.weights.load import load_model
 
     loaded = load_model(model)
@@ -115,162 +117,146 @@ def command(
     if not int8 and (calibrate or list_):
         raise FcosError("--calibrate and --list are for --int8", fix="add --int8, or leave them out")
     with tempfile.TemporaryDirectory() as folder:
-        pictures = _pictures(check_on, Path(folder))
+        images = find_pictures(check_on, path) if check_on else sample_images(Path(folder))
         click.echo(f"writing {path} ...", err=True)
         if int8:
-            source = Measured(list_, root, skip_invalid)
-            found = _write_int8(loaded, name, path, calibrate, source, max_ap_loss / 100)
-            _say(_checked(loaded, path, pictures), path, name, found, as_json=as_json)
+            calibration = _calibration(loaded, name, calibrate, path)
+            annotations = _annotations(loaded, list_, root, skip_invalid=skip_invalid)
+            search = _write_int8(loaded, name, path, calibration, annotations, max_ap_loss / 100)
+            _report(_compare(loaded, path, images), path, name, search, as_json=as_json)
             return
         with written(path) as partial:
             export_model(loaded, name, partial)
-            check = _checked(loaded, partial, pictures)
-            _say(check, path, name, None, as_json=as_json)
+            check = _compare(loaded, partial, images)
+            _report(check, path, name, None, as_json=as_json)
             if check.problems:
                 raise _differs(check, path)
 
 
-def _say(check: Check, path: Path, name: ExportFormat, found: Search | None, *, as_json: bool) -> None:
-    if as_json:
-        content = {"file": str(path), "format": name, "precision": "int8" if found else "fp32"}
-        print_json({**content, **check.as_dict(), **_search_as_dict(found)})
-    else:
-        print_check(check, path, name, found)
+def _compare(loaded: LoadedModel, path: Path, images: list[Path]) -> Check:
+    import torch
+
+    from fcos.detector import Detector
+    from fcos.export.verify import check_export
+
+    return check_export(Detector.of(loaded, torch.device("cpu")), Detector.load(path), images)
 
 
-class Measured(NamedTuple):
-    """What the AP of 8-bit integers is measured on."""
+# 8-bit integers ---------------------------------------------------------------------------------------------
 
-    list: Path | None
-    root: Path | None
-    skip_invalid: bool
+
+def _calibration(
+    loaded: LoadedModel, name: ExportFormat, calibrate: tuple[str, ...], path: Path
+) -> Calibration:
+    from fcos.export.calibration import Calibration
+    from fcos.export.quantise import check_int8
+    from fcos.predict.sources import find_pictures
+
+    check_int8(name)
+    if not calibrate:
+        raise FcosError(
+            "8-bit integers need images to measure their ranges on",
+            fix="give --calibrate a folder with some hundred images like those that the model will get "
+            "(of the training set, not those that AP is measured on)",
+        )
+    return Calibration(loaded.config, find_pictures(calibrate, path))
+
+
+def _annotations(
+    loaded: LoadedModel, list_: Path | None, root: Path | None, *, skip_invalid: bool
+) -> Annotations:
+    """What AP is measured on: those of `--list`, or of the run."""
+    import torch
+
+    from fcos.detector import Detector
+
+    if list_ is None:
+        run = run_config(loaded.path)
+        if run is None or not run.list_eval:
+            raise FcosError(
+                "there is nothing to measure the AP on: the model file is not in a run folder",
+                fix="give annotations with --list, and the folder of their images with --root",
+            )
+        list_, root = Path(run.list_eval), root or (Path(run.root_eval) if run.root_eval else None)
+    detector = Detector.of(loaded, torch.device("cpu"))
+    return detector.read_annotations(list_, root=root, skip_invalid=skip_invalid)
 
 
 def _write_int8(
     loaded: LoadedModel,
     name: ExportFormat,
     path: Path,
-    calibrate: tuple[str, ...],
-    source: Measured,
-    most_loss: float,
+    calibration: Calibration,
+    annotations: Annotations,
+    max_loss: float,
 ) -> Search:
-    """Quantise, measure, write; refuse what loses too much."""
-    import torch
+    """Write the quantized model; refuse one that loses too much."""
+    from fcos.export.quantise import export_int8
 
-    from fcos.detector import Detector
-    from fcos.export.calibration import Calibration
-    from fcos.export.quantise import check_int8, export_int8
-    from fcos.predict.sources import find_pictures
+    def on_trial(in_float32: tuple[str, ...]) -> None:
+        parts = f", {' and '.join(in_float32)} in float32" if in_float32 else ""
+        click.echo(f"quantizing on {counted(len(calibration), 'image')}{parts} ...", err=True)
 
-    check_int8(name)
-    if not calibrate:
-        raise FcosError(
-            "8-bit integers need pictures to measure their ranges on",
-            fix="give --calibrate a folder with some hundred pictures like those that the model will see "
-            "(of the training set, not those that it is measured on)",
-        )
-    calibration = Calibration(loaded.config, find_pictures(calibrate, path))
-    list_, root = source.list, source.root
-    if list_ is None:
-        run = run_config(loaded.path)
-        if run is None or not run.list_eval:
-            raise FcosError(
-                "there is nothing to measure the AP on: the model file is not in a run folder",
-                fix="give annotations with --list, and the folder of their pictures with --root",
-            )
-        list_, root = Path(run.list_eval), root or (Path(run.root_eval) if run.root_eval else None)
-    annotations = Detector.of(loaded, torch.device("cpu")).read_annotations(
-        list_, root=root, skip_invalid=source.skip_invalid
-    )
-
-    def say(left_out: tuple[str, ...]) -> None:
-        parts = f", {' and '.join(left_out)} in float32" if left_out else ""
-        click.echo(f"quantising on {counted(len(calibration), 'image')}{parts} ...", err=True)
-
-    found = export_int8(loaded, name, path, calibration, annotations, most_loss, say)
-    if not found.is_within:
-        raise _loses_too_much(found, most_loss)
-    return found
-
-
-def _loses_too_much(found: Search, most_loss: float) -> FcosError:
+    search = export_int8(loaded, name, path, calibration, annotations, max_loss, on_trial)
+    if search.is_within:
+        return search
     trials = "\n  ".join(
-        f"{' and '.join(trial.left_out) or 'nothing'} in float32: AP {trial.ap:.4f}" for trial in found.trials
+        f"{' and '.join(trial.in_float32) or 'nothing'} in float32: AP {trial.ap:.4f}"
+        for trial in search.trials
     )
-    return FcosError(
-        f"8-bit integers cost {(found.ap_before - found.chosen.ap) * 100:.2f} AP, more than "
-        f"{most_loss * 100:g}; nothing was written. AP was {found.ap_before:.4f}; tried:\n  {trials}",
-        fix="give more pictures to --calibrate, or accept the loss with --max-ap-loss",
+    raise FcosError(
+        f"8-bit integers cost {(search.ap_before - search.chosen.ap) * 100:.2f} AP, more than "
+        f"{max_loss * 100:g}; nothing was written. AP was {search.ap_before:.4f}; tried:\n  {trials}",
+        fix="give more images to --calibrate, or accept the loss with --max-ap-loss",
     )
 
 
-def _search_as_dict(found: Search | None) -> dict[str, Any]:
-    if found is None:
-        return {}
-    return {"ap_before": found.ap_before, "ap_after": found.chosen.ap, "in_float32": found.chosen.left_out}
+# Results ----------------------------------------------------------------------------------------------------
 
 
-def _pictures(words: tuple[str, ...], folder: Path) -> list[Path]:
-    """Those that the words mean; without words those of pip, written to `folder`."""
-    from fcos.export.verify import usual_pictures
-    from fcos.predict.sources import find_pictures
+def _report(check: Check, path: Path, name: ExportFormat, search: Search | None, *, as_json: bool) -> None:
+    """What was compared, as a table or JSON."""
+    from dataclasses import asdict
 
-    return find_pictures(words, folder) if words else usual_pictures(folder)
-
-
-def _checked(loaded: LoadedModel, path: Path, pictures: list[Path]) -> Check:
-    import torch
-
-    from fcos.detector import Detector
-    from fcos.export.verify import check_export
-
-    return check_export(Detector.of(loaded, torch.device("cpu")), Detector.load(path), pictures)
-
-
-def print_check(check: Check, path: Path, name: ExportFormat, found: Search | None = None) -> None:
-    """What was compared, in lines."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from fcos.export.formats import FORMATS
 
+    if as_json:
+        precision = "int8" if search else "fp32"
+        content: dict[str, Any] = {"file": str(path), "format": name, "precision": precision}
+        content |= asdict(check)
+        if search:
+            chosen = search.chosen
+            content |= {"ap_before": search.ap_before, "ap_after": chosen.ap, "in_float32": chosen.in_float32}
+        print_json(content)
+        return
     click.echo(f"{path}: {FORMATS[name].about}")
-    if found is None:
-        _print_same(check)
+    if search is None:
+        click.echo(
+            f"{check.num_same} of {check.num_detections} detections in {check.num_pictures} images are the "
+            f"same; boxes differ by at most {check.most_pixels:.4f} pixels, scores by {check.most_score:.6f}"
+        )
+        if check.num_ties:
+            click.echo(f"{check.num_ties} others follow from scores that are equal up to rounding")
     else:
-        _print_int8(found)
+        kept = " and ".join(search.chosen.in_float32)
+        click.echo(f"8-bit integers, {kept} in float32" if kept else "8-bit integers")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for title in ("PyTorch", name, "ratio"):
         table.add_column(title, justify="right")
     for title, before, after, unit in (
-        ("one picture", check.before_ms, check.after_ms, "ms"),
+        ("one image", check.before_ms, check.after_ms, "ms"),
         ("file", check.before_bytes / 1e6, check.after_bytes / 1e6, "MB"),
     ):
         table.add_row(title, f"{before:.1f} {unit}", f"{after:.1f} {unit}", f"{after / before:.2f}")
-    if found is not None:
-        before, after = found.ap_before, found.chosen.ap
+    if search is not None:
+        before, after = search.ap_before, search.chosen.ap
         table.add_row("AP", f"{before:.4f}", f"{after:.4f}", f"{after / before:.3f}" if before > 0 else "-")
     Console(width=100).print(table)
-
-
-def _print_int8(found: Search) -> None:
-    left_out = " and ".join(found.chosen.left_out)
-    click.echo(f"8-bit integers, {left_out} in float32" if left_out else "8-bit integers")
-
-
-def _print_same(check: Check) -> None:
-    click.echo(
-        f"{check.num_same} of {counted(check.num_detections, 'detection')} in "
-        f"{counted(check.num_pictures, 'image')} are the "
-        f"same; boxes differ by at most {check.most_pixels:.4f} pixels, scores by {check.most_score:.6f}"
-    )
-    if check.num_ties:
-        click.echo(
-            f"{counted(check.num_ties, 'other follows', 'others follow')} from scores that are "
-            "equal up to the last digits"
-        )
 
 
 def _differs(check: Check, path: Path) -> FcosError:
@@ -280,6 +266,6 @@ def _differs(check: Check, path: Path) -> FcosError:
     if more := len(check.problems) - len(lines):
         lines.append(f"and {more} more")
     return FcosError(
-        f"{path.name} does not find what PyTorch finds, and was not kept:\n  " + "\n  ".join(lines),
-        fix="report it with the model's `fcos info`; another --format may do",
+        f"the detections of {path.name} differ from PyTorch's; it was not kept:\n  " + "\n  ".join(lines),
+        fix="report it with the output of `fcos info` for the model; another --format may work",
     )

@@ -1,4 +1,4 @@
-"""`fcos import`: a published weight file to a model file that says everything about itself."""
+"""`fcos import`: convert a published weight file to a model file."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Examples:
     required=True,
     help="The model file to write, *.safetensors.",
 )
-@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line.")
-@click.option("--force", is_flag=True, help="Overwrite the model file.")
+@click.option("--names", type=click.Path(path_type=Path), help="File with class names, one per line.")
+@click.option("--force", is_flag=True, help="Overwrite an existing model file.")
 @json_option
 def command(
     file: Path, changes: tuple[str, ...], output: Path, names: Path | None, force: bool, as_json: bool
 ) -> None:
-    """Write FILE, of another code base, as a model file of ours.
+    """Convert FILE, a weight file of another code base, to a model file.
 
-    The tensors get our names, and the card says how its authors use them: preprocessing, rules of detection,
-    class names. KEY=VALUE corrects what the file cannot say, as it was trained.
+    Its tensors are renamed, and the preprocessing, conventions and class names of its authors are stored with
+    them. KEY=VALUE gives settings of its training that the file does not contain.
     """
     from fcos.data.names import read_names
     from fcos.weights.import_model import import_model

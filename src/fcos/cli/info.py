@@ -1,4 +1,4 @@
-"""`fcos info`: what a model file is, and what will be done with it."""
+"""`fcos info`: describe a model file and how it is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPILOG = """\b
 Examples:
   fcos info fcos_R_50_1x.pth           a published file of another code base
   fcos info runs/train                 the best model of a run
-  fcos info best.safetensors --json    everything, for other programs
+  fcos info best.safetensors --json    everything, as JSON
 """
 
 SIZES = {"round": "rounded", "floor": "rounded down", "truncate": "the longer side cut off"}
@@ -29,9 +29,9 @@ RESIZES = {
     "float": "not antialiased, not rounded",
 }
 CLIPS = {
-    "resized": "cut to the resized picture before NMS",
-    "original": "cut and scaled to the original picture before NMS",
-    "after_nms": "cut to the original picture after NMS",
+    "resized": "clipped to the resized image before NMS",
+    "original": "clipped and scaled to the original image before NMS",
+    "after_nms": "clipped to the original image after NMS",
 }
 TESTED = {"class": "class score", "product": "class score * quality", "score": "final score"}
 SHOWN_CLASSES = 8
@@ -41,11 +41,11 @@ SHOWN_CLASSES = 8
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
 @json_option
 def command(model: Path, as_json: bool) -> None:
-    """Say what a model file is: whose, its classes, preprocessing, rules, and what was assumed.
+    """Describe a model file: its origin, classes, preprocessing, conventions, and what was assumed.
 
-    Takes what `fcos predict` takes: a run folder, a model file, what `fcos export` wrote, or a published file
-    of AdelaiDet, detectron2, MMDetection, the official code or torchvision. Opening a file never runs code
-    from it.
+    Takes what `fcos predict` takes: a run folder, a model file, an exported file, or a published file of
+    AdelaiDet, detectron2, MMDetection, the official code or torchvision. Opening a file never runs code from
+    it.
     """
     from fcos.export.exported import ExportedModel, open_model
 
@@ -61,13 +61,13 @@ def command(model: Path, as_json: bool) -> None:
         click.echo(f"note: {note}")
     if loaded.card.origin and not exported:
         click.echo(
-            '\npredict, eval and "pretrain" use it so; '
-            f"`fcos import {loaded.path.name} -o model.safetensors` writes it in our format"
+            '\npredict, eval and "pretrain" use it like this; '
+            f"`fcos import {loaded.path.name} -o model.safetensors` converts it to our format"
         )
 
 
 def as_dict(loaded: LoadedModel | ExportedModel) -> dict[str, Any]:
-    """Everything that is known of a model."""
+    """Everything known about a model."""
     from dataclasses import asdict
 
     from fcos.config.conventions import CONVENTIONS
@@ -83,7 +83,7 @@ def as_dict(loaded: LoadedModel | ExportedModel) -> dict[str, Any]:
 
 
 def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
-    """A model in lines: title and text."""
+    """Titles and texts that describe a model."""
     from fcos.config.conventions import CONVENTIONS
     from fcos.export.exported import ExportedModel
     from fcos.export.formats import FORMATS
@@ -106,15 +106,15 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
         f"{loaded.num_parameters / 1e6:.1f} M parameters",
         "classes": f"{len(card.class_names)}: {names}{', ...' * (len(card.class_names) > SHOWN_CLASSES)}; "
         f"category ids {min(card.category_ids)} to {max(card.category_ids)}",
-        "pictures": f"{size}, {SIZES[rules.size]}; resized {RESIZES[rules.resize]}",
+        "images": f"{size}, {SIZES[rules.size]}; resized {RESIZES[rules.resize]}",
         "pixels": f"RGB minus {mean} over {std}; padding to a multiple of 32 with 0 after that",
         "points": "upper left corner of each cell" if rules.points == "corner" else "centre of each cell",
         "boxes": f"{config.box_activation}(scale * x), {unit}; {CLIPS[rules.clip]}"
-        + (", last pixels belong to them" if rules.inclusive_boxes else ""),
+        + (", including their last pixels" if rules.inclusive_boxes else ""),
         "candidates": f"{TESTED[config.threshold_on]} above {config.score_threshold:g}; the best "
         f"{config.candidates_per_level} of each level by {rank} score",
         "score": score if config.quality != "none" else "class",
-        "detections": f"NMS {nms} at {config.nms_iou:g}, {config.detections_per_image} of an image",
+        "detections": f"NMS {nms} at {config.nms_iou:g}, at most {config.detections_per_image} in an image",
         "shown from": f"score {card.threshold:.2f} (`fcos predict`; --score-threshold changes it)",
     }
     if isinstance(loaded, ExportedModel):

@@ -1,4 +1,4 @@
-"""What quantising needs: pictures to measure ranges on, and which nodes make up a part of the network."""
+"""For quantizing: images to measure ranges on, and the nodes of each part of the network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fcos.data.loader import PADDING_MULTIPLE
 from fcos.export.card import input_dtype
 from fcos.export.graph import INPUTS
 
-MOST_PICTURES = 300
+MAX_IMAGES = 300
 
-# Parts of the network that may stay in float32, by the modules that they are made of; cheapest first. The
-# stem is the first convolution, whatever the backbone calls it.
+# Parts of the network that may stay in float32, and their modules; cheapest first. The stem is the first
+# convolution, whatever the backbone calls it.
 OUTPUTS = ("head.logits", "head.distances", "head.quality")
 PARTS: dict[str, tuple[str, ...]] = {
     "sums": (),  # no convolutions: where two branches are added
@@ -36,23 +36,23 @@ Inputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs of the graph, one picture each; can be gone through again.
+    """Inputs of the graph, one image each; can be iterated repeatedly.
 
     Attributes:
         config: of the model.
-        pictures: files.
+        images: files.
     """
 
     config: TrainConfig
-    pictures: Sequence[Path]
+    images: Sequence[Path]
 
     def __len__(self) -> int:
-        return min(len(self.pictures), MOST_PICTURES)
+        return min(len(self.images), MAX_IMAGES)
 
     def __iter__(self) -> Iterator[Inputs]:
         transform, dtype = build_eval_transform(self.config), getattr(torch, input_dtype(self.config))
         nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-        for path in self.pictures[: len(self)]:
+        for path in self.images[: len(self)]:
             image = read_image(path)
             sample = Sample(transform(image), nothing, 0, (image.shape[1], image.shape[2]), 0)
             batch = collate([sample], PADDING_MULTIPLE)
@@ -61,7 +61,7 @@ class Calibration:
 
 
 def in_float32(names: Sequence[str], parts: frozenset[str]) -> set[str]:
-    """Which convolutions, in the order of the graph and named by their modules, make these parts up."""
+    """The convolutions of these parts; `names` begin with their modules, in the order of the graph."""
     found = {name for part in parts - {"stem", "sums"} for name in names if name.startswith(PARTS[part])}
     if "stem" in parts:
         found.add(next(name for name in names if name.startswith(PARTS["stem"])))

@@ -1,15 +1,15 @@
 """What an exported file says about itself, as text by name.
 
-The entry "fcos" is everything this package needs to open it again; the others say the same in words that any
-program can read, each as JSON: class names, preprocessing, thresholds.
+The entry "fcos" is all that this package needs to open it; the others say the same as JSON for any other
+program: class names, preprocessing, thresholds.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,9 +17,17 @@ from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.errors import WeightsError
-from fcos.terminal import is_printable
-from fcos.weights.archive import UnsafeFileError, parse_json
-from fcos.weights.model_file import UPGRADE, ModelCard, is_number, is_whole, unreadable_card
+from fcos.weights.model_file import (
+    Entry,
+    ModelCard,
+    check_entries,
+    check_version,
+    is_list_of,
+    is_number,
+    is_text,
+    is_whole,
+    parse_card,
+)
 from fcos.weights.model_file import card_of as read_model_card
 
 Precision = Literal["fp32", "int8"]
@@ -28,6 +36,17 @@ FORMAT_VERSION = 1
 ENTRY = "fcos"
 
 GIVE = "give a file that `fcos export` wrote"
+
+ENTRIES: dict[str, Entry] = {
+    "pixel_mean": (lambda value: is_list_of(is_number, value) and len(value) == 3, "three numbers"),
+    "pixel_std": (
+        lambda value: is_list_of(lambda std: is_number(std) and std > 0, value) and len(value) == 3,
+        "three numbers above 0",
+    ),
+    "precision": (lambda value: value in get_args(Precision), "fp32 or int8"),
+    "num_parameters": (is_whole, "a whole number"),
+    "notes": (partial(is_list_of, is_text), "a list of text"),
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +110,7 @@ def from_metadata(entries: Mapping[str, str], path: Path) -> ExportCard:
     """The card of a file.
 
     Raises:
-        WeightsError: the file has none, or one of a newer version.
+        WeightsError: it has none, a newer version wrote it, or entries are wrong.
     """
     if ENTRY not in entries:
         raise WeightsError(
@@ -99,40 +118,10 @@ def from_metadata(entries: Mapping[str, str], path: Path) -> ExportCard:
             where=str(path),
             fix=GIVE,
         )
-    try:
-        content = parse_json(entries[ENTRY])
-    except UnsafeFileError as error:
-        raise unreadable_card(path, str(error)) from None
-    version = content.pop("export_version", None) if isinstance(content, dict) else None
-    if not is_whole(version):
-        raise unreadable_card(path, "it has no export_version")
-    if version > FORMAT_VERSION:
-        raise WeightsError(
-            f"{path.name} was exported by a newer version of fcos", where=str(path), fix=UPGRADE
-        )
+    content = parse_card(entries[ENTRY], path)
+    check_version(content, "export_version", FORMAT_VERSION, path)
+    del content["export_version"]
     model = read_model_card(content.pop("model", None), path)
-    if wrong := list(_wrong_entries(content)):
-        raise unreadable_card(path, "; ".join(wrong))
-    lists = {key: tuple(content.pop(key)) for key in ("pixel_mean", "pixel_std", "notes") if key in content}
+    check_entries(content, ExportCard, ENTRIES, path)
+    lists = {key: tuple(content[key]) for key in ("pixel_mean", "pixel_std", "notes") if key in content}
     return ExportCard(model, **{**content, **lists})
-
-
-def _wrong_entries(card: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with each entry of a card, in words."""
-    known = [entry.name for entry in fields(ExportCard)]
-    yield from (f"{key!r} is not known" for key in card if key not in known)
-    for key, least in (("pixel_mean", -math.inf), ("pixel_std", 0)):
-        numbers = card.get(key)
-        if (
-            not isinstance(numbers, list)
-            or len(numbers) != 3
-            or not all(is_number(number) and number > least for number in numbers)
-        ):
-            yield f"{key} {numbers!r} is not three numbers{' above 0' if least == 0 else ''}"
-    if card.get("precision", "fp32") not in get_args(Precision):
-        yield f"precision {card['precision']!r} is not known"
-    if not is_whole(card.get("num_parameters", 0)):
-        yield "num_parameters is no whole number"
-    notes = card.get("notes", [])
-    if not isinstance(notes, list) or not all(isinstance(note, str) and is_printable(note) for note in notes):
-        yield "notes is not a list of text"

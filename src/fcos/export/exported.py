@@ -1,10 +1,10 @@
-"""Opening an exported file: what `Detector` uses instead of a network."""
+"""Opening an exported file, which predicts like a network."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -25,7 +25,7 @@ from fcos.terminal import counted
 from fcos.weights.load import ExportFormat, LoadedModel, format_of, load_model, settings_of_card
 from fcos.weights.model_file import ModelCard
 
-BATCH_SIZE = 1  # of prediction, where nobody says: on a CPU a batch gains nothing, and its padding costs
+BATCH_SIZE = 1  # default of prediction: on a CPU a batch gains nothing, and its padding costs time
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class Runner(Protocol):
         ...
 
     def side_by_side(self, num_calls: int) -> Runner:
-        """The same for `num_calls` calls in threads at once, which share the cores."""
+        """The same for `num_calls` concurrent calls in threads, which share the cores."""
         ...
 
 
@@ -61,7 +61,7 @@ class ExportedModel:
 
     @property
     def card(self) -> ModelCard:
-        """As of the model file that it was made from."""
+        """That of the model file it was made from."""
         return self.export.model
 
     @property
@@ -80,33 +80,29 @@ class ExportedModel:
         return self.export.num_parameters
 
     def backend(self, device: torch.device) -> ExportedBackend:
-        """What `Detector` detects with."""
+        """What a `Predictor` runs."""
         if device.type != "cpu":
             raise DeviceError(
                 f"an exported file runs on the CPU, not on {device}",
                 where=str(self.path),
                 fix='give --device cpu (in Python device="cpu"), or the model file that it was made from',
             )
-        dtype = getattr(torch, input_dtype(self.config))
-        num_classes, agnostic_nms = len(self.card.class_names), self.config.agnostic_nms
-        return ExportedBackend(self.runner, dtype, num_classes, self.path, agnostic_nms=agnostic_nms)
+        return ExportedBackend(self)
 
 
 class ExportedBackend:
-    """Detects with an exported file; see `fcos.predict.backend.Backend`."""
+    """Runs an exported file; see `fcos.predict.backend.Backend`."""
 
     device = torch.device("cpu")
     usual_batch_size = group_size = BATCH_SIZE
 
-    def __init__(
-        self, runner: Runner, dtype: torch.dtype, num_classes: int, path: Path, *, agnostic_nms: bool = False
-    ) -> None:
-        self._runner, self._dtype, self._num_classes, self._path = runner, dtype, num_classes, path
-        self._agnostic_nms = agnostic_nms
+    def __init__(self, exported: ExportedModel) -> None:
+        self._exported = exported
+        self._dtype = getattr(torch, input_dtype(exported.config))
 
     @property
     def calls_at_once(self) -> int:
-        """As many as have a core each."""
+        """One for each core, within limits."""
         return calls_of_cpu()
 
     @cached_property
@@ -114,18 +110,16 @@ class ExportedBackend:
         """See `fcos.predict.backend.Backend`."""
         if self.calls_at_once == 1:
             return self
-        runner = self._runner.side_by_side(self.calls_at_once)
-        return ExportedBackend(
-            runner, self._dtype, self._num_classes, self._path, agnostic_nms=self._agnostic_nms
-        )
+        runner = self._exported.runner.side_by_side(self.calls_at_once)
+        return ExportedBackend(replace(self._exported, runner=runner))
 
     def with_agnostic_nms(self, agnostic_nms: bool) -> ExportedBackend:
         """Itself: NMS is in the graph."""
-        if agnostic_nms != self._agnostic_nms:
+        if agnostic_nms != self._exported.config.agnostic_nms:
             is_, option = ("within each class", "with") if agnostic_nms else ("over all classes", "without")
             raise WeightsError(
                 f"the NMS of an exported file cannot be changed; this one's is {is_}",
-                where=str(self._path),
+                where=str(self._exported.path),
                 fix=f"export the model again, {option} --agnostic-nms, or load the model file",
             )
         return self
@@ -142,46 +136,42 @@ class ExportedBackend:
         return found
 
     def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Boxes, scores, labels and image index, which are those of its classes."""
+        """Boxes, scores, labels (checked: of the file's classes) and image index."""
+        path, num_classes = self._exported.path, len(self._exported.card.class_names)
         try:
-            outputs = self._runner(*inputs)
+            outputs = self._exported.runner(*inputs)
             boxes, scores, labels, image = outputs
             fits = len(boxes) == len(scores) == len(labels) == len(image) and boxes.shape[1:] == (4,)
-            fits = fits and (
-                len(labels) == 0 or 0 <= int(labels.min()) <= int(labels.max()) < self._num_classes
-            )
-        except Exception as error:  # of onnxruntime, OpenVINO and torch, each with kinds of its own
+            fits = fits and (len(labels) == 0 or 0 <= int(labels.min()) <= int(labels.max()) < num_classes)
+        except Exception as error:  # onnxruntime, OpenVINO and torch each raise kinds of their own
+            reason = (str(error).splitlines() or [""])[0]
             raise WeightsError(
-                f"the graph of {self._path.name} cannot be run: {(str(error).splitlines() or [''])[0]}",
-                where=str(self._path),
-                fix=GIVE,
+                f"the graph of {path.name} cannot be run: {reason}", where=str(path), fix=GIVE
             ) from error
         if not fits:
             raise WeightsError(
-                f"the graph of {self._path.name} is not one of a detector of "
-                f"{counted(self._num_classes, 'class', 'classes')}",
-                where=str(self._path),
+                f"the graph of {path.name} is not that of a detector of "
+                f"{counted(num_classes, 'class', 'classes')}",
+                where=str(path),
                 fix=GIVE,
             )
         return outputs
 
 
 def _by_image(outputs: tuple[Tensor, ...], num_images: int) -> list[ImageDetections]:
-    """The flat outputs of a graph, cut into images."""
-    boxes, scores, labels, image = outputs
+    """The flat outputs of a graph, split by image."""
+    *parts, image = outputs
     if num_images == 1:
-        return [ImageDetections(boxes, scores, labels)]
-    return [
-        ImageDetections(boxes[mine], scores[mine], labels[mine])
-        for mine in (image == index for index in range(num_images))
-    ]
+        return [ImageDetections(*parts)]
+    masks = (image == index for index in range(num_images))
+    return [ImageDetections(*(part[mask] for part in parts)) for mask in masks]
 
 
 def open_exported(path: Path) -> ExportedModel:
     """An exported file or folder.
 
     Raises:
-        WeightsError: there is none, it is damaged, or does not say how to use it.
+        WeightsError: it does not exist, is damaged, or does not say how to use it.
     """
     name = format_of(path)
     if name is None or not os.path.lexists(path):
@@ -199,6 +189,6 @@ def open_model(source: Path) -> LoadedModel | ExportedModel:
 
 
 def predictor_of(exported: ExportedModel) -> Predictor:
-    """Detects with an exported file, on the CPU."""
+    """An exported file on the CPU."""
     backend = exported.backend(torch.device("cpu"))
     return Predictor(backend, exported.config, exported.card, exported.path)

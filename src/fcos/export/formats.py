@@ -1,4 +1,4 @@
-"""The formats: how each is written, recognised and opened."""
+"""The formats: how each is written and opened; writing a model in one of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fcos.export import onnx_file, onnx_int8, openvino_folder, openvino_int8, torch_program
+from fcos.errors import WeightsError
+from fcos.export import onnx_file, openvino_folder, torch_program
 from fcos.export.calibration import Calibration
+from fcos.export.card import ExportCard, input_dtype, to_metadata
 from fcos.export.graph import DetectionGraph
 from fcos.export.trace import traced
-from fcos.weights.load import ExportFormat
+from fcos.files import check_writable, written
+from fcos.model.build import build_postprocess
+from fcos.weights.load import ExportFormat, LoadedModel
 
 
 class Format(NamedTuple):
@@ -20,12 +24,12 @@ class Format(NamedTuple):
 
     Attributes:
         ending: of the name of the file or folder.
-        torchvision_nms: what its graph is made with.
-        convert: a graph and the type of its pixels to a model of the format.
+        torchvision_nms: see `DetectionGraph`.
+        convert: a graph and the dtype of its pixels to a model of the format.
         save: such a model and metadata to a path.
         open: a path to metadata and runner.
-        quantise: such a model, pictures, and the parts of the network that stay in float32 to another one;
-            None: the format has no 8-bit integers.
+        quantise: such a model, images, and the parts of the network that stay in float32 to a quantized
+            model; None: the format has no 8-bit integers.
         about: in words.
     """
 
@@ -45,7 +49,7 @@ FORMATS: dict[ExportFormat, Format] = {
         convert=onnx_file.convert,
         save=onnx_file.save,
         open=onnx_file.open_file,
-        quantise=onnx_int8.quantise,
+        quantise=onnx_file.quantise,
         about="ONNX, run by onnxruntime",
     ),
     "openvino": Format(
@@ -54,7 +58,7 @@ FORMATS: dict[ExportFormat, Format] = {
         convert=openvino_folder.convert,
         save=openvino_folder.save,
         open=openvino_folder.open_file,
-        quantise=openvino_int8.quantise,
+        quantise=openvino_folder.quantise,
         about="OpenVINO, run on the CPU",
     ),
     "torch": Format(
@@ -67,3 +71,49 @@ FORMATS: dict[ExportFormat, Format] = {
         about="a program of torch.export, run by torch",
     ),
 }
+
+
+def default_path(model_file: Path, name: ExportFormat, *, int8: bool = False) -> Path:
+    """Beside the model file: best.safetensors -> best.onnx, best_openvino, best.pt2, best_int8.onnx."""
+    return model_file.with_name(model_file.stem + "_int8" * int8 + FORMATS[name].ending)
+
+
+def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
+    """Refuse a path before the work begins.
+
+    Raises:
+        WeightsError: it exists, or its name is not one of the format.
+        OutputError: nothing can be written there.
+    """
+    ending = FORMATS[name].ending
+    if name == "openvino" and path.suffix in (".xml", ".bin"):
+        raise WeightsError(f"{path}: OpenVINO's format is a folder", fix=f"give -o {path.with_suffix('')}")
+    if name != "openvino" and path.suffix != ending:
+        raise WeightsError(f"{path} is not a *{ending} file", fix=f"give -o {path.with_suffix(ending)}")
+    if path.exists() and not overwrite:
+        raise WeightsError(f"{path} already exists", fix="give another name with -o, or --force")
+    check_writable(path)
+
+
+def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, torch.dtype]:
+    """The graph of a model for a format, and the dtype of its pixels."""
+    postprocess = build_postprocess(loaded.config)
+    graph = DetectionGraph(loaded.model, postprocess, torchvision_nms=FORMATS[name].torchvision_nms)
+    return graph, getattr(torch, input_dtype(loaded.config))
+
+
+def card_of(loaded: LoadedModel) -> ExportCard:
+    """The card of the exported file."""
+    mean, std = loaded.pixel_statistics
+    return ExportCard(
+        loaded.card, tuple(mean), tuple(std), num_parameters=loaded.num_parameters, notes=loaded.notes
+    )
+
+
+def export_model(loaded: LoadedModel, name: ExportFormat, path: Path) -> None:
+    """Write a model in a format, completely or not at all."""
+    graph, dtype = graph_of(loaded, name)
+    metadata = to_metadata(card_of(loaded), loaded.config)
+    model = FORMATS[name].convert(graph, dtype)
+    with written(path) as partial:
+        FORMATS[name].save(model, metadata, partial)

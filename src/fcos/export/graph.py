@@ -1,8 +1,8 @@
-"""What is exported: pictures in, detections out, as one graph of any batch and any size.
+"""What is exported: images in, detections out, as one graph for any batch and any size.
 
-It does what `FCOS` and `PostProcess` do, in operations that ONNX, OpenVINO and `torch.export` have, and with
-little work after the network: of each level the best points are found by their best class first, so that only
-1,000 points and not 22,400 are looked at class by class.
+It consists of the steps of `FCOS`, `Head`, the points and `PostProcess`. Two of them are done otherwise here,
+since a graph has no loops over as many candidates as there happen to be: choosing the candidates of a level
+(`_candidates`: the same number in every image) and NMS (`_keep`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from fcos.export.bake import baked
-from fcos.export.suppress import INVALID, moved_apart, suppress, suppress_with_torchvision
+from fcos.export.suppress import moved_apart, suppress, suppress_with_torchvision
 from fcos.model.fcos import FCOS
-from fcos.model.postprocess import PostProcess
+from fcos.model.points import Size, distances_to_boxes, level_points
+from fcos.model.postprocess import INVALID, PostProcess, whwh
 
 INPUTS = ("images", "sizes_hw", "original_sizes_hw")
 OUTPUTS = ("boxes_xyxy", "scores", "labels", "image_index")
 
 
-Size = int | torch.SymInt  # a number, or while the graph is traced a formula
-
-
 class Candidates(NamedTuple):
-    """What enters NMS, of each image the same number; `(N, K)` and for boxes `(N, K, 4)`.
+    """What enters NMS, the same number K of each image: `(N, K)`, boxes `(N, K, 4)`.
 
     Attributes:
         boxes_xyxy: network input pixels.
-        scores: final; `INVALID` where a place is not taken.
+        scores: final; `INVALID` where an image has fewer.
         labels: 0-based.
     """
 
@@ -38,44 +36,20 @@ class Candidates(NamedTuple):
     labels: Tensor
 
 
-class Level(NamedTuple):
-    """Predictions of one level, P points.
-
-    Attributes:
-        logits: `(N, C, P)`.
-        distances: `(N, 4, P)` ltrb, network input pixels.
-        quality: `(N, P)` before sigmoid, or None.
-        points: `(P, 2)` x, y, network input pixels.
-    """
-
-    logits: Tensor
-    distances: Tensor
-    quality: Tensor | None
-    points: Tensor
-
-
 class DetectionGraph(nn.Module):
-    """A detector as one module without choices.
+    """A detector as one module that can be traced.
 
     Args:
-        model: the network; a copy is made.
-        postprocess: its rules of detection.
-        torchvision_nms: use torchvision's operator, for programs of torch; otherwise one that becomes ONNX's.
+        model: the network, which is copied.
+        postprocess: its rules.
+        torchvision_nms: with torchvision's NMS operator, for torch programs; otherwise with one that becomes
+            ONNX's.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(self, model: FCOS, postprocess: PostProcess, *, torchvision_nms: bool = False) -> None:
         super().__init__()
-        network = baked(model)
-        self.backbone, self.pyramid, self.head = network.backbone, network.pyramid, network.head
-        self.register_buffer("pixel_mean", network.pixel_mean)
-        self.register_buffer("pixel_std", network.pixel_std)
-        self.strides, self.points = network.strides, network.points
-        self.num_classes = network.num_classes
-        self.rules = postprocess
-        self.torchvision_nms = torchvision_nms
+        self.network, self.rules, self.torchvision_nms = baked(model), postprocess, torchvision_nms
+        self.num_classes = self.network.num_classes
 
     def forward(
         self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
@@ -84,137 +58,75 @@ class DetectionGraph(nn.Module):
 
         Args:
             images: `(N, 3, H, W)` RGB in 0..255, uint8 (float32 where resizing does not round), resized and
-                padded at the bottom and right; sides divide by 32.
+                padded at the bottom and right; H and W are multiples of 32.
             sizes_hw: `(N, 2)` int64, height and width of each image inside the padding.
             original_sizes_hw: `(N, 2)` int64, height and width of each image before resizing.
 
         Returns:
             boxes_xyxy `(M, 4)` float32 in original pixels, scores `(M,)` float32, labels `(M,)` int64 and
-            image_index `(M,)` int64, which says to which image each belongs; image after image, best first.
+            image_index `(M,)` int64: the image that each belongs to; image by image, best first.
         """
-        features = self.pyramid(self.backbone(self._normalized(images, sizes_hw)))
-        parts = [self._best(self._level(i, feature, images)) for i, feature in enumerate(features)]
-        found = Candidates(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
+        features = self.network.features(images, sizes_hw)
+        levels = [self._candidates(i, feature, images) for i, feature in enumerate(features)]
+        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
 
-        limit = sizes_hw.flip(1).repeat(1, 2).to(torch.float32)[:, None]
-        original = original_sizes_hw.flip(1).repeat(1, 2).to(torch.float32)[:, None]
-        scale = original / limit
-        if self.rules.clip != "after_nms":
-            boxes = self._clipped(found.boxes_xyxy, limit)
-            if self.rules.clip == "original":
-                boxes, scale = boxes * scale, torch.ones_like(scale)
-            scores = torch.where(self._solid(boxes), found.scores, INVALID)
-            found = Candidates(boxes, scores, found.labels)
-
-        kept = self._kept(found)
-        image, place = kept[:, 0], kept[:, 1]
-        boxes, scores, labels = (part[image, place] for part in found)
-        boxes = boxes * scale[image, 0]
-        if self.rules.clip == "after_nms":
-            boxes = self._clipped(boxes, original[image, 0])
-            solid = self._solid(boxes)
-            boxes, scores, labels, image = boxes[solid], scores[solid], labels[solid], image[solid]
+        rules, original = self.rules, whwh(original_sizes_hw)[:, None]
+        boxes, scale = rules.clip_before_nms(boxes, whwh(sizes_hw)[:, None], original)
+        if rules.clip != "after_nms":
+            scores = torch.where(rules.stay(boxes), scores, INVALID)
+        image, place = self._keep(Candidates(boxes, scores, labels)).unbind(1)
+        boxes = boxes[image, place] * scale[image, 0]
+        scores, labels = scores[image, place], labels[image, place]
+        if rules.clip == "after_nms":
+            boxes = rules.clip_boxes(boxes, original[image, 0])
+            stay = rules.stay(boxes)
+            boxes, scores, labels, image = boxes[stay], scores[stay], labels[stay], image[stay]
         return boxes, scores, labels, image
 
-    def _normalized(self, images: Tensor, sizes_hw: Tensor) -> Tensor:
-        """As `FCOS.normalize`."""
-        rows = torch.arange(images.shape[2], device=images.device) < sizes_hw[:, :1]
-        columns = torch.arange(images.shape[3], device=images.device) < sizes_hw[:, 1:]
-        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-        return (images.to(torch.float32) - self.pixel_mean) / self.pixel_std * inside.to(torch.float32)
+    def _candidates(self, index: int, feature: Tensor, images: Tensor) -> Candidates:
+        """The best candidates of a level: always the same number, where `PostProcess` takes what there is.
 
-    def _level(self, index: int, feature: Tensor, images: Tensor) -> Level:
-        """As `Head.forward`, without changing the order of the axes, and the points of the level."""
-        head = self.head
-        classification, box = head.classification_tower(feature, index), head.box_tower(feature, index)
-        raw = head.distances(box) * head.scales[index]
-        distances = (raw.relu() if head.box_activation == "relu" else raw.exp()) * head.units[index]
-        quality = None
-        if head.quality is not None:
-            quality = head.quality(box if head.quality_tower == "box" else classification).flatten(1)
-        return Level(
-            head.logits(classification).flatten(2),
-            distances.flatten(2),
-            quality,
-            self._points(feature.shape[2], feature.shape[3], self.strides[index], images),
-        )
-
-    def _points(self, height: Size, width: Size, stride: int, images: Tensor) -> Tensor:
-        """As `make_grid`, of one level."""
-        offset: float = 0.5
-        step_y: Size = stride
-        step_x: Size = stride
-        if self.points == "corner":
-            offset, step_y, step_x = 0.0, images.shape[2] // height, images.shape[3] // width
-        y: Tensor = (torch.arange(height, dtype=torch.float32) + offset) * step_y  # type: ignore[assignment]
-        x: Tensor = (torch.arange(width, dtype=torch.float32) + offset) * step_x  # type: ignore[assignment]
-        rows, columns = torch.meshgrid(y, x, indexing="ij")
-        return torch.stack([columns.flatten(), rows.flatten()], dim=-1)
-
-    def _best(self, level: Level) -> Candidates:
-        """The best candidates of a level.
-
-        A pair of point and class that is among the best K pairs has a point that is among the best K points
-        by their best class: scores grow with the class score.
+        Points are ranked by their best class first, so that only 1,000 of 22,400 are ranked class by class:
+        a pair of point and class among the best K pairs has a point among the best K, since scores grow with
+        the class score.
         """
-        rules, most = self.rules, self.rules.candidates_per_level
-        best_class = level.logits.amax(dim=1)
-        ranks = self._ranked(best_class, level.quality)[1]
+        network, rules, most = self.network, self.rules, self.rules.candidates_per_level
+        output = network.head.level(feature, index)
+        logits, distances = output.logits.flatten(2), output.distances.flatten(2)
+        quality = None if output.quality is None else output.quality.flatten(1)
+        # Sizes of the feature: those that `make_grid` computes from the image are other formulas to a trace.
+        grid_hw, image_hw = (feature.shape[2], feature.shape[3]), (images.shape[2], images.shape[3])
+        points = level_points(grid_hw, network.strides[index], image_hw, place=network.points)
+
+        ranks = rules.scores_and_ranks(logits.amax(dim=1), quality)[1]
         point = ranks.topk(_at_most(most, ranks.shape[1]), dim=1).indices
-        logits = level.logits.gather(2, point[:, None].expand(-1, self.num_classes, -1)).transpose(1, 2)
-        quality = None if level.quality is None else level.quality.gather(1, point)[..., None]
-        scores, ranks = (part.flatten(1) for part in self._ranked(logits, quality))
+        logits = logits.gather(2, point[:, None].expand(-1, self.num_classes, -1)).transpose(1, 2)
+        quality = None if quality is None else quality.gather(1, point)[..., None]
+        scores, ranks = (part.flatten(1) for part in rules.scores_and_ranks(logits, quality))
         pair = ranks.topk(_at_most(most, ranks.shape[1]), dim=1).indices
         place = torch.div(pair, self.num_classes, rounding_mode="floor")
         label = pair - place * self.num_classes
-        if rules.inclusive_boxes:  # the order of the points, class after class
+        if rules.inclusive_boxes:  # in the order of the points, class after class
             key = point.gather(1, place) * self.num_classes + label
             order = key.argsort(dim=1)
             pair, place, label = (part.gather(1, order) for part in (pair, place, label))
         point = point.gather(1, place)
-        distances = level.distances.gather(2, point[:, None].expand(-1, 4, -1)).transpose(1, 2)
-        at = level.points[point]
-        boxes = torch.cat([at - distances[..., :2], at + distances[..., 2:]], dim=-1)
-        return Candidates(boxes, scores.gather(1, pair), label)
+        distances = distances.gather(2, point[:, None].expand(-1, 4, -1)).transpose(1, 2)
+        return Candidates(distances_to_boxes(points[point], distances), scores.gather(1, pair), label)
 
-    def _ranked(self, logits: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Final scores, and what chooses the best; both `INVALID` below the threshold. As `PostProcess`."""
-        rules = self.rules
-        class_scores = logits.sigmoid()
-        product = scores = class_scores
-        if quality is not None:
-            product = class_scores * quality.sigmoid()
-            scores = product.sqrt() if rules.score == "sqrt" else product
-        tested = {"class": class_scores, "product": product, "score": scores}[rules.threshold_on]
-        passes = tested > rules.score_threshold
-        ranks = class_scores if rules.rank_by == "class" else scores
-        return torch.where(passes, scores, INVALID), torch.where(passes, ranks, INVALID)
-
-    def _clipped(self, boxes: Tensor, limit: Tensor) -> Tensor:
-        return torch.minimum(boxes.clamp(min=0), limit - 1 if self.rules.inclusive_boxes else limit)
-
-    def _solid(self, boxes: Tensor) -> Tensor:
-        """Which boxes stay."""
-        if self.rules.keep_empty:
-            return torch.ones_like(boxes[..., 0], dtype=torch.bool)
-        return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-
-    def _kept(self, found: Candidates) -> Tensor:
+    def _keep(self, found: Candidates) -> Tensor:
         """Image and place of what NMS and the limit of the image leave, `(M, 2)`."""
         rules, most = self.rules, self.rules.detections_per_image
-        # A place that is not taken may hold anything, infinity too.
+        # Where an image has fewer candidates, a box may hold anything, infinity too.
         boxes = torch.where((found.scores > INVALID)[..., None], found.boxes_xyxy, 0.0)
-        if rules.inclusive_boxes:
-            boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1)
-        labels, num_classes = found.labels, self.num_classes
-        if rules.agnostic_nms:
-            labels, num_classes = torch.zeros_like(labels), 1
+        boxes, labels = rules.compared_by_nms(boxes, found.labels)
+        num_classes = 1 if rules.agnostic_nms else self.num_classes
         if self.torchvision_nms:
             apart = moved_apart(boxes, labels, num_classes, images_too=True)
             kept = suppress_with_torchvision(apart, found.scores, rules.nms_iou)
         else:
-            # A number that is known now: all that there can be, where ties may exceed the limit.
-            limit = rules.candidates_per_level * len(self.strides) if rules.keep_ties else most
+            # The limit is a constant of the graph. Ties may exceed it: with them, all that there can be.
+            limit = rules.candidates_per_level * len(self.network.strides) if rules.keep_ties else most
             apart = moved_apart(boxes, labels, num_classes)
             kept = suppress(apart, found.scores, rules.nms_iou, limit)
         if self.torchvision_nms or rules.keep_ties:
@@ -224,7 +136,7 @@ class DetectionGraph(nn.Module):
         return kept
 
     def _within_limit(self, kept: Tensor, scores: Tensor) -> Tensor:
-        """Which of the kept are among the best of their image (image after image, best first)."""
+        """Which of the kept (image by image, best first) are within the limit of their image."""
         most, image = self.rules.detections_per_image, kept[:, 0]
         best = scores[image, kept[:, 1]]
         num_kept = torch.zeros_like(scores[:, 0]).scatter_add(0, image, torch.ones_like(best))
@@ -239,8 +151,8 @@ class DetectionGraph(nn.Module):
 def _at_most(most: int, count: Size) -> Size:
     """The smaller number, as a size of its own.
 
-    While a graph is traced sizes are formulas, and one with a minimum in it makes all that has this size slow
-    to trace and to load. A number that came out of a tensor is just a name.
+    Sizes are formulas while a graph is traced, and everything that has a size with a minimum in its formula
+    is slow to trace and to load. A number that comes out of a tensor is just a name.
     """
     smaller: Any = torch.scalar_tensor(torch.sym_min(most, count), dtype=torch.int64).item()
     torch._check(smaller >= 1)

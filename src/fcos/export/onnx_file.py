@@ -1,9 +1,13 @@
-"""ONNX: one file, for onnxruntime; what it says about itself is in its `metadata_props`."""
+"""ONNX: one file, for onnxruntime; its card is in its `metadata_props`.
+
+8-bit integers are onnxruntime's static quantisation, as QuantizeLinear and DequantizeLinear.
+"""
 
 from __future__ import annotations
 
 import ast
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,17 +17,19 @@ import torch
 from torch import Tensor
 
 from fcos.errors import WeightsError
+from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import GIVE
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
-from fcos.export.needs import needs
-from fcos.export.safe_onnx import read_onnx
-from fcos.export.suppress import INVALID
-from fcos.export.trace import quiet, traced
+from fcos.export.trace import needs, quiet, traced
+from fcos.files import read_bytes
+from fcos.model.postprocess import INVALID
+from fcos.weights.archive import UnsafeFileError
 
 if TYPE_CHECKING:
     import onnxruntime
 
 OPSET = 18
+MAX_BYTES = 2**31  # protobuf's limit
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules of a node, outermost first
 INPUT_DIMS = {
     "images": ("batch", 3, "height", "width"),
@@ -31,6 +37,12 @@ INPUT_DIMS = {
     "original_sizes_hw": ("batch", 2),
 }
 OUTPUT_DIMS = {"boxes_xyxy": ("detections", 4), "scores": ("detections",), "labels": ("detections",)}
+# What is quantised, by the module that it is in: convolutions, their activations, and sums between them.
+QUANTISED = {
+    "backbone": ("Conv", "Relu", "Clip", "Add", "MaxPool"),
+    "pyramid": ("Conv", "Relu", "Add"),
+    "head": ("Conv",),  # what follows is group norm
+}
 
 
 def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
@@ -90,7 +102,7 @@ def _suppress_in_onnx() -> Any:
 
 
 def _name_dims(model: Any) -> None:
-    """Readable names of what may have any size, instead of the exporter's."""
+    """Give dynamic dimensions readable names instead of the exporter's."""
     for value in [*model.graph.input, *model.graph.output]:
         names = INPUT_DIMS.get(value.name) or OUTPUT_DIMS.get(value.name, ("detections",))
         for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
@@ -100,16 +112,16 @@ def _name_dims(model: Any) -> None:
 
 
 def _name_nodes(model: Any) -> None:
-    """Nodes by the module that they come from, instead of the exporter's counts.
+    """Name nodes after the module that they come from, and drop the exporter's notes.
 
-    What else it notes at each node goes: lines of source with their paths on this machine.
+    Those hold lines of source code with their paths on this machine.
     """
     taken = Counter[str]()
     for node in model.graph.node:
         notes = {entry.key: entry.value for entry in node.metadata_props}
         scopes = ast.literal_eval(notes.get(SCOPES, "[]"))
         module = next((scope for scope in reversed(scopes[:-1]) if scope), "detect")
-        name = f"{module}/{node.op_type}"
+        name = f"{module.removeprefix('network.')}/{node.op_type}"
         taken[name] += 1
         node.name = f"{name}_{taken[name]}" if taken[name] > 1 else name
         del node.metadata_props[:]
@@ -118,10 +130,63 @@ def _name_nodes(model: Any) -> None:
 
 
 def set_metadata(model: Any, metadata: Mapping[str, str]) -> None:
-    """Replace what a model says about itself."""
+    """Replace the metadata of a model."""
     del model.metadata_props[:]
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
+
+
+def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
+    """A model in 8-bit integers except for some parts; weights have a scale for each channel."""
+    with needs("onnx"):
+        import onnx
+        from onnxruntime import quantization
+
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.op_type in QUANTISED.get(node.name.partition(".")[0].partition("/")[0], ())
+    ]
+    kept = in_float32([node.name for node in nodes if node.op_type == "Conv"], parts)
+    if "sums" in parts:
+        kept |= {node.name for node in nodes if node.op_type == "Add"}
+    copied = onnx.ModelProto()  # quantising moves the weights of its input into a file
+    copied.CopyFrom(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        logging.disable(logging.WARNING)  # advice about a preparation that the exporter has done
+        try:
+            quantization.quantize_static(
+                copied,
+                path,
+                _reader(calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=sorted({node.op_type for node in nodes}),
+                nodes_to_quantize=[node.name for node in nodes if node.name not in kept],
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        return onnx.load(path)
+
+
+def _reader(calibration: Calibration) -> Any:
+    """The images as onnxruntime takes them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            self.rewind()
+
+        def rewind(self) -> None:
+            self.inputs = iter(calibration)
+
+        def get_next(self) -> Any:
+            return next(self.inputs, None)
+
+    return Reader()
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
@@ -131,31 +196,43 @@ def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
         metadata = dict(session.get_modelmeta().custom_metadata_map)
     except UnicodeDecodeError as error:
         raise WeightsError(
-            f"what {path.name} says about itself is not UTF-8 text", where=str(path), fix=GIVE
+            f"the metadata of {path.name} are not UTF-8 text", where=str(path), fix=GIVE
         ) from error
     return metadata, OnnxRunner(session, path)
 
 
 def _session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
     with needs("onnx"):
+        import onnx
         import onnxruntime
+    content = read_bytes(path, WeightsError, max_bytes=MAX_BYTES)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_cores
-    options.log_severity_level = 4  # what goes wrong is raised too
+    options.log_severity_level = 4  # errors are raised too
     try:
-        content = read_onnx(path)
-        # Without its fallback, which prints, and tries the same once more.
+        # Refused before onnxruntime opens the file: its tensors may lie in other files, by any path
+        # ("external data"; `/etc/passwd` would become weights). Not all versions check such paths.
+        if _names_other_files(onnx.ModelProto.FromString(content)):
+            raise UnsafeFileError("its weights are in other files (external data), which are not read")
+        # Without its fallback, which prints, and tries the same again.
         return onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # onnxruntime's kinds are not exported by name in every version
-        if isinstance(error, WeightsError):
-            raise
         raise WeightsError(
             f"{path.name} cannot be opened by onnxruntime: {(str(error).splitlines() or [''])[0]}",
             where=str(path),
             fix=GIVE,
         ) from error
+
+
+def _names_other_files(message: Any) -> bool:
+    """Whether a tensor somewhere in a protobuf message of ONNX is in another file."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        return len(message.external_data) > 0 or message.data_location != message.DEFAULT
+    values = [value for field, value in message.ListFields() if field.message_type]  # a message or several
+    parts = (part for value in values for part in ([value] if hasattr(value, "DESCRIPTOR") else value))
+    return any(map(_names_other_files, parts))
 
 
 class OnnxRunner:

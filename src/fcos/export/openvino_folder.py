@@ -1,7 +1,13 @@
-"""OpenVINO: a folder with `model.xml` and `model.bin`; what it says about itself is in its `rt_info`."""
+"""OpenVINO: a folder with `model.xml` and `model.bin`; its card is in its `rt_info`.
+
+8-bit integers are NNCF's post-training quantisation.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -14,26 +20,30 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.export import onnx_file
+from fcos.export.calibration import OUTPUTS as HEAD_OUTPUTS
+from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import GIVE
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
-from fcos.export.needs import needs
+from fcos.export.trace import needs
 from fcos.files import check_regular, read_bytes
 from fcos.weights.load import OPENVINO_GRAPH
 
 SECTION = "fcos"  # of rt_info
 MAX_XML_BYTES = 256 * 2**20
 MAX_BIN_BYTES = 4 * 2**30
+CONVOLUTIONS = ("Convolution", "GroupConvolution")
+BARE = "/WithoutBiases"  # added to the name of a convolution whose bias OpenVINO separates
 
 
 @cache
 def core() -> Any:
     """OpenVINO's library, opened once in a process and never closed.
 
-    Its CPU plugin has signals handled on a stack of its own, and where it is closed that memory goes, whether
-    or not it is still in use: the next worker of a loader that ended then ended the whole process.
+    Its CPU plugin installs a signal stack and frees it on closing, whether or not it is still in use: the
+    next exit of a loader's worker then killed the whole process.
 
-    Its Python part makes a table of number formats where one is first asked for, and lets go of the
-    interpreter on the way: of two threads that ask first, each waits for the other. So it is asked here.
+    Its Python part builds a table of number formats on first use and releases the interpreter lock meanwhile:
+    two threads that use it first deadlock. So it is built here.
     """
     with needs("openvino"):
         import openvino
@@ -42,19 +52,19 @@ def core() -> Any:
 
 
 def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
-    """A graph, made without torchvision's NMS, as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
+    """A graph without torchvision's NMS as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
     with needs("onnx"):
         import onnx
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(onnx_file.convert(graph, dtype), file)
         model = core().read_model(file)
-        # It reads the weights from the file when they are asked for: copy them before the file goes.
+        # It reads the weights lazily: copy them before the file is deleted.
         return model.clone()
 
 
 def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
-    """Write an `openvino.Model` with weights as they are (the default would round them to 16 bits)."""
+    """Write an `openvino.Model` with float32 weights (OpenVINO's default rounds them to 16 bits)."""
     import openvino
 
     for key, value in metadata.items():
@@ -63,12 +73,59 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     openvino.save_model(model, path / OPENVINO_GRAPH, compress_to_fp16=False)
 
 
+def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
+    """A model in 8-bit integers except for some parts; what is not the network stays as it is."""
+    with needs("openvino"):
+        import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars
+        return nncf.quantize(
+            model,
+            nncf.Dataset(calibration),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(names=sorted(_ignored(model, parts)), validate=False),
+        )
+
+
+def _ignored(model: Any, parts: frozenset[str]) -> set[str]:
+    """Names of the operations that stay in float32."""
+    operations = model.get_ordered_ops()
+    convolutions = {
+        op.get_friendly_name().removesuffix(BARE): op
+        for op in operations
+        if op.get_type_name() in CONVOLUTIONS
+    }
+    first = next(iter(convolutions.values()))
+    before = _sources([first])
+    ends = [op for name, op in convolutions.items() if name.startswith(HEAD_OUTPUTS)]
+    network = {*_sources(ends), *(op.get_friendly_name() for op in ends)} - before
+    ignored = {op.get_friendly_name() for op in operations} - network
+    kept = in_float32(list(convolutions), parts)
+    if "sums" in parts:
+        ignored |= {op.get_friendly_name() for op in operations if op.get_type_name() == "Add"}
+    return ignored | {op.get_friendly_name() for name, op in convolutions.items() if name in kept}
+
+
+def _sources(operations: list[Any]) -> set[str]:
+    """Names of all operations that these are computed from."""
+    found, left = set[str](), list(operations)
+    while left:
+        for value in left.pop().input_values():
+            op = value.get_node()
+            if op.get_friendly_name() not in found:
+                found.add(op.get_friendly_name())
+                left.append(op)
+    return found
+
+
 def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
     """Metadata and runner of a folder, or of the .xml in it."""
     file = path / OPENVINO_GRAPH if path.is_dir() else path
     text, weights = _read_pair(file)
     try:
-        # From memory: OpenVINO gets no path, and has no other file to open.
+        # From memory: without a path, OpenVINO cannot open other files.
         model = core().read_model(text, weights)
     except Exception as error:  # RuntimeError, and what its Python part raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
@@ -91,9 +148,9 @@ def _read_pair(file: Path) -> tuple[bytes, bytes]:
         WeightsError: one of them is missing, or is a link that leads out of the folder.
     """
     text = _read_part(file, MAX_XML_BYTES)
-    if not text.lstrip().startswith(b"<"):  # OpenVINO takes other formats too, some of which name other files
+    if not text.lstrip().startswith(b"<"):  # OpenVINO reads other formats too, some of which name other files
         raise WeightsError(
-            f"{file.name} cannot be opened by OpenVINO: it is no XML", where=str(file), fix=GIVE
+            f"{file.name} cannot be opened by OpenVINO: it is not XML", where=str(file), fix=GIVE
         )
     return text, _read_part(file.with_suffix(".bin"), MAX_BIN_BYTES)
 
@@ -116,7 +173,7 @@ class OpenVinoRunner:
 
     @cached_property
     def _compiled(self) -> Any:
-        """Made when it is first needed: a folder needs another form than a picture."""
+        """Compiled on first use: a folder needs it in another form than a single image."""
         return core().compile_model(self._model, "CPU", settings(self._num_calls))
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -128,17 +185,16 @@ class OpenVinoRunner:
         return tuple(torch.from_numpy(found[name].copy()) for name in OUTPUTS)
 
     def side_by_side(self, num_calls: int) -> OpenVinoRunner:
-        """Compiled for so many calls at once."""
+        """Compiled for so many concurrent calls."""
         runner = OpenVinoRunner(self._model, num_calls)
-        runner._compiled  # noqa: B018  # now: several threads would do it several times
+        runner._compiled  # noqa: B018  # now, since each thread would compile it
         return runner
 
 
 def settings(num_calls: int) -> dict[str, Any]:
-    """How a model is compiled.
+    """Options for compiling a model.
 
-    float32 is asked for: where a processor has bfloat16 OpenVINO takes that by itself, which moves boxes by
-    pixels.
+    They demand float32: OpenVINO uses bfloat16 on processors that have it, which moves boxes by pixels.
     """
     hint: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if num_calls == 1 else {"NUM_STREAMS": num_calls}
     return hint | {

@@ -1,8 +1,8 @@
 """Convolutions in 8-bit integers, as many as the accuracy allows.
 
-The network is calibrated on pictures and measured on annotations. Where quantising all of it costs too much,
-parts of it stay in float32: first each of them alone, the cheapest first; if no single one is enough, the
-most sensitive ones together.
+The network is calibrated on images and evaluated on annotations. If quantizing all of it costs too much AP,
+parts of it stay in float32: first each part alone, from the cheapest; if no single one is enough, the most
+sensitive parts together.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from fcos.errors import FcosError
 from fcos.export.calibration import PARTS, Calibration
 from fcos.export.card import to_metadata
 from fcos.export.exported import open_exported, predictor_of
-from fcos.export.formats import FORMATS
-from fcos.export.make import card_of, graph_of
+from fcos.export.formats import FORMATS, card_of, graph_of
 from fcos.files import written
 from fcos.metrics.coco import evaluate_detections
 from fcos.predict.predictor import Predictor
 from fcos.terminal import counted
 from fcos.weights.load import ExportFormat, LoadedModel
 
-Measure = Callable[[frozenset[str]], float]  # parts left in float32 -> AP
+Measure = Callable[[frozenset[str]], float]  # parts in float32 -> AP
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to quantise: which parts stay in float32, and the AP of the result."""
+    """Which parts stay in float32, and the AP of that."""
 
-    left_out: tuple[str, ...]
+    in_float32: tuple[str, ...]
     ap: float
 
 
@@ -44,9 +43,9 @@ class Search:
 
     Attributes:
         ap_before: of the network.
-        trials: in the order in which they were made.
-        chosen: the trial that is within the limit, else the best one.
-        is_within: whether it is.
+        trials: in order.
+        chosen: the trial within the limit, otherwise the best one.
+        is_within: whether it is within the limit.
     """
 
     ap_before: float
@@ -55,19 +54,19 @@ class Search:
     is_within: bool
 
 
-def search(ap_before: float, measure: Measure, most_loss: float) -> Search:
-    """Find what to leave in float32.
+def search(ap_before: float, measure: Measure, max_loss: float) -> Search:
+    """Choose what stays in float32.
 
     Args:
         ap_before: of the network, in [0, 1].
-        measure: quantises all but some parts, and gives the AP.
-        most_loss: of AP that is accepted.
+        measure: quantizes all but some parts and returns the AP.
+        max_loss: largest accepted loss of AP.
     """
     trials: list[Trial] = []
 
-    def is_enough(*left_out: str) -> bool:
-        trials.append(Trial(left_out, measure(frozenset(left_out))))
-        return trials[-1].ap >= ap_before - most_loss
+    def is_enough(*in_float32: str) -> bool:
+        trials.append(Trial(in_float32, measure(frozenset(in_float32))))
+        return trials[-1].ap >= ap_before - max_loss
 
     def outcome(chosen: Trial, *, is_within: bool) -> Search:
         return Search(ap_before, tuple(trials), chosen, is_within)
@@ -77,7 +76,7 @@ def search(ap_before: float, measure: Measure, most_loss: float) -> Search:
     for part in PARTS:
         if is_enough(part):
             return outcome(trials[-1], is_within=True)
-    sensitive = [trial.left_out[0] for trial in sorted(trials[1:], key=lambda trial: -trial.ap)]
+    sensitive = [trial.in_float32[0] for trial in sorted(trials[1:], key=lambda trial: -trial.ap)]
     for count in range(2, len(sensitive) + 1):
         if is_enough(*sensitive[:count]):
             return outcome(trials[-1], is_within=True)
@@ -90,19 +89,19 @@ def export_int8(
     path: Path,
     calibration: Calibration,
     annotations: Annotations,
-    most_loss: float,
-    on_trial: Callable[[tuple[str, ...]], None] = lambda left_out: None,
+    max_loss: float,
+    on_trial: Callable[[tuple[str, ...]], None] = lambda in_float32: None,
 ) -> Search:
-    """Write a model in 8-bit integers, unless it loses too much.
+    """Write a model in 8-bit integers, unless it loses too much AP.
 
     Args:
         loaded: the model.
         name: of the format.
         path: to write.
-        calibration: pictures like those that it will see.
-        annotations: with the labels of the model, to measure on.
-        most_loss: of AP, in [0, 1].
-        on_trial: called with what stays in float32 before each trial.
+        calibration: images like those that it will get.
+        annotations: to measure AP on, with the labels of the model.
+        max_loss: of AP, in [0, 1].
+        on_trial: called before each trial with what stays in float32.
     """
     check_int8(name)
     format = FORMATS[name]
@@ -111,23 +110,23 @@ def export_int8(
     model = format.convert(*graph_of(loaded, name))
     card = card_of(loaded)
 
-    def write(partial: Path, left_out: frozenset[str], note: str = "") -> None:
+    def write(partial: Path, in_float32: frozenset[str], note: str = "") -> None:
         notes = (*card.notes, *([note] if note else []))
         metadata = to_metadata(replace(card, precision="int8", notes=notes), loaded.config)
-        format.save(quantise(model, calibration, left_out), metadata, partial)
+        format.save(quantise(model, calibration, in_float32), metadata, partial)
 
-    def measure(left_out: frozenset[str]) -> float:
-        on_trial(tuple(part for part in PARTS if part in left_out))
+    def measure(in_float32: frozenset[str]) -> float:
+        on_trial(tuple(part for part in PARTS if part in in_float32))
         with tempfile.TemporaryDirectory() as folder:
             trial = Path(folder) / path.name
-            write(trial, left_out)
+            write(trial, in_float32)
             return average_precision(predictor_of(open_exported(trial)), annotations)
 
     before = average_precision(Predictor.of(loaded, torch.device("cpu")), annotations)
-    found = search(before, measure, most_loss)
+    found = search(before, measure, max_loss)
     if found.is_within:
         with written(path) as partial:
-            write(partial, frozenset(found.chosen.left_out), _note(found, calibration, annotations))
+            write(partial, frozenset(found.chosen.in_float32), _note(found, calibration, annotations))
     return found
 
 
@@ -145,7 +144,7 @@ def average_precision(detector: Predictor, annotations: Annotations) -> float:
 
 
 def _note(found: Search, calibration: Calibration, annotations: Annotations) -> str:
-    parts = f"{' and '.join(found.chosen.left_out)} in float32; " if found.chosen.left_out else ""
+    parts = f"{' and '.join(found.chosen.in_float32)} in float32; " if found.chosen.in_float32 else ""
     return (
         f"8-bit integers, calibrated on {counted(len(calibration), 'image')}; {parts}"
         f"AP {found.ap_before:.4f} -> {found.chosen.ap:.4f} on {counted(len(annotations), 'image')}"

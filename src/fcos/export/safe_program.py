@@ -1,9 +1,9 @@
-"""A `.pt2` file of torch.export without anything in it that could run code.
+"""Reading a `.pt2` file of torch.export without running code from it.
 
 `torch.export.load` unpickles example inputs and constants, evaluates sizes as Python expressions, calls any
 function of torch that the graph names, writes names of the graph into Python code, and runs shared libraries
-that a file may hold. So its parts are looked at first, and a program is made of those alone that hold
-numbers, names, and operators that compute: what is not known to be harmless is refused.
+in the file. So the parts are inspected first, and the program is rebuilt from those that hold only numbers,
+names and operators that compute. Everything not known to be harmless is refused.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ TREES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", None})
 
 
 def read_program(path: Path) -> tuple[Any, dict[str, str]]:
-    """A program (`torch.export.ExportedProgram`) and what the file says about itself.
+    """A program (`torch.export.ExportedProgram`) and its metadata.
 
     Raises:
-        UnsafeFileError: the file holds what might run code, or is damaged.
+        UnsafeFileError: the file has parts that might run code, or is damaged.
     """
     parts = _read_parts(path)
     metadata = parse_json(parts.pop(EXTRA, b"{}"))
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise UnsafeFileError("what it says about itself is no text by name")
+        raise UnsafeFileError("its metadata are not text by name")
     rebuilt = io.BytesIO()
     with zipfile.ZipFile(rebuilt, "w") as archive:
         for name, content in parts.items():
@@ -87,7 +87,7 @@ def read_program(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _read_parts(path: Path) -> dict[str, bytes]:
-    """What the program is made of, each part checked."""
+    """The parts of the program, checked."""
     parts = dict[str, bytes]()
     with zipfile.ZipFile(path) as archive:
         for full_name in check_archive(path):
@@ -97,7 +97,10 @@ def _read_parts(path: Path) -> dict[str, bytes]:
                 continue
             content = archive.read(full_name)
             if name == GRAPH:
-                content = json.dumps(_checked_graph(parse_json(content, MAX_PROGRAM_BYTES))).encode()
+                graph = parse_json(content, MAX_PROGRAM_BYTES)
+                if not isinstance(graph, dict):
+                    raise UnsafeFileError(f"{GRAPH} is not a graph")
+                content = json.dumps(_checked(graph, "")).encode()
             elif name in CONFIGS:
                 _check_payloads(parse_json(content, MAX_PROGRAM_BYTES), CONFIGS[name])
             elif name in PICKLED:
@@ -111,7 +114,7 @@ def _read_parts(path: Path) -> dict[str, bytes]:
 
 
 def _check_tensors(content: bytes, name: str) -> None:
-    """Tensors in a pickle, which torch.export.load would read without limits if it failed within them."""
+    """Refuse more than tensors in a pickle: torch.export.load falls back to reading it without limits."""
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle each raise kinds of their own
@@ -119,36 +122,30 @@ def _check_tensors(content: bytes, name: str) -> None:
 
 
 def _check_payloads(config: Any, file_name: re.Pattern[str]) -> None:
-    """Where tensors are: in files of raw numbers."""
+    """Refuse tensors that are not in files of raw numbers."""
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise UnsafeFileError("its list of tensors is damaged")
     for name, payload in config["config"].items():
         if not isinstance(payload, dict) or payload.get("use_pickle") is not False:
             raise UnsafeFileError(f'its tensor "{name[:100]}" is pickled')
         if not file_name.fullmatch(str(payload.get("path_name"))):
-            raise UnsafeFileError(f'its tensor "{name[:100]}" is no file of numbers')
+            raise UnsafeFileError(f'its tensor "{name[:100]}" is not a file of numbers')
         _checked(payload, "")
 
 
-def _checked_graph(content: Any) -> Any:
-    if not isinstance(content, dict):
-        raise UnsafeFileError(f"{GRAPH} is no graph")
-    return _checked(content, "")
-
-
 def _checked(value: Any, key: str) -> Any:
-    """A part of a graph (or of a list of tensors) without notes on where it came from.
+    """A checked part of a graph (or of a list of tensors), without notes on its origin.
 
     Args:
         value: of JSON.
-        key: that it stands at.
+        key: of the value.
     """
     if isinstance(value, dict):
         names = PLAIN_SIZE if key == "range_constraints" else PLAIN
         for name in value:
             _match(names, name)
         return {
-            name: _emptied(part) if name in ("metadata", "guards_code") else _checked(part, name)
+            name: type(part)() if name in ("metadata", "guards_code") else _checked(part, name)
             for name, part in value.items()
         }
     if isinstance(value, list):
@@ -177,7 +174,7 @@ def _check_text(text: str, key: str) -> None:
 
 
 def _check_tree(spec: Any) -> None:
-    """How inputs and outputs are nested: of plain containers (others import the module that they name)."""
+    """Refuse inputs and outputs nested in other than plain containers: others import the module they name."""
     if isinstance(spec, list):
         for part in spec:
             _check_tree(part)
@@ -185,10 +182,6 @@ def _check_tree(spec: Any) -> None:
         if spec.get("type") not in TREES:
             raise UnsafeFileError(f"it has inputs of the type {str(spec.get('type'))[:100]}")
         _check_tree(spec.get("children_spec"))
-
-
-def _emptied(value: Any) -> Any:
-    return type(value)()
 
 
 def _match(pattern: re.Pattern[str], text: str) -> None:

@@ -1,7 +1,7 @@
-"""NMS for a graph: of each image, within each class, the best first.
+"""NMS in a graph, for each image and class.
 
-Every format has an NMS of one set of boxes without classes. Boxes of different classes are moved apart so
-that they never overlap. torchvision moves them along one line; here they go onto a square of cells, since 80
+The NMS of every format takes one set of boxes without classes, so boxes of different classes are moved apart
+until they cannot overlap. torchvision moves them along a line; here they go onto a square of cells, since 80
 steps of 1,400 pixels leave 0.008 pixels between two floats, and 9 steps leave 0.001.
 """
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, library
 from torch.nn import functional as F
 
-INVALID = -1.0  # the score of what fills a list up
+from fcos.model.postprocess import INVALID
 
 
 def moved_apart(boxes_xyxy: Tensor, labels: Tensor, num_classes: int, *, images_too: bool = False) -> Tensor:
-    """Boxes `(N, K, 4)` with those of each class in a cell of their own; IoU within a class stays."""
+    """Boxes `(N, K, 4)` with each class in a cell of its own; the IoU within a class does not change."""
     side = math.ceil(math.sqrt(num_classes))
     step = boxes_xyxy.max() - boxes_xyxy.min() + 1
     row = torch.div(labels, side, rounding_mode="floor")
@@ -39,11 +39,11 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, iou: float, most: int) -> Tenso
     Args:
         boxes_xyxy: `(N, K, 4)`, classes moved apart.
         scores: `(N, K)`; `INVALID` where there is none.
-        iou: overlap above which the lower of two goes.
-        most: that stay of each image.
+        iou: overlap above which the lower of two is dropped.
+        most: limit of each image.
 
     Returns:
-        `(M, 2)` int64: image and place among the K; image after image, the best first.
+        `(M, 2)` int64: image and place among the K; image by image, best first.
     """
     from torchvision.ops import nms
 
@@ -68,8 +68,8 @@ def suppress_with_torchvision(boxes_xyxy: Tensor, scores: Tensor, iou: float) ->
     """
     valid = (scores > INVALID / 2).nonzero()
     image, place = valid[:, 0], valid[:, 1]
-    # torchvision tells the tracer that two boxes stay at least, and the program checks that. So there are two
-    # more, without area, which overlap nothing; they go afterwards.
+    # torchvision tells the tracer that at least two boxes stay, and the program checks that. So two more are
+    # added, without area, which overlap nothing, and dropped again.
     boxes, best = F.pad(boxes_xyxy[image, place], (0, 0, 0, 2)), F.pad(scores[image, place], (0, 2))
     kept = torch.ops.torchvision.nms(boxes, best, iou)
     kept = kept[kept < valid.shape[0]]

@@ -1,6 +1,6 @@
-"""A program of `torch.export`: one `.pt2` file, for torch; what it says about itself is in its `extra_files`.
+"""A program of `torch.export`: one `.pt2` file, for torch; its card is in its `extra_files`.
 
-It needs `import torchvision` (for NMS), and not this package.
+It needs torchvision (for NMS), but not this package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fcos.weights.archive import UnsafeFileError
 
 
 def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:
-    """Write a program, of a graph that was made with torchvision's NMS."""
+    """Write a program of a graph with torchvision's NMS."""
     content = io.BytesIO()  # PyTorch's own writer aborts the process where the disk is full
     with quiet():
         torch.export.save(program, content, extra_files={EXTRA_FILE: json.dumps(dict(metadata))})
@@ -31,17 +31,17 @@ def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:
 
 
 def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:
-    """Metadata and runner of a file; nothing in the file is run to find out what it is."""
+    """Metadata and runner of a file, without running code from it."""
     try:
         with quiet():
             program, metadata = read_program(path)
-            # Its guards refuse pictures of a single cell (32 pixels), which it computes rightly.
+            # Its guards refuse images of a single cell (32 pixels), which it computes correctly.
             module = program.module(check_guards=False)
     except UnsafeFileError as error:
         raise WeightsError(
             f"{path.name} cannot be opened as a program of torch.export: {error}", where=str(path), fix=GIVE
         ) from error
-    except Exception as error:  # zipfile's, json's and torch's kinds, and bare ones
+    except Exception as error:  # zipfile, json and torch each raise kinds of their own
         raise WeightsError(
             f"{path.name} cannot be opened as a program of torch.export: "
             f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}",

@@ -1,13 +1,12 @@
-"""Whether an exported file finds what the network finds, how long both take, and how large they are."""
+"""Whether an exported file gives the detections of the network, and how fast and large both are."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,10 +16,10 @@ from torchvision.ops import box_iou
 from fcos.predict.detections import Detections
 from fcos.predict.predictor import Predictor
 
-MOST_PIXELS = 0.5  # that a side of a box may differ by, original pixels
+MOST_PIXELS = 0.5  # difference of a side of a box, original pixels
 MOST_SCORE = 1e-3
-EQUAL_SCORES = 1e-5  # what two computations in float32 differ by
-AT_LIMIT = 1e-4  # the same for overlaps
+EQUAL_SCORES = 1e-5  # rounding of scores in float32
+AT_LIMIT = 1e-4  # and of overlaps
 ROUNDS = 7
 MOST_SECONDS = 60.0  # of timing
 SHOWN_PROBLEMS = 5
@@ -31,17 +30,17 @@ class Check:
     """An exported file beside the network.
 
     Attributes:
-        num_pictures: that both looked at.
+        num_pictures: images that both were run on.
         num_detections: of the network.
-        num_same: that the file found too.
-        num_ties: where equal scores, and so the last digits, decided between overlapping boxes.
-        most_pixels: by which a side of a box differs, of those.
-        most_score: by which a score differs, of those.
+        num_same: of those, that the file has too.
+        num_ties: differences that rounding explains: equal scores or overlaps at the threshold of NMS.
+        most_pixels: largest difference of a side of a box, of the same detections.
+        most_score: largest difference of a score, of the same detections.
         problems: detections that only one of them has, in words.
         before_ms: median time from file to detections, of the network.
-        after_ms: of the exported file.
+        after_ms: the same of the exported file.
         before_bytes: size of the model file.
-        after_bytes: of the exported file.
+        after_bytes: size of the exported file.
     """
 
     num_pictures: int
@@ -56,20 +55,16 @@ class Check:
     before_bytes: int
     after_bytes: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Difference:
-    """Two sets of detections of one picture.
+    """Two sets of detections of one image.
 
     Attributes:
-        pairs: index in the first and in the second, of the same.
-        only_first: index of those that the second lacks.
-        only_second: index of those that the first lacks.
-        num_ties: of the others, that the last digits decided.
+        pairs: indices of the same detection in the first and in the second.
+        only_first: indices of those that the second lacks.
+        only_second: indices of those that the first lacks.
+        num_ties: other differences, which rounding explains.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -78,12 +73,12 @@ class Difference:
     num_ties: int
 
 
-def check_export(before: Predictor, after: Predictor, pictures: Sequence[Path]) -> Check:
-    """Compare on pictures; the time is that of the first."""
+def check_export(before: Predictor, after: Predictor, images: Sequence[Path]) -> Check:
+    """Compare on images, and time both on the first."""
     num_detections = num_same = num_ties = 0
     most_pixels = most_score = 0.0
     problems: list[str] = []
-    for path in pictures:
+    for path in images:
         first, second = before.predict(path, 0.0), after.predict(path, 0.0)
         same = compare(first, second, before.config.nms_iou, agnostic_nms=before.config.agnostic_nms)
         num_detections += len(first)
@@ -92,11 +87,11 @@ def check_export(before: Predictor, after: Predictor, pictures: Sequence[Path]) 
         for i, j in same.pairs:
             most_pixels = max(most_pixels, float((first.boxes_xyxy[i] - second.boxes_xyxy[j]).abs().max()))
             most_score = max(most_score, float((first.scores[i] - second.scores[j]).abs()))
-        problems += [f"{path.name}: only PyTorch found {_say(first, i)}" for i in same.only_first]
-        problems += [f"{path.name}: only the file found {_say(second, j)}" for j in same.only_second]
-    before_ms, after_ms = latencies([before, after], pictures[0])
+        problems += [f"{path.name}: only in PyTorch: {_in_words(first, i)}" for i in same.only_first]
+        problems += [f"{path.name}: only in the file: {_in_words(second, j)}" for j in same.only_second]
+    before_ms, after_ms = latencies([before, after], images[0])
     return Check(
-        len(pictures),
+        len(images),
         num_detections,
         num_same,
         num_ties,
@@ -115,9 +110,9 @@ def compare(
 ) -> Difference:
     """Which detections are the same: class, box to `MOST_PIXELS`, score to `MOST_SCORE`.
 
-    Two computations differ in the last digits, and where scores or overlaps are equal up to these, they
-    decide: which of two overlapping boxes NMS keeps (and then which of their neighbours), and which
-    detections are the last of a full picture. Such detections are ties.
+    Two computations round differently. Where scores or overlaps are equal up to rounding, it decides which of
+    two overlapping boxes NMS keeps (and then which of their neighbours), and which detections are the last
+    within the limit of an image. Such detections are ties.
     """
     pixels = (first.boxes_xyxy[:, None] - second.boxes_xyxy[None]).abs().amax(dim=2)
     scores = (first.scores[:, None] - second.scores[None]).abs()
@@ -149,10 +144,10 @@ def _ties(
     nms_iou: float,
     agnostic_nms: bool,
 ) -> tuple[set[int], set[int]]:
-    """Those that only one has, and that follow from equal scores.
+    """Those that only one has, but that rounding explains.
 
-    Groups of overlapping ones that begin with equal scores, what overlaps another by just the limit of NMS,
-    and what has the score of the last of a full picture.
+    These are groups of overlapping detections whose best scores are equal, detections whose overlap with
+    another is the threshold of NMS, and those with the score of the last within the limit of the image.
     """
     overlap = box_iou(first.boxes_xyxy[only_first], second.boxes_xyxy[only_second])
     one_class = first.labels[only_first][:, None] == second.labels[only_second][None]
@@ -197,21 +192,21 @@ def _groups(linked: Tensor) -> list[tuple[list[int], list[int]]]:
     return groups
 
 
-def _say(found: Detections, index: int) -> str:
+def _in_words(found: Detections, index: int) -> str:
     box = ", ".join(f"{side:.1f}" for side in found.boxes_xyxy[index].tolist())
     return f"{found.class_name(index)} {float(found.scores[index]):.4f} at [{box}]"
 
 
-def latencies(detectors: Sequence[Predictor], picture: Path, rounds: int = ROUNDS) -> list[float]:
-    """Median ms of each from file to detections; in turn, so that all see the same machine."""
-    times: list[list[float]] = [[] for _ in detectors]
-    for detector in detectors:
-        detector.predict(picture, 0.0)
+def latencies(predictors: Sequence[Predictor], image: Path, rounds: int = ROUNDS) -> list[float]:
+    """Median ms of each from file to detections; in turn, so that all get the same share of the machine."""
+    times: list[list[float]] = [[] for _ in predictors]
+    for predictor in predictors:
+        predictor.predict(image, 0.0)
     began_at = time.perf_counter()
     for _ in range(rounds):
-        for detector, mine in zip(detectors, times, strict=True):
+        for predictor, mine in zip(predictors, times, strict=True):
             started_at = time.perf_counter()
-            detector.predict(picture, 0.0)
+            predictor.predict(image, 0.0)
             mine.append((time.perf_counter() - started_at) * 1000)
         if time.perf_counter() - began_at > MOST_SECONDS:
             break
@@ -224,8 +219,8 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def usual_pictures(folder: Path) -> list[Path]:
-    """Photographs that scikit-learn and matplotlib bring, written to a folder as JPEG files."""
+def sample_images(folder: Path) -> list[Path]:
+    """Photographs from scikit-learn and matplotlib, written to a folder as JPEG files."""
     from matplotlib.cbook import get_sample_data
     from sklearn.datasets import load_sample_image
 

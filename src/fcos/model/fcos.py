@@ -66,8 +66,15 @@ class FCOS(nn.Module):
                 bottom and right.
             sizes_hw: height, width of each image inside the padding.
         """
-        output: HeadOutput = self.head(self.pyramid(self.backbone(self.normalize(images, sizes_hw))))
+        output: HeadOutput = self.head(self.features(images, sizes_hw))
         return output
+
+    def features(
+        self, images: Real[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]
+    ) -> list[Tensor]:
+        """P3, P4, ... of padded images; arguments as above."""
+        levels: list[Tensor] = self.pyramid(self.backbone(self.normalize(images, sizes_hw)))
+        return levels
 
     def normalize(
         self, images: Real[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]

@@ -33,6 +33,20 @@ class HeadOutput(NamedTuple):
     quality: Float[Tensor, "batch points"] | None
 
 
+class LevelOutput(NamedTuple):
+    """Predictions of one level as maps, a cell for each point.
+
+    Attributes:
+        logits: class scores before sigmoid.
+        distances: ltrb in network input pixels, not negative.
+        quality: centerness or IoU before sigmoid; None without that branch.
+    """
+
+    logits: Float[Tensor, "batch classes height width"]
+    distances: Float[Tensor, "batch 4 height width"]
+    quality: Float[Tensor, "batch 1 height width"] | None
+
+
 class LevelNorms(nn.ModuleList):
     """A norm for each level; `Tower` chooses it."""
 
@@ -128,29 +142,29 @@ class Head(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> HeadOutput:
         """Predictions for P3, P4, ... concatenated over levels, row by row."""
-        logits, distances, quality = [], [], []
-        of_levels = zip(levels, self.scales, self.units, strict=True)
-        for index, (level, scale, unit) in enumerate(of_levels):
-            classification, box = self.classification_tower(level, index), self.box_tower(level, index)
-            logits.append(_flatten(self.logits(classification)))
-            sides, level_quality = self._sides_and_quality(classification, box)
-            raw = sides.float() * scale
-            positive = raw.relu() if self.box_activation == "relu" else raw.exp()
-            distances.append(_flatten(positive) * unit)
-            if level_quality is not None:
-                quality.append(_flatten(level_quality).squeeze(-1))
+        maps = [self.level(features, index) for index, features in enumerate(levels)]
+        quality = [_flatten(level.quality).squeeze(-1) for level in maps if level.quality is not None]
         return HeadOutput(
-            torch.cat(logits, dim=1),
-            torch.cat(distances, dim=1),
+            torch.cat([_flatten(level.logits) for level in maps], dim=1),
+            torch.cat([_flatten(level.distances) for level in maps], dim=1),
             torch.cat(quality, dim=1) if quality else None,
         )
+
+    def level(self, features: Float[Tensor, "batch channels height width"], index: int) -> LevelOutput:
+        """Predictions of one level, by its index."""
+        classification, box = self.classification_tower(features, index), self.box_tower(features, index)
+        sides, quality = self._sides_and_quality(classification, box)
+        raw = sides.float() * self.scales[index]
+        positive = raw.relu() if self.box_activation == "relu" else raw.exp()
+        return LevelOutput(self.logits(classification), positive * self.units[index], quality)
 
     def _sides_and_quality(self, classification: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
         """Raw distances and quality of a level."""
         if self.quality is None:
             return self.distances(box), None
-        if self.quality_tower == "classification":
-            return self.distances(box), self.quality(classification)
+        if self.quality_tower == "classification" or torch.compiler.is_compiling():
+            tower = box if self.quality_tower == "box" else classification
+            return self.distances(box), self.quality(tower)
         # One convolution with 5 outputs: a CPU computes 16 at a time, and 4 and 1 would take as long each.
         both = (self.distances, self.quality)
         weight = torch.cat([conv.weight for conv in both])

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fcos.config.conventions import PointPlace
+
+Size = int | torch.SymInt  # a number, or a formula while a graph is traced
 
 
 class PointGrid(NamedTuple):
@@ -63,16 +65,36 @@ def make_grid(
     """
     sizes = tuple((-(-image_hw[0] // stride), -(-image_hw[1] // stride)) for stride in strides)
     points, point_strides = [], []
-    for stride, (height, width) in zip(strides, sizes, strict=True):
-        offset, step_y, step_x = 0.5, stride, stride
-        if place == "corner":
-            offset, step_y, step_x = 0.0, image_hw[0] // height, image_hw[1] // width
-        y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * step_y
-        x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * step_x
-        rows, columns = torch.meshgrid(y, x, indexing="ij")
-        points.append(torch.stack([columns, rows], dim=-1).reshape(-1, 2))
-        point_strides.append(torch.full((height * width,), float(stride), device=device))
+    for stride, size in zip(strides, sizes, strict=True):
+        points.append(level_points(size, stride, image_hw, device, place=place))
+        point_strides.append(torch.full((size[0] * size[1],), float(stride), device=device))
     return PointGrid(torch.cat(points), torch.cat(point_strides), sizes)
+
+
+def level_points(
+    grid_hw: tuple[Size, Size],
+    stride: int,
+    image_hw: tuple[Size, Size],
+    device: torch.device | str = "cpu",
+    *,
+    place: PointPlace = "center",
+) -> Float[Tensor, "points 2"]:
+    """The points of one level, row by row.
+
+    Args:
+        grid_hw: height, width of its grid, cells.
+        stride: of the level, pixels.
+        image_hw: height, width of the (padded) image, pixels.
+        device: of the points.
+        place: see `make_grid`.
+    """
+    offset = 0.0 if place == "corner" else 0.5
+    sides: list[Tensor] = []
+    for cells, side in zip(grid_hw, image_hw, strict=True):
+        step: Any = side // cells if place == "corner" else stride
+        sides.append((torch.arange(cells, device=device, dtype=torch.float32) + offset) * step)
+    rows, columns = torch.meshgrid(sides, indexing="ij")
+    return torch.stack([columns.flatten(), rows.flatten()], dim=-1)
 
 
 def box_distances(

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from fcos.config.conventions import ClipBoxes, RankBy, Score, ThresholdOn
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid, distances_to_boxes
+
+INVALID = -1.0  # score of what is not a candidate
 
 
 class ImageDetections(NamedTuple):
@@ -97,14 +99,15 @@ class PostProcess:
             sizes_hw: height, width of each image inside the padding.
             original_sizes_hw: height, width of each image before resizing.
         """
-        found = []
-        for entered, scale, size in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
+        detections = []
+        for entered, scale, original in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
             kept = entered.of(self._suppress(entered))
             kept = kept._replace(boxes_xyxy=kept.boxes_xyxy * scale)
             if self.clip == "after_nms":
-                kept = self._solid(kept._replace(boxes_xyxy=self._clip(kept.boxes_xyxy, size)))
-            found.append(kept)
-        return found
+                boxes = self.clip_boxes(kept.boxes_xyxy, original)
+                kept = kept._replace(boxes_xyxy=boxes).of(self.stay(boxes))
+            detections.append(kept)
+        return detections
 
     def candidates(
         self,
@@ -124,19 +127,77 @@ class PostProcess:
         """Final score of every point and class; -1 where the threshold is not exceeded."""
         return self._scores_and_ranks(output)[0]
 
-    def _scores_and_ranks(self, output: HeadOutput) -> tuple[Tensor, Tensor]:
-        """Final scores, and what chooses the candidates of a level; both -1 below the threshold."""
-        class_scores = output.logits.float().sigmoid()
+    # The steps, of which an exported graph (`export/graph.py`) consists too. While that is traced, sizes are
+    # formulas that must not be compared: hence "...".
+
+    def scores_and_ranks(
+        self, logits: Float[Tensor, " ..."], quality: Float[Tensor, " ..."] | None
+    ) -> tuple[Float[Tensor, " ..."], Float[Tensor, " ..."]]:
+        """Final scores, and what the candidates of a level are ranked by; `INVALID` below the threshold.
+
+        Args:
+            logits: class scores before sigmoid.
+            quality: before sigmoid; None without that branch.
+        """
+        class_scores = logits.float().sigmoid()
         product = scores = class_scores
-        if output.quality is not None:
-            product = class_scores * output.quality.float().sigmoid()[..., None]
+        if quality is not None:
+            product = class_scores * quality.float().sigmoid()
             # sqrt: the scale of a probability again (2006.09214, section 3.3), same order as the product.
             scores = product.sqrt() if self.score == "sqrt" else product
         tested = {"class": class_scores, "product": product, "score": scores}[self.threshold_on]
         passes = tested > self.score_threshold
-        scores = torch.where(passes, scores, -1.0)
-        ranks = torch.where(passes, class_scores, -1.0) if self.rank_by == "class" else scores
+        scores = torch.where(passes, scores, INVALID)
+        ranks = torch.where(passes, class_scores, INVALID) if self.rank_by == "class" else scores
         return scores, ranks
+
+    def clip_before_nms(
+        self,
+        boxes: Float[Tensor, "... 4"],
+        resized: Float[Tensor, "... 4"],
+        original: Float[Tensor, "... 4"],
+    ) -> tuple[Float[Tensor, "... 4"], Float[Tensor, "... 4"]]:
+        """Boxes as NMS compares them, and their scale to the original image.
+
+        Args:
+            boxes: xyxy, network input pixels.
+            resized: `whwh` of the image in the network input, without padding.
+            original: `whwh` of the image before resizing.
+        """
+        scale = original / resized
+        if self.clip == "after_nms":
+            return boxes, scale
+        boxes = self.clip_boxes(boxes, resized)
+        return (boxes * scale, torch.ones_like(scale)) if self.clip == "original" else (boxes, scale)
+
+    def clip_boxes(
+        self, boxes: Float[Tensor, "... 4"], size: Float[Tensor, "... 4"]
+    ) -> Float[Tensor, "... 4"]:
+        """Boxes clipped to an image of this size, `whwh`."""
+        return torch.minimum(boxes.clamp(min=0), size - 1 if self.inclusive_boxes else size)
+
+    def stay(self, boxes: Float[Tensor, "... 4"]) -> Bool[Tensor, " ..."]:
+        """Which clipped boxes stay: those with an area, unless empty ones are kept.
+
+        Clipping leaves nothing of a box in the padding, and NMS would keep it: its IoU with others is 0.
+        """
+        if self.keep_empty:
+            return torch.ones_like(boxes[..., 0], dtype=torch.bool)
+        return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+
+    def compared_by_nms(
+        self, boxes: Float[Tensor, "... 4"], labels: Int64[Tensor, " ..."]
+    ) -> tuple[Float[Tensor, "... 4"], Int64[Tensor, " ..."]]:
+        """Boxes and labels that NMS is to compare."""
+        if self.inclusive_boxes:
+            boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1)
+        return boxes, torch.zeros_like(labels) if self.agnostic_nms else labels
+
+    # Image by image, with as many candidates as it has; the graph has the same number for each instead.
+
+    def _scores_and_ranks(self, output: HeadOutput) -> tuple[Tensor, Tensor]:
+        quality = None if output.quality is None else output.quality[..., None]
+        return self.scores_and_ranks(output.logits, quality)
 
     def _before_nms(
         self,
@@ -147,24 +208,15 @@ class PostProcess:
     ) -> Iterator[tuple[ImageDetections, Tensor, Tensor]]:
         """Of each image: what enters NMS; the scale of its boxes to the original, and its size (xyxy)."""
         scores, ranks = self._scores_and_ranks(output)
-        for i in range(len(sizes_hw)):
+        for i, (resized, original) in enumerate(zip(whwh(sizes_hw), whwh(original_sizes_hw), strict=True)):
             point, label = self._best_of_levels(ranks[i], grid.points_per_level)
             best = scores[i][point, label]
             boxes = distances_to_boxes(grid.points[point], output.distances[i].float()[point])
-            limit, original = (
-                sizes[i].flip(0).repeat(2).to(boxes.dtype) for sizes in (sizes_hw, original_sizes_hw)
-            )
-            scale = original / limit
-            found_at = torch.cat([grid.points[point] * scale[:2], grid.strides[point, None]], dim=1)
-            if self.clip != "after_nms":
-                boxes = self._clip(boxes, limit)
-                if self.clip == "original":
-                    boxes, scale = boxes * scale, torch.ones_like(scale)
+            in_original = grid.points[point] * (original / resized)[:2]
+            found_at = torch.cat([in_original, grid.strides[point, None]], dim=1)
+            boxes, scale = self.clip_before_nms(boxes, resized, original)
             entered = ImageDetections(boxes, best, label, found_at)
-            if self.clip != "after_nms":
-                # Clipping leaves nothing of what lies in the padding; the IoU of nothing would keep it all.
-                entered = self._solid(entered)
-            yield entered, scale, original
+            yield entered if self.clip == "after_nms" else entered.of(self.stay(boxes)), scale, original
 
     def _best_of_levels(self, ranks: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
         """Point and class index of the best candidates of each level."""
@@ -181,25 +233,18 @@ class PostProcess:
             first += len(level)
         return torch.cat(points), torch.cat(labels)
 
-    def _clip(self, boxes: Tensor, limit: Tensor) -> Tensor:
-        return torch.minimum(boxes.clamp(min=0), limit - 1 if self.inclusive_boxes else limit)
-
-    def _solid(self, found: ImageDetections) -> ImageDetections:
-        """Without the boxes that have no area."""
-        if self.keep_empty:
-            return found
-        return found.of((found.boxes_xyxy[:, 2:] > found.boxes_xyxy[:, :2]).all(dim=1))
-
     def _suppress(self, found: ImageDetections) -> Tensor:
         """Index of what NMS and the limit of the image leave."""
-        boxes, scores, labels, _ = found
-        if self.inclusive_boxes:
-            boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], dim=1)
-        if self.agnostic_nms:
-            labels = torch.zeros_like(labels)
+        scores = found.scores
+        boxes, labels = self.compared_by_nms(found.boxes_xyxy, found.labels)
         kept: Tensor = batched_nms(boxes, scores, labels, self.nms_iou)
         most = self.detections_per_image
         if self.keep_ties and len(kept) > most:
             most = int((scores[kept] >= scores[kept[most - 1]]).sum())
         kept = kept[:most]
         return kept.sort().values if self.inclusive_boxes else kept
+
+
+def whwh(sizes_hw: Int64[Tensor, "batch 2"]) -> Float[Tensor, "batch 4"]:
+    """Width, height, width, height of each image: what its boxes are clipped to and scaled by."""
+    return sizes_hw.flip(1).repeat(1, 2).float()

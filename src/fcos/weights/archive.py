@@ -1,4 +1,4 @@
-"""Files of torch, inspected before anything in them is read.
+"""Inspecting files of torch before anything in them is read.
 
 They are zip archives with a pickle in them. A pickle may name any function to call, so it is loaded with
 `weights_only`; an archive may unpack to more than the memory holds, so its sizes are added up first. (torch
@@ -27,14 +27,14 @@ MAX_JSON_BYTES = 16 * 2**20  # of what a model file says about itself
 
 
 class UnsafeFileError(ValueError):
-    """What a file wants that is not given to it, in words that follow "cannot be read: "."""
+    """Why a file is refused, in words that follow "cannot be read: "."""
 
 
 def parse_json(text: str | bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """JSON from a model file, in bounded memory.
 
     Raises:
-        UnsafeFileError: it is no JSON, nested too deeply, or larger than `max_bytes`.
+        UnsafeFileError: it is not JSON, nested too deeply, or larger than `max_bytes`.
     """
     if len(text) > max_bytes:
         raise UnsafeFileError(
@@ -44,7 +44,7 @@ def parse_json(text: str | bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:
         return json.loads(text)
     except RecursionError:
         raise UnsafeFileError("JSON that is nested too deeply") from None
-    except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits
+    except ValueError as error:  # not JSON, not UTF-8, a number with thousands of digits
         raise UnsafeFileError(str(error)) from None
 
 
@@ -73,7 +73,7 @@ def load_tensors(path: Path) -> Any:
     """The content of a file of `torch.save`: tensors and plain values, never code.
 
     Raises:
-        UnsafeFileError: it wants to run code, or is no such file.
+        UnsafeFileError: it would run code, or is not such a file.
         WeightsError: there is no such file.
     """
     check_regular(path, WeightsError)

@@ -43,7 +43,7 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> 
         Where the weights came from, for the log.
 
     Raises:
-        WeightsError: none can be had, or the file does not fit. Never goes on from random weights.
+        WeightsError: there are none, or the file does not fit. It never falls back to random weights.
     """
     if isinstance(source, str):
         _copy_into_body(backbone.body, classifier_from_file(name, Path(source)))
@@ -69,7 +69,7 @@ def pip_weights_file(name: str) -> Path | None:
 
 
 def classifier_from_file(name: str, path: Path) -> nn.Module:
-    """The whole timm classifier with the weights of a file, which may name its tensors otherwise.
+    """The whole timm classifier with the weights of a file, which may use other names.
 
     Tensors are matched by name, else one by one in order, if all agree in kind and shape.
     """

@@ -1,4 +1,4 @@
-"""A detector of another code base, written as a model file of ours."""
+"""Converting a detector of another code base to a model file."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def import_model(
     class_names: tuple[str, ...] | None = None,
     overwrite: bool = False,
 ) -> ModelCard:
-    """Write a detector as a model file of ours; returns its card.
+    """Write a detector as a model file, and return its card.
 
     Args:
         source: what `load_model` takes.
         output: the file to write.
         changes: `key=value`, where the file was trained with another configuration than its authors'; besides
             settings `channel_order=rgb` or `bgr`, which its network takes.
-        class_names: of the outputs, where the file does not say them.
-        overwrite: a file that is there.
+        class_names: of the outputs, if the file does not contain them.
+        overwrite: replace an existing file.
     """
     if output.suffix != ".safetensors":
         raise WeightsError(
-            f"{output} is no *.safetensors file", fix=f"give {output.with_suffix('.safetensors')}"
+            f"{output} is not a *.safetensors file", fix=f"give {output.with_suffix('.safetensors')}"
         )
     if output.exists() and not overwrite:
-        raise WeightsError(f"{output} is there already", fix="give another file, or --force")
+        raise WeightsError(f"{output} already exists", fix="give another file, or --force")
     check_writable(output)
     orders = [word.partition("=")[2] for word in changes if word.partition("=")[0] == CHANNEL_ORDER]
     if strange_orders := [order for order in orders if order not in get_args(ChannelOrder)]:

@@ -1,4 +1,4 @@
-"""A model file, ours or of another code base, to a network and its settings."""
+"""Loading a model file, ours or of another code base, as a network and its settings."""
 
 from __future__ import annotations
 
@@ -24,15 +24,12 @@ from fcos.weights.published.settings import ChannelOrder
 ExportFormat = Literal["onnx", "openvino", "torch"]
 OPENVINO_GRAPH = "model.xml"  # in its folder
 
-# More than any model needs; what a file asks for beyond it would only fill the memory.
+# More than any model needs; a file that asks for more would only fill the memory.
 MOST = {
     **{"view_size": 2**15, "short_side": 2**15, "fpn_channels": 2**14, "head_channels": 2**14},
     **{"head_convs": 64, "candidates_per_level": 10**6, "detections_per_image": 10**6},
 }
-
-
 MOST_LEVELS = 12
-
 
 # The settings that a model file carries: enough to build the model, feed it and read its output.
 MODEL_SETTINGS = (
@@ -106,10 +103,10 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
 
     Args:
         source: of the model.
-        channel_order: of the pixels that the network of the file takes, where it does not say so, or wrongly.
+        channel_order: of the pixels that the network takes, if the file does not say so or says it wrongly.
 
     Raises:
-        WeightsError: it cannot be read, does not fit what it says about itself, or would have to run code.
+        WeightsError: it cannot be read, does not fit its card, or would have to run code.
     """
     path = model_file_of(Path(source))
     if not is_published(path):
@@ -117,7 +114,7 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
         config = settings_of_card(card, path)
         check_fits(outline(config, len(card.class_names), path), tensors, path)
         model = build_model(config, len(card.class_names))
-        if channel_order == "bgr":  # ours take RGB: the first convolution is turned round
+        if channel_order == "bgr":  # ours take RGB: reverse the channels of the first convolution
             stem = next(key for key, value in tensors.items() if value.ndim == 4 and value.shape[1] == 3)
             tensors[stem] = tensors[stem].flip(1)
         load_tensors(model, tensors, path)
@@ -128,7 +125,7 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
     config = settings_of_card(card, path)
     tensors = file.tensors_for(outline(config, len(file.class_names), path).state_dict())
     model = build_model(config, len(file.class_names))
-    # Not the file's, but the model's own: pixel statistics, and counters of batch norm.
+    # Pixel statistics and counters of batch norm are not from the file, but the model's own.
     model.load_state_dict({**model.state_dict(), **{k: v for k, v in tensors.items() if not v.is_meta}})
     return LoadedModel(model.eval(), config, card, path, file.notes)
 
@@ -137,9 +134,9 @@ def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
     """The network without memory for its weights: a file may ask for any width, and this costs nothing.
 
     Raises:
-        WeightsError: there is no such network.
+        WeightsError: no such network can be built.
     """
-    # What is frozen makes no difference to the tensors, and is found by running the network.
+    # What is frozen does not change the tensors, but finding it runs the network.
     config = config.model_copy(update={"freeze_bn": False, "freeze_stages": 0})
     try:
         with torch.device("meta"):

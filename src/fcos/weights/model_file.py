@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from fcos.errors import WeightsError
 from fcos.files import check_regular, written
-from fcos.terminal import counted, is_printable
+from fcos.terminal import is_printable
 from fcos.weights.archive import UnsafeFileError, parse_json
 
 FORMAT_VERSION = 1
@@ -28,7 +30,6 @@ MAX_ID = 2**63 - 1
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 DTYPES = (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-LISTS = ("class_names", "category_ids")
 UPGRADE = "pip install --upgrade fcos-torch"
 GIVE = "give a *.safetensors file that `fcos train` wrote, a run folder, or a published weight file"
 
@@ -81,7 +82,7 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """The card and the tensors of a model file.
 
     Raises:
-        WeightsError: there is no such file, it is damaged, or its card makes no sense.
+        WeightsError: it does not exist, is damaged, or its card makes no sense.
     """
     if not os.path.lexists(path):
         raise WeightsError(f"there is no model file {path}", fix=GIVE)
@@ -105,70 +106,62 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
 
 def read_card(text: str, path: Path) -> ModelCard:
     """The card of a file from its JSON."""
+    return card_of(parse_card(text, path), path)
+
+
+def card_of(content: Any, path: Path) -> ModelCard:
+    """The card of a file from its parsed JSON.
+
+    Raises:
+        WeightsError: a newer version wrote it, or entries are wrong; all of them are listed.
+    """
+    check_version(content, "format_version", FORMAT_VERSION, path)
+    check_entries(content, ModelCard, ENTRIES, path)
+    names, ids = tuple(content["class_names"]), tuple(content["category_ids"])
+    if not len(names) == len(ids) > 0:
+        raise unreadable_card(path, f"{len(ids)} category_ids for {len(names)} classes")
+    return ModelCard(**{**content, "class_names": names, "category_ids": ids})
+
+
+# Cards of model files and of exported files -----------------------------------------------------------------
+
+
+def parse_card(text: str, path: Path) -> Any:
+    """The JSON of a card."""
     try:
-        return card_of(parse_json(text), path)
+        return parse_json(text)
     except UnsafeFileError as error:
         raise unreadable_card(path, str(error)) from None
 
 
-def card_of(content: Any, path: Path) -> ModelCard:
-    """The card of a file from what its JSON holds.
-
-    Raises:
-        WeightsError: it was written by a newer version, or holds what cannot be; all of it is named.
-    """
-    version = content.get("format_version") if isinstance(content, dict) else None
+def check_version(content: Any, key: str, newest: int, path: Path) -> None:
+    """Refuse a card without a version, or of a newer one than we know."""
+    version = content.get(key) if isinstance(content, dict) else None
     if not is_whole(version):
-        raise unreadable_card(path, "it has no format_version")
-    if version > FORMAT_VERSION:
+        raise unreadable_card(path, f"it has no {key}")
+    if version > newest:
         raise WeightsError(
             f"{path.name} was written by a newer version of fcos", where=str(path), fix=UPGRADE
         )
-    if wrong := list(_wrong_entries(content)):
+
+
+def check_entries(content: dict[str, Any], kind: type, entries: Mapping[str, Entry], path: Path) -> None:
+    """Refuse entries that the data class `kind` does not have, does not have enough of, or has otherwise."""
+    known = {entry.name: entry for entry in fields(kind)}
+    wrong = [f"{key!r} is not known" for key in content if key not in known]
+    for key, (is_right, words) in entries.items():
+        has_default = known[key].default is not MISSING or known[key].default_factory is not MISSING
+        if key not in content and not has_default:
+            wrong.append(f"{key} is missing")
+        elif key in content and not is_right(content[key]):
+            wrong.append(f"{key} {reprlib.repr(content[key])} is not {words}")
+    if wrong:
         raise unreadable_card(path, "; ".join(wrong))
-    names, ids = tuple(content["class_names"]), tuple(content["category_ids"])
-    return ModelCard(**{**content, "class_names": names, "category_ids": ids})
 
 
 def unreadable_card(path: Path, reason: str) -> WeightsError:
-    """The error for a file whose description of itself makes no sense."""
+    """The error for a card that makes no sense."""
     return WeightsError(f"the card of {path.name} cannot be read: {reason}", where=str(path), fix=GIVE)
-
-
-def _wrong_entries(card: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with each entry of a card, in words."""
-    known = [entry.name for entry in fields(ModelCard)]
-    yield from (f"{key!r} is not known" for key in card if key not in known)
-    yield from (f"{key} is missing" for key in ("settings", *LISTS) if key not in card)
-    names, ids = (card.get(key, []) for key in LISTS)
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        yield "class_names is not a list of text"
-    elif len(set(names)) < len(names):
-        yield "class_names has a name twice"
-    if not isinstance(ids, list) or not all(is_whole(number) and abs(number) <= MAX_ID for number in ids):
-        yield "category_ids is not a list of whole numbers"
-    elif isinstance(names, list) and (len(ids) != len(names) or not ids or len(set(ids)) < len(ids)):
-        classes = counted(len(names), "class", "classes")
-        yield f"{len(ids)} category_ids ({len(set(ids))} different) for {classes}"
-    settings = card.get("settings", {})
-    if not isinstance(settings, dict):
-        yield "settings is not an object"
-    elif not all(is_printable(value) for value in settings.values() if isinstance(value, str)):
-        yield "settings has control characters"
-    threshold = card.get("threshold", 0.0)
-    if not is_number(threshold) or not 0 <= threshold <= 1:
-        yield f"threshold {threshold!r} is not a number from 0 to 1"
-    metrics, versions = card.get("metrics", {}), card.get("versions", {})
-    if (
-        not isinstance(metrics, dict)
-        or not all(map(is_printable, metrics))
-        or not all(map(is_number, metrics.values()))
-    ):
-        yield "metrics is not numbers by name"
-    if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
-        yield "versions is not text by name"
-    if not isinstance(origin := card.get("origin", ""), str) or not is_printable(origin):
-        yield "origin is not text that can be shown"
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -181,8 +174,49 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value of JSON is text without control characters."""
+    return isinstance(value, str) and is_printable(value)
+
+
+def is_list_of(is_right: Callable[[Any], bool], value: object) -> bool:
+    """Whether a value of JSON is a list of such values."""
+    return isinstance(value, list) and all(map(is_right, value))
+
+
+def _is_table_of(is_right: Callable[[Any], bool], value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_text, value)) and all(map(is_right, value.values()))
+
+
+Entry = tuple[Callable[[Any], bool], str]  # whether a value is right, and what is right, in words
+ENTRIES: dict[str, Entry] = {
+    "settings": (
+        partial(_is_table_of, lambda value: not isinstance(value, str) or is_text(value)),
+        "an object with text that can be shown",
+    ),
+    "class_names": (
+        lambda value: (
+            is_list_of(lambda name: isinstance(name, str) and bool(name), value)
+            and len(set(value)) == len(value)
+        ),
+        "a list of different names",
+    ),
+    "category_ids": (
+        lambda value: (
+            is_list_of(lambda number: is_whole(number) and abs(number) <= MAX_ID, value)
+            and len(set(value)) == len(value)
+        ),
+        "a list of different whole numbers",
+    ),
+    "threshold": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "metrics": (partial(_is_table_of, is_number), "numbers by name"),
+    "versions": (partial(_is_table_of, lambda value: isinstance(value, str)), "text by name"),
+    "origin": (is_text, "text that can be shown"),
+}
+
+
 def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not numbers: a network of NaN detects nothing, without a word."""
+    """Refuse weights that are not numbers: a network of NaN would silently detect nothing."""
     strange = [key for key, value in tensors.items() if not _is_plain(value)]
     if strange:
         value = tensors[strange[0]]
@@ -205,13 +239,13 @@ def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Whether a tensor has numbers in memory of its own, not one that stands for a billion."""
+    """Whether a tensor stores all of its numbers, instead of one that is repeated a billion times."""
     is_dense = value.dtype in DTYPES and value.layout == torch.strided and not value.is_meta
     return is_dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put the tensors of a file into a model; refuses a file that does not fit exactly."""
+    """Load the tensors of a file into a model that they fit exactly."""
     check_fits(model, tensors, path)
     model.load_state_dict(dict(tensors))
 

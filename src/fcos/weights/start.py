@@ -1,4 +1,4 @@
-"""Detectors taken over: written as a model file of ours, or as the start of a training."""
+"""Starting a training from a detector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fcos.weights.published.download import coco_file
 from fcos.weights.published.layouts import layout_of
 from fcos.weights.published.opening import is_published, open_state
 
-# What a training decides itself: how many detections are worth measuring does not belong to the weights.
+# Settings of the training itself: how many detections are evaluated does not depend on the weights.
 NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image")
 # The weights of one class each.
 CLASS_TENSORS = ("head.logits.weight", "head.logits.bias")
@@ -37,10 +37,10 @@ def find_start(config: TrainConfig) -> LoadedModel | None:
 
 
 def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig, list[str]]:
-    """The settings with those of a detector wherever the user gave none, and what changed, in words.
+    """The settings, with those of a detector where the user gave none, and what changed, in words.
 
     Raises:
-        ConfigError: what the user gave does not go together with what was adopted.
+        ConfigError: the user's settings conflict with the adopted ones.
     """
     keys = [key for key in MODEL_SETTINGS if key not in NOT_ADOPTED]
     changes = {
@@ -60,7 +60,7 @@ def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig
 def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> list[str]:
     """Put a detector's weights into a model of other classes; returns the classes that both know.
 
-    The outputs of those classes are taken over by name, the others keep their fresh weights.
+    The outputs of those classes are copied by name; the others keep their fresh weights.
     """
     fresh, tensors = model.state_dict(), dict(start.model.state_dict())
     known = [name for name in class_names if name in start.card.class_names]
