@@ -88,7 +88,7 @@ def fuse_convolutions(network: nn.Module, levels: Sequence[int]) -> nn.Module:
 
     Args:
         network: in evaluation mode, images to a list of features.
-        levels: indices of the features that are wanted; None stands for the others.
+        levels: indices of the features that are used; the others become None.
     """
     try:
         traced = fx.GraphModule(network, _Tracer().trace(network))
@@ -132,7 +132,7 @@ class _Tracer(fx.Tracer):
 
 
 def _leave_out_others(traced: fx.GraphModule, levels: Sequence[int]) -> None:
-    """Features that nobody wants need no memory, and may be overwritten."""
+    """Features that nobody reads need no memory, and may be overwritten."""
     output = next(node for node in traced.graph.nodes if node.op == "output")
     features = [feature if i in levels else None for i, feature in enumerate(output.args[0])]
     output.args = (features,)
@@ -164,11 +164,8 @@ def _fuse(traced: fx.GraphModule) -> None:
         else:
             activation = None
         in_place = shortcut is not None and _may_be_overwritten(shortcut, replaced, module_of)
-        modules[str(node.target)] = fused = FusedConv2d(
-            conv,
-            activation or ("none", []),
-            in_place=in_place,
-        )
+        fused = FusedConv2d(conv, activation or ("none", []), in_place=in_place)
+        modules[str(node.target)] = fused
         traced.set_submodule(str(node.target), fused)
         if len(replaced) > 1:
             with traced.graph.inserting_after(replaced[-1]):

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PRIOR = (
-    0.01  # probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1)
-)
+# Probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1).
+PRIOR = 0.01
 
 
 class HeadOutput(NamedTuple):
