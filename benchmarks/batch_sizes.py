@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from fcos import Detector
-from fcos.cpu.inference import for_inference
 from fcos.cpu.memory import keep_freed_memory
+from fcos.cpu.predicting import for_predicting
 from fcos.model.fcos import FCOS
 
 SIZES_HW = [(224, 320), (320, 448), (480, 640), (800, 1088)]
@@ -46,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
 
     keep_freed_memory()
-    network = for_inference(Detector.load(args.model, device="cpu").model)
+    network = for_predicting(Detector.load(args.model, device="cpu").model)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for size_hw in SIZES_HW:

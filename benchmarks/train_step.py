@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from fcos.config import load_config
 from fcos.cpu.memory import keep_freed_memory
+from fcos.cpu.training import for_training
 from fcos.model.build import build_assigner, build_loss, build_model
 from fcos.train.optimizer import build_optimizer
 
@@ -59,7 +60,7 @@ def padded(size: int) -> int:
 def our_step(args: argparse.Namespace) -> Callable[[], float]:
     changes = dict(change.split("=", 1) for change in args.set)
     config = load_config({"model": args.model, "pretrain": False, **changes})
-    model = build_model(config, NUM_CLASSES).to(memory_format=torch.channels_last).train()
+    model = for_training(build_model(config, NUM_CLASSES).to(memory_format=torch.channels_last)).train()
     assign, loss, optimizer = build_assigner(config), build_loss(config), build_optimizer(config, model)
     images, boxes, labels = make_input(args)
     height, width = padded(args.height), padded(args.width)

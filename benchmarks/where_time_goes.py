@@ -27,8 +27,9 @@ from train_step import NUM_CLASSES, make_input, padded
 
 from fcos.config import load_config
 from fcos.cpu import winograd
-from fcos.cpu.inference import for_inference
 from fcos.cpu.memory import keep_freed_memory
+from fcos.cpu.predicting import for_predicting
+from fcos.cpu.training import for_training
 from fcos.data.batch import GroundTruth, Sample, collate
 from fcos.data.build import build_eval_transform
 from fcos.data.image import read_image
@@ -80,7 +81,7 @@ def predict(args: argparse.Namespace, per_second: float) -> None:
     config = load_config({"model": args.model, "pretrain": False})
     model = build_model(config, NUM_CLASSES).eval().to(memory_format=torch.channels_last)
     fast, transform, postprocess = (
-        for_inference(model),
+        for_predicting(model),
         build_eval_transform(config),
         build_postprocess(config),
     )
@@ -113,7 +114,7 @@ def predict(args: argparse.Namespace, per_second: float) -> None:
 
 def train(args: argparse.Namespace, per_second: float) -> None:
     config = load_config({"model": args.model, "pretrain": False})
-    model = build_model(config, NUM_CLASSES).to(memory_format=torch.channels_last).train()
+    model = for_training(build_model(config, NUM_CLASSES).to(memory_format=torch.channels_last)).train()
     assign, loss, optimizer = build_assigner(config), build_loss(config), build_optimizer(config, model)
     images, boxes, labels = make_input(args)
     height, width = padded(args.height), padded(args.width)

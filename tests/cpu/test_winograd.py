@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fcos.config import load_config
 from fcos.cpu import winograd
-from fcos.cpu.winograd import Conv3x3, conv3x3, conv3x3_ahead, pays, transform_weight
-from fcos.model.build import build_model
+from fcos.cpu.winograd import conv3x3, conv3x3_ahead, pays, transform_weight
 
 
 def error(found: Tensor, exact: Tensor, scale: Tensor | None = None) -> float:
@@ -117,22 +115,6 @@ def test_only_what_is_asked_for_has_a_gradient() -> None:
 LARGE = torch.zeros(1, 192, 60, 60).contiguous(memory_format=torch.channels_last)
 
 
-def test_large_convolutions_go_that_way_and_learn_the_same() -> None:
-    conv = Conv3x3(192, 192)
-    plain = nn.Conv2d(192, 192, 3, padding=1)
-    plain.load_state_dict(conv.state_dict())
-    x = torch.randn(LARGE.shape, generator=torch.Generator().manual_seed(0))
-    x = x.contiguous(memory_format=torch.channels_last)
-    assert pays(x, conv)
-    results = [layer(x) for layer in (conv, plain)]
-    assert "Winograd" in type(results[0].grad_fn).__name__
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-    for result in results:
-        result.square().mean().backward()
-    for ours, theirs in zip(conv.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
-
-
 def test_an_activation_in_place_may_follow() -> None:
     x, weight, bias = tensors(1, 4, 5, 9, 10)
     inputs = x, weight, bias
@@ -140,35 +122,6 @@ def test_an_activation_in_place_may_follow() -> None:
     wanted = torch.autograd.grad(F.conv2d(*inputs, padding=1).relu().square().sum(), inputs)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_a_whole_network_learns_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = build_model(load_config({"model": "fcos_r18", "pretrain": False}), 3).train()
-    model = model.to(memory_format=torch.channels_last)
-    images = torch.rand(1, 3, 480, 544, generator=torch.Generator().manual_seed(0)) * 255
-    images = images.contiguous(memory_format=torch.channels_last)
-    called: list[tuple[int, ...]] = []
-    convolve = winograd._convolve
-
-    def counted(x: Tensor, *others: Tensor | None) -> Tensor:
-        called.append(tuple(x.shape))
-        return convolve(x, *others)
-
-    monkeypatch.setattr(winograd, "_convolve", counted)
-    gradients: list[dict[str, Tensor]] = []
-    for channels in (64, 10**6):  # 64: nearly every 3x3 convolution, those of the backbone too
-        monkeypatch.setattr(winograd, "LEAST_CHANNELS", channels)
-        before = len(called)
-        output = model(images, torch.tensor([[480, 544]]))
-        (output.logits.square().mean() + output.distances.mean()).backward()
-        assert (len(called) > before + 20) == (channels == 64)
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-        model.zero_grad()
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, ours in gradients[0].items():
-        theirs = gradients[1][name]
-        assert float((ours - theirs).norm()) < 1e-3 * float(theirs.norm()) + 1e-7, name
 
 
 @pytest.mark.parametrize(
@@ -191,10 +144,8 @@ def test_any_other_convolution_stays_as_it_is(x: Tensor, conv: nn.Conv2d) -> Non
     assert not pays(x, conv)
 
 
-def test_not_in_mixed_precision_nor_where_the_network_is_traced() -> None:
-    conv = Conv3x3(192, 192)
+def test_not_in_mixed_precision() -> None:
+    conv = nn.Conv2d(192, 192, 3, padding=1)
+    assert pays(LARGE, conv)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not pays(LARGE, conv)
-        assert conv(LARGE).dtype == torch.bfloat16
-    program = torch.export.export(conv, (LARGE,))
-    assert [str(n.target) for n in program.graph.nodes if n.op == "call_function"] == ["aten.conv2d.default"]

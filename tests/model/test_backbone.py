@@ -5,12 +5,12 @@ import copy
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcos.errors import ConfigError
 from fcos.model.backbone import Backbone
-from fcos.model.frozen_norm import FoldedConv2d, FoldedNorm, fold_frozen_norms
+from fcos.model.frozen_norm import FrozenBatchNorm
 
 
 def randomise_norms(module: nn.Module, seed: int = 0) -> None:
@@ -122,7 +122,7 @@ def test_frozen_norms_stay_frozen_in_training() -> None:
     sum(feature.sum() for feature in features).backward()
     assert all(value.equal(before[key]) for key, value in backbone.state_dict().items())
     norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
-    assert not any(norm.training for norm in norms)
+    assert {type(norm) for norm in norms} == {FrozenBatchNorm}
     assert all(parameter.grad is None for norm in norms for parameter in norm.parameters())
     assert backbone.body.conv_stem.weight.grad is not None
     assert backbone.training
@@ -132,112 +132,27 @@ def test_norms_train_if_they_are_told_to() -> None:
     backbone = Backbone("resnet18", freeze_bn=False, freeze_stages=0)
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     assert all(module.training for module in backbone.modules())
-    assert not any(isinstance(module, FoldedConv2d) for module in backbone.modules())
+    assert not any(isinstance(module, FrozenBatchNorm) for module in backbone.modules())
 
 
-# Folding --------------------------------------------------------------------------------------------------
+# Frozen norms ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv2_100", "resnet18", "resnet50"])
-def test_folding_changes_neither_features_nor_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folded = Backbone(name, freeze_stages=0).double()
-    monkeypatch.setattr("fcos.model.backbone.fold_frozen_norms", lambda network: 0)
-    plain = Backbone(name, freeze_stages=0).double()
-    randomise_norms(plain)
-    folded.load_state_dict(plain.state_dict())
-    assert sum(isinstance(module, FoldedConv2d) for module in folded.modules()) == sum(
-        isinstance(module, _BatchNorm) for module in plain.modules()
-    )
-
-    images = torch.rand(1, 3, 70, 50, dtype=torch.float64)  # padding as in TensorFlow depends on the size
-    results = []
-    for backbone in (plain.train(), folded.train()):
-        features = backbone(images)
-        sum(feature.square().mean() for feature in features).backward()
-        gradients = {key: p.grad for key, p in backbone.named_parameters() if p.requires_grad}
-        results.append((features, gradients))
-    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
-
-
-def test_folding_keeps_the_names_and_places_of_tensors() -> None:
+def test_freezing_keeps_the_names_and_places_of_tensors() -> None:
     original = timm.create_model("tf_efficientnet_lite0", features_only=True)
     assert list(Backbone("tf_efficientnet_lite0").body.state_dict()) == list(original.state_dict())
 
 
-def test_a_copy_of_a_folded_network_uses_its_own_norms() -> None:
-    backbone = Backbone("resnet18").eval()
-    twin = copy.deepcopy(backbone)
-    images = torch.rand(1, 3, 64, 64)
-    before = backbone(images)
-    assert all(a.equal(b) for a, b in zip(twin(images), before, strict=True))
-    randomise_norms(twin)
-    assert all(a.equal(b) for a, b in zip(backbone(images), before, strict=True))
-    assert not any(a.equal(b) for a, b in zip(twin(images), before, strict=True))
-
-
-def test_an_activation_inside_a_norm_is_kept() -> None:
-    norms = [module for module in Backbone("mobilenetv2_100").modules() if isinstance(module, FoldedNorm)]
-    negative = -torch.ones(1, 1, 1, 1)
-    assert {type(norm.act).__name__ for norm in norms} == {"ReLU6", "Identity"}
-    assert {norm(negative.clone()).item() for norm in norms} == {0.0, -1.0}
-
-
-class Toy(nn.Module):
-    """A convolution and a norm, wired in one way or another."""
-
-    def __init__(self, wiring: str) -> None:
-        super().__init__()
-        self.wiring = wiring
-        mode = "reflect" if wiring == "reflect" else "zeros"
-        self.conv = nn.Conv2d(3, 3, 3, padding=1, padding_mode=mode)
-        self.norm = nn.BatchNorm2d(3, affine=wiring != "not affine")
-        self.eval()
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        y = self.conv(x)
-        if self.wiring == "activation in place":
-            y = y.relu_()
-        if self.wiring == "norm twice":
-            return [self.norm(y), self.norm(x)]
-        if self.wiring == "convolution twice":
-            return [self.norm(y), self.conv(x)]
-        if self.wiring == "shortcut":
-            return [self.norm(y) + y]
-        return [self.norm(y)]
-
-
-@pytest.mark.parametrize(
-    ("wiring", "folded"),
-    [
-        ("one after the other", 1),
-        ("shortcut", 0),
-        ("activation in place", 0),
-        ("norm twice", 0),
-        ("convolution twice", 0),
-        ("reflect", 0),
-        ("not affine", 0),
-    ],
-)
-def test_only_a_norm_right_behind_a_convolution_is_folded(wiring: str, folded: int) -> None:
-    toy = Toy(wiring)
-    if wiring != "not affine":
-        randomise_norms(toy)
-    images = torch.rand(1, 3, 8, 8)
-    before = toy(images)
-    assert fold_frozen_norms(toy) == folded
-    torch.testing.assert_close(toy(images), before)
-
-
-def test_a_network_whose_shortcuts_start_before_the_norm_is_left_as_it_is() -> None:
-    # Pre-activation: the output of a convolution goes into a norm and into a shortcut.
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18", "xception65p"])
+def test_features_are_those_of_timm_in_evaluation_mode(name: str) -> None:
     torch.manual_seed(0)
-    original = timm.create_model("xception65p", features_only=True).eval()
+    original = timm.create_model(name, features_only=True).double().eval()
     randomise_norms(original)
-    backbone = Backbone("xception65p").eval()
+    backbone = Backbone(name).double().train()
     backbone.body.load_state_dict(original.state_dict())
-    images = torch.rand(1, 3, 64, 64)
-    for a, b in zip(backbone(images), original(images)[2:], strict=True):
-        torch.testing.assert_close(a, b)
+    images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), [original(images)[level] for level in backbone.levels])
 
 
 # Of published weights -------------------------------------------------------------------------------------

@@ -94,20 +94,3 @@ def test_fresh_convolutions_have_no_bias_and_caffe2s_xavier_weights() -> None:
         assert conv.bias is not None
         assert (conv.bias == 0).all()
         assert 0.5 * limit < conv.weight.abs().max() <= limit
-
-
-def test_gradients_of_levels_of_one_cell_are_right_in_bfloat16() -> None:
-    torch.manual_seed(0)
-    pyramid = FeaturePyramid([8, 8, 8], 16, 5)
-    features = [torch.randn(1, 8, size, size) for size in (4, 2, 1)]
-
-    def gradient() -> Tensor:
-        return torch.autograd.grad(pyramid(features)[-1].float().square().sum(), pyramid.extra[1].weight)[0]
-
-    wanted = gradient()
-    for _ in range(20):
-        dirty = [torch.full((size,), float("nan")) for size in range(500, 10_000, 100)]
-        del dirty  # the memory that comes next is full of it
-        with torch.autocast("cpu", torch.bfloat16):
-            found = gradient()
-        torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05 * wanted.abs().max().item())

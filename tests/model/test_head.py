@@ -118,9 +118,9 @@ def test_without_quality_branch_there_is_no_quality() -> None:
 @pytest.mark.parametrize(
     ("options", "kinds"),
     [
-        ({"norm": "gn"}, ["Conv3x3", "GroupNorm", "ReLU"] * 2),
-        ({"norm": "bn"}, ["Conv3x3", "BatchNorm2d", "ReLU"] * 2),
-        ({"norm": "none"}, ["Conv3x3", "ReLU"] * 2),
+        ({"norm": "gn"}, ["Conv2d", "GroupNorm", "ReLU"] * 2),
+        ({"norm": "bn"}, ["Conv2d", "BatchNorm2d", "ReLU"] * 2),
+        ({"norm": "none"}, ["Conv2d", "ReLU"] * 2),
         ({"conv": "separable"}, ["Conv2d", "Conv2d", "GroupNorm", "ReLU"] * 2),
     ],
 )

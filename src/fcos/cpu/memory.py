@@ -1,8 +1,10 @@
-"""Memory of feature maps: kept by the process when it is freed, on Linux.
+"""Keep the memory of freed feature maps in the process, on Linux.
 
-glibc gives every block of more than 32 MiB back to the system as soon as it is freed, and smaller ones when
+glibc returns every block of more than 32 MiB to the system as soon as it is freed, and smaller ones when
 enough of them lie at the end of the heap. The next feature map of the same size then costs a page fault for
-every 4 KiB: an eighth of the processor time of a training of `fcos_mobilenetv2` was spent in the system.
+every 4 KiB.
+
+Worth: a training step of `fcos_mobilenetv2` takes 1.3 times as long without it (0.59 instead of 0.44 s).
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell the allocator to keep what is freed; whether it does.
+    """Tell the allocator to keep what is freed; returns whether it does.
 
-    For processes that are ours: it changes the allocator of the whole process. The peak stays about the same,
-    but memory that was needed once is not given back before the end.
+    Only for processes of our own, since it changes the allocator of the whole process. The peak stays about
+    the same, but memory that was needed once is returned only when the process ends.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,7 +1,7 @@
-"""Calls of oneDNN, the library under PyTorch's convolutions on CPUs, that do more than `F.conv2d`.
+"""Calls of oneDNN, the library behind PyTorch's convolutions on CPUs, that do more than `F.conv2d`.
 
-They are those that `torch.compile` makes on CPUs, and not part of PyTorch's public interface: `is_available`
-looks for them, and without them everything stays as it was.
+`torch.compile` makes the same calls on CPUs. They are not part of PyTorch's public interface: `is_available`
+checks for them, and without them convolutions stay plain. `fuse` and `winograd` say what they are worth.
 """
 
 from __future__ import annotations

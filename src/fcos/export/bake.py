@@ -6,60 +6,37 @@ size of the input (TensorFlow's padding), is computed once.
 
 from __future__ import annotations
 
-import copy
-from typing import TypeVar
-
-import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
-from fcos.model.frozen_norm import FoldedConv2d, FoldedNorm
+from fcos.cpu.fold import folded
+from fcos.model.fcos import FCOS
 
-Network = TypeVar("Network", bound=nn.Module)
 
-
-def baked(network: Network) -> Network:
+def baked(model: FCOS) -> FCOS:
     """A copy in evaluation mode on the CPU, of plain layers, that gives the same.
 
     Its input must have sides that divide by 32: padding "as TensorFlow" is constant then.
     """
-    network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if (plain := _plain(child)) is not None:
-                setattr(parent, name, plain)
+    network = folded(model).cpu()
+    for name, module in list(network.named_modules()):
+        if isinstance(module, Conv2dSame):
+            network.set_submodule(name, _padded(module))
     return network
 
 
-def _plain(module: nn.Module) -> nn.Module | None:
-    """The plain layer instead of one of ours; None where it is plain already."""
-    if isinstance(module, FoldedConv2d):
-        return _plain_conv(module, *module.folded(), same=module.pads_same)
-    if isinstance(module, FoldedNorm):
-        activation: nn.Module | None = getattr(module, "act", None)
-        return activation if activation is not None else nn.Identity()
-    if isinstance(module, Conv2dSame):
-        return _plain_conv(module, module.weight, module.bias, same=True)
-    return None
-
-
-def _plain_conv(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None, *, same: bool) -> nn.Module:
-    """A convolution of the same shape; TensorFlow's padding as a layer of its own before it."""
+def _padded(conv: Conv2dSame) -> nn.Module:
+    """A convolution with TensorFlow's padding, as a layer of its own where the two sides differ."""
     plain = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,  # type: ignore[arg-type]
         conv.stride,  # type: ignore[arg-type]
-        0 if same else conv.padding,  # type: ignore[arg-type]
+        0,
         conv.dilation,  # type: ignore[arg-type]
         conv.groups,
-        bias is not None,
     )
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        plain.bias = nn.Parameter(bias, requires_grad=False)
-    if not same:
-        return plain
+    plain.weight, plain.bias = conv.weight, conv.bias
     shape = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
     (top, bottom), (left, right) = (_same_padding(*side) for side in shape)
     if (top, left) == (bottom, right):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcos.errors import ConfigError
-from fcos.model.frozen_norm import fold_frozen_norms
+from fcos.model.frozen_norm import freeze_norms
 
 STRIDES = (8, 16, 32)
 
@@ -56,24 +56,15 @@ class Backbone(nn.Module):
         info: Any = self.body.feature_info
         self.levels = [info.reduction().index(stride) for stride in STRIDES]
         self.channels: list[int] = [info.channels()[level] for level in self.levels]
-        self._frozen_norms: list[nn.Module] = []  # not registered: a list is no child
         _check_features(self, name)
         if freeze_stages:
             _freeze_up_to(self.body, info.reduction().index(2 ** (freeze_stages + 1)))
-        norms = [module for module in self.body.modules() if isinstance(module, _BatchNorm)]
         if freeze_bn:
-            for norm in norms:
-                norm.requires_grad_(False)
-            fold_frozen_norms(self)
-        self._frozen_norms = [norm for norm in norms if not any(p.requires_grad for p in norm.parameters())]
+            for module in self.body.modules():
+                if isinstance(module, _BatchNorm):
+                    module.requires_grad_(False)
+        freeze_norms(self.body)
         self.train()
-
-    def train(self, mode: bool = True) -> Backbone:
-        """As usual, but frozen batch norm stays in evaluation mode."""
-        super().train(mode)
-        for norm in self._frozen_norms:
-            norm.eval()
-        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """C3, C4, C5 of normalised images."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64, Real
+from jaxtyping import Float, Int64, Real
 from torch import Tensor, nn
 
 from fcos.config.conventions import PointPlace
@@ -82,25 +82,5 @@ class FCOS(nn.Module):
         """Pixels minus mean over std; the padding is 0 after normalisation, as all peers have it."""
         rows = torch.arange(images.shape[2], device=images.device) < sizes_hw[:, :1]
         columns = torch.arange(images.shape[3], device=images.device) < sizes_hw[:, 1:]
-        if images.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling():
-            return self._normalize_rows(images, rows, columns)
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
         return (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std * inside
-
-    def _normalize_rows(
-        self,
-        images: Real[Tensor, "batch 3 height width"],
-        rows: Bool[Tensor, "batch height"],
-        columns: Bool[Tensor, "batch width"],
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """The same numbers for channels last, row by row and in one memory: a quarter of the time.
-
-        torch goes through the three values of a pixel in a loop of its own where they meet a mean of shape
-        (3, 1, 1).
-        """
-        batch, _, height, width = images.shape
-        dtype = self.pixel_mean.dtype
-        lines = images.permute(0, 2, 3, 1).reshape(batch, height, 3 * width).to(dtype, copy=True)
-        lines.sub_(self.pixel_mean.flatten().repeat(width)).div_(self.pixel_std.flatten().repeat(width))
-        lines.mul_(rows[:, :, None].to(dtype)).mul_(columns.to(dtype).repeat_interleave(3, dim=1)[:, None])
-        return lines.view(batch, height, width, 3).permute(0, 3, 1, 2)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from fcos.cpu.winograd import Conv3x3
 
 
 class FeaturePyramid(nn.Module):
@@ -32,11 +29,11 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         self.extra_from = extra_from
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-        self.output = nn.ModuleList(Conv3x3(channels, channels) for _ in in_channels)
+        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         widths = [channels] * (num_levels - len(in_channels))
         if widths and extra_from == "c5":
             widths[0] = in_channels[-1]
-        self.extra = nn.ModuleList(CoarserLevel(c, channels, 3, stride=2, padding=1) for c in widths)
+        self.extra = nn.ModuleList(nn.Conv2d(c, channels, 3, stride=2, padding=1) for c in widths)
         for conv in [*self.lateral, *self.output, *self.extra]:
             nn.init.kaiming_uniform_(conv.weight, a=1)  # as the official code ("Xavier" of Caffe2)
             nn.init.zeros_(conv.bias)
@@ -54,20 +51,3 @@ class FeaturePyramid(nn.Module):
             coarse = conv(coarse if i == 0 else F.relu(coarse))
             levels.append(coarse)
         return levels
-
-
-class CoarserLevel(nn.Conv2d):
-    """The convolution to the next extra level.
-
-    torch 2.14 leaves a part of the weight gradient of a bfloat16 convolution with stride 2 unset on CPUs
-    where its input is a single cell (P6 in pictures of up to 64 pixels): it holds whatever was in that
-    memory, NaN or 1e34. That case is computed in float32.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Conv2d`."""
-        half_on_cpu = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if half_on_cpu and torch.is_grad_enabled() and input.shape[2:] == (1, 1):
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(input.float())
-        return super().forward(input)

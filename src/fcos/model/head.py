@@ -8,15 +8,11 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fcos.cpu.winograd import Conv3x3
-
-PRIOR = (
-    0.01  # probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1)
-)
+# Probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1).
+PRIOR = 0.01
 
 
 class HeadOutput(NamedTuple):
@@ -153,30 +149,18 @@ class Head(nn.Module):
     def level(self, features: Float[Tensor, "batch channels height width"], index: int) -> LevelOutput:
         """Predictions of one level, by its index."""
         classification, box = self.classification_tower(features, index), self.box_tower(features, index)
-        sides, quality = self._sides_and_quality(classification, box)
-        raw = sides.float() * self.scales[index]
+        raw = self.distances(box).float() * self.scales[index]
         positive = raw.relu() if self.box_activation == "relu" else raw.exp()
+        quality = None
+        if self.quality is not None:
+            quality = self.quality(classification if self.quality_tower == "classification" else box)
         return LevelOutput(self.logits(classification), positive * self.units[index], quality)
-
-    def _sides_and_quality(self, classification: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Raw distances and quality of a level."""
-        if self.quality is None:
-            return self.distances(box), None
-        if self.quality_tower == "classification" or torch.compiler.is_compiling():
-            tower = box if self.quality_tower == "box" else classification
-            return self.distances(box), self.quality(tower)
-        # One convolution with 5 outputs: a CPU computes 16 at a time, and 4 and 1 would take as long each.
-        both = (self.distances, self.quality)
-        weight = torch.cat([conv.weight for conv in both])
-        bias = torch.cat([conv.bias for conv in both if conv.bias is not None])
-        output = F.conv2d(box, weight, bias, padding=self.distances.padding)
-        return output[:, :4], output[:, 4:]
 
 
 def _conv_block(channels_in: int, channels: int, conv: str, norm: str, num_levels: int) -> list[nn.Module]:
     layers: list[nn.Module]
     if conv == "plain":
-        layers = [Conv3x3(channels_in, channels)]
+        layers = [nn.Conv2d(channels_in, channels, 3, padding=1)]
     else:
         layers = [
             nn.Conv2d(channels_in, channels_in, 5, padding=2, groups=channels_in, bias=False),

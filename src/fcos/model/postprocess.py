@@ -62,8 +62,8 @@ class PostProcess:
             quality, or the final score.
         score: final score: the square root of the product of class score and quality, or the product.
         rank_by: the best candidates of a level are those of the best final score, or class score.
-        clip: boxes are cut to the resized picture, or to the original one, before NMS, which leaves out
-            what lies in the padding; or to the original one after NMS.
+        clip: boxes are clipped to the resized image, or to the original one, before NMS, which drops those in
+            the padding; or to the original one after NMS.
         keep_empty: boxes that clipping leaves without area stay.
         inclusive_boxes: sides are last pixels (official code): they end at width - 1, NMS adds 1 to widths
             and heights, and detections come in the order of the candidates, level by level.

@@ -19,6 +19,7 @@ from fcos.data.splits import select
 from fcos.errors import WeightsError
 from fcos.model.build import build_postprocess
 from fcos.model.postprocess import ImageDetections
+from fcos.predict.backend import fastest_copy
 from fcos.predict.detect import detect
 from fcos.weights.load import LoadedModel, load_model, model_file_of
 
@@ -56,7 +57,7 @@ class SecondLook:
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
-        self.model = loaded.model.to(device)
+        self.model = fastest_copy(loaded.model.to(device))
         self.config = loaded.config.model_copy(update={"num_workers": 0, "nbatch_eval": 1})
         self.postprocess = build_postprocess(self.config)
 

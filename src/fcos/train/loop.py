@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from fcos.config import TrainConfig
-from fcos.cpu.inference import for_inference
+from fcos.cpu.training import for_training
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
 from fcos.data.build import build_eval_loader, build_train_loader
@@ -23,6 +23,7 @@ from fcos.metrics.coco import measure
 from fcos.metrics.rows import ROW, Rows
 from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
+from fcos.predict.backend import fastest_copy
 from fcos.predict.detect import detect, gather, result_rows, results_json
 from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
@@ -95,11 +96,12 @@ class Trainer:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
         self.ema = Ema(self.model, config.ema_decay) if config.ema_decay else None
+        # `network` is what runs in training (made fast, compiled, wrapped); `model` is the module that it
+        # shares weights with, and what is evaluated and saved.
+        network: Any = for_training(self.model) if self.fabric.device.type == "cpu" else self.model
         if config.activation_checkpointing:
-            recompute_activations(self.model)
-        # `network` is what runs in training (compiled, wrapped); `model` is the module that it shares
-        # weights with, and what is evaluated and saved.
-        network: Any = torch.compile(self.model) if config.compile else self.model
+            recompute_activations(network)
+        network = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.fabric.setup(network, build_optimizer(config, self.model))
         self.take_step = OptimizerStep(
             self.fabric, config, self.model, self.network, self.optimizer, self.schedule, self.run
@@ -264,7 +266,7 @@ class Trainer:
         self.model.eval()  # with activation_checkpointing parts of it run in its copy
         with loading(loader) as batches:
             found = detect(
-                for_inference(self.evaluated_model),
+                fastest_copy(self.evaluated_model),
                 self.postprocess,
                 batches,
                 on_batch=self.display.evaluating(-(-len(annotations) // world)),

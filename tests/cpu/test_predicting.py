@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from fcos.config import load_config
-from fcos.cpu.fused import FusedConv2d, fuse_convolutions, fuse_layers
-from fcos.cpu.inference import for_inference
-from fcos.cpu.one_by_one import OneByOne
+from fcos.cpu.first_layers import OneByOne
+from fcos.cpu.fuse import FusedConv2d, fuse_convolutions, fuse_layers
+from fcos.cpu.predicting import for_predicting
 from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
-from fcos.model.frozen_norm import FoldedConv2d
+from fcos.model.frozen_norm import FrozenBatchNorm
 
 from ..model.test_backbone import randomise_norms
 
@@ -53,7 +53,7 @@ def fused_convolutions(module: nn.Module) -> list[FusedConv2d]:
 )
 def test_predictions_are_those_of_the_network(settings: dict[str, Any]) -> None:
     model = make(**settings)
-    fast = for_inference(model)
+    fast = for_predicting(model)
     for size_hw in ((96, 64), (64, 160)):
         for wanted, found in zip(predictions(model, size_hw), predictions(fast, size_hw), strict=True):
             tolerance = 2e-5 * max(1.0, float(wanted.abs().max()))
@@ -62,14 +62,14 @@ def test_predictions_are_those_of_the_network(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("backbone", ["resnet50", "tf_efficientnet_lite0", "mobilenetv2_100"])
 def test_no_norm_and_no_separate_activation_is_left_in_the_backbone(backbone: str) -> None:
-    body = for_inference(make(backbone=backbone)).backbone.body
+    body = for_predicting(make(backbone=backbone)).backbone.body
     left = {type(module).__name__ for module in body.modules() if not list(module.children())}
     assert left <= {"FusedConv2d", "MaxPool2d"}
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "tf_efficientnet_lite0", "mobilenetv2_100"])
-def test_first_layers_see_one_picture_and_the_others_the_batch(backbone: str) -> None:
-    body = for_inference(make(backbone=backbone)).backbone.body
+def test_first_layers_see_one_image_and_the_others_the_batch(backbone: str) -> None:
+    body = for_predicting(make(backbone=backbone)).backbone.body
     (first,) = [part for part in body.modules() if isinstance(part, OneByOne)]
     in_first = set(fused_convolutions(first))
     sizes: dict[bool, set[int]] = {True: set(), False: set()}
@@ -89,7 +89,7 @@ def test_first_layers_see_one_picture_and_the_others_the_batch(backbone: str) ->
 
 
 class TwoPaths(nn.Module):
-    """Two maps lead to the coarser levels: there is no place to put pictures together."""
+    """Two maps lead to the coarser levels: there is no place to put images together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def test_a_network_of_two_paths_stays_in_one_part() -> None:
 
 
 def test_a_shortcut_is_overwritten_unless_it_is_a_feature_that_is_put_out() -> None:
-    body = for_inference(make()).backbone.body
+    body = for_predicting(make()).backbone.body
     assert sum(conv.in_place for conv in fused_convolutions(body)) == 7  # the first shortcut is a pooling's
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
@@ -120,8 +120,8 @@ def test_a_shortcut_is_overwritten_unless_it_is_a_feature_that_is_put_out() -> N
 def test_the_network_itself_stays_as_it_was() -> None:
     model = make()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    for_inference(model)
-    assert any(isinstance(module, FoldedConv2d) for module in model.modules())
+    for_predicting(model)
+    assert any(isinstance(module, FrozenBatchNorm) for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -141,7 +141,7 @@ class Doubtful(nn.Module):
 
 
 class Branching(Doubtful):
-    """Takes another way for every picture: fx cannot follow it."""
+    """Takes another way for every image: fx cannot follow it."""
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return super().forward(x) if x.sum() > 0 else [self.first(x)]
