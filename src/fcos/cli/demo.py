@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcos.cli.device import device_option
-from fcos.cli.nms import agnostic_nms_option
+from fcos.cli.options import agnostic_nms_option, device_option
 from fcos.errors import FcosError
 from fcos.files import is_hidden
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from fcos.cli.eval import run_config
-from fcos.cli.nms import agnostic_nms_option
+from fcos.cli.options import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.errors import FcosError
 
@@ -102,8 +102,10 @@ def command(
     With --int8 its AP is measured on annotations instead. Where it falls by more than --max-ap-loss, parts of
     the network stay in float32, found by trying; if that does not help nothing is written.
     """
+    from fcos.data.samples import photographs
     from fcos.export.make import check_path, default_path, export_model
     from fcos.files import written
+    from fcos.predict.sources import find_pictures
     from fcos.weights.load import load_model
 
     loaded = load_model(model)
@@ -113,8 +115,8 @@ def command(
     check_path(path, name, overwrite=force)
     if not int8 and (calibrate or list_):
         raise FcosError("--calibrate and --list are for --int8", fix="add --int8, or leave them out")
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = _pictures(check_on, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:  # for images that are downloaded
+        pictures = find_pictures(check_on, Path(folder)) if check_on else photographs()
         click.echo(f"writing {path} ...", err=True)
         if int8:
             source = Measured(list_, root, skip_invalid)
@@ -207,14 +209,6 @@ def _search_as_dict(found: Search | None) -> dict[str, Any]:
     if found is None:
         return {}
     return {"ap_before": found.ap_before, "ap_after": found.chosen.ap, "in_float32": found.chosen.left_out}
-
-
-def _pictures(words: tuple[str, ...], folder: Path) -> list[Path]:
-    """Those that the words mean; without words those of pip, written to `folder`."""
-    from fcos.export.verify import usual_pictures
-    from fcos.predict.sources import find_pictures
-
-    return find_pictures(words, folder) if words else usual_pictures(folder)
 
 
 def _checked(loaded: LoadedModel, path: Path, pictures: list[Path]) -> Check:

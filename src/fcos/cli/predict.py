@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from fcos.cli.device import device_of, device_option
-from fcos.cli.nms import agnostic_nms_option
-from fcos.cli.output import json_option, print_json
-from fcos.cli.progress import progress_bar
+from fcos.cli.options import agnostic_nms_option, device_of, device_option
+from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import DatasetError, OutputError
 from fcos.files import check_writable, reason_of, write_bytes
 from fcos.terminal import counted, printable_line

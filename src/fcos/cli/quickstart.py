@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from fcos.cli.options import overrides_argument
 from fcos.cli.output import json_option, print_json
-from fcos.cli.overrides import overrides_argument
 from fcos.files import check_writable
 
 NUM_DRAWN = 12
@@ -52,7 +52,7 @@ def command(
 ) -> None:
     """Train, measure and look at a small detector in five minutes, offline.
 
-    Handwritten digits on photographs, which pip has brought already, are made into an ordinary data set;
+    Handwritten digits on photographs are made into an ordinary data set;
     a small model learns to find them; pictures that it has never seen are measured and drawn. KEY=VALUE
     changes a setting, as for `fcos train`.
     """
@@ -72,7 +72,8 @@ def command(
             print_json({"folder": out, "pictures_train": num_train, "pictures_eval": num_eval})
         return
 
-    from fcos.cli.train import result_of, train_and_draw
+    from fcos.cli.train import result_of
+    from fcos.report.after_training import train_and_draw
 
     config = load_config(out / "train.json", [*_proposed(out, overrides), *overrides])
     run = train_and_draw(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fcos.cli.device import device_option
+from fcos.cli.options import device_option
 from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable
 from fcos.terminal import printable_line

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.options import overrides_argument
 from fcos.cli.output import json_option, print_json
-from fcos.cli.overrides import overrides_argument
 from fcos.cli.predict import is_first_process
 from fcos.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fcos.config import TrainConfig
     from fcos.train.run import Run
 
 EPILOG = """\b
@@ -73,23 +72,14 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
         source = output
     config = load_config(source, overrides)
 
+    from fcos.report.after_training import train_and_draw  # brings torch: a wrong setting is answered at once
+
     run = train_and_draw(config)
     if as_json and is_first_process():
         print_json(result_of(run))
     elif run.finished and is_first_process():
         show_result(run.folder)
     raise click.exceptions.Exit(run.exit_code)  # not 0 if a signal stopped it
-
-
-def train_and_draw(config: TrainConfig) -> Run:
-    """Train; curves and report once it has finished."""
-    from fcos.report.after_training import draw_run
-    from fcos.train.run import train  # brings torch: a wrong setting is answered at once
-
-    run = train(config)
-    if run.trained:
-        draw_run(run.folder, run.trained)
-    return run
 
 
 def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -222,18 +221,3 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of all files of a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def usual_pictures(folder: Path) -> list[Path]:
-    """Photographs that scikit-learn and matplotlib bring, written to a folder as JPEG files."""
-    from matplotlib.cbook import get_sample_data
-    from sklearn.datasets import load_sample_image
-
-    paths = []
-    for name in ("china.jpg", "flower.jpg"):
-        paths.append(folder / name)
-        Image.fromarray(load_sample_image(name)).save(paths[-1], quality=95)
-    with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as photo:
-        paths.append(folder / "grace_hopper.jpg")
-        photo.convert("RGB").save(paths[-1], quality=95)
-    return paths

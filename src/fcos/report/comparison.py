@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.errors import DatasetError
 from fcos.files import write_text
-from fcos.metrics.analysis import TIDE_ERRORS, Analysis, analyse
+from fcos.metrics.analysis import Analysis, analyse
 from fcos.metrics.coco import result_array
 from fcos.metrics.comparison import Comparison, Delta, compare_results
 from fcos.metrics.confusion import rows_by_image
@@ -24,28 +23,11 @@ from fcos.report.examples import Example, Picture
 from fcos.report.gallery import picture_key, tally
 from fcos.report.page import template
 from fcos.report.run_folder import FinishedRun
-from fcos.report.tables import ERROR_MEANINGS, NUMBERS, boxes_of_numbers
+from fcos.report.tables import NUMBERS, boxes_of_numbers, error_rows
 
 MAX_PICTURES = 24
 # Where a run was made says nothing about its result.
 NOT_COMPARED = frozenset(("run_folder", "load", "save", "save_steps", "device", "num_workers", "tensorboard"))
-
-
-@dataclass(frozen=True)
-class ErrorChange:
-    """AP50 that a kind of error costs in both runs; the shares are lengths of bars."""
-
-    name: str
-    meaning: str
-    first: float
-    second: float
-    first_share: float
-    second_share: float
-
-    @property
-    def change(self) -> float:
-        """Second minus first."""
-        return self.second - self.first
 
 
 def write_comparison(
@@ -75,7 +57,7 @@ def write_comparison(
         ],
         num_resamples=compared.num_resamples,
         classes=compared.classes,
-        errors=_error_changes(before, after),
+        errors=error_rows(before, after),
         charts=_charts([first.folder, second.folder]),
         settings=_different_settings(first.config, second.config),
         thresholds=(before.threshold, after.threshold),
@@ -141,16 +123,6 @@ def _verdict(compared: Comparison) -> str:
     if not ap.is_significant:
         return f"No difference that is more than chance: AP changed by {interval}."
     return f"B is {'better' if ap.change > 0 else 'worse'}: AP changed by {interval}."
-
-
-def _error_changes(before: Analysis, after: Analysis) -> list[ErrorChange]:
-    """Largest change first."""
-    largest = max(1e-9, *before.error_costs.values(), *after.error_costs.values())
-    rows = []
-    for kind in TIDE_ERRORS:
-        costs = [max(0.0, analysis.error_costs[kind]) for analysis in (before, after)]
-        rows.append(ErrorChange(*ERROR_MEANINGS[kind], *costs, *(cost / largest for cost in costs)))
-    return sorted(rows, key=lambda row: -abs(row.change))
 
 
 def _charts(runs: Sequence[Path]) -> list[Chart]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -83,24 +84,37 @@ def percent(value: float | None, nothing: str = "–") -> str:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A kind of TIDE's errors; `share` is the length of its bar."""
+    """A kind of TIDE's errors: the AP50 that it costs in one or two evaluations.
+
+    Attributes:
+        shares: lengths of the bars.
+        count: such errors that the first evaluation shows.
+        change: from the first evaluation to the second; of a single one its cost.
+    """
 
     name: str
     meaning: str
-    cost: float
+    costs: tuple[float, ...]
+    shares: tuple[float, ...]
     count: int
-    share: float
+    change: float
 
 
-def error_rows(analysis: Analysis) -> list[ErrorRow]:
-    """TIDE's errors, the most expensive first."""
-    costs = {kind: max(0.0, analysis.error_costs[kind]) for kind in TIDE_ERRORS}
-    largest = max(*costs.values(), 1e-9)
+def error_rows(*analyses: Analysis) -> list[ErrorRow]:
+    """TIDE's errors, the largest cost or change first."""
+    costs = {kind: [max(0.0, one.error_costs[kind]) for one in analyses] for kind in TIDE_ERRORS}
+    largest = max(1e-9, *chain.from_iterable(costs.values()))
     rows = [
-        ErrorRow(*ERROR_MEANINGS[kind], cost, analysis.shown.error_counts[kind], cost / largest)
-        for kind, cost in costs.items()
+        ErrorRow(
+            *ERROR_MEANINGS[kind],
+            tuple(of_kind),
+            tuple(cost / largest for cost in of_kind),
+            analyses[0].shown.error_counts[kind],
+            of_kind[-1] - sum(of_kind[:-1]),
+        )
+        for kind, of_kind in costs.items()
     ]
-    return sorted(rows, key=lambda row: -row.cost)
+    return sorted(rows, key=lambda row: -abs(row.change))
 
 
 @dataclass(frozen=True)
