@@ -48,8 +48,10 @@ def add_options(parser: argparse.ArgumentParser, main: Callable[..., None]) -> N
         hint, (*_, text) = hints[name], ("",)
         if hasattr(hint, "__metadata__"):
             hint, text = hint.__origin__, hint.__metadata__[0]
+        if type(None) in get_args(hint):  # `int | None`
+            hint = get_args(hint)[0]
         is_list = get_origin(hint) is list
-        [kind, *_] = [part for part in get_args(hint) if part is not type(None)] or [hint]
+        kind = get_args(hint)[0] if is_list else hint
         how: dict[str, Any] = {"help": text, "default": parameter.default}
         if parameter.default is parameter.empty:
             how = {"help": text, "required": True}

@@ -49,9 +49,10 @@ ODD_VALUES: tuple[Any, ...] = (
 )
 # fmt: off
 ODD_WORDS = (
-    b"nan", b"inf", b"-1", b"0", b"1e999", b"99999999999999999999", b"4294967296", b"9" * 5000, b"null", b"",
-    b"\x00", b"\xff\xfe", b"\x1b]0;t\x07", b"../../../../etc/passwd", b"/dev/zero", b"%s%n", b"'\"<&>", b"\n", b"\r",
-    b"\t", b" ", b",", b":", b"[", b"{", b"*a", b"&a", b"!!python/object:os.system", b"\xe2\x80\xa8",
+    b"nan", b"inf", b"-1", b"0", b"1e999", b"99999999999999999999", b"4294967296", b"9" * 5000, b"null",
+    b"", b"\x00", b"\xff\xfe", b"\x1b]0;t\x07", b"../../../../etc/passwd", b"/dev/zero", b"%s%n", b"'\"<&>",
+    b"\n", b"\r", b"\t", b" ", b",", b":", b"[", b"{", b"*a", b"&a", b"!!python/object:os.system",
+    b"\xe2\x80\xa8",
 )
 # fmt: on
 
