@@ -1,4 +1,4 @@
-"""`fcos analyze`: the curves of runs, as numbers and as a picture."""
+"""`fcos analyze`: the curves of runs, as numbers and as an image."""
 
 from __future__ import annotations
 

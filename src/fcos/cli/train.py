@@ -1,4 +1,4 @@
-"""`fcos train`: from a train.json, or from a folder by way of a proposed one."""
+"""`fcos train`: train from a train.json, or from a folder with a proposed one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  fcos train pictures/                      proposes a train.json, writes it and trains
+  fcos train images/                        proposes a train.json, writes it and trains
   fcos train train.json                     trains with a config file
   fcos train train.json epochs=24 lr_base=0.02
   fcos train train.json load=true           resumes where the run stopped
@@ -47,15 +47,15 @@ Examples:
 def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Train a detector.
 
-    TRAIN_JSON holds the settings; KEY=VALUE changes one for this training. A FOLDER of pictures with boxes
-    needs none: a train.json is proposed from data and machine, written, and used.
+    TRAIN_JSON holds the settings; KEY=VALUE changes one for this training. For a
+    FOLDER of images with boxes, a train.json is proposed from the data and the machine, written, and used.
     """
     from fcos.cli.init import print_proposal, write_proposal
     from fcos.config import check_keys, load_config
 
     if "=" in source.name and not source.exists():
         raise ConfigError(
-            f"{source} is a setting; the first word is a train.json or a folder",
+            f"{source} is a setting; the first argument must be a train.json or a folder",
             where="command line",
             fix=f"fcos train train.json {' '.join(map(str, (source, *overrides)))}",
         )
@@ -83,7 +83,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
 
 
 def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
-    """The twelve numbers of the best epoch, what the run left, and what to do next."""
+    """Print the twelve numbers of the best epoch, the files of the run, and what to do next."""
     from fcos.metrics.coco import summary_of
     from fcos.report.curves import read_metrics
 
@@ -103,7 +103,7 @@ def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
 
 
 def left_in(folder: Path) -> list[tuple[str, Path]]:
-    """What a run left to look at and to use, in words and as files."""
+    """The result files of a run, by what they are."""
     names = {"report": "report.html", "curves": "curves.png", "model": "best.safetensors"}
     if not (folder / names["model"]).is_file():
         names["model"] = "last.safetensors"  # nothing was measured
@@ -111,9 +111,9 @@ def left_in(folder: Path) -> list[tuple[str, Path]]:
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """What a training left: its folder, its model, and the numbers of the best epoch.
+    """The result of a training: its folder, its model, and the numbers of the best epoch.
 
-    None: `epoch` and `metrics` where nothing was measured, `model` where the run was stopped before it.
+    `epoch` and `metrics` are None where nothing was evaluated, `model` where the run was stopped before.
     """
     from fcos.metrics.coco import named_numbers
     from fcos.report.curves import read_metrics

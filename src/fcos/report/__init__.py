@@ -1,1 +1,1 @@
-"""Pictures for people: `boxes` (on a photograph), `curves` (of trainings), `report` (all; `templates/`)."""
+"""Pages and images for people: `page` (a run), `comparison` (two runs), `curves`, and their `templates/`."""

@@ -1,4 +1,4 @@
-"""One page that compares two runs on the same pictures."""
+"""One page that compares two runs on the same images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_comparison(
     """Write the page.
 
     Raises:
-        DatasetError: the runs measured different pictures or boxes, or nothing.
+        DatasetError: the runs were evaluated on different images or boxes, or not at all.
     """
     first_results, second_results = _results_of(first), _results_of(second)
     check_same_pictures(first, second)
@@ -70,7 +70,7 @@ def write_comparison(
 def _results_of(run: FinishedRun) -> Results:
     if run.results is None:
         raise DatasetError(
-            "there is nothing to compare: the run measured nothing",
+            "there is nothing to compare: the run was not evaluated",
             where=f'file {run.folder / "config.json"}, "list_eval"',
             fix="train with list_eval",
         )
@@ -86,12 +86,12 @@ def check_same_pictures(first: FinishedRun, second: FinishedRun) -> None:
         raise DatasetError("the two runs have different classes", where=where, fix=fix)
     paths = [[record.path.name for record in annotations] for annotations in (one, other)]
     if paths[0] != paths[1]:
-        raise DatasetError("the two runs were measured on different pictures", where=where, fix=fix)
+        raise DatasetError("the two runs were evaluated on different images", where=where, fix=fix)
     same_places = np.array_equal(one.first_box, other.first_box) and np.array_equal(
         one.boxes_xyxy, other.boxes_xyxy
     )
     if not same_places or _class_of_boxes(one) != _class_of_boxes(other):
-        raise DatasetError("the pictures of the two runs are annotated differently", where=where, fix=fix)
+        raise DatasetError("the images of the two runs are annotated differently", where=where, fix=fix)
 
 
 def _class_of_boxes(annotations: Annotations) -> list[str]:
@@ -99,7 +99,7 @@ def _class_of_boxes(annotations: Annotations) -> list[str]:
 
 
 def _in_ids_of(annotations: Annotations, theirs: Annotations, results: Results) -> Rows:
-    """A run's results with the image and category ids of other annotations of the same pictures."""
+    """A run's results with the image and category ids of other annotations of the same images."""
     rows = result_array(theirs, results).copy()
     category_of = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
     category_ids = {
@@ -116,12 +116,12 @@ def _verdict(compared: Comparison) -> str:
     """The first thing that one wants to know."""
     ap: Delta = compared.deltas[0]
     if ap.change is None:
-        return "There is nothing to find in these pictures."
+        return "These images hold no objects."
     if ap.margin is None:
-        return f"AP changed by {100 * ap.change:+.1f}; these are too few pictures to say whether by chance."
+        return f"AP changed by {100 * ap.change:+.1f}; with so few images nothing says whether by chance."
     interval = f"{100 * ap.change:+.1f} ± {100 * ap.margin:.1f}"
     if not ap.is_significant:
-        return f"No difference that is more than chance: AP changed by {interval}."
+        return f"No significant difference: AP changed by {interval}."
     return f"B is {'better' if ap.change > 0 else 'worse'}: AP changed by {interval}."
 
 
@@ -152,7 +152,7 @@ def _different_settings(first: TrainConfig, second: TrainConfig) -> list[tuple[s
 def _examples(
     annotations: Annotations, before: Analysis, after: Analysis, compared: Comparison, most: int
 ) -> list[Example]:
-    """Pictures whose F1 changed, largest change first."""
+    """Images whose F1 changed, largest change first."""
     change = compared.f1_change
     images = [int(image) for image in np.argsort(-np.abs(change), kind="stable")[:most] if change[image]]
     rows_of = [rows_by_image(annotations, analysis.rows) for analysis in (before, after)]

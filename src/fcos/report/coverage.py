@@ -45,7 +45,7 @@ class CoverageFacts:
     Attributes:
         share: of the objects.
         num_pictures: that were looked at, of `num_all_pictures`.
-        size: that pictures are resized to, in words.
+        size: that images are resized to, in words.
         reasons: reason, meaning, number of objects.
         by_class: classes with such objects, most first.
     """

@@ -1,4 +1,4 @@
-"""How trainings went: their `metrics.jsonl` as arrays and as one picture."""
+"""How trainings went: their `metrics.jsonl` as arrays and as one image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures inside of a page: small JPEGs with boxes over them, and crops.
+"""Images inside of a page: small JPEGs with boxes over them, and crops.
 
 The boxes are SVG, so that a page can hide them by score, and say more where the mouse is.
 """
@@ -21,23 +21,23 @@ from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import xyxy_of
 from fcos.predict.draw import class_colour, readable_on
 
-LONGEST_SIDE = 480  # of an example picture, pixels
+LONGEST_SIDE = 480  # of an example image, pixels
 CROP_SIDE = 170  # of a crop
 CROP_MARGIN = 0.6  # of the box's longer side, on each side of it
 JPEG_QUALITY = 75
 LEAST_SCORE = 0.05  # of a detection that the threshold slider can bring up
-FEW_OBJECTS = 8  # with more in a picture, their labels are smaller
-MAX_DETECTIONS = 60  # of an example picture
+FEW_OBJECTS = 8  # with more in an image, their labels are smaller
+MAX_DETECTIONS = 60  # of an example image
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box on a picture, in its pixels, with its label.
+    """A box on an image, in its pixels, with its label.
 
     Attributes:
         text: the label.
         title: what it says where the mouse is.
-        text_x, text_y, text_anchor: where the label goes so that it is inside of the picture.
+        text_x, text_y, text_anchor: where the label goes so that it is inside of the image.
         score: of a detection; None for ground truth.
         found_with: score of the detection that found this object, -1 if none did; None for detections, and
             for objects that nobody has to find.
@@ -66,7 +66,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Pane:
-    """One view of a picture: ground truth, or what a detector found."""
+    """One view of an image: ground truth, or what a detector found."""
 
     title: str
     boxes: tuple[Box, ...]
@@ -74,7 +74,7 @@ class Pane:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with its views.
+    """An image with its views.
 
     Attributes:
         key: unique in the page.
@@ -102,7 +102,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of a picture with one box in it, and the example that shows the whole picture, if one does.
+    """A piece of an image with one box in it, and the example that shows the whole image, if one does.
 
     Attributes:
         annotated: what is annotated around there.
@@ -119,7 +119,7 @@ class Crop:
 
 
 class Picture:
-    """A small copy of a picture, and how to bring boxes into it."""
+    """A small copy of an image, and how to bring boxes into it."""
 
     def __init__(self, record: Record, annotations: Annotations) -> None:
         self.record, self.annotations = record, annotations
@@ -131,7 +131,7 @@ class Picture:
         self.font_size = max(self.small.size) / (34 if crowded else 26)
 
     def box(self, box_xyxy: Any, label: int, text: str, title: str = "", **more: Any) -> Box:
-        """A box of the original picture."""
+        """A box of the original image."""
         scaled = np.asarray(box_xyxy) * self.scale
         return place_box(
             scaled, text, title or text, class_colour(label), self.small.size, self.font_size, **more
@@ -141,7 +141,7 @@ class Picture:
         """What is there.
 
         Args:
-            first_box: index of the first box of this picture among all.
+            first_box: index of the first box of this image among all.
             told: of boxes among all, why they were missed.
             analysis: to mark what was missed; None: all are drawn alike.
         """
@@ -187,7 +187,7 @@ class Picture:
         return Pane(title, tuple(boxes))
 
     def example(self, key: str, panes: Sequence[Pane], threshold: float, **more: Any) -> Example:
-        """The picture with these views."""
+        """The image with these views."""
         return Example(
             key=key,
             name=self.record.path.name,
@@ -202,7 +202,7 @@ class Picture:
         )
 
     def crop(self, box_xyxy: NDArray[np.float64], label: int, caption: str, example: str | None) -> Crop:
-        """The surroundings of a box of the original picture."""
+        """The surroundings of a box of the original image."""
         x1, y1, x2, y2 = (float(side) for side in box_xyxy)
         margin = max(CROP_MARGIN * max(x2 - x1, y2 - y1), 8)
         window = (
@@ -241,9 +241,9 @@ def place_box(
     font_size: float,
     **more: Any,
 ) -> Box:
-    """A box cut to a picture of this size (width, height), with its label inside of the picture."""
+    """A box cut to an image of this size (width, height), with its label inside of the image."""
     x1, y1, x2, y2 = (round(float(side), 1) for side in np.clip(box_xyxy, 0, (*size, *size)))
-    is_right = x1 > 0.7 * size[0]  # its label would run out of the picture: it ends at the box's right side
+    is_right = x1 > 0.7 * size[0]  # its label would run out of the image: it ends at the box's right side
     return Box(
         x=x1,
         y=y1,
@@ -261,7 +261,7 @@ def place_box(
 
 
 def jpeg_of(image: Image.Image) -> str:
-    """A picture as a base64 JPEG."""
+    """An image as a base64 JPEG."""
     content = io.BytesIO()
     image.save(content, "JPEG", quality=JPEG_QUALITY)
     return base64.b64encode(content.getvalue()).decode()

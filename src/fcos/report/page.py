@@ -62,12 +62,12 @@ def write_report(
         run: folder with metrics.jsonl and config.json; its data.json and model file are used where they are.
         annotations: of the evaluation, with sizes as the data check leaves them; of the training where
             nothing was measured.
-        results: what the best model found in them, as `metrics.coco.evaluate_detections` takes it; None:
+        results: detections of the best model, as `metrics.coco.evaluate_detections` takes it; None:
             nothing was measured, and the page is about the training alone.
         cards: of the data sets; None: those of data.json in the run folder.
         out: the file to write; None: report.html in the run folder.
         max_pictures: examples to show.
-        device: where the model sees pictures again, to know what NMS took away.
+        device: where the model predicts images again, to know what NMS removed.
     """
     config = load_config(run / "config.json")
     look = second_look(run, torch.device(device))
@@ -126,7 +126,7 @@ def _sentence(
     metrics: Sequence[Mapping[str, Any]], config: TrainConfig, cards: Mapping[str, DataCard]
 ) -> str:
     model = f"{config.model} on {config.backbone}"
-    pictures = ", ".join(f"{card.card.num_images:,} {what} pictures" for what, card in cards.items())
+    pictures = ", ".join(f"{card.card.num_images:,} {what} images" for what, card in cards.items())
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     length = ""
     if steps:
@@ -152,7 +152,7 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
         ),
         line_chart("Losses", "step", {name.replace("loss_", ""): curve(metrics, name) for name in losses}),
         line_chart("Learning rate", "step", {"lr": curve(metrics, "lr")}),
-        line_chart("Speed", "step", {"pictures per second": curve(metrics, "images_per_s")}),
+        line_chart("Speed", "step", {"images per second": curve(metrics, "images_per_s")}),
     ]
     return [chart for chart in charts if chart is not None]
 
@@ -313,7 +313,7 @@ def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
     return {name: np.stack([thresholds, value], axis=1) for name, value in values.items()}
 
 
-# Pictures ---------------------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------------------
 
 
 def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures: int) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def _coverages(run: Path, known: Mapping[str, CoverageFacts]) -> list[tuple[str,
 
 
 def _without_point(annotations: Annotations, coverage: Coverage) -> NDArray[np.bool_]:
-    """`(boxes,)` of all pictures; what was not looked at counts as learned."""
+    """`(boxes,)` of all images; what was not looked at counts as learned."""
     if len(coverage.without) == len(annotations.labels):
         return coverage.without
     without = np.zeros(len(annotations.labels), bool)
