@@ -15,10 +15,10 @@ from torchvision.ops import box_iou
 from fcos import Detector
 from fcos import detector as api
 from fcos.data.annotations import Annotations
-from fcos.detector import pixels_of
 from fcos.errors import DatasetError, DeviceError, WeightsError
 from fcos.predict.backend import TorchBackend
 from fcos.predict.detect import results_json
+from fcos.predict.predictor import pixels_of
 
 EXIF_ORIENTATION = 0x0112
 
@@ -259,8 +259,8 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
             torch.zeros(8, 8, 3, dtype=torch.uint8),
             r"shape \(3, height, width\), RGB, or \(height, width\), grey; this one has \(8, 8, 3\)",
         ),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"list\(batch\) makes a list of pictures"),
-        (np.zeros((0, 8, 3), np.uint8), r"a picture needs pixels; this one has shape \(0, 8, 3\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"list\(batch\) makes a list of images"),
+        (np.zeros((0, 8, 3), np.uint8), r"an image needs pixels; this one has shape \(0, 8, 3\)"),
         (7, "a picture cannot be a int\n  fix: give a path, a PIL image"),
         (None, "a picture cannot be a NoneType"),
     ],

@@ -281,13 +281,13 @@ def test_no_more_pictures_than_wanted_and_each_is_stored_once(tmp_path: Path) ->
     page = report_of(tmp_path, [], max_pictures=2)
     assert page.count('<article class="example" ') == 2
     assert page.count('<image id="picture-') == 2
-    assert "2 of 3 pictures" in page
+    assert "2 of 3 images" in page
 
 
 def test_without_pictures_there_are_still_numbers(tmp_path: Path) -> None:
     page = report_of(tmp_path, [found(1, 0.9)], max_pictures=0)
     parsed(page)
-    assert "Pictures of the evaluation" not in page
+    assert "Evaluation images" not in page
     assert "<span>AP</span><b>" in page
 
 
@@ -307,7 +307,7 @@ def test_training_data_and_its_warnings_are_shown_beside_the_evaluation(tmp_path
     run = write_run(tmp_path / "run")
     write_cards({"training": data_card(twice, check(twice))}, run)
     page = write_report(run, annotations=data_set(tmp_path / "data"), results=[]).read_text(encoding="utf-8")
-    assert "8 training pictures, 3 evaluation pictures" in page
+    assert "8 training images, 3 evaluation images" in page
     assert re.search(r"<td>without boxes</td><td>1</td><td>1</td>", page)
     assert re.search(r"<td>boxes</td><td>7</td><td>2</td>", page)
     assert re.search(r"<td>warnings of the data check</td><td>1</td><td>not checked</td>", page)
@@ -405,7 +405,7 @@ def test_more_than_a_few_pictures_are_folded_in_a_browser_only(tmp_path: Path) -
     assert page.count('<article class="example" ') == 15
     (tmp_path / "tried.html").write_text(page + FOLDED, encoding="utf-8")
     counts = "14 right, 0 wrong, 0 missed in 15 images"  # also of the three that are folded
-    assert tried(tmp_path / "tried.html") == [12, "show all 15 pictures", counts, 15, True, counts]
+    assert tried(tmp_path / "tried.html") == [12, "show all 15 images", counts, 15, True, counts]
 
 
 HURT = (

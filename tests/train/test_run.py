@@ -116,7 +116,7 @@ def test_without_evaluation_the_last_model_is_the_result(
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []
     assert (tiny.runs / "run" / "curves.png").is_file()
-    assert "Nothing was measured" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was evaluated" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

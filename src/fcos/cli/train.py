@@ -85,14 +85,11 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
 def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
     """Print the twelve numbers of the best epoch, the files of the run, and what to do next."""
     from fcos.metrics.coco import summary_of
-    from fcos.report.curves import read_metrics
+    from fcos.report.curves import best_evaluation, read_metrics
 
-    lines = [line for line in read_metrics(folder) if line["kind"] == "eval"]
-    if lines:
-        best = max(lines, key=lambda line: line["map_mean"])
+    if best := best_evaluation(read_metrics(folder)):
         click.echo(f"\nEvaluation images, best epoch ({best['epoch']}):\n{summary_of(best['stats'])}\n")
-    left = left_in(folder)
-    for what, file in [*left, *more]:
+    for what, file in [*left_in(folder), *more]:
         click.echo(f"{what + ':':10}{file}")
     run = shlex.quote(str(folder))
     click.echo(
@@ -116,10 +113,9 @@ def result_of(run: Run) -> dict[str, Any]:
     `epoch` and `metrics` are None where nothing was evaluated, `model` where the run was stopped before.
     """
     from fcos.metrics.coco import named_numbers
-    from fcos.report.curves import read_metrics
+    from fcos.report.curves import best_evaluation, read_metrics
 
-    lines = [line for line in read_metrics(run.folder) if line["kind"] == "eval"]
-    best = max(lines, key=lambda line: line["map_mean"], default=None)
+    best = best_evaluation(read_metrics(run.folder))
     return {
         "run": run.folder,
         "finished": run.finished,

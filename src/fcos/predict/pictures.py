@@ -38,7 +38,7 @@ def plan(sources: Sequence[Source], out: Path) -> list[Source]:
         target = out / source.name
         if real_path(target) in given or (os.path.lexists(target) and not is_ours):
             raise DatasetError(
-                f"a {source.kind} would be overwritten by its drawn copy",
+                f"{'an image' if source.kind == 'picture' else 'a video'} would be overwritten by its drawn copy",
                 where=str(target),
                 fix="give another folder with --out",
             )

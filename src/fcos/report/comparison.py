@@ -118,7 +118,7 @@ def _verdict(compared: Comparison) -> str:
     if ap.change is None:
         return "These images hold no objects."
     if ap.margin is None:
-        return f"AP changed by {100 * ap.change:+.1f}; with so few images nothing says whether by chance."
+        return f"AP changed by {100 * ap.change:+.1f}; too few images to tell whether this is chance."
     interval = f"{100 * ap.change:+.1f} ± {100 * ap.margin:.1f}"
     if not ap.is_significant:
         return f"No significant difference: AP changed by {interval}."

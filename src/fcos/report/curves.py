@@ -64,6 +64,12 @@ def _is_entry(entry: Any) -> bool:
     return all(isinstance(entry.get(name), int | float) for name in numbers)
 
 
+def best_evaluation(metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The line of the epoch with the best AP; None where nothing was evaluated."""
+    lines = (line for line in metrics if line["kind"] == "eval")
+    return max(lines, key=lambda line: float(line["map_mean"]), default=None)
+
+
 def curve(metrics: Sequence[dict[str, Any]], name: str, x: str = "step") -> NDArray[np.float64]:
     """`(N, 2)` x and value of each line that holds `name`; a value that was not finite is nan."""
     points = [(entry[x], entry[name]) for entry in metrics if name in entry]

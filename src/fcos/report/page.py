@@ -31,7 +31,7 @@ from fcos.metrics.rows import Results
 from fcos.report.assignment import Assigned, assigned_picture, choose_assigned
 from fcos.report.chart import Chart, ColumnChart, column_chart, line_chart
 from fcos.report.coverage import CoverageFacts, coverage_facts, read_coverage
-from fcos.report.curves import EVAL_CURVES, curve, read_metrics, train_curves
+from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics, train_curves
 from fcos.report.examples import Example
 from fcos.report.gallery import choose_pictures, disagreement_crops, gallery
 from fcos.report.second_look import SecondLook, second_look
@@ -122,18 +122,14 @@ def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataCard]) -> 
     }
 
 
-def _sentence(
-    metrics: Sequence[Mapping[str, Any]], config: TrainConfig, cards: Mapping[str, DataCard]
-) -> str:
+def _sentence(metrics: Sequence[dict[str, Any]], config: TrainConfig, cards: Mapping[str, DataCard]) -> str:
     model = f"{config.model} on {config.backbone}"
     pictures = ", ".join(f"{card.card.num_images:,} {what} images" for what, card in cards.items())
     steps = [entry for entry in metrics if entry["kind"] == "train"]
-    length = ""
-    if steps:
-        length = f"{steps[-1]['step']:,} steps in {steps[-1]['elapsed_s'] / 60:.1f} minutes"
-    measured = [entry for entry in metrics if entry["kind"] == "eval" and entry["map_mean"] is not None]
-    best = max(measured, key=lambda entry: float(entry["map_mean"]), default=None)
-    epoch = f"best epoch {best['epoch']} of {measured[-1]['epoch']}" if best else ""
+    length = f"{steps[-1]['step']:,} steps in {steps[-1]['elapsed_s'] / 60:.1f} minutes" if steps else ""
+    epoch = ""
+    if best := best_evaluation(metrics):
+        epoch = f"best epoch {best['epoch']} of {max(e['epoch'] for e in metrics if e['kind'] == 'eval')}"
     return " · ".join(part for part in (model, pictures, length, epoch) if part)
 
 
