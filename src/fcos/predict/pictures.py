@@ -23,6 +23,7 @@ RESULT_FILE = "detections.json"
 FRAMES_FILE = "detections.jsonl"
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 JPEG_QUALITY = 92
+_KINDS = {"picture": "an image", "video": "a video", "camera": "a video"}
 
 
 def plan(sources: Sequence[Source], out: Path) -> list[Source]:
@@ -38,7 +39,7 @@ def plan(sources: Sequence[Source], out: Path) -> list[Source]:
         target = out / source.name
         if real_path(target) in given or (os.path.lexists(target) and not is_ours):
             raise DatasetError(
-                f"{'an image' if source.kind == 'picture' else 'a video'} would be overwritten by its drawn copy",
+                f"{_KINDS[source.kind]} would be overwritten by its drawn copy",
                 where=str(target),
                 fix="give another folder with --out",
             )
