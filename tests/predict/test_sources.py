@@ -128,7 +128,7 @@ def test_standard_input_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "standard input is empty\n  fix: pipe a picture"),
+        (b"", "standard input is empty\n  fix: pipe an image"),
         (
             b"\0\1\2\3",
             "standard input is neither an image nor a list of paths\n  fix: give a video by its name",
