@@ -109,7 +109,7 @@ def test_equal_runs_do_not_differ(data: Path) -> None:
     result = report(make_run(data, "before", 0.5), make_run(data, "after", 0.5), "-o", data / "c.html")
     assert result.exit_code == 0, result.output
     page = (data / "c.html").read_text(encoding="utf-8")
-    assert "No difference that is more than chance: AP changed by +0.0 ± 0.0." in page
+    assert "No significant difference: AP changed by +0.0 ± 0.0." in page
     assert "Images with the largest differences" not in page
 
 

@@ -392,7 +392,7 @@ def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> N
         "first": "6 right, 2 wrong, 1 missed in 8 images",
         "high": "0 right, 2 wrong, 7 missed in 8 images",
         "low": "6 right, 3 wrong, 1 missed in 8 images",
-        "cell": [["picture-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 picture here)"],
+        "cell": [["picture-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 image here)"],
         "best": 5,
         "all": 8,
         "tip": "cat, missed: found as <b>dog & 'co'</b>, 0.80",
@@ -452,6 +452,6 @@ def test_markup_in_names_of_all_kinds_is_text_in_a_browser(tmp_path: Path) -> No
         "names": True,
         "file": True,
         "settings": True,
-        "chosen": f"{HURT[0]} taken for {HURT[1]}: 1 (1 picture here)",
+        "chosen": f"{HURT[0]} taken for {HURT[1]}: 1 (1 image here)",
         "hurts": 0,
     }
