@@ -12,19 +12,16 @@ second opening: it reads the file each time. The pictures are those of coco_mini
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from frame import in_process, medians, start
 from numpy.typing import NDArray
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -188,52 +185,38 @@ def run(who: str, file: Path, cache: Path) -> dict[str, float]:
     if who == "fcos, first":
         for old in cache.glob("*"):
             old.unlink()
-    command = [sys.executable, __file__, "--measure", who, str(file)]
-    environment = os.environ | {"FCOS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    os.environ |= {"FCOS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    result: dict[str, float] = in_process(measure, who, file)
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 10], help="sizes, in times of COCO's")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--polygons", type=int, default=0, help="points of each made-up polygon (COCO: 24)")
-    parser.add_argument("--peer-up-to", type=int, default=1, help="largest size that pycocotools opens too")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        print(json.dumps(measure(args.measure[0], Path(args.measure[1]))))
-        return
+def main(
+    times: Annotated[list[int], "sizes, in times of COCO's"] = [1, 10],  # noqa: B006
+    rounds: int = 3,
+    polygons: Annotated[int, "points of each made-up polygon (COCO: 24)"] = 0,
+    peer_up_to: Annotated[int, "largest size that pycocotools opens too"] = 1,
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for times in args.times:
-            file, cache = Path(folder) / f"instances_{times}.json", Path(folder) / "cache"
-            make_file(file, times, args.polygons)
-            size = file.stat().st_size / MIB
-            print(f"\n{NUM_IMAGES * times:,} images, {NUM_BOXES * times:,} boxes, {size:.0f} MiB", flush=True)
-            peers = ["fcos, first", "fcos, from cache"] + ["torchvision"] * (times <= args.peer_up_to)
+        for size in times:
+            file, cache = Path(folder) / f"instances_{size}.json", Path(folder) / "cache"
+            make_file(file, size, polygons)
+            mib = file.stat().st_size / MIB
+            print(f"\n{NUM_IMAGES * size:,} images, {NUM_BOXES * size:,} boxes, {mib:.0f} MiB", flush=True)
+            peers = ["fcos, first", "fcos, from cache"] + ["torchvision"] * (size <= peer_up_to)
             results: dict[str, list[dict[str, float]]] = {who: [] for who in peers}
-            for _ in range(args.rounds):
+            for _ in range(rounds):
                 for who in peers:
                     results[who].append(run(who, file, cache))
-            for who, rounds in results.items():
-                medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-                assert medians["boxes"] == NUM_BOXES * times
+            for who, measured in results.items():
+                m = medians({key: [one[key] for one in measured] for key in measured[0]})
+                assert m["boxes"] == NUM_BOXES * size
                 print(
-                    f"{who:18} open {medians['open_s']:7.3f} s "
-                    f"({medians['open_processor_s']:.3f} of processor time), "
-                    f"first batch {medians['first_batch_s']:7.3f} s; "
-                    f"MiB: imports {medians['imports_mib']:.0f}, main {medians['main_mib']:.0f} "
-                    f"(peak {medians['peak_mib']:.0f}), with {NUM_WORKERS} workers "
-                    f"{medians['together_mib']:.0f}, of that the workers' own "
-                    f"{medians['workers_own_mib']:.0f}"
+                    f"{who:18} open {m['open_s']:7.3f} s ({m['open_processor_s']:.3f} of processor time), "
+                    f"first batch {m['first_batch_s']:7.3f} s; MiB: imports {m['imports_mib']:.0f}, main "
+                    f"{m['main_mib']:.0f} (peak {m['peak_mib']:.0f}), with {NUM_WORKERS} workers "
+                    f"{m['together_mib']:.0f}, of that the workers' own {m['workers_own_mib']:.0f}"
                 )
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

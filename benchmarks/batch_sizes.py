@@ -8,11 +8,11 @@ in the `fcos` command.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
+from frame import start
 
 from fcos import Detector
 from fcos.cpu.memory import keep_freed_memory
@@ -37,23 +37,16 @@ def milliseconds(network: FCOS, size_hw: tuple[int, int], rounds: int) -> list[f
     return best
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=4)
-    args = parser.parse_args()
-
+def main(model: Path, rounds: int = 4) -> None:
     keep_freed_memory()
-    network = for_predicting(Detector.load(args.model, device="cpu").model)
+    network = for_predicting(Detector.load(model, device="cpu").model)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for size_hw in SIZES_HW:
-            times = milliseconds(network, size_hw, args.rounds)
+            times = milliseconds(network, size_hw, rounds)
             shown = ", ".join(f"{number}: {ms:.1f}" for number, ms in zip(BATCHES, times, strict=True))
             print(f"{threads} threads, {size_hw[0]} x {size_hw[1]}: {shown} ms a picture", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

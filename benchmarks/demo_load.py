@@ -23,8 +23,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from frame import save_random, start
 from PIL import Image
 
 REQUEST_SECONDS = 60.0
@@ -130,45 +132,47 @@ def image_file(width: int, height: int) -> bytes:
 
 def small_model(folder: Path) -> Path:
     """A model file of few layers with random weights."""
-    import torch
-
-    from fcos.config import load_config
-    from fcos.model.build import build_model
-    from fcos.weights.load import settings_of
-    from fcos.weights.model_file import ModelCard, save_model
-
-    config = load_config(
+    return save_random(
+        folder / "best.safetensors",
         {
-            **{"model": "fcos_r18", "short_side": 96, "view_size": 128, "list_train": "none"},
-            **{"backbone_channels": [8, 8, 16, 16, 32], "strides": [8, 16, 32], "regress_ranges": [64, 128]},
-            **{"fpn_channels": 16, "head_channels": 16, "head_convs": 1},
-        }
+            "short_side": 96,
+            "view_size": 128,
+            "backbone_channels": [8, 8, 16, 16, 32],
+            "fpn_channels": 16,
+            "head_channels": 16,
+        },
+        threshold=0.5,
     )
-    torch.manual_seed(0)
-    card = ModelCard(settings_of(config), ("cat", "dog"), (1, 2), threshold=0.5)
-    save_model(folder / "best.safetensors", build_model(config, 2).state_dict(), card)
-    return folder / "best.safetensors"
 
 
-def main() -> None:
+def main(
+    clients: int = 200,
+    seconds: float = 30.0,
+    attackers: int = 70,
+    persistent: Annotated[bool, "attackers come back"] = False,
+    model: Annotated[Path | None, "default: a small one with random weights"] = None,
+) -> None:
     """Start the server, load it, attack it, and stop it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--attackers", type=int, default=70)
-    parser.add_argument("--persistent", action="store_true", help="attackers come back")
-    parser.add_argument("--model", type=Path, help="default: a small one with random weights")
-    arguments = parser.parse_args()
+    arguments = argparse.Namespace(**locals())
     body = image_file(640, 480)
     request = (
         f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     )
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or small_model(Path(folder))
+        path = model or small_model(Path(folder))
         process = subprocess.Popen(
-            [sys.executable, "-m", "fcos", "demo", str(model), "--port", "0", "--no-open", "--device", "cpu"],
+            [
+                sys.executable,
+                "-m",
+                "fcos",
+                "demo",
+                str(path),
+                "--port",
+                "0",
+                "--no-open",
+                "--device",
+                "cpu",
+            ],
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -177,16 +181,14 @@ def main() -> None:
         assert process.stdout is not None
         try:
             port = int(process.stdout.readline().split()[0].rsplit(":", 1)[1])
-            print(
-                f"{arguments.clients} clients for {arguments.seconds:g} s, {len(body) / 1000:.0f} kB an image"
-            )
-            for num_attackers in (0, arguments.attackers):
+            print(f"{clients} clients for {seconds:g} s, {len(body) / 1000:.0f} kB an image")
+            for num_attackers in (0, attackers):
                 load = asyncio.run(measure(port, arguments, num_attackers, request))
-                print(f"{num_attackers} attackers: {told(load, arguments.seconds, process.pid)}", flush=True)
+                print(f"{num_attackers} attackers: {told(load, seconds, process.pid)}", flush=True)
         finally:
             process.terminate()
             process.wait(timeout=30)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -16,18 +16,17 @@ results.json and a model file of `fcos_r50` on the disk. (The loader runs beside
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import io
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from frame import in_turn, medians, start
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -66,14 +65,6 @@ def as_found(annotations: Annotations, rows: Rows) -> Found:
     return found
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Of a call, without what it prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        started_at = time.perf_counter()
-        run()
-        return time.perf_counter() - started_at
-
-
 def save_r50(folder: Path) -> Callable[[], None]:
     """Writes a model file of `fcos_r50`, as an evaluation in training does."""
     config = load_config({"model": "fcos_r50", "pretrain": False, "list_train": "none"})
@@ -84,18 +75,14 @@ def save_r50(folder: Path) -> Callable[[], None]:
     return lambda: save_model(folder / "best.safetensors", state, card)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with lists/")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peer-rounds", type=int, default=3, help="pycocotools takes a minute or more")
-    args = parser.parse_args()
-
+def main(
+    data: Annotated[Path, "folder with lists/"],
+    rounds: int = 7,
+    peer_rounds: Annotated[int, "pycocotools takes a minute or more"] = 3,
+) -> None:
     keep_freed_memory()
-    names = read_names(args.data / "lists" / "coco_name.txt")[0]
-    annotations = read_annotations(args.data / "lists" / "coco_val2017.txt", names=names, format="list")
+    names = read_names(data / "lists" / "coco_name.txt")[0]
+    annotations = read_annotations(data / "lists" / "coco_val2017.txt", names=names, format="list")
     found = as_found(annotations, result_array(annotations, make_results(annotations)))
     rows = result_rows(found, annotations)
     truth = COCO()
@@ -125,29 +112,30 @@ def main() -> None:
             save()
 
         gc.freeze()  # what one keeps here is no work for the garbage collector of the other
-        times: dict[str, list[float]] = {"fcos eval": [], "in training": [], "pycocotools": []}
-        for number in range(args.rounds):
-            if number < args.peer_rounds:
-                times["pycocotools"].append(seconds(run_theirs))
-            times["fcos eval"].append(
-                seconds(lambda: show(annotations, result_rows(found, annotations), Path(folder)))
-            )
-            times["in training"].append(seconds(in_training))
-    ours = evaluate_detections(annotations, rows).stats
-    assert np.allclose(ours, theirs, atol=1e-9), (ours, theirs)
+        peer = {"pycocotools": run_theirs}
+        ours = {
+            "fcos eval": lambda: show(annotations, result_rows(found, annotations), Path(folder)),
+            "in training": in_training,
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            times = in_turn(peer | ours, min(rounds, peer_rounds), warm_up=0)
+            for name, more in in_turn(ours, max(0, rounds - peer_rounds), warm_up=0).items():
+                times[name] += more
+    stats = evaluate_detections(annotations, rows).stats
+    assert np.allclose(stats, theirs, atol=1e-9), (stats, theirs)
 
     print(f"{len(annotations)} pictures, {len(annotations.labels)} objects, {len(rows)} detections")
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    took = medians(times)
     for name, values in times.items():
         spread = f"{min(values):.2f} to {max(values):.2f}, {len(values)} rounds"
-        print(f"{name:12s} {medians[name]:7.2f} s ({spread})")
-    print(f"pycocotools / fcos eval: {medians['pycocotools'] / medians['fcos eval']:.0f}")
+        print(f"{name:12s} {took[name]:7.2f} s ({spread})")
+    print(f"pycocotools / fcos eval: {took['pycocotools'] / took['fcos eval']:.0f}")
     epoch_s = TRAIN_IMAGES / IMAGES_PER_S
     print(
-        f"in training beyond the forward passes: {medians['in training'] / epoch_s:.2%} of an epoch of "
+        f"in training beyond the forward passes: {took['in training'] / epoch_s:.2%} of an epoch of "
         f"{TRAIN_IMAGES} pictures at {IMAGES_PER_S} a second ({epoch_s / 60:.0f} min)"
     )
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -11,13 +11,13 @@ picture alone: their time does not depend on it, their accuracy does (`fcos expo
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from in_turn import Make, measure
+from frame import Make, measure, start
 
 from fcos.export.calibration import Calibration
 from fcos.export.card import to_metadata
@@ -52,39 +52,35 @@ def write(loaded: LoadedModel, names: list[str], folder: Path, calibrate_on: Pat
     return paths
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--short-side", type=int, default=800)
-    parser.add_argument("--longest-side", type=int, default=1333)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("--keep", type=Path)
-    parser.add_argument("--keep-freed-memory", action="store_true", help="as the `fcos` command does")
-    args = parser.parse_args()
-
-    sizes = (args.short_side, args.longest_side)
+def main(
+    image: Path,
+    short_side: int = 800,
+    longest_side: int = 1333,
+    rounds: int = 7,
+    only: Annotated[list[str], ", ".join(NAMES)] = list(NAMES),  # noqa: B006
+    keep: Path | None = None,
+    keep_freed_memory: Annotated[bool, "as the `fcos` command does"] = False,
+) -> None:
+    sizes = (short_side, longest_side)
     makes: dict[str, Make] = {}
-    if "torchvision" in args.only:
-        makes["torchvision"] = partial(torchvision_run, args.image, *sizes)
+    if "torchvision" in only:
+        makes["torchvision"] = partial(torchvision_run, image, *sizes)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.keep or Path(temporary)
+        folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         theirs, ours = folder / "fcos_resnet50_fpn.pth", folder / "model.safetensors"
         torch.save(make_torchvision(*sizes).state_dict(), theirs)
-        changes = [f"short_side={args.short_side}", f"view_size={args.longest_side}"]
+        changes = [f"short_side={short_side}", f"view_size={longest_side}"]
         import_model(theirs, ours, changes=changes, overwrite=True)
-        paths = {"fcos": ours} | write(load_model(ours), args.only, folder, args.image)
+        paths = {"fcos": ours} | write(load_model(ours), only, folder, image)
         for name in NAMES:
-            if name in args.only and name in paths:
-                makes[name] = partial(detector_run, args.image, paths[name])
-        measured = measure(makes, args.rounds, keep_memory=args.keep_freed_memory)
+            if name in only and name in paths:
+                makes[name] = partial(detector_run, image, paths[name])
+        measured = measure(makes, rounds, keep_memory=keep_freed_memory)
     reference = next(iter(measured.values())).median_ms
     for name, result in measured.items():
         print(f"{name:14s} {result}, ratio {result.median_ms / reference:.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,7 +13,6 @@ norm cannot tame a random network.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from frame import start
 
 from fcos.config import TrainConfig, load_config
 from fcos.data.batch import Batch
@@ -101,23 +101,15 @@ def difference(losses: list[float], wanted: list[float]) -> float:
     return max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(losses, wanted, strict=True))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--annotations", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--short-side", type=int, default=256)
-    args = parser.parse_args()
+def main(images: Path, annotations: Path, steps: int = 20, short_side: int = 256) -> None:
     # torchvision knows no weight decay without that of norms and biases: none for both.
     config = load_config(
         {"model": "fcos_r50", "rules": "torchvision", "nbatch_train": 2, "lr_base": 0.001, "num_workers": 0,
-         "short_side": args.short_side, "view_size": args.short_side * 2, "weight_decay": 0.0}
+         "short_side": short_side, "view_size": short_side * 2, "weight_decay": 0.0}
     )  # fmt: skip
-    annotations = read_annotations(args.annotations, root=args.images)
-    loader = iter(build_train_loader(config, annotations, micro_batch=2, rank=0, world=1, start_step=0))
-    batches = [next(loader) for _ in range(args.steps)]
+    train_set = read_annotations(annotations, root=images)
+    loader = iter(build_train_loader(config, train_set, micro_batch=2, rank=0, world=1, start_step=0))
+    batches = [next(loader) for _ in range(steps)]
 
     peer = make_torchvision()
     with tempfile.TemporaryDirectory() as folder:
@@ -140,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -15,7 +15,6 @@ which counts as a failure.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import multiprocessing
@@ -35,7 +34,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from frame import save_random, start
 
 MAX_S = 10
 MAX_BYTES = 2 * 2**30
@@ -46,33 +47,14 @@ ODD_VALUES: tuple[Any, ...] = (
     *(0, -1, 1, 2**31, 2**32, 2**53 + 1, 2**63, -(2**63) - 1, 10**400, 0.5, -0.0, 1e-300, 1e300),
     *(float("nan"), float("inf"), [], {}, [[]], [None], {"a": None}, [0, 0, 0, 0], list(range(1000))),
 )
+# fmt: off
 ODD_WORDS = (
-    *(b"nan", b"inf", b"-1", b"0", b"1e999", b"99999999999999999999", b"4294967296", b"9" * 5000, b"null"),
-    *(
-        b"",
-        b"\x00",
-        b"\xff\xfe",
-        b"\x1b]0;t\x07",
-        b"../../../../etc/passwd",
-        b"/dev/zero",
-        b"%s%n",
-        b"'\"<&>",
-    ),
-    *(
-        b"\n",
-        b"\r",
-        b"\t",
-        b" ",
-        b",",
-        b":",
-        b"[",
-        b"{",
-        b"*a",
-        b"&a",
-        b"!!python/object:os.system",
-        b"\xe2\x80\xa8",
-    ),
+    b"nan", b"inf", b"-1", b"0", b"1e999", b"99999999999999999999", b"4294967296", b"9" * 5000, b"null",
+    b"", b"\x00", b"\xff\xfe", b"\x1b]0;t\x07", b"../../../../etc/passwd", b"/dev/zero", b"%s%n", b"'\"<&>",
+    b"\n", b"\r", b"\t", b" ", b",", b":", b"[", b"{", b"*a", b"&a", b"!!python/object:os.system",
+    b"\xe2\x80\xa8",
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -239,23 +221,20 @@ def _models(folder: Path, only: list[str] | None) -> dict[str, bytes]:
     """A small network as every kind of file that opens; folders as name/file."""
     import torch
 
-    from fcos.config import load_config
     from fcos.export.formats import FORMATS, export_model
-    from fcos.model.build import build_model
-    from fcos.weights.load import load_model, settings_of
-    from fcos.weights.model_file import ModelCard, save_model
+    from fcos.weights.load import load_model
 
-    config = load_config(
+    file = save_random(
+        folder / "model.safetensors",
         {
-            **{"model": "fcos_r18", "short_side": 64, "view_size": 64, "list_train": "none"},
-            **{"backbone_channels": [8, 8, 8, 8, 8], "strides": [8, 16, 32], "regress_ranges": [64, 128]},
-            **{"fpn_channels": 8, "head_channels": 8, "head_convs": 1, "head_norm": "none"},
-        }
+            "short_side": 64,
+            "view_size": 64,
+            "backbone_channels": [8, 8, 8, 8, 8],
+            "fpn_channels": 8,
+            "head_channels": 8,
+            "head_norm": "none",
+        },
     )
-    torch.manual_seed(0)
-    model = build_model(config, 2)
-    file = folder / "model.safetensors"
-    save_model(file, model.state_dict(), ModelCard(settings_of(config), ("cat", "dog"), (1, 2)))
     exported = [path for path in ("model.pt2", "model.onnx", "model_openvino") if not only or path in only]
     for path in exported:
         known = next(key for key, of in FORMATS.items() if of.ending == path.removeprefix("model"))
@@ -523,30 +502,26 @@ def run(
             next_case = running + 1
 
 
-def main() -> None:
+def main(
+    cases: int = 2000,
+    first: int = 0,
+    seed: int = 0,
+    only: Annotated[list[str] | None, "kinds, such as coco or model.onnx"] = None,
+    keep: Annotated[Path | None, "folder for the input of failures"] = None,
+) -> None:
     """Run and print a table; exit code 1 if anything went wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", type=int, default=2000)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="kinds, such as coco or model.onnx")
-    parser.add_argument("--keep", type=Path, help="folder for the input of failures")
-    options = parser.parse_args()
-
     import fcos.detector
     import fcos.export.exported
     import fcos.predict.sources  # noqa: F401  (before the fork, so that no case pays for it)
 
     os.environ["FCOS_CACHE"] = tempfile.mkdtemp(prefix="fuzz-cache-")
     with tempfile.TemporaryDirectory() as folder:
-        kinds = make_kinds(Path(folder), options.only)
-    kinds = {name: kind for name, kind in kinds.items() if not options.only or name in options.only}
+        kinds = make_kinds(Path(folder), only)
+    kinds = {name: kind for name, kind in kinds.items() if not only or name in only}
     check_valid(kinds)
     counts: dict[str, Counter[str]] = {}
     slowest, peak, started_at = 0.0, 0, time.monotonic()
-    for outcome in run(options.first, options.cases, kinds, options.seed, options.keep):
+    for outcome in run(first, cases, kinds, seed, keep):
         counts.setdefault(outcome.kind, Counter())[outcome.how] += 1
         slowest, peak = max(slowest, outcome.seconds), max(peak, outcome.peak_bytes)
         if outcome.how not in ("right", "refused"):
@@ -564,4 +539,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -23,11 +23,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torchvision
 from first_steps import make_torchvision as make_peer_for_training
+from frame import start
 from train_step import NUM_CLASSES, make_input
 
 from fcos.config import load_config
@@ -207,29 +208,27 @@ def table(
             print(f"<!-- {sum(result) / len(result):.1f} detections an image -->")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--height", type=int, default=800)
-    parser.add_argument("--width", type=int, default=1344)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--without-compile", action="store_true", help="C++ for a CPU takes minutes")
-    args = parser.parse_args()
-    device = build_fabric(args.device, one_by_default=True).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def main(
+    height: int = 800,
+    width: int = 1344,
+    batch: int = 16,
+    steps: int = 20,
+    warm_up: int = 5,
+    device: str = "auto",
+    without_compile: Annotated[bool, "C++ for a CPU takes minutes"] = False,
+) -> None:
+    args = argparse.Namespace(**locals())
+    on = build_fabric(device, one_by_default=True).device
+    name = torch.cuda.get_device_name(on) if on.type == "cuda" else on.type
     print(f"{name}; torch {torch.__version__}, torchvision {torchvision.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         title = f"training, {args.batch} x {args.height} x {args.width}"
-        table(title, training_steps(args, device, Path(folder)), name_of_mixed(), args, device)
+        table(title, training_steps(args, on, Path(folder)), name_of_mixed(), args, on)
         for args.batch in INFERENCE_BATCHES:
             title = f"inference, {args.batch} x {args.height} x {args.width}"
             with torch.inference_mode():
-                table(title, inference_steps(args, device, Path(folder)), "torchvision, fp32", args, device)
+                table(title, inference_steps(args, on, Path(folder)), "torchvision, fp32", args, on)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

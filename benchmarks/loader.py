@@ -14,16 +14,15 @@ disturbs little; both in this process, one batch each in turn, median.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from frame import in_turn, medians, start
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -118,26 +117,13 @@ def ours(paths: list[Path], short_side: int, longest_side: int, color: bool) -> 
     return run
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Processor time of a call."""
-    started_at = time.process_time()
-    run()
-    return time.process_time() - started_at
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder with 640 x 480 photographs")
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+def main(images: Annotated[Path, "folder with 640 x 480 photographs"], rounds: int = 7) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build_model(load_config({"model": "fcos_lite0", "pretrain": False}), 1)
 
     with tempfile.TemporaryDirectory() as folder:
-        photographs = find_small(args.images, 16)
+        photographs = find_small(images, 16)
         sources = {
             "640 x 480": photographs[:8],
             "4000 x 3000": make_large(photographs, Path(folder), 4),
@@ -150,22 +136,17 @@ def main() -> None:
                     mine = ours(paths, short_side, longest_side, color)
                     batch = mine()
                     normalise = partial(model.normalize, batch.images, batch.sizes_hw)
-                    peer()
-                    times: dict[str, list[float]] = {"peer": [], "mine": [], "normalise": []}
-                    for _ in range(args.rounds):
-                        times["peer"].append(seconds(peer))
-                        times["mine"].append(seconds(mine))
-                        times["normalise"].append(seconds(normalise))
-                    medians = {key: statistics.median(values) for key, values in times.items()}
-                    rates = {key: len(paths) / median for key, median in medians.items()}
-                    whole = medians["mine"] + medians["normalise"]
+                    calls = {"peer": peer, "mine": mine, "normalise": normalise}
+                    took = medians(in_turn(calls, rounds, clock=time.process_time))
+                    rates = {key: len(paths) / seconds for key, seconds in took.items()}
+                    whole = took["mine"] + took["normalise"]
                     print(
                         f"{name:12s} {size:11s} {'flip, color' if color else 'flip':12s}  "
                         f"{rates['peer']:6.1f} img/s  {rates['mine']:6.1f} img/s  "
-                        f"{medians['peer'] / medians['mine']:5.2f}  {medians['peer'] / whole:5.2f}",
+                        f"{took['peer'] / took['mine']:5.2f}  {took['peer'] / whole:5.2f}",
                         flush=True,
                     )
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -65,8 +65,8 @@ def fcos_mobilenet(num_classes: int, weights: Path | None, **options: Any) -> FC
     levels = {"6": "0", "13": "1", "17": "2"}  # the last blocks at strides 8, 16, 32
     channels = [features[int(place)].out_channels for place in levels]
     backbone = BackboneWithFPN(features, levels, channels, 256, extra_blocks=LastLevelP6P7(256, 256))
-    sizes = {"min_size": 320, "max_size": 532, "score_thresh": 0.05}
-    return FCOS(backbone, num_classes + 1, **sizes, **options)
+    usual = {"min_size": 320, "max_size": 532, "score_thresh": 0.05}
+    return FCOS(backbone, num_classes + 1, **usual | options)
 
 
 class MobileNetV2Levels(nn.Module):

@@ -11,14 +11,14 @@ follows its rules, so both find the same. With a threshold of 0 every point is a
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torchvision
-from in_turn import Run, measure
+from frame import Run, measure, start
 from torchvision.io import ImageReadMode, decode_image
 
 from fcos import Detector
@@ -62,33 +62,29 @@ def detector_run(image: Path, file: Path) -> Run:
     return lambda: len(detector.predict(image, 0.0))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--short-side", type=int, default=800)
-    parser.add_argument("--longest-side", type=int, default=1333)
-    parser.add_argument("--score-threshold", type=float, default=0.2, help="torchvision's default is 0.2")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--keep-freed-memory", action="store_true", help="as the `fcos` command does")
-    args = parser.parse_args()
-
-    how = (args.short_side, args.longest_side, args.score_threshold)
+def main(
+    image: Path,
+    short_side: int = 800,
+    longest_side: int = 1333,
+    score_threshold: Annotated[float, "torchvision's default is 0.2"] = 0.2,
+    rounds: int = 7,
+    keep_freed_memory: Annotated[bool, "as the `fcos` command does"] = False,
+) -> None:
+    how = (short_side, longest_side, score_threshold)
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = Path(folder) / "fcos_resnet50_fpn.pth", Path(folder) / "model.safetensors"
         torch.save(make_torchvision(*how).state_dict(), theirs)
-        changes = [f"short_side={args.short_side}", f"view_size={args.longest_side}"]
-        import_model(theirs, ours, changes=[*changes, f"score_threshold={args.score_threshold}"])
+        changes = [f"short_side={short_side}", f"view_size={longest_side}"]
+        import_model(theirs, ours, changes=[*changes, f"score_threshold={score_threshold}"])
         makes = {
-            "torchvision": partial(torchvision_run, args.image, *how),
-            "fcos": partial(detector_run, args.image, ours),
+            "torchvision": partial(torchvision_run, image, *how),
+            "fcos": partial(detector_run, image, ours),
         }
-        measured = measure(makes, args.rounds, keep_memory=args.keep_freed_memory)
+        measured = measure(makes, rounds, keep_memory=keep_freed_memory)
     for name, result in measured.items():
         print(f"{name:12s} {result}")
     print(f"ratio        {measured['fcos'].median_ms / measured['torchvision'].median_ms:7.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

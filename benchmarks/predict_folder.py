@@ -18,19 +18,17 @@ frame by frame against `fcos predict clip.mp4`.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from frame import in_process, in_turn, start
 from PIL import Image
 
 from fcos import Detector
@@ -45,20 +43,12 @@ from fcos.predict.video_writer import VideoWriter
 WARM_UP = 20  # pictures
 
 
-def seconds(run: Callable[[], object]) -> float:
-    started_at = time.perf_counter()
-    run()
-    return time.perf_counter() - started_at
-
-
-def compare(ways: list[str], number: int, rounds: int, unit: str) -> None:
+def compare(ways: list[str], model: Path, paths: list[Path], rounds: int, unit: str) -> None:
+    number = len(paths)
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way in ways:
-            done = subprocess.run(
-                [sys.executable, *sys.argv, "--only", unit, way], check=True, capture_output=True, text=True
-            )
-            times[way].append(float(done.stdout.splitlines()[-1]))
+            times[way].append(in_process(seconds, model, paths, unit, way))
     first = statistics.median(times[ways[0]])
     for way, values in times.items():
         median = statistics.median(values)
@@ -111,30 +101,26 @@ def video_runs(detector: Detector, clip: Path, out: Path) -> dict[str, Callable[
     return {"loop": loop, "command": command}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--number", type=int, default=300, help="pictures of a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", default=["loop", "stream", "command"])
-    parser.add_argument("--video", action="store_true")
-    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # unit and way: one round, its seconds
-    args = parser.parse_args()
+def main(
+    model: Path,
+    folder: Path,
+    number: Annotated[int, "pictures of a round"] = 300,
+    rounds: int = 5,
+    ways: list[str] = ["loop", "stream", "command"],  # noqa: B006
+    video: bool = False,
+) -> None:
+    paths = sorted(folder.glob("*.jpg"))[:number]
+    print(f"{model}, {len(paths)} pictures, {torch.get_num_threads()} threads", flush=True)
+    compare(ways, model, paths, rounds, "pictures")
+    if video:
+        compare(["loop", "command"], model, paths, rounds, "frames")
 
-    paths = sorted(args.folder.glob("*.jpg"))[: args.number]
-    if not args.only:
-        print(f"{args.model}, {len(paths)} pictures, {torch.get_num_threads()} threads", flush=True)
-        compare(args.ways, len(paths), args.rounds, "pictures")
-        if args.video:
-            compare(["loop", "command"], len(paths), args.rounds, "frames")
-        return
-    unit, way = args.only
+
+def seconds(model: Path, paths: list[Path], unit: str, way: str) -> float:
+    """Of one round, in this process."""
     if way == "command":
         keep_freed_memory()
-    detector = Detector.load(args.model, device="cpu")
+    detector = Detector.load(model, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         if unit == "frames":
@@ -145,8 +131,8 @@ def main() -> None:
             run = picture_runs(detector, paths, out)[way]
             if way != "command" or usual_processes(len(paths)) == 1:
                 picture_runs(detector, paths[:WARM_UP], out)[way]()
-        print(seconds(run))
+        return in_turn({way: run}, 1, warm_up=0)[way][0]
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

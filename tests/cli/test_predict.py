@@ -168,7 +168,7 @@ def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pic
     [
         ("nowhere", "there is no 'nowhere'"),
         ("photos/*.tif", "no picture and no video matches the pattern 'photos/*.tif'"),
-        ("empty", "the folder holds no picture and no video"),
+        ("empty", "the folder holds no image and no video"),
     ],
 )
 def test_a_source_without_pictures_says_what_was_looked_for(
@@ -195,7 +195,7 @@ def test_a_source_is_never_overwritten(
     result = predict(model_file, *sources, "--out", out)
 
     assert result.exit_code == 2
-    assert "a picture would be overwritten by its drawn copy" in result.output
+    assert "an image would be overwritten by its drawn copy" in result.output
     assert "fix: give another folder with --out" in result.output
     assert Path("photos/a.jpg").read_bytes() == before
 

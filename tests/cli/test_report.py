@@ -79,12 +79,12 @@ def test_with_a_model_file_it_knows_what_nms_took_away(data: Path, model_file: P
     assert Detector.load(run, "cpu").class_names == NAMES
     result = report(run)
     assert result.exit_code == 0, result.output
-    assert re.search(r"is known for \d pictures", (run / "report.html").read_text(encoding="utf-8"))
+    assert re.search(r"is known for \d images", (run / "report.html").read_text(encoding="utf-8"))
 
 
 def test_file_and_number_of_pictures_can_be_chosen(data: Path) -> None:
     run = make_run(data, "run", 0.5)
-    assert report(run, "-o", data / "page.html", "--pictures", "3").exit_code == 0
+    assert report(run, "-o", data / "page.html", "--images", "3").exit_code == 0
     page = (data / "page.html").read_text(encoding="utf-8")
     assert page.count('<article class="example" ') == 3
     assert not (run / "report.html").exists()
@@ -109,8 +109,8 @@ def test_equal_runs_do_not_differ(data: Path) -> None:
     result = report(make_run(data, "before", 0.5), make_run(data, "after", 0.5), "-o", data / "c.html")
     assert result.exit_code == 0, result.output
     page = (data / "c.html").read_text(encoding="utf-8")
-    assert "No difference that is more than chance: AP changed by +0.0 ± 0.0." in page
-    assert "Pictures where they differ most" not in page
+    assert "No significant difference: AP changed by +0.0 ± 0.0." in page
+    assert "Images with the largest differences" not in page
 
 
 def test_runs_on_other_pictures_are_not_compared(data: Path) -> None:
@@ -121,7 +121,7 @@ def test_runs_on_other_pictures_are_not_compared(data: Path) -> None:
     (after / "config.json").write_text(json.dumps({**settings, "list_eval": str(data / "fewer.txt")}))
     result = report(before, after)
     assert result.exit_code == 2
-    assert "the two runs were measured on different pictures" in result.output
+    assert "the two runs were evaluated on different images" in result.output
     assert "fix: compare runs with the same list_eval" in result.output
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_measured_nothing_shows_its_training(data: Path) -> None:
     result = report(run)
     assert result.exit_code == 0, result.output
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Nothing was measured: the training had no <code>list_eval</code>" in page
+    assert "Nothing was evaluated: the training had no <code>list_eval</code>" in page
     assert "12 training images · 2 steps in 1.0 minutes" in page
     assert "Which point learns which object" in page
     for number in ("<span>AP", "AP50", 'href="#classes"', 'id="missed"', "12 evaluation images"):
@@ -178,4 +178,4 @@ def test_a_run_that_measured_nothing_shows_its_training(data: Path) -> None:
 def test_a_run_that_measured_nothing_is_not_compared(data: Path) -> None:
     result = report(without_evaluation(make_run(data, "before", 0.5)), make_run(data, "after", 0.5))
     assert result.exit_code == 2
-    assert "there is nothing to compare: the run measured nothing" in result.output
+    assert "there is nothing to compare: the run was not evaluated" in result.output

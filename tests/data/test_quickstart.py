@@ -80,12 +80,13 @@ def test_training_and_evaluation_share_no_digit() -> None:
     assert not train & held_out
 
 
-def test_training_and_evaluation_share_no_pixel_of_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn import datasets
-
+def test_training_and_evaluation_share_no_pixel_of_a_photograph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     # Photographs whose pixels hold their own column: the parts must not have a column in common.
     columns = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (50, 200, 3))
-    monkeypatch.setattr(datasets, "load_sample_image", lambda name: np.ascontiguousarray(columns))
+    Image.fromarray(np.ascontiguousarray(columns)).save(tmp_path / "columns.png")
+    monkeypatch.setattr(quickstart, "photographs", lambda: [tmp_path / "columns.png"])
     load_material.cache_clear()
     try:
         train, held_out = (

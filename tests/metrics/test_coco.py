@@ -19,7 +19,6 @@ from pycocotools.cocoeval import COCOeval
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.coco import (
     CocoMetrics,
-    best_f1_threshold,
     coco_ground_truth,
     evaluate_detections,
     measure,
@@ -305,7 +304,7 @@ def test_best_threshold_shows_the_right_ones_and_hides_the_wrong_ones() -> None:
         found([0, 0, 10, 10], 0.9),
     ]
 
-    assert best_f1_threshold(annotations, results) == pytest.approx(0.5)
+    assert measure(annotations, results)[1] == pytest.approx(0.5)
 
 
 def test_best_threshold_does_not_part_equal_scores() -> None:
@@ -319,7 +318,7 @@ def test_best_threshold_does_not_part_equal_scores() -> None:
         found([400, 0, 410, 10], 0.6),
     ]
 
-    assert best_f1_threshold(annotations, results) == pytest.approx(0.7)
+    assert measure(annotations, results)[1] == pytest.approx(0.7)
 
 
 def test_best_threshold_ignores_difficult_boxes_and_crowds() -> None:
@@ -334,14 +333,14 @@ def test_best_threshold_ignores_difficult_boxes_and_crowds() -> None:
     ignored = [found([50, 50, 90, 90], 0.9), found([110, 110, 120, 120], 0.8)]
     counted = [found([0, 0, 10, 10], 0.6), found([300, 0, 310, 10], 0.2)]
 
-    assert best_f1_threshold(annotations, ignored + counted) == pytest.approx(0.4)
+    assert measure(annotations, ignored + counted)[1] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("results", [[], [found([300, 300, 320, 320], 0.4)]], ids=["nothing", "all wrong"])
 def test_best_threshold_where_nothing_is_right_is_a_usable_value(results: list[dict[str, Any]]) -> None:
     annotations = annotations_of({"boxes_xyxy": [[0, 0, 10, 10]], "labels": [0]})
 
-    assert 0 < best_f1_threshold(annotations, results) < 1
+    assert 0 < measure(annotations, results)[1] < 1
 
 
 def test_five_thousand_images_with_a_hundred_detections_each_take_seconds_not_minutes() -> None:
@@ -419,4 +418,4 @@ def test_one_matching_gives_numbers_and_threshold() -> None:
     measured, threshold = measure(annotations, results)
 
     assert measured == evaluate_detections(annotations, results)
-    assert threshold == best_f1_threshold(annotations, results) == pytest.approx(0.55)
+    assert threshold == pytest.approx(0.55)

@@ -1,4 +1,4 @@
-"""Clips made from a real photograph (two dahlias, which scikit-learn brings), and a network that knows it."""
+"""Clips made from a real photograph (two dahlias), and a network that knows it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcos.config import load_config
+from fcos.data.samples import photographs
 from fcos.train.run import train
 
 FLOWERS_XYXY = np.array([[168, 83, 446, 359], [288, 374, 468, 427]])
@@ -36,9 +37,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def photograph() -> Image.Image:
-    from sklearn.datasets import load_sample_image
-
-    return Image.fromarray(load_sample_image("flower.jpg"))
+    with Image.open(photographs()[1]) as file:
+        return file.convert("RGB")
 
 
 def window(photograph: Image.Image, x: float, y: float) -> Image.Image:

@@ -16,7 +16,7 @@ from fcos.model.build import build_model, build_postprocess
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
 from fcos.predict import detect as evaluate
-from fcos.predict.detect import coco_results, detect, gather, result_rows, results_json
+from fcos.predict.detect import detect, gather, result_rows, results_json
 
 if TYPE_CHECKING:
     from ..rectangles import Tiny
@@ -97,7 +97,7 @@ def test_rows_by_hand(eval_set: Annotations) -> None:
     found = [(image_id, one if image_id == 3 else nothing) for image_id in range(7, 0, -1)]
     rows = result_rows(found, eval_set)
     assert rows["bbox"].tolist() == [[1, 2, 10.5, 20]]
-    assert coco_results(rows) == [
+    assert json.loads(results_json(rows)) == [
         {"image_id": 3, "category_id": 2, "bbox": [1.0, 2.0, 10.5, 20.0], "score": 0.5}
     ]
 
@@ -109,5 +109,13 @@ def test_results_file_holds_the_entries(at_once: int, monkeypatch: pytest.Monkey
     rows = rows_of(random.uniform(0, 1000, (50, 7)))
     rows["image_id"], rows["category_id"] = random.integers(1, 2**63 - 1, (2, 50))
     rows[0] = (2**63 - 1, [0, 1e-9, 123456.789012, -0.5], 1, 2**53 + 1)
-    assert json.loads(results_json(rows)) == coco_results(rows)
+    assert json.loads(results_json(rows)) == [
+        {
+            "image_id": int(row["image_id"]),
+            "category_id": int(row["category_id"]),
+            "bbox": row["bbox"].round(evaluate.BOX_DIGITS).tolist(),
+            "score": float(row["score"].round(evaluate.SCORE_DIGITS)),
+        }
+        for row in rows
+    ]
     assert json.loads(results_json(np.zeros((0, 7)))) == []

@@ -128,10 +128,10 @@ def test_standard_input_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "standard input is empty\n  fix: pipe a picture"),
+        (b"", "standard input is empty\n  fix: pipe an image"),
         (
             b"\0\1\2\3",
-            "standard input is neither a picture nor a list of paths\n  fix: give a video by its name",
+            "standard input is neither an image nor a list of paths\n  fix: give a video by its name",
         ),
         (b"milk", "the list names 1 files, and none of them is there\n  in: standard input"),
     ],
@@ -185,7 +185,7 @@ def test_pixels_of_a_piped_picture_are_those_of_its_file(here: Path) -> None:
 
 def test_where_files_are_needed_nothing_else_is_taken(here: Path) -> None:
     assert find_pictures(["photos/*.jpg"], Path("out")) == [Path("photos/a.jpg")]
-    with pytest.raises(DatasetError, match=r"only picture files .*, and 'photos/clip\.MP4' is none"):
+    with pytest.raises(DatasetError, match=r"only image files .*, and 'photos/clip\.MP4' is none"):
         find_pictures(["photos"], Path("out"))
 
 

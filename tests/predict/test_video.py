@@ -191,7 +191,7 @@ def test_ctrl_c_leaves_a_whole_video_and_whole_lines(
     [about] = summary()["videos"]
     assert about["stopped"]
     assert "error" not in about
-    assert "stopped before its end" in result.output
+    assert "stopped early" in result.output
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_what_is_for_videos_is_refused_where_there_is_none(
     result = predict(model_file, "frame.png", *words)
 
     assert result.exit_code == 2
-    assert f"{words[0]} is for videos, and there is none among the sources" in result.stderr
+    assert f"{words[0]} is for videos, but no source is a video" in result.stderr
 
 
 def test_a_picture_from_standard_input(model_file: Path, frames: list[Image.Image]) -> None:

@@ -281,13 +281,13 @@ def test_no_more_pictures_than_wanted_and_each_is_stored_once(tmp_path: Path) ->
     page = report_of(tmp_path, [], max_pictures=2)
     assert page.count('<article class="example" ') == 2
     assert page.count('<image id="picture-') == 2
-    assert "2 of 3 pictures" in page
+    assert "2 of 3 images" in page
 
 
 def test_without_pictures_there_are_still_numbers(tmp_path: Path) -> None:
     page = report_of(tmp_path, [found(1, 0.9)], max_pictures=0)
     parsed(page)
-    assert "Pictures of the evaluation" not in page
+    assert "Evaluation images" not in page
     assert "<span>AP</span><b>" in page
 
 
@@ -344,7 +344,7 @@ TRY_IT = """<script>
   tried.high = slideTo(0.7);
   tried.low = slideTo(0.1);
   document.querySelector('a[data-tag="cell-0-1"]').click();
-  tried.cell = [shown(), counts(), document.querySelector("#chosen").textContent.slice(-20)];
+  tried.cell = [shown(), counts(), document.querySelector("#chosen").textContent.slice(-18)];
   document.querySelector('button[data-tag="best"]').click();
   tried.best = shown().length;
   document.querySelector('button[data-tag="all"]').click();
@@ -392,7 +392,7 @@ def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> N
         "first": "6 right, 2 wrong, 1 missed in 8 images",
         "high": "0 right, 2 wrong, 7 missed in 8 images",
         "low": "6 right, 3 wrong, 1 missed in 8 images",
-        "cell": [["picture-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 picture here)"],
+        "cell": [["picture-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 image here)"],
         "best": 5,
         "all": 8,
         "tip": "cat, missed: found as <b>dog & 'co'</b>, 0.80",
@@ -405,7 +405,7 @@ def test_more_than_a_few_pictures_are_folded_in_a_browser_only(tmp_path: Path) -
     assert page.count('<article class="example" ') == 15
     (tmp_path / "tried.html").write_text(page + FOLDED, encoding="utf-8")
     counts = "14 right, 0 wrong, 0 missed in 15 images"  # also of the three that are folded
-    assert tried(tmp_path / "tried.html") == [12, "show all 15 pictures", counts, 15, True, counts]
+    assert tried(tmp_path / "tried.html") == [12, "show all 15 images", counts, 15, True, counts]
 
 
 HURT = (
@@ -452,6 +452,6 @@ def test_markup_in_names_of_all_kinds_is_text_in_a_browser(tmp_path: Path) -> No
         "names": True,
         "file": True,
         "settings": True,
-        "chosen": f"{HURT[0]} taken for {HURT[1]}: 1 (1 picture here)",
+        "chosen": f"{HURT[0]} taken for {HURT[1]}: 1 (1 image here)",
         "hurts": 0,
     }

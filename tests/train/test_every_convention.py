@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fcos import Detector
-from fcos.cli.train import train_and_draw
 from fcos.config.conventions import CONVENTIONS
 from fcos.export.formats import export_model
+from fcos.report.after_training import train_and_draw
 from fcos.report.curves import read_metrics
 from fcos.weights.load import load_model
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fcos.cli.train import train_and_draw
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.summary import read_summaries
 from fcos.errors import ConfigError, DatasetError
+from fcos.report.after_training import train_and_draw
 from fcos.train.run import left_out, train
 from fcos.train.run_folder import find_run_folder
 from fcos.weights.load import load_model
@@ -117,7 +117,7 @@ def test_without_evaluation_the_last_model_is_the_result(
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []
     assert (tiny.runs / "run" / "curves.png").is_file()
-    assert "Nothing was measured" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was evaluated" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

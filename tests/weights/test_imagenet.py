@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from matplotlib.cbook import get_sample_data
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
+from fcos.data.samples import photographs
 from fcos.errors import WeightsError
 from fcos.model.backbone import Backbone, pixel_statistics
 from fcos.weights import imagenet as pretrained
@@ -27,9 +26,9 @@ from fcos.weights.imagenet import (
     pip_weights_file,
 )
 
-# Photographs that pip packages ship, with their ImageNet class and how far down it may stand. (The flower is
-# not quite a daisy, but ImageNet has nothing nearer.)
-PHOTOGRAPHS = {"daisy": (985, 10), "palace": (698, 1), "military uniform": (652, 1)}
+# In the order of `photographs`: ImageNet class, and how far down it may stand. (The flower is not quite a
+# daisy, but ImageNet has nothing nearer.)
+PHOTOGRAPHS = {"palace": (698, 1), "daisy": (985, 10), "military uniform": (652, 1)}
 
 BACKBONES = [
     pytest.param(
@@ -44,10 +43,8 @@ BACKBONES = [
 
 
 def photograph(name: str) -> Image.Image:
-    if name == "military uniform":
-        with get_sample_data("grace_hopper.jpg") as file:
-            return Image.open(file).convert("RGB")
-    return Image.fromarray(load_sample_image({"daisy": "flower.jpg", "palace": "china.jpg"}[name]))
+    with Image.open(photographs()[list(PHOTOGRAPHS).index(name)]) as file:
+        return file.convert("RGB")
 
 
 def classifier_input(image: Image.Image, backbone: str) -> Tensor:

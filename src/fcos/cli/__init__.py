@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import click
 
-from fcos.cli.look import Context
+from fcos.cli.help import Context
 from fcos.errors import FcosError, OutputError
 from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import safe_output

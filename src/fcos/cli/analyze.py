@@ -1,4 +1,4 @@
-"""`fcos analyze`: the curves of runs, as numbers and as a picture."""
+"""`fcos analyze`: the curves of runs, as numbers and as an image."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
 def _print_table(runs: dict[str, Path]) -> None:
     """A row for each epoch that was measured, the best marked; the loss beside it."""
     from fcos.cli.config import new_table, print_table
-    from fcos.report.curves import EVAL_CURVES, curve, read_metrics
+    from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics
 
     for name, run in runs.items():
         metrics = read_metrics(run)
@@ -69,7 +69,7 @@ def _print_table(runs: dict[str, Path]) -> None:
         if not lines:
             click.echo("nothing was measured yet")
             continue
-        best = max(lines, key=lambda line: line["map_mean"])
+        best = best_evaluation(metrics)
         table = new_table("epoch", "step", "AP", "AP50", "AP75", "loss", "")
         for line in lines:
             before = [loss for step, loss in losses.items() if step <= line["step"]]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.options import overrides_argument
 from fcos.cli.output import json_option, print_json
-from fcos.cli.overrides import overrides_argument
 from fcos.terminal import printable_line
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`fcos demo`: a page on this machine on which to try a model."""
+"""`fcos demo`: a local page to try a model in the browser."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcos.cli.device import device_option
-from fcos.cli.nms import agnostic_nms_option
+from fcos.cli.options import agnostic_nms_option, device_option
 from fcos.errors import FcosError
 from fcos.files import is_hidden
 
@@ -33,13 +32,13 @@ Examples:
 @click.option(
     "--examples",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of pictures that the page offers; default: some of the run's evaluation list.",
+    help="Folder of example images for the page; default: some of the run's evaluation images.",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; 0.0.0.0 lets every machine of the network in.",
+    help="Address to listen on; 0.0.0.0 accepts every machine of the network.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
 @click.option("--open/--no-open", "open_browser", default=True, help="Open the page in a browser.")
@@ -54,9 +53,9 @@ def command(
     agnostic_nms: bool | None,
     device: str | list[int],
 ) -> None:
-    """Try a model in the browser: drop, paste or pick pictures, or use the webcam.
+    """Try a model in the browser: drop, paste or pick images, or use the webcam.
 
-    The page talks to this machine only. Programs use the same server: POST a picture file to /predict;
+    The page talks only to this machine. Programs can use the same server: POST an image file to /predict;
     /openapi.json describes it. Needs pip install 'fcos-torch[demo]'.
     """
     try:
@@ -80,12 +79,12 @@ def command(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at this address, before the model is loaded: a port in use is an error at once."""
+    """A socket at this address, before the model is loaded: a port in use fails at once."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen()  # who reads the address may ask at once, and waits until the model is loaded
+        listening.listen()  # requests are accepted at once, and wait until the model is loaded
     except OSError as error:
         listening.close()
         raise FcosError(
@@ -104,7 +103,7 @@ def pictures_of(folder: Path) -> list[Path]:
 
 
 def pictures_of_run(run: Path, detector: Detector) -> list[Path]:
-    """Some of the pictures that a run was measured on, as far as they are still there."""
+    """Some of the images that a run was evaluated on, where they still exist."""
     from fcos.config import load_config
     from fcos.report.examples import spread
 

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.device import device_of, device_option, num_processes_option
-from fcos.cli.nms import agnostic_nms_option
-from fcos.cli.output import json_option, print_json
-from fcos.cli.progress import progress_bar
+from fcos.cli.options import agnostic_nms_option, device_of, device_option, num_processes_option
+from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import ConfigError
 from fcos.files import check_writable, write_bytes
 from fcos.format_names import FORMAT_NAMES

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fcos.cli.eval import run_config
-from fcos.cli.nms import agnostic_nms_option
+from fcos.cli.options import agnostic_nms_option
 from fcos.cli.output import json_option, print_json
 from fcos.errors import FcosError
 from fcos.terminal import counted
@@ -103,8 +102,8 @@ def command(
     With --int8, AP is measured on annotations instead. If it drops by more than --max-ap-loss, parts of the
     network are tried in float32; if that does not help, nothing is written.
     """
+    from fcos.data.samples import photographs
     from fcos.export.formats import check_path, default_path, export_model
-    from fcos.export.verify import sample_images
     from fcos.files import written
     from fcos.predict.sources import find_pictures
     from fcos.weights.load import load_model
@@ -116,21 +115,20 @@ def command(
     check_path(path, name, overwrite=force)
     if not int8 and (calibrate or list_):
         raise FcosError("--calibrate and --list are for --int8", fix="add --int8, or leave them out")
-    with tempfile.TemporaryDirectory() as folder:
-        images = find_pictures(check_on, path) if check_on else sample_images(Path(folder))
-        click.echo(f"writing {path} ...", err=True)
-        if int8:
-            calibration = _calibration(loaded, name, calibrate, path)
-            annotations = _annotations(loaded, list_, root, skip_invalid=skip_invalid)
-            search = _write_int8(loaded, name, path, calibration, annotations, max_ap_loss / 100)
-            _report(_compare(loaded, path, images), path, name, search, as_json=as_json)
-            return
-        with written(path) as partial:
-            export_model(loaded, name, partial)
-            check = _compare(loaded, partial, images)
-            _report(check, path, name, None, as_json=as_json)
-            if check.problems:
-                raise _differs(check, path)
+    images = find_pictures(check_on, path) if check_on else photographs()
+    click.echo(f"writing {path} ...", err=True)
+    if int8:
+        calibration = _calibration(loaded, name, calibrate, path)
+        annotations = _annotations(loaded, list_, root, skip_invalid=skip_invalid)
+        search = _write_int8(loaded, name, path, calibration, annotations, max_ap_loss / 100)
+        _report(_compare(loaded, path, images), path, name, search, as_json=as_json)
+        return
+    with written(path) as partial:
+        export_model(loaded, name, partial)
+        check = _compare(loaded, partial, images)
+        _report(check, path, name, None, as_json=as_json)
+        if check.problems:
+            raise _differs(check, path)
 
 
 def _compare(loaded: LoadedModel, path: Path, images: list[Path]) -> Check:

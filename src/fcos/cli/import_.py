@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from fcos.cli.options import overrides_argument
 from fcos.cli.output import json_option, print_json
-from fcos.cli.overrides import overrides_argument
 from fcos.terminal import counted
 
 EPILOG = """\b

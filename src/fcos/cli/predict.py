@@ -1,4 +1,4 @@
-"""`fcos predict`: pictures and videos in, drawn ones and what was found as JSON out."""
+"""`fcos predict`: run a model on images and videos; write drawn copies and JSON."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from fcos.cli.device import device_of, device_option
-from fcos.cli.nms import agnostic_nms_option
-from fcos.cli.output import json_option, print_json
-from fcos.cli.progress import progress_bar
+from fcos.cli.options import agnostic_nms_option, device_of, device_option
+from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import DatasetError, OutputError
 from fcos.files import check_writable, reason_of, write_bytes
 from fcos.terminal import counted, printable_line
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 STOPPED_BY_CTRL_C = 130  # what shells expect
 MOST_NAMES = 3  # of what could not be read, in the last line
 MANY_PICTURES = 100  # for fewer it takes longer to start processes than they save
-MOST_PROCESSES = 8  # of our own accord: each needs memory
+MOST_PROCESSES = 8  # by default: each needs memory
 
 EPILOG = """\b
 Examples:
@@ -52,27 +50,27 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("predictions"),
     show_default=True,
-    help="Folder for what is drawn, detections.json and (videos) detections.jsonl.",
+    help="Folder for drawn copies, detections.json and (videos) detections.jsonl.",
 )
 @click.option(
     "--score-threshold",
     type=click.FloatRange(0, 1),
-    help="Least score of a detection; default: the model's own, best on its evaluation list.",
+    help="Minimum score of a detection; default: the model's own, best on its evaluation data.",
 )
-@click.option("--track", is_flag=True, help="Videos: the same object has the same number in all frames.")
+@click.option("--track", is_flag=True, help="Videos: give an object the same number in all frames.")
 @click.option(
     "--every",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Videos: search each N-th frame, leave out the others.",
+    help="Videos: process every N-th frame and skip the others.",
     metavar="N",
 )
-@click.option("--draw/--no-draw", default=True, help="Write drawn pictures and videos, or JSON only.")
+@click.option("--draw/--no-draw", default=True, help="Write drawn images and videos, or JSON only.")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Images of one forward pass; default: 8 on a GPU, on a CPU up to 4 small ones.",
+    help="Images per forward pass; default: 8 on a GPU, up to 4 small ones on a CPU.",
 )
 @json_option
 @agnostic_nms_option
@@ -80,8 +78,8 @@ Examples:
 @click.option(
     "--num-processes",
     type=click.IntRange(min=1),
-    help=f"Processes that share the pictures on a CPU; default: 1; on Linux for {MANY_PICTURES} or more one "
-    f"a core, but not more than {MOST_PROCESSES}.",
+    help=f"Processes that share the images on a CPU; default: 1; on Linux, for {MANY_PICTURES} images "
+    f"or more, one per core, at most {MOST_PROCESSES}.",
 )
 def command(
     model: Path,
@@ -97,12 +95,12 @@ def command(
     device: str | list[int],
     num_processes: int | None,
 ) -> None:
-    """Detect in pictures and videos; draw them and write what was found as JSON.
+    """Detect objects in images and videos; draw them and write the detections as JSON.
 
-    MODEL is a run folder or a model file. A SOURCE is a picture, a video, a folder (with its subfolders), a
-    pattern like "photos/*.jpg", an address of a picture or video (https://...), a text file with a path a
-    line, the number of a camera (0), or - for standard input: a picture, or paths. What is broken is reported
-    and left out; the exit code is 1 then.
+    MODEL is a run folder or a model file. A SOURCE is an image, a video, a folder (with its subfolders), a
+    pattern like "photos/*.jpg", the URL of an image or video (https://...), a text file with one path per
+    line, a camera number (0), or - for standard input: an image, or paths. Files that cannot be read are
+    reported and skipped; the exit code is then 1.
     """
     from fcos.detector import Detector
     from fcos.predict.pictures import FRAMES_FILE, RESULT_FILE, plan
@@ -112,7 +110,7 @@ def command(
     from fcos.train.launch import launched
 
     check_writable(out)
-    # Planned before other processes start: what they draw must not look like what was there.
+    # Planned before other processes start, so that their drawings are not mistaken for files of the user.
     planned = plan(find_sources(sources, out), out) if is_first_process() else []
     videos = [source for source in planned if source.kind != "picture"]
     check_video_options(videos, track, every)
@@ -166,12 +164,12 @@ def command(
 
 
 def is_first_process() -> bool:
-    """Before the processes know each other: whether this is the first of all."""
+    """Whether this is the first process of all, before they are connected."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def can_fork(model: Path, device: str | list[int]) -> bool:
-    """Whether the processes that share the pictures can be forks of this one.
+    """Whether the processes that share the images can be forks of this one.
 
     They start at once and share the model's memory. On macOS a fork must not compute, Windows has none, and
     the threads of an exported file's runtime do not live on in one.
@@ -185,14 +183,14 @@ def can_fork(model: Path, device: str | list[int]) -> bool:
 
 
 def usual_processes(num_pictures: int) -> int:
-    """How many forks search, where nobody says."""
+    """The default number of processes."""
     import torch
 
     return min(torch.get_num_threads(), MOST_PROCESSES) if num_pictures >= MANY_PICTURES else 1
 
 
 def check_video_options(videos: Sequence[Source], track: bool, every: int) -> None:
-    """Refuse what needs a video or a package that is not there: now, not after an hour of pictures."""
+    """Refuse options that need a video or a missing package: now, not after an hour of images."""
     from fcos.predict.tracker import import_trackers
     from fcos.predict.video_reader import import_av
 
@@ -202,7 +200,7 @@ def check_video_options(videos: Sequence[Source], track: bool, every: int) -> No
             import_trackers()
     elif (track or every > 1) and is_first_process():
         option = "--track" if track else "--every"
-        raise click.UsageError(f"{option} is for videos, and there is none among the sources.")
+        raise click.UsageError(f"{option} is for videos, but no source is a video.")
 
 
 def _search_pictures(
@@ -215,7 +213,7 @@ def _search_pictures(
     num_forks: int,
     fabric: Fabric,
 ) -> list[dict[str, Any]]:
-    """What was found in each picture, on the first process; each process searches its share."""
+    """The detections of each image, on the first process; each process predicts its share."""
     from fcos.data.sampler import ShardSampler
     from fcos.predict.detect import gather
     from fcos.predict.pictures import search_pictures
@@ -245,7 +243,7 @@ def _search_pictures(
 def _search_videos(
     detector: Detector, videos: Sequence[Source], out: Path, options: VideoOptions, *, to_stderr: bool
 ) -> list[dict[str, Any]]:
-    """What was found in each video; Ctrl-C ends after a frame, and leaves whole files."""
+    """The detections of each video; Ctrl-C stops after a frame and leaves complete files."""
     from fcos.predict.pictures import FRAMES_FILE
     from fcos.predict.video import search_video
     from fcos.train.stop import StopSignal
@@ -282,7 +280,7 @@ def _search_videos(
 
 @contextmanager
 def _lines_to(path: Path) -> Iterator[TextIO]:
-    """A file that grows line by line; what cannot be written there or beside it is an `OutputError`."""
+    """A file that grows line by line; `OutputError` if it, or a file beside it, cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", errors="backslashreplace") as lines:
@@ -296,7 +294,7 @@ def _lines_to(path: Path) -> Iterator[TextIO]:
 
 
 def _describe(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> None:
-    """A line about a video."""
+    """Print a line about a video."""
     if num_frames := about.get("num_frames"):
         num_tracks = about["num_tracks"]
         tracks = f", {counted(num_tracks, 'track')}" if num_tracks else ""
@@ -304,7 +302,7 @@ def _describe(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> No
             f"{printable_line(about['path'])}: {counted(num_frames, 'frame')}, "
             f"{counted(about['num_detections'], 'detection')}{tracks}, {num_frames / elapsed_s:.1f} frames/s"
             + (f"; drawn in {printable_line(about['drawn'])}" if about["drawn"] else "")
-            + ("; stopped before its end" if about["stopped"] else ""),
+            + ("; stopped early" if about["stopped"] else ""),
             err=to_stderr,
         )
         if "error" in about:

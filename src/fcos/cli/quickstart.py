@@ -1,4 +1,4 @@
-"""`fcos quickstart`: a data set, a training, its numbers and its pictures, with nothing to download."""
+"""`fcos quickstart`: build a data set, train, evaluate and draw, with nothing to download."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 
+from fcos.cli.options import overrides_argument
 from fcos.cli.output import json_option, print_json
-from fcos.cli.overrides import overrides_argument
 from fcos.files import check_writable
 from fcos.terminal import counted
 
 NUM_DRAWN = 12
-BUSY = 0.5  # share of the processor from which on it is worth a word
+BUSY = 0.5  # share of the processor in use from which we warn
 
 EPILOG = """\b
 Examples:
   fcos quickstart
   fcos quickstart --out digits epochs=20
-  fcos quickstart --out digits --data-only      a folder of pictures with boxes, to try commands on
+  fcos quickstart --out digits --data-only      only the images with boxes, to try commands on
 """
 
 
@@ -31,15 +31,19 @@ Examples:
     help="Folder for the data set and the run.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of data set and training."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the data set and the training.",
 )
 @click.option(
-    "--num-train", type=click.IntRange(min=1), default=2000, show_default=True, help="Pictures to train on."
+    "--num-train", type=click.IntRange(min=1), default=2000, show_default=True, help="Images to train on."
 )
 @click.option(
-    "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Pictures held out."
+    "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Images held out."
 )
-@click.option("--data-only", is_flag=True, help="Only make the data set.")
+@click.option("--data-only", is_flag=True, help="Only write the data set.")
 @overrides_argument()
 @json_option
 def command(
@@ -51,15 +55,14 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train, measure and look at a small detector in five minutes, offline.
+    """Train and evaluate a small detector in five minutes, offline.
 
-    Handwritten digits on photographs, which pip has brought already, are made into an ordinary data set;
-    a small model learns to find them; pictures that it has never seen are measured and drawn. KEY=VALUE
-    changes a setting, as for `fcos train`.
+    Builds an ordinary data set of handwritten digits on photographs, trains a small model on it, evaluates
+    the model on held-out images and draws its predictions. KEY=VALUE changes a setting, as in `fcos train`.
     """
     from fcos.config import load_config
 
-    load_config(None, overrides)  # a slip of the pen is reported before anything is written
+    load_config(None, overrides)  # a typo is reported before anything is written
 
     from fcos.data.quickstart import make_digits
 
@@ -75,7 +78,8 @@ def command(
             print_json({"folder": out, "pictures_train": num_train, "pictures_eval": num_eval})
         return
 
-    from fcos.cli.train import result_of, train_and_draw
+    from fcos.cli.train import result_of
+    from fcos.report.after_training import train_and_draw
 
     config = load_config(out / "train.json", [*_proposed(out, overrides), *overrides])
     run = train_and_draw(config)
@@ -88,7 +92,7 @@ def command(
 
 
 def busy_cores() -> str | None:
-    """What to say where other programs use the processor."""
+    """A warning where other programs use the processor."""
     from fcos.train.throughput import busy_share
 
     share = busy_share()
@@ -100,13 +104,13 @@ def busy_cores() -> str | None:
 
 
 def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:
-    """Where the run is kept; what the user gives goes before it."""
+    """The run folder; one given by the user wins."""
     given = {override.partition("=")[0] for override in overrides}
     return [] if "run_folder" in given else [f"run_folder={out / 'run'}"]
 
 
 def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
-    """Draw held-out pictures; print the numbers, and what to do next."""
+    """Draw held-out images; print the numbers, and what to do next."""
     from fcos.cli.train import show_result
     from fcos.detector import Detector
     from fcos.predict.draw import draw_side_by_side

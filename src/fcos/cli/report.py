@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fcos.cli.device import device_option
+from fcos.cli.options import device_option
 from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable
 from fcos.terminal import printable_line
@@ -14,8 +14,8 @@ from fcos.terminal import printable_line
 EPILOG = """\b
 Examples:
   fcos report runs/train                       writes runs/train/report.html
-  fcos report runs/train --pictures 200        with more examples
-  fcos report runs/before runs/after           what changed, and whether by chance
+  fcos report runs/train --images 200          with more examples
+  fcos report runs/before runs/after           what changed, and whether it is significant
 """
 
 
@@ -26,10 +26,14 @@ Examples:
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The page to write; default: report.html in the run, or comparison.html in RUN_B.",
+    help="The page to write; default: report.html in RUN, or comparison.html in RUN_B.",
 )
 @click.option(
-    "--pictures", type=click.IntRange(min=0), help="Examples to show; default: 48, or 24 for two runs."
+    "--images",
+    "--pictures",  # its former name
+    "images",
+    type=click.IntRange(min=0),
+    help="Examples to show; default: 48, or 24 for two runs.",
 )
 @device_option
 @json_option
@@ -37,14 +41,14 @@ def command(
     run: Path,
     other: Path | None,
     output: Path | None,
-    pictures: int | None,
+    images: int | None,
     device: str | list[int],
     as_json: bool,
 ) -> None:
-    """Write a page that shows a training: self-contained, for a browser, offline.
+    """Write a self-contained HTML page about a training.
 
-    RUN is the folder of a training. With RUN_B, the page compares the two on the pictures that both were
-    measured on.
+    RUN is the folder of a training. With RUN_B, the page compares the two on the images that both were
+    evaluated on.
     """
     from fcos.report.run_folder import read_run
 
@@ -55,7 +59,7 @@ def command(
         from fcos.report.comparison import MAX_PICTURES, write_comparison
 
         second = read_run(other)
-        most = MAX_PICTURES if pictures is None else pictures
+        most = MAX_PICTURES if images is None else images
         written = write_comparison(first, second, page, max_pictures=most)
     else:
         from fcos.predict.device import torch_device
@@ -67,7 +71,7 @@ def command(
             results=first.results,
             cards=first.cards,
             out=page,
-            max_pictures=MAX_PICTURES if pictures is None else pictures,
+            max_pictures=MAX_PICTURES if images is None else images,
             device=torch_device(device),
         )
     if as_json:

@@ -1,4 +1,4 @@
-"""`fcos train`: from a train.json, or from a folder by way of a proposed one."""
+"""`fcos train`: train from a train.json, or from a folder with a proposed one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.options import overrides_argument
 from fcos.cli.output import json_option, print_json
-from fcos.cli.overrides import overrides_argument
 from fcos.cli.predict import is_first_process
 from fcos.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
-    from fcos.config import TrainConfig
     from fcos.train.run import Run
 
 EPILOG = """\b
 Examples:
-  fcos train pictures/                      proposes a train.json, writes it and trains
+  fcos train images/                        proposes a train.json, writes it and trains
   fcos train train.json                     trains with a config file
   fcos train train.json epochs=24 lr_base=0.02
   fcos train train.json load=true           resumes where the run stopped
@@ -48,15 +47,15 @@ Examples:
 def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Train a detector.
 
-    TRAIN_JSON holds the settings; KEY=VALUE changes one for this training. A FOLDER of pictures with boxes
-    needs none: a train.json is proposed from data and machine, written, and used.
+    TRAIN_JSON holds the settings; KEY=VALUE changes one for this training. For a
+    FOLDER of images with boxes, a train.json is proposed from the data and the machine, written, and used.
     """
     from fcos.cli.init import print_proposal, write_proposal
     from fcos.config import check_overrides, load_config
 
     if "=" in source.name and not source.exists():
         raise ConfigError(
-            f"{source} is a setting; the first word is a train.json or a folder",
+            f"{source} is a setting; the first argument must be a train.json or a folder",
             where="command line",
             fix=f"fcos train train.json {' '.join(map(str, (source, *overrides)))}",
         )
@@ -73,6 +72,8 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
         source = output
     config = load_config(source, overrides)
 
+    from fcos.report.after_training import train_and_draw  # brings torch: a wrong setting is answered at once
+
     run = train_and_draw(config)
     if as_json and is_first_process():
         print_json(result_of(run))
@@ -81,25 +82,13 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
     raise click.exceptions.Exit(run.exit_code)  # not 0 if a signal stopped it
 
 
-def train_and_draw(config: TrainConfig) -> Run:
-    """Train; curves and report once it has finished."""
-    from fcos.report.after_training import draw_run
-    from fcos.train.run import train  # brings torch: a wrong setting is answered at once
-
-    run = train(config)
-    if run.trained:
-        draw_run(run.folder, run.trained)
-    return run
-
-
 def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
-    """The twelve numbers of the best epoch, what the run left, and what to do next."""
+    """Print the twelve numbers of the best epoch, the files of the run, and what to do next."""
     from fcos.metrics.coco import summary_of
 
     if best := best_line(folder):
         click.echo(f"\nEvaluation images, best epoch ({best['epoch']}):\n{summary_of(best['stats'])}\n")
-    left = left_in(folder)
-    for what, file in [*left, *more]:
+    for what, file in [*left_in(folder), *more]:
         click.echo(f"{what + ':':10}{file}")
     run = shlex.quote(str(folder))
     click.echo(
@@ -111,18 +100,17 @@ def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
 
 def best_line(folder: Path) -> dict[str, Any] | None:
     """The line of metrics.jsonl of the best epoch; None where nothing was measured, or the file is gone."""
-    from fcos.report.curves import read_metrics
+    from fcos.report.curves import best_evaluation, read_metrics
 
     try:
-        lines = [line for line in read_metrics(folder) if line["kind"] == "eval"]
+        return best_evaluation(read_metrics(folder))
     except DatasetError as error:  # the training itself is complete
         click.echo(f"warning: {error.what}: {error.where}", err=True)
         return None
-    return max(lines, key=lambda line: line["map_mean"], default=None)
 
 
 def left_in(folder: Path) -> list[tuple[str, Path]]:
-    """What a run left to look at and to use, in words and as files."""
+    """The result files of a run, by what they are."""
     names = {"report": "report.html", "curves": "curves.png", "model": "best.safetensors"}
     if not (folder / names["model"]).is_file():
         names["model"] = "last.safetensors"  # nothing was measured
@@ -130,9 +118,9 @@ def left_in(folder: Path) -> list[tuple[str, Path]]:
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """What a training left: its folder, its model, and the numbers of the best epoch.
+    """The result of a training: its folder, its model, and the numbers of the best epoch.
 
-    None: `epoch` and `metrics` where nothing was measured, `model` where the run was stopped before it.
+    `epoch` and `metrics` are None where nothing was evaluated, `model` where the run was stopped before.
     """
     from fcos.metrics.coco import named_numbers
 

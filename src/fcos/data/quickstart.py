@@ -1,9 +1,8 @@
 """The data set of `fcos quickstart`: real handwritten digits on real photographs, nothing to download.
 
-Digits are scikit-learn's 1,797 (8 x 8 grey levels), photographs are the three that scikit-learn and
-matplotlib ship. Held-out numbers are honest: training and evaluation pictures share no digit and no pixel
-of a photograph. Each picture depends on (seed, split, its number) only, so a longer data set begins with the
-pictures of a shorter one.
+1,797 digits of 8 x 8 grey levels and three photographs, all in `samples`. Held-out numbers are honest:
+training and evaluation images share no digit and no pixel of a photograph. Each image depends on (seed,
+split, its number) only, so a longer data set begins with the images of a shorter one.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats.list import write_lines
 from fcos.data.names import write_names
+from fcos.data.samples import load_digits, photographs
 from fcos.errors import DatasetError
 from fcos.files import check_writable, read_text, write_text
 
@@ -191,19 +191,17 @@ def _write_split(folder: Path, split: Split, count: int, seed: int) -> None:
 @cache
 def load_material(split: Split) -> Material:
     """Digits and parts of photographs that belong to one split alone."""
-    from matplotlib.cbook import get_sample_data
-    from sklearn.datasets import load_digits, load_sample_image
-
-    digits = load_digits()
+    digits, labels = load_digits()
     chosen = slice(None, NUM_TRAIN_DIGITS) if split == "train" else slice(NUM_TRAIN_DIGITS, None)
-    photos = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
-    with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as photo:
-        photos.append(photo.convert("RGB"))
+    photos = []
+    for path in photographs():
+        with Image.open(path) as photo:
+            photos.append(photo.convert("RGB"))
     left, right = PHOTO_PARTS[split]
     return Material(
         tuple(p.crop((round(left * p.width), 0, round(right * p.width), p.height)) for p in photos),
-        sharpen((digits.images[chosen] / 16).astype(np.float32)),
-        digits.target[chosen].astype(np.int64),
+        sharpen((digits[chosen] / 16).astype(np.float32)),
+        labels[chosen].astype(np.int64),
     )
 
 

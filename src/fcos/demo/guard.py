@@ -1,4 +1,4 @@
-"""Which requests are answered: those of this machine's own names, and of no page from elsewhere.
+"""Which requests are answered: those to this machine's own names, and from no page of another origin.
 
 A browser sends what any page asks it to, to this machine too. Two things tell such a page: the name by which
 it asks (it can point a name of its own at this machine, DNS rebinding), and what the browser says of where
@@ -62,7 +62,7 @@ class Guard:
             detail = f"{host or asked} is not served: `fcos demo --host ...` says for whom to answer"
             return JSONResponse({"detail": detail}, 421)
         if method not in SAFE_METHODS and not _is_own_page(headers):
-            return JSONResponse({"detail": "pages from elsewhere get no answer"}, 403)
+            return JSONResponse({"detail": "pages of another origin get no answer"}, 403)
         return None
 
 

@@ -99,7 +99,7 @@ async function add(files) {
       at("strip").append(thumbnail(picture));
       await choose(picture);
     } catch (error) {
-      say(`${file.name || "picture"}: ${error.message}`);
+      say(`${file.name || "image"}: ${error.message}`);
     }
   }
   at("stage").classList.remove("busy");

@@ -32,7 +32,7 @@ from fcos.predict.detections import Detections
 from fcos.predict.draw import class_colour
 from fcos.terminal import counted, printable_line
 
-LEAST_SCORE = 0.05  # the page gets everything above it, and filters by itself
+LEAST_SCORE = 0.05  # the page gets everything above it and filters itself
 WAIT_SECONDS = 60.0  # for others to be done
 IMAGES_IN_MEMORY = 2  # decoded: one is in the network, the next is being read
 
@@ -139,9 +139,9 @@ def build_app(
             }
         },
         responses={
-            403: {"description": "a page from elsewhere asks"},
-            413: {"description": "the file is too long, or the image has too many pixels"},
-            415: {"description": "the file is no image that can be read"},
+            403: {"description": "a page of another origin asks"},
+            413: {"description": "the file is too large, or the image has too many pixels"},
+            415: {"description": "the file is not a readable image"},
             503: {"description": "too many images at once"},
         },
     )
@@ -154,7 +154,7 @@ def build_app(
         try:
             async with turns.slot():
                 if await request.is_disconnected():
-                    raise HTTPException(400, "nobody waits for the answer")
+                    raise HTTPException(400, "the client is gone")
                 async with turns.decoding:
                     image = await asyncio.to_thread(open_image, content, max_pixels)
                 async with turns.predicting:
@@ -167,7 +167,7 @@ def build_app(
         try:
             found = detector.predict(image, score_threshold)
         except (MemoryError, torch.OutOfMemoryError):
-            raise HTTPException(503, "there is not enough memory for this image: scale it") from None
+            raise HTTPException(503, "not enough memory for this image: scale it down") from None
         elapsed_ms = (time.perf_counter() - started_at) * 1000
         return Answer(
             width=image.shape[2],

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -217,18 +216,3 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of all files of a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def sample_images(folder: Path) -> list[Path]:
-    """Photographs from scikit-learn and matplotlib, written to a folder as JPEG files."""
-    from matplotlib.cbook import get_sample_data
-    from sklearn.datasets import load_sample_image
-
-    paths = []
-    for name in ("china.jpg", "flower.jpg"):
-        paths.append(folder / name)
-        Image.fromarray(load_sample_image(name)).save(paths[-1], quality=95)
-    with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as photo:
-        paths.append(folder / "grace_hopper.jpg")
-        photo.convert("RGB").save(paths[-1], quality=95)
-    return paths

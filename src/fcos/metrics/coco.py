@@ -144,17 +144,8 @@ class BestF1(NamedTuple):
     recall: float
 
 
-def best_f1_threshold(annotations: Annotations, results: Results) -> float:
-    """The score from which on detections should be shown: where F1 over all classes is best, at IoU 0.5.
-
-    Arguments as in `evaluate_detections`.
-    """
-    rows = result_array(annotations, results)
-    return threshold_of(match(annotations, rows), annotations, rows)
-
-
 def measure(annotations: Annotations, results: Results) -> tuple[CocoMetrics, float]:
-    """`evaluate_detections` and `best_f1_threshold`, from one matching."""
+    """`evaluate_detections`, and the score with the best F1 over all classes at IoU 0.5."""
     rows = result_array(annotations, results)
     evaluation = match(annotations, rows)
     threshold = threshold_of(evaluation, annotations, rows)

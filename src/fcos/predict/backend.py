@@ -1,4 +1,4 @@
-"""What finds things in batches of pictures: a network of PyTorch, or a file that was exported from one."""
+"""What predicts batches of images: a PyTorch network, or a file exported from one."""
 
 from __future__ import annotations
 

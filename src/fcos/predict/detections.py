@@ -32,7 +32,7 @@ class Detections:
         scores: `(N,)` float32 in [0, 1].
         labels: `(N,)` int64, 0-based, index into `class_names`.
         class_names: the classes of the model, without background.
-        image: the upright picture that was searched, if it was kept.
+        image: the upright image that was searched, if it was kept.
         found_at: `(N, 3)` float32: x, y of the point that found each, pixels of the upright original image,
             and the stride of its level, pixels of the resized one (level P3 has stride 8); None: unknown.
         track_ids: `(N,)` int64 from a tracker: the same object of a video has the same one in all its frames;
@@ -109,11 +109,11 @@ class Detections:
         return self[self.scores >= threshold]
 
     def draw(self, score_threshold: float | None = None) -> Image.Image:
-        """A copy of the picture with the boxes (of at least `score_threshold`) drawn on it."""
+        """A copy of the image with the boxes (of at least `score_threshold`) drawn on it."""
         if self.image is None:
             raise ValueError(
-                "these detections do not hold their picture\n"
-                "  fix: dataclasses.replace(detections, image=picture).draw()"
+                "these detections do not hold their image\n"
+                "  fix: dataclasses.replace(detections, image=image).draw()"
             )
         from fcos.predict.draw import draw_boxes  # loads matplotlib: only who draws waits for it
 

@@ -1,6 +1,6 @@
-"""Boxes with readable labels on a photograph.
+"""Boxes with readable labels on an image.
 
-Drawn with Pillow: `torchvision.utils.draw_bounding_boxes` lets labels run out of the picture and cannot
+Drawn with Pillow: `torchvision.utils.draw_bounding_boxes` lets labels run off the image and cannot
 choose the text's colour by its background in all versions that we support.
 """
 
@@ -28,7 +28,7 @@ Box = tuple[int, int, int, int]  # xyxy, pixels
 GOLDEN_RATIO = 0.618034  # steps of it around the colour circle never come close to an earlier one for long
 MAX_NAME = 200  # characters of a label
 MAX_ROWS = 8  # of labels below each other in a box
-GAP = 8  # pixels between two pictures side by side
+GAP = 8  # pixels between two images side by side
 
 
 def class_colour(label: int) -> Rgb:
@@ -47,7 +47,7 @@ def draw_boxes(
     scores: ArrayLike | None = None,
     track_ids: ArrayLike | None = None,
 ) -> Image.Image:
-    """A copy of the picture with boxes and the names of their classes.
+    """A copy of the image with boxes and the names of their classes.
 
     Args:
         image: any mode; the copy is RGB.
@@ -84,7 +84,7 @@ def draw_boxes(
 def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Image:
     """What is there on the left, what was found on the right, with a title above each."""
     image = detections.image
-    assert image is not None, "Detector.predict keeps the picture"
+    assert image is not None, "Detector.predict keeps the image"
     there = draw_boxes(image, ground_truth.boxes_xyxy, ground_truth.labels, detections.class_names)
     font = label_font("", _font_size(image.size))
     title_height = sum(font.getmetrics()) + GAP
@@ -98,7 +98,7 @@ def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Ima
 
 
 def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[Box]:
-    """The outermost whole pixels of boxes that are on the picture, both ends included, as Pillow draws."""
+    """The outermost whole pixels of boxes that are on the image, both ends included, as Pillow draws."""
     last = np.array(size) - 1
     top_left = np.floor(boxes_xyxy[:, :2]).clip(0, last)
     bottom_right = (np.ceil(boxes_xyxy[:, 2:]) - 1).clip(0, last)
@@ -120,7 +120,7 @@ def _margin(font_size: int) -> int:
     return max(1, font_size // 6)
 
 
-@lru_cache(maxsize=256)  # the same classes and scores come again and again; 50 MB of 12-megapixel pictures
+@lru_cache(maxsize=256)  # the same classes and scores come again and again; 50 MB of 12-megapixel images
 def _label(text: str, colour: Rgb, font_size: int) -> Image.Image:
     """A filled rectangle with the text."""
     font = label_font(text, font_size)

@@ -1,4 +1,4 @@
-"""Searching pictures: where the drawn ones go, and what is written about each."""
+"""Predicting image files: where drawn copies go, and what is written about each image."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ RESULT_FILE = "detections.json"
 FRAMES_FILE = "detections.jsonl"
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 JPEG_QUALITY = 92
+_KINDS = {"picture": "an image", "video": "a video", "camera": "a video"}
 
 
 def plan(sources: Sequence[Source], out: Path) -> list[Source]:
-    """With the names of their drawn copies below `out`; different sources of one name are numbered.
+    """Name the drawn copies below `out`; different sources with the same name are numbered.
 
     Raises:
         DatasetError: a file would be overwritten that `fcos predict` did not write.
@@ -38,7 +39,7 @@ def plan(sources: Sequence[Source], out: Path) -> list[Source]:
         target = out / source.name
         if real_path(target) in given or (os.path.lexists(target) and not is_ours):
             raise DatasetError(
-                f"a {source.kind} would be overwritten by its drawn copy",
+                f"{_KINDS[source.kind]} would be overwritten by its drawn copy",
                 where=str(target),
                 fix="give another folder with --out",
             )
@@ -65,14 +66,14 @@ def search_pictures(
     batch_size: int | None = None,
     num_processes: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """What `detections.json` says about each picture; its drawn copy is written.
+    """What `detections.json` says about each image; its drawn copy is written.
 
-    Of one that cannot be read: path and error. `batch_size` as in `Detector.predict`, `num_processes` as in
+    For one that cannot be read: path and error. `batch_size` as in `Detector.predict`, `num_processes` as in
     `fcos.predict.stream.search`.
     """
 
     def describe(source: Source, detections: Detections) -> dict[str, Any]:
-        assert detections.image is not None, "Detector.predict keeps the picture"
+        assert detections.image is not None, "Detector.predict keeps the image"
         about: dict[str, Any] = {"path": source.where}
         if draw:
             target = out / source.name
@@ -101,7 +102,7 @@ def _save(drawn: Image.Image, target: Path) -> None:
 
 
 def as_dicts(detections: Detections) -> list[dict[str, Any]]:
-    """Detections as JSON knows them, boxes to a hundredth of a pixel."""
+    """Detections as JSON values, boxes to a hundredth of a pixel."""
     entries: list[dict[str, Any]] = [
         {
             "box_xyxy": [round(side, 2) for side in box],

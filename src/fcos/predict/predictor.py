@@ -1,4 +1,4 @@
-"""Images to `Detections` with any backend: a network, or a file that was exported from one."""
+"""Images to `Detections` with any backend: a network, or a file exported from one."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it function by function
 
-Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 
 
 class Predictor:
-    """A backend with what it takes to use it: how images are resized, what the labels mean.
+    """A backend with its preprocessing and class names.
 
     Attributes:
         config: the settings that the model file carries.
         class_names: of each label, without background.
         category_ids: of each label, as in the data that the model was trained on.
-        threshold: score from which detections are worth showing (best F1 on the evaluation list).
+        threshold: default minimum score (best F1 on the evaluation data).
         path: the model file.
     """
 
@@ -88,21 +88,21 @@ class Predictor:
 
     @property
     def usual_batch_size(self) -> int:
-        """Images of one forward pass, where nobody says; on a CPU 1."""
+        """Default number of images per forward pass; 1 on a CPU."""
         return self._backend.usual_batch_size
 
     @property
     def group_size(self) -> int:
-        """How many images `predict` takes together, where nobody says; on a CPU 4."""
+        """Default number of images that `predict` takes together; 4 on a CPU."""
         return self._backend.group_size
 
     @property
     def calls_at_once(self) -> int:
-        """How many calls of `predict` in threads are the fastest, of what `side_by_side` gives."""
+        """How many threads that call `predict` of `side_by_side` are fastest."""
         return self._backend.calls_at_once
 
     def side_by_side(self: P) -> P:
-        """The same for `calls_at_once` calls of `predict` at once, which share the cores."""
+        """A copy for `calls_at_once` simultaneous calls of `predict`, which share the cores."""
         detector = copy.copy(self)
         detector._backend = self._backend.side_by_side
         return detector
@@ -110,7 +110,7 @@ class Predictor:
     @overload  # a str is a Sequence of str too; it matches here first, as it does below
     def predict(  # type: ignore[overload-overlap]
         self,
-        pictures: Picture,
+        images: ImageLike,
         score_threshold: float | None = ...,
         *,
         batch_size: int | None = ...,
@@ -120,7 +120,7 @@ class Predictor:
     @overload
     def predict(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageLike],
         score_threshold: float | None = ...,
         *,
         batch_size: int | None = ...,
@@ -129,74 +129,73 @@ class Predictor:
 
     def predict(
         self,
-        pictures: Picture | Sequence[Picture],
+        images: ImageLike | Sequence[ImageLike],
         score_threshold: float | None = None,
         *,
         batch_size: int | None = None,
         agnostic_nms: bool | None = None,
     ) -> Detections | list[Detections]:
-        """What is in a picture, or in each picture of a list.
+        """Predict an image, or each image of a list.
 
         Args:
-            pictures: a path, a PIL image, a uint8 array `(height, width, 3)` RGB, or a list of them, of any
+            images: a path, a PIL image, a uint8 array `(height, width, 3)` RGB, or a list of them, of any
                 sizes. Arrays may also be grey, `(height, width)` or `(height, width, 1)`, or have a fourth
                 channel, which is dropped; tensors have their channels first, `(3, height, width)`. Paths and
                 PIL images are turned upright as their EXIF says.
-            score_threshold: least score of what is returned; None: the model's own `threshold`; 0: all that
-                was found, as the evaluation counts it.
-            batch_size: images of one forward pass; None: 8 on a GPU, on a CPU, where large images gain
+            score_threshold: minimum score of a detection; None: the model's own `threshold`; 0: everything
+                that the evaluation counts.
+            batch_size: images per forward pass; None: 8 on a GPU; on a CPU, where large images gain
                 nothing, up to 4 small ones. Only images of one padded size share a pass, so that each gets
                 the detections that it gets alone.
-            agnostic_nms: NMS over all classes together, so that one object does not get boxes of two; None:
-                as the model says (its setting `agnostic_nms`).
+            agnostic_nms: NMS over all classes together, so that an object does not get boxes of two; None:
+                the model's setting `agnostic_nms`.
 
         Returns:
-            `Detections` with the picture in them, or a list of them as long as the list of pictures. (So a
-            list of thousands fills the memory: `stream` does not.)
+            `Detections` that hold the image, or a list of them, one per image. (A list of thousands fills
+            the memory: use `stream`.)
         """
         if agnostic_nms is not None:
-            return self._with_nms(agnostic_nms).predict(pictures, score_threshold, batch_size=batch_size)
-        if isinstance(pictures, str) or not isinstance(pictures, Sequence):
-            return self._predict_group([pixels_of(pictures)], score_threshold)[0]
+            return self._with_nms(agnostic_nms).predict(images, score_threshold, batch_size=batch_size)
+        if isinstance(images, str) or not isinstance(images, Sequence):
+            return self._predict_group([pixels_of(images)], score_threshold)[0]
         max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
         size = batch_size or self.group_size
         found: list[Detections] = []
-        for first in range(0, len(pictures), size):
-            images = [pixels_of(picture) for picture in pictures[first : first + size]]
-            found += self._predict_group(images, score_threshold, max_pixels)
+        for first in range(0, len(images), size):
+            group = [pixels_of(image) for image in images[first : first + size]]
+            found += self._predict_group(group, score_threshold, max_pixels)
         return found
 
     def stream(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageLike],
         score_threshold: float | None = None,
         *,
         batch_size: int | None = None,
         agnostic_nms: bool | None = None,
     ) -> Iterator[Detections]:
-        """What is in each of any number of pictures, in their order, and faster than one by one.
+        """Predict any number of images, in order, and faster than one by one.
 
             for detections in detector.stream(Path("photos").glob("*.jpg")):
                 detections.draw().save(...)
 
-        A few pictures are read and searched in threads while the caller uses the last one; no more than
-        these are in memory.
+        A few images are read and predicted in threads while the caller uses the last result; no others are
+        in memory.
 
         Args:
-            pictures: each as `predict` takes it; an endless generator too.
+            images: each as `predict` takes it; an endless generator too.
             score_threshold: as in `predict`.
-            batch_size: pictures that are waited for, to go through the network together; None: 1 on a CPU,
-                else 8.
+            batch_size: images to wait for and pass through the network together; None: 1 on a CPU, else 8.
             agnostic_nms: as in `predict`.
 
         Raises:
-            DatasetError: at the place of a picture that cannot be read; the stream ends there.
+            DatasetError: where an image cannot be read; the stream ends there.
         """
         for found in search(
             self._with_nms(agnostic_nms),
-            pictures,
+            images,
             pixels_of,
-            lambda picture, detections: detections,
+            lambda image, detections: detections,
             score_threshold=score_threshold,
             batch_size=batch_size or self.usual_batch_size,
         ):
@@ -212,7 +211,7 @@ class Predictor:
         on_batch: Callable[[int], None] = lambda num_images: None,
         fabric: Fabric | None = None,
     ) -> Rows:
-        """What is found in every image of `annotations`, for `evaluate_detections`.
+        """Predict every image of `annotations`, for `evaluate_detections`.
 
         Args:
             annotations: with the labels of this model.
@@ -269,50 +268,50 @@ class Predictor:
         )
 
 
-def pixels_of(picture: object) -> Tensor:
-    """A picture as an upright RGB uint8 tensor `(3, height, width)` on the CPU, channels last in memory.
+def pixels_of(image: object) -> Tensor:
+    """An image as an upright RGB uint8 tensor `(3, height, width)` on the CPU, channels last in memory.
 
     Raises:
-        DatasetError: a file that cannot be read, or an array that is not such a picture.
+        DatasetError: a file that cannot be read, or an array that is not such an image.
     """
-    if isinstance(picture, str | os.PathLike):
-        return read_image(Path(picture))
-    if isinstance(picture, Image.Image):
-        return to_pixels(picture)
-    if isinstance(picture, np.ndarray | Tensor):
-        _check_array(picture)
-        values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_pixels(image)
+    if isinstance(image, np.ndarray | Tensor):
+        _check_array(image)
+        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
         if values.ndim == 2:
             values = values[..., None]
-        elif isinstance(picture, Tensor):
+        elif isinstance(image, Tensor):
             values = values.transpose(1, 2, 0)
         values = values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2)
         return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # a copy: may be read-only
     raise DatasetError(
-        f"a picture cannot be a {type(picture).__name__}",
+        f"an image cannot be a {type(image).__name__}",
         fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
         "or a list of them",
     )
 
 
-def _check_array(picture: NDArray[Any] | Tensor) -> None:
-    """Refuse what is not an image of bytes: a guess would be wrong now and then, and never be seen."""
-    shape, dtype = tuple(picture.shape), picture.dtype
-    is_array = isinstance(picture, np.ndarray)
+def _check_array(image: NDArray[Any] | Tensor) -> None:
+    """Refuse what is not a uint8 image: a guess would sometimes be wrong, unnoticed."""
+    shape, dtype = tuple(image.shape), image.dtype
+    is_array = isinstance(image, np.ndarray)
     kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
     num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
     if num_channels not in (1, 3, 4):
-        hint = "; of a batch, list(batch) makes a list of pictures" if len(shape) == 4 else ""
+        hint = "; of a batch, list(batch) makes a list of images" if len(shape) == 4 else ""
         raise DatasetError(
-            f"a picture given as {kind} has shape {layout}, RGB, or (height, width), grey; this one has "
+            f"an image given as {kind} has shape {layout}, RGB, or (height, width), grey; this one has "
             f"{shape} and dtype {dtype}",
             fix=f"reorder its axes{hint}",
         )
     if dtype not in (np.uint8, torch.uint8):
         raise DatasetError(
-            f"a picture given as {kind} has dtype uint8, values 0 to 255; this one has {dtype} and shape "
+            f"an image given as {kind} has dtype uint8, values 0 to 255; this one has {dtype} and shape "
             f"{shape}",
             fix="undo its normalisation and convert it; values in [0, 1] times 255, then to uint8",
         )
     if 0 in shape:
-        raise DatasetError(f"a picture needs pixels; this one has shape {shape}", fix="leave it out")
+        raise DatasetError(f"an image needs pixels; this one has shape {shape}", fix="leave it out")

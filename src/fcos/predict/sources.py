@@ -1,4 +1,4 @@
-"""What the words of `fcos predict` mean: pictures, folders, patterns, videos, cameras, addresses, lists."""
+"""What the arguments of `fcos predict` mean: images, folders, patterns, videos, cameras, URLs, lists."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ NUM_BYTES_TO_KNOW = 4096  # of a file without a known suffix
 
 @dataclass(frozen=True)
 class Source:
-    """One picture, video or camera.
+    """One image, video or camera.
 
     Attributes:
         kind: what it is.
         where: path, address (`without_secrets`), or number of the camera.
         name: of its drawn copy below the output folder.
-        content: the picture file itself, if it came through standard input.
-        address: the whole address, if it is one.
+        content: the image file itself, if it came through standard input.
+        address: the whole address, secrets included, if it is one.
     """
 
     kind: Literal["picture", "video", "camera"]
@@ -58,7 +58,7 @@ def read_picture(source: Source) -> Tensor:
     """RGB uint8 pixels `(3, height, width)`, upright.
 
     Raises:
-        DatasetError: it cannot be got or decoded.
+        DatasetError: it cannot be downloaded or decoded.
     """
     if source.content is not None:
         return decode_image(source.content, source.where)
@@ -73,14 +73,14 @@ def is_address(word: str) -> bool:
 
 
 def find_sources(words: Iterable[str], out: Path) -> list[Source]:
-    """What the words mean, each thing once.
+    """The sources that the arguments name, each once.
 
     Args:
         words: as typed.
         out: the output folder: what an earlier call drew there is no source.
 
     Raises:
-        DatasetError: a word that means nothing.
+        DatasetError: an argument that names nothing.
     """
     found: dict[tuple[str, str], Source] = {}
     for word in words:
@@ -90,16 +90,16 @@ def find_sources(words: Iterable[str], out: Path) -> list[Source]:
 
 
 def find_pictures(words: Iterable[str], out: Path) -> list[Path]:
-    """The picture files that the words mean, for what needs files; arguments as in `find_sources`.
+    """The image files that the arguments name, for code that needs files; as `find_sources`.
 
     Raises:
-        DatasetError: a word that means nothing, or something else than picture files.
+        DatasetError: an argument that names nothing, or something other than image files.
     """
     sources = find_sources(words, out)
     paths = [source.path for source in sources if source.kind == "picture" and source.path is not None]
     if len(paths) < len(sources):
         other = next(source for source in sources if source.kind != "picture" or source.path is None)
-        raise DatasetError(f"only picture files can be used here, and {other.where!r} is none")
+        raise DatasetError(f"only image files can be used here, and {other.where!r} is none")
     return paths
 
 
@@ -129,8 +129,8 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
 
 
 def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> Iterator[Source]:
-    """Pictures and videos of a folder or pattern, by their suffixes, named by their path below `folder`."""
-    # What an earlier call drew into a folder inside of the source is not a source.
+    """Images and videos of a folder or pattern, by their suffixes, named by their path below `folder`."""
+    # What an earlier call drew into a folder inside the source is not a source.
     drawn = out if real_path(folder) in out.parents else None
     nothing = True
     for path in candidates:
@@ -175,11 +175,11 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
 
 
 def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
-    """A picture file, or else a list of paths."""
+    """An image file, or else a list of paths."""
     if not content:
         raise DatasetError(
             "standard input is empty",
-            fix="pipe a picture into the command, or a list of paths: find photos -name '*.jpg' | fcos "
+            fix="pipe an image into the command, or a list of paths: find photos -name '*.jpg' | fcos "
             "predict MODEL -",
         )
     if suffix := _picture_suffix(content):
@@ -188,7 +188,7 @@ def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
         yield from _of_list(content, "standard input", Path(), out)
     else:
         raise DatasetError(
-            "standard input is neither a picture nor a list of paths",
+            "standard input is neither an image nor a list of paths",
             fix="give a video by its name: it cannot be piped",
         )
 
@@ -196,7 +196,7 @@ def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
 def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[Source]:
     """A path or an address a line; paths as seen from the working directory, or else from the list's folder.
 
-    A line that is not there is a picture that cannot be read, like any other: the rest is done.
+    A file that does not exist is an image that cannot be read: the others are processed.
     """
     lines = [line.strip() for line in _decoded(content, where).split("\n")]
     lines = [line for line in lines if line and not line.startswith("#")]
@@ -218,14 +218,14 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
         raise DatasetError(
             f"the list names {len(found)} files, and none of them is there" if found else "the list is empty",
             where=where + (f", first line {lines[0]!r}" if lines else ""),
-            fix="write a path or an address a line; paths are looked for from here, then from the list's "
-            "folder",
+            fix="write one path or URL per line; paths are relative to the working directory, or else to the "
+            "folder of the list",
         )
     yield from found
 
 
 def _at_address(address: str) -> Source:
-    """The picture or video at an address, named by the end of its path."""
+    """The image or video at an address, named by the end of its path."""
     try:
         name = PurePosixPath(unquote(urlsplit(address).path)).name
     except ValueError:  # malformed, as the download says
@@ -269,7 +269,7 @@ def is_encodable(text: str) -> bool:
 
 
 def _picture_suffix(content: bytes) -> str:
-    """The usual suffix of a picture file by its first bytes; "" if it is none."""
+    """The usual suffix of an image file by its first bytes; "" if it is none."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = image.format or ""
@@ -304,26 +304,26 @@ def _nothing_found(path: Path) -> DatasetError:
     suffixes = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
     if os.path.isdir(path):
         return DatasetError(
-            "the folder holds no picture and no video",
+            "the folder holds no image and no video",
             where=str(path.absolute()),
             fix=f"looked in it and its subfolders for {suffixes}; give another folder, or a file by its name",
         )
     if glob.has_magic(str(path)):
         return DatasetError(
-            f"no picture and no video matches the pattern {str(path)!r}",
+            f"no image and no video matches the pattern {str(path)!r}",
             where=str(_fixed_folder(path).absolute()),
             fix=f"looked for {suffixes}; * stands for any name, ** for any folders",
         )
     return DatasetError(
         f"there is no {str(path)!r}",
         where=str(path.absolute()),
-        fix="give a picture, a video, a folder, a pattern, a list of paths, an address, the number of a "
+        fix="give an image, a video, a folder, a pattern, a list of paths, an address, the number of a "
         "camera, or - for standard input",
     )
 
 
 def numbered(sources: Iterable[Source]) -> list[Source]:
-    """With drawn copies of different names: of different sources of one name the later ones get numbers."""
+    """Give each drawn copy a name of its own: later sources with the same name get numbers."""
     distinct, taken = [], set[str]()
     for source in sources:
         name, number = source.name, 1

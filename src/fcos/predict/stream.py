@@ -1,8 +1,8 @@
-"""Searching many pictures: reading, network and what is done with the detections run beside each other.
+"""Predicting many images: reading, the network and the use of the detections overlap.
 
-On a CPU several pictures are searched at once, each on its share of the cores: two cores share the work on
-one picture less well than they work on two. As many threads again read and draw meanwhile, as they do while a
-GPU computes. For many pictures processes do the same: they share no interpreter lock.
+On a CPU several images are predicted at once, each on its share of the cores: two cores are slower together
+on one image than each on its own. As many threads again read and draw in the meantime, also while a GPU
+computes. For many images processes do the same: they share no interpreter lock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fcos.predict.detections import Detections
 if TYPE_CHECKING:
     from fcos.predict.predictor import Predictor
 
-MOST_PIXELS = 4 * 1920 * 1080  # that are in memory before they are searched, where nobody says a batch size
+MOST_PIXELS = 4 * 1920 * 1080  # in memory before they are predicted, without a given batch size
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
@@ -44,8 +44,8 @@ def search(
     """What `then` makes of the detections of each source, in order.
 
     Args:
-        detector: searches; several at once where that is faster.
-        sources: taken one by one, a few ahead of what has been given out.
+        detector: predicts several images at once where that is faster.
+        sources: taken one by one, a few ahead of the results that have been yielded.
         read: pixels of a source, uint8 RGB `(3, height, width)`; called in threads. Its `DatasetError` takes
             the place of the result.
         then: called in threads.
@@ -90,7 +90,7 @@ def search(
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Source], Result], sources: Iterable[Source], ahead: int
 ) -> Iterator[Result]:
-    """Results of `work` in the order of `sources`, at most `ahead` more of which are taken and not given out.
+    """Results of `work` in the order of `sources`, of which at most `ahead` more are taken than yielded.
 
     The pool is closed at the end; also where the caller stops early, after the work that has begun.
     """
@@ -116,7 +116,7 @@ def _groups(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
 def _read_some(
     read: Callable[[Source], Tensor], group: list[Source], most_pixels: int | None
 ) -> Iterator[list[tuple[Source, Tensor | DatasetError]]]:
-    """The pictures of a group with their sources; what has `most_pixels` or more at once, before the next."""
+    """The images of a group with their sources; what has `most_pixels` or more at once, before the next."""
     some: list[tuple[Source, Tensor | DatasetError]] = []
     num_pixels = 0
     for source in group:
@@ -134,7 +134,7 @@ def _read_some(
 
 
 class _Groups(Dataset[list[Result] | Exception]):
-    """The results of each group, worked out where it is asked for."""
+    """The results of each group, computed where they are requested."""
 
     def __init__(self, work: Callable[[list[Source]], list[Result]], groups: list[list[Source]]) -> None:
         self.work, self.groups = work, groups
@@ -145,14 +145,14 @@ class _Groups(Dataset[list[Result] | Exception]):
     def __getitem__(self, place: int) -> list[Result] | Exception:
         try:
             return self.work(self.groups[place])
-        except Exception as error:  # the loader would make another of it
+        except Exception as error:  # the loader would replace it by another
             return error
 
 
 def _in_processes(
     work: Callable[[list[Source]], list[Result]], groups: list[list[Source]], num_processes: int
 ) -> Iterator[Result]:
-    if not groups:  # the loader refuses to have no processes
+    if not groups:  # the loader refuses zero processes
         return
     loader = Loader(
         _Groups(work, groups),
@@ -171,6 +171,6 @@ def _in_processes(
         if "DataLoader worker" not in str(error):
             raise
         raise FcosError(
-            "a process that searches pictures was killed, as the system does when memory runs out",
-            fix=f"let fewer search at the same time, --num-processes {num_processes // 2}",
+            "a prediction process was killed, as the system does when memory runs out",
+            fix=f"use fewer processes: --num-processes {num_processes // 2}",
         ) from error

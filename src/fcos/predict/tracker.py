@@ -1,6 +1,6 @@
-"""The same object of a video has the same number in all its frames: ByteTrack (arXiv 2110.06864).
+"""Tracking: an object has the same number in all frames of a video; ByteTrack (arXiv 2110.06864).
 
-From the package `trackers`; `supervision`, where it was before, has dropped its own.
+From the package `trackers`; `supervision`, which used to have it, has dropped its own.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Any
 from fcos.errors import FcosError
 from fcos.predict.detections import Detections
 
-LEAST_SCORE = 0.1  # what is surely no object; above it, a weak detection may go on with a track
+LEAST_SCORE = 0.1  # below it there is surely no object; above it, a weak detection may continue a track
 
 
 class Tracker:
-    """Gives detections their track.
+    """Assigns detections to tracks.
 
-    A track begins with a detection of at least `threshold`, has a number from its second frame on, and goes
-    on with weaker ones; a second without any ends it. It does not look at classes.
+    A track begins with a detection of at least `threshold`, has a number from its second frame on, and
+    continues with weaker ones; a second without any ends it. Classes are ignored.
 
     Args:
         threshold: as for showing detections.
-        frame_rate: frames a second that come.
+        frame_rate: frames per second that are given.
     """
 
     def __init__(self, threshold: float, frame_rate: float) -> None:
@@ -32,7 +32,7 @@ class Tracker:
 
     @property
     def least_score(self) -> float:
-        """Of the detections that it wants to see."""
+        """Minimum score of the detections to give it."""
         return min(LEAST_SCORE, self.threshold)
 
     def update(self, detections: Detections, time_s: float) -> Detections:

@@ -1,4 +1,4 @@
-"""Searching a video: frames, detections, tracks, JSON lines and the drawn video."""
+"""Predicting a video: frames, detections, tracks, JSON lines and the drawn video."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How videos are searched.
+    """How videos are predicted.
 
     Attributes:
-        score_threshold: least score of a detection.
-        every: search each `every`th frame; those between are left out.
-        track: give the same object the same number in all frames.
+        score_threshold: minimum score of a detection.
+        every: process every `every`th frame and skip the others.
+        track: give an object the same number in all frames.
         draw: write the drawn video.
     """
 
@@ -52,14 +52,14 @@ def search_video(
     """What `detections.json` says about a video; its frames go to `lines` and, drawn, to `target`.
 
     Args:
-        detector: searches.
+        detector: the model.
         source: a video or camera.
         target: the drawn mp4 file.
-        lines: gets a line of JSON a frame, whole lines only.
+        lines: gets a line of JSON per frame, complete lines only.
         options: how.
-        on_open: called with the number of frames to search, as far as it is known.
+        on_open: called with the number of frames to process, if it is known.
         on_frame: called after each.
-        is_stopped: asked after each frame whether to end here; what was done is kept.
+        is_stopped: called after each frame: whether to stop; what has been written is kept.
 
     Raises:
         DatasetError: it cannot be opened.
@@ -76,7 +76,7 @@ def search_video(
             writer = stack.enter_context(VideoWriter(target, rate, reader.time_base, reader.audio))
         counts = _Counts()
         frames = reader.frames(writer.write_audio if writer else lambda packet: None)
-        # Closed before reader and writer: threads may still look at frames.
+        # Closed before reader and writer: threads may still use frames.
         found = stack.enter_context(closing(_found(detector, frames, options, tracker)))
         for frame, detections in found:
             detections = tracker.update(detections, frame.time_s) if tracker else detections
@@ -95,7 +95,7 @@ def search_video(
 def _found(
     detector: Predictor, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
 ) -> Generator[tuple[Frame, Detections], None, None]:
-    """Each frame that is searched, with what is in it."""
+    """Each processed frame with its detections."""
     results = search(
         detector,
         (frame for frame in frames if frame.index % options.every == 0),
@@ -110,7 +110,7 @@ def _found(
 
 
 def _line(source: Source, frame: Frame, detections: Detections) -> dict[str, Any]:
-    assert detections.image is not None, "Detector.predict keeps the picture"
+    assert detections.image is not None, "Detector.predict keeps the image"
     return {
         "path": source.where,
         "frame": frame.index,
@@ -122,7 +122,7 @@ def _line(source: Source, frame: Frame, detections: Detections) -> dict[str, Any
 
 
 class _Counts:
-    """What was found in a video so far."""
+    """Counts over the frames of a video so far."""
 
     def __init__(self) -> None:
         self.num_frames, self.num_detections, self.was_stopped = 0, 0, False
@@ -164,4 +164,4 @@ class _Counts:
             return reader.problem
         if reader.num_damaged:
             return f"{reader.num_damaged} of its frames are damaged"
-        return "" if self.num_frames else "it has no frame that can be decoded"
+        return "" if self.num_frames else "it has no decodable frame"

@@ -32,10 +32,10 @@ CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundatio
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video.
+    """One frame of a video.
 
     Attributes:
-        index: counted from 0, those that are left out included.
+        index: counted from 0, skipped frames included.
         time_s: when it is shown, from the beginning of the video.
         pts: the same in units of `VideoReader.time_base`.
         image: as decoded.
@@ -62,9 +62,9 @@ class VideoReader:
         camera: read a camera of this machine.
 
     Attributes:
-        frame_rate: frames a second, on average.
+        frame_rate: frames per second, on average.
         time_base: seconds, the unit of `Frame.pts`.
-        num_frames: as far as the file says; None: unknown.
+        num_frames: as the file says; None: unknown.
         audio: its sound.
         num_damaged: frames and parts that were not decoded, or not in full.
         problem: why the last call of `frames` ended before the end that the file announces; "" if it did not.
@@ -127,7 +127,7 @@ class VideoReader:
             self.problem = f"it ends {missing_s:.1f} s before the end that it announces"
 
     def _packets(self) -> Iterator[Packet]:
-        """Parts of the file, up to its end or to where it cannot be read further."""
+        """Packets of the file, up to its end or to where it can no longer be read."""
         wanted = [self._stream, *self.audio]
         packets = self._container.demux(wanted)
         while True:

@@ -20,7 +20,7 @@ COPIED = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}  # what mp4 playe
 
 
 class VideoWriter:
-    """Writes a video; a file that was closed is whole, wherever it stopped.
+    """Writes a video; once closed, the file is complete, wherever it stopped.
 
     Args:
         path: of the mp4 file.
@@ -80,7 +80,7 @@ class VideoWriter:
             else:
                 for piece in packet.decode():
                     self._container.mux(out.encode(piece))
-        except (self._av.FFmpegError, ValueError):  # damaged sound is no reason to lose the pictures
+        except (self._av.FFmpegError, ValueError):  # damaged sound is no reason to lose the video
             self.num_lost_audio += 1
 
     def close(self) -> None:

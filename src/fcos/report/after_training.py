@@ -1,26 +1,27 @@
-"""What a finished training gets in its run folder to look at: curves and report."""
+"""A training with what it leaves to look at: curves and report."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fcos.config import TrainConfig
 from fcos.files import read_text
 from fcos.report.coverage import keep_coverage
 from fcos.report.curves import plot_curves
 from fcos.report.page import write_report
-
-if TYPE_CHECKING:
-    from fcos.train.run import Trained
+from fcos.train.run import Run, train
 
 
-def draw_run(folder: Path, trained: Trained) -> None:
-    """Write curves.png and report.html to a run folder."""
+def train_and_draw(config: TrainConfig) -> Run:
+    """Train; once finished, write curves.png and report.html to the run folder."""
+    run = train(config)
+    if run.trained is None:
+        return run
+    trained, folder = run.trained, run.folder
     plot_curves([folder], folder / "curves.png")
-    if trained.eval_set is None:
-        annotations, results = trained.train_set, None
-    else:
+    annotations, results = trained.train_set, None
+    if trained.eval_set is not None:
         keep_coverage(folder, trained.train_set, trained.config)
         annotations, results = trained.eval_set, json.loads(read_text(folder / "results.json"))
     write_report(folder, annotations=annotations, results=results, device=trained.device)
+    return run

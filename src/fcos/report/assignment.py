@@ -1,6 +1,6 @@
-"""FCOS's own view of a picture: which points of which level learn which object, and what each point says.
+"""FCOS's own view of an image: which points of which level learn which object, and what each point says.
 
-The points are those of the assigner that trains (`model/assign.py`), at the size of the resized pictures.
+The points are those of the assigner that trains (`model/assign.py`), at the size of the resized images.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from fcos.predict.draw import class_colour
 from fcos.report.examples import Example, Pane, Picture
 from fcos.report.second_look import PointAnswers
 
-MAX_OBJECTS = 25  # of a picture that is easy to read
+MAX_OBJECTS = 25  # of an image that is easy to read
 LEAST_SCORE = 0.1  # of a point that is drawn
 MAX_CELLS = 400  # of a level, those with the best scores
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A point: the square of its stride around it, in pixels of the example picture."""
+    """A point: the square of its stride around it, in pixels of the example image."""
 
     x: float
     y: float
@@ -49,7 +49,7 @@ class HeatMap:
 
     Attributes:
         png: base64, one pixel a point.
-        width, height: of the whole level, pixels of the example picture.
+        width, height: of the whole level, pixels of the example image.
         largest: of the values.
     """
 
@@ -82,7 +82,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Assigned:
-    """A picture with its objects, and each level with its points."""
+    """An image with its objects, and each level with its points."""
 
     example: Example
     levels: tuple[Level, ...]
@@ -91,7 +91,7 @@ class Assigned:
 def assigned_picture(
     annotations: Annotations, image: int, config: TrainConfig, answers: PointAnswers | None = None
 ) -> Assigned:
-    """A picture of the annotations as FCOS learns it, and as a detector sees it."""
+    """An image of the annotations as FCOS learns it, and as a detector sees it."""
     view = _View(annotations, image, config)
     levels = []
     for level, first, count in view.levels():
@@ -120,7 +120,7 @@ def assigned_picture(
 
 
 def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
-    """Pictures that show much: first one with objects that no point learns, then those of many sizes."""
+    """Images that show much: first one with objects that no point learns, then those of many sizes."""
     counts = np.diff(annotations.first_box)
     images = np.repeat(np.arange(len(annotations)), counts)
     num_without = np.bincount(images[without], minlength=len(annotations))
@@ -144,7 +144,7 @@ def range_words(config: TrainConfig, level: int) -> str:
 
 
 class _View:
-    """A picture with its points and targets, and how to draw them."""
+    """An image with its points and targets, and how to draw them."""
 
     def __init__(self, annotations: Annotations, image: int, config: TrainConfig) -> None:
         self.record = annotations[image]

@@ -1,10 +1,9 @@
-"""One page that compares two runs on the same pictures."""
+"""One page that compares two runs on the same images."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.errors import DatasetError
 from fcos.files import write_text
-from fcos.metrics.analysis import TIDE_ERRORS, Analysis, analyse
+from fcos.metrics.analysis import Analysis, analyse
 from fcos.metrics.coco import result_array
 from fcos.metrics.comparison import Comparison, Delta, compare_results
 from fcos.metrics.confusion import rows_by_image
@@ -24,28 +23,11 @@ from fcos.report.examples import Example, Picture
 from fcos.report.gallery import picture_key, tally
 from fcos.report.page import template
 from fcos.report.run_folder import FinishedRun
-from fcos.report.tables import ERROR_MEANINGS, NUMBERS, boxes_of_numbers
+from fcos.report.tables import NUMBERS, boxes_of_numbers, error_rows
 
 MAX_PICTURES = 24
 # Where a run was made says nothing about its result.
 NOT_COMPARED = frozenset(("run_folder", "load", "save", "save_steps", "device", "num_workers", "tensorboard"))
-
-
-@dataclass(frozen=True)
-class ErrorChange:
-    """AP50 that a kind of error costs in both runs; the shares are lengths of bars."""
-
-    name: str
-    meaning: str
-    first: float
-    second: float
-    first_share: float
-    second_share: float
-
-    @property
-    def change(self) -> float:
-        """Second minus first."""
-        return self.second - self.first
 
 
 def write_comparison(
@@ -54,7 +36,7 @@ def write_comparison(
     """Write the page.
 
     Raises:
-        DatasetError: the runs measured different pictures or boxes, or nothing.
+        DatasetError: the runs were evaluated on different images or boxes, or not at all.
     """
     first_results, second_results = _results_of(first), _results_of(second)
     check_same_pictures(first, second)
@@ -75,7 +57,7 @@ def write_comparison(
         ],
         num_resamples=compared.num_resamples,
         classes=compared.classes,
-        errors=_error_changes(before, after),
+        errors=error_rows(before, after),
         charts=_charts([first.folder, second.folder]),
         settings=_different_settings(first.config, second.config),
         thresholds=(before.threshold, after.threshold),
@@ -88,7 +70,7 @@ def write_comparison(
 def _results_of(run: FinishedRun) -> Results:
     if run.results is None:
         raise DatasetError(
-            "there is nothing to compare: the run measured nothing",
+            "there is nothing to compare: the run was not evaluated",
             where=f'file {run.folder / "config.json"}, "list_eval"',
             fix="train with list_eval",
         )
@@ -104,12 +86,12 @@ def check_same_pictures(first: FinishedRun, second: FinishedRun) -> None:
         raise DatasetError("the two runs have different classes", where=where, fix=fix)
     paths = [[record.path.name for record in annotations] for annotations in (one, other)]
     if paths[0] != paths[1]:
-        raise DatasetError("the two runs were measured on different pictures", where=where, fix=fix)
+        raise DatasetError("the two runs were evaluated on different images", where=where, fix=fix)
     same_places = np.array_equal(one.first_box, other.first_box) and np.array_equal(
         one.boxes_xyxy, other.boxes_xyxy
     )
     if not same_places or _class_of_boxes(one) != _class_of_boxes(other):
-        raise DatasetError("the pictures of the two runs are annotated differently", where=where, fix=fix)
+        raise DatasetError("the images of the two runs are annotated differently", where=where, fix=fix)
 
 
 def _class_of_boxes(annotations: Annotations) -> list[str]:
@@ -117,7 +99,7 @@ def _class_of_boxes(annotations: Annotations) -> list[str]:
 
 
 def _in_ids_of(annotations: Annotations, theirs: Annotations, results: Results) -> Rows:
-    """A run's results with the image and category ids of other annotations of the same pictures."""
+    """A run's results with the image and category ids of other annotations of the same images."""
     rows = result_array(theirs, results).copy()
     category_of = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
     category_ids = {
@@ -134,23 +116,13 @@ def _verdict(compared: Comparison) -> str:
     """The first thing that one wants to know."""
     ap: Delta = compared.deltas[0]
     if ap.change is None:
-        return "There is nothing to find in these pictures."
+        return "These images hold no objects."
     if ap.margin is None:
-        return f"AP changed by {100 * ap.change:+.1f}; these are too few pictures to say whether by chance."
+        return f"AP changed by {100 * ap.change:+.1f}; too few images to tell whether this is chance."
     interval = f"{100 * ap.change:+.1f} ± {100 * ap.margin:.1f}"
     if not ap.is_significant:
-        return f"No difference that is more than chance: AP changed by {interval}."
+        return f"No significant difference: AP changed by {interval}."
     return f"B is {'better' if ap.change > 0 else 'worse'}: AP changed by {interval}."
-
-
-def _error_changes(before: Analysis, after: Analysis) -> list[ErrorChange]:
-    """Largest change first."""
-    largest = max(1e-9, *before.error_costs.values(), *after.error_costs.values())
-    rows = []
-    for kind in TIDE_ERRORS:
-        costs = [max(0.0, analysis.error_costs[kind]) for analysis in (before, after)]
-        rows.append(ErrorChange(*ERROR_MEANINGS[kind], *costs, *(cost / largest for cost in costs)))
-    return sorted(rows, key=lambda row: -abs(row.change))
 
 
 def _charts(runs: Sequence[Path]) -> list[Chart]:
@@ -180,7 +152,7 @@ def _different_settings(first: TrainConfig, second: TrainConfig) -> list[tuple[s
 def _examples(
     annotations: Annotations, before: Analysis, after: Analysis, compared: Comparison, most: int
 ) -> list[Example]:
-    """Pictures whose F1 changed, largest change first."""
+    """Images whose F1 changed, largest change first."""
     change = compared.f1_change
     images = [int(image) for image in np.argsort(-np.abs(change), kind="stable")[:most] if change[image]]
     rows_of = [rows_by_image(annotations, analysis.rows) for analysis in (before, after)]

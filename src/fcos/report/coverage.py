@@ -10,13 +10,14 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.counts import COCO_LARGE, COCO_SMALL
 from fcos.errors import DatasetError
-from fcos.files import read_text, write_text
+from fcos.files import read_bytes, write_text
 from fcos.metrics.coverage import REASONS, Change, Coverage, cover
 
 FILE_NAME = "coverage.json"
@@ -45,7 +46,7 @@ class CoverageFacts:
     Attributes:
         share: of the objects.
         num_pictures: that were looked at, of `num_all_pictures`.
-        size: that pictures are resized to, in words.
+        size: that images are resized to, in words.
         reasons: reason, meaning, number of objects.
         by_class: classes with such objects, most first.
     """
@@ -104,15 +105,9 @@ def read_coverage(run: Path) -> CoverageFacts | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(read_text(file))
-        content["reasons"] = tuple((reason, meaning, count) for reason, meaning, count in content["reasons"])
-        content["changes"] = tuple(Change(**change) for change in content["changes"])
-        content["by_class"] = tuple(
-            CoverageRow(row["name"], tuple(CoverageCell(**cell) for cell in row["cells"]))
-            for row in content["by_class"]
-        )
-        return CoverageFacts(**content)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        facts: CoverageFacts = msgspec.json.decode(read_bytes(file), type=CoverageFacts)
+        return facts
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(
             "no coverage of a training set, or damaged",
             where=str(file),

@@ -1,4 +1,4 @@
-"""How trainings went: their `metrics.jsonl` as arrays and as one picture."""
+"""How trainings went: their `metrics.jsonl` as arrays and as one image."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ def _is_entry(entry: Any) -> bool:
         return False
     numbers = ("step", "epoch", "map_mean") if entry["kind"] == "eval" else ("step", "epoch")
     return all(isinstance(entry.get(name), int | float) for name in numbers)
+
+
+def best_evaluation(metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The line of the epoch with the best AP; None where nothing was evaluated."""
+    lines = (line for line in metrics if line["kind"] == "eval")
+    return max(lines, key=lambda line: float(line["map_mean"]), default=None)
 
 
 def curve(metrics: Sequence[dict[str, Any]], name: str, x: str = "step") -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Pictures inside of a page: small JPEGs with boxes over them, and crops.
+"""Images inside of a page: small JPEGs with boxes over them, and crops.
 
 The boxes are SVG, so that a page can hide them by score, and say more where the mouse is.
 """
@@ -22,19 +22,19 @@ from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import xyxy_of
 from fcos.predict.draw import class_colour, label_font, place_of_label, readable_on
 
-LONGEST_SIDE = 480  # of an example picture, pixels
+LONGEST_SIDE = 480  # of an example image, pixels
 CROP_SIDE = 170  # of a crop
 CROP_MARGIN = 0.6  # of the box's longer side, on each side of it
 JPEG_QUALITY = 75
 LEAST_SCORE = 0.05  # of a detection that the threshold slider can bring up
-FEW_OBJECTS = 8  # with more in a picture, their labels are smaller
-MAX_DETECTIONS = 60  # of an example picture
+FEW_OBJECTS = 8  # with more in an image, their labels are smaller
+MAX_DETECTIONS = 60  # of an example image
 FONT_TO_MEASURE = 32  # pixels
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box on a picture, in its pixels, with its label.
+    """A box on an image, in its pixels, with its label.
 
     Attributes:
         text: the label.
@@ -67,7 +67,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Pane:
-    """One view of a picture: ground truth, or what a detector found."""
+    """One view of an image: ground truth, or what a detector found."""
 
     title: str
     boxes: tuple[Box, ...]
@@ -75,7 +75,7 @@ class Pane:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with its views.
+    """An image with its views.
 
     Attributes:
         key: unique in the page.
@@ -103,7 +103,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of a picture with one box in it, and the example that shows the whole picture, if one does.
+    """A piece of an image with one box in it, and the example that shows the whole image, if one does.
 
     Attributes:
         annotated: what is annotated around there.
@@ -120,7 +120,7 @@ class Crop:
 
 
 class Picture:
-    """A small copy of a picture, and how to bring boxes into it."""
+    """A small copy of an image, and how to bring boxes into it."""
 
     def __init__(self, record: Record, annotations: Annotations) -> None:
         self.record, self.annotations = record, annotations
@@ -132,7 +132,7 @@ class Picture:
         self.font_size = max(self.small.size) / (34 if crowded else 26)
 
     def box(self, box_xyxy: Any, label: int, text: str, title: str = "", **more: Any) -> Box:
-        """A box of the original picture."""
+        """A box of the original image."""
         scaled = np.asarray(box_xyxy) * self.scale
         return place_box(scaled, text, title or text, class_colour(label), self.small.size, **more)
 
@@ -144,7 +144,7 @@ class Picture:
         """What is there.
 
         Args:
-            first_box: index of the first box of this picture among all.
+            first_box: index of the first box of this image among all.
             told: of boxes among all, why they were missed.
             analysis: to mark what was missed; None: all are drawn alike.
         """
@@ -190,7 +190,7 @@ class Picture:
         return self.pane(title, boxes)
 
     def example(self, key: str, panes: Sequence[Pane], threshold: float, **more: Any) -> Example:
-        """The picture with these views."""
+        """The image with these views."""
         return Example(
             key=key,
             name=self.record.path.name,
@@ -205,7 +205,7 @@ class Picture:
         )
 
     def crop(self, box_xyxy: NDArray[np.float64], label: int, caption: str, example: str | None) -> Crop:
-        """The surroundings of a box of the original picture."""
+        """The surroundings of a box of the original image."""
         x1, y1, x2, y2 = (float(side) for side in box_xyxy)
         margin = max(CROP_MARGIN * max(x2 - x1, y2 - y1), 8)
         window = (
@@ -243,7 +243,7 @@ def place_box(
     size: tuple[int, int],
     **more: Any,
 ) -> Box:
-    """A box cut to a picture of this size (width, height)."""
+    """A box cut to an image of this size (width, height)."""
     x1, y1, x2, y2 = (round(float(side), 1) for side in np.clip(box_xyxy, 0, (*size, *size)))
     return Box(
         x=x1,
@@ -262,8 +262,8 @@ def with_labels(boxes: Sequence[Box], size: tuple[int, int], font_size: float) -
     """The boxes with their labels placed as in `draw_boxes`; the last box, drawn on top, chooses first.
 
     Args:
-        boxes: in pixels of the picture.
-        size: width, height of the picture.
+        boxes: in pixels of the image.
+        size: width, height of the image.
         font_size: pixels; the browser's font is not known here, and hardly wider than ours.
     """
     taken: list[tuple[int, int, int, int]] = []
@@ -282,7 +282,7 @@ def with_labels(boxes: Sequence[Box], size: tuple[int, int], font_size: float) -
 
 
 def jpeg_of(image: Image.Image) -> str:
-    """A picture as a base64 JPEG."""
+    """An image as a base64 JPEG."""
     content = io.BytesIO()
     image.save(content, "JPEG", quality=JPEG_QUALITY)
     return base64.b64encode(content.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Which pictures a report shows, and what it says about them."""
+"""Which images a report shows, and what it says about them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fcos.metrics.misses import Miss
 from fcos.report.examples import Box, Crop, Example, Picture, spread
 
 PICTURES_OF_A_CELL = 3  # of the confusion matrix
-MAX_NOTES = 5  # reasons of misses under a picture
+MAX_NOTES = 5  # reasons of misses under an image
 MAX_CROPS = 24  # of disagreements
 
 
 def choose_pictures(annotations: Annotations, analysis: Analysis, most: int) -> dict[int, str]:
-    """Index of each picture to show, and what it is an example of, in the order to show them.
+    """Index of each image to show, and what it is an example of, in the order to show them.
 
     A third of them the worst, a sixth the best, then some of every kind of confusion, the rest evenly spread.
     """
@@ -57,24 +57,24 @@ def confusions(analysis: Analysis) -> Iterator[tuple[int, int]]:
 
 
 def cell_tag(there: int, found: int) -> str:
-    """The tag of pictures with an entry in this cell of the confusion matrix."""
+    """The tag of images with an entry in this cell of the confusion matrix."""
     return f"cell-{there}-{found}"
 
 
 def miss_tag(reason: str) -> str:
-    """The tag of pictures in which an object was missed for this reason."""
+    """The tag of images in which an object was missed for this reason."""
     return f"miss-{reason.replace(' ', '-')}"
 
 
 def picture_key(image: int) -> str:
-    """The id of a picture in the page."""
+    """The id of an image in the page."""
     return f"picture-{image + 1}"
 
 
 def gallery(
     annotations: Annotations, analysis: Analysis, chosen: Mapping[int, str], misses: Sequence[Miss]
 ) -> list[Example]:
-    """The chosen pictures with ground truth beside detections."""
+    """The chosen images with ground truth beside detections."""
     rows_of = rows_by_image(annotations, analysis.rows)
     misses_of: dict[int, list[Miss]] = {image: [] for image in chosen}
     for miss in misses:
@@ -126,7 +126,7 @@ def _rivals(picture: Picture, annotations: Annotations, misses: Sequence[Miss]) 
 
 
 def tally(analysis: Analysis, image: int) -> str:
-    """What is right and wrong in a picture, in words."""
+    """What is right and wrong in an image, in words."""
     shown = analysis.shown
     return (
         f"F1 {shown.f1()[image]:.2f}, {shown.num_right[image]} right, {shown.num_wrong[image]} wrong, "
@@ -135,7 +135,7 @@ def tally(analysis: Analysis, image: int) -> str:
 
 
 def _notes(annotations: Annotations, misses: Sequence[Miss]) -> tuple[str, ...]:
-    """Why objects of a picture were missed, a line for each."""
+    """Why objects of an image were missed, a line for each."""
     lines = [f"{annotations.class_names[annotations.labels[miss.box]]}: {miss.told}" for miss in misses]
     if len(lines) > MAX_NOTES:
         lines[MAX_NOTES - 1 :] = [f"and {len(lines) - MAX_NOTES + 1} more missed objects"]

@@ -31,7 +31,7 @@ from fcos.metrics.rows import Results
 from fcos.report.assignment import Assigned, assigned_picture, choose_assigned
 from fcos.report.chart import Chart, ColumnChart, column_chart, line_chart
 from fcos.report.coverage import CoverageFacts, coverage_facts, read_coverage
-from fcos.report.curves import EVAL_CURVES, curve, read_metrics, train_curves
+from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics, train_curves
 from fcos.report.examples import Example
 from fcos.report.gallery import choose_pictures, disagreement_crops, gallery
 from fcos.report.second_look import SecondLook, second_look
@@ -63,12 +63,12 @@ def write_report(
         run: folder with metrics.jsonl and config.json; its data.json and model file are used where they are.
         annotations: of the evaluation, with sizes as the data check leaves them; of the training where
             nothing was measured.
-        results: what the best model found in them, as `metrics.coco.evaluate_detections` takes it; None:
+        results: detections of the best model, as `metrics.coco.evaluate_detections` takes it; None:
             nothing was measured, and the page is about the training alone.
         cards: of the data sets; None: those of data.json in the run folder.
         out: the file to write; None: report.html in the run folder.
         max_pictures: examples to show.
-        device: where the model sees pictures again, to know what NMS took away.
+        device: where the model predicts images again, to know what NMS removed.
     """
     config = load_config(run / "config.json")
     look = second_look(run, torch.device(device))
@@ -124,18 +124,18 @@ def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataSummary]) 
 
 
 def _sentence(
-    metrics: Sequence[Mapping[str, Any]], config: TrainConfig, cards: Mapping[str, DataSummary]
+    metrics: Sequence[dict[str, Any]], config: TrainConfig, cards: Mapping[str, DataSummary]
 ) -> str:
     model = f"{config.model} on {config.backbone}"
-    pictures = ", ".join(counted(card.counts.num_images, f"{what} image") for what, card in cards.items())
+    images = ", ".join(counted(card.counts.num_images, f"{what} image") for what, card in cards.items())
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     length = ""
     if steps:
         length = f"{counted(steps[-1]['step'], 'step')} in {steps[-1]['elapsed_s'] / 60:.1f} minutes"
-    measured = [entry for entry in metrics if entry["kind"] == "eval" and entry["map_mean"] is not None]
-    best = max(measured, key=lambda entry: float(entry["map_mean"]), default=None)
-    epoch = f"best epoch {best['epoch']} of {measured[-1]['epoch']}" if best else ""
-    return " · ".join(part for part in (model, pictures, length, epoch) if part)
+    epoch = ""
+    if best := best_evaluation(metrics):
+        epoch = f"best epoch {best['epoch']} of {max(e['epoch'] for e in metrics if e['kind'] == 'eval')}"
+    return " · ".join(part for part in (model, images, length, epoch) if part)
 
 
 def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -153,7 +153,7 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
         ),
         line_chart("Losses", "step", {name.replace("loss_", ""): curve(metrics, name) for name in losses}),
         line_chart("Learning rate", "step", {"lr": curve(metrics, "lr")}),
-        line_chart("Speed", "step", {"pictures per second": curve(metrics, "images_per_s")}),
+        line_chart("Speed", "step", {"images per second": curve(metrics, "images_per_s")}),
     ]
     return [chart for chart in charts if chart is not None]
 
@@ -314,7 +314,7 @@ def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
     return {name: np.stack([thresholds, value], axis=1) for name, value in values.items()}
 
 
-# Pictures ---------------------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------------------
 
 
 def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures: int) -> dict[str, Any]:
@@ -353,7 +353,7 @@ def _coverages(run: Path, known: Mapping[str, CoverageFacts]) -> list[tuple[str,
 
 
 def _without_point(annotations: Annotations, coverage: Coverage) -> NDArray[np.bool_]:
-    """`(boxes,)` of all pictures; what was not looked at counts as learned."""
+    """`(boxes,)` of all images; what was not looked at counts as learned."""
     if len(coverage.without) == len(annotations.labels):
         return coverage.without
     without = np.zeros(len(annotations.labels), bool)

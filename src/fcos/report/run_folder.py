@@ -73,7 +73,7 @@ class _Row(TypedDict):
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """What the best model of a run found in the evaluation pictures."""
+    """What the best model of a run found in the evaluation images."""
     for file in (folder / "results.json", folder / "eval" / "results.json"):
         if file.is_file():
             try:

@@ -1,4 +1,4 @@
-"""A run's model looks at a few pictures again: what entered NMS, and what it says at every point."""
+"""Predict a few images again with a run's model: what enters NMS, and the scores at every point."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fcos.predict.backend import fastest_copy
 from fcos.predict.detect import detect
 from fcos.weights.load import LoadedModel, load_model, model_file_of
 
-MAX_SECONDS = 3.0  # a large network on a CPU sees fewer pictures
+MAX_SECONDS = 3.0  # a large network on a CPU predicts fewer images
 
 
 def second_look(run: Path, device: torch.device) -> SecondLook | None:
@@ -36,7 +36,7 @@ def second_look(run: Path, device: torch.device) -> SecondLook | None:
 
 
 class PointAnswers(NamedTuple):
-    """What a detector says at each of the points that `model.points.make_grid` gives for one picture.
+    """The predictions of a detector at each of the points that `model.points.make_grid` gives for one image.
 
     Attributes:
         scores, labels: of the best class; score -1 where it is under the threshold.
@@ -49,7 +49,7 @@ class PointAnswers(NamedTuple):
 
 
 class SecondLook:
-    """A model, one picture at a time.
+    """A model, one image at a time.
 
     Args:
         loaded: the model.
@@ -62,7 +62,7 @@ class SecondLook:
         self.postprocess = build_postprocess(self.config)
 
     def candidates(self, annotations: Annotations, images: Sequence[int]) -> dict[int, ImageDetections]:
-        """What enters NMS, by image id, in as many of the pictures as there is time for."""
+        """What enters NMS, by image id, in as many of the images as there is time for."""
         if not images:
             return {}
         batches = _while_there_is_time(self._loader(annotations, images))
@@ -70,7 +70,7 @@ class SecondLook:
 
     @torch.inference_mode()
     def at_points(self, annotations: Annotations, image: int) -> PointAnswers:
-        """What it says at each point of a picture."""
+        """The predictions at each point of an image."""
         [batch] = self._loader(annotations, [image])
         batch = batch.to(self.model.pixel_mean.device)
         output = self.model(batch.images, batch.sizes_hw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -21,12 +22,12 @@ MAX_WORST = 8  # confusions that are named
 
 NUMBERS = (  # title, place among COCO's twelve, meaning
     ("AP", 0, "averaged over IoU 0.50 to 0.95"),
-    ("AP50", 1, "at IoU 0.50: found roughly"),
-    ("AP75", 2, "at IoU 0.75: found exactly"),
+    ("AP50", 1, "at IoU 0.50: roughly located"),
+    ("AP75", 2, "at IoU 0.75: precisely located"),
     ("AP small", 3, "below 32² square pixels"),
     ("AP medium", 4, "up to 96² square pixels"),
     ("AP large", 5, "from 96² square pixels"),
-    ("AR1", 6, "recall with 1 detection a picture"),
+    ("AR1", 6, "recall with 1 detection per image"),
     ("AR10", 7, "recall with 10"),
     ("AR100", 8, "recall with 100"),
     ("AR small", 9, "recall of small objects"),
@@ -37,15 +38,15 @@ ERROR_MEANINGS = {
     "Cls": ("classification", "right place, wrong class"),
     "Loc": ("localisation", "right class, inexact box"),
     "Both": ("both", "wrong class and inexact box"),
-    "Dupe": ("duplicate", "the object was found already"),
-    "Bkg": ("background", "no object is near"),
-    "Miss": ("undetected", "no detection is about it"),
+    "Dupe": ("duplicate", "the object is already detected"),
+    "Bkg": ("background", "no object nearby"),
+    "Miss": ("undetected", "no detection matches it"),
 }
 SHORT_REASONS = {
     "no point": "no positive point",
     "nms": "suppressed by NMS",
     "class": "wrong class",
-    "score": "score under threshold",
+    "score": "score below threshold",
     "shared": "one detection for two",
     "box": "box fits badly",
     "nothing": "nothing near",
@@ -83,24 +84,37 @@ def percent(value: float | None, nothing: str = "–") -> str:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A kind of TIDE's errors; `share` is the length of its bar."""
+    """A kind of TIDE's errors: the AP50 that it costs in one or two evaluations.
+
+    Attributes:
+        shares: lengths of the bars.
+        count: such errors that the first evaluation shows.
+        change: from the first evaluation to the second; of a single one its cost.
+    """
 
     name: str
     meaning: str
-    cost: float
+    costs: tuple[float, ...]
+    shares: tuple[float, ...]
     count: int
-    share: float
+    change: float
 
 
-def error_rows(analysis: Analysis) -> list[ErrorRow]:
-    """TIDE's errors, the most expensive first."""
-    costs = {kind: max(0.0, analysis.error_costs[kind]) for kind in TIDE_ERRORS}
-    largest = max(*costs.values(), 1e-9)
+def error_rows(*analyses: Analysis) -> list[ErrorRow]:
+    """TIDE's errors, the largest cost or change first."""
+    costs = {kind: [max(0.0, one.error_costs[kind]) for one in analyses] for kind in TIDE_ERRORS}
+    largest = max(1e-9, *chain.from_iterable(costs.values()))
     rows = [
-        ErrorRow(*ERROR_MEANINGS[kind], cost, analysis.shown.error_counts[kind], cost / largest)
-        for kind, cost in costs.items()
+        ErrorRow(
+            *ERROR_MEANINGS[kind],
+            tuple(of_kind),
+            tuple(cost / largest for cost in of_kind),
+            analyses[0].shown.error_counts[kind],
+            of_kind[-1] - sum(of_kind[:-1]),
+        )
+        for kind, of_kind in costs.items()
     ]
-    return sorted(rows, key=lambda row: -row.cost)
+    return sorted(rows, key=lambda row: -abs(row.change))
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,7 @@ class ConfusionTable:
 
 
 def confusion_table(analysis: Analysis, class_names: Sequence[str]) -> ConfusionTable:
-    """The confusion matrix with names, and a tag for the pictures of each cell."""
+    """The confusion matrix with names, and a tag for the images of each cell."""
     matrix, background = analysis.shown.pairs.matrix(), len(class_names)
     mistakes = matrix - np.diag(np.diag(matrix))
     num_mistakes = (mistakes.sum(axis=0) + mistakes.sum(axis=1))[:background]
@@ -212,19 +226,19 @@ def data_rows(data_cards: Sequence[DataSummary]) -> list[tuple[str, list[str]]]:
         return ", ".join(map(str, card.sides[side])) if card.sides else "–"
 
     return [
-        ("pictures", [str(card.num_images) for card in cards]),
+        ("images", [str(card.num_images) for card in cards]),
         ("without boxes", [str(card.num_empty) for card in cards]),
         ("boxes", [str(card.num_boxes) for card in cards]),
         (
-            "boxes of a picture",
+            "boxes per image",
             [f"{card.num_boxes / (card.num_images or 1):.1f}, at most {card.most_boxes}" for card in cards],
         ),
         ("small boxes (below 32² square pixels)", [sized(card, "small") for card in cards]),
         ("medium boxes (to 96²)", [sized(card, "medium") for card in cards]),
         ("large boxes (above)", [sized(card, "large") for card in cards]),
         ("crowd, difficult boxes", [f"{card.num_crowd}, {card.num_difficult}" for card in cards]),
-        ("width: least, median, most", [sides(card, "width") for card in cards]),
-        ("height: least, median, most", [sides(card, "height") for card in cards]),
+        ("width: minimum, median, maximum", [sides(card, "width") for card in cards]),
+        ("height: minimum, median, maximum", [sides(card, "height") for card in cards]),
         ("warnings of the data check", [_number(entry.num_warnings) for entry in data_cards]),
         ("left out as unusable", [_number(entry.num_problems) for entry in data_cards]),
     ]

@@ -1,4 +1,4 @@
-// What is added where scripts run; without this the page shows all pictures at the suggested threshold.
+// Added by JavaScript; without it the page shows all images at the suggested threshold.
 "use strict";
 for (const element of document.querySelectorAll(".scripted")) element.classList.remove("scripted");
 
@@ -17,7 +17,7 @@ function showAbove(threshold) {
   tally();
 }
 
-// Counts in all pictures of the kind that was chosen, also in those that are folded.
+// Counts over all images of the chosen kind, hidden ones too.
 let wanted = gallery;
 function tally() {
   let right = 0, wrong = 0, missed = 0;
@@ -33,15 +33,15 @@ function tally() {
   document.querySelector("#tally").textContent = `${right} right, ${wrong} wrong, ${missed} missed in ${wanted.length} image${wanted.length === 1 ? "" : "s"}`;
 }
 
-// Leaves the pictures of one kind; none: all kinds. The first FEW of them, unless `everything`.
+// Show the images of one kind, or of all: the first FEW of them, unless `everything`.
 function choose(tag, words, everything = false) {
   wanted = gallery.filter((example) => !tag || example.dataset.tags.split(" ").includes(tag));
   const shown = new Set(everything ? wanted : wanted.slice(0, FEW));
   for (const example of gallery) example.hidden = !shown.has(example);
   document.querySelector("#chosen").textContent =
-    tag ? `${words} (${wanted.length} picture${wanted.length === 1 ? "" : "s"} here)` : "";
+    tag ? `${words} (${wanted.length} image${wanted.length === 1 ? "" : "s"} here)` : "";
   more.hidden = shown.size === wanted.length;
-  more.textContent = `show all ${wanted.length} pictures`;
+  more.textContent = `show all ${wanted.length} images`;
   more.onclick = () => choose(tag, words, true);
   for (const button of document.querySelectorAll(".choices button")) {
     button.setAttribute("aria-pressed", String(button.dataset.tag === (tag || "all")));
@@ -59,7 +59,7 @@ if (slider) {
       if (link.tagName === "A") document.querySelector("#pictures").scrollIntoView();
     });
   }
-  // A link to a picture that is hidden shows all again.
+  // A link to a hidden image shows all again.
   window.addEventListener("hashchange", () => {
     const target = document.getElementById(location.hash.slice(1));
     if (target && target.hidden) {
@@ -70,7 +70,7 @@ if (slider) {
   choose("", "");
 }
 
-// What is under the mouse or the finger says at once what it is; a browser's own tips come late, and not to fingers.
+// Tooltips at once; those of the browser are late, and touch screens have none.
 const tip = document.createElement("div");
 tip.id = "tip";
 tip.hidden = true;

@@ -1,0 +1,70 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _convert_device(ctx: click.Context, param: click.Parameter, value: str) -> str | list[int]:
+    """A name as it is, GPU numbers as a list; whether the device exists is checked when it is used."""
+    if value in DEVICES:
+        return value
+    if all(number.isdigit() for number in value.split(",")):
+        return [int(number) for number in value.split(",")]
+    raise click.BadParameter(f"{value!r} is none of {', '.join(DEVICES)}, nor GPU numbers")
+
+
+def device_of(model: Path, device: str | list[int]) -> str | list[int]:
+    """The device for a model: exported files run on the CPU, so for them "auto" is never a GPU."""
+    from fcos.weights.load import format_of
+
+    return "cpu" if device == "auto" and format_of(model) else device
+
+
+def _complete_setting(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """`key=` for the beginning of a key, `key=value` where a setting takes one of a few values."""
+    from fcos.config import TrainConfig, choices
+
+    key, equals, beginning = incomplete.partition("=")
+    if not equals:
+        fields = TrainConfig.model_fields.items()
+        keys = [CompletionItem(f"{k}=", help=field.description) for k, field in fields if k.startswith(key)]
+        return keys or [CompletionItem(incomplete, type="file")]  # `fcos config` takes a train.json too
+    if key not in TrainConfig.model_fields:
+        return []
+    values = [value.strip('"') for value in choices(key)]
+    return [CompletionItem(f"{key}={value}") for value in values if value.startswith(beginning)]
+
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    callback=_convert_device,
+    help="auto, cpu, cuda, mps, or GPU numbers such as 0,1,2,3, which share the images.",
+)
+num_processes_option = click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share the images with --device cpu.",
+)
+agnostic_nms_option = click.option(
+    "--agnostic-nms",
+    is_flag=True,
+    default=None,
+    help="NMS over all classes together: one box per object; default: the model's own setting.",
+)
+
+
+def overrides_argument(name: str = "overrides", metavar: str = "[KEY=VALUE]...") -> Callable[[Any], Any]:
+    """The settings to change: the last arguments of a command."""
+    return click.argument(name, nargs=-1, metavar=metavar, shell_complete=_complete_setting)
