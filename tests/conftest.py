@@ -6,8 +6,10 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from jaxtyping import install_import_hook
 from PIL import Image
 
@@ -19,7 +21,30 @@ install_import_hook("fcos", "beartype.beartype")
 
 from .rectangles import rectangles, tiny, tiny_of_module  # noqa: E402, F401  (after the hook)
 
+if TYPE_CHECKING:
+    from fcos.weights.load import ExportFormat
+
 MakePicture = Callable[..., Path]
+
+# The longest files, longest first. `--dist=loadfile` gives out whole files: begun last, one of these would
+# keep one worker busy while the others have nothing to do.
+LONGEST = (
+    "docs/test_tutorial.py",
+    "train/test_loop.py",
+    "train/test_launch.py",
+    "export/test_exported.py",
+    "train/test_every_convention.py",
+    "train/test_end.py",
+    "train/test_resume.py",
+    "cli/test_export.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers, the longest files first; the rest stay in order."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")
@@ -113,14 +138,34 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Exported(dict[str, Path]):
+    """Files of a model by format, each written when it is first asked for."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        super().__init__()
+        self.source, self.folder = source, folder
+
+    def __missing__(self, name: ExportFormat) -> Path:
+        from fcos.export.formats import FORMATS, export_model
+        from fcos.weights.load import load_model
+
+        path = self.folder / f"best{FORMATS[name].ending}"
+        with FileLock(self.folder / f"{name}.lock"):  # several workers of xdist share the folder
+            if not path.exists():
+                with pytest.MonkeyPatch.context() as patch:
+                    if name == "openvino":  # which begins with the ONNX model: it takes seconds to make
+                        import onnx
+
+                        patch.setattr("fcos.export.onnx_file.convert", lambda *args: onnx.load(self["onnx"]))
+                    export_model(load_model(self.source), name, path)
+        self[name] = path
+        return path
+
+
 @pytest.fixture(scope="session")
 def exported(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """That model as `fcos export` writes it, by format."""
-    from fcos.export.formats import FORMATS, export_model
-    from fcos.weights.load import load_model
-
-    folder = tmp_path_factory.mktemp("exported")
-    paths: dict[str, Path] = {name: folder / f"best{FORMATS[name].ending}" for name in FORMATS}
-    for name in FORMATS:
-        export_model(load_model(small_model), name, paths[name])
-    return paths
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "exported"
+    folder.mkdir(exist_ok=True)
+    return Exported(small_model, folder)

@@ -208,6 +208,17 @@ def test_strong_policy_rotates_zooms_out_and_crops() -> None:
     assert sides[:, 0].max() > 25 * 1.4  # larger: cropped, then scaled to the same size
 
 
+def test_strong_policy_zooms_a_quarter_of_the_images_out_to_at_most_twice_the_sides() -> None:
+    geometry = build_policy("strong").geometry
+    assert isinstance(geometry, v2.Compose)
+    torch.manual_seed(0)
+    widths = torch.tensor([geometry.transforms[0](draw()).shape[2] for _ in range(200)])
+    zoomed = widths[widths > 200]
+    assert 30 <= len(zoomed) <= 70  # 50 +- 6
+    assert 200 < zoomed.min() < 240
+    assert 360 < zoomed.max() <= 400
+
+
 def test_a_quarter_turn_worked_out_by_hand() -> None:
     image, boxes = quarter_turn(draw(), BOXES)
 

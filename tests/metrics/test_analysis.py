@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, Record
 from fcos.data.splits import select
 from fcos.metrics.analysis import MAX_RESAMPLES, MIN_RESAMPLES, Analysis, analyse, resamples_for
-from fcos.metrics.coco import best_f1_threshold, evaluate_detections
+from fcos.metrics.coco import evaluate_detections, measure
 from fcos.metrics.rows import rows_of
 
 CAT, DOG = 0, 1
@@ -56,7 +56,7 @@ def test_the_numbers_are_those_of_the_evaluation(
 ) -> None:
     analysis = analyse(*two_pictures)
     assert analysis.metrics == evaluate_detections(*two_pictures)
-    assert analysis.threshold == best_f1_threshold(*two_pictures)
+    assert analysis.threshold == measure(*two_pictures)[1]
     by_class = {row.name: row.ap for row in analysis.classes}
     assert by_class == pytest.approx(analysis.metrics.per_class_ap)
 

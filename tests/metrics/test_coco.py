@@ -19,9 +19,12 @@ from pycocotools.cocoeval import COCOeval
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.coco import (
     CocoMetrics,
+    best_f1,
     coco_ground_truth,
     evaluate_detections,
     measure,
+    named_numbers,
+    summary_of,
 )
 from fcos.metrics.rows import rows_of
 from fcos.predict.detect import results_json
@@ -305,6 +308,42 @@ def test_best_threshold_shows_the_right_ones_and_hides_the_wrong_ones() -> None:
     ]
 
     assert measure(annotations, results)[1] == pytest.approx(0.5)
+
+
+def test_best_threshold_may_be_the_lowest_score() -> None:
+    best = best_f1(np.array([0.8, 0.9, 0.85]), np.array([True, True, False]), num_objects=4)
+    assert best is not None
+    assert best.threshold == 0.8  # 2 of 3 shown are right: F1 = 4 / 7; from 0.9 on only 2 / 5
+    assert (best.f1, best.precision, best.recall) == pytest.approx((4 / 7, 2 / 3, 2 / 4))
+
+
+def test_the_twelve_numbers_have_names_and_nothing_to_find_is_none() -> None:
+    numbers = named_numbers([0.5, 0.75, 0.625, -1, 0, 1, 0.25, 0.375, 0.5, -1, 0.125, 0.875])
+    assert list(numbers.items()) == [
+        ("map_mean", 0.5),
+        ("map_50", 0.75),
+        ("map_75", 0.625),
+        ("map_small", None),
+        ("map_medium", 0.0),
+        ("map_large", 1.0),
+        ("recall_1", 0.25),
+        ("recall_10", 0.375),
+        ("recall_100", 0.5),
+        ("recall_small", None),
+        ("recall_medium", 0.125),
+        ("recall_large", 0.875),
+    ]
+    for say in (named_numbers, summary_of):
+        with pytest.raises(ValueError, match="shorter"):
+            say([0.5])
+
+
+def test_results_of_unknown_categories_change_nothing() -> None:
+    annotations = annotations_of({"boxes_xyxy": [[0, 0, 10, 10], [50, 50, 90, 90]], "labels": [0, 1]})
+    results = [found([0, 0, 10, 10], 0.8), found([50, 50, 90, 80], 0.6, label=1)]
+    for unknown in (1, 5, 99):  # below, between and above 3 and 7
+        others = [{**found([0, 0, 10, 10], 0.9), "category_id": unknown}]
+        assert measure(annotations, results + others) == measure(annotations, results)
 
 
 def test_best_threshold_does_not_part_equal_scores() -> None:

@@ -177,12 +177,24 @@ def test_normalizers_count_positives_and_sum_their_centerness() -> None:
     assert centerness == pytest.approx(1 + 4 * off + 4 * off**2)
 
 
+def test_a_point_in_two_boxes_takes_the_smallest_as_the_assigner_counts_areas() -> None:
+    boxes = torch.tensor([[2.0, 0.0, 6.0, 25.0], [0.0, 0.0, 10.0, 10.2]])  # the areas of the test below
+    grid = make_grid((32, 32), STRIDES)
+    for areas, label in (("exact", 0), ("inclusive", 1)):
+        assigner = StaticAssigner(RANGES, None, areas=areas)  # type: ignore[arg-type]
+        targets = assigner(grid, [boxes], [torch.tensor([0, 1])])
+        assert targets.labels[0, 0] == label  # of the point (4, 4)
+
+
 def test_which_box_is_the_smallest_depends_on_how_areas_are_counted() -> None:
     # Areas 100 and 102; with sides that are 1 longer 5 x 26 = 130 and 11 x 11.2 = 123.2.
     thin_and_square = torch.tensor([[0.0, 0.0, 4.0, 25.0], [0.0, 0.0, 10.0, 10.2]])
     both = torch.ones(1, 2, dtype=torch.bool)
     assert smallest_box(both, thin_and_square, "exact").item() == 0
     assert smallest_box(both, thin_and_square, "inclusive").item() == 1
+    # Areas 20 and 35; with sides 1 longer 42 and 48, with sides 2 longer they would be 66 and 63.
+    flat = torch.tensor([[0.0, 0.0, 20.0, 1.0], [0.0, 0.0, 7.0, 5.0]])
+    assert smallest_box(both, flat, "inclusive").item() == 0
     # 1e8 - area has steps of 8 in float32: 1602 and 1600 are equal there, and the first wins.
     nearly_equal = torch.tensor([[0.0, 0.0, 40.0, 40.05], [0.0, 0.0, 40.0, 40.0]])
     assert smallest_box(both, nearly_equal, "exact").item() == 1

@@ -164,6 +164,7 @@ def test_a_resnet_of_another_width_has_the_shapes_asked_for() -> None:
     state = backbone.body.state_dict()
     assert state["conv1.weight"].shape == (8, 3, 7, 7)
     assert state["layer1.0.downsample.0.weight"].shape == (16, 8, 1, 1)
+    assert backbone.body.conv1(torch.zeros(1, 3, 64, 96)).shape == (1, 8, 32, 48)
     assert Backbone("resnet18", channels=[8, 4, 8, 16, 32]).channels == [8, 16, 32]
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from fcos.config import TrainConfig, load_config
+from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
 from fcos.data.build import build_eval_loader, build_eval_transform, build_train_loader, build_train_transform
 from fcos.errors import ConfigError, WeightsError
@@ -115,6 +116,26 @@ def test_rules_and_losses_get_their_settings() -> None:
     assert (rules.candidates_per_level, rules.detections_per_image) == (50, 20)
     resized = build_eval_transform(settings)(torch.zeros(3, 50, 80, dtype=torch.uint8))
     assert resized.shape == (3, 100, 160)
+
+
+@pytest.mark.parametrize("name", list(CONVENTIONS))
+def test_assigner_loss_and_postprocess_follow_the_conventions(name: str) -> None:
+    conventions = CONVENTIONS[name]
+    settings = config(rules=name, normalize_targets=False, threshold_on="score", agnostic_nms=True)
+    built = build_postprocess(settings)
+    shared = ("score", "rank_by", "clip", "keep_empty", "inclusive_boxes", "keep_ties")
+    assert [getattr(built, key) for key in shared] == [getattr(conventions, key) for key in shared]
+    assert (built.threshold_on, built.agnostic_nms) == ("score", True)
+    loss = build_loss(settings)
+    assert (loss.normalize_targets, loss.iou_plus_one) == (False, conventions.iou_plus_one)
+    assigner = build_assigner(settings)
+    assert (assigner.strict_ranges, assigner.areas) == (conventions.strict_ranges, conventions.areas)
+
+
+def test_boxes_are_weighted_by_centerness_where_the_network_learns_it() -> None:
+    assert build_assigner(config(quality="centerness")).weight_boxes
+    assert not build_assigner(config(quality="iou")).weight_boxes
+    assert not build_assigner(config(quality="centerness", rules="detectron2")).weight_boxes
 
 
 # Data -----------------------------------------------------------------------------------------------------

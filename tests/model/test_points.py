@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcos.model.points import box_distances, distances_to_boxes, make_grid
+from fcos.model.points import box_distances, distances_to_boxes, level_name, make_grid
 
 from .conftest import NETWORK_HW, STRIDES, Peer
 
@@ -21,6 +21,10 @@ def test_points_are_the_centres_of_the_cells_row_by_row() -> None:
     assert grid.strides.tolist() == [8] * 6 + [16] * 2
     assert grid.level_sizes == ((2, 3), (1, 2))
     assert grid.points_per_level == [6, 2]
+
+
+def test_levels_have_the_names_of_the_paper() -> None:
+    assert [level_name(stride) for stride in (8, 16, 32, 64, 128)] == ["P3", "P4", "P5", "P6", "P7"]
 
 
 def test_a_side_that_the_stride_does_not_divide_has_one_more_cell() -> None:

@@ -302,6 +302,8 @@ def test_the_final_score_is_the_root_or_the_product_and_candidates_are_ranked_by
     assert product.scores.tolist() == pytest.approx([0.27, 0.25, 0.09])
     by_class = PostProcess(score="product", rank_by="class", candidates_per_level=2)
     assert by_class(output, grid, WIDE, WIDE)[0].scores.tolist() == pytest.approx([0.25, 0.09])
+    above = PostProcess(0.4, score="product", rank_by="class")  # the class scores 0.5 and 0.9 are
+    assert above(output, grid, WIDE, WIDE)[0].scores.tolist() == pytest.approx([0.25, 0.09])
 
 
 def test_boxes_are_cut_before_or_after_nms() -> None:

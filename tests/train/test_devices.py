@@ -58,6 +58,21 @@ def test_processes_are_those_of_the_cpu() -> None:
     assert build_fabric("cpu").device == torch.device("cpu")
 
 
+@pytest.mark.usefixtures("two_gpus")
+def test_processes_that_a_launcher_started_need_as_many_devices() -> None:
+    of_launch = devices._devices_of_launch
+    assert of_launch(2, "cuda", [0, 1], 1) == [0, 1]
+    assert of_launch(2, "cuda", 2, 1) == 2
+    assert of_launch(2, "cpu", 1, 1) == of_launch(2, "cpu", 1, 2) == 2
+    for arguments, words in (
+        ((2, "cuda", [1], 1), '2 processes were started on this machine, but "device" names 1 GPUs'),
+        ((3, "cuda", 3, 1), "3 processes were started on this machine, but a process sees 2 GPU"),
+        ((2, "cpu", 1, 3), '2 processes were started on this machine, but "num_processes" is 3'),
+    ):
+        with pytest.raises(DeviceError, match=words):
+            of_launch(*arguments)  # type: ignore[arg-type]
+
+
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(DeviceError, match="fp16 is for GPUs") as caught:
         build_fabric("cpu", 1, "fp16")

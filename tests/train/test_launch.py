@@ -95,11 +95,16 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in found if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.fixture(scope="module")
+def long_alone(tiny_of_module: Tiny) -> str:
+    """The folder of a run with the settings LONG in one process."""
+    return str(tiny_of_module.train("alone", **LONG).folder)
+
+
 @pytest.mark.parametrize("victim", ["first", "second"])
 def test_killed_process_ends_the_run_with_one_message_and_the_run_goes_on_alone(
-    tiny: Tiny, victim: str
+    tiny: Tiny, long_alone: str, victim: str
 ) -> None:
-    tiny.train("alone", **LONG)
     process = tiny.start("run", **LONG, num_processes=2)
     tiny.wait_for_step("run", 6, process)
     [second] = children(process)
@@ -120,7 +125,7 @@ def test_killed_process_ends_the_run_with_one_message_and_the_run_goes_on_alone(
     assert tiny.train("run", **LONG, load=True).finished
     assert list((tiny.runs / "run").glob(".*")) == []  # what was being written at the kill
     last = {line["step"]: line for line in tiny.lines("run")}
-    for line in tiny.lines("alone"):
+    for line in tiny.lines(long_alone):
         if line["step"] <= saved + 10:  # rounding grows from step to step
             assert last[line["step"]]["loss"] == pytest.approx(line["loss"], rel=1e-4)
 

@@ -34,6 +34,13 @@ FINE = {
 LONG = {"epochs": 20, "eval_epochs": 10, "ema_decay": 0.9}
 
 
+@pytest.fixture(scope="module")
+def fine(tiny_of_module: Tiny) -> str:
+    """The folder of a run with the settings FINE that nothing stopped."""
+    torch.set_num_threads(1)
+    return str(tiny_of_module.train("fine", **FINE).folder)
+
+
 def assert_same_run(tiny: Tiny, name: str, wanted: str) -> None:
     """Weights, average, optimizer and metrics are the same to the last bit."""
     ours, theirs = tiny.checkpoint(name), tiny.checkpoint(wanted)
@@ -46,30 +53,27 @@ def assert_same_run(tiny: Tiny, name: str, wanted: str) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_run_stopped_within_an_epoch_goes_on_bit_by_bit(tiny: Tiny, num_workers: int) -> None:
-    tiny.train("whole", **FINE)
+def test_run_stopped_within_an_epoch_goes_on_bit_by_bit(tiny: Tiny, fine: str, num_workers: int) -> None:
     tiny.train_until(13, "stopped", **FINE, num_workers=num_workers)
     before = (tiny.runs / "stopped" / "metrics.jsonl").read_bytes()
     assert tiny.checkpoint("stopped")["state"]["step"] == 13
     assert tiny.train("stopped", **FINE, num_workers=num_workers, load=True).finished
-    assert_same_run(tiny, "stopped", "whole")
+    assert_same_run(tiny, "stopped", fine)
     assert (tiny.runs / "stopped" / "metrics.jsonl").read_bytes().startswith(before)
-    assert len(tiny.lines("stopped")) == len(tiny.lines("whole")) == 10
+    assert len(tiny.lines("stopped")) == len(tiny.lines(fine)) == 10
 
 
-def test_run_stopped_at_the_end_of_an_epoch_measures_it_when_it_goes_on(tiny: Tiny) -> None:
-    tiny.train("whole", **FINE)
+def test_run_stopped_at_the_end_of_an_epoch_measures_it_when_it_goes_on(tiny: Tiny, fine: str) -> None:
     tiny.train_until(10, "stopped", **FINE)
     assert tiny.lines("stopped", "eval") == []
     tiny.train("stopped", **FINE, load=True)
-    assert_same_run(tiny, "stopped", "whole")
+    assert_same_run(tiny, "stopped", fine)
 
 
-def test_run_stopped_after_its_last_step_is_finished_by_going_on(tiny: Tiny) -> None:
-    tiny.train("whole", **FINE)
+def test_run_stopped_after_its_last_step_is_finished_by_going_on(tiny: Tiny, fine: str) -> None:
     tiny.train_until(20, "stopped", **FINE)
     assert tiny.train("stopped", **FINE, load=True).finished
-    assert_same_run(tiny, "stopped", "whole")
+    assert_same_run(tiny, "stopped", fine)
     assert (tiny.runs / "stopped" / "best.safetensors").is_file()
 
 

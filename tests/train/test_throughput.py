@@ -121,3 +121,13 @@ def test_more_loader_processes_than_cores_are_told(monkeypatch: pytest.MonkeyPat
     said = too_many_workers(config(num_workers=5), 2)
     assert said is not None
     assert said.startswith("num_workers=5 starts 10 loader processes for 8 cores")
+
+
+def test_load_is_a_share_of_the_cores_and_0_where_the_system_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.getloadavg", lambda: (1.0, 9.0, 9.0), raising=False)
+    assert waiting.busy_share() == 0.25
+    monkeypatch.delattr("os.getloadavg")  # as on Windows
+    assert waiting.busy_share() == 0.0
