@@ -31,10 +31,10 @@ OF_ELSEWHERE = {
     "benchmarks/RESULTS.md": "results.md",
 }
 SETTINGS_INTRODUCTION = """\
-One flat JSON object; every key has a default. Relative paths are looked for beside the file, then in the
-working directory. `key=value` on the command line wins over the file, the file over the preset (`model`), the
-preset over the default. `fcos config train.json` prints what a training would use and where each value comes
-from. A key that does not exist is refused, with the nearest that does.
+One flat JSON object; every key has a default. Relative paths are resolved against the folder of the file,
+then the working directory. `key=value` on the command line overrides the file, the file overrides the preset
+(`model`), and the preset overrides the default. `fcos config train.json` prints the values that training
+would use and where each comes from. An unknown key is rejected with a suggestion of the closest match.
 """
 LINK = re.compile(r"(?<=\]\()(?!https?://|#|mailto:)([^)\s#]+)")
 
@@ -114,7 +114,7 @@ def settings_page() -> str:
         takes = expects(key) + (f", {unit(key)}" if unit(key) else "")
         meaning = html.escape(field.description or "", quote=False)
         lines.append(f"| `{key}` | `{show(field.default)}` | {takes} | {meaning} |")
-    lines += ["", "## Presets", "", "What `model` changes, and why. Whatever you set wins."]
+    lines += ["", "## Presets", "", "What `model` changes, and why. Your own values take precedence."]
     for name, preset in ALL_PRESETS.items():
         lines += ["", f"### {name}", "", preset.summary, ""]
         if preset.changes:
@@ -131,7 +131,7 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "What `fcos COMMAND --help` prints. [In the terminal](terminal.md) says the rest.",
+        "The output of `fcos COMMAND --help`. See also [In the terminal](terminal.md).",
     ]
     for name in COMMANDS:
         command = main.get_command(click.Context(main), name)

@@ -170,7 +170,7 @@ def ranges() -> Figure:
     seen = view()
     for index, (ax, name) in enumerate(zip(axes, LEVELS, strict=False)):
         low, high = RANGES[index : index + 2]
-        words = f"from {low:g} pixels on" if high == float("inf") else f"{low:g} to {high:g} pixels"
+        words = f"over {low:g} pixels" if high == float("inf") else f"{low:g} to {high:g} pixels"
         seen.show(ax, dim=0.35, title=f"{name}: largest distance\n{words}")
         matched = seen.matched(index)
         for place in np.unique(matched[matched >= 0]).tolist():
@@ -179,7 +179,7 @@ def ranges() -> Figure:
             ax.scatter(*own.T, s=10, color=COLOURS[NAMES[place]], edgecolors=INK, linewidths=0.4)
         if (matched < 0).all():
             middle = (seen.size_hw[1] / 2, seen.size_hw[0] / 2)
-            ax.text(*middle, "learns nothing here", ha="center", color=INK, fontsize=10)
+            ax.text(*middle, "no positive points", ha="center", color=INK, fontsize=10)
     return figure
 
 
@@ -193,7 +193,7 @@ def center_sampling() -> Figure:
     radius = torch.full((len(points),), CONFIG.center_radius * stride)
     near = np.asarray(near_center(points, box[None], radius)[:, 0])
     titles = (
-        f"first paper: {inside.sum()} points inside of the box",
+        f"first paper: {inside.sum()} points inside the box",
         f"improved: {near.sum()} points within {CONFIG.center_radius:g} strides of its centre",
     )
     for ax, chosen, title in zip(axes, (inside, near), titles, strict=True):
@@ -217,7 +217,7 @@ def overlaps() -> Figure:
         seen = view(short_side)
         index, scale = 2, short_side / 800
         matched = seen.matched(index)
-        seen.show(ax, dim=0.25, title=f"P5, the picture {short_side} pixels wide")
+        seen.show(ax, dim=0.25, title=f"P5, image {short_side} pixels wide")
         for name in ("hat", "face", "glasses"):
             learned = NAMES.index(name) in matched
             seen.outline(ax, name, style="-" if learned else "--", width=2.5)
@@ -261,7 +261,7 @@ def too_small() -> Figure:
         learned = set(seen.targets.matched[0].tolist())
         lost = [name for place, name in enumerate(NAMES) if place not in learned]
         size = f"{seen.size_hw[1]} x {seen.size_hw[0]} pixels"
-        seen.show(ax, title=f"{size}\nno point learns: {', '.join(lost) or 'all are learned'}")
+        seen.show(ax, title=f"{size}\nwithout a point: {', '.join(lost) or 'none'}")
         if not lost:
             ax.set_title(f"{size}\nevery object has points", loc="left", fontsize=10, color=INK)
         for place, name in enumerate(NAMES):
@@ -274,7 +274,7 @@ def focal_loss() -> Figure:
     figure, axes = _figure(2, width=10, height=3.4)
     scores = torch.linspace(0.01, 0.99, 99)
     logits = scores.logit()[:, None]
-    for ax, target, title in zip(axes, (0.0, 1.0), ("background", "an object of this class"), strict=True):
+    for ax, target, title in zip(axes, (0.0, 1.0), ("background", "this class"), strict=True):
         for gamma, colour in ((0.0, "#94a3b8"), (1.0, "#60a5fa"), (CONFIG.focal_gamma, "#dc2626")):
             values = [
                 float(focal_loss_sum(row[None], torch.full((1, 1), target), CONFIG.focal_alpha, gamma))
@@ -282,7 +282,7 @@ def focal_loss() -> Figure:
             ]
             ax.plot(scores, values, color=colour, lw=2, label=f"gamma {gamma:g}")
         ax.set_xlabel("score", color=INK)
-        ax.set_title(f"loss of a point of {title}", loc="left", fontsize=10, color=INK)
+        ax.set_title(f"focal loss at a point of {title}", loc="left", fontsize=10, color=INK)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_ylim(0, 2)
