@@ -111,3 +111,14 @@ def test_gradients_of_levels_of_one_cell_are_right_in_bfloat16() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             found = gradient()
         torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05 * wanted.abs().max().item())
+
+
+def test_fresh_weights_are_those_of_the_official_code() -> None:
+    """Caffe2's "Xavier": uniform up to sqrt(3 / inputs), biases 0."""
+    pyramid = FeaturePyramid([256, 256, 256], 256, 5)
+    for conv in [*pyramid.lateral, *pyramid.output, *pyramid.extra]:
+        assert isinstance(conv, torch.nn.Conv2d)
+        limit = (3 / (256 * conv.kernel_size[0] ** 2)) ** 0.5
+        assert 0.99 * limit < conv.weight.abs().max() <= limit
+        assert conv.bias is not None
+        assert not conv.bias.any()
