@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcos.errors import ConfigError
-from fcos.model.backbone import Backbone
+from fcos.model.backbone import Backbone, pixel_statistics
 from fcos.model.frozen_norm import FrozenBatchNorm
 
 
@@ -188,3 +188,9 @@ def test_other_networks_cannot_be_of_another_width(name: str) -> None:
 def test_stride_in_1x1_needs_bottlenecks(name: str) -> None:
     with pytest.raises(ConfigError, match="stride_in_1x1 needs a ResNet of bottlenecks"):
         Backbone(name, stride_in_1x1=True)
+
+
+def test_pixel_statistics_are_those_that_timm_knows_of_the_network() -> None:
+    assert pixel_statistics("tf_efficientnetv2_s.in21k") == ((127.5,) * 3, (127.5,) * 3)
+    for name in ("resnet18", "vgg11"):
+        assert pixel_statistics(name)[1] == pytest.approx((58.395, 57.12, 57.375))  # 255 times ImageNet's

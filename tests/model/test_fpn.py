@@ -94,3 +94,14 @@ def test_fresh_convolutions_have_no_bias_and_caffe2s_xavier_weights() -> None:
         assert conv.bias is not None
         assert (conv.bias == 0).all()
         assert 0.5 * limit < conv.weight.abs().max() <= limit
+
+
+def test_fresh_weights_are_those_of_the_official_code() -> None:
+    """Caffe2's "Xavier": uniform up to sqrt(3 / inputs), biases 0."""
+    pyramid = FeaturePyramid([256, 256, 256], 256, 5)
+    for conv in [*pyramid.lateral, *pyramid.output, *pyramid.extra]:
+        assert isinstance(conv, torch.nn.Conv2d)
+        limit = (3 / (256 * conv.kernel_size[0] ** 2)) ** 0.5
+        assert 0.99 * limit < conv.weight.abs().max() <= limit
+        assert conv.bias is not None
+        assert not conv.bias.any()

@@ -26,6 +26,10 @@ def test_fractions_are_of_the_whole_training() -> None:
     assert factors(12, at=(2 / 3, 8 / 9)).count(1.0) == 8
 
 
+def test_a_milestone_of_1_is_the_first_step_and_no_fraction() -> None:
+    assert factors(4, at=(1,)) == pytest.approx([1, 0.1, 0.1, 0.1])
+
+
 def test_rate_rises_in_even_steps() -> None:
     assert factors(6, warmup=4) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
     assert factors(8, warmup=0.5) == factors(8, warmup=4)

@@ -121,6 +121,7 @@ def test_more_loader_processes_than_cores_are_told(monkeypatch: pytest.MonkeyPat
     said = too_many_workers(config(num_workers=5), 2)
     assert said is not None
     assert said.startswith("num_workers=5 starts 10 loader processes for 8 cores")
+    assert said.endswith("; fewer are as fast")
 
 
 def test_load_is_a_share_of_the_cores_and_0_where_the_system_does_not_say(
@@ -131,3 +132,11 @@ def test_load_is_a_share_of_the_cores_and_0_where_the_system_does_not_say(
     assert waiting.busy_share() == 0.25
     monkeypatch.delattr("os.getloadavg")  # as on Windows
     assert waiting.busy_share() == 0.0
+
+
+def test_cores_are_counted_where_the_system_does_not_say_which_are_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)  # as on macOS and Windows
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert waiting.num_cores() == 4

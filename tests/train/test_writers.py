@@ -39,6 +39,11 @@ def test_metrics_only_ever_grow(tmp_path: Path) -> None:
     assert written(tmp_path, {"step": 2, "loss": 0.4})[:1] == first
 
 
+def test_names_of_classes_are_written_as_they_are(tmp_path: Path) -> None:
+    written(tmp_path, {"step": 1, "per_class": {"Möwe 鳥": 0.5}})
+    assert "Möwe 鳥" in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+
+
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     [line] = written(tmp_path, {"step": 1, "loss": math.nan, "stats": [math.inf, 1.0]})
     assert json.loads(line) == {"kind": "train", "step": 1, "loss": None, "stats": [None, 1.0]}

@@ -117,15 +117,14 @@ def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) ->
     if "epochs" in changed and new["epochs"] > old["epochs"]:
         changed.remove("epochs")
     if changed:
-        command = f"fcos train {shlex.quote(str(path.parent / 'config.json'))} load=true"
         fewer = "; epochs can only be raised" if "epochs" in changed else ""
         raise WeightsError(
             "; ".join(
                 f'the run was started with "{key}": {old[key]!r}, now it is {new[key]!r}' for key in changed
             ),
             where=str(path),
-            fix=f"`{command}` resumes with the settings of the run; or set {', '.join(changed)} back, or "
-            f"start a new run with load=false{fewer}",
+            fix=f"`{resume_command(path.parent)}` resumes with the settings of the run; or set "
+            f"{', '.join(changed)} back, or start a new run with load=false{fewer}",
         )
 
 
