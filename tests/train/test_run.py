@@ -113,7 +113,7 @@ def test_without_evaluation_the_last_model_is_the_result(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_and_draw(tiny.config("run", list_eval="", root_eval="", epochs=1))
-    assert "no list_eval: nothing is measured" in capsys.readouterr().err
+    assert "no list_eval: nothing is evaluated" in capsys.readouterr().err
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []
     assert (tiny.runs / "run" / "curves.png").is_file()

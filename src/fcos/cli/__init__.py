@@ -24,13 +24,13 @@ from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import safe_output
 
 COMMANDS = {  # each fits into a line of 80 columns
-    "quickstart": "See it work: train and measure a small detector, offline.",
-    "init": "Propose a train.json for a folder of pictures.",
+    "quickstart": "See it work: train and evaluate a small detector, offline.",
+    "init": "Propose a train.json for a folder of images.",
     "train": "Train from a train.json or a folder.",
     "eval": "The twelve COCO numbers of a run or model file, and per class.",
-    "analyze": "Curves of one or more runs, as numbers and as a picture.",
+    "analyze": "Curves of one or more runs, as numbers and as an image.",
     "report": "One page about a run, or about what changed between two.",
-    "predict": "Detect in pictures and videos; draw and write JSON.",
+    "predict": "Detect in images and videos; draw and write JSON.",
     "export": "Write a model as ONNX, OpenVINO or torch.export; check it.",
     "demo": "Try a model in the browser; also a REST endpoint.",
     "check": "What is in a data set, and what is wrong with it.",
@@ -118,7 +118,7 @@ class LazyGroup(click.Group):
             answer = f"{error.message} {_as_setting(error.option_name)}"
             raise click.NoSuchOption(error.option_name, answer, ctx=error.ctx) from error
         except OSError as error:
-            # With a file's name it is a bug; click ends in silence where nobody reads on (`| head`).
+            # With a file's name it is a bug; click exits silently on a closed pipe (`| head`).
             if error.filename is not None or error.errno in (None, errno.EPIPE):
                 raise
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -162,7 +162,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     help="Show the version.",
 )
 def main() -> None:
-    """FCOS: from pictures with boxes to a detector that you can measure, look at and use."""
+    """FCOS object detection: train on images with boxes, evaluate, inspect and deploy."""
     from fcos.cpu.memory import keep_freed_memory
 
     keep_freed_memory()

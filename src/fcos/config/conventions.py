@@ -1,6 +1,6 @@
 """What code bases of FCOS do differently with the same network: the setting `rules`.
 
-Weights give their authors' numbers only when pictures come in and boxes come out as they did in training.
+Weights give their authors' numbers only if images are prepared and boxes decoded as in training.
 Each name of the setting is a row of `CONVENTIONS`; the values are arguments of resizing, points, targets,
 losses and post-processing (`model/build.py`, `data/build.py`), which explain them.
 """
@@ -23,12 +23,12 @@ class Conventions(NamedTuple):
     """The conventions of one code base; the defaults are ours.
 
     Attributes:
-        size: how the sides of the resized picture become whole numbers.
+        size: how the sides of the resized image become whole numbers.
         resize: how its pixels are computed.
         points: where in its cell a point lies.
         score: final score from class score and quality.
         rank_by: what chooses the candidates of a level.
-        clip: when boxes are cut to the picture.
+        clip: when boxes are clipped to the image.
         keep_empty: boxes without area stay.
         inclusive_boxes: the right and bottom sides are the last pixels of a box, not the ends after them.
         keep_ties: more than `detections_per_image` stay where the last have equal scores.

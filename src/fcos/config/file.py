@@ -102,7 +102,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # Windows editors put a byte order mark in front
     except FileNotFoundError:
-        what, fix = "there is no such config file", "`fcos init FOLDER` writes one for a folder of pictures"
+        what, fix = "there is no such config file", "`fcos init FOLDER` writes one for a folder of images"
     except IsADirectoryError:
         what, fix = "this is a folder, not a config file", f"`fcos init {path}` writes a config file for it"
     except PermissionError:

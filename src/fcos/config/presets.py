@@ -41,7 +41,7 @@ _FOR_CPUS = {
     "lr_policy": Change("cosine", "no steps to place in a training of unknown length"),
     "warmup_iter": Change(0.05, "500 iterations may be the whole of a short training"),
     "ema_decay": Change(0.99, "an average over the last hundred steps, for noisy small batches"),
-    "nbatch_train": Change(8, "more steps from few pictures"),
+    "nbatch_train": Change(8, "more steps from few images"),
     "nbatch_eval": Change(8, "fits small memories"),
 }
 

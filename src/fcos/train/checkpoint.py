@@ -140,7 +140,7 @@ def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> Non
 
 
 def fingerprint(annotations: Annotations | None) -> str:
-    """Changes when pictures, boxes or classes do; not when the files are moved."""
+    """Changes when images, boxes or classes do; not when the files are moved."""
     if annotations is None:
         return "none"
     content = hashlib.sha256(repr((annotations.class_names, annotations.sizes_hw.tolist())).encode())

@@ -1,4 +1,4 @@
-"""Who starts the processes of a run: we ourselves, torchrun, or SLURM's srun; and who ends them.
+"""Starting the processes of a run (by ourselves, torchrun, or SLURM's srun), and shutting them down.
 
 All three give the same run. We start the other processes of this machine by typing the same command again;
 torchrun and srun have started them already, and say in the environment how many there are and where.
@@ -26,8 +26,8 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from fcos.errors import DeviceError, FcosError, TrainingError
 from fcos.terminal import counted
 
-LOOK_EVERY_S = 0.5
-PATIENCE_S = 5.0  # for a process whose partner died to notice it by itself, and to leave its files whole
+POLL_EVERY_S = 0.5
+PATIENCE_S = 5.0  # for a process whose sibling died to notice it by itself, and to finish writing its files
 SECONDS_FOR_FIRST_TO_SPEAK = 2.0
 SECONDS_TO_DISCONNECT = 1.0
 
@@ -78,7 +78,7 @@ def started_from_outside() -> bool:
 
 
 def start_others(num_processes: int) -> None:
-    """Type this command again for each further process of this machine; once, in the first process."""
+    """Start this command again for each other process of this machine; the first process does it, once."""
     if num_processes == 1 or "LOCAL_RANK" in os.environ:
         return
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "LOCAL_RANK": "0"}
@@ -90,7 +90,7 @@ def start_others(num_processes: int) -> None:
 
 
 def free_port() -> str:
-    """A port of this machine that nothing listens on."""
+    """A free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
@@ -98,11 +98,11 @@ def free_port() -> str:
 
 @contextmanager
 def launched(fabric: Fabric) -> Iterator[None]:
-    """Connect the processes of a run, and end them together.
+    """Connect the processes of a run, and shut them down together.
 
-    A process that fails leaves the others waiting for it. So the first one ends those that it started; and
-    since most errors come in all processes alike, the others leave it the time to say so first. A process
-    that dies without a word is noticed by those beside it (or by torchrun or srun), and said once.
+    The others wait for a process that fails, so the first process kills those that it started. Most errors
+    occur in all processes: the others wait a moment, so that the message appears once. A process that dies
+    silently is detected by its siblings (or by torchrun or srun) and reported once.
     """
     started_by_us = isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment)
     if started_by_us:
@@ -113,7 +113,7 @@ def launched(fabric: Fabric) -> Iterator[None]:
         fabric.launch()
         yield
     except BaseException as error:
-        lost = watch.lost(wait_s=0.0 if isinstance(error, FcosError) else 2 * LOOK_EVERY_S)
+        lost = watch.lost(wait_s=0.0 if isinstance(error, FcosError) else 2 * POLL_EVERY_S)
         for process in _started:
             process.kill()
         if not fabric.is_global_zero and not (lost and fabric.local_rank == 1):
@@ -134,9 +134,9 @@ def launched(fabric: Fabric) -> Iterator[None]:
 
 
 def disconnect(wait_s: float) -> None:
-    """Leave the other processes without them; gloo's threads, still running at exit, may abort the process.
+    """Destroy the process group: gloo threads that still run at exit may abort the process.
 
-    A sum that others have not entered cannot be left: then not longer than `wait_s`.
+    This blocks inside a collective that other processes never entered, hence the limit `wait_s`.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         leave = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
@@ -145,19 +145,19 @@ def disconnect(wait_s: float) -> None:
 
 
 class Watch(threading.Thread):
-    """Ends this process if one beside it dies and the network does not say so (NCCL waits for minutes)."""
+    """Ends this process if a sibling dies and the network does not report it (NCCL waits for minutes)."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True, name="watch")
         self.over = threading.Event()
-        # Ours to watch: the first process watches those that it started, and they watch it.
+        # The first process watches those that it started, and they watch it.
         self.parent = os.getppid() if "LOCAL_RANK" in os.environ and not _started else None
         if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("LOCAL_RANK") == "0":
             self.parent = None
 
     def run(self) -> None:
-        """Look now and then."""
-        while not self.over.wait(LOOK_EVERY_S):
+        """Poll until the run is over."""
+        while not self.over.wait(POLL_EVERY_S):
             if (lost := self.lost()) and not self.over.wait(PATIENCE_S):
                 for process in _started:
                     process.kill()
@@ -166,7 +166,7 @@ class Watch(threading.Thread):
                 os._exit(1)
 
     def lost(self, wait_s: float = 0.0) -> str:
-        """Which process died by itself, in words; "" if none did."""
+        """Describe the process that died; "" if none did."""
         end = time.monotonic() + wait_s
         while True:
             for number, process in enumerate(_started, start=2):
@@ -177,17 +177,17 @@ class Watch(threading.Thread):
                 return "process 1 of the run was killed"
             if time.monotonic() >= end:
                 return ""
-            time.sleep(LOOK_EVERY_S / 5)
+            time.sleep(POLL_EVERY_S / 5)
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether another process of the run ended in the middle of a common sum."""
+    """Whether another process of the run ended during a collective operation."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def lost_process(lost: str) -> TrainingError:
-    """The one message of a run that lost a process."""
+    """The error of a run that lost a process."""
     return TrainingError(
         f"{lost or 'another process of the run has ended'}; the run cannot continue without it",
         fix="look above for its own message; without one it was killed, as the system does when memory runs "

@@ -219,7 +219,7 @@ class Trainer:
         times = self.clock.take()
         if not times.num_images:
             return
-        # A device that waits for pictures makes the others wait for it in their computing.
+        # A device that waits for images makes the others wait for it in their computing.
         waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
         waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
         times = times._replace(waited_s=round(waited_s.item(), 3))

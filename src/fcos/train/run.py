@@ -126,7 +126,7 @@ def train(config: TrainConfig) -> Run:
 
 
 def adopt_start(config: TrainConfig, fabric: Fabric) -> tuple[TrainConfig, LoadedModel | None]:
-    """The detector that the training starts from, if any, and the settings with those of it."""
+    """The detector that training starts from, if any, and the settings completed by its own."""
     if config.pretrain == "coco":
         if fabric.is_global_zero:
             coco_file()
@@ -141,7 +141,7 @@ def adopt_start(config: TrainConfig, fabric: Fabric) -> tuple[TrainConfig, Loade
 
 
 def claim(config: TrainConfig, fabric: Fabric, held: ExitStack) -> tuple[Path, dict[str, Any] | None]:
-    """The run folder and, with `load`, its checkpoint, which no other process may go on with.
+    """The run folder and, with `load`, its checkpoint, locked against other processes.
 
     A new folder is made and held when the data have turned out to be usable (`prepare`).
     """
@@ -176,7 +176,7 @@ def prepare(
     checkpoint: dict[str, Any] | None,
     held: ExitStack,
 ) -> Trainer:
-    """Data, model and run folder; with a checkpoint, everything as it has it."""
+    """Data, model and run folder; restored from a checkpoint if there is one."""
     micro_batch, accumulation = split_batch(config.nbatch_train, fabric.world_size, config.micro_batch)
     train_set, eval_set, cards = load_data(config, fabric)
 
@@ -219,7 +219,7 @@ def prepare(
 
 
 def hold_new_folder(folder: Path, held: ExitStack) -> Path:
-    """Make the folder of a new run; the next number if another training has taken it meanwhile."""
+    """Create the folder of a new run, with the next number if another training has just taken this one."""
     lock = ExitStack()
     lock.enter_context(in_use(folder))
     if not is_fresh(folder):
@@ -230,7 +230,7 @@ def hold_new_folder(folder: Path, held: ExitStack) -> Path:
 
 
 class Data(NamedTuple):
-    """What is trained and measured on, ready to use, and what there is to know about it."""
+    """Training and evaluation data, ready to use, and their summaries."""
 
     train_set: Annotations
     eval_set: Annotations | None
@@ -238,7 +238,7 @@ class Data(NamedTuple):
 
 
 def load_data(config: TrainConfig, fabric: Fabric) -> Data:
-    """Training and evaluation annotations, checked on the first process before anything else happens."""
+    """Read training and evaluation annotations; the first process checks them before anything else."""
     names = None
     if config.name_file:
         names, had_background = read_names(Path(config.name_file))
@@ -253,7 +253,7 @@ def load_data(config: TrainConfig, fabric: Fabric) -> Data:
     if config.boxarea_th:
         say(fabric, left_out(train_set, config))
     if not config.list_eval:
-        say(fabric, "no list_eval: nothing is measured, and the last model is the result")
+        say(fabric, "no list_eval: nothing is evaluated; the last model is the result")
         return Data(train_set, None, cards)
     eval_set = read_annotations(
         Path(config.list_eval), root=_folder(config.root_eval), names=names, format=config.data_format
@@ -264,7 +264,7 @@ def load_data(config: TrainConfig, fabric: Fabric) -> Data:
     if common := common_images(train_set, eval_set):
         warnings.append(
             f"{counted(len(common), 'image is', 'images are')} in both training and evaluation, for example "
-            f"{common[0][0].name}: the numbers will be too good"
+            f"{common[0][0].name}: the AP will be too high"
         )
         say(fabric, f"warning: {warnings[0]}")
     cards["evaluation"] = summarize(eval_set, eval_report, warnings)
@@ -272,7 +272,7 @@ def load_data(config: TrainConfig, fabric: Fabric) -> Data:
 
 
 def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:
-    """Refuse machines whose copies of the data differ."""
+    """Raise an error if the copies of the data differ between machines."""
     ours = [fingerprint(train_set), fingerprint(eval_set)]
     if fabric.broadcast(ours) != ours:
         raise DatasetError(
@@ -285,7 +285,7 @@ def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Anno
 def usable(
     annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric
 ) -> tuple[Annotations, CheckReport]:
-    """The annotations after the data check, and what it found; refuses problems unless told to leave out."""
+    """Annotations after the data check, and its report; problems are errors unless `skip_invalid`."""
     report = None
     if fabric.is_global_zero:
         report = check(annotations, track=partial(track, what=f"checking {what} images"))
@@ -301,7 +301,7 @@ def usable(
 
 
 def left_out(annotations: Annotations, config: TrainConfig) -> str:
-    """How many boxes are smaller than `boxarea_th` at full size, in words."""
+    """Describe how many boxes are smaller than `boxarea_th` at full size."""
     sizes = annotations.sizes_hw.tolist()
     rule = CONVENTIONS[config.rules].size
     resized = [resized_size((h, w), config.short_side, config.view_size, rule) for h, w in sizes]
@@ -318,7 +318,7 @@ def left_out(annotations: Annotations, config: TrainConfig) -> str:
 
 
 def describe(trainer: Trainer) -> str:
-    """What is about to be trained, in a few lines."""
+    """Describe the training in a few lines."""
     config, fabric = trainer.config, trainer.fabric
     millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
     device = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
@@ -336,7 +336,7 @@ def describe(trainer: Trainer) -> str:
 
 
 def how_to_resume(trainer: Trainer) -> str:
-    """What to type after a stop."""
+    """The command that resumes a stopped run."""
     stopped = f"stopped after step {trainer.state.step} of {trainer.total_steps}"
     if not trainer.config.save:
         return f"{stopped}; nothing was saved, as save=false asks"
@@ -344,7 +344,7 @@ def how_to_resume(trainer: Trainer) -> str:
 
 
 def already_finished(folder: Path, config: TrainConfig) -> str:
-    """What there is to do with a run that has ended."""
+    """What to do with a run that is complete."""
     return (
         f"already finished: {folder} has done all {counted(config.epochs, 'epoch')}\n"
         f"train longer with: {resume_command(folder)} epochs={2 * config.epochs}"
@@ -352,7 +352,7 @@ def already_finished(folder: Path, config: TrainConfig) -> str:
 
 
 def extended(trainer: Trainer, former_epochs: int) -> str:
-    """What more epochs do to the learning rate: its schedule is a function of step and length alone."""
+    """Describe how more epochs change the learning rate, whose schedule depends on step and length only."""
     config, step = trainer.config, trainer.state.step
     before = replace(trainer.schedule, total_steps=trainer.steps_of(former_epochs)).factor(max(0, step - 1))
     after = trainer.schedule.factor(step)
@@ -370,7 +370,7 @@ def extended(trainer: Trainer, former_epochs: int) -> str:
 
 @contextmanager
 def memory_in_words(fabric: Fabric) -> Iterator[None]:
-    """Say what to change where the memory of the device is too small."""
+    """Turn an out-of-memory error into advice on what to change."""
     try:
         yield
     except RuntimeError as error:
@@ -384,7 +384,7 @@ def memory_in_words(fabric: Fabric) -> Iterator[None]:
 
 
 def say(fabric: Fabric, text: str) -> None:
-    """A line for the user, from one process."""
+    """Print a line for the user, from the first process only."""
     if fabric.is_global_zero:
         print(printable(text), file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Whether a training waits for pictures or for the network, and what to change.
+"""Whether a training waits for images or for the network, and what to change.
 
 Only the time in which the training loop has no batch and nothing to do counts as waiting. On a GPU the loop
 waits for the device once a step, before the optimizer's kernels are launched: those may still run while the
@@ -25,7 +25,7 @@ class EpochTimes(NamedTuple):
     Attributes:
         num_images: that were trained on, on all devices.
         elapsed_s: of the steps, without the start of the loader, evaluation and writing of files.
-        waited_s: of that, waiting for pictures.
+        waited_s: of that, waiting for images.
         start_s: until the loader had its first batch; 0 where it ran already.
     """
 
@@ -131,12 +131,12 @@ def network_advice(config: TrainConfig, device: str) -> str:
     if slow_precision(config.precision, device):
         return "precision=fp32" if device == "cpu" else "precision=fp16"
     if device == "cuda" and not config.compile:
-        return "compile=true, where the pictures have few sizes"
+        return "compile=true, if the images have few sizes"
     return "a smaller short_side and view_size, or a smaller model"
 
 
 def loader_advice(config: TrainConfig, num_processes: int, device: str, cores: int) -> str:
-    """What gets pictures to the network faster."""
+    """What gets images to the network faster."""
     workers = config.num_workers * num_processes
     each = f" for each of {num_processes} devices" if num_processes > 1 else ""
     now = f"now {config.num_workers}{each}, {counted(cores, 'core')}"
