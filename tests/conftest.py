@@ -156,7 +156,8 @@ class Exported(dict[str, Path]):
                     if name == "openvino":  # which begins with the ONNX model: it takes seconds to make
                         import onnx
 
-                        patch.setattr("fcos.export.onnx_file.convert", lambda *args: onnx.load(self["onnx"]))
+                        model = onnx.load(self["onnx"])
+                        patch.setattr("fcos.export.onnx_file.convert", lambda *args: model)
                     export_model(load_model(self.source), name, path)
         self[name] = path
         return path
