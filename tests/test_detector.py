@@ -276,7 +276,7 @@ def test_a_file_that_is_missing_or_broken_is_named(detector: Detector, tmp_path:
 
     with pytest.raises(DatasetError, match=r"cannot be decoded[\s\S]*broken\.jpg"):
         detector.predict(broken)
-    with pytest.raises(DatasetError, match=r"picture not found\n  in: .*missing\.jpg"):
+    with pytest.raises(DatasetError, match=r"image not found\n  in: .*missing\.jpg"):
         detector.predict([tmp_path / "missing.jpg"])
 
 

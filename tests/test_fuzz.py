@@ -50,7 +50,7 @@ def test_a_command_that_fails_is_noticed(tmp_path: Path) -> None:
             "--only",
             "list",
         ],
-        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        env={"PYTHONPATH": f"{tmp_path}:{SCRIPT.parent}", "PATH": ""},
         capture_output=True,
         text=True,
         timeout=300,

@@ -111,7 +111,7 @@ def test_train_on_a_folder_writes_its_config_and_trains_with_it(
     Path("run").mkdir()
     line = {"kind": "eval", "step": 1, "epoch": 1, "map_mean": 0.5, "stats": [0.5] * 12}
     Path("run/metrics.jsonl").write_text(json.dumps(line) + "\n")
-    monkeypatch.setattr("fcos.train.run.train", lambda config: trained.append(config) or finished)
+    monkeypatch.setattr("fcos.report.after_training.train", lambda config: trained.append(config) or finished)
     answer = fcos("train", "birds", "epochs=3")
     assert answer.exit_code == 0, answer.output
     assert "written to train.json" in answer.output
@@ -156,7 +156,9 @@ def test_train_on_a_folder_answers_a_wrong_value_before_it_writes(
 def test_train_on_a_folder_takes_a_value_that_goes_with_the_proposal_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcos.train.run.train", lambda config: Run(Path("run"), False, exit_code=143))
+    monkeypatch.setattr(
+        "fcos.report.after_training.train", lambda config: Run(Path("run"), False, exit_code=143)
+    )
     assert fcos("train", "birds", "view_size=700").exit_code == 143  # less than the default short_side
     assert Path("train.json").exists()
 
@@ -164,7 +166,9 @@ def test_train_on_a_folder_takes_a_value_that_goes_with_the_proposal_alone(
 def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcos.train.run.train", lambda config: Run(Path("run"), False, exit_code=143))
+    monkeypatch.setattr(
+        "fcos.report.after_training.train", lambda config: Run(Path("run"), False, exit_code=143)
+    )
     Path("train.json").write_text("{}")
     assert fcos("train", "train.json").exit_code == 143
 
@@ -177,7 +181,7 @@ def test_finished_training_without_its_metrics_ends_with_what_there_is(
     Path("run/best.safetensors").touch()
     if content:
         Path("run/metrics.jsonl").write_text(content)
-    monkeypatch.setattr("fcos.train.run.train", lambda config: Run(Path("run"), finished=True))
+    monkeypatch.setattr("fcos.report.after_training.train", lambda config: Run(Path("run"), finished=True))
     Path("train.json").write_text("{}")
 
     answer, as_json = fcos("train", "train.json", "load=true"), fcos("train", "train.json", "--json")

@@ -155,8 +155,8 @@ def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pic
     assert drawn_below("predictions") == ["a.jpg", "sub/deep/c.GIF.png", "sub/ünï 图.png"]
     failed = {Path(entry["path"]).name: entry["error"] for entry in written()["failed"]}
     assert sorted(failed) == ["broken.jpg", "cut.jpg", "empty.png"]
-    assert failed["empty.png"] == "picture file is empty (0 bytes)"
-    assert "left out: photos/broken.jpg: picture cannot be decoded" in result.output
+    assert failed["empty.png"] == "image file is empty (0 bytes)"
+    assert "left out: photos/broken.jpg: image cannot be decoded" in result.output
     assert (
         "3 of 6 images could not be read: photos/broken.jpg, photos/cut.jpg, photos/empty.png\n"
         in result.output
@@ -167,7 +167,7 @@ def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pic
     ("source", "words"),
     [
         ("nowhere", "there is no 'nowhere'"),
-        ("photos/*.tif", "no picture and no video matches the pattern 'photos/*.tif'"),
+        ("photos/*.tif", "no image and no video matches the pattern 'photos/*.tif'"),
         ("empty", "the folder holds no image and no video"),
     ],
 )

@@ -59,7 +59,7 @@ def test_it_learns_the_same(settings: dict[str, Any]) -> None:
     twin = for_training(model)
     if settings.get("activation_checkpointing"):
         recompute_activations(twin)
-    images = random_images(2, 3, 70, 50).double()
+    images = random_images(2, 3, 38, 30).double()  # depthwise convolutions take seconds in this precision
     for wanted, found in zip(gradients(model, images), gradients(twin, images), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
 

@@ -101,12 +101,13 @@ def blind(name: ExportFormat, exported: dict[str, Path], folder: Path) -> Any:
     """The exported model with class scores near 0; the graph is the same, and tracing it takes seconds."""
     if name == "torch":
         program, _ = read_program(exported["torch"])
-        program.state_dict["head.logits.bias"].data.fill_(-20)
+        [bias] = [value for name, value in program.state_dict.items() if name.endswith("head.logits.bias")]
+        bias.data.fill_(-20)
         return program
     import onnx
 
     model = onnx.load(exported["onnx"])
-    [bias] = [weights for weights in model.graph.initializer if weights.name == "head.logits.bias"]
+    [bias] = [value for value in model.graph.initializer if value.name.endswith("head.logits.bias")]
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(3, -20, np.float32), bias.name))
     if name == "onnx":
         return model

@@ -172,7 +172,7 @@ def test_a_drawn_download_is_named_by_its_address_and_stays_below_the_output_fol
 def test_what_was_piped_is_refused_with_its_source_when_it_is_broken(here: Path) -> None:
     half = (here / "photos/a.jpg").read_bytes()[:300]
 
-    with pytest.raises(DatasetError, match=r"picture cannot be decoded.*\n  in: standard input"):
+    with pytest.raises(DatasetError, match=r"image cannot be decoded.*\n  in: standard input"):
         read_picture(Source("picture", "standard input", Path("x.jpg"), half))
 
 

@@ -144,7 +144,7 @@ def test_a_picture_that_cannot_be_read_is_an_error_at_its_place(
     stream = detector.stream([pictures[0], tmp_path / "missing.jpg", pictures[1]])
 
     assert_same(next(stream), detector.predict(pictures[0]))
-    with pytest.raises(DatasetError, match=r"picture not found\n  in: .*missing\.jpg"):
+    with pytest.raises(DatasetError, match=r"image not found\n  in: .*missing\.jpg"):
         next(stream)
     assert torch.get_num_threads() == 2
 

@@ -65,7 +65,7 @@ def test_processes_that_a_launcher_started_need_as_many_devices() -> None:
     assert of_launch(2, "cuda", 2, 1) == 2
     assert of_launch(2, "cpu", 1, 1) == of_launch(2, "cpu", 1, 2) == 2
     for arguments, words in (
-        ((2, "cuda", [1], 1), '2 processes were started on this machine, but "device" names 1 GPUs'),
+        ((2, "cuda", [1], 1), '2 processes were started on this machine, but "device" names 1 GPU'),
         ((3, "cuda", 3, 1), "3 processes were started on this machine, but a process sees 2 GPU"),
         ((2, "cpu", 1, 3), '2 processes were started on this machine, but "num_processes" is 3'),
     ):

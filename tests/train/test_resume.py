@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -251,6 +252,9 @@ def test_config_in_a_run_folder_resumes_that_run_and_no_newer_one(tiny: Tiny) ->
 def test_run_folder_in_use_is_told_and_free_again_after_a_kill(tiny: Tiny) -> None:
     first = tiny.start("run", **LONG, num_workers=1)
     tiny.wait_for_step("run", 3, first)
+    while not (tiny.runs / "run" / "last.ckpt").exists() and first.poll() is None:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)  # or it may be done before the second one has started
     second = tiny.start("run", **LONG, load=True)
     _, said = second.communicate(timeout=100)
     assert second.returncode == 2

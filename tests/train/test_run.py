@@ -210,12 +210,12 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
     lines = (tiny.data / "train.txt").read_text()
     (tiny.runs / "broken.txt").write_text(lines + "none.png 1 1 5 5 1\n000.png 9 9 5 5 1\n")
     broken = {"list_train": str(tiny.runs / "broken.txt"), "epochs": 1}
-    with pytest.raises(DatasetError, match="1 picture and 1 box cannot be used"):
+    with pytest.raises(DatasetError, match="1 image and 1 box cannot be used"):
         tiny.train("run", **broken)
     assert not (tiny.runs / "run").exists()
     assert tiny.train("run", **broken, skip_invalid=True).finished
     said = capsys.readouterr().err
-    assert "training: 1 picture and 1 box cannot be used and are left out" in said
+    assert "training: 1 image and 1 box cannot be used and are left out" in said
     assert "21 images for training" in said
 
 

@@ -215,7 +215,7 @@ def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
     from fcos.data.check import common_images
 
     return [
-        {"between": [first_title, second_title], "images": pairs}
+        {"between": [first_title, second_title], "pictures": pairs}
         for (first_title, first), (second_title, second) in combinations(parts, 2)
         if (pairs := common_images(first, second))
     ]
@@ -223,7 +223,7 @@ def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
 
 def _print_common(shared: list[dict[str, Any]]) -> None:
     for entry in shared:
-        (first, second), pairs = entry["between"], entry["images"]
+        (first, second), pairs = entry["between"], entry["pictures"]
         number = counted(len(pairs), "image is", "images are")
         what = printable_line(f"{number} in both {first} and {second}")
         click.secho(f"warning: {what}; do not train on what you measure on", fg="yellow")

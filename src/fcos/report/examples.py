@@ -21,6 +21,7 @@ from fcos.data.image import read_image
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import xyxy_of
 from fcos.predict.draw import class_colour, label_font, place_of_label, readable_on
+from fcos.terminal import printable_line
 
 LONGEST_SIDE = 480  # of an example image, pixels
 CROP_SIDE = 170  # of a crop
@@ -270,7 +271,8 @@ def with_labels(boxes: Sequence[Box], size: tuple[int, int], font_size: float) -
     placed = []
     for box in reversed(boxes):
         if box.text:
-            length = label_font(box.text, FONT_TO_MEASURE).getlength(box.text) / FONT_TO_MEASURE
+            text = printable_line(box.text)
+            length = label_font(text, FONT_TO_MEASURE).getlength(text) / FONT_TO_MEASURE
             width, height = math.ceil((length + 0.3) * font_size), math.ceil(1.2 * font_size)
             sides = (box.x, box.y, box.x + box.width, box.y + box.height)
             x1, y1, x2, y2 = (round(side) for side in sides)
