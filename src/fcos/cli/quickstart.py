@@ -38,7 +38,7 @@ Examples:
     help="Seed of the data set and the training.",
 )
 @click.option(
-    "--num-train", type=click.IntRange(min=1), default=2000, show_default=True, help="Images to train on."
+    "--num-train", type=click.IntRange(min=1), default=1500, show_default=True, help="Images to train on."
 )
 @click.option(
     "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Images held out."
