@@ -167,7 +167,7 @@ def test_another_model_leaves_the_results_of_the_run(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    file = exported.get(other, small_model.with_name(other))
+    file = small_model.with_name(other) if "." in other else exported[other]
     settings = {"list_train": coco, "list_eval": coco, "root_eval": tmp_path / "images", "nbatch_eval": 2}
     dump_config(load_config({**settings, "model": "fcos_lite0"}), run / "config.json")
     (run / "eval").mkdir()

@@ -318,7 +318,7 @@ def test_best_threshold_may_be_the_lowest_score() -> None:
 
 
 def test_the_twelve_numbers_have_names_and_nothing_to_find_is_none() -> None:
-    numbers = named_numbers([0.5, 0.75, 0.625, -1, 0, 1, 0.25, 0.375, 0.5, -1, 0.125, 0.875])
+    numbers = named_numbers([0.5, 0.75, 0.625, -1.0, 0.0, 1.0, 0.25, 0.375, 0.5, -1.0, 0.125, 0.875])
     assert list(numbers.items()) == [
         ("map_mean", 0.5),
         ("map_50", 0.75),
