@@ -63,7 +63,7 @@ class Source:
     show_default=True,
     help="Format of the annotations.",
 )
-@click.option("--skip-invalid", is_flag=True, help="Leave broken pictures and impossible boxes out.")
+@click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes.")
 @agnostic_nms_option
 @device_option
 @num_processes_option

@@ -108,7 +108,7 @@ class CheckReport:
             [problem, *_] = self.of_all
             raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
         if len(self.problems) > len(self.of_all):
-            fix = 'correct them, or leave them out with "skip_invalid": true (--skip-invalid)'
+            fix = 'correct them, or skip them: "skip_invalid": true (fcos eval --skip-invalid)'
             if {problem.what for problem in self.problems} == {NOT_FOUND}:
                 fix = (
                     "give the folder of the images (--root; in train.json root_train and root_eval), or "
