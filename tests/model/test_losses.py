@@ -16,7 +16,16 @@ from torchvision.ops import (
 
 from fcos.model.assign import BACKGROUND, StaticAssigner, Targets, centerness_of
 from fcos.model.head import HeadOutput
-from fcos.model.losses import BoxLoss, FcosLoss, box_loss, focal_loss_sum, pairwise_box_terms
+from fcos.model.losses import (
+    BoxLoss,
+    ClassLoss,
+    FcosLoss,
+    box_loss,
+    focal_loss_sum,
+    pairwise_box_terms,
+    quality_focal_loss_sum,
+    varifocal_loss_sum,
+)
 from fcos.model.points import PointGrid, distances_to_boxes, make_grid
 
 from .conftest import NETWORK_HW, RANGES, STRIDES, Peer
@@ -166,6 +175,60 @@ def test_a_soft_label_asks_for_its_score_and_a_weight_scales_its_box() -> None:
     torch.testing.assert_close(losses["box"], 2 * boxes.sum())
     count = positive.sum().item()
     assert soft.normalizers().tolist() == pytest.approx([0.3 * count, 2 * count, count])
+
+
+def test_quality_focal_loss_by_hand() -> None:
+    # p = 1/2, wanted 0.8 and 0: |0.3|^2 and |0.5|^2 times ln 2
+    loss = quality_focal_loss_sum(torch.zeros(1, 2), torch.tensor([[0.8, 0.0]]), 2.0)
+    assert loss.item() == pytest.approx((0.09 + 0.25) * math.log(2))
+
+
+def test_quality_focal_loss_is_focal_loss_without_alpha_where_labels_are_hard() -> None:
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
+    hard = (torch.rand(40, 3, generator=torch.Generator().manual_seed(3)) < 0.2).float()
+    torch.testing.assert_close(
+        quality_focal_loss_sum(logits, hard, 2.0), 2 * focal_loss_sum(logits, hard, 0.5, 2.0)
+    )
+
+
+def test_varifocal_loss_by_hand() -> None:
+    # p = 1/2: the positive weighs its score, 0.8; the background alpha p^2
+    loss = varifocal_loss_sum(torch.zeros(1, 2), torch.tensor([[0.8, 0.0]]), 0.75, 2.0)
+    assert loss.item() == pytest.approx((0.8 + 0.75 * 0.25) * math.log(2))
+
+
+@pytest.mark.parametrize("name", ["qfl", "vfl"])
+def test_the_class_loss_is_the_one_that_was_asked_for(name: ClassLoss) -> None:
+    output, grid, targets = random_batch()
+    soft = targets._replace(class_scores=targets.class_scores * 0.3)
+    losses = FcosLoss(classes=name, alpha=0.6, gamma=1.5)(output, grid, soft, torch.ones(3))
+    logits, wanted = output.logits.flatten(0, 1), soft.class_targets(3).flatten(0, 1)
+    expected = {
+        "qfl": quality_focal_loss_sum(logits, wanted, 1.5),
+        "vfl": varifocal_loss_sum(logits, wanted, 0.6, 1.5),
+    }
+    torch.testing.assert_close(losses["classification"], expected[name])
+
+
+def test_a_score_by_iou_asks_for_the_iou_of_the_predicted_box() -> None:
+    output, grid, targets = random_batch()
+    positive = targets.labels != BACKGROUND
+    iou = pairwise_box_terms(output.distances[positive], targets.distances[positive])[0].detach()
+    wanted = torch.zeros_like(output.logits)
+    wanted[positive, targets.labels[positive]] = iou
+    losses = FcosLoss(score_by_iou=True, classes="qfl")(output, grid, targets, torch.ones(3))
+    torch.testing.assert_close(
+        losses["classification"],
+        quality_focal_loss_sum(output.logits.flatten(0, 1), wanted.flatten(0, 1), 2.0),
+    )
+    assert torch.autograd.grad(losses["classification"], output.distances, allow_unused=True)[0] is None
+
+
+def test_box_weight_is_a_factor_of_the_box_loss_alone() -> None:
+    output, grid, targets = random_batch()
+    usual = FcosLoss()(output, grid, targets, targets.normalizers())
+    losses = FcosLoss(box_weight=2.5)(output, grid, targets, targets.normalizers())
+    torch.testing.assert_close(losses, usual | {"box": 2.5 * usual["box"]})
 
 
 # All of eq. 2 ---------------------------------------------------------------------------------------------

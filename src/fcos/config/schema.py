@@ -131,13 +131,28 @@ class TrainConfig(BaseModel):
         unit="strides",
         ge=0,
     )
+    assigner: Literal["static", "atss", "simota", "tal", "dsla"] = setting(
+        "static", "which points learn which box: by place and size (static), or by what is predicted there"
+    )
+    static_start: float = setting(
+        0.0, "first part of the training in which the static assigner is used", ge=0, le=1
+    )
     center_sampling: bool = setting(True, "only points near a box's centre are positive")
     center_radius: float = setting(1.5, "how near, in strides of the level", unit="strides", gt=0)
     quality: Literal["centerness", "iou", "none"] = setting("centerness", "what the quality branch predicts")
     quality_tower: Literal["box", "classification"] = setting("box", "tower that the quality branch reads")
     box_loss: Literal["iou", "linear_iou", "giou", "diou", "ciou"] = setting("giou", "loss of the boxes")
-    focal_alpha: float = setting(0.25, "weight of positives in the focal loss", ge=0, le=1)
-    focal_gamma: float = setting(2.0, "focusing of the focal loss", ge=0)
+    box_loss_weight: float = setting(1.0, "factor of the box loss", gt=0)
+    class_loss: Literal["focal", "qfl", "vfl"] = setting(
+        "focal", "loss of the classes: focal, quality focal, varifocal"
+    )
+    class_target: Literal["one", "iou"] = setting(
+        "one", "wanted class score of an assigned point: 1, or the IoU of the box that it predicts"
+    )
+    focal_alpha: float = setting(
+        0.25, "weight of positives in the focal loss, of background in the varifocal loss", ge=0, le=1
+    )
+    focal_gamma: float = setting(2.0, "focusing of the class loss", ge=0)
 
     # Pictures
     view_size: int = setting(1333, "longest side after resizing (the seed's was 1025)", unit="pixels", ge=32)

@@ -64,8 +64,8 @@ class Targets(NamedTuple):
 class Assigner(Protocol):
     """Decides which point learns which box.
 
-    One with `needs_predictions` must give all three normalizers the same value: the training loop then knows
-    it only after the last forward pass of a step, and divides the gradients by it instead of each loss.
+    With `needs_predictions`, all losses are divided by one number, the sum of the box weights: the training
+    loop knows it only after the last forward pass of a step, and divides the gradients by it.
     """
 
     @property
@@ -185,6 +185,64 @@ def smallest_box(
     return torch.where(smallest < torch.inf, index, -1)
 
 
+class Match(NamedTuple):
+    """Which box each point of an image learns, and how much.
+
+    Attributes:
+        matched: index of the box, or -1.
+        class_scores: what the score of its class should be; 0 on background.
+        box_weights: of the box loss; 0 on background.
+    """
+
+    matched: Int64[Tensor, " points"]
+    class_scores: Float[Tensor, " points"]
+    box_weights: Float[Tensor, " points"]
+
+    @classmethod
+    def hard(cls, matched: Int64[Tensor, " points"]) -> Match:
+        """Score and weight 1 wherever there is a box."""
+        positive = (matched >= 0).float()
+        return cls(matched, positive, positive)
+
+    def spread(self, kept: Int64[Tensor, " points"], num_points: int) -> Match:
+        """The same among all points of the image, given the indices of these; the others are background."""
+        matched = torch.full((num_points,), -1, device=kept.device).index_copy(0, kept, self.matched)
+        class_scores, box_weights = (
+            torch.zeros(num_points, device=kept.device).index_copy(0, kept, values)
+            for values in (self.class_scores, self.box_weights)
+        )
+        return Match(matched, class_scores, box_weights)
+
+
+def build_targets(
+    points: Float[Tensor, "points 2"],
+    matches: Sequence[Match],
+    boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
+    labels: Sequence[Int64[Tensor, " _"]],
+    *,
+    weigh_by_centerness: bool = False,
+) -> Targets:
+    """Targets of a batch from the match of each image.
+
+    Args:
+        points: x, y in input pixels.
+        matches: of each image.
+        boxes_xyxy: of each image, input pixels.
+        labels: of each image, 0-based.
+        weigh_by_centerness: box weights are the centerness of the points instead of those of the matches.
+    """
+    images = []
+    for match, image_boxes, image_labels in zip(matches, boxes_xyxy, labels, strict=True):
+        # Background points read an added empty box, so that images without boxes need no branch.
+        boxes = torch.cat([image_boxes, image_boxes.new_zeros(1, 4)])[match.matched]
+        point_labels = torch.cat([image_labels, image_labels.new_full((1,), BACKGROUND)])[match.matched]
+        distances = torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=-1)
+        centerness = torch.where(match.matched >= 0, centerness_of(distances), 0.0)
+        weights = centerness if weigh_by_centerness else match.box_weights
+        images.append((point_labels, match.class_scores, distances, centerness, weights, match.matched))
+    return Targets(*(torch.stack(parts) for parts in zip(*images, strict=True)))
+
+
 @dataclass(frozen=True)
 class StaticAssigner:
     """The papers' rule: place, size, smallest box.
@@ -214,11 +272,11 @@ class StaticAssigner:
     ) -> Targets:
         """Targets of a batch, as `Assigner` says; predictions are ignored."""
         ranges = self._ranges(grid)
-        images = [
-            self._assign_image(grid, ranges, boxes, image_labels)
-            for boxes, image_labels in zip(boxes_xyxy, labels, strict=True)
-        ]
-        return Targets(*(torch.stack(parts) for parts in zip(*images, strict=True)))
+        matches = []
+        for boxes in boxes_xyxy:
+            inside, in_range = self._eligible(grid, ranges, boxes)
+            matches.append(Match.hard(smallest_box(inside & in_range, boxes, self.areas)))
+        return build_targets(grid.points, matches, boxes_xyxy, labels, weigh_by_centerness=self.weight_boxes)
 
     def eligible(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Eligible:
         """Which points of an image may learn which of its boxes, before the smallest box wins."""
@@ -234,18 +292,3 @@ class StaticAssigner:
         points, strides, _ = grid
         radius, strict = self.center_radius, self.strict_ranges
         return eligible_pairs(points, strides, boxes_xyxy, *ranges, radius, strict_ranges=strict)
-
-    def _assign_image(
-        self, grid: PointGrid, ranges: tuple[Tensor, Tensor], boxes_xyxy: Tensor, labels: Tensor
-    ) -> tuple[Tensor, ...]:
-        inside, in_range = self._eligible(grid, ranges, boxes_xyxy)
-        matched = smallest_box(inside & in_range, boxes_xyxy, self.areas)
-        positive = matched >= 0
-        # Background points read an added empty box, so that images without boxes need no branch.
-        boxes = torch.cat([boxes_xyxy, boxes_xyxy.new_zeros(1, 4)])[matched]
-        point_labels = torch.cat([labels, labels.new_full((1,), BACKGROUND)])[matched]
-        distances = torch.cat([grid.points - boxes[:, :2], boxes[:, 2:] - grid.points], dim=-1)
-        centerness = torch.where(positive, centerness_of(distances), 0.0)
-        hard = positive.to(boxes.dtype)
-        weights = centerness if self.weight_boxes else hard
-        return point_labels, hard, distances, centerness, weights, matched

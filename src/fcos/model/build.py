@@ -6,8 +6,9 @@ import torch
 
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
-from fcos.model.assign import StaticAssigner
+from fcos.model.assign import Assigner, StaticAssigner
 from fcos.model.backbone import Backbone, pixel_statistics
+from fcos.model.dynamic_assign import RULES, AtssAssigner, DynamicAssigner
 from fcos.model.fcos import FCOS
 from fcos.model.fpn import FeaturePyramid
 from fcos.model.head import Head
@@ -54,8 +55,17 @@ def build_model(config: TrainConfig, num_classes: int) -> FCOS:
     )
 
 
-def build_assigner(config: TrainConfig) -> StaticAssigner:
+def build_assigner(config: TrainConfig) -> Assigner:
     """Ground truth to targets."""
+    if config.assigner == "static":
+        return build_static_assigner(config)
+    if config.assigner == "atss":
+        return AtssAssigner(weight_boxes=config.quality == "centerness")
+    return DynamicAssigner(RULES[config.assigner])
+
+
+def build_static_assigner(config: TrainConfig) -> StaticAssigner:
+    """The papers' rule."""
     radius = config.center_radius if config.center_sampling else None
     conventions = CONVENTIONS[config.rules]
     ranges = tuple(map(float, config.regress_ranges))
@@ -74,8 +84,11 @@ def build_loss(config: TrainConfig) -> FcosLoss:
     return FcosLoss(
         config.quality,
         config.box_loss,
+        config.class_loss,
         config.focal_alpha,
         config.focal_gamma,
+        config.class_target == "iou",
+        config.box_loss_weight,
         normalize_targets=config.normalize_targets,
         iou_plus_one=conventions.iou_plus_one,
     )

@@ -18,6 +18,7 @@ from fcos.model.assign import BACKGROUND, Targets
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid
 
+ClassLoss = Literal["focal", "qfl", "vfl"]
 BoxLoss = Literal["iou", "linear_iou", "giou", "diou", "ciou"]
 
 
@@ -37,6 +38,26 @@ def focal_loss_sum(
     wrong = torch.sigmoid(logits) * (1 - 2 * targets) + targets  # 1 - p where the target is 1, else p
     weight = alpha * targets + (1 - alpha) * (1 - targets)
     return (weight * wrong**gamma * loss).sum()
+
+
+def quality_focal_loss_sum(
+    logits: Float[Tensor, "points classes"], targets: Float[Tensor, "points classes"], gamma: float
+) -> Float[Tensor, ""]:
+    """Quality focal loss (GFL, arXiv 2006.04388, eq. 5), summed: cross-entropy times |error| ** gamma."""
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return ((torch.sigmoid(logits) - targets).abs() ** gamma * loss).sum()
+
+
+def varifocal_loss_sum(
+    logits: Float[Tensor, "points classes"],
+    targets: Float[Tensor, "points classes"],
+    alpha: float,
+    gamma: float,
+) -> Float[Tensor, ""]:
+    """Varifocal loss (arXiv 2008.13367, eq. 2), summed: positives count as much as their wanted score."""
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weight = torch.where(targets > 0, targets, alpha * torch.sigmoid(logits) ** gamma)
+    return (weight * loss).sum()
 
 
 def pairwise_box_terms(
@@ -99,16 +120,22 @@ class FcosLoss:
         quality: what the quality branch learns: the point's centerness, the IoU of its predicted box
             (AdelaiDet's variant, 39.4 against 38.7 AP), or nothing.
         box: kind of the box loss.
-        alpha: weight of positives in the focal loss.
-        gamma: focusing of the focal loss.
+        classes: loss of the classes: focal, or for soft scores quality focal or varifocal.
+        alpha: weight of positives in the focal loss, of background in the varifocal loss.
+        gamma: focusing of any of them.
+        score_by_iou: the wanted class score of a positive is the IoU of its predicted box.
+        box_weight: factor of the box loss.
         normalize_targets: the box branch regresses in strides; matters with `iou_plus_one` only.
         iou_plus_one: add 1 to intersection and union (official code, AdelaiDet).
     """
 
     quality: Literal["centerness", "iou", "none"] = "centerness"
     box: BoxLoss = "giou"
+    classes: ClassLoss = "focal"
     alpha: float = 0.25
     gamma: float = 2.0
+    score_by_iou: bool = False
+    box_weight: float = 1.0
     normalize_targets: bool = True
     iou_plus_one: bool = False
 
@@ -125,10 +152,6 @@ class FcosLoss:
                 batches), so that the split does not change the gradient.
         """
         divisor = normalizers.clamp(min=1e-6)
-        wanted_scores = targets.class_targets(output.logits.shape[-1])
-        classification = focal_loss_sum(
-            output.logits.float().flatten(0, 1), wanted_scores.flatten(0, 1), self.alpha, self.gamma
-        )
         # No positives: index with an empty mask, never branch, or DDP waits for gradients for ever.
         positive = targets.labels != BACKGROUND
         added = float(self.iou_plus_one)
@@ -138,14 +161,31 @@ class FcosLoss:
         predicted = output.distances.float()[positive] / units
         wanted = targets.distances[positive] / units
         box = (box_loss(predicted, wanted, self.box, added) * targets.box_weights[positive]).sum()
-        losses = {"classification": classification / divisor[0].clamp(min=1), "box": box / divisor[1]}
+        ious = pairwise_box_terms(predicted.detach(), wanted, added)[0]
+        if self.score_by_iou:
+            scores = targets.class_scores.masked_scatter(positive, ious.clamp(0, 1))
+            targets = targets._replace(class_scores=scores)
+        classification = self._class_loss_sum(
+            output.logits.float().flatten(0, 1), targets.class_targets(output.logits.shape[-1]).flatten(0, 1)
+        )
+        losses = {
+            "classification": classification / divisor[0].clamp(min=1),
+            "box": self.box_weight * box / divisor[1],
+        }
         if output.quality is None:
             return losses
         if self.quality == "iou":
-            quality_target = pairwise_box_terms(predicted.detach(), wanted, added)[0]
+            quality_target = ious
         else:
             quality_target = targets.centerness[positive]
         quality = F.binary_cross_entropy_with_logits(
             output.quality.float()[positive], quality_target, reduction="sum"
         )
         return losses | {"quality": quality / divisor[2]}
+
+    def _class_loss_sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.classes == "qfl":
+            return quality_focal_loss_sum(logits, targets, self.gamma)
+        if self.classes == "vfl":
+            return varifocal_loss_sum(logits, targets, self.alpha, self.gamma)
+        return focal_loss_sum(logits, targets, self.alpha, self.gamma)

@@ -21,7 +21,7 @@ from fcos.config import TrainConfig
 from fcos.data.batch import Batch
 from fcos.errors import TrainingError
 from fcos.model.assign import Assigner, Targets
-from fcos.model.build import build_assigner, build_loss
+from fcos.model.build import build_assigner, build_loss, build_static_assigner
 from fcos.model.fcos import FCOS
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid
@@ -54,7 +54,8 @@ class OptimizerStep:
     run: Path
 
     def __post_init__(self) -> None:
-        self.assigner: Assigner = build_assigner(self.config)
+        self.static_assigner: Assigner = build_static_assigner(self.config)
+        self.later_assigner: Assigner = build_assigner(self.config)
         self.loss = build_loss(self.config)
 
     def __call__(self, window: list[Batch], step: int, stop: StopSignal) -> tuple[StepReport, bool]:
@@ -69,6 +70,8 @@ class OptimizerStep:
             What the step did, and whether any device was asked to stop.
         """
         config, fabric = self.config, self.fabric
+        starting = step < config.static_start * self.schedule.total_steps
+        self.assigner = self.static_assigner if starting else self.later_assigner
         window = self._padded_alike(window)
         grids = [self.model.grid((batch.images.shape[2], batch.images.shape[3])) for batch in window]
         known, normalizers = self._before_predictions(window, grids)
@@ -85,7 +88,7 @@ class OptimizerStep:
             counted += targets.normalizers()
         if not known:
             counted = self._sum(counted)
-            correction = normalizers[0] / counted[0].clamp(min=1)
+            correction = normalizers[0] / counted[1].clamp(min=1)
             self._scale_gradients(correction)
             losses, normalizers = losses * correction, counted
         grad_norm = fabric.clip_gradients(
