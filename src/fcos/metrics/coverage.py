@@ -23,8 +23,7 @@ from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.resize import resized_size
 from fcos.data.splits import select
-from fcos.model.assign import smallest_box
-from fcos.model.build import build_assigner
+from fcos.model.build import build_known_assigner
 from fcos.model.points import PointGrid, make_grid
 
 MAX_IMAGES = 500  # of a data set: 1 to 3 s for each configuration
@@ -131,14 +130,14 @@ class Eligibility(NamedTuple):
 
 def eligibility(annotations: Annotations, config: TrainConfig) -> Eligibility:
     """What the assigner of the configuration says of each box; crowds take no part."""
-    assigner = build_assigner(config)
+    assigner = build_known_assigner(config)
     result = Eligibility(*np.zeros((3, len(annotations.labels)), bool))
     for image, first in enumerate(annotations.first_box[:-1].tolist()):
         if annotations.sizes_hw[image, 0] <= 0 or first == annotations.first_box[image + 1]:
             continue
         _, grid, boxes, objects = place_objects(annotations[image], config)
         inside, in_range = assigner.eligible(grid, boxes)
-        matched = smallest_box(inside & in_range, boxes, assigner.areas)
+        matched = assigner(grid, [boxes], [torch.zeros(len(boxes), dtype=torch.int64)]).matched[0]
         result.inside[first + objects] = inside.any(dim=0)
         result.in_range[first + objects] = (inside & in_range).any(dim=0)
         result.learned[first + objects[np.unique(matched[matched >= 0].numpy())]] = True

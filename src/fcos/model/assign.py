@@ -248,7 +248,8 @@ class StaticAssigner:
     """The papers' rule: place, size, smallest box.
 
     Attributes:
-        regress_ranges: upper end of each level's range but the last, input pixels.
+        regress_ranges: upper end of each level's range but the last, input pixels; None: boxes of any size on
+            every level.
         center_radius: centre sampling radius in strides; None: off.
         strict_ranges: as in `eligible_pairs`.
         areas: as in `smallest_box`.
@@ -257,7 +258,7 @@ class StaticAssigner:
 
     needs_predictions: ClassVar[bool] = False
 
-    regress_ranges: Sequence[float]
+    regress_ranges: Sequence[float] | None
     center_radius: float | None
     strict_ranges: bool = False
     areas: Areas = "exact"
@@ -284,6 +285,8 @@ class StaticAssigner:
 
     def _ranges(self, grid: PointGrid) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the range of each point's level."""
+        if self.regress_ranges is None:
+            return torch.zeros_like(grid.strides), torch.full_like(grid.strides, torch.inf)
         ends = torch.tensor([0.0, *self.regress_ranges, torch.inf], device=grid.points.device)
         counts = torch.tensor(grid.points_per_level, device=grid.points.device)
         return ends[:-1].repeat_interleave(counts), ends[1:].repeat_interleave(counts)

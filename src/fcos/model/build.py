@@ -57,11 +57,18 @@ def build_model(config: TrainConfig, num_classes: int) -> FCOS:
 
 def build_assigner(config: TrainConfig) -> Assigner:
     """Ground truth to targets."""
-    if config.assigner == "static":
-        return build_static_assigner(config)
+    if config.assigner in RULES:
+        return DynamicAssigner(RULES[config.assigner])
+    return build_known_assigner(config)
+
+
+def build_known_assigner(config: TrainConfig) -> StaticAssigner | AtssAssigner:
+    """The assigner; where it needs predictions, one of all that it may choose: the points inside a box."""
     if config.assigner == "atss":
         return AtssAssigner(weight_boxes=config.quality == "centerness")
-    return DynamicAssigner(RULES[config.assigner])
+    if config.assigner == "static":
+        return build_static_assigner(config)
+    return StaticAssigner(regress_ranges=None, center_radius=None, weight_boxes=False)
 
 
 def build_static_assigner(config: TrainConfig) -> StaticAssigner:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from fcos.model.assign import Match, Targets, build_targets, near_center
+from fcos.model.assign import Eligible, Match, Targets, build_targets, near_center
 from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid, box_distances, distances_to_boxes
 
@@ -57,22 +57,27 @@ class AtssAssigner:
 
     def match(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Int64[Tensor, " points"]:
         """Index of each point's box, or -1."""
-        points, strides, _ = grid
         if not len(boxes_xyxy):
-            return torch.full_like(strides, -1, dtype=torch.int64)
-        half = self.square / 2 * strides[:, None]
-        overlaps = box_iou(torch.cat([points - half, points + half], dim=1), boxes_xyxy)
-        from_center = torch.cdist(points, (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2)
-        candidate = torch.cat(
-            [_smallest_rows(level, self.per_level) for level in from_center.split(grid.points_per_level)]
-        )
-        # Two passes for the standard deviation (of a sample, as in the authors' code).
-        count = candidate.sum(dim=0)
+            return torch.full((len(grid.points),), -1, device=grid.points.device)
+        inside, in_range = self.eligible(grid, boxes_xyxy)
+        return _largest(self._overlaps(grid, boxes_xyxy), inside & in_range)
+
+    def eligible(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Eligible:
+        """Which points may learn which boxes; in range are candidates that overlap enough."""
+        centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+        from_center = torch.cdist(grid.points, centers).split_with_sizes(grid.points_per_level)
+        candidate = torch.cat([_smallest_rows(level, self.per_level) for level in from_center])
+        overlaps, count = self._overlaps(grid, boxes_xyxy), candidate.sum(dim=0)
         mean = (overlaps * candidate).sum(dim=0) / count
+        # of a sample, as in the authors' code
         variance = ((overlaps - mean).square() * candidate).sum(dim=0) / (count - 1).clamp(min=1)
-        inside = (box_distances(points, boxes_xyxy) > 0).all(dim=-1)
-        chosen = candidate & inside & (overlaps >= mean + variance.sqrt())
-        return _largest(overlaps, chosen)
+        inside = (box_distances(grid.points, boxes_xyxy) > 0).all(dim=-1)
+        return Eligible(inside, candidate & (overlaps >= mean + variance.sqrt()))
+
+    def _overlaps(self, grid: PointGrid, boxes_xyxy: Tensor) -> Float[Tensor, "points boxes"]:
+        half = self.square / 2 * grid.strides[:, None]
+        overlaps: Tensor = box_iou(torch.cat([grid.points - half, grid.points + half], dim=1), boxes_xyxy)
+        return overlaps
 
 
 class Pairs(NamedTuple):
