@@ -367,6 +367,22 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
             '"lr_schedule" has no effect while "lr_policy" is "cosine"',
             'remove "lr_schedule", or give "lr_policy": "step"',
         ),
+        ({"static_start": 0.1}, '"static_start" has no effect while "assigner" is "static"', '"tal"'),
+        (
+            {"assigner": "tal", "class_target": "iou"},
+            '"class_target" has no effect while "assigner" is "tal"',
+            'or give "assigner": "static" or "atss"',
+        ),
+        (
+            {"assigner": "atss", "center_radius": 2.5},
+            '"center_radius" has no effect while "assigner" is "atss"',
+            'or give "assigner": "static"',
+        ),
+        (
+            {"class_loss": "qfl", "focal_alpha": 0.5},
+            '"focal_alpha" has no effect while "class_loss" is "qfl"',
+            'or give "class_loss": "focal" or "vfl"',
+        ),
         ({"num_processes": 2}, '"num_processes" has no effect while "device" is "auto"', '"device": "cpu"'),
         (
             {"nbatch_train": 10, "device": [0, 1, 2, 3]},

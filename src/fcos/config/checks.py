@@ -115,9 +115,16 @@ def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
     """A setting that another one switches off must not be ignored silently."""
     no_quality, whole_box = config.quality == "none", not config.center_sampling
     cosine, adamw, not_cpu = config.lr_policy == "cosine", config.optimizer == "adamw", config.device != "cpu"
+    static, by_predictions = config.assigner == "static", config.assigner in ("simota", "tal", "dsla")
+    never_static = not static and config.static_start == 0
     switched_off = [
         ("quality_tower", no_quality, "quality", '"centerness" or "iou"'),
         ("center_radius", whole_box, "center_sampling", "true"),
+        ("center_sampling", never_static, "assigner", '"static"'),
+        ("center_radius", never_static, "assigner", '"static"'),
+        ("static_start", static, "assigner", '"atss", "simota", "tal" or "dsla"'),
+        ("class_target", by_predictions, "assigner", '"static" or "atss"'),
+        ("focal_alpha", config.class_loss == "qfl", "class_loss", '"focal" or "vfl"'),
         ("lr_schedule", cosine, "lr_policy", '"step"'),
         ("lr_gamma", cosine, "lr_policy", '"step"'),
         ("momentum", adamw, "optimizer", '"sgd"'),
