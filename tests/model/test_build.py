@@ -17,7 +17,10 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.build import build_eval_loader, build_eval_transform, build_train_loader, build_train_transform
 from fcos.errors import ConfigError, WeightsError
 from fcos.model.backbone import pixel_statistics
-from fcos.model.build import build_assigner, build_loss, build_model, build_postprocess
+from fcos.model.build import build_assigner, build_known_assigner, build_loss, build_model, build_postprocess
+from fcos.model.dynamic_assign import RULES, AtssAssigner
+from fcos.model.losses import FcosLoss
+from fcos.model.points import make_grid
 from fcos.train.optimizer import build_optimizer
 from fcos.weights.load import MODEL_SETTINGS, load_model, model_file_of
 from fcos.weights.model_file import ModelCard, read_model, save_model
@@ -130,6 +133,26 @@ def test_assigner_loss_and_postprocess_follow_the_conventions(name: str) -> None
     assert (loss.normalize_targets, loss.iou_plus_one) == (False, conventions.iou_plus_one)
     assigner = build_assigner(settings)
     assert (assigner.strict_ranges, assigner.areas) == (conventions.strict_ranges, conventions.areas)
+
+
+@pytest.mark.parametrize("name", ["tal", "simota", "dsla"])
+def test_an_assigner_by_predictions_chooses_from_the_points_inside_a_box(name: str) -> None:
+    settings = config(assigner=name)
+    assert build_assigner(settings).rule is RULES[name]
+    possible = build_known_assigner(settings)
+    grid = make_grid((256, 256), settings.strides)
+    boxes = torch.tensor([[20.0, 20.0, 29.0, 29.0], [0.0, 0.0, 256.0, 256.0]])
+    inside, in_range = possible.eligible(grid, boxes)
+    assert inside.sum(dim=0).tolist() == [2, len(grid.points)]  # (28, 28) of P3, (24, 24) of P4
+    assert in_range.all()
+
+
+def test_atss_and_the_losses_of_soft_scores_are_settings() -> None:
+    assigner = build_assigner(config(assigner="atss", quality="iou"))
+    assert assigner == AtssAssigner(weight_boxes=False)
+    loss = build_loss(config(class_loss="qfl", class_target="iou", box_loss_weight=2, focal_gamma=1.5))
+    assert (loss.classes, loss.score_by_iou, loss.box_weight, loss.gamma) == ("qfl", True, 2, 1.5)
+    assert build_loss(config()) == FcosLoss()
 
 
 def test_boxes_are_weighted_by_centerness_where_the_network_learns_it() -> None:
