@@ -152,7 +152,7 @@ def test_atss_and_the_losses_of_soft_scores_are_settings() -> None:
     assert assigner == AtssAssigner(weight_boxes=False)
     loss = build_loss(config(class_loss="qfl", class_target="iou", box_loss_weight=2, focal_gamma=1.5))
     assert (loss.classes, loss.score_by_iou, loss.box_weight, loss.gamma) == ("qfl", True, 2, 1.5)
-    assert build_loss(config()) == FcosLoss()
+    assert build_loss(config()) == FcosLoss(quality="iou")
 
 
 def test_boxes_are_weighted_by_centerness_where_the_network_learns_it() -> None:
