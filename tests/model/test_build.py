@@ -216,6 +216,21 @@ def test_every_trained_parameter_is_optimised_once_and_only_weights_decay(name: 
     assert {"head.logits.weight", "pyramid.lateral.0.weight"} <= set(decayed)
 
 
+def test_the_backbone_has_groups_of_its_own_where_its_rate_differs() -> None:
+    settings = config(lr_base=0.02, lr_backbone=0.1, weight_decay=0.1)
+    model = build_model(settings, 2)
+    groups = build_optimizer(settings, model).param_groups
+    assert [(group["weight_decay"], group["lr_factor"]) for group in groups] == [
+        (0.1, 1.0), (0.0, 1.0), (0.1, 0.1), (0.0, 0.1)
+    ]  # fmt: skip
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parts = [{names[id(p)].split(".")[0] for p in group["params"]} for group in groups]
+    assert parts[0] | parts[1] == {"pyramid", "head"}
+    assert parts[2] | parts[3] == {"backbone"}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+
+
 # Model files ----------------------------------------------------------------------------------------------
 
 

@@ -149,6 +149,26 @@ def test_a_split_step_is_the_whole_step(split: Tiny, name: str) -> None:
     assert (weights(split, name) - weights(split, "whole")).norm() < 1e-6 * norm
 
 
+def test_lr_backbone_slows_the_backbone_alone(tiny: Tiny) -> None:
+    moved = []
+    for factor in (1.0, 0.001):
+        config = tiny.config("slower", epochs=1, optimizer="sgd", momentum=0, lr_backbone=factor, grad_clip=0)
+        with ExitStack() as held:
+            trainer = prepare(
+                config, build_fabric(config.device, 1, "fp32"), None, Path(config.run_folder), None, held
+            )
+        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        trainer.take_step([next(iter(trainer._loader()))], 0, StopSignal())
+        moved.append(
+            {name: (value - before[name]).norm().item() for name, value in trainer.model.named_parameters()}
+        )
+    usual, slower = moved
+    for name in usual:
+        wanted = 0.001 * usual[name] if name.startswith("backbone.") else usual[name]
+        assert slower[name] == pytest.approx(wanted, rel=1e-2, abs=1e-6)
+    assert max(usual[name] for name in usual if name.startswith("backbone.")) > 1e-4
+
+
 def test_the_weights_did_move(split: Tiny) -> None:
     losses = [line["loss"] for line in split.lines("whole")]
     assert losses[-1] < 0.9 * losses[0]

@@ -186,6 +186,9 @@ class TrainConfig(BaseModel):
     lr_base: float = setting(
         0.01, "learning rate; without it the preset's, in proportion to nbatch_train", gt=0
     )
+    lr_backbone: float = setting(
+        1.0, "factor of the learning rate for the backbone, whose weights are trained already", gt=0, le=1
+    )
     lr_policy: Literal["step", "cosine"] = setting("step", "how the learning rate falls")
     lr_gamma: float = setting(0.1, "factor at each entry of lr_schedule", gt=0, le=1)
     lr_schedule: list[float] = setting(

@@ -111,7 +111,7 @@ class OptimizerStep:
             self._fail_not_finite(report, window, step + 1)
 
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)  # checkpoints of old versions have none
         self.optimizer.step()
         self.optimizer.zero_grad()
         return report, stopping > 0
