@@ -15,7 +15,7 @@ from torchvision.ops import (
 )
 
 from fcos.model.assign import BACKGROUND, StaticAssigner, Targets, centerness_of
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.losses import BoxLoss, FcosLoss, box_loss, focal_loss_sum, pairwise_box_terms
 from fcos.model.points import PointGrid, distances_to_boxes, make_grid
 

@@ -16,7 +16,7 @@ import fcos.train.step
 from fcos.config import TrainConfig
 from fcos.model.assign import Assigner, Targets
 from fcos.model.build import build_assigner
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.losses import pairwise_box_terms
 from fcos.model.points import PointGrid
 

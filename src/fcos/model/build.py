@@ -8,9 +8,7 @@ from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.model.assign import StaticAssigner
 from fcos.model.backbone import Backbone, pixel_statistics
-from fcos.model.fcos import FCOS
-from fcos.model.fpn import FeaturePyramid
-from fcos.model.head import Head
+from fcos.model.fcos import FCOS, FeaturePyramid, Head
 from fcos.model.losses import FcosLoss
 from fcos.model.postprocess import PostProcess
 

@@ -12,8 +12,7 @@ import torch
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
 from fcos.metrics.rows import ROW, Rows
-from fcos.model.fcos import FCOS
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import FCOS, HeadOutput
 from fcos.model.points import PointGrid
 from fcos.model.postprocess import ImageDetections
 

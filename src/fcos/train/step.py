@@ -22,8 +22,7 @@ from fcos.data.batch import Batch
 from fcos.errors import TrainingError
 from fcos.model.assign import Assigner, Targets
 from fcos.model.build import build_assigner, build_loss
-from fcos.model.fcos import FCOS
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import FCOS, HeadOutput
 from fcos.model.points import PointGrid
 from fcos.train.checkpoint import written_in_run
 from fcos.train.log import StepReport
