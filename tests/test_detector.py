@@ -14,11 +14,11 @@ from torchvision.ops import box_iou
 
 from fcos import Detector
 from fcos.data.annotations import Annotations
+from fcos.data.image import pixels_of
 from fcos.errors import DatasetError, DeviceError, WeightsError
+from fcos.metrics.rows import results_json
 from fcos.predict import predictor
-from fcos.predict.backend import TorchBackend
-from fcos.predict.detect import results_json
-from fcos.predict.predictor import pixels_of
+from fcos.predict.predictor import TorchBackend
 
 EXIF_ORIENTATION = 0x0112
 

@@ -139,7 +139,7 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
     """
     from fcos.data.check import lack_of_boxes
     from fcos.metrics.coco import evaluate_detections, named_numbers
-    from fcos.predict.detect import results_json
+    from fcos.metrics.rows import results_json
 
     write_bytes(folder / "results.json", results_json(rows))
     for problem in lack_of_boxes(annotations):

@@ -215,7 +215,7 @@ def _search_pictures(
 ) -> list[dict[str, Any]]:
     """The detections of each image, on the first process; each process predicts its share."""
     from fcos.data.sampler import ShardSampler
-    from fcos.predict.detect import gather
+    from fcos.predict.device import gather
     from fcos.predict.pictures import search_pictures
 
     size = batch_size or detector.group_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +18,7 @@ from fcos.export.card import GIVE, ExportCard, from_metadata, input_dtype
 from fcos.export.formats import FORMATS
 from fcos.files import check_regular
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.backend import calls_of_cpu
-from fcos.predict.predictor import Predictor
+from fcos.predict.predictor import Backend, Predictor
 from fcos.terminal import counted
 from fcos.weights.load import ExportFormat, LoadedModel, format_of, load_model, settings_of_card
 from fcos.weights.model_file import ModelCard
@@ -90,24 +88,19 @@ class ExportedModel:
         return ExportedBackend(self)
 
 
-class ExportedBackend:
-    """Runs an exported file; see `fcos.predict.backend.Backend`."""
+class ExportedBackend(Backend):
+    """Runs an exported file."""
 
     device = torch.device("cpu")
-    usual_batch_size = group_size = BATCH_SIZE
+    batch_size = group_size = BATCH_SIZE
 
     def __init__(self, exported: ExportedModel) -> None:
         self._exported = exported
         self._dtype = getattr(torch, input_dtype(exported.config))
 
-    @property
-    def calls_at_once(self) -> int:
-        """One for each core, within limits."""
-        return calls_of_cpu()
-
     @cached_property
     def side_by_side(self) -> ExportedBackend:
-        """See `fcos.predict.backend.Backend`."""
+        """See `Backend`."""
         if self.calls_at_once == 1:
             return self
         runner = self._exported.runner.side_by_side(self.calls_at_once)
@@ -124,16 +117,10 @@ class ExportedBackend:
             )
         return self
 
-    def detect(
-        self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None
-    ) -> list[tuple[int, ImageDetections]]:
-        """Detections of every image of the batches, with its image id."""
-        found: list[tuple[int, ImageDetections]] = []
-        for batch in batches:
-            outputs = self._run(batch.images.to(self._dtype), batch.sizes_hw, batch.original_sizes_hw)
-            found += zip(batch.image_ids, _by_image(outputs, len(batch)), strict=True)
-            on_batch(len(batch))
-        return found
+    def detect_batch(self, batch: Batch) -> list[ImageDetections]:
+        """See `Backend`."""
+        outputs = self._run(batch.images.to(self._dtype), batch.sizes_hw, batch.original_sizes_hw)
+        return _by_image(outputs, len(batch))
 
     def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Boxes, scores, labels (checked: of the file's classes) and image index."""

@@ -20,11 +20,11 @@ from fcos.data.batch import Batch
 from fcos.data.build import build_eval_loader, build_train_loader
 from fcos.data.loader import loading
 from fcos.metrics.coco import measure
-from fcos.metrics.rows import ROW, Rows
+from fcos.metrics.rows import ROW, Rows, result_rows, results_json
 from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
-from fcos.predict.backend import fastest_copy
-from fcos.predict.detect import detect, gather, result_rows, results_json
+from fcos.predict.device import gather
+from fcos.predict.predictor import TorchBackend
 from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
 from fcos.train.log import Display, Meter
@@ -265,12 +265,8 @@ class Trainer:
         loader = build_eval_loader(self.config, annotations, share, rank=rank, world=world)
         self.model.eval()  # with activation_checkpointing parts of it run in its copy
         with loading(loader) as batches:
-            found = detect(
-                fastest_copy(self.evaluated_model),
-                self.postprocess,
-                batches,
-                on_batch=self.display.evaluating(-(-len(annotations) // world)),
-            )
+            on_batch = self.display.evaluating(-(-len(annotations) // world))
+            found = TorchBackend(self.evaluated_model, self.postprocess).detect(batches, on_batch)
         self.model.train()
         found = gather(found, fabric)
         if not fabric.is_global_zero:
