@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from fcos import Detector
 from fcos.cli import main
 from fcos.cli.predict import can_fork, usual_processes
-from fcos.predict.stream import search
+from fcos.predict.stream import predict_each
 
 
 @pytest.fixture
@@ -251,13 +252,13 @@ def test_many_pictures_are_shared_by_processes_and_the_files_are_the_same(
 
     def counted(*args: Any, num_processes: int = 1, **options: Any) -> Any:
         seen.append(num_processes)
-        return search(*args, num_processes=num_processes, **options)
+        return predict_each(*args, num_processes=num_processes, **options)
 
-    monkeypatch.setattr("fcos.predict.pictures.search", counted)
+    monkeypatch.setattr("fcos.predict.stream.predict_each", counted)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     outputs = []
     for out, number in (("few", 100), ("many", 4), ("told", 100)):
-        monkeypatch.setattr("fcos.cli.predict.MANY_PICTURES", number)
+        monkeypatch.setattr("fcos.cli.predict.MANY_IMAGES", number)
         words = ("--num-processes", "3") if out == "told" else ()
         result = predict(model_file, "photos", "--out", out, "--score-threshold", "0", *words)
         assert result.exit_code == 1, result.output
@@ -280,6 +281,20 @@ def test_forks_only_where_they_can_compute(monkeypatch: pytest.MonkeyPatch) -> N
     assert usual_processes(99) == 1
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
     assert usual_processes(100) == 8
+
+
+def test_one_process_loads_neither_fabric_nor_training_nor_export(model_file: Path, pictures: Path) -> None:
+    code = f"""import sys
+from fcos.cli import main
+main(["predict", {str(model_file)!r}, "photos/a.jpg", "--device", "cpu"], standalone_mode=False)
+print(*sys.modules)"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    loaded = said.splitlines()[-1].split()
+    assert {"fcos.cli.predict", "fcos.predict.predictor", "fcos.predict.draw"} <= set(loaded)
+    unwanted = ("lightning_fabric", "fcos.train", "fcos.export", "fcos.report")
+    assert not [name for name in loaded if name.startswith(unwanted)]
+    assert len(written()["pictures"]) == 1
 
 
 def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(model_file: Path, pictures: Path) -> None:

@@ -34,7 +34,7 @@ from fcos.model.points import PointGrid
 from fcos.model.postprocess import ImageDetections, PostProcess
 from fcos.predict.detections import Detections
 from fcos.predict.device import gather
-from fcos.predict.stream import search
+from fcos.predict.stream import predict_each
 from fcos.terminal import counted
 from fcos.weights.load import LoadedModel
 from fcos.weights.model_file import ModelCard
@@ -198,7 +198,7 @@ class Predictor:
         Raises:
             DatasetError: where an image cannot be read; the stream ends there.
         """
-        for found in search(
+        for found in predict_each(
             self._with_nms(agnostic_nms),
             images,
             pixels_of,

@@ -31,7 +31,7 @@ Source = TypeVar("Source")
 Result = TypeVar("Result")
 
 
-def search(
+def predict_each(
     detector: Predictor,
     sources: Iterable[Source],
     read: Callable[[Source], Tensor],
@@ -58,7 +58,7 @@ def search(
     detector = detector.side_by_side()
     at_once = detector.calls_at_once
     cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
-    searching = threading.BoundedSemaphore(at_once)
+    predicting = threading.BoundedSemaphore(at_once)
     groups = _groups(sources, batch_size or detector.group_size)
     most_pixels = None if batch_size else MOST_PIXELS
 
@@ -66,7 +66,7 @@ def search(
         results: list[Result | DatasetError] = []
         for some in _read_some(read, group, most_pixels):
             good = [image for _, image in some if isinstance(image, Tensor)]
-            with searching:
+            with predicting:
                 found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
             results += [
                 then(source, next(found)) if isinstance(image, Tensor) else image for source, image in some
@@ -79,7 +79,7 @@ def search(
     try:
         # The setting belongs to the thread that makes it.
         pool = ThreadPoolExecutor(
-            2 * at_once, "search", initializer=lambda: torch.set_num_threads(cores_each)
+            2 * at_once, "predict", initializer=lambda: torch.set_num_threads(cores_each)
         )
         for results in in_order(pool, work, groups, ahead=4 * at_once):
             yield from results

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fcos.predict.detections import Detections
-from fcos.predict.pictures import as_dicts
+from fcos.predict.detections import Detections, as_dicts
 from fcos.predict.sources import Source
-from fcos.predict.stream import search
+from fcos.predict.stream import predict_each
 from fcos.predict.tracker import Tracker
 from fcos.predict.video_reader import Frame, VideoReader
 from fcos.predict.video_writer import VideoWriter
 
 if TYPE_CHECKING:
     from fcos.predict.predictor import Predictor
+
+Progress = AbstractContextManager[Callable[[int], None]]  # call what it gives with the number of frames done
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,14 @@ class VideoOptions:
     draw: bool = True
 
 
-def search_video(
+def predict_video(
     detector: Predictor,
     source: Source,
     target: Path,
     lines: IO[str],
     options: VideoOptions,
     *,
-    on_open: Callable[[int | None], None] = lambda num_frames: None,
-    on_frame: Callable[[], None] = lambda: None,
+    progress: Callable[[int | None], Progress] = lambda num_frames: nullcontext(lambda done: None),
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """What `detections.json` says about a video; its frames go to `lines` and, drawn, to `target`.
@@ -57,8 +57,7 @@ def search_video(
         target: the drawn mp4 file.
         lines: gets a line of JSON per frame, complete lines only.
         options: how.
-        on_open: called with the number of frames to process, if it is known.
-        on_frame: called after each.
+        progress: makes a progress bar for so many frames, if their number is known.
         is_stopped: called after each frame: whether to stop; what has been written is kept.
 
     Raises:
@@ -68,7 +67,8 @@ def search_video(
         reader = stack.enter_context(
             VideoReader(source.address or source.where, camera=source.kind == "camera")
         )
-        on_open(reader.num_frames and -(-reader.num_frames // options.every))
+        num_frames = reader.num_frames and -(-reader.num_frames // options.every)
+        advance = stack.enter_context(progress(num_frames))
         rate = reader.frame_rate / options.every
         tracker = Tracker(options.score_threshold, float(rate)) if options.track else None
         writer = None
@@ -85,7 +85,7 @@ def search_video(
             lines.flush()
             if writer:
                 writer.write(frame, detections.draw())
-            on_frame()
+            advance(1)
             if is_stopped():
                 counts.was_stopped = True
                 break
@@ -96,7 +96,7 @@ def _found(
     detector: Predictor, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
 ) -> Generator[tuple[Frame, Detections], None, None]:
     """Each processed frame with its detections."""
-    results = search(
+    results = predict_each(
         detector,
         (frame for frame in frames if frame.index % options.every == 0),
         Frame.pixels,

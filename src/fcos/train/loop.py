@@ -25,6 +25,7 @@ from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
 from fcos.predict.device import gather
 from fcos.predict.predictor import TorchBackend
+from fcos.predict.stop import StopSignal
 from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
 from fcos.train.log import Display, Meter
@@ -32,7 +33,6 @@ from fcos.train.optimizer import build_optimizer
 from fcos.train.recompute import recompute_activations
 from fcos.train.schedule import Schedule
 from fcos.train.step import OptimizerStep
-from fcos.train.stop import StopSignal
 from fcos.train.throughput import EpochClock, describe
 from fcos.train.writers import MetricsWriter, open_writers
 from fcos.weights.model_file import ModelCard, save_model

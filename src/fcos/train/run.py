@@ -28,6 +28,7 @@ from fcos.data.resize import resized_size
 from fcos.data.summary import DataSummary, summarize, write_summaries
 from fcos.errors import DatasetError, TrainingError
 from fcos.model.build import build_model
+from fcos.predict.stop import StopSignal
 from fcos.terminal import counted, printable
 from fcos.train.checkpoint import (
     check_checkpoint,
@@ -50,7 +51,6 @@ from fcos.train.run_folder import (
     is_named_exactly,
     numbered_folders,
 )
-from fcos.train.stop import StopSignal
 from fcos.train.throughput import too_many_workers
 from fcos.weights.imagenet import load_imagenet_weights
 from fcos.weights.load import LoadedModel

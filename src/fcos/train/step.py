@@ -24,10 +24,10 @@ from fcos.model.assign import Assigner, Targets
 from fcos.model.build import build_assigner, build_loss
 from fcos.model.fcos import FCOS, HeadOutput
 from fcos.model.points import PointGrid
+from fcos.predict.stop import StopSignal
 from fcos.train.checkpoint import written_in_run
 from fcos.train.log import StepReport
 from fcos.train.schedule import Schedule
-from fcos.train.stop import StopSignal
 
 
 @dataclass
