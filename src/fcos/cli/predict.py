@@ -214,7 +214,7 @@ def _search_pictures(
     fabric: Fabric,
 ) -> list[dict[str, Any]]:
     """The detections of each image, on the first process; each process predicts its share."""
-    from fcos.data.sampler import ShardSampler
+    from fcos.data.loader import ShardSampler
     from fcos.predict.detect import gather
     from fcos.predict.pictures import search_pictures
 

@@ -18,9 +18,9 @@ from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.batch import GroundTruth, Sample, collate, split_by_size
-from fcos.data.build import build_eval_loader, build_eval_transform
 from fcos.data.image import read_image, to_pixels
-from fcos.data.loader import PADDING_MULTIPLE, loading
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_loader, build_eval_transform
+from fcos.data.workers import loading
 from fcos.errors import DatasetError, WeightsError
 from fcos.metrics.rows import ROW, Rows
 from fcos.model.build import build_postprocess

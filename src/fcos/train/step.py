@@ -27,7 +27,7 @@ from fcos.model.head import HeadOutput
 from fcos.model.points import PointGrid
 from fcos.train.checkpoint import written_in_run
 from fcos.train.log import StepReport
-from fcos.train.schedule import Schedule
+from fcos.train.optimizer import Schedule
 from fcos.train.stop import StopSignal
 
 
