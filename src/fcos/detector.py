@@ -12,10 +12,9 @@ import torch
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import check, drop_invalid
-from fcos.data.classes import is_no_class, with_classes_of
 from fcos.data.formats import read_annotations
-from fcos.data.recognise import recognise
-from fcos.data.registry import format_named
+from fcos.data.names import is_no_class, with_classes_of
+from fcos.data.registry import format_named, recognise
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
 from fcos.predict.predictor import Predictor

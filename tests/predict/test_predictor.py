@@ -9,8 +9,8 @@ import torch
 from lightning_fabric import Fabric
 
 from fcos.data.annotations import Annotations
-from fcos.data.build import build_eval_loader
 from fcos.data.formats import read_annotations
+from fcos.data.loader import build_eval_loader
 from fcos.metrics.rows import result_rows, results_json
 from fcos.model.build import build_model, build_postprocess
 from fcos.model.fcos import FCOS

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcos.data.recognise import recognise
+from fcos.data.registry import recognise
 from fcos.errors import DatasetError
 from fcos.predict.sources import Source, find_images, find_sources, is_address, plan, read_picture
 from fcos.predict.video_reader import VideoReader

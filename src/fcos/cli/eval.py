@@ -213,7 +213,7 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     from rich.table import Table
 
     from fcos.cli.config import print_table
-    from fcos.data.classes import is_no_class
+    from fcos.data.names import is_no_class
     from fcos.terminal import printable_line
 
     of_boxes = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]

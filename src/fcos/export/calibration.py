@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from fcos.config import TrainConfig
 from fcos.data.batch import GroundTruth, Sample, collate
-from fcos.data.build import build_eval_transform
 from fcos.data.image import read_image
-from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
 from fcos.export.card import input_dtype
 from fcos.export.graph import INPUTS
 

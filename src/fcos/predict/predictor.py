@@ -23,9 +23,9 @@ from fcos.cpu.fold import folded
 from fcos.cpu.predicting import for_predicting
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch, GroundTruth, Sample, collate, split_by_size
-from fcos.data.build import build_eval_loader, build_eval_transform
 from fcos.data.image import pixels_of
-from fcos.data.loader import PADDING_MULTIPLE, loading
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_loader, build_eval_transform
+from fcos.data.workers import loading
 from fcos.errors import DatasetError, WeightsError
 from fcos.metrics.rows import ROW, Rows, result_rows
 from fcos.model.build import build_postprocess

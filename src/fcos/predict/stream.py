@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fcos.data.loader import Loader, start_worker
+from fcos.data.workers import Loader, start_worker
 from fcos.errors import DatasetError, FcosError
 from fcos.predict.detections import Detections
 

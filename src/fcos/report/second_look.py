@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
-from fcos.data.build import build_eval_loader
+from fcos.data.loader import build_eval_loader
 from fcos.data.splits import select
 from fcos.errors import WeightsError
 from fcos.model.build import build_postprocess

@@ -17,8 +17,8 @@ from fcos.config import TrainConfig
 from fcos.cpu.training import for_training
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
-from fcos.data.build import build_eval_loader, build_train_loader
-from fcos.data.loader import loading
+from fcos.data.loader import build_eval_loader, build_train_loader
+from fcos.data.workers import loading
 from fcos.metrics.coco import measure
 from fcos.metrics.rows import ROW, Rows, result_rows, results_json
 from fcos.model.build import build_postprocess
@@ -29,9 +29,8 @@ from fcos.predict.stop import StopSignal
 from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
 from fcos.train.log import Display, Meter
-from fcos.train.optimizer import build_optimizer
+from fcos.train.optimizer import Schedule, build_optimizer
 from fcos.train.recompute import recompute_activations
-from fcos.train.schedule import Schedule
 from fcos.train.step import OptimizerStep
 from fcos.train.throughput import EpochClock, describe
 from fcos.train.writers import MetricsWriter, open_writers

@@ -27,7 +27,7 @@ from fcos.model.points import PointGrid
 from fcos.predict.stop import StopSignal
 from fcos.train.checkpoint import written_in_run
 from fcos.train.log import StepReport
-from fcos.train.schedule import Schedule
+from fcos.train.optimizer import Schedule
 
 
 @dataclass
