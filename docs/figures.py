@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcos.config import load_config
-from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.data.transforms import resized_size
+from fcos.data.transforms import padded_size, resized_size
 from fcos.model.assign import StaticAssigner, Targets, centerness_of, near_center
 from fcos.model.fcos import HeadOutput
 from fcos.model.losses import focal_loss_sum

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,7 @@ from fcos.data.batch import (
     Sample,
     TrainDataset,
     collate,
-    padded_size,
     read_sample,
-    split_by_size,
 )
 from fcos.data.transforms import EvalTransform, TrainTransform
 
@@ -27,11 +24,6 @@ def sample(height: int, width: int, num_boxes: int = 0, image_id: int = 1) -> Sa
     truth = GroundTruth(torch.rand(num_boxes, 4), torch.zeros(num_boxes, dtype=torch.int64))
     image = torch.full((3, height, width), 200, dtype=torch.uint8)
     return Sample(image, truth, image_id, (2 * height, 2 * width), position=10 + image_id)
-
-
-def test_padded_size_holds_every_image() -> None:
-    assert padded_size([(33, 64), (64, 10)], 32) == (64, 64)
-    assert padded_size([(65, 1)], 32) == (96, 32)
 
 
 def test_images_are_padded_below_and_right_with_zeros() -> None:
@@ -66,15 +58,6 @@ def test_values_of_a_pixel_lie_side_by_side() -> None:
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.padded_to((96, 64)).images.is_contiguous(memory_format=torch.channels_last)
     assert batch.to(torch.device("cpu"), torch.contiguous_format).images.is_contiguous()
-
-
-def test_samples_of_one_padded_size_go_together_and_large_ones_alone() -> None:
-    sizes = [(20, 40), (33, 16), (32, 64), (100, 100), (64, 32), (97, 128)]
-    samples = [replace(sample(*size), position=place) for place, size in enumerate(sizes)]
-
-    groups = split_by_size(samples, multiple=32, max_pixels=64 * 64)
-
-    assert [[sample.position for sample in group] for group in groups] == [[0, 2], [1, 4], [3], [5]]
 
 
 @pytest.fixture

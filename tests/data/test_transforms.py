@@ -18,7 +18,15 @@ from torchvision.transforms import v2
 from fcos.config import TrainConfig
 from fcos.config.conventions import SizeRule
 from fcos.data.augmentation import POLICIES, Augmentation, RandomCropOfBoxes, build_policy
-from fcos.data.transforms import EvalTransform, TrainTransform, quarter_turn, resize, resized_size
+from fcos.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    padded_size,
+    quarter_turn,
+    resize,
+    resized_size,
+    same_padded_size,
+)
 from fcos.errors import ConfigError
 
 SEEDS = range(15)
@@ -452,3 +460,18 @@ def test_opencv_and_float_do_not_smooth() -> None:
     # the first at 0.5 * 9 / 4 - 0.5 = 0.625: 5/8 of the way to a bright one, not rounded
     assert floats[0, 0, 0].item() == pytest.approx(125.0)
     assert resize(wide, (9, 9), "float") is wide
+
+
+# Padding --------------------------------------------------------------------------------------------------
+
+
+def test_padded_size_holds_every_image() -> None:
+    assert padded_size([(33, 64), (64, 10)], 32) == (64, 64)
+    assert padded_size([(65, 1)], 32) == (96, 32)
+
+
+def test_images_of_one_padded_size_go_together_and_large_ones_alone() -> None:
+    sizes_hw = [(20, 40), (33, 16), (32, 64), (100, 100), (64, 32), (97, 128)]
+
+    assert same_padded_size(sizes_hw, 32) == [[0, 2], [1, 4], [3, 5]]
+    assert same_padded_size(sizes_hw, 32, max_pixels=64 * 64) == [[0, 2], [1, 4], [3], [5]]

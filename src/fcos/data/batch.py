@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image import DecodedImage, EnoughSize, read_image, read_reduced
-from fcos.data.transforms import EvalTransform, TrainTransform
+from fcos.data.transforms import EvalTransform, TrainTransform, pad, same_padded_size
 
 
 @dataclass(frozen=True)
@@ -185,42 +185,16 @@ def read_sample(record: Record, enough: EnoughSize | None = None) -> tuple[Decod
     return decoded, GroundTruth(torch.from_numpy(boxes), torch.from_numpy(record.labels[learned]))
 
 
-def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
-    """Smallest height, width that hold every image and divide by `multiple`."""
-    height = max(size[0] for size in sizes_hw)
-    width = max(size[1] for size in sizes_hw)
-    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
-
-
-def split_by_size(
-    samples: Sequence[Sample], multiple: int, max_pixels: int | None = None
-) -> list[list[Sample]]:
-    """Samples of one padded size together; alone those of more than `max_pixels`.
-
-    More padding would change the detections: group norm counts it.
-    """
-    groups: dict[object, list[Sample]] = {}
-    for sample in samples:
-        size_hw = padded_size([_size_hw(sample)], multiple)
-        key = size_hw if max_pixels is None or math.prod(size_hw) <= max_pixels else sample.position
-        groups.setdefault(key, []).append(sample)
-    return list(groups.values())
-
-
 def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> Batch:
     """Pad samples at the bottom and right to one size that divides by `multiple`; channels last in memory.
 
     With `shared` memory, a loader's process hands a batch to the main process without a copy.
     """
-    sizes = tuple(_size_hw(sample) for sample in samples)
-    height, width = padded_size(sizes, multiple)
     zeros = _shared_zeros if shared else torch.zeros
-    images = zeros((len(samples), height, width, 3), dtype=samples[0].image.dtype).permute(0, 3, 1, 2)
-    for place, sample, (h, w) in zip(images, samples, sizes, strict=True):
-        place[:, :h, :w] = sample.image
+    images, sizes_hw = pad([sample.image for sample in samples], multiple, zeros)
     return Batch(
         images,
-        torch.tensor(sizes),
+        sizes_hw,
         tuple(s.ground_truth for s in samples),
         tuple(s.image_id for s in samples),
         torch.tensor([s.original_size_hw for s in samples]),
@@ -229,12 +203,10 @@ def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -
 
 
 def collate_by_size(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> list[Batch]:
-    """A batch for each padded size among the samples; see `split_by_size` and `collate`."""
-    return [collate(group, multiple, shared=shared) for group in split_by_size(samples, multiple)]
-
-
-def _size_hw(sample: Sample) -> tuple[int, int]:
-    return int(sample.image.shape[1]), int(sample.image.shape[2])
+    """A batch for each padded size among the samples; see `same_padded_size` and `collate`."""
+    sizes_hw = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
+    groups = same_padded_size(sizes_hw, multiple)
+    return [collate([samples[i] for i in group], multiple, shared=shared) for group in groups]
 
 
 def _shared_zeros(shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:

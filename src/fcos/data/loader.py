@@ -27,10 +27,9 @@ from fcos.data.batch import (
     TrainDataset,
     collate,
     collate_by_size,
-    padded_size,
     stream_seed,
 )
-from fcos.data.transforms import EvalTransform, TrainTransform
+from fcos.data.transforms import EvalTransform, TrainTransform, padded_size
 from fcos.data.workers import Loader, SplitLoader, start_worker
 
 PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up

@@ -8,6 +8,7 @@ is exact to the last bit against its original.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -236,3 +237,44 @@ def _opencv_weights(old: int, new: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
     index = low.clamp(0, old - 1).long()
     weights = ((1 - share) * 2048).round().int(), (share * 2048).round().int()
     return index, (index + 1).clamp(max=old - 1), *weights
+
+
+# Padding ----------------------------------------------------------------------------------------------------
+
+
+def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
+    """Smallest height, width that hold every image and divide by `multiple`."""
+    height = max(size[0] for size in sizes_hw)
+    width = max(size[1] for size in sizes_hw)
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def same_padded_size(
+    sizes_hw: Sequence[tuple[int, int]], multiple: int, max_pixels: int | None = None
+) -> list[list[int]]:
+    """Indices of images of one padded size together; alone those of more than `max_pixels`.
+
+    More padding would change the detections: group norm counts it.
+    """
+    groups: dict[object, list[int]] = {}
+    for index, size_hw in enumerate(sizes_hw):
+        padded_hw = padded_size([size_hw], multiple)
+        is_alone = max_pixels is not None and math.prod(padded_hw) > max_pixels
+        groups.setdefault(index if is_alone else padded_hw, []).append(index)
+    return list(groups.values())
+
+
+def pad(
+    images: Sequence[Tensor], multiple: int, zeros: Callable[..., Tensor] = torch.zeros
+) -> tuple[Tensor, Tensor]:
+    """Pad at the bottom and right to one size that divides by `multiple`; channels last in memory.
+
+    Returns:
+        images `(N, 3, H, W)`, and `(N, 2)` int64 height, width of each inside the padding.
+    """
+    sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = padded_size(sizes_hw, multiple)
+    padded = zeros((len(images), height, width, 3), dtype=images[0].dtype).permute(0, 3, 1, 2)
+    for place, image, (h, w) in zip(padded, images, sizes_hw, strict=True):
+        place[:, :h, :w] = image
+    return padded, torch.tensor(sizes_hw)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fcos.config import TrainConfig
-from fcos.data.batch import Batch
 from fcos.errors import DeviceError, WeightsError
 from fcos.export.card import GIVE, ExportCard, from_metadata, input_dtype
 from fcos.export.formats import FORMATS
@@ -117,10 +116,11 @@ class ExportedBackend(Backend):
             )
         return self
 
-    def detect_batch(self, batch: Batch) -> list[ImageDetections]:
+    def detect_batch(
+        self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
+    ) -> list[ImageDetections]:
         """See `Backend`."""
-        outputs = self._run(batch.images.to(self._dtype), batch.sizes_hw, batch.original_sizes_hw)
-        return _by_image(outputs, len(batch))
+        return _by_image(self._run(images.to(self._dtype), sizes_hw, original_sizes_hw), len(images))
 
     def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Boxes, scores, labels (checked: of the file's classes) and image index."""

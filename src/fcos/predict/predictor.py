@@ -22,9 +22,10 @@ from fcos.config.conventions import CONVENTIONS
 from fcos.cpu.fold import folded
 from fcos.cpu.predicting import for_predicting
 from fcos.data.annotations import Annotations
-from fcos.data.batch import Batch, GroundTruth, Sample, collate, split_by_size
+from fcos.data.batch import Batch
 from fcos.data.image import pixels_of
 from fcos.data.loader import PADDING_MULTIPLE, build_eval_loader, build_eval_transform
+from fcos.data.transforms import pad, same_padded_size
 from fcos.data.workers import loading
 from fcos.errors import DatasetError, WeightsError
 from fcos.metrics.rows import ROW, Rows, result_rows
@@ -253,24 +254,21 @@ class Predictor:
         self, images: list[Tensor], score_threshold: float | None, max_pixels: int | None = None
     ) -> list[Detections]:
         """In one forward pass for each padded size; alone those of more than `max_pixels`."""
-        nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-        samples = [
-            Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
-            for position, image in enumerate(images)
-        ]
-        passes = split_by_size(samples, PADDING_MULTIPLE, max_pixels)
-        found = self._backend.detect([collate(batch, PADDING_MULTIPLE) for batch in passes])
-        found.sort(key=lambda of_image: of_image[0])
+        resized = [self._transform(image) for image in images]
+        sizes_hw = [(image.shape[1], image.shape[2]) for image in resized]
+        original_sizes_hw = torch.tensor([image.shape[1:] for image in images])
+        found: dict[int, ImageDetections] = {}
+        for group in same_padded_size(sizes_hw, PADDING_MULTIPLE, max_pixels):
+            padded, inside_hw = pad([resized[i] for i in group], PADDING_MULTIPLE)
+            detections = self._backend.detect_batch(padded, inside_hw, original_sizes_hw[group])
+            found |= zip(group, detections, strict=True)
         threshold = self.threshold if score_threshold is None else score_threshold
-        return [
-            self._detections(image, detections).above(threshold)
-            for image, (_, detections) in zip(images, found, strict=True)
-        ]
+        return [self._detections(image, found[i]).above(threshold) for i, image in enumerate(images)]
 
     def _detections(self, image: Tensor, found: ImageDetections) -> Detections:
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         return Detections(
-            found.boxes_xyxy, found.scores, found.labels, self.class_names, picture, found_at=found.found_at
+            found.boxes_xyxy, found.scores, found.labels, self.class_names, pil_image, found_at=found.found_at
         )
 
 
@@ -305,8 +303,10 @@ class Backend(ABC):
         """The same with NMS over all classes together, or within each."""
 
     @abstractmethod
-    def detect_batch(self, batch: Batch) -> list[ImageDetections]:
-        """Detections of every image of a batch, on the CPU."""
+    def detect_batch(
+        self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
+    ) -> list[ImageDetections]:
+        """Detections of every image of a batch, on the CPU; arguments as in `Batch`."""
 
     def detect(
         self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None
@@ -317,7 +317,8 @@ class Backend(ABC):
         """
         found: list[tuple[int, ImageDetections]] = []
         for batch in batches:
-            found.extend(zip(batch.image_ids, self.detect_batch(batch), strict=True))
+            detections = self.detect_batch(batch.images, batch.sizes_hw, batch.original_sizes_hw)
+            found.extend(zip(batch.image_ids, detections, strict=True))
             on_batch(len(batch))
         return found
 
@@ -367,10 +368,14 @@ class TorchBackend(Backend):
         return backend
 
     @torch.inference_mode()
-    def detect_batch(self, batch: Batch) -> list[ImageDetections]:
+    def detect_batch(
+        self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
+    ) -> list[ImageDetections]:
         """See `Backend`."""
-        batch = batch.to(self.device, torch.channels_last)
-        output = self.fastest(batch.images, batch.sizes_hw)
-        grid = self.fastest.grid((batch.images.shape[2], batch.images.shape[3]))
-        detections = self._postprocess(output, grid, batch.sizes_hw, batch.original_sizes_hw)
-        return [image.cpu() for image in detections]
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        sizes_hw, original_sizes_hw = (
+            sizes.to(self.device, non_blocking=True) for sizes in (sizes_hw, original_sizes_hw)
+        )
+        output = self.fastest(images, sizes_hw)
+        grid = self.fastest.grid((images.shape[2], images.shape[3]))
+        return [image.cpu() for image in self._postprocess(output, grid, sizes_hw, original_sizes_hw)]
