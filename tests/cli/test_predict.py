@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -15,10 +17,14 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import fcos
 from fcos import Detector
 from fcos.cli import main
-from fcos.cli.predict import can_fork, usual_processes
+from fcos.cli.predict import can_fork, predict_images, usual_processes
+from fcos.predict.sources import find_sources, plan
 from fcos.predict.stream import predict_each
+
+SOURCE = Path(fcos.__file__).parent
 
 
 @pytest.fixture
@@ -295,6 +301,34 @@ print(*sys.modules)"""
     unwanted = ("lightning_fabric", "fcos.train", "fcos.export", "fcos.report")
     assert not [name for name in loaded if name.startswith(unwanted)]
     assert len(written()["pictures"]) == 1
+
+
+def test_an_image_goes_through_twelve_files(model_file: Path, pictures: Path) -> None:
+    """From the list of sources to the drawn copy, once the model is loaded and ready.
+
+    What makes the network fast (`cpu`) gives the same, and what writes files and messages explains itself.
+    """
+    detector = Detector.load(model_file, "cpu").side_by_side()
+    files: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if SOURCE in path.parents:
+            files.add(path.relative_to(SOURCE).as_posix())
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        sources = plan(find_sources(["photos/a.jpg"], Path("out")), Path("out"))
+        [outcome] = predict_images(detector, sources, Path("out"), 0.5)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+    assert outcome["detections"]
+    path = {file for file in files if not file.startswith(("cpu/", "files.py", "terminal.py"))}
+    assert len(path) <= 12, sorted(path)
+    assert {"cli/predict.py", "model/fcos.py", "predict/draw.py"} <= path
 
 
 def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(model_file: Path, pictures: Path) -> None:
