@@ -18,6 +18,7 @@ import torch
 from fcos import Detections, Detector
 from fcos.errors import DatasetError, FcosError
 from fcos.predict import stream
+from fcos.predict.stream import predict_each
 
 
 @pytest.fixture(autouse=True)

@@ -136,14 +136,13 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
     drawn = out if real_path(folder) in out.parents else None
     nothing = True
     for path in candidates:
-        is_video = path.suffix.lower() in VIDEO_SUFFIXES
         hidden = any(is_hidden(part) for part in path.relative_to(folder).parts)
         # A pipe or a link to nothing is a source too: whoever reads it says what is wrong.
-        if (is_video or is_image(path)) and not hidden and not path.is_dir():
+        if (_is_video(path) or is_image(path)) and not hidden and not path.is_dir():
             if drawn and drawn in real_path(path).parents:
                 continue
             nothing = False
-            yield Source("video" if is_video else "image", str(path), path.relative_to(folder))
+            yield _by_suffix(path, path.relative_to(folder))
     if nothing:
         raise _nothing_found(word)
 
@@ -151,10 +150,8 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
 def _of_file(path: Path, out: Path) -> Iterator[Source]:
     """A file that was asked for by name, whatever its suffix."""
     suffix = path.suffix.lower()
-    if suffix in VIDEO_SUFFIXES:
-        yield Source("video", str(path), Path(path.name))
-    elif suffix in IMAGE_SUFFIXES:
-        yield Source("image", str(path), Path(path.name))
+    if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+        yield _by_suffix(path, Path(path.name))
     elif suffix in ARCHIVE_SUFFIXES:
         raise DatasetError("this is an archive", where=str(path), fix="unpack it, and give the folder")
     elif suffix in DOCUMENT_SUFFIXES:
@@ -168,7 +165,7 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
     else:
         with path.open("rb") as file:
             head = file.read(NUM_BYTES_TO_KNOW)
-        if _is_image_file(path) or not head:
+        if _image_format(path) or not head:
             yield Source("image", str(path), Path(path.name))
         elif _is_text(head):
             yield from _of_list(read_bytes(path), str(path), path.parent, out)
@@ -184,7 +181,8 @@ def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
             fix="pipe an image into the command, or a list of paths: find photos -name '*.jpg' | fcos "
             "predict MODEL -",
         )
-    if suffix := _image_suffix(content):
+    if kind := _image_format(io.BytesIO(content)):
+        suffix = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
         yield Source("image", "standard input", Path(f"standard_input{suffix}"), content)
     elif _is_text(content[:NUM_BYTES_TO_KNOW]):
         yield from _of_list(content, "standard input", Path(), out)
@@ -211,8 +209,7 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
         elif os.path.isdir(path):
             found += _expand(str(path), out)
         else:
-            is_video = path.suffix.lower() in VIDEO_SUFFIXES
-            found.append(Source("video" if is_video else "image", str(path), Path(path.name)))
+            found.append(_by_suffix(path, Path(path.name)))
     not_there = [source for source in found if source.path is not None and not _exists(source.path)]
     if any(not is_encodable(source.where) for source in not_there):
         raise DatasetError("not a UTF-8 text file", where=where, fix="save it as UTF-8")
@@ -226,6 +223,14 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
     yield from found
 
 
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _by_suffix(path: Path, name: Path) -> Source:
+    return Source("video" if _is_video(path) else "image", str(path), name)
+
+
 def _at_address(address: str) -> Source:
     """The image or video at an address, named by the end of its path."""
     try:
@@ -235,8 +240,7 @@ def _at_address(address: str) -> Source:
     name = re.sub(r"[\\\x00-\x1f\x7f]", "_", name)[-MAX_NAME:]
     if name in ("", ".", ".."):
         name = "image"
-    kind: Literal["image", "video"] = "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "image"
-    return Source(kind, without_secrets(address), Path(name), address=address)
+    return replace(_by_suffix(Path(name), Path(name)), where=without_secrets(address), address=address)
 
 
 def _decoded(content: bytes, where: str) -> str:
@@ -270,22 +274,13 @@ def is_encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _image_suffix(content: bytes) -> str:
-    """The usual suffix of an image file by its first bytes; "" if it is none."""
+def _image_format(file: Path | io.BytesIO) -> str:
+    """Pillow's name of the format of an image file, by its first bytes; "" if it is none."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            kind = image.format or ""
+        with Image.open(file) as image:
+            return image.format or ""
     except Exception:  # Pillow's readers raise nearly any kind
         return ""
-    return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
-
-
-def _is_image_file(path: Path) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except Exception:  # Pillow's readers raise nearly any kind
-        return False
 
 
 def _is_text(head: bytes) -> bool:

@@ -59,7 +59,8 @@ def predict_each(
     at_once = detector.calls_at_once
     cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
     predicting = threading.BoundedSemaphore(at_once)
-    groups = _groups(sources, batch_size or detector.group_size)
+    remaining, group_size = iter(sources), batch_size or detector.group_size
+    groups = iter(lambda: list(islice(remaining, group_size)), [])
     most_pixels = None if batch_size else MOST_PIXELS
 
     def work(group: list[Source]) -> list[Result | DatasetError]:
@@ -104,13 +105,6 @@ def in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _groups(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
-    """Lists of `size` sources; the last may be shorter."""
-    iterator = iter(sources)
-    while group := list(islice(iterator, size)):
-        yield group
 
 
 def _read_some(
