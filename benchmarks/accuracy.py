@@ -50,8 +50,8 @@ from torchvision.transforms import v2
 
 from fcos import Detector
 from fcos.data.annotations import Annotations
+from fcos.data.batch import read_sample
 from fcos.data.check import check, drop_invalid
-from fcos.data.dataset import read_sample
 from fcos.data.formats import read_annotations
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 

@@ -114,7 +114,7 @@ def measure(who: str, file: Path) -> dict[str, float]:
             return self.get(self.source, index)
 
     if who.startswith("fcos"):
-        from fcos.data.dataset import read_sample
+        from fcos.data.batch import read_sample
         from fcos.data.formats import read_annotations
 
         def open_file() -> tuple[Dataset[Any], Dataset[Any]]:

@@ -36,10 +36,9 @@ from fcos.cpu.memory import keep_freed_memory
 from fcos.data.annotations import Annotations
 from fcos.data.formats import read_annotations, read_names
 from fcos.metrics.coco import coco_ground_truth, evaluate_detections, measure, result_array
-from fcos.metrics.rows import Rows
+from fcos.metrics.rows import Rows, result_rows, results_json
 from fcos.model.build import build_model
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.detect import result_rows, results_json
 from fcos.weights.load import MODEL_SETTINGS
 from fcos.weights.model_file import ModelCard, save_model
 from report import make_results

@@ -24,8 +24,8 @@ from frame import start
 
 from fcos.config import TrainConfig, load_config
 from fcos.data.batch import Batch
-from fcos.data.build import build_train_loader
 from fcos.data.formats import read_annotations
+from fcos.data.loader import build_train_loader
 from fcos.model.build import build_assigner, build_loss, build_model
 from fcos.train.optimizer import build_optimizer
 from fcos.weights.published.read import read_published

@@ -35,9 +35,9 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import Batch, GroundTruth
 from fcos.model.build import build_model, build_postprocess
+from fcos.predict.stop import StopSignal
 from fcos.train.devices import build_fabric
 from fcos.train.loop import Trainer
-from fcos.train.stop import StopSignal
 from fcos.weights.import_model import import_model
 from fcos.weights.load import load_model
 from fcos.weights.model_file import ModelCard

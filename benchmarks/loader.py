@@ -30,9 +30,8 @@ from torchvision.transforms import v2
 
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
-from fcos.data.batch import Batch, collate
-from fcos.data.build import build_train_transform
-from fcos.data.dataset import TrainDataset
+from fcos.data.batch import Batch, TrainDataset, collate
+from fcos.data.loader import build_train_transform
 from fcos.model.build import build_model
 
 SMALL, LARGE = (640, 480), (4000, 3000)

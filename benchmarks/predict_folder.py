@@ -32,11 +32,10 @@ from frame import in_process, in_turn, start
 from PIL import Image
 
 from fcos import Detector
-from fcos.cli.predict import can_fork, usual_processes
+from fcos.cli.predict import can_fork, predict_images, usual_processes
 from fcos.cpu.memory import keep_freed_memory
-from fcos.predict.pictures import plan, search_pictures
-from fcos.predict.sources import Source, find_sources
-from fcos.predict.video import VideoOptions, search_video
+from fcos.predict.sources import Source, find_sources, plan
+from fcos.predict.video import VideoOptions, predict_video
 from fcos.predict.video_reader import Frame, VideoReader, import_av
 from fcos.predict.video_writer import VideoWriter
 
@@ -70,7 +69,7 @@ def picture_runs(detector: Detector, paths: list[Path], out: Path) -> dict[str, 
     num_processes = usual_processes(len(paths)) if can_fork(detector.path, "cpu") else 1
 
     def command() -> None:
-        found = list(search_pictures(detector, sources, out, detector.threshold, num_processes=num_processes))
+        found = list(predict_images(detector, sources, out, detector.threshold, num_forks=num_processes))
         (out / "detections.json").write_text(json.dumps(found, indent=1))
 
     return {"loop": loop, "stream": stream, "command": command}
@@ -96,7 +95,7 @@ def video_runs(detector: Detector, clip: Path, out: Path) -> dict[str, Callable[
     def command() -> None:
         source = Source("video", str(clip), Path("command.mp4"))
         options = VideoOptions(detector.threshold)
-        search_video(detector, source, out / "command.mp4", io.StringIO(), options)
+        predict_video(detector, source, out / "command.mp4", io.StringIO(), options)
 
     return {"loop": loop, "command": command}
 

@@ -31,9 +31,8 @@ from fcos.cpu.memory import keep_freed_memory
 from fcos.cpu.predicting import for_predicting
 from fcos.cpu.training import for_training
 from fcos.data.batch import GroundTruth, Sample, collate
-from fcos.data.build import build_eval_transform
 from fcos.data.image import read_image
-from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
 from fcos.model.build import build_assigner, build_loss, build_model, build_postprocess
 from fcos.train.optimizer import build_optimizer
 

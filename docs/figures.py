@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcos.config import load_config
-from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.data.resize import resized_size
+from fcos.data.transforms import padded_size, resized_size
 from fcos.model.assign import StaticAssigner, Targets, centerness_of, near_center
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.losses import focal_loss_sum
 from fcos.model.points import PointGrid, box_distances, make_grid
 from fcos.model.postprocess import ImageDetections, PostProcess

@@ -14,11 +14,11 @@ from torchvision.ops import box_iou
 
 from fcos import Detector
 from fcos.data.annotations import Annotations
+from fcos.data.image import pixels_of
 from fcos.errors import DatasetError, DeviceError, WeightsError
+from fcos.metrics.rows import results_json
 from fcos.predict import predictor
-from fcos.predict.backend import TorchBackend
-from fcos.predict.detect import results_json
-from fcos.predict.predictor import pixels_of
+from fcos.predict.predictor import TorchBackend
 
 EXIF_ORIENTATION = 0x0112
 
@@ -139,13 +139,12 @@ def test_small_pictures_of_one_size_go_through_the_network_together(
 ) -> None:
     sizes: list[tuple[int, ...]] = []
 
-    def detect(backend: TorchBackend, batches: Any, *args: Any) -> Any:
-        batches = list(batches)
-        sizes.extend(tuple(batch.images.shape) for batch in batches)
-        return plain(backend, batches, *args)
+    def detect_batch(backend: TorchBackend, images: Any, *args: Any) -> Any:
+        sizes.append(tuple(images.shape))
+        return plain(backend, images, *args)
 
-    plain = TorchBackend.detect
-    monkeypatch.setattr(TorchBackend, "detect", detect)
+    plain = TorchBackend.detect_batch
+    monkeypatch.setattr(TorchBackend, "detect_batch", detect_batch)
     upright = pixels.transpose(1, 0, 2)
     pictures = [pixels, upright, pixels[::-1], pixels[:, ::-1], upright[::-1], pixels]
     together = detector.predict(pictures, score_threshold=0.0)

@@ -13,11 +13,9 @@ from torch import nn
 
 from fcos.config import TrainConfig, load_config
 from fcos.model.build import build_assigner, build_loss, build_model, build_postprocess
-from fcos.model.fcos import FCOS
-from fcos.model.head import HeadOutput
-from fcos.train.optimizer import build_optimizer
+from fcos.model.fcos import FCOS, HeadOutput
+from fcos.train.optimizer import Schedule, build_optimizer
 from fcos.train.run import train
-from fcos.train.schedule import Schedule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COCO_IMAGES = 118_287

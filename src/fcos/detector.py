@@ -12,10 +12,10 @@ import torch
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import check, drop_invalid
-from fcos.data.classes import is_no_class, with_classes_of
 from fcos.data.formats import read_annotations
-from fcos.data.recognise import recognise
-from fcos.data.registry import format_named
+from fcos.data.names import is_no_class, with_classes_of
+from fcos.data.registry import format_named, recognise
+from fcos.errors import DeviceError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
 from fcos.predict.predictor import Predictor
@@ -55,7 +55,13 @@ class Detector(Predictor):
             from fcos.export.exported import open_exported  # a network needs none of the formats
 
             exported = open_exported(path)
-            detector = cls(exported.backend(device), exported.config, exported.card, exported.path)
+            if device.type != "cpu":
+                raise DeviceError(
+                    f"an exported file runs on the CPU, not on {device}",
+                    where=str(path),
+                    fix='give --device cpu (in Python device="cpu"), or the model file that it was made from',
+                )
+            detector = cls(exported, exported.config, exported.card, exported.path)
         else:
             detector = cls.of(load_model(path), device)
         return detector._with_nms(agnostic_nms)
@@ -90,7 +96,7 @@ class Detector(Predictor):
             root: folder of the images.
             names: class names where the file has none; otherwise those of the model.
             format: "auto", or the name of a format ("coco").
-            skip_invalid: leave broken pictures and impossible boxes out instead of refusing.
+            skip_invalid: leave broken images and impossible boxes out instead of refusing.
             batch_size: images of one forward pass.
         """
         annotations = self.read_annotations(
@@ -109,10 +115,10 @@ class Detector(Predictor):
     ) -> Annotations:
         """Annotations ready to be measured on; arguments as in `evaluate`.
 
-        They have the labels of this model, and boxes in the frame of the upright pictures.
+        They have the labels of this model, and boxes in the frame of the upright images.
 
         Raises:
-            DatasetError: other classes than the model's, or pictures and boxes that cannot be used.
+            DatasetError: other classes than the model's, or images and boxes that cannot be used.
         """
         source = Path(source)
         folder = None if root is None else Path(root)

@@ -184,6 +184,11 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def first_line_of(error: Exception) -> str:
+    """What a library says went wrong, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _put_in_place(partial: Path, path: Path, beside: Path) -> None:
     if partial.is_file():
         with partial.open("rb") as file:

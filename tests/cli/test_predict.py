@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -14,10 +17,14 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import fcos
 from fcos import Detector
 from fcos.cli import main
-from fcos.cli.predict import can_fork, usual_processes
-from fcos.predict.stream import search
+from fcos.cli.predict import can_fork, predict_images, usual_processes
+from fcos.predict.sources import find_sources, plan
+from fcos.predict.stream import predict_each
+
+SOURCE = Path(fcos.__file__).parent
 
 
 @pytest.fixture
@@ -251,13 +258,13 @@ def test_many_pictures_are_shared_by_processes_and_the_files_are_the_same(
 
     def counted(*args: Any, num_processes: int = 1, **options: Any) -> Any:
         seen.append(num_processes)
-        return search(*args, num_processes=num_processes, **options)
+        return predict_each(*args, num_processes=num_processes, **options)
 
-    monkeypatch.setattr("fcos.predict.pictures.search", counted)
+    monkeypatch.setattr("fcos.predict.stream.predict_each", counted)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     outputs = []
     for out, number in (("few", 100), ("many", 4), ("told", 100)):
-        monkeypatch.setattr("fcos.cli.predict.MANY_PICTURES", number)
+        monkeypatch.setattr("fcos.cli.predict.MANY_IMAGES", number)
         words = ("--num-processes", "3") if out == "told" else ()
         result = predict(model_file, "photos", "--out", out, "--score-threshold", "0", *words)
         assert result.exit_code == 1, result.output
@@ -280,6 +287,48 @@ def test_forks_only_where_they_can_compute(monkeypatch: pytest.MonkeyPatch) -> N
     assert usual_processes(99) == 1
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
     assert usual_processes(100) == 8
+
+
+def test_one_process_loads_neither_fabric_nor_training_nor_export(model_file: Path, pictures: Path) -> None:
+    code = f"""import sys
+from fcos.cli import main
+main(["predict", {str(model_file)!r}, "photos/a.jpg", "--device", "cpu"], standalone_mode=False)
+print(*sys.modules)"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    loaded = said.splitlines()[-1].split()
+    assert {"fcos.cli.predict", "fcos.predict.predictor", "fcos.predict.draw"} <= set(loaded)
+    unwanted = ("lightning_fabric", "fcos.train", "fcos.export", "fcos.report")
+    assert not [name for name in loaded if name.startswith(unwanted)]
+    assert len(written()["pictures"]) == 1
+
+
+def test_an_image_goes_through_twelve_files(model_file: Path, pictures: Path) -> None:
+    """From the list of sources to the drawn copy, once the model is loaded and ready.
+
+    What makes the network fast (`cpu`) gives the same, and what writes files and messages explains itself.
+    """
+    detector = Detector.load(model_file, "cpu").side_by_side()
+    files: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if SOURCE in path.parents:
+            files.add(path.relative_to(SOURCE).as_posix())
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        sources = plan(find_sources(["photos/a.jpg"], Path("out")), Path("out"))
+        [outcome] = predict_images(detector, sources, Path("out"), 0.5)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+    assert outcome["detections"]
+    path = {file for file in files if not file.startswith(("cpu/", "files.py", "terminal.py"))}
+    assert len(path) <= 12, sorted(path)
+    assert {"cli/predict.py", "model/fcos.py", "predict/draw.py"} <= path
 
 
 def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(model_file: Path, pictures: Path) -> None:

@@ -599,7 +599,7 @@ def test_every_group_starts_with_a_setting_in_the_order_of_the_file() -> None:
 
 
 def test_named_policies_are_those_that_exist() -> None:
-    from fcos.data.transforms import POLICIES
+    from fcos.data.augmentation import POLICIES
 
     words = expects("augmentation")
     assert words == "true or false or " + " or ".join(f'"{name}"' for name in POLICIES)

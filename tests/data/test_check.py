@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from fcos.data.check import check, common_images, drop_invalid, require_boxes
-from fcos.data.counts import count
 from fcos.data.formats import read_annotations
 from fcos.data.image import Header
+from fcos.data.summary import count
 from fcos.errors import DatasetError
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fcos.data import image as image_module
 from fcos.data.annotations import Record
-from fcos.data.dataset import read_sample
+from fcos.data.batch import read_sample
 from fcos.data.image import (
     PHOTOMETRIC,
     WHITE_IS_ZERO,

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -14,22 +16,28 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from fcos.config import TrainConfig
+from fcos.config.conventions import SizeRule
+from fcos.data.augmentation import POLICIES, Augmentation, RandomCropOfBoxes, build_policy
 from fcos.data.transforms import (
-    POLICIES,
-    Augmentation,
     EvalTransform,
-    RandomCropOfBoxes,
     TrainTransform,
-    build_policy,
+    padded_size,
     quarter_turn,
     resize,
     resized_size,
+    same_padded_size,
 )
 from fcos.errors import ConfigError
 
 SEEDS = range(15)
+
+
 RED, BLUE = 0, 2  # channels of the image, and labels of its boxes
+
+
 BOXES = torch.tensor([[60.0, 40.0, 85.0, 60.0], [110.0, 55.0, 130.0, 90.0]])
+
+
 LABELS = torch.tensor([RED, BLUE])
 
 
@@ -395,3 +403,75 @@ def test_exact_ways_of_resizing_want_the_whole_image() -> None:
     for method in ("pillow", "opencv", "float"):
         transform = TrainTransform(320, 532, method=method, reduced_decode=True)
         assert transform.enough((3000, 4000)) == (3000, 4000)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("detectron2_r50", "round"),
+        ("mmdet_r50_caffe", "round"),
+        ("official_r50_imprv", "truncate"),
+        ("torchvision_r50", "floor"),
+    ],
+)
+def test_sizes_are_those_of_the_code_bases(vectors: Callable[[str], Path], name: str, rule: SizeRule) -> None:
+    table = json.loads((vectors(name) / "meta.json").read_text())["resize_table"]
+    assert len(table) == 18
+    for words, (large, small) in table.items():
+        height, width = map(int, words.split("x"))
+        assert resized_size((height, width), 800, 1333, rule) == tuple(large), words
+        assert resized_size((height, width), 160, 256, rule) == tuple(small), words
+
+
+def test_the_three_rules_by_hand() -> None:
+    # 427 x 640 to 160: 640 * 160 / 427 = 239.81
+    assert resized_size((427, 640), 160, 256, "round") == (160, 240)
+    assert resized_size((427, 640), 160, 256, "truncate") == (160, 239)
+    assert resized_size((427, 640), 160, 256, "floor") == (160, 239)
+    # 1080 x 1920: the longer side decides; 1080 * 1333 / 1920 = 749.81
+    assert resized_size((1080, 1920), 800, 1333, "round") == (750, 1333)
+    assert resized_size((1080, 1920), 800, 1333, "truncate") == (750, 1333)
+    assert resized_size((1080, 1920), 800, 1333, "floor") == (749, 1333)
+    assert resized_size((1080, 1920), None, 960, "truncate") == (540, 960)
+
+
+def test_pillow_is_pillow_and_ours_is_within_one() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    theirs = np.asarray(Image.fromarray(pixels).resize((50, 37), Image.Resampling.BILINEAR))
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    assert np.array_equal(resize(image, (37, 50), "pillow").permute(1, 2, 0).numpy(), theirs)
+    ours = resize(image, (37, 50)).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_opencv_and_float_do_not_smooth() -> None:
+    stripes = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    stripes[:, :, ::2] = 200
+    # every new pixel lies midway between two old ones: 0 and 200
+    assert resize(stripes, (4, 4), "opencv").unique().tolist() == [100]
+    # a third of the size: every new pixel lies on an old one, the others do not count
+    wide = torch.zeros(3, 9, 9, dtype=torch.uint8)
+    wide[:, :, 1::3] = 200
+    assert resize(wide, (3, 3), "opencv").unique().tolist() == [200]
+    floats = resize(wide, (3, 4), "float")
+    assert floats.dtype == torch.float32
+    # the second of four new pixels lies at 1.5 * 9 / 4 - 0.5 = 2.875: 7/8 of the way to a dark one
+    assert floats[0, 0, 1].item() == pytest.approx(0.0)
+    # the first at 0.5 * 9 / 4 - 0.5 = 0.625: 5/8 of the way to a bright one, not rounded
+    assert floats[0, 0, 0].item() == pytest.approx(125.0)
+    assert resize(wide, (9, 9), "float") is wide
+
+
+# Padding --------------------------------------------------------------------------------------------------
+
+
+def test_padded_size_holds_every_image() -> None:
+    assert padded_size([(33, 64), (64, 10)], 32) == (64, 64)
+    assert padded_size([(65, 1)], 32) == (96, 32)
+
+
+def test_images_of_one_padded_size_go_together_and_large_ones_alone() -> None:
+    sizes_hw = [(20, 40), (33, 16), (32, 64), (100, 100), (64, 32), (97, 128)]
+
+    assert same_padded_size(sizes_hw, 32) == [[0, 2], [1, 4], [3, 5]]
+    assert same_padded_size(sizes_hw, 32, max_pixels=64 * 64) == [[0, 2], [1, 4], [3], [5]]

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fcos.config import TrainConfig, load_config
 from fcos.config.presets import PRESETS
-from fcos.export.bake import baked
-from fcos.export.graph import DetectionGraph
+from fcos.export.graph import DetectionGraph, baked
 from fcos.export.suppress import moved_apart, suppress
 from fcos.model.build import build_model, build_postprocess
 from fcos.model.fcos import FCOS

@@ -26,8 +26,7 @@ from fcos.metrics.coco import (
     named_numbers,
     summary_of,
 )
-from fcos.metrics.rows import rows_of
-from fcos.predict.detect import results_json
+from fcos.metrics.rows import results_json, rows_of
 
 CLASSES = ("cat", "dog")
 CATEGORY_IDS = (3, 7)

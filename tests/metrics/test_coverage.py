@@ -11,7 +11,7 @@ import torch
 from fcos.config import load_config
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
-from fcos.data.build import build_eval_transform
+from fcos.data.loader import build_eval_transform
 from fcos.metrics import coverage
 from fcos.metrics.coverage import cover, eligibility
 from fcos.model.build import build_assigner

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from fcos.model.backbone import Backbone
-from fcos.model.fcos import FCOS
-from fcos.model.fpn import FeaturePyramid
-from fcos.model.head import Head
+from fcos.model.fcos import FCOS, FeaturePyramid, Head
 
 STRIDES = (8, 16, 32, 64, 128)
 RANGES = (64.0, 128.0, 256.0, 512.0)

@@ -14,7 +14,12 @@ from torch import nn
 from fcos.config import TrainConfig, load_config
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
-from fcos.data.build import build_eval_loader, build_eval_transform, build_train_loader, build_train_transform
+from fcos.data.loader import (
+    build_eval_loader,
+    build_eval_transform,
+    build_train_loader,
+    build_train_transform,
+)
 from fcos.errors import ConfigError, WeightsError
 from fcos.model.backbone import pixel_statistics
 from fcos.model.build import build_assigner, build_known_assigner, build_loss, build_model, build_postprocess

@@ -19,7 +19,7 @@ from fcos.model.dynamic_assign import (
     match_simota,
     match_soft,
 )
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.points import PointGrid, distances_to_boxes, make_grid
 
 STRIDES = (8, 16, 32)

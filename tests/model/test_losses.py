@@ -15,7 +15,7 @@ from torchvision.ops import (
 )
 
 from fcos.model.assign import BACKGROUND, StaticAssigner, Targets, centerness_of
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.losses import (
     BoxLoss,
     ClassLoss,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.points import PointGrid, make_grid
 from fcos.model.postprocess import PostProcess
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcos.data.recognise import recognise
+from fcos.data.registry import recognise
 from fcos.errors import DatasetError
-from fcos.predict.pictures import plan
-from fcos.predict.sources import Source, find_pictures, find_sources, is_address, read_picture
+from fcos.predict.sources import Source, find_images, find_sources, is_address, plan, read_picture
 from fcos.predict.video_reader import VideoReader
 
 
@@ -44,9 +43,9 @@ def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 def test_a_folder_holds_pictures_and_videos() -> None:
     assert found("photos") == [
-        ("picture", "photos/a.jpg", "a.jpg"),
+        ("image", "photos/a.jpg", "a.jpg"),
         ("video", "photos/clip.MP4", "clip.MP4"),
-        ("picture", "photos/sub/b.png", "sub/b.png"),
+        ("image", "photos/sub/b.png", "sub/b.png"),
     ]
 
 
@@ -57,8 +56,8 @@ def test_a_pattern_may_be_of_videos() -> None:
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        ("picture", "picture"),
-        (b"", "picture"),  # reported as an empty picture
+        ("image", "image"),
+        (b"", "image"),  # reported as an empty picture
         (bytes(range(256)), "video"),
     ],
 )
@@ -81,12 +80,12 @@ def test_a_text_file_lists_pictures_from_here_or_from_its_folder(here: Path) -> 
     (here / "photos/list").write_text("\n".join(lines))
 
     assert found("photos/list") == [
-        ("picture", "photos/a.jpg", "a.jpg"),
-        ("picture", "photos/sub/b.png", "b.png"),
-        ("picture", "https://example.org/c.jpg", "c.jpg"),
-        ("picture", "photos/missing.jpg", "missing.jpg"),
+        ("image", "photos/a.jpg", "a.jpg"),
+        ("image", "photos/sub/b.png", "b.png"),
+        ("image", "https://example.org/c.jpg", "c.jpg"),
+        ("image", "photos/missing.jpg", "missing.jpg"),
     ]
-    assert found("photos/notes.txt") == [("picture", "photos/a.jpg", "a.jpg")]
+    assert found("photos/notes.txt") == [("image", "photos/a.jpg", "a.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +110,7 @@ def test_standard_input_may_be_a_picture(here: Path, monkeypatch: pytest.MonkeyP
 
     [source] = find_sources(["-"], Path("predictions"))
     assert (source.kind, source.where, source.name) == (
-        "picture",
+        "image",
         "standard input",
         Path("standard_input.jpg"),
     )
@@ -148,17 +147,17 @@ def test_other_things_from_standard_input_are_refused(
 def test_a_number_is_a_camera_unless_there_is_such_a_file(here: Path) -> None:
     assert found("0") == [("camera", "0", "camera_0")]
     (here / "0").write_bytes((here / "photos/a.jpg").read_bytes())
-    assert found("0") == [("picture", "0", "0")]
+    assert found("0") == [("image", "0", "0")]
 
 
 @pytest.mark.parametrize(
     ("address", "kind", "name"),
     [
-        ("https://example.org/a/street%20view.jpg?size=2#x", "picture", "street view.jpg"),
-        ("http://example.org", "picture", "picture"),
-        ("http://example.org/..", "picture", "picture"),
-        ("http://example.org/..%2F..%2Fetc%2Fpasswd", "picture", "passwd"),
-        ("http://example.org/..%5C..%5Cboot", "picture", ".._.._boot"),
+        ("https://example.org/a/street%20view.jpg?size=2#x", "image", "street view.jpg"),
+        ("http://example.org", "image", "image"),
+        ("http://example.org/..", "image", "image"),
+        ("http://example.org/..%2F..%2Fetc%2Fpasswd", "image", "passwd"),
+        ("http://example.org/..%5C..%5Cboot", "image", ".._.._boot"),
         ("HTTPS://example.org/clip.mp4", "video", "clip.mp4"),
     ],
 )
@@ -173,20 +172,20 @@ def test_what_was_piped_is_refused_with_its_source_when_it_is_broken(here: Path)
     half = (here / "photos/a.jpg").read_bytes()[:300]
 
     with pytest.raises(DatasetError, match=r"image cannot be decoded.*\n  in: standard input"):
-        read_picture(Source("picture", "standard input", Path("x.jpg"), half))
+        read_picture(Source("image", "standard input", Path("x.jpg"), half))
 
 
 def test_pixels_of_a_piped_picture_are_those_of_its_file(here: Path) -> None:
     path = here / "photos/a.jpg"
-    piped = read_picture(Source("picture", "standard input", Path("x.jpg"), path.read_bytes()))
+    piped = read_picture(Source("image", "standard input", Path("x.jpg"), path.read_bytes()))
 
-    assert np.array_equal(piped.numpy(), read_picture(Source("picture", str(path), Path("a.jpg"))).numpy())
+    assert np.array_equal(piped.numpy(), read_picture(Source("image", str(path), Path("a.jpg"))).numpy())
 
 
 def test_where_files_are_needed_nothing_else_is_taken(here: Path) -> None:
-    assert find_pictures(["photos/*.jpg"], Path("out")) == [Path("photos/a.jpg")]
+    assert find_images(["photos/*.jpg"], Path("out")) == [Path("photos/a.jpg")]
     with pytest.raises(DatasetError, match=r"only image files .*, and 'photos/clip\.MP4' is none"):
-        find_pictures(["photos"], Path("out"))
+        find_images(["photos"], Path("out"))
 
 
 # What lies about in folders ------------------------------------------------------------------------------

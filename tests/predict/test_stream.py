@@ -18,7 +18,7 @@ import torch
 from fcos import Detections, Detector
 from fcos.errors import DatasetError, FcosError
 from fcos.predict import stream
-from fcos.predict.stream import search
+from fcos.predict.stream import predict_each
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_only_a_few_pictures_are_taken_ahead(detector: Detector, pictures: list[
         next(stream)
         assert given <= taken <= given + 9
     stream.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("search")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("predict")]
 
 
 def test_two_pictures_are_searched_at_once_each_on_one_core(
@@ -130,7 +130,7 @@ def test_where_networks_may_not_run_side_by_side_the_rest_does(
         return of_picture(picture)
 
     monkeypatch.setattr(detector, "predict", predict)
-    found = list(search(detector, pictures, read, lambda picture, detections: detections))
+    found = list(predict_each(detector, pictures, read, lambda picture, detections: detections))
 
     assert len(found) == len(pictures)
     assert set(at_once) == {1}
@@ -155,7 +155,7 @@ def test_others_of_its_batch_are_searched(detector: Detector, pictures: list[Any
             raise DatasetError("broken")
         return of_picture(pictures[4 * (number % 2)])
 
-    results = list(search(detector, range(6), read, lambda number, found: number, batch_size=4))
+    results = list(predict_each(detector, range(6), read, lambda number, found: number, batch_size=4))
 
     assert [result if isinstance(result, int) else result.what for result in results] == [
         0,
@@ -182,14 +182,16 @@ def test_large_pictures_of_a_group_are_not_all_in_memory(
         return Detector.predict(detector, images, *args, **kwargs)
 
     monkeypatch.setattr(detector, "predict", predict)
-    found = list(search(detector, [pictures[0]] * 6, of_picture, lambda picture, detections: detections))
+    found = list(
+        predict_each(detector, [pictures[0]] * 6, of_picture, lambda picture, detections: detections)
+    )
 
     assert sorted(sizes) == [2, 2, 2]  # of groups of four and two
     assert len(found) == 6
 
 
 def in_processes(detector: Detector, pictures: list[Any], then: Any, read: Any = of_picture) -> list[Any]:
-    return list(search(detector, pictures, read, then, score_threshold=0.55, num_processes=2))
+    return list(predict_each(detector, pictures, read, then, score_threshold=0.55, num_processes=2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
@@ -220,7 +222,7 @@ def test_errors_in_processes_are_those_in_threads(detector: Detector, pictures: 
             raise OSError(28, "No space left on device")
         return number
 
-    results = search(detector, range(12), read, full, num_processes=2)
+    results = predict_each(detector, range(12), read, full, num_processes=2)
     first = [next(results) for _ in range(8)]
     assert [result for result in first if isinstance(result, int)] == [0, 1, 2, 3, 4, 6, 7]
     assert isinstance(first[5], DatasetError)
@@ -244,4 +246,4 @@ def test_an_error_of_the_caller_comes_out_at_once(detector: Detector, pictures: 
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        list(search(detector, pictures, of_picture, full))
+        list(predict_each(detector, pictures, of_picture, full))

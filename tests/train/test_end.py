@@ -21,7 +21,7 @@ FAULTY = """
 import multiprocessing, os, signal, sys, time
 import torch
 import fcos.train.loop as engine
-from fcos.data.dataset import EvalDataset, TrainDataset
+from fcos.data.batch import EvalDataset, TrainDataset
 from fcos.train.log import Meter
 
 fault, rank = os.environ["FAULT"], os.environ.get("LOCAL_RANK", "0")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fcos.cli.predict import was_started_with_others
 from fcos.errors import DeviceError
 from fcos.train.devices import build_fabric
-from fcos.train.launch import find_launch, free_port, start_others, started_from_outside
+from fcos.train.launch import find_launch, free_port, start_others
 
 if TYPE_CHECKING:
     from ..rectangles import Tiny
@@ -222,7 +223,7 @@ def test_settings_that_contradict_the_launch_are_refused(monkeypatch: pytest.Mon
     for name, value in slurm(0, "1").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
-    assert started_from_outside()
+    assert was_started_with_others()
     with pytest.raises(DeviceError, match=r'2 processes were started .* but "num_processes" is 3'):
         build_fabric("cpu", 3)
 
@@ -230,7 +231,7 @@ def test_settings_that_contradict_the_launch_are_refused(monkeypatch: pytest.Mon
 def test_batch_script_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    assert not started_from_outside()
+    assert not was_started_with_others()
     assert build_fabric("cpu").world_size == 1
     assert build_fabric("cpu", 2).world_size == 2  # that we start
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from fcos.errors import TrainingError
+from fcos.predict.stop import StopSignal
 from fcos.report.curves import read_metrics
 from fcos.train.devices import build_fabric
 from fcos.train.run import prepare
 from fcos.train.step import assign
-from fcos.train.stop import StopSignal
 
 if TYPE_CHECKING:
     from ..rectangles import Tiny

@@ -17,8 +17,8 @@ from fcos.terminal import counted, printable_line
 if TYPE_CHECKING:
     from fcos.data.annotations import Annotations
     from fcos.data.check import CheckReport
-    from fcos.data.counts import Counts
     from fcos.data.formats import Split
+    from fcos.data.summary import Counts
 
 MAX_SHOWN = 20
 MAX_CONFIG_BYTES = 2**20  # a larger file is no train.json

@@ -139,7 +139,7 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
     """
     from fcos.data.check import lack_of_boxes
     from fcos.metrics.coco import evaluate_detections, named_numbers
-    from fcos.predict.detect import results_json
+    from fcos.metrics.rows import results_json
 
     write_bytes(folder / "results.json", results_json(rows))
     for problem in lack_of_boxes(annotations):
@@ -213,7 +213,7 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     from rich.table import Table
 
     from fcos.cli.config import print_table
-    from fcos.data.classes import is_no_class
+    from fcos.data.names import is_no_class
     from fcos.terminal import printable_line
 
     of_boxes = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]

@@ -105,7 +105,7 @@ def command(
     from fcos.data.samples import photographs
     from fcos.export.formats import check_path, default_path, export_model
     from fcos.files import written
-    from fcos.predict.sources import find_pictures
+    from fcos.predict.sources import find_images
     from fcos.weights.load import load_model
 
     loaded = load_model(model)
@@ -115,7 +115,7 @@ def command(
     check_path(path, name, overwrite=force)
     if not int8 and (calibrate or list_):
         raise FcosError("--calibrate and --list are for --int8", fix="add --int8, or leave them out")
-    images = find_pictures(check_on, path) if check_on else photographs()
+    images = find_images(check_on, path) if check_on else photographs()
     click.echo(f"writing {path} ...", err=True)
     if int8:
         calibration = _calibration(loaded, name, calibrate, path)
@@ -148,7 +148,7 @@ def _calibration(
 ) -> Calibration:
     from fcos.export.calibration import Calibration
     from fcos.export.quantise import check_int8
-    from fcos.predict.sources import find_pictures
+    from fcos.predict.sources import find_images
 
     check_int8(name)
     if not calibrate:
@@ -157,7 +157,7 @@ def _calibration(
             fix="give --calibrate a folder with some hundred images like those that the model will get "
             "(of the training set, not those that AP is measured on)",
         )
-    return Calibration(loaded.config, find_pictures(calibrate, path))
+    return Calibration(loaded.config, find_images(calibrate, path))
 
 
 def _annotations(

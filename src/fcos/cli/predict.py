@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,20 +16,24 @@ import click
 from fcos.cli.options import agnostic_nms_option, device_of, device_option
 from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import DatasetError, OutputError
-from fcos.files import check_writable, reason_of, write_bytes
+from fcos.files import check_writable, explained, reason_of, write_bytes
 from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
     from fcos.detector import Detector
+    from fcos.predict.detections import Detections
+    from fcos.predict.predictor import Predictor
     from fcos.predict.sources import Source
     from fcos.predict.video import VideoOptions
 
 STOPPED_BY_CTRL_C = 130  # what shells expect
 MOST_NAMES = 3  # of what could not be read, in the last line
-MANY_PICTURES = 100  # for fewer it takes longer to start processes than they save
+MANY_IMAGES = 100  # for fewer it takes longer to start processes than they save
 MOST_PROCESSES = 8  # by default: each needs memory
+JPEG_QUALITY = 92
 
 EPILOG = """\b
 Examples:
@@ -78,7 +82,7 @@ Examples:
 @click.option(
     "--num-processes",
     type=click.IntRange(min=1),
-    help=f"Processes that share the images on a CPU; default: 1; on Linux, for {MANY_PICTURES} images "
+    help=f"Processes that share the images on a CPU; default: 1; on Linux, for {MANY_IMAGES} images "
     f"or more, one per core, at most {MOST_PROCESSES}.",
 )
 def command(
@@ -103,41 +107,35 @@ def command(
     reported and skipped; the exit code is then 1.
     """
     from fcos.detector import Detector
-    from fcos.predict.pictures import FRAMES_FILE, RESULT_FILE, plan
-    from fcos.predict.sources import find_sources
+    from fcos.predict.sources import FRAMES_FILE, RESULT_FILE, find_sources, plan
     from fcos.predict.video import VideoOptions
-    from fcos.train.devices import build_fabric
-    from fcos.train.launch import launched
 
     check_writable(out)
     # Planned before other processes start, so that their drawings are not mistaken for files of the user.
     planned = plan(find_sources(sources, out), out) if is_first_process() else []
-    videos = [source for source in planned if source.kind != "picture"]
+    images = [source for source in planned if source.kind == "image"]
+    videos = [source for source in planned if source.kind != "image"]
     check_video_options(videos, track, every)
     device = device_of(model, device)
-    forks = can_fork(model, device)
-    fabric = build_fabric(device, 1 if forks else num_processes or 1, one_by_default=True)
-    with launched(fabric):
-        pictures = fabric.broadcast([source for source in planned if source.kind == "picture"])
-        detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms)
+    num_forks = (num_processes or usual_processes(len(images))) if can_fork(model, device) else 1
+    with _processes(device, 1 if num_forks > 1 else num_processes or 1) as (torch_device, fabric):
+        detector = Detector.load(model, torch_device, agnostic_nms=agnostic_nms)
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
-        num_forks = (num_processes or usual_processes(len(pictures))) if forks else 1
-        outcomes = _search_pictures(detector, pictures, out, threshold, draw, batch_size, num_forks, fabric)
-    if not fabric.is_global_zero:
+        outcomes = _predict_images(detector, images, out, threshold, draw, batch_size, num_forks, fabric)
+    if fabric and not fabric.is_global_zero:
         return
-    picture_s = time.perf_counter() - started_at
+    images_s = time.perf_counter() - started_at
 
     options = VideoOptions(threshold, every, track, draw)
-    found_in_videos = _search_videos(detector, videos, out, options, to_stderr=as_json) if videos else []
-    failed = [outcome for outcome in outcomes if "error" in outcome]
-    failed += [video for video in found_in_videos if "error" in video]
+    outcomes_of_videos = _predict_videos(detector, videos, out, options, to_stderr=as_json) if videos else []
+    failed = [outcome for outcome in outcomes + outcomes_of_videos if "error" in outcome]
     content: dict[str, Any] = {
         "model": str(detector.path),
         "score_threshold": threshold,
         "class_names": detector.class_names,
         "pictures": [outcome for outcome in outcomes if "error" not in outcome],
-        "videos": [video for video in found_in_videos if "num_frames" in video],
+        "videos": [video for video in outcomes_of_videos if "num_frames" in video],
         "failed": [{"path": outcome["path"], "error": outcome["error"]} for outcome in failed],
     }
     # backslashreplace: a file name that is no Unicode becomes a JSON escape instead of an error
@@ -145,27 +143,126 @@ def command(
     write_bytes(out / RESULT_FILE, text)
     if as_json:
         print_json(content)
-    elif pictures:
-        num_detections = sum(len(picture["detections"]) for picture in content["pictures"])
+    elif images:
+        num_detections = sum(len(image["detections"]) for image in content["pictures"])
         click.echo(
             f"{counted(len(content['pictures']), 'image')}, {counted(num_detections, 'detection')} "
-            f"with a score of at least {threshold:.2f}, {len(pictures) / picture_s:.1f} images/s; "
+            f"with a score of at least {threshold:.2f}, {len(images) / images_s:.1f} images/s; "
             f"in {out}, all boxes in {out / RESULT_FILE}"
         )
     if videos and not as_json:
         click.echo(f"all boxes of the frames in {out / FRAMES_FILE}")
-    if any(video.get("stopped") for video in found_in_videos):
+    if any(video.get("stopped") for video in outcomes_of_videos):
         raise click.exceptions.Exit(STOPPED_BY_CTRL_C)
     if failed:
         names = ", ".join(printable_line(outcome["path"]) for outcome in failed[:MOST_NAMES])
         more = f" and {len(failed) - MOST_NAMES} more" if len(failed) > MOST_NAMES else ""
-        click.echo(f"{_how_many_failed(pictures, videos, failed)}: {names}{more}", err=True)
+        click.echo(f"{_how_many_failed(images, videos, failed)}: {names}{more}", err=True)
         raise click.exceptions.Exit(1)
+
+
+# Images -----------------------------------------------------------------------------------------------------
+
+
+def _predict_images(
+    detector: Detector,
+    images: Sequence[Source],
+    out: Path,
+    threshold: float,
+    draw: bool,
+    batch_size: int | None,
+    num_forks: int,
+    fabric: Fabric | None,
+) -> list[dict[str, Any]]:
+    """What `detections.json` says about each image, on the first process; each process predicts its share."""
+    from fcos.predict.device import gather
+
+    if fabric:
+        images = fabric.broadcast(images)
+    mine = range(len(images))[fabric.global_rank :: fabric.world_size] if fabric else range(len(images))
+    outcomes: list[tuple[int, dict[str, Any]]] = []
+    with progress_bar(len(mine), "predicting") as advance:
+        results = predict_images(
+            detector, [images[place] for place in mine], out, threshold, draw, batch_size, num_forks
+        )
+        for place, outcome in zip(mine, results, strict=True):
+            if "error" in outcome:
+                _report(outcome)
+            outcomes.append((place, outcome))
+            advance(1)
+    return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]
+
+
+def predict_images(
+    detector: Predictor,
+    images: Sequence[Source],
+    out: Path,
+    threshold: float,
+    draw: bool = True,
+    batch_size: int | None = None,
+    num_forks: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """What `detections.json` says about each image; its drawn copy is written.
+
+    For one that cannot be read: path and error.
+    """
+    from fcos.predict.detections import as_dicts
+    from fcos.predict.sources import read_picture
+    from fcos.predict.stream import predict_each
+
+    def outcome(source: Source, detections: Detections) -> dict[str, Any]:
+        assert detections.image is not None, "Detector.predict keeps the image"
+        about: dict[str, Any] = {"path": source.where}
+        if draw:
+            target = out / source.name
+            with explained(target, "make room on the disk, give another folder with --out, or --no-draw"):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                detections.draw().save(target, quality=JPEG_QUALITY)  # other formats ignore it
+            about["drawn"] = str(target)
+        about |= {"width": detections.image.width, "height": detections.image.height}
+        return about | {"detections": as_dicts(detections)}
+
+    results = predict_each(
+        detector,
+        images,
+        read_picture,
+        outcome,
+        score_threshold=threshold,
+        batch_size=batch_size,
+        num_processes=num_forks,
+    )
+    for source, result in zip(images, results, strict=True):
+        yield {"path": source.where, "error": result.what} if isinstance(result, DatasetError) else result
+
+
+# Processes that share the images ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _processes(device: str | list[int], num_processes: int) -> Iterator[tuple[torch.device, Fabric | None]]:
+    """The device of this process, and what connects it with the others that share the images, if any do."""
+    from fcos.predict.device import torch_device
+
+    many_devices = isinstance(device, list) and len(device) > 1
+    if not (many_devices or num_processes > 1 or was_started_with_others()):
+        yield torch_device(device), None
+        return
+    from fcos.train.devices import build_fabric  # one process does without Fabric
+    from fcos.train.launch import launched
+
+    fabric = build_fabric(device, num_processes, one_by_default=True)
+    with launched(fabric):
+        yield fabric.device, fabric
 
 
 def is_first_process() -> bool:
     """Whether this is the first process of all, before they are connected."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def was_started_with_others() -> bool:
+    """Whether torchrun or srun started several processes of this command."""
+    return any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 
 
 def can_fork(model: Path, device: str | list[int]) -> bool:
@@ -175,18 +272,20 @@ def can_fork(model: Path, device: str | list[int]) -> bool:
     the threads of an exported file's runtime do not live on in one.
     """
     from fcos.predict.device import choose_device
-    from fcos.train.launch import started_from_outside
     from fcos.weights.load import format_of
 
     on_cpu = choose_device(device)[0] == "cpu"
-    return sys.platform == "linux" and on_cpu and not format_of(model) and not started_from_outside()
+    return sys.platform == "linux" and on_cpu and not format_of(model) and not was_started_with_others()
 
 
-def usual_processes(num_pictures: int) -> int:
+def usual_processes(num_images: int) -> int:
     """The default number of processes."""
     import torch
 
-    return min(torch.get_num_threads(), MOST_PROCESSES) if num_pictures >= MANY_PICTURES else 1
+    return min(torch.get_num_threads(), MOST_PROCESSES) if num_images >= MANY_IMAGES else 1
+
+
+# Videos -----------------------------------------------------------------------------------------------------
 
 
 def check_video_options(videos: Sequence[Source], track: bool, every: int) -> None:
@@ -203,79 +302,35 @@ def check_video_options(videos: Sequence[Source], track: bool, every: int) -> No
         raise click.UsageError(f"{option} is for videos, but no source is a video.")
 
 
-def _search_pictures(
-    detector: Detector,
-    pictures: Sequence[Source],
-    out: Path,
-    threshold: float,
-    draw: bool,
-    batch_size: int | None,
-    num_forks: int,
-    fabric: Fabric,
-) -> list[dict[str, Any]]:
-    """The detections of each image, on the first process; each process predicts its share."""
-    from fcos.data.sampler import ShardSampler
-    from fcos.predict.detect import gather
-    from fcos.predict.pictures import search_pictures
-
-    size = batch_size or detector.group_size
-    batches = ShardSampler(len(pictures), size, fabric.global_rank, fabric.world_size)
-    mine = [place for batch in batches for place, _ in batch]
-    results = search_pictures(
-        detector,
-        [pictures[place] for place in mine],
-        out,
-        threshold,
-        draw=draw,
-        batch_size=batch_size,
-        num_processes=num_forks,
-    )
-    outcomes: list[tuple[int, dict[str, Any]]] = []
-    with progress_bar(len(mine), "detecting") as advance:
-        for place, outcome in zip(mine, results, strict=True):
-            if "error" in outcome:
-                _report(outcome)
-            outcomes.append((place, outcome))
-            advance(1)
-    return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]
-
-
-def _search_videos(
+def _predict_videos(
     detector: Detector, videos: Sequence[Source], out: Path, options: VideoOptions, *, to_stderr: bool
 ) -> list[dict[str, Any]]:
-    """The detections of each video; Ctrl-C stops after a frame and leaves complete files."""
-    from fcos.predict.pictures import FRAMES_FILE
-    from fcos.predict.video import search_video
-    from fcos.train.stop import StopSignal
+    """What `detections.json` says about each video; Ctrl-C stops after a frame and leaves complete files."""
+    from fcos.predict.sources import FRAMES_FILE
+    from fcos.predict.stop import StopSignal
+    from fcos.predict.video import predict_video
 
-    found: list[dict[str, Any]] = []
+    outcomes: list[dict[str, Any]] = []
     with StopSignal(after="frame") as stop, _lines_to(out / FRAMES_FILE) as lines:
         for video in videos:
             started_at = time.perf_counter()
-            with ExitStack() as stack:
-                advance = [lambda done: None]
-
-                def show(total: int | None, stack: ExitStack = stack, advance: list[Any] = advance) -> None:
-                    advance[0] = stack.enter_context(progress_bar(total, "detecting"))
-
-                try:
-                    about = search_video(
-                        detector,
-                        video,
-                        out / video.name,
-                        lines,
-                        options,
-                        on_open=show,
-                        on_frame=lambda advance=advance: advance[0](1),  # type: ignore[misc]
-                        is_stopped=lambda: stop.number != 0,
-                    )
-                except DatasetError as error:
-                    about = {"path": video.where, "error": error.what}
-            found.append(about)
+            try:
+                about = predict_video(
+                    detector,
+                    video,
+                    out / video.name,
+                    lines,
+                    options,
+                    progress=lambda num_frames: progress_bar(num_frames, "predicting"),
+                    is_stopped=lambda: stop.number != 0,
+                )
+            except DatasetError as error:
+                about = {"path": video.where, "error": error.what}
+            outcomes.append(about)
             _describe(about, time.perf_counter() - started_at, to_stderr=to_stderr)
             if stop.number:
                 break
-    return found
+    return outcomes
 
 
 @contextmanager
@@ -316,10 +371,10 @@ def _report(outcome: dict[str, Any]) -> None:
 
 
 def _how_many_failed(
-    pictures: Sequence[Source], videos: Sequence[Source], failed: Sequence[dict[str, Any]]
+    images: Sequence[Source], videos: Sequence[Source], failed: Sequence[dict[str, Any]]
 ) -> str:
-    if videos and not pictures:
+    if videos and not images:
         return f"{len(failed)} of {counted(len(videos), 'video')} could not be read in full"
     if videos:
-        return f"{len(failed)} of {len(pictures) + len(videos)} images and videos could not be read in full"
-    return f"{len(failed)} of {counted(len(pictures), 'image')} could not be read"
+        return f"{len(failed)} of {len(images) + len(videos)} images and videos could not be read in full"
+    return f"{len(failed)} of {counted(len(images), 'image')} could not be read"

@@ -95,10 +95,9 @@ def fuse_convolutions(network: nn.Module, levels: Sequence[int]) -> nn.Module:
         _leave_out_others(traced, levels)
         _fuse(traced)
         parts = first_layers_one_by_one(traced)
-        fused = parts if _same_features(network, parts, levels) else network
+        return parts if _same_features(network, parts, levels) else network
     except UNTRACEABLE:  # its forward pass depends on values, or is written in a way fx does not know
-        fused = network
-    return fused
+        return network
 
 
 def fuse_layers(module: nn.Module) -> None:

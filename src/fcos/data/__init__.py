@@ -1,7 +1,7 @@
 """From annotation files to batches.
 
 Read in this order: `annotations` (what a data set is), `registry` (what a format is), `formats/list` (the
-simplest one), `recognise`, `splits` and `convert` (what works for all formats; `formats` offers it), `image`
-(pixels), `check` (what may be wrong), then `dataset`, `transforms`, `batch`, `sampler` and `loader` (the way
-into the network). `text`, `numbers`, `names` and `image_files` are what the formats share.
+simplest one), `splits` and `convert` (what works for all formats; `formats` offers it), `image` (pixels),
+`check` (what may be wrong), then `batch`, `transforms` and `loader` (the way into the network). `text`,
+`numbers`, `names` and `image_files` are what the formats share.
 """

@@ -1,4 +1,7 @@
-"""A batch as it travels from the loader to the device: pixels in 0..255, padded, with its ground truth."""
+"""From a record to a batch: decode, turn upright, resize, augment, pad.
+
+A batch travels from the loader to the device with its pixels in 0..255, and its ground truth.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Real
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.image import DecodedImage, EnoughSize, read_image, read_reduced
+from fcos.data.transforms import EvalTransform, TrainTransform, pad, same_padded_size
 
 
 @dataclass(frozen=True)
@@ -99,26 +108,81 @@ class Batch:
         )
 
 
-def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
-    """Smallest height, width that hold every image and divide by `multiple`."""
-    height = max(size[0] for size in sizes_hw)
-    width = max(size[1] for size in sizes_hw)
-    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+class TrainDataset(Dataset[Sample]):
+    """Training samples; the same (index, position) gives the same sample, in any process.
 
-
-def split_by_size(
-    samples: Sequence[Sample], multiple: int, max_pixels: int | None = None
-) -> list[list[Sample]]:
-    """Samples of one padded size together; alone those of more than `max_pixels`.
-
-    More padding would change the detections: group norm counts it.
+    Args:
+        annotations: of the training images; crowd regions are no targets.
+        transform: resizing and augmentation.
+        seed: of the augmentation.
+        batch_size: images of one optimizer step; what augmentation draws for a whole step, they share.
     """
-    groups: dict[object, list[Sample]] = {}
-    for sample in samples:
-        size_hw = padded_size([_size_hw(sample)], multiple)
-        key = size_hw if max_pixels is None or math.prod(size_hw) <= max_pixels else sample.position
-        groups.setdefault(key, []).append(sample)
-    return list(groups.values())
+
+    def __init__(
+        self, annotations: Annotations, transform: TrainTransform, seed: int, batch_size: int
+    ) -> None:
+        self.annotations, self.transform = annotations, transform
+        self.seed, self.batch_size = seed, batch_size
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        index, position = place
+        record = self.annotations[index]
+        decoded, truth = read_sample(record, self.transform.enough)
+        with torch.random.fork_rng(devices=[]):
+            turned = self.transform.augment.quarter_turns and self._turns(position // self.batch_size)
+            # torch.manual_seed keeps a stack trace for GPUs: a third of the time of a small image
+            torch.default_generator.manual_seed(stream_seed(self.seed, position))
+            image, boxes, labels = self.transform(
+                decoded.pixels, truth.boxes_xyxy, truth.labels, turned=turned
+            )
+        return Sample(image, GroundTruth(boxes, labels), record.image_id, decoded.size_hw, position)
+
+    def _turns(self, step: int) -> bool:
+        """Whether the images of a step are turned; another stream of seeds than that of positions."""
+        return stream_seed(self.seed, -1 - step) % 2 == 1
+
+
+def stream_seed(seed: int, position: int) -> int:
+    """A seed for (seed, position); mixed, so that neighbours have nothing in common."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (mixed ^ (mixed >> 31)) % 2**63
+
+
+class EvalDataset(Dataset[Sample]):
+    """Evaluation samples: resized only, no ground truth (the metric reads it from the annotations)."""
+
+    def __init__(self, annotations: Annotations, transform: EvalTransform) -> None:
+        self.annotations, self.transform = annotations, transform
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        index, position = place
+        record = self.annotations[index]
+        image = read_image(record.path)
+        nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        return Sample(
+            self.transform(image), nothing, record.image_id, (image.shape[1], image.shape[2]), position
+        )
+
+
+def read_sample(record: Record, enough: EnoughSize | None = None) -> tuple[DecodedImage, GroundTruth]:
+    """Upright image (`enough` as in `read_reduced`) and its boxes to learn from, without crowd regions.
+
+    Boxes are clipped to the image and in the frame of its pixels, reduced or not.
+    """
+    decoded = read_reduced(record.path, enough)
+    height, width = decoded.size_hw
+    learned = ~record.is_crowd
+    boxes = record.boxes_xyxy[learned].clip(0, (width, height, width, height))
+    boxes = decoded.boxes_in_pixels(boxes).astype(np.float32)
+    return decoded, GroundTruth(torch.from_numpy(boxes), torch.from_numpy(record.labels[learned]))
 
 
 def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> Batch:
@@ -126,15 +190,11 @@ def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -
 
     With `shared` memory, a loader's process hands a batch to the main process without a copy.
     """
-    sizes = tuple(_size_hw(sample) for sample in samples)
-    height, width = padded_size(sizes, multiple)
     zeros = _shared_zeros if shared else torch.zeros
-    images = zeros((len(samples), height, width, 3), dtype=samples[0].image.dtype).permute(0, 3, 1, 2)
-    for place, sample, (h, w) in zip(images, samples, sizes, strict=True):
-        place[:, :h, :w] = sample.image
+    images, sizes_hw = pad([sample.image for sample in samples], multiple, zeros)
     return Batch(
         images,
-        torch.tensor(sizes),
+        sizes_hw,
         tuple(s.ground_truth for s in samples),
         tuple(s.image_id for s in samples),
         torch.tensor([s.original_size_hw for s in samples]),
@@ -143,12 +203,10 @@ def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -
 
 
 def collate_by_size(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> list[Batch]:
-    """A batch for each padded size among the samples; see `split_by_size` and `collate`."""
-    return [collate(group, multiple, shared=shared) for group in split_by_size(samples, multiple)]
-
-
-def _size_hw(sample: Sample) -> tuple[int, int]:
-    return int(sample.image.shape[1]), int(sample.image.shape[2])
+    """A batch for each padded size among the samples; see `same_padded_size` and `collate`."""
+    sizes_hw = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
+    groups = same_padded_size(sizes_hw, multiple)
+    return [collate([samples[i] for i in group], multiple, shared=shared) for group in groups]
 
 
 def _shared_zeros(shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, select
-from fcos.data.counts import Counts, count, image_of_box
 from fcos.data.image import NOT_FOUND, Header, read_header, upright
 from fcos.data.registry import BoxPlace, Format, format_named
+from fcos.data.summary import Counts, count, image_of_box
 from fcos.data.text import number_text, shown
 from fcos.errors import DatasetError
 from fcos.terminal import counted

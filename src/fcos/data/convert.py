@@ -12,8 +12,7 @@ import numpy as np
 from fcos.data.annotations import Annotations
 from fcos.data.image_files import common_root
 from fcos.data.names import check_names
-from fcos.data.recognise import read_annotations
-from fcos.data.registry import Format, format_named
+from fcos.data.registry import Format, format_named, read_annotations
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
 from fcos.files import check_writable

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -330,3 +330,52 @@ def _to_tensor(image: Image.Image) -> Tensor:
         bottom = min(top + STRIP_ROWS, image.height)
         pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def pixels_of(image: object) -> Tensor:
+    """An image as an upright RGB uint8 tensor `(3, height, width)` on the CPU, channels last in memory.
+
+    Raises:
+        DatasetError: a file that cannot be read, or an array that is not such an image.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_pixels(image)
+    if isinstance(image, np.ndarray | Tensor):
+        _check_array(image)
+        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+        if values.ndim == 2:
+            values = values[..., None]
+        elif isinstance(image, Tensor):
+            values = values.transpose(1, 2, 0)
+        values = values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2)
+        return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # a copy: may be read-only
+    raise DatasetError(
+        f"an image cannot be a {type(image).__name__}",
+        fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
+        "or a list of them",
+    )
+
+
+def _check_array(image: NDArray[Any] | Tensor) -> None:
+    """Refuse what is not a uint8 image: a guess would sometimes be wrong, unnoticed."""
+    shape, dtype = tuple(image.shape), image.dtype
+    is_array = isinstance(image, np.ndarray)
+    kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
+    num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
+    if num_channels not in (1, 3, 4):
+        hint = "; of a batch, list(batch) makes a list of images" if len(shape) == 4 else ""
+        raise DatasetError(
+            f"an image given as {kind} has shape {layout}, RGB, or (height, width), grey; this one has "
+            f"{shape} and dtype {dtype}",
+            fix=f"reorder its axes{hint}",
+        )
+    if dtype not in (np.uint8, torch.uint8):
+        raise DatasetError(
+            f"an image given as {kind} has dtype uint8, values 0 to 255; this one has {dtype} and shape "
+            f"{shape}",
+            fix="undo its normalisation and convert it; values in [0, 1] times 255, then to uint8",
+        )
+    if 0 in shape:
+        raise DatasetError(f"an image needs pixels; this one has shape {shape}", fix="leave it out")

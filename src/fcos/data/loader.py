@@ -1,33 +1,83 @@
-"""Data loaders: workers that decode while the network computes."""
+"""Settings to loaders, and the order of the data: a function of (seed, position) only.
+
+A training is one endless stream of positions; position p is image ``epoch_order(seed, p // n)[p % n]``.
+Step s takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them.
+To resume is to start at another position. (Framework samplers pad the last batch by repeating images, count
+epochs from 0 after a restart, or divide an incomplete window by the wrong number; none of that can happen
+here.)
+"""
 
 from __future__ import annotations
 
-import atexit
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from itertools import chain
-from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
-from weakref import WeakSet
 
 import torch
-from torch.utils.data import DataLoader
+from jaxtyping import Bool, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 
-from fcos.data.batch import Batch, collate, collate_by_size
-from fcos.data.dataset import EvalDataset, TrainDataset
-from fcos.data.sampler import ShardSampler, StreamSampler
-from fcos.errors import FcosError, TrainingError
-
-T = TypeVar("T", covariant=True)
-Item = TypeVar("Item")
+from fcos.config import TrainConfig
+from fcos.config.conventions import CONVENTIONS
+from fcos.data.annotations import Annotations
+from fcos.data.augmentation import build_policy
+from fcos.data.batch import (
+    Batch,
+    EvalDataset,
+    TrainDataset,
+    collate,
+    collate_by_size,
+    stream_seed,
+)
+from fcos.data.transforms import EvalTransform, TrainTransform, padded_size
+from fcos.data.workers import Loader, SplitLoader, start_worker
 
 PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up
-SECONDS_TO_END = 3.0  # that a worker has to finish its image
 
-_running: WeakSet[Any] = WeakSet()  # iterators over loaders with workers
+
+def build_eval_transform(config: TrainConfig) -> EvalTransform:
+    """Resizing for evaluation and prediction."""
+    conventions = CONVENTIONS[config.rules]
+    return EvalTransform(config.short_side, config.view_size, conventions.size, conventions.resize)
+
+
+def build_train_transform(config: TrainConfig) -> TrainTransform:
+    """Resizing and augmentation for training."""
+    return TrainTransform(
+        config.short_side,
+        config.view_size,
+        scale_min=config.img_scale_min,
+        horizontal_flip=config.horizontal_flip,
+        augment=build_policy(config.augmentation),
+        min_area=config.boxarea_th,
+        size=CONVENTIONS[config.rules].size,
+        method=CONVENTIONS[config.rules].resize,
+        reduced_decode=config.reduced_decode,
+    )
+
+
+def build_train_loader(
+    config: TrainConfig, annotations: Annotations, *, micro_batch: int, rank: int, world: int, start_step: int
+) -> DataLoader[Batch]:
+    """Endless micro-batches of one device, from an optimizer step on."""
+    dataset = TrainDataset(annotations, build_train_transform(config), config.seed, config.nbatch_train)
+    is_wide = torch.from_numpy(annotations.sizes_hw[:, 1] > annotations.sizes_hw[:, 0])
+    sampler = StreamSampler(is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step)
+    return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
+
+
+def build_eval_loader(
+    config: TrainConfig, annotations: Annotations, batch_size: int, *, rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """Every image once, over all devices; up to `batch_size` images of one padded size in a forward pass."""
+    transform = build_eval_transform(config)
+    dataset = EvalDataset(annotations, transform)
+    padded_sizes = [
+        padded_size([transform.resized_size((height, width))], PADDING_MULTIPLE) if height > 0 else None
+        for height, width in annotations.sizes_hw.tolist()
+    ]
+    sampler = ShardSampler(len(annotations), batch_size, rank, world, kinds=padded_sizes)
+    return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
 
 
 def build_loader(
@@ -55,130 +105,108 @@ def build_loader(
     )
 
 
-class Loader(DataLoader[T]):
-    """Says nothing of more workers than cores: `train/throughput.py` says it in a line, once."""
+class StreamSampler(Sampler[list[tuple[int, int]]]):
+    """Micro-batches of one device, without end: lists of (image index, position).
 
-    def check_worker_number_rationality(self) -> None:
-        """Do nothing."""
-
-    def __iter__(self) -> Any:
-        """As PyTorch's; what runs is remembered, so that its workers end with this process at the latest."""
-        iterator = super().__iter__()
-        if self.num_workers:
-            _running.add(iterator)
-        return iterator
-
-
-@contextmanager
-def loading(loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
-    """The batches of a loader, whose workers end with the block, whatever happens in it.
-
-    Raises:
-        FcosError: what a worker said, as it would have been said without workers.
-        TrainingError: a worker was killed.
-    """
-    batches = iter(loader)
-    try:
-        yield batches
-    except FcosError as error:
-        if (plain := _as_said(error)) is error:
-            raise
-        raise plain from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise _lost_worker(error) from error
-    finally:
-        end_workers(batches)
-
-
-def end_workers(batches: Any) -> None:
-    """End the workers of an iterator over a loader.
-
-    They ignore SIGTERM, which is how Python ends them at exit, before it waits for them without end. And one
-    that was killed may have held the lock of the queue on which the others then wait.
-    """
-    batches = batches.lists if isinstance(batches, OneByOne) else batches
-    workers: list[BaseProcess] = list(getattr(batches, "_workers", ()))
-    if not workers:
-        return
-    if batches._worker_pids_set:  # else PyTorch takes their end for an error
-        torch._C._remove_worker_pids(id(batches))
-        batches._worker_pids_set = False
-    killer = threading.Timer(SECONDS_TO_END, _kill, [workers])
-    killer.daemon = True
-    killer.start()
-    try:
-        batches._shutdown_workers()
-    finally:
-        killer.cancel()
-        _kill(workers)
-
-
-def _kill(workers: list[BaseProcess]) -> None:
-    for worker in workers:
-        worker.kill()
-
-
-@atexit.register  # runs before multiprocessing's own, which was registered earlier
-def _end_all() -> None:
-    for batches in list(_running):
-        end_workers(batches)
-
-
-def _as_said(error: FcosError) -> FcosError:
-    """An error without the traceback of the worker that PyTorch puts around its message."""
-    kind = type(error)
-    _, is_of_worker, said = error.what.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
-    if not is_of_worker or "in DataLoader worker process" not in error.what:
-        return error
-    what, _, rest = said.strip().partition("\n  in: ")
-    where, _, fix = rest.partition("\n  fix: ")
-    if not rest:
-        what, _, fix = what.partition("\n  fix: ")
-    return kind(what, where=where, fix=fix)
-
-
-def _lost_worker(error: RuntimeError) -> TrainingError:
-    """One message for the ways in which PyTorch says that a worker has died."""
-    out_of_shared = "shared memory" in str(error) or "Bus error" in str(error)
-    return TrainingError(
-        "a process that loads images was killed",
-        where="num_workers",
-        fix="the shared memory is full: fewer num_workers, or a larger /dev/shm (docker run --shm-size 8g)"
-        if out_of_shared
-        else "the system kills processes when memory runs out: give fewer num_workers, or 0",
-    )
-
-
-class SplitLoader(Loader[Batch]):
-    """Gives the batches of each list that its `collate_fn` makes, one by one."""
-
-    def __iter__(self) -> Any:
-        """An iterator of ours over PyTorch's."""
-        return OneByOne(super().__iter__())
-
-
-class OneByOne(Iterator[Item]):
-    """The items of an iterator's lists.
-
-    Attributes:
-        lists: the iterator, which may have workers.
+    Args:
+        is_wide: which images of the training set are wider than high; those of a step are alike, as far as
+            possible, since they are padded to one size.
+        batch_size: images of one optimizer step over all devices.
+        micro_batch: images of one forward pass on one device.
+        seed: of the order.
+        rank: of this device.
+        world: number of devices.
+        start_step: first optimizer step.
     """
 
-    def __init__(self, lists: Iterator[Iterable[Item]]) -> None:
-        self.lists = lists
-        self._items = chain.from_iterable(lists)
+    def __init__(
+        self,
+        is_wide: Bool[Tensor, " images"],
+        batch_size: int,
+        micro_batch: int,
+        seed: int,
+        rank: int,
+        world: int,
+        start_step: int = 0,
+    ) -> None:
+        self.is_wide, self.batch_size, self.micro_batch = is_wide, batch_size, micro_batch
+        self.seed, self.rank, self.world, self.start_step = seed, rank, world, start_step
 
-    def __next__(self) -> Item:
-        return next(self._items)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        num_images, share = len(self.is_wide), self.batch_size // self.world
+        step, epoch, order = self.start_step, -1, torch.empty(0)
+        while True:
+            first = step * self.batch_size + self.rank * share
+            micro: list[tuple[int, int]] = []
+            for position in range(first, first + share):
+                if position // num_images != epoch:
+                    epoch = position // num_images
+                    order = epoch_order(self.is_wide, self.batch_size, self.seed, epoch)
+                micro.append((int(order[position % num_images]), position))
+                if len(micro) == self.micro_batch:
+                    yield micro
+                    micro = []
+            step += 1
 
 
-def start_worker(worker_id: int) -> None:
-    """Leave the signals to the main process.
+def epoch_order(
+    is_wide: Bool[Tensor, " images"], batch_size: int, seed: int, epoch: int
+) -> Int64[Tensor, " images"]:
+    """The permutation of one pass over the data: steps of wide and of high images, in random order.
 
-    Ctrl-C reaches every process of the terminal, and job schedulers send SIGTERM to all processes of a job:
-    the main process decides when to stop, and needs its workers until then.
+    Mixed are only the step that the pass before has begun, and what is left at the end.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    random = torch.Generator().manual_seed(stream_seed(seed, epoch))
+    num_images = len(is_wide)
+    order = torch.randperm(num_images, generator=random)
+    begun = -epoch * num_images % batch_size
+    rest = order[begun:]
+    steps, left = [], []
+    for alike in (rest[is_wide[rest]], rest[~is_wide[rest]]):
+        num_whole = len(alike) // batch_size * batch_size
+        steps.append(alike[:num_whole].reshape(-1, batch_size))
+        left.append(alike[num_whole:])
+    whole = torch.cat(steps)
+    whole = whole[torch.randperm(len(whole), generator=random)]
+    return torch.cat([order[:begun], whole.flatten(), *left])
+
+
+class ShardSampler(Sampler[list[tuple[int, int]]]):
+    """Every image exactly once over all devices: batches of (image index, position) of one device.
+
+    Whole batches are dealt out, so that their images, and with them rounding, are the same on any number of
+    devices.
+
+    Args:
+        num_images: in all.
+        batch_size: images of a full batch.
+        rank: of this device.
+        world: number of devices.
+        kinds: of each image; those of a batch are of one kind. None: all are.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        kinds: Sequence[Hashable] | None = None,
+    ) -> None:
+        images_of: dict[Hashable, list[int]] = {}
+        for index in range(num_images):
+            images_of.setdefault(kinds and kinds[index], []).append(index)
+        batches = [
+            images[first : first + batch_size]
+            for images in images_of.values()
+            for first in range(0, len(images), batch_size)
+        ]
+        self.mine = sorted(batches)[rank::world]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.mine:
+            yield [(index, index) for index in batch]
+
+    def __len__(self) -> int:
+        return len(self.mine)

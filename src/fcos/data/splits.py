@@ -13,8 +13,7 @@ import numpy as np
 from fcos.data.annotations import Annotations
 from fcos.data.annotations import select as select
 from fcos.data.image_files import names_in
-from fcos.data.recognise import recognise
-from fcos.data.registry import format_named
+from fcos.data.registry import format_named, recognise
 from fcos.errors import DatasetError
 
 # Words in file names. "trainval" stands for training only where it has no parts (see pick).

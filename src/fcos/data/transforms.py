@@ -1,7 +1,8 @@
 """Pixels and boxes together: resizing for every image, augmentation for training.
 
-Geometry is torchvision's (`transforms.v2` on `tv_tensors`), drawn from torch's generator, which the data
-set seeds from (seed, position in the stream). Pixels stay bytes, channels last, up to the network.
+Pixels stay bytes, channels last, up to the network. The ways of resizing differ by up to dozens of grey
+levels at edges (antialiased or not), and their rounding by one pixel: enough to move published scores. Each
+is exact to the last bit against its original.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional
 from jaxtyping import Float, Int64, UInt8
+from PIL import Image as PilImage
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from fcos.config.conventions import ResizeMethod, SizeRule
-from fcos.data.color import ColorChange
-from fcos.data.resize import Resized, resize, resized_size
-from fcos.errors import ConfigError
+from fcos.data.augmentation import NO_AUGMENTATION, Augmentation
 
 Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]
 Labels = Int64[Tensor, " boxes"]
 Augmented = tuple[Image, Float[Tensor, "kept 4"], Int64[Tensor, " kept"]]
+Resized = UInt8[Tensor, "3 _ _"] | Float[Tensor, "3 _ _"]
+
 
 # An image is decoded no smaller than this times the size that it is resized to: reduced and full decoding
 # then differ by one grey level in the mean; by two and a half at 1.0 (docs/data.md).
@@ -57,23 +61,6 @@ class EvalTransform:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """A policy.
-
-    Attributes:
-        geometry: moves pixels and boxes; a torchvision v2 transform of the original image.
-        color: changes pixels alone, before or after resizing, whichever is on fewer pixels.
-        quarter_turns: turn all images of half of the steps by 90 degrees.
-        smallest_crop: share of each side that `geometry` leaves at least.
-    """
-
-    geometry: v2.Transform | None = None
-    color: Callable[[Image], Image] | None = None
-    quarter_turns: bool = False
-    smallest_crop: float = 1.0
-
-
-@dataclass(frozen=True)
 class TrainTransform:
     """Augmentation, resizing at a random scale, mirror.
 
@@ -93,7 +80,7 @@ class TrainTransform:
     longest_side: int
     scale_min: float = 1.0
     horizontal_flip: bool = True
-    augment: Augmentation = Augmentation()
+    augment: Augmentation = NO_AUGMENTATION
     min_area: float = 0.0
     size: SizeRule = "round"
     method: ResizeMethod = "antialiased"
@@ -172,73 +159,122 @@ def _areas(boxes_xyxy: Boxes) -> Float[Tensor, " boxes"]:
     return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(dim=1)
 
 
-class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Crop a part of the same shape, anywhere. (RandomIoUCrop of SSD crops harder and costs far more.)
+def resized_size(
+    size_hw: tuple[int, int], short_side: int | None, longest_side: int, rule: SizeRule = "round"
+) -> tuple[int, int]:
+    """Height, width after resizing (the papers' rule).
 
-    With a shape of its own, each image would be padded to the widest and the highest of its batch: on BCCD
-    that was 60 % more pixels.
+    The shorter side becomes `short_side`, or less where the longer would pass `longest_side`; without
+    `short_side` the longer becomes `longest_side`.
 
     Args:
-        smallest: share of each side that is left at least.
+        size_hw: of the image.
+        short_side: pixels, or None.
+        longest_side: pixels.
+        rule: "round" to the nearest (ours, detectron2, mmdetection); "floor" (torchvision); "truncate": the
+            shorter side is rounded, then the longer is cut off (official code; it may pass `longest_side`).
     """
-
-    def __init__(self, smallest: float) -> None:
-        super().__init__()
-        self.smallest = smallest
-
-    def make_params(self, flat_inputs: Sequence[object]) -> dict[str, int]:
-        """Place and size of the crop."""
-        height, width = v2.functional.get_size(flat_inputs[0])
-        size, down, right = torch.rand(3).tolist()
-        share = self.smallest + (1 - self.smallest) * size
-        new_height, new_width = max(1, round(height * share)), max(1, round(width * share))
-        top, left = int(down * (height - new_height + 1)), int(right * (width - new_width + 1))
-        return {"top": top, "left": left, "height": new_height, "width": new_width}
-
-    def transform(self, inpt: object, params: dict[str, int]) -> object:
-        """Crop an image, or move boxes along."""
-        if isinstance(inpt, tv_tensors.BoundingBoxes):
-            shift = torch.tensor([params["left"], params["top"]]).repeat(2)
-            return tv_tensors.wrap(inpt - shift, like=inpt, canvas_size=(params["height"], params["width"]))
-        return v2.functional.crop(inpt, **params)
+    if rule == "truncate" and short_side is not None:
+        return _truncated_size(size_hw, short_side, longest_side)
+    scale = longest_side / max(size_hw)
+    if short_side is not None:
+        scale = min(scale, short_side / min(size_hw))
+    half = 0.0 if rule == "floor" else 0.5
+    return max(1, int(size_hw[0] * scale + half)), max(1, int(size_hw[1] * scale + half))
 
 
-SMALLEST_CROP = {"standard": 0.6, "overhead": 0.6, "strong": 0.4}  # share of each side
+def _truncated_size(size_hw: tuple[int, int], short_side: int, longest_side: int) -> tuple[int, int]:
+    low, high = min(size_hw), max(size_hw)
+    if high / low * short_side > longest_side:
+        short_side = round(longest_side * low / high)
+    long_side = int(short_side * high / low)
+    return (short_side, long_side) if size_hw[0] <= size_hw[1] else (long_side, short_side)
 
 
-def _sometimes(transform: v2.Transform, p: float) -> v2.Transform:
-    return v2.RandomApply([transform], p=p)
+def resize(image: Image, size_hw: tuple[int, int], method: ResizeMethod = "antialiased") -> Resized:
+    """Bilinear.
 
-
-def _geometry(name: str) -> list[v2.Transform]:
-    if name == "standard":
-        return [_sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.5)]
-    if name == "overhead":
-        return [v2.RandomVerticalFlip(0.5), _sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.5)]
-    zoom_out = v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=0.25)
-    return [
-        zoom_out,
-        _sometimes(v2.RandomRotation(10, fill=127), 0.3),
-        _sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.6),
-    ]
-
-
-POLICIES = {
-    "color": "brightness, contrast, saturation",
-    "standard": "color, and crops of at least 60 % of each side",
-    "strong": "color, smaller crops, zooming out, rotation by up to 10 degrees",
-    "overhead": "standard, quarter turns and mirrors: for images without up and down, as from a microscope",
-}
-
-
-def build_policy(name: bool | str) -> Augmentation:
-    """The augmentation of this name; True is "standard", False none."""
-    if name is False:
-        return Augmentation()
-    key = "standard" if name is True else name
-    if key not in POLICIES:
-        raise ConfigError(f'"augmentation": there is no policy "{key}"', fix=f"one of {', '.join(POLICIES)}")
-    geometry = None if key == "color" else v2.Compose(_geometry(key))
-    return Augmentation(
-        geometry, ColorChange(), quarter_turns=key == "overhead", smallest_crop=SMALLEST_CROP.get(key, 1.0)
+    Args:
+        image: its pixels.
+        size_hw: wanted.
+        method: "antialiased" (torchvision on uint8, ours; one value in 400 is 1 off Pillow's); "pillow"
+            (detectron2, AdelaiDet, official code); "opencv": not antialiased (mmdetection); "float": not
+            antialiased and not rounded (torchvision's detectors).
+    """
+    if tuple(image.shape[1:]) == tuple(size_hw):
+        return image
+    if method == "opencv":
+        return _resize_as_opencv(image, size_hw)
+    if method == "float":
+        floats = image[None].float()
+        return torch.nn.functional.interpolate(floats, list(size_hw), mode="bilinear", align_corners=False)[0]
+    if method == "pillow":
+        pil_image = PilImage.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        resized = pil_image.resize((size_hw[1], size_hw[0]), PilImage.Resampling.BILINEAR)
+        return v2.functional.pil_to_tensor(resized)  # type: ignore[no-any-return]
+    smooth: Tensor = F.resize(
+        image, list(size_hw), interpolation=v2.InterpolationMode.BILINEAR, antialias=True
     )
+    return smooth
+
+
+def _resize_as_opencv(image: Image, size_hw: tuple[int, int]) -> Image:
+    """OpenCV's INTER_LINEAR on uint8, which computes in whole numbers: weights have 11 bits."""
+    low, high, weight_low, weight_high = _opencv_weights(image.shape[2], size_hw[1])
+    pixels = image.int()
+    rows = (pixels[:, :, low] * weight_low + pixels[:, :, high] * weight_high) >> 4
+    low, high, weight_low, weight_high = _opencv_weights(image.shape[1], size_hw[0])
+    above = (rows[:, low] * weight_low[:, None]) >> 16
+    below = (rows[:, high] * weight_high[:, None]) >> 16
+    return ((above + below + 2) >> 2).to(torch.uint8)
+
+
+def _opencv_weights(old: int, new: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index and weight (of 2048) of the two old pixels that each new pixel of a row lies between."""
+    place = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
+    low = place.floor()
+    share = torch.where((low < 0) | (low >= old - 1), 0.0, place - low)
+    index = low.clamp(0, old - 1).long()
+    weights = ((1 - share) * 2048).round().int(), (share * 2048).round().int()
+    return index, (index + 1).clamp(max=old - 1), *weights
+
+
+# Padding ----------------------------------------------------------------------------------------------------
+
+
+def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
+    """Smallest height, width that hold every image and divide by `multiple`."""
+    height = max(size[0] for size in sizes_hw)
+    width = max(size[1] for size in sizes_hw)
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def same_padded_size(
+    sizes_hw: Sequence[tuple[int, int]], multiple: int, max_pixels: int | None = None
+) -> list[list[int]]:
+    """Indices of images of one padded size together; alone those of more than `max_pixels`.
+
+    More padding would change the detections: group norm counts it.
+    """
+    groups: dict[object, list[int]] = {}
+    for index, size_hw in enumerate(sizes_hw):
+        padded_hw = padded_size([size_hw], multiple)
+        is_alone = max_pixels is not None and math.prod(padded_hw) > max_pixels
+        groups.setdefault(index if is_alone else padded_hw, []).append(index)
+    return list(groups.values())
+
+
+def pad(
+    images: Sequence[Tensor], multiple: int, zeros: Callable[..., Tensor] = torch.zeros
+) -> tuple[Tensor, Tensor]:
+    """Pad at the bottom and right to one size that divides by `multiple`; channels last in memory.
+
+    Returns:
+        images `(N, 3, H, W)`, and `(N, 2)` int64 height, width of each inside the padding.
+    """
+    sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = padded_size(sizes_hw, multiple)
+    padded = zeros((len(images), height, width, 3), dtype=images[0].dtype).permute(0, 3, 1, 2)
+    for place, image, (h, w) in zip(padded, images, sizes_hw, strict=True):
+        place[:, :h, :w] = image
+    return padded, torch.tensor(sizes_hw)

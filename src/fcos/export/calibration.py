@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from fcos.config import TrainConfig
-from fcos.data.batch import GroundTruth, Sample, collate
-from fcos.data.build import build_eval_transform
 from fcos.data.image import read_image
-from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
+from fcos.data.transforms import pad
 from fcos.export.card import input_dtype
 from fcos.export.graph import INPUTS
 
@@ -51,12 +50,10 @@ class Calibration:
 
     def __iter__(self) -> Iterator[Inputs]:
         transform, dtype = build_eval_transform(self.config), getattr(torch, input_dtype(self.config))
-        nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         for path in self.images[: len(self)]:
             image = read_image(path)
-            sample = Sample(transform(image), nothing, 0, (image.shape[1], image.shape[2]), 0)
-            batch = collate([sample], PADDING_MULTIPLE)
-            tensors = (batch.images.to(dtype), batch.sizes_hw, batch.original_sizes_hw)
+            images, sizes_hw = pad([transform(image)], PADDING_MULTIPLE)
+            tensors = images.to(dtype), sizes_hw, torch.tensor([image.shape[1:]])
             yield {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
 
 

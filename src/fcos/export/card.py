@@ -70,6 +70,11 @@ class ExportCard:
     notes: tuple[str, ...] = ()
 
 
+def cannot_open(path: Path, how: str, reason: str, fix: str = GIVE) -> WeightsError:
+    """The error for a file that its library refuses."""
+    return WeightsError(f"{path.name} cannot be opened {how}: {reason}", where=str(path), fix=fix)
+
+
 def input_dtype(config: TrainConfig) -> Literal["uint8", "float32"]:
     """What the graph takes: bytes, except where resizing does not round."""
     return "float32" if CONVENTIONS[config.rules].resize == "float" else "uint8"

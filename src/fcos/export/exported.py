@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +12,12 @@ import torch
 from torch import Tensor
 
 from fcos.config import TrainConfig
-from fcos.data.batch import Batch
-from fcos.errors import DeviceError, WeightsError
+from fcos.errors import WeightsError
 from fcos.export.card import GIVE, ExportCard, from_metadata, input_dtype
 from fcos.export.formats import FORMATS
-from fcos.files import check_regular
+from fcos.files import check_regular, first_line_of
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.backend import calls_of_cpu
-from fcos.predict.predictor import Predictor
+from fcos.predict.predictor import Backend
 from fcos.terminal import counted
 from fcos.weights.load import ExportFormat, LoadedModel, format_of, load_model, settings_of_card
 from fcos.weights.model_file import ModelCard
@@ -41,9 +38,9 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ExportedModel:
-    """An exported file, ready to use.
+@dataclass(frozen=True, eq=False)
+class ExportedModel(Backend):
+    """An exported file, which predicts like a network.
 
     Attributes:
         runner: of its graph.
@@ -58,6 +55,9 @@ class ExportedModel:
     export: ExportCard
     path: Path
     format: ExportFormat
+
+    device = torch.device("cpu")
+    batch_size = group_size = BATCH_SIZE
 
     @property
     def card(self) -> ModelCard:
@@ -79,80 +79,50 @@ class ExportedModel:
         """Of the network that it was made from."""
         return self.export.num_parameters
 
-    def backend(self, device: torch.device) -> ExportedBackend:
-        """What a `Predictor` runs."""
-        if device.type != "cpu":
-            raise DeviceError(
-                f"an exported file runs on the CPU, not on {device}",
-                where=str(self.path),
-                fix='give --device cpu (in Python device="cpu"), or the model file that it was made from',
-            )
-        return ExportedBackend(self)
-
-
-class ExportedBackend:
-    """Runs an exported file; see `fcos.predict.backend.Backend`."""
-
-    device = torch.device("cpu")
-    usual_batch_size = group_size = BATCH_SIZE
-
-    def __init__(self, exported: ExportedModel) -> None:
-        self._exported = exported
-        self._dtype = getattr(torch, input_dtype(exported.config))
-
-    @property
-    def calls_at_once(self) -> int:
-        """One for each core, within limits."""
-        return calls_of_cpu()
-
     @cached_property
-    def side_by_side(self) -> ExportedBackend:
-        """See `fcos.predict.backend.Backend`."""
+    def side_by_side(self) -> ExportedModel:
+        """See `Backend`."""
         if self.calls_at_once == 1:
             return self
-        runner = self._exported.runner.side_by_side(self.calls_at_once)
-        return ExportedBackend(replace(self._exported, runner=runner))
+        return replace(self, runner=self.runner.side_by_side(self.calls_at_once))
 
-    def with_agnostic_nms(self, agnostic_nms: bool) -> ExportedBackend:
+    def with_agnostic_nms(self, agnostic_nms: bool) -> ExportedModel:
         """Itself: NMS is in the graph."""
-        if agnostic_nms != self._exported.config.agnostic_nms:
+        if agnostic_nms != self.config.agnostic_nms:
             is_, option = ("within each class", "with") if agnostic_nms else ("over all classes", "without")
             raise WeightsError(
                 f"the NMS of an exported file cannot be changed; this one's is {is_}",
-                where=str(self._exported.path),
+                where=str(self.path),
                 fix=f"export the model again, {option} --agnostic-nms, or load the model file",
             )
         return self
 
-    def detect(
-        self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None
-    ) -> list[tuple[int, ImageDetections]]:
-        """Detections of every image of the batches, with its image id."""
-        found: list[tuple[int, ImageDetections]] = []
-        for batch in batches:
-            outputs = self._run(batch.images.to(self._dtype), batch.sizes_hw, batch.original_sizes_hw)
-            found += zip(batch.image_ids, _by_image(outputs, len(batch)), strict=True)
-            on_batch(len(batch))
-        return found
+    def detect_batch(
+        self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
+    ) -> list[ImageDetections]:
+        """See `Backend`."""
+        dtype = getattr(torch, input_dtype(self.config))
+        return _by_image(self._run(images.to(dtype), sizes_hw, original_sizes_hw), len(images))
 
     def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Boxes, scores, labels (checked: of the file's classes) and image index."""
-        path, num_classes = self._exported.path, len(self._exported.card.class_names)
+        num_classes = len(self.card.class_names)
         try:
-            outputs = self._exported.runner(*inputs)
+            outputs = self.runner(*inputs)
             boxes, scores, labels, image = outputs
             fits = len(boxes) == len(scores) == len(labels) == len(image) and boxes.shape[1:] == (4,)
             fits = fits and (len(labels) == 0 or 0 <= int(labels.min()) <= int(labels.max()) < num_classes)
         except Exception as error:  # onnxruntime, OpenVINO and torch each raise kinds of their own
-            reason = (str(error).splitlines() or [""])[0]
             raise WeightsError(
-                f"the graph of {path.name} cannot be run: {reason}", where=str(path), fix=GIVE
+                f"the graph of {self.path.name} cannot be run: {first_line_of(error)}",
+                where=str(self.path),
+                fix=GIVE,
             ) from error
         if not fits:
             raise WeightsError(
-                f"the graph of {path.name} is not that of a detector of "
+                f"the graph of {self.path.name} is not that of a detector of "
                 f"{counted(num_classes, 'class', 'classes')}",
-                where=str(path),
+                where=str(self.path),
                 fix=GIVE,
             )
         return outputs
@@ -186,9 +156,3 @@ def open_exported(path: Path) -> ExportedModel:
 def open_model(source: Path) -> LoadedModel | ExportedModel:
     """What `fcos predict` takes: a run folder, a model file, a published file, or an exported one."""
     return open_exported(source) if format_of(source) else load_model(source)
-
-
-def predictor_of(exported: ExportedModel) -> Predictor:
-    """An exported file on the CPU."""
-    backend = exported.backend(torch.device("cpu"))
-    return Predictor(backend, exported.config, exported.card, exported.path)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from fcos.export.bake import baked
+from fcos.cpu.fold import folded
 from fcos.export.suppress import moved_apart, suppress, suppress_with_torchvision
 from fcos.model.fcos import FCOS
 from fcos.model.points import Size, distances_to_boxes, level_points
@@ -159,3 +160,44 @@ def _at_most(most: int, count: Size) -> Size:
     torch._check(smaller <= count)
     size: Size = smaller
     return size
+
+
+# The network of plain layers --------------------------------------------------------------------------------
+
+
+def baked(model: FCOS) -> FCOS:
+    """A copy in evaluation mode on the CPU, of plain layers, that gives the same.
+
+    Its input must have sides that divide by 32: padding "as TensorFlow" is constant then.
+    """
+    network = folded(model).cpu()
+    for name, module in list(network.named_modules()):
+        if isinstance(module, Conv2dSame):
+            network.set_submodule(name, _padded(module))
+    return network
+
+
+def _padded(conv: Conv2dSame) -> nn.Module:
+    """A convolution with TensorFlow's padding, as a layer of its own where the two sides differ."""
+    plain = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        0,
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+    )
+    plain.weight, plain.bias = conv.weight, conv.bias
+    shape = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    (top, bottom), (left, right) = (_same_padding(*side) for side in shape)
+    if (top, left) == (bottom, right):
+        plain.padding = (top, left)
+        return plain
+    return nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), plain)
+
+
+def _same_padding(kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """TensorFlow's padding before and after, of a side that divides by the stride."""
+    total = max(0, (kernel - 1) * dilation + 1 - stride)
+    return total // 2, total - total // 2

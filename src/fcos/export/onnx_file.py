@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.export.calibration import Calibration, in_float32
-from fcos.export.card import GIVE
+from fcos.export.card import GIVE, cannot_open
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
 from fcos.export.trace import needs, quiet, traced
-from fcos.files import read_bytes
+from fcos.files import first_line_of, read_bytes
 from fcos.model.postprocess import INVALID
 from fcos.weights.archive import UnsafeFileError
 
@@ -219,11 +219,7 @@ def _session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
             content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # onnxruntime's kinds are not exported by name in every version
-        raise WeightsError(
-            f"{path.name} cannot be opened by onnxruntime: {(str(error).splitlines() or [''])[0]}",
-            where=str(path),
-            fix=GIVE,
-        ) from error
+        raise cannot_open(path, "by onnxruntime", first_line_of(error)) from error
 
 
 def _names_other_files(message: Any) -> bool:

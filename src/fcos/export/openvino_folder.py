@@ -22,7 +22,7 @@ from fcos.errors import WeightsError
 from fcos.export import onnx_file
 from fcos.export.calibration import OUTPUTS as HEAD_OUTPUTS
 from fcos.export.calibration import Calibration, in_float32
-from fcos.export.card import GIVE
+from fcos.export.card import cannot_open
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
 from fcos.export.trace import needs
 from fcos.files import check_regular, read_bytes
@@ -129,11 +129,7 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
         model = core().read_model(text, weights)
     except Exception as error:  # RuntimeError, and what its Python part raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        raise WeightsError(
-            f"{file.name} cannot be opened by OpenVINO: {reason}",
-            where=str(file),
-            fix=GIVE,
-        ) from error
+        raise cannot_open(file, "by OpenVINO", reason) from error
     metadata = {}
     entries = model.get_rt_info(SECTION).value if model.has_rt_info(SECTION) else {}
     if isinstance(entries, Mapping):
@@ -149,9 +145,7 @@ def _read_pair(file: Path) -> tuple[bytes, bytes]:
     """
     text = _read_part(file, MAX_XML_BYTES)
     if not text.lstrip().startswith(b"<"):  # OpenVINO reads other formats too, some of which name other files
-        raise WeightsError(
-            f"{file.name} cannot be opened by OpenVINO: it is not XML", where=str(file), fix=GIVE
-        )
+        raise cannot_open(file, "by OpenVINO", "it is not XML")
     return text, _read_part(file.with_suffix(".bin"), MAX_BIN_BYTES)
 
 

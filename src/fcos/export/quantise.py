@@ -18,7 +18,7 @@ from fcos.data.annotations import Annotations
 from fcos.errors import FcosError
 from fcos.export.calibration import PARTS, Calibration
 from fcos.export.card import to_metadata
-from fcos.export.exported import open_exported, predictor_of
+from fcos.export.exported import open_exported
 from fcos.export.formats import FORMATS, card_of, graph_of
 from fcos.files import written
 from fcos.metrics.coco import evaluate_detections
@@ -120,7 +120,9 @@ def export_int8(
         with tempfile.TemporaryDirectory() as folder:
             trial = Path(folder) / path.name
             write(trial, in_float32)
-            return average_precision(predictor_of(open_exported(trial)), annotations)
+            exported = open_exported(trial)
+            detector = Predictor(exported, exported.config, exported.card, trial)
+            return average_precision(detector, annotations)
 
     before = average_precision(Predictor.of(loaded, torch.device("cpu")), annotations)
     found = search(before, measure, max_loss)

@@ -15,10 +15,10 @@ import torch
 import torchvision  # noqa: F401  # registers torchvision::nms, which the program calls
 from torch import Tensor
 
-from fcos.errors import WeightsError
-from fcos.export.card import GIVE
+from fcos.export.card import GIVE, cannot_open
 from fcos.export.safe_program import EXTRA_FILE, read_program
 from fcos.export.trace import quiet
+from fcos.files import first_line_of
 from fcos.weights.archive import UnsafeFileError
 
 
@@ -38,16 +38,10 @@ def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:
             # Its guards refuse images of a single cell (32 pixels), which it computes correctly.
             module = program.module(check_guards=False)
     except UnsafeFileError as error:
-        raise WeightsError(
-            f"{path.name} cannot be opened as a program of torch.export: {error}", where=str(path), fix=GIVE
-        ) from error
+        raise cannot_open(path, "as a program of torch.export", str(error)) from error
     except Exception as error:  # zipfile, json and torch each raise kinds of their own
-        raise WeightsError(
-            f"{path.name} cannot be opened as a program of torch.export: "
-            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}",
-            where=str(path),
-            fix=f"{GIVE}, with the version of torch that wrote it or a newer one",
-        ) from error
+        fix = f"{GIVE}, with the version of torch that wrote it or a newer one"
+        raise cannot_open(path, "as a program of torch.export", first_line_of(error), fix) from error
     return metadata, TorchRunner(module)
 
 

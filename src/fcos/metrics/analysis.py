@@ -15,7 +15,7 @@ from hotcoco import compare
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-from fcos.data.counts import COCO_LARGE, COCO_SMALL
+from fcos.data.summary import COCO_LARGE, COCO_SMALL
 from fcos.metrics.coco import (
     F1_IOU,
     NOTHING_FOUND_THRESHOLD,

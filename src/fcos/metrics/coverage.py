@@ -19,10 +19,9 @@ from torch import Tensor
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
-from fcos.data.batch import padded_size
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.data.resize import resized_size
 from fcos.data.splits import select
+from fcos.data.transforms import padded_size, resized_size
 from fcos.model.build import build_known_assigner
 from fcos.model.points import PointGrid, make_grid
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fcos.config.conventions import Areas
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.points import PointGrid, box_distances
 
 BACKGROUND = -1

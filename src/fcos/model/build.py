@@ -9,9 +9,7 @@ from fcos.config.conventions import CONVENTIONS
 from fcos.model.assign import Assigner, StaticAssigner
 from fcos.model.backbone import Backbone, pixel_statistics
 from fcos.model.dynamic_assign import RULES, AtssAssigner, DynamicAssigner
-from fcos.model.fcos import FCOS
-from fcos.model.fpn import FeaturePyramid
-from fcos.model.head import Head
+from fcos.model.fcos import FCOS, FeaturePyramid, Head
 from fcos.model.losses import FcosLoss
 from fcos.model.postprocess import PostProcess
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from fcos.model.assign import Eligible, Match, Targets, build_targets, near_center
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.points import PointGrid, box_distances, distances_to_boxes
 
 CENTER_RADIUS = 2.5  # of SimOTA, strides

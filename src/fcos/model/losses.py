@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fcos.model.assign import BACKGROUND, Targets
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.points import PointGrid
 
 ClassLoss = Literal["focal", "qfl", "vfl"]

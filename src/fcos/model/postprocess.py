@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from fcos.config.conventions import ClipBoxes, RankBy, Score, ThresholdOn
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import HeadOutput
 from fcos.model.points import PointGrid, distances_to_boxes
 
 INVALID = -1.0  # score of what is not a candidate

@@ -22,7 +22,7 @@ Index = int | slice | Tensor | NDArray[Any] | Sequence[int] | Sequence[bool]
 
 @dataclass(frozen=True, eq=False, repr=False)  # tensors have no single truth value to compare by
 class Detections:
-    """Boxes that the detector found in one image, best score first.
+    """Boxes that the detector predicted in one image, best score first.
 
     Filter it like an array: `detections[detections.labels == 2]`, `detections[:10]`; every index, an
     integer too, gives `Detections` again.
@@ -32,7 +32,7 @@ class Detections:
         scores: `(N,)` float32 in [0, 1].
         labels: `(N,)` int64, 0-based, index into `class_names`.
         class_names: the classes of the model, without background.
-        image: the upright image that was searched, if it was kept.
+        image: the upright image, if it was kept.
         found_at: `(N, 3)` float32: x, y of the point that found each, pixels of the upright original image,
             and the stride of its level, pixels of the resized one (level P3 has stride 8); None: unknown.
         track_ids: `(N,)` int64 from a tracker: the same object of a video has the same one in all its frames;
@@ -222,6 +222,26 @@ class Detections:
             image,
             track_ids=None if ids is None else torch.as_tensor(ids, dtype=torch.int64).reshape(-1),
         )
+
+
+def as_dicts(detections: Detections) -> list[dict[str, Any]]:
+    """Detections as `detections.json` has them, boxes to a hundredth of a pixel."""
+    table = zip(
+        detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
+    )
+    entries: list[dict[str, Any]] = [
+        {
+            "box_xyxy": [round(side, 2) for side in box],
+            "score": round(score, 4),
+            "label": label,
+            "class_name": detections.class_names[label],
+        }
+        for box, score, label in table
+    ]
+    if detections.track_ids is not None:
+        for entry, track_id in zip(entries, detections.track_ids.tolist(), strict=True):
+            entry["track_id"] = track_id if track_id >= 0 else None
+    return entries
 
 
 def _needed(package: str) -> Any:

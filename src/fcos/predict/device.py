@@ -1,10 +1,17 @@
-"""The setting `device`, checked against what this machine has."""
+"""The setting `device`, checked against what this machine has; results of several devices."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from fcos.errors import DeviceError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+T = TypeVar("T")
 
 
 def available_devices() -> str:
@@ -45,3 +52,12 @@ def torch_device(device: list[int] | str) -> torch.device:
     if isinstance(numbers, list):
         return torch.device(accelerator, numbers[0])
     return torch.device(accelerator)
+
+
+def gather(found: list[T], fabric: Fabric | None) -> list[T]:
+    """The lists of all devices, one after another, on the first one; nothing on the others."""
+    if fabric is None or fabric.world_size == 1:
+        return found
+    everyone: list[Any] | None = [None] * fabric.world_size if fabric.is_global_zero else None
+    torch.distributed.gather_object(found, everyone)
+    return [entry for rank in everyone or () for entry in rank]

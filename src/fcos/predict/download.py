@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import http.client
 import re
-import socket
 import string
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -43,24 +42,37 @@ def download(
     Raises:
         DatasetError: there is no connection or no such thing, or it is too large or too slow.
     """
-    deadline = _Deadline(max_s)
+    content: Future[bytes] = Future()
+
+    def work() -> None:
+        try:
+            content.set_result(_download(address, max_bytes, silence_s, max_s))
+        except Exception as error:
+            content.set_exception(error)
+
+    # In a thread, which is left behind when time is up: the timeout of a socket counts silence only, and a
+    # server that sends a byte of a header now and then never reaches it.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(max_s)
     try:
-        with deadline.running():
-            return _download(address, max_bytes, silence_s, deadline)
+        if not content.done():
+            raise _too_slow(max_s)
+        return content.result()
     except DatasetError:
         raise
     # The name is not found, refused, timed out; the answer is no HTTP; the address is none.
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)  # urllib wraps what the system says
-        words = getattr(reason, "strerror", None) or reason
         raise DatasetError(
-            f"cannot be downloaded: {deadline.complaint or words}",
+            f"cannot be downloaded: {getattr(reason, 'strerror', None) or reason}",
             where=without_secrets(address),
             fix="is this machine online, and the address right? Or download it elsewhere and give the file",
         ) from error
 
 
-def _download(address: str, max_bytes: int, silence_s: float, deadline: _Deadline) -> bytes:
+def _download(address: str, max_bytes: int, silence_s: float, max_s: float) -> bytes:
+    started_at = time.monotonic()
     parts = urlsplit(address)
     user, _, host = parts.netloc.rpartition("@")
     shown = without_secrets(address)
@@ -72,10 +84,12 @@ def _download(address: str, max_bytes: int, silence_s: float, deadline: _Deadlin
         request.add_unredirected_header("Authorization", f"Basic {token}")  # for this server alone
     content = bytearray()
     try:
-        with _opener(deadline).open(request, timeout=silence_s) as answer:
+        with urllib.request.build_opener(_Redirects).open(request, timeout=silence_s) as answer:
             if (answer.length or 0) <= max_bytes:
                 while len(content) <= max_bytes and (part := answer.read1(PART)):
                     content += part
+                    if time.monotonic() - started_at > max_s:
+                        raise _too_slow(max_s)
             if len(content) > max_bytes or (answer.length or 0) > max_bytes:
                 raise DatasetError(
                     f"the file is larger than {max_bytes / 2**20:.0f} MB",
@@ -83,7 +97,7 @@ def _download(address: str, max_bytes: int, silence_s: float, deadline: _Deadlin
                     fix="download it yourself and give the file",
                 )
             # http.client ends a body that stops short without an error when it is read in parts.
-            if answer.length or deadline.complaint:
+            if answer.length:
                 raise ConnectionError("the connection ended in the middle of the file")
     except urllib.error.HTTPError as error:
         error.close()
@@ -93,44 +107,8 @@ def _download(address: str, max_bytes: int, silence_s: float, deadline: _Deadlin
     return bytes(content)
 
 
-class _Deadline:
-    """Ends the connections of a download when its time is over.
-
-    The timeout of a socket counts silence only: a server that sends a byte now and then never reaches it, in
-    the headers least of all.
-    """
-
-    def __init__(self, max_s: float) -> None:
-        self._max_s, self._sockets, self.complaint = max_s, list[socket.socket](), ""
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        timer = threading.Timer(self._max_s, self._end)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
-            for duplicate in self._sockets:
-                duplicate.close()
-
-    def connect(self, *words: Any, **options: Any) -> socket.socket:
-        """`socket.create_connection`; the connection is watched."""
-        connected = socket.create_connection(*words, **options)
-        self._sockets.append(connected.dup())  # TLS takes the original's place
-        if self.complaint:
-            self._end()
-        return connected
-
-    def _end(self) -> None:
-        self.complaint = f"not complete after {self._max_s:.0f} s"
-        for duplicate in self._sockets:
-            try:
-                duplicate.shutdown(socket.SHUT_RDWR)
-            except OSError:  # it has ended by itself
-                continue
+def _too_slow(max_s: float) -> TimeoutError:
+    return TimeoutError(f"not complete after {max_s:.0f} s")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -147,33 +125,3 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 fix="download it yourself and give the file",
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
-    """What opens http and https addresses, and nothing else."""
-
-    class Http(http.client.HTTPConnection):
-        def __init__(self, *words: Any, **options: Any) -> None:
-            super().__init__(*words, **options)
-            self._create_connection = deadline.connect
-
-    class Https(http.client.HTTPSConnection):
-        def __init__(self, *words: Any, **options: Any) -> None:
-            super().__init__(*words, **options)
-            self._create_connection = deadline.connect
-
-    class Handler(urllib.request.HTTPHandler):
-        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Http, req)
-
-    class SecureHandler(urllib.request.HTTPSHandler):
-        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Https, req)
-
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        *(urllib.request.ProxyHandler(), urllib.request.UnknownHandler(), Handler(), SecureHandler()),
-        *(urllib.request.HTTPDefaultErrorHandler(), _Redirects(), urllib.request.HTTPErrorProcessor()),
-    ):
-        opener.add_handler(handler)
-    return opener

@@ -57,14 +57,14 @@ def draw_boxes(
         scores: `(N,)`, written behind the names; the best is drawn last, on top.
         track_ids: `(N,)`, written before the names; -1: none.
     """
-    picture = image.convert("RGB")
-    boxes = _inside(np.asarray(boxes_xyxy, np.float64).reshape(-1, 4), picture.size)
+    drawn = image.convert("RGB")
+    boxes = _inside(np.asarray(boxes_xyxy, np.float64).reshape(-1, 4), drawn.size)
     classes = np.asarray(labels, np.int64).reshape(-1).tolist()
     values = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
     ids = None if track_ids is None else np.asarray(track_ids, np.int64).reshape(-1).tolist()
-    draw = ImageDraw.Draw(picture)
-    font_size = _font_size(picture.size)
-    line_width = max(1, round(min(picture.size) / 250))
+    draw = ImageDraw.Draw(drawn)
+    font_size = _font_size(drawn.size)
+    line_width = max(1, round(min(drawn.size) / 250))
     order = list(range(len(boxes))) if values is None else np.argsort(values, kind="stable").tolist()
     for i in order:  # all lines first: no line crosses a label
         draw.rectangle(boxes[i], outline=class_colour(classes[i]), width=line_width)
@@ -73,16 +73,16 @@ def draw_boxes(
         name = printable_line(class_names[classes[i]][:MAX_NAME])
         if ids and ids[i] >= 0:
             name = f"#{ids[i]} {name}"
-        text = _fitting(name, "" if values is None else f" {values[i]:.2f}", font_size, picture.width)
+        text = _fitting(name, "" if values is None else f" {values[i]:.2f}", font_size, drawn.width)
         label = _label(text, class_colour(classes[i]), font_size)
-        x, y = place_of_label(label.size, boxes[i], picture.size, taken)
-        picture.paste(label, (x, y))
+        x, y = place_of_label(label.size, boxes[i], drawn.size, taken)
+        drawn.paste(label, (x, y))
         taken.append((x, y, x + label.width, y + label.height))
-    return picture
+    return drawn
 
 
 def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Image:
-    """What is there on the left, what was found on the right, with a title above each."""
+    """The ground truth on the left, the detections on the right, with a title above each."""
     image = detections.image
     assert image is not None, "Detector.predict keeps the image"
     there = draw_boxes(image, ground_truth.boxes_xyxy, ground_truth.labels, detections.class_names)
@@ -91,8 +91,8 @@ def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Ima
     both = Image.new("RGB", (2 * image.width + GAP, image.height + title_height), "white")
     draw = ImageDraw.Draw(both)
     titled = ("ground truth", there), ("detections", detections.draw())
-    for x, (title, picture) in zip((0, image.width + GAP), titled, strict=True):
-        both.paste(picture, (x, title_height))
+    for x, (title, one) in zip((0, image.width + GAP), titled, strict=True):
+        both.paste(one, (x, title_height))
         draw.text((x + GAP, GAP // 2), title, fill="black", font=font)
     return both
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -16,20 +19,23 @@ from torch import Tensor
 
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
+from fcos.cpu.fold import folded
+from fcos.cpu.predicting import for_predicting
 from fcos.data.annotations import Annotations
-from fcos.data.batch import GroundTruth, Sample, collate, split_by_size
-from fcos.data.build import build_eval_loader, build_eval_transform
-from fcos.data.image import read_image, to_pixels
-from fcos.data.loader import PADDING_MULTIPLE, loading
+from fcos.data.batch import Batch
+from fcos.data.image import pixels_of
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_loader, build_eval_transform
+from fcos.data.transforms import pad, same_padded_size
+from fcos.data.workers import loading
 from fcos.errors import DatasetError, WeightsError
-from fcos.metrics.rows import ROW, Rows
+from fcos.metrics.rows import ROW, Rows, result_rows
 from fcos.model.build import build_postprocess
-from fcos.model.fcos import FCOS
-from fcos.model.postprocess import ImageDetections
-from fcos.predict.backend import MOST_PIXELS_OF_SMALL, Backend, TorchBackend
-from fcos.predict.detect import gather, result_rows
+from fcos.model.fcos import FCOS, HeadOutput
+from fcos.model.points import PointGrid
+from fcos.model.postprocess import ImageDetections, PostProcess
 from fcos.predict.detections import Detections
-from fcos.predict.stream import search
+from fcos.predict.device import gather
+from fcos.predict.stream import predict_each
 from fcos.terminal import counted
 from fcos.weights.load import LoadedModel
 from fcos.weights.model_file import ModelCard
@@ -37,8 +43,15 @@ from fcos.weights.model_file import ModelCard
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+BATCH_SIZE_OF_GPU = 8
+GROUP_SIZE_OF_CPU = 4
+MOST_PIXELS_OF_SMALL = 480 * 640  # of the network's input: up to there a batch is faster on a CPU
+MOST_CALLS_OF_CPU = 4  # at once: each needs memory, and threads of Python share one interpreter lock
+CALLS_OF_GPU = 2  # one prepares its batch while the other computes
+
 P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it function by function
 
+ToDetections = Callable[[HeadOutput, PointGrid, Tensor, Tensor], list[ImageDetections]]
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 
 
@@ -85,11 +98,6 @@ class Predictor:
                 fix="load the model file that it was made from",
             )
         return self._backend.model
-
-    @property
-    def usual_batch_size(self) -> int:
-        """Default number of images per forward pass; 1 on a CPU."""
-        return self._backend.usual_batch_size
 
     @property
     def group_size(self) -> int:
@@ -191,13 +199,13 @@ class Predictor:
         Raises:
             DatasetError: where an image cannot be read; the stream ends there.
         """
-        for found in search(
+        for found in predict_each(
             self._with_nms(agnostic_nms),
             images,
             pixels_of,
             lambda image, detections: detections,
             score_threshold=score_threshold,
-            batch_size=batch_size or self.usual_batch_size,
+            batch_size=batch_size or self._backend.batch_size,
         ):
             if isinstance(found, DatasetError):
                 raise found
@@ -224,12 +232,11 @@ class Predictor:
             first process only, elsewhere none.
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-        size = batch_size or self.usual_batch_size
+        size = batch_size or self._backend.batch_size
         loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
         with loading(loader) as batches:
             found = self._backend.detect(batches, on_batch)
-        if fabric:
-            found = gather(found, fabric)
+        found = gather(found, fabric)
         if rank != 0:
             return np.zeros(0, ROW)
         return result_rows(found, annotations, inclusive_boxes=CONVENTIONS[self.config.rules].inclusive_boxes)
@@ -247,71 +254,128 @@ class Predictor:
         self, images: list[Tensor], score_threshold: float | None, max_pixels: int | None = None
     ) -> list[Detections]:
         """In one forward pass for each padded size; alone those of more than `max_pixels`."""
-        nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-        samples = [
-            Sample(self._transform(image), nothing, position, (image.shape[1], image.shape[2]), position)
-            for position, image in enumerate(images)
-        ]
-        passes = split_by_size(samples, PADDING_MULTIPLE, max_pixels)
-        found = self._backend.detect([collate(batch, PADDING_MULTIPLE) for batch in passes])
-        found.sort(key=lambda of_image: of_image[0])
+        resized = [self._transform(image) for image in images]
+        sizes_hw = [(image.shape[1], image.shape[2]) for image in resized]
+        original_sizes_hw = torch.tensor([image.shape[1:] for image in images])
+        found: dict[int, ImageDetections] = {}
+        for group in same_padded_size(sizes_hw, PADDING_MULTIPLE, max_pixels):
+            padded, inside_hw = pad([resized[i] for i in group], PADDING_MULTIPLE)
+            detections = self._backend.detect_batch(padded, inside_hw, original_sizes_hw[group])
+            found |= zip(group, detections, strict=True)
         threshold = self.threshold if score_threshold is None else score_threshold
-        return [
-            self._detections(image, detections).above(threshold)
-            for image, (_, detections) in zip(images, found, strict=True)
-        ]
+        return [self._detections(image, found[i]).above(threshold) for i, image in enumerate(images)]
 
     def _detections(self, image: Tensor, found: ImageDetections) -> Detections:
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         return Detections(
-            found.boxes_xyxy, found.scores, found.labels, self.class_names, picture, found_at=found.found_at
+            found.boxes_xyxy, found.scores, found.labels, self.class_names, pil_image, found_at=found.found_at
         )
 
 
-def pixels_of(image: object) -> Tensor:
-    """An image as an upright RGB uint8 tensor `(3, height, width)` on the CPU, channels last in memory.
+# What computes the detections: the network, or a file exported from one (`export/exported.py`) --------------
 
-    Raises:
-        DatasetError: a file that cannot be read, or an array that is not such an image.
+
+class Backend(ABC):
+    """Batches to detections.
+
+    Attributes:
+        device: where it computes.
+        batch_size: default number of images of one forward pass.
+        group_size: default number of images that are taken together.
     """
-    if isinstance(image, str | os.PathLike):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_pixels(image)
-    if isinstance(image, np.ndarray | Tensor):
-        _check_array(image)
-        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-        if values.ndim == 2:
-            values = values[..., None]
-        elif isinstance(image, Tensor):
-            values = values.transpose(1, 2, 0)
-        values = values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2)
-        return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # a copy: may be read-only
-    raise DatasetError(
-        f"an image cannot be a {type(image).__name__}",
-        fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
-        "or a list of them",
-    )
+
+    device: torch.device
+    batch_size: int
+    group_size: int
+
+    @property
+    def calls_at_once(self) -> int:
+        """How many concurrent calls of `detect` are fastest, of what `side_by_side` gives."""
+        return min(torch.get_num_threads(), MOST_CALLS_OF_CPU)
+
+    @property
+    @abstractmethod
+    def side_by_side(self) -> Backend:
+        """The same for so many concurrent calls in threads, which share the cores."""
+
+    @abstractmethod
+    def with_agnostic_nms(self, agnostic_nms: bool) -> Backend:
+        """The same with NMS over all classes together, or within each."""
+
+    @abstractmethod
+    def detect_batch(
+        self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
+    ) -> list[ImageDetections]:
+        """Detections of every image of a batch, on the CPU; arguments as in `Batch`."""
+
+    def detect(
+        self, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda num_images: None
+    ) -> list[tuple[int, ImageDetections]]:
+        """Detections of every image of the batches, with its image id.
+
+        `on_batch` is called with the number of images done, for a progress bar.
+        """
+        found: list[tuple[int, ImageDetections]] = []
+        for batch in batches:
+            detections = self.detect_batch(batch.images, batch.sizes_hw, batch.original_sizes_hw)
+            found.extend(zip(batch.image_ids, detections, strict=True))
+            on_batch(len(batch))
+        return found
 
 
-def _check_array(image: NDArray[Any] | Tensor) -> None:
-    """Refuse what is not a uint8 image: a guess would sometimes be wrong, unnoticed."""
-    shape, dtype = tuple(image.shape), image.dtype
-    is_array = isinstance(image, np.ndarray)
-    kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
-    num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
-    if num_channels not in (1, 3, 4):
-        hint = "; of a batch, list(batch) makes a list of images" if len(shape) == 4 else ""
-        raise DatasetError(
-            f"an image given as {kind} has shape {layout}, RGB, or (height, width), grey; this one has "
-            f"{shape} and dtype {dtype}",
-            fix=f"reorder its axes{hint}",
+class TorchBackend(Backend):
+    """Runs the network itself.
+
+    Args:
+        model: later changes of it may not reach this.
+        postprocess: output to detections, such as a `PostProcess`, or its `candidates`.
+    """
+
+    def __init__(self, model: FCOS, postprocess: ToDetections) -> None:
+        self.model, self._postprocess = model, postprocess
+        self.device = model.pixel_mean.device
+        on_cpu = self.device.type == "cpu"
+        self.batch_size = 1 if on_cpu else BATCH_SIZE_OF_GPU  # large images gain nothing on a CPU
+        self.group_size = GROUP_SIZE_OF_CPU if on_cpu else BATCH_SIZE_OF_GPU
+
+    @cached_property
+    def fastest(self) -> FCOS:
+        """A copy that predicts faster, the same to rounding; made when it is first needed.
+
+        On a GPU that is batch norm in the weights, and channels-last memory; everything else is for CPUs.
+        """
+        with torch.inference_mode(False):  # folding relies on version counters
+            if self.device.type == "cpu":
+                return for_predicting(self.model)
+            return folded(self.model).to(memory_format=torch.channels_last)
+
+    @property
+    def calls_at_once(self) -> int:
+        """1 where PyTorch does not allow several."""
+        return {"cpu": super().calls_at_once, "cuda": CALLS_OF_GPU}.get(self.device.type, 1)
+
+    @property
+    def side_by_side(self) -> TorchBackend:
+        """Itself, with its network made: several threads would make it several times."""
+        self.fastest  # noqa: B018
+        return self
+
+    def with_agnostic_nms(self, agnostic_nms: bool) -> TorchBackend:
+        """See `Backend`."""
+        assert isinstance(self._postprocess, PostProcess)
+        backend = copy.copy(self.side_by_side)
+        backend._postprocess = replace(self._postprocess, agnostic_nms=agnostic_nms)
+        return backend
+
+    @torch.inference_mode()
+    def detect_batch(
+        self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
+    ) -> list[ImageDetections]:
+        """See `Backend`."""
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        sizes_hw, original_sizes_hw = (
+            sizes.to(self.device, non_blocking=True) for sizes in (sizes_hw, original_sizes_hw)
         )
-    if dtype not in (np.uint8, torch.uint8):
-        raise DatasetError(
-            f"an image given as {kind} has dtype uint8, values 0 to 255; this one has {dtype} and shape "
-            f"{shape}",
-            fix="undo its normalisation and convert it; values in [0, 1] times 255, then to uint8",
-        )
-    if 0 in shape:
-        raise DatasetError(f"an image needs pixels; this one has shape {shape}", fix="leave it out")
+        output = self.fastest(images, sizes_hw)
+        grid = self.fastest.grid((images.shape[2], images.shape[3]))
+        return [image.cpu() for image in self._postprocess(output, grid, sizes_hw, original_sizes_hw)]

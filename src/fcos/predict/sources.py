@@ -26,6 +26,8 @@ from fcos.predict.download import download, without_secrets
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 STANDARD_INPUT = "-"
+RESULT_FILE, FRAMES_FILE = "detections.json", "detections.jsonl"  # in the output folder
+DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 MAX_NAME = 200  # characters of a name that an address gives
 NUM_BYTES_TO_KNOW = 4096  # of a file without a known suffix
 
@@ -42,7 +44,7 @@ class Source:
         address: the whole address, secrets included, if it is one.
     """
 
-    kind: Literal["picture", "video", "camera"]
+    kind: Literal["image", "video", "camera"]
     where: str
     name: Path
     content: bytes | None = None
@@ -89,16 +91,16 @@ def find_sources(words: Iterable[str], out: Path) -> list[Source]:
     return list(found.values())
 
 
-def find_pictures(words: Iterable[str], out: Path) -> list[Path]:
+def find_images(words: Iterable[str], out: Path) -> list[Path]:
     """The image files that the arguments name, for code that needs files; as `find_sources`.
 
     Raises:
         DatasetError: an argument that names nothing, or something other than image files.
     """
     sources = find_sources(words, out)
-    paths = [source.path for source in sources if source.kind == "picture" and source.path is not None]
+    paths = [source.path for source in sources if source.kind == "image" and source.path is not None]
     if len(paths) < len(sources):
-        other = next(source for source in sources if source.kind != "picture" or source.path is None)
+        other = next(source for source in sources if source.kind != "image" or source.path is None)
         raise DatasetError(f"only image files can be used here, and {other.where!r} is none")
     return paths
 
@@ -134,14 +136,13 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
     drawn = out if real_path(folder) in out.parents else None
     nothing = True
     for path in candidates:
-        is_video = path.suffix.lower() in VIDEO_SUFFIXES
         hidden = any(is_hidden(part) for part in path.relative_to(folder).parts)
         # A pipe or a link to nothing is a source too: whoever reads it says what is wrong.
-        if (is_video or is_image(path)) and not hidden and not path.is_dir():
+        if (_is_video(path) or is_image(path)) and not hidden and not path.is_dir():
             if drawn and drawn in real_path(path).parents:
                 continue
             nothing = False
-            yield Source("video" if is_video else "picture", str(path), path.relative_to(folder))
+            yield _by_suffix(path, path.relative_to(folder))
     if nothing:
         raise _nothing_found(word)
 
@@ -149,10 +150,8 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
 def _of_file(path: Path, out: Path) -> Iterator[Source]:
     """A file that was asked for by name, whatever its suffix."""
     suffix = path.suffix.lower()
-    if suffix in VIDEO_SUFFIXES:
-        yield Source("video", str(path), Path(path.name))
-    elif suffix in IMAGE_SUFFIXES:
-        yield Source("picture", str(path), Path(path.name))
+    if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+        yield _by_suffix(path, Path(path.name))
     elif suffix in ARCHIVE_SUFFIXES:
         raise DatasetError("this is an archive", where=str(path), fix="unpack it, and give the folder")
     elif suffix in DOCUMENT_SUFFIXES:
@@ -166,8 +165,8 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
     else:
         with path.open("rb") as file:
             head = file.read(NUM_BYTES_TO_KNOW)
-        if _is_image_file(path) or not head:
-            yield Source("picture", str(path), Path(path.name))
+        if _image_format(path) or not head:
+            yield Source("image", str(path), Path(path.name))
         elif _is_text(head):
             yield from _of_list(read_bytes(path), str(path), path.parent, out)
         else:
@@ -182,8 +181,9 @@ def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
             fix="pipe an image into the command, or a list of paths: find photos -name '*.jpg' | fcos "
             "predict MODEL -",
         )
-    if suffix := _picture_suffix(content):
-        yield Source("picture", "standard input", Path(f"standard_input{suffix}"), content)
+    if kind := _image_format(io.BytesIO(content)):
+        suffix = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
+        yield Source("image", "standard input", Path(f"standard_input{suffix}"), content)
     elif _is_text(content[:NUM_BYTES_TO_KNOW]):
         yield from _of_list(content, "standard input", Path(), out)
     else:
@@ -209,8 +209,7 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
         elif os.path.isdir(path):
             found += _expand(str(path), out)
         else:
-            is_video = path.suffix.lower() in VIDEO_SUFFIXES
-            found.append(Source("video" if is_video else "picture", str(path), Path(path.name)))
+            found.append(_by_suffix(path, Path(path.name)))
     not_there = [source for source in found if source.path is not None and not _exists(source.path)]
     if any(not is_encodable(source.where) for source in not_there):
         raise DatasetError("not a UTF-8 text file", where=where, fix="save it as UTF-8")
@@ -224,6 +223,14 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
     yield from found
 
 
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _by_suffix(path: Path, name: Path) -> Source:
+    return Source("video" if _is_video(path) else "image", str(path), name)
+
+
 def _at_address(address: str) -> Source:
     """The image or video at an address, named by the end of its path."""
     try:
@@ -232,9 +239,8 @@ def _at_address(address: str) -> Source:
         name = ""
     name = re.sub(r"[\\\x00-\x1f\x7f]", "_", name)[-MAX_NAME:]
     if name in ("", ".", ".."):
-        name = "picture"
-    kind: Literal["picture", "video"] = "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "picture"
-    return Source(kind, without_secrets(address), Path(name), address=address)
+        name = "image"
+    return replace(_by_suffix(Path(name), Path(name)), where=without_secrets(address), address=address)
 
 
 def _decoded(content: bytes, where: str) -> str:
@@ -268,22 +274,13 @@ def is_encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _picture_suffix(content: bytes) -> str:
-    """The usual suffix of an image file by its first bytes; "" if it is none."""
+def _image_format(file: Path | io.BytesIO) -> str:
+    """Pillow's name of the format of an image file, by its first bytes; "" if it is none."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            kind = image.format or ""
+        with Image.open(file) as image:
+            return image.format or ""
     except Exception:  # Pillow's readers raise nearly any kind
         return ""
-    return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
-
-
-def _is_image_file(path: Path) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except Exception:  # Pillow's readers raise nearly any kind
-        return False
 
 
 def _is_text(head: bytes) -> bool:
@@ -322,14 +319,43 @@ def _nothing_found(path: Path) -> DatasetError:
     )
 
 
-def numbered(sources: Iterable[Source]) -> list[Source]:
-    """Give each drawn copy a name of its own: later sources with the same name get numbers."""
-    distinct, taken = [], set[str]()
+# Drawn copies -----------------------------------------------------------------------------------------------
+
+
+def plan(sources: Iterable[Source], out: Path) -> list[Source]:
+    """Give each source a drawn copy of its own below `out`; later ones of the same name get numbers.
+
+    Raises:
+        DatasetError: a file would be overwritten that `fcos predict` did not write.
+    """
+    sources = list(sources)
+    given = {real_path(source.path) for source in sources if source.path is not None}
+    is_ours = (out / RESULT_FILE).is_file() or (out / FRAMES_FILE).is_file()
+    planned, taken = [], set[str]()
     for source in sources:
-        name, number = source.name, 1
+        first = name = _drawn_name(source)
+        number = 1
         while str(name).casefold() in taken:
             number += 1
-            name = source.name.with_stem(f"{source.name.stem}_{number}")
+            name = first.with_stem(f"{first.stem}_{number}")
         taken.add(str(name).casefold())
-        distinct.append(replace(source, name=name))
-    return distinct
+        target = out / name
+        if real_path(target) in given or (os.path.lexists(target) and not is_ours):
+            what = "an image" if source.kind == "image" else "a video"
+            raise DatasetError(
+                f"{what} would be overwritten by its drawn copy",
+                where=str(target),
+                fix="give another folder with --out",
+            )
+        planned.append(replace(source, name=name))
+    return planned
+
+
+def _drawn_name(source: Source) -> Path:
+    if source.kind == "camera":
+        return source.name.with_name(source.name.name + ".mp4")
+    if source.kind == "video":
+        return source.name.with_suffix(".mp4")
+    if source.name.suffix.lower() in DRAWN_SUFFIXES:
+        return source.name
+    return source.name.with_name(source.name.name + ".png")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fcos.data.loader import Loader, start_worker
+from fcos.data.workers import Loader, start_worker
 from fcos.errors import DatasetError, FcosError
 from fcos.predict.detections import Detections
 
@@ -31,7 +31,7 @@ Source = TypeVar("Source")
 Result = TypeVar("Result")
 
 
-def search(
+def predict_each(
     detector: Predictor,
     sources: Iterable[Source],
     read: Callable[[Source], Tensor],
@@ -58,15 +58,16 @@ def search(
     detector = detector.side_by_side()
     at_once = detector.calls_at_once
     cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
-    searching = threading.BoundedSemaphore(at_once)
-    groups = _groups(sources, batch_size or detector.group_size)
+    predicting = threading.BoundedSemaphore(at_once)
+    remaining, group_size = iter(sources), batch_size or detector.group_size
+    groups = iter(lambda: list(islice(remaining, group_size)), [])
     most_pixels = None if batch_size else MOST_PIXELS
 
     def work(group: list[Source]) -> list[Result | DatasetError]:
         results: list[Result | DatasetError] = []
         for some in _read_some(read, group, most_pixels):
             good = [image for _, image in some if isinstance(image, Tensor)]
-            with searching:
+            with predicting:
                 found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
             results += [
                 then(source, next(found)) if isinstance(image, Tensor) else image for source, image in some
@@ -79,7 +80,7 @@ def search(
     try:
         # The setting belongs to the thread that makes it.
         pool = ThreadPoolExecutor(
-            2 * at_once, "search", initializer=lambda: torch.set_num_threads(cores_each)
+            2 * at_once, "predict", initializer=lambda: torch.set_num_threads(cores_each)
         )
         for results in in_order(pool, work, groups, ahead=4 * at_once):
             yield from results
@@ -104,13 +105,6 @@ def in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _groups(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
-    """Lists of `size` sources; the last may be shorter."""
-    iterator = iter(sources)
-    while group := list(islice(iterator, size)):
-        yield group
 
 
 def _read_some(

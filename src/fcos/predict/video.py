@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fcos.predict.detections import Detections
-from fcos.predict.pictures import as_dicts
+from fcos.predict.detections import Detections, as_dicts
 from fcos.predict.sources import Source
-from fcos.predict.stream import search
+from fcos.predict.stream import predict_each
 from fcos.predict.tracker import Tracker
 from fcos.predict.video_reader import Frame, VideoReader
 from fcos.predict.video_writer import VideoWriter
 
 if TYPE_CHECKING:
     from fcos.predict.predictor import Predictor
+
+Progress = AbstractContextManager[Callable[[int], None]]  # call what it gives with the number of frames done
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,14 @@ class VideoOptions:
     draw: bool = True
 
 
-def search_video(
+def predict_video(
     detector: Predictor,
     source: Source,
     target: Path,
     lines: IO[str],
     options: VideoOptions,
     *,
-    on_open: Callable[[int | None], None] = lambda num_frames: None,
-    on_frame: Callable[[], None] = lambda: None,
+    progress: Callable[[int | None], Progress] = lambda num_frames: nullcontext(lambda done: None),
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """What `detections.json` says about a video; its frames go to `lines` and, drawn, to `target`.
@@ -57,8 +57,7 @@ def search_video(
         target: the drawn mp4 file.
         lines: gets a line of JSON per frame, complete lines only.
         options: how.
-        on_open: called with the number of frames to process, if it is known.
-        on_frame: called after each.
+        progress: makes a progress bar for so many frames, if their number is known.
         is_stopped: called after each frame: whether to stop; what has been written is kept.
 
     Raises:
@@ -68,35 +67,57 @@ def search_video(
         reader = stack.enter_context(
             VideoReader(source.address or source.where, camera=source.kind == "camera")
         )
-        on_open(reader.num_frames and -(-reader.num_frames // options.every))
+        num_frames = reader.num_frames and -(-reader.num_frames // options.every)
+        advance = stack.enter_context(progress(num_frames))
         rate = reader.frame_rate / options.every
         tracker = Tracker(options.score_threshold, float(rate)) if options.track else None
         writer = None
         if options.draw:
             writer = stack.enter_context(VideoWriter(target, rate, reader.time_base, reader.audio))
-        counts = _Counts()
+        about: dict[str, Any] = {
+            "path": source.where,
+            "drawn": None,
+            "num_frames": 0,
+            "width": 0,
+            "height": 0,
+            "frame_rate": round(float(reader.frame_rate), 3),
+            "num_detections": 0,
+            "num_tracks": 0,
+            "stopped": False,
+        }
+        tracks = set[int]()
         frames = reader.frames(writer.write_audio if writer else lambda packet: None)
         # Closed before reader and writer: threads may still use frames.
         found = stack.enter_context(closing(_found(detector, frames, options, tracker)))
         for frame, detections in found:
             detections = tracker.update(detections, frame.time_s) if tracker else detections
-            counts.add(detections)
-            lines.write(json.dumps(_line(source, frame, detections), ensure_ascii=False) + "\n")
+            line = _line(source, frame, detections)
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             lines.flush()
             if writer:
                 writer.write(frame, detections.draw())
-            on_frame()
+                about["drawn"] = str(target)
+            if detections.track_ids is not None:
+                tracks |= {track for track in detections.track_ids.tolist() if track >= 0}
+            about["num_frames"] += 1
+            about["num_detections"] += len(detections)
+            about |= {"width": line["width"], "height": line["height"], "num_tracks": len(tracks)}
+            advance(1)
             if is_stopped():
-                counts.was_stopped = True
-                break
-    return counts.about(source, reader, str(target) if options.draw else None)
+                return about | {"stopped": True}
+    if reader.num_damaged:
+        about["num_damaged"] = reader.num_damaged
+    if reader.problem or reader.num_damaged or not about["num_frames"]:
+        damaged = f"{reader.num_damaged} of its frames are damaged" if reader.num_damaged else ""
+        about["error"] = reader.problem or damaged or "it has no decodable frame"
+    return about
 
 
 def _found(
     detector: Predictor, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
 ) -> Generator[tuple[Frame, Detections], None, None]:
     """Each processed frame with its detections."""
-    results = search(
+    results = predict_each(
         detector,
         (frame for frame in frames if frame.index % options.every == 0),
         Frame.pixels,
@@ -119,49 +140,3 @@ def _line(source: Source, frame: Frame, detections: Detections) -> dict[str, Any
         "height": detections.image.height,
         "detections": as_dicts(detections),
     }
-
-
-class _Counts:
-    """Counts over the frames of a video so far."""
-
-    def __init__(self) -> None:
-        self.num_frames, self.num_detections, self.was_stopped = 0, 0, False
-        self.tracks: set[int] = set()
-        self.size = (0, 0)
-
-    def add(self, detections: Detections) -> None:
-        """One more frame."""
-        self.num_frames += 1
-        self.num_detections += len(detections)
-        if detections.image is not None:
-            self.size = detections.image.size
-        if detections.track_ids is not None:
-            self.tracks |= {track for track in detections.track_ids.tolist() if track >= 0}
-
-    def about(self, source: Source, reader: VideoReader, drawn: str | None) -> dict[str, Any]:
-        """The entry of `detections.json`."""
-        about: dict[str, Any] = {
-            "path": source.where,
-            "drawn": drawn if self.num_frames else None,
-            "num_frames": self.num_frames,
-            "width": self.size[0],
-            "height": self.size[1],
-            "frame_rate": round(float(reader.frame_rate), 3),
-            "num_detections": self.num_detections,
-            "num_tracks": len(self.tracks),
-            "stopped": self.was_stopped,
-        }
-        if reader.num_damaged and not self.was_stopped:
-            about["num_damaged"] = reader.num_damaged
-        if problem := self._problem(reader):
-            about["error"] = problem
-        return about
-
-    def _problem(self, reader: VideoReader) -> str:
-        if self.was_stopped:
-            return ""
-        if reader.problem:
-            return reader.problem
-        if reader.num_damaged:
-            return f"{reader.num_damaged} of its frames are damaged"
-        return "" if self.num_frames else "it has no decodable frame"

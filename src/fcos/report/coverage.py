@@ -15,7 +15,7 @@ import numpy as np
 
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
-from fcos.data.counts import COCO_LARGE, COCO_SMALL
+from fcos.data.summary import COCO_LARGE, COCO_SMALL
 from fcos.errors import DatasetError
 from fcos.files import read_bytes, write_text
 from fcos.metrics.coverage import REASONS, Change, Coverage, cover

@@ -12,8 +12,8 @@ import msgspec
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, drop_invalid
-from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
+from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.errors import ConfigError, DatasetError
 from fcos.files import read_bytes

@@ -14,13 +14,12 @@ from torch.utils.data import DataLoader
 
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
-from fcos.data.build import build_eval_loader
+from fcos.data.loader import build_eval_loader
 from fcos.data.splits import select
 from fcos.errors import WeightsError
 from fcos.model.build import build_postprocess
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.backend import fastest_copy
-from fcos.predict.detect import detect
+from fcos.predict.predictor import TorchBackend
 from fcos.weights.load import LoadedModel, load_model, model_file_of
 
 MAX_SECONDS = 3.0  # a large network on a CPU predicts fewer images
@@ -57,23 +56,23 @@ class SecondLook:
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
-        self.model = fastest_copy(loaded.model.to(device))
         self.config = loaded.config.model_copy(update={"num_workers": 0, "nbatch_eval": 1})
         self.postprocess = build_postprocess(self.config)
+        self.backend = TorchBackend(loaded.model.to(device), self.postprocess.candidates)
 
     def candidates(self, annotations: Annotations, images: Sequence[int]) -> dict[int, ImageDetections]:
         """What enters NMS, by image id, in as many of the images as there is time for."""
         if not images:
             return {}
         batches = _while_there_is_time(self._loader(annotations, images))
-        return dict(detect(self.model, self.postprocess.candidates, batches))
+        return dict(self.backend.detect(batches))
 
     @torch.inference_mode()
     def at_points(self, annotations: Annotations, image: int) -> PointAnswers:
         """The predictions at each point of an image."""
         [batch] = self._loader(annotations, [image])
-        batch = batch.to(self.model.pixel_mean.device)
-        output = self.model(batch.images, batch.sizes_hw)
+        batch = batch.to(self.backend.device)
+        output = self.backend.fastest(batch.images, batch.sizes_hw)
         scores, labels = self.postprocess.scores(output)[0].max(dim=1)
         quality = None if output.quality is None else output.quality[0].float().sigmoid().cpu().numpy()
         return PointAnswers(scores.cpu().numpy(), labels.cpu().numpy(), quality)

@@ -9,8 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from fcos.data.counts import Counts
-from fcos.data.summary import DataSummary
+from fcos.data.summary import Counts, DataSummary
 from fcos.metrics.analysis import SIZE_OF_STAT, TIDE_ERRORS, Analysis
 from fcos.metrics.misses import REASONS as MISS_REASONS
 from fcos.metrics.misses import Miss

@@ -71,12 +71,6 @@ def find_launch() -> Launch:
     return Launch(LightningEnvironment())
 
 
-def started_from_outside() -> bool:
-    """Whether torchrun or srun started several processes of this command."""
-    launch = find_launch()
-    return (launch.num_local or 1) * launch.num_machines > 1
-
-
 def start_others(num_processes: int) -> None:
     """Start this command again for each other process of this machine; the first process does it, once."""
     if num_processes == 1 or "LOCAL_RANK" in os.environ:

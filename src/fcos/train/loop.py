@@ -17,22 +17,21 @@ from fcos.config import TrainConfig
 from fcos.cpu.training import for_training
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
-from fcos.data.build import build_eval_loader, build_train_loader
-from fcos.data.loader import loading
+from fcos.data.loader import build_eval_loader, build_train_loader
+from fcos.data.workers import loading
 from fcos.metrics.coco import measure
-from fcos.metrics.rows import ROW, Rows
+from fcos.metrics.rows import ROW, Rows, result_rows, results_json
 from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
-from fcos.predict.backend import fastest_copy
-from fcos.predict.detect import detect, gather, result_rows, results_json
+from fcos.predict.device import gather
+from fcos.predict.predictor import TorchBackend
+from fcos.predict.stop import StopSignal
 from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
 from fcos.train.log import Display, Meter
-from fcos.train.optimizer import build_optimizer
+from fcos.train.optimizer import Schedule, build_optimizer
 from fcos.train.recompute import recompute_activations
-from fcos.train.schedule import Schedule
 from fcos.train.step import OptimizerStep
-from fcos.train.stop import StopSignal
 from fcos.train.throughput import EpochClock, describe
 from fcos.train.writers import MetricsWriter, open_writers
 from fcos.weights.model_file import ModelCard, save_model
@@ -265,12 +264,8 @@ class Trainer:
         loader = build_eval_loader(self.config, annotations, share, rank=rank, world=world)
         self.model.eval()  # with activation_checkpointing parts of it run in its copy
         with loading(loader) as batches:
-            found = detect(
-                fastest_copy(self.evaluated_model),
-                self.postprocess,
-                batches,
-                on_batch=self.display.evaluating(-(-len(annotations) // world)),
-            )
+            on_batch = self.display.evaluating(-(-len(annotations) // world))
+            found = TorchBackend(self.evaluated_model, self.postprocess).detect(batches, on_batch)
         self.model.train()
         found = gather(found, fabric)
         if not fabric.is_global_zero:

@@ -22,12 +22,13 @@ from fcos.config.checks import check_backbone, check_classes, check_paths, split
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, common_images, drop_invalid, require_boxes
-from fcos.data.classes import with_classes_of
 from fcos.data.formats import read_annotations, read_names
-from fcos.data.resize import resized_size
+from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, summarize, write_summaries
+from fcos.data.transforms import resized_size
 from fcos.errors import DatasetError, TrainingError
 from fcos.model.build import build_model
+from fcos.predict.stop import StopSignal
 from fcos.terminal import counted, printable
 from fcos.train.checkpoint import (
     check_checkpoint,
@@ -50,7 +51,6 @@ from fcos.train.run_folder import (
     is_named_exactly,
     numbered_folders,
 )
-from fcos.train.stop import StopSignal
 from fcos.train.throughput import too_many_workers
 from fcos.weights.imagenet import load_imagenet_weights
 from fcos.weights.load import LoadedModel

@@ -22,13 +22,12 @@ from fcos.data.batch import Batch
 from fcos.errors import TrainingError
 from fcos.model.assign import Assigner, Targets
 from fcos.model.build import build_assigner, build_loss, build_static_assigner
-from fcos.model.fcos import FCOS
-from fcos.model.head import HeadOutput
+from fcos.model.fcos import FCOS, HeadOutput
 from fcos.model.points import PointGrid
+from fcos.predict.stop import StopSignal
 from fcos.train.checkpoint import written_in_run
 from fcos.train.log import StepReport
-from fcos.train.schedule import Schedule
-from fcos.train.stop import StopSignal
+from fcos.train.optimizer import Schedule
 
 
 @dataclass

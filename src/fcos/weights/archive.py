@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fcos.errors import WeightsError
-from fcos.files import check_regular, reason_of
+from fcos.files import check_regular, first_line_of, reason_of
 
 ZIP_START = b"PK\x03\x04"
 # How pickles begin (protocols 2 to 5).
@@ -93,6 +93,5 @@ def load_tensors(path: Path) -> Any:
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # torch and zipfile each raise kinds of their own
-        first_line = str(error).strip().partition("\n")[0]
-        raise UnsafeFileError(f"{type(error).__name__}: {first_line}"[:300]) from error
+        raise UnsafeFileError(f"{type(error).__name__}: {first_line_of(error)}"[:300]) from error
     return content

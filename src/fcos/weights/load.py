@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from fcos.config import TrainConfig, expects
 from fcos.config.checks import broken_rules
 from fcos.errors import ConfigError, WeightsError
+from fcos.files import first_line_of
 from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
 from fcos.weights.model_file import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
@@ -145,7 +146,7 @@ def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
         raise WeightsError(error.what, where=str(path), fix=error.fix) from error
     except (RuntimeError, ValueError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
         raise WeightsError(
-            f"{path.name} has settings of which no network can be made: {str(error).splitlines()[0]}",
+            f"{path.name} has settings of which no network can be made: {first_line_of(error)}",
             where=str(path),
             fix=GIVE,
         ) from error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fcos.config import TrainConfig
 from fcos.data.batch import Batch, GroundTruth, Sample, collate
-from fcos.data.build import build_eval_transform
+from fcos.data.loader import build_eval_transform
 from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
 from fcos.weights.published.read import read_published

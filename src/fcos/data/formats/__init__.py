@@ -8,8 +8,8 @@ module with an underscore in its name belongs to the format that it begins with.
 from fcos.data.convert import Converted as Converted
 from fcos.data.convert import convert as convert
 from fcos.data.names import read_names as read_names
-from fcos.data.recognise import read_annotations as read_annotations
-from fcos.data.recognise import recognise as recognise
+from fcos.data.registry import read_annotations as read_annotations
+from fcos.data.registry import recognise as recognise
 from fcos.data.splits import Split as Split
 from fcos.data.splits import Splits as Splits
 from fcos.data.splits import find_splits as find_splits

@@ -27,7 +27,7 @@ def torchvision_names() -> tuple[str, ...]:
     """Names of torchvision's 91 outputs, whose numbers are category ids.
 
     The 11 that stand for no class are kept: they are ordinary outputs, which torchvision counts among the
-    detections of an image too. `fcos.data.classes.is_no_class` knows them by their names.
+    detections of an image too. `fcos.data.names.is_no_class` knows them by their names.
     """
     known = dict(zip(COCO_IDS, COCO_NAMES, strict=True))
     return tuple(known.get(number, f"(no class {number})") for number in range(TORCHVISION_OUTPUTS))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fcos.errors import WeightsError
-from fcos.files import check_regular
+from fcos.files import check_regular, first_line_of
 from fcos.weights.archive import PICKLE_STARTS, UnsafeFileError, load_tensors
 from fcos.weights.model_file import check_numbers
 from fcos.weights.published.arrays import load_arrays
@@ -155,7 +155,7 @@ def load_without_code(path: Path) -> dict[Any, Any]:
     except (UnsafeFileError, SafetensorError) as error:
         advice = ONLY_ARRAYS if path.suffix == ".pkl" else ONLY_TENSORS
         fix = f"it should be a .pth file of torch, or .safetensors; {advice}"
-        raise unreadable(path, str(error).partition("\n")[0], fix) from error
+        raise unreadable(path, first_line_of(error), fix) from error
     if not isinstance(content, dict):
         raise unreadable(path, f"it holds a {type(content).__name__}, not weights by name", ONLY_TENSORS)
     return content

@@ -93,7 +93,7 @@ def architecture_settings(shape: Shape) -> dict[str, Any]:
         "head_channels": tower[0],
         "head_convs": num_convs,
         "head_norm": norm,
-        # AdelaiDet's FCOS-RT leaves P6 and P7 out, and was trained for small pictures
+        # AdelaiDet's FCOS-RT leaves P6 and P7 out, and was trained for small images
         "short_side": 512 if is_real_time else 800,
         "view_size": 736 if is_real_time else 1333,
     }

@@ -9,14 +9,14 @@ import torch
 from lightning_fabric import Fabric
 
 from fcos.data.annotations import Annotations
-from fcos.data.build import build_eval_loader
 from fcos.data.formats import read_annotations
-from fcos.metrics.rows import rows_of
+from fcos.data.loader import build_eval_loader
+from fcos.metrics.rows import result_rows, results_json
 from fcos.model.build import build_model, build_postprocess
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
-from fcos.predict import detect as evaluate
-from fcos.predict.detect import detect, gather, result_rows, results_json
+from fcos.predict.device import gather
+from fcos.predict.predictor import TorchBackend
 
 if TYPE_CHECKING:
     from ..rectangles import Tiny
@@ -41,8 +41,9 @@ def model(tiny: Tiny) -> FCOS:
 def found_by(tiny: Tiny, model: FCOS, eval_set: Annotations, world: int) -> list[tuple[int, ImageDetections]]:
     """What so many processes find, one after the other."""
     config = tiny.config("none")
+    backend = TorchBackend(model, build_postprocess(config))
     loaders = [build_eval_loader(config, eval_set, 4, rank=rank, world=world) for rank in range(world)]
-    return [entry for loader in loaders for entry in detect(model, build_postprocess(config), loader)]
+    return [entry for loader in loaders for entry in backend.detect(loader)]
 
 
 def test_every_image_is_measured_once_on_any_number_of_processes(
@@ -82,7 +83,8 @@ def test_model_stays_in_the_mode_that_it_was_in(tiny: Tiny, model: FCOS, eval_se
 
 def test_progress_counts_images(tiny: Tiny, model: FCOS, eval_set: Annotations) -> None:
     config, counts = tiny.config("none"), []
-    detect(model, build_postprocess(config), build_eval_loader(config, eval_set, 4), on_batch=counts.append)
+    backend = TorchBackend(model, build_postprocess(config))
+    backend.detect(build_eval_loader(config, eval_set, 4), on_batch=counts.append)
     assert counts == [4, 3]
 
 
@@ -100,22 +102,3 @@ def test_rows_by_hand(eval_set: Annotations) -> None:
     assert json.loads(results_json(rows)) == [
         {"image_id": 3, "category_id": 2, "bbox": [1.0, 2.0, 10.5, 20.0], "score": 0.5}
     ]
-
-
-@pytest.mark.parametrize("at_once", [1, 7, 50, 4096])
-def test_results_file_holds_the_entries(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "ROWS_AT_ONCE", at_once)
-    random = np.random.default_rng(0)
-    rows = rows_of(random.uniform(0, 1000, (50, 7)))
-    rows["image_id"], rows["category_id"] = random.integers(1, 2**63 - 1, (2, 50))
-    rows[0] = (2**63 - 1, [0, 1e-9, 123456.789012, -0.5], 1, 2**53 + 1)
-    assert json.loads(results_json(rows)) == [
-        {
-            "image_id": int(row["image_id"]),
-            "category_id": int(row["category_id"]),
-            "bbox": row["bbox"].round(evaluate.BOX_DIGITS).tolist(),
-            "score": float(row["score"].round(evaluate.SCORE_DIGITS)),
-        }
-        for row in rows
-    ]
-    assert json.loads(results_json(np.zeros((0, 7)))) == []

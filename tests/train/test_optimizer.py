@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcos.train.schedule import Schedule
+from fcos.train.optimizer import Schedule
 
 
 def factors(

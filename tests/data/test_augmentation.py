@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from fcos.data.color import ColorChange, change_color
+from fcos.data.augmentation import ColorChange, change_color
 
 
 @pytest.fixture

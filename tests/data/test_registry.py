@@ -144,6 +144,6 @@ def test_every_format_is_named_like_its_module_and_can_be_found_in_a_folder() ->
 
 
 def test_every_format_is_explained_in_the_documentation() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     for format in all_formats():
         assert f"| `{format.name}` | {format.looks_like} |" in text

@@ -1,0 +1,152 @@
+"""Data loaders whose processes decode while the network computes, and how those processes end."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import torch
+from torch.utils.data import DataLoader
+
+from fcos.errors import FcosError, TrainingError
+
+T = TypeVar("T", covariant=True)
+Item = TypeVar("Item")
+SECONDS_TO_END = 3.0  # that a worker has to finish its image
+_running: WeakSet[Any] = WeakSet()  # iterators over loaders with workers
+
+
+class Loader(DataLoader[T]):
+    """Says nothing of more workers than cores: `train/throughput.py` says it in a line, once."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Do nothing."""
+
+    def __iter__(self) -> Any:
+        """As PyTorch's; what runs is remembered, so that its workers end with this process at the latest."""
+        iterator = super().__iter__()
+        if self.num_workers:
+            _running.add(iterator)
+        return iterator
+
+
+@contextmanager
+def loading(loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
+    """The batches of a loader, whose workers end with the block, whatever happens in it.
+
+    Raises:
+        FcosError: what a worker said, as it would have been said without workers.
+        TrainingError: a worker was killed.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    except FcosError as error:
+        if (plain := _as_said(error)) is error:
+            raise
+        raise plain from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _lost_worker(error) from error
+    finally:
+        end_workers(batches)
+
+
+def end_workers(batches: Any) -> None:
+    """End the workers of an iterator over a loader.
+
+    They ignore SIGTERM, which is how Python ends them at exit, before it waits for them without end. And one
+    that was killed may have held the lock of the queue on which the others then wait.
+    """
+    batches = batches.lists if isinstance(batches, OneByOne) else batches
+    workers: list[BaseProcess] = list(getattr(batches, "_workers", ()))
+    if not workers:
+        return
+    if batches._worker_pids_set:  # else PyTorch takes their end for an error
+        torch._C._remove_worker_pids(id(batches))
+        batches._worker_pids_set = False
+    killer = threading.Timer(SECONDS_TO_END, _kill, [workers])
+    killer.daemon = True
+    killer.start()
+    try:
+        batches._shutdown_workers()
+    finally:
+        killer.cancel()
+        _kill(workers)
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+@atexit.register  # runs before multiprocessing's own, which was registered earlier
+def _end_all() -> None:
+    for batches in list(_running):
+        end_workers(batches)
+
+
+def _as_said(error: FcosError) -> FcosError:
+    """An error without the traceback of the worker that PyTorch puts around its message."""
+    kind = type(error)
+    _, is_of_worker, said = error.what.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
+    if not is_of_worker or "in DataLoader worker process" not in error.what:
+        return error
+    what, _, rest = said.strip().partition("\n  in: ")
+    where, _, fix = rest.partition("\n  fix: ")
+    if not rest:
+        what, _, fix = what.partition("\n  fix: ")
+    return kind(what, where=where, fix=fix)
+
+
+def _lost_worker(error: RuntimeError) -> TrainingError:
+    """One message for the ways in which PyTorch says that a worker has died."""
+    out_of_shared = "shared memory" in str(error) or "Bus error" in str(error)
+    return TrainingError(
+        "a process that loads images was killed",
+        where="num_workers",
+        fix="the shared memory is full: fewer num_workers, or a larger /dev/shm (docker run --shm-size 8g)"
+        if out_of_shared
+        else "the system kills processes when memory runs out: give fewer num_workers, or 0",
+    )
+
+
+class SplitLoader(Loader[T]):
+    """Yields the batches of each list that its `collate_fn` makes, one by one."""
+
+    def __iter__(self) -> Any:
+        """An iterator of ours over PyTorch's."""
+        return OneByOne(super().__iter__())
+
+
+class OneByOne(Iterator[Item]):
+    """The items of an iterator's lists.
+
+    Attributes:
+        lists: the iterator, which may have workers.
+    """
+
+    def __init__(self, lists: Iterator[Iterable[Item]]) -> None:
+        self.lists = lists
+        self._items = chain.from_iterable(lists)
+
+    def __next__(self) -> Item:
+        return next(self._items)
+
+
+def start_worker(worker_id: int) -> None:
+    """Leave the signals to the main process.
+
+    Ctrl-C reaches every process of the terminal, and job schedulers send SIGTERM to all processes of a job:
+    the main process decides when to stop, and needs its workers until then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
