@@ -254,6 +254,17 @@ def test_plain_convolutions_start_with_the_papers_deviation_and_depthwise_ones_p
     assert pointwise.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
+def test_kaiming_towers_start_by_their_number_of_inputs_and_predictors_as_before() -> None:
+    head = Head(64, 64, 2, 2, STRIDES, init="kaiming")
+    for tower in (head.classification_tower, head.box_tower):
+        for conv in (tower[0], tower[3]):
+            assert conv.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
+    assert head.logits.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert head.logits.bias.sigmoid()[0].item() == pytest.approx(PRIOR)
+    pointwise = Head(64, 64, 2, 1, STRIDES, conv="separable", init="kaiming").box_tower[1]
+    assert pointwise.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+
+
 def test_distances_are_float32_in_half_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = make()(levels())

@@ -125,6 +125,10 @@ class TrainConfig(BaseModel):
     head_norm: Literal["gn", "bn", "bn_per_level", "none"] = setting("gn", "normalisation in the towers")
     box_activation: Literal["relu", "exp"] = setting("relu", "how the box branch becomes positive")
     normalize_targets: bool = setting(True, "the box branch regresses in units of the level's stride")
+    head_init: Literal["normal", "kaiming"] = setting(
+        "normal",
+        "fresh weights of the towers: of standard deviation 0.01 (papers), or by their number of inputs",
+    )
     distance_init: float = setting(
         0.0,
         "distance that a fresh box branch predicts (papers: 0; more starts small trainings faster)",

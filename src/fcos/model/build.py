@@ -40,6 +40,7 @@ def build_model(config: TrainConfig, num_classes: int) -> FCOS:
         box_activation=config.box_activation,
         normalize_targets=config.normalize_targets,
         distance_init=config.distance_init,
+        init=config.head_init,
     )
     usual_mean, usual_std = pixel_statistics(config.backbone)
     return FCOS(

@@ -132,6 +132,9 @@ class Head(nn.Module):
         distance_init: what a fresh box branch predicts, in strides (pixels without `normalize_targets`). The
             papers start at 0, where half of the relu is dead and the boxes have no area; a small training has
             no time to wait for that. (With exp, which cannot give 0, the papers' start is 1.)
+        init: of the towers: "normal", with a standard deviation of 0.01 (papers, for SGD), or "kaiming", by
+            the number of inputs. AdamW changes each weight by about the learning rate in a step, a tenth of
+            0.01: before a norm, which hides how small the weights are, such towers stay noise for long.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class Head(nn.Module):
         box_activation: Literal["relu", "exp"] = "relu",
         normalize_targets: bool = True,
         distance_init: float = 0.0,
+        init: Literal["normal", "kaiming"] = "normal",
     ) -> None:
         super().__init__()
         self.quality_tower = quality_tower
@@ -166,9 +170,9 @@ class Head(nn.Module):
         self.distances = nn.Conv2d(width, 4, size, padding=size // 2)
         self.quality = nn.Conv2d(width, 1, size, padding=size // 2) if quality_tower else None
         self.scales = nn.Parameter(torch.ones(len(strides)))
-        self._initialise(distance_init)
+        self._initialise(distance_init, init)
 
-    def _initialise(self, distance_init: float) -> None:
+    def _initialise(self, distance_init: float, init: str) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 if module.groups > 1:  # a depthwise filter sees few inputs: 0.01 would silence it
@@ -177,6 +181,9 @@ class Head(nn.Module):
                     nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for conv in (*self.classification_tower, *self.box_tower) if init == "kaiming" else ():
+            if isinstance(conv, nn.Conv2d) and conv.groups == 1:
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         if self.box_activation == "exp":
             distance_init = math.log(distance_init) if distance_init else 0.0
         for conv, start in ((self.logits, math.log(PRIOR / (1 - PRIOR))), (self.distances, distance_init)):
