@@ -60,7 +60,7 @@ def ceiling() -> float:
 
 def flops(call: Callable[[], Any]) -> int:
     """Of direct convolutions."""
-    with patch.object(winograd, "LEAST_TILES", math.inf), FlopCounterMode(display=False) as counter:
+    with patch.object(winograd, "MIN_TILES", math.inf), FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
 

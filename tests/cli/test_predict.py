@@ -163,7 +163,7 @@ def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pic
     failed = {Path(entry["path"]).name: entry["error"] for entry in written()["failed"]}
     assert sorted(failed) == ["broken.jpg", "cut.jpg", "empty.png"]
     assert failed["empty.png"] == "image file is empty (0 bytes)"
-    assert "left out: photos/broken.jpg: image cannot be decoded" in result.output
+    assert "skipped: photos/broken.jpg: image cannot be decoded" in result.output
     assert (
         "3 of 6 images could not be read: photos/broken.jpg, photos/cut.jpg, photos/empty.png\n"
         in result.output
@@ -268,7 +268,7 @@ def test_many_pictures_are_shared_by_processes_and_the_files_are_the_same(
         words = ("--num-processes", "3") if out == "told" else ()
         result = predict(model_file, "photos", "--out", out, "--score-threshold", "0", *words)
         assert result.exit_code == 1, result.output
-        assert result.output.count("left out: ") == 1
+        assert result.output.count("skipped: ") == 1
         content = (pictures / out / "detections.json").read_text().replace(f"{out}/", "out/")
         outputs.append([content, *((pictures / out / name).read_bytes() for name in drawn_below(out))])
 
@@ -358,9 +358,9 @@ def test_what_is_broken_does_not_stop_the_rest(model_file: Path, pictures: Path)
     result = predict(model_file, "photos", "http://[", "http://127.0.0.1:9/a.jpg")
 
     assert result.exit_code == 1
-    assert "left out: photos/pipe.jpg: this is a pipe, not a file\n" in result.stderr
-    assert "left out: photos/dead.jpg: this link points to nothing\n" in result.stderr
-    assert "left out: http://[: cannot be downloaded: Invalid IPv6 URL\n" in result.stderr
+    assert "skipped: photos/pipe.jpg: this is a pipe, not a file\n" in result.stderr
+    assert "skipped: photos/dead.jpg: this link points to nothing\n" in result.stderr
+    assert "skipped: http://[: cannot be downloaded: Invalid IPv6 URL\n" in result.stderr
     assert result.stderr.endswith(" and 1 more\n")
     assert "4 of 8 images could not be read: photos/" in result.stderr
     assert "\x1b" not in result.output
@@ -373,7 +373,7 @@ def test_escape_codes_in_names_do_not_reach_the_terminal(model_file: Path, pictu
     Path("photos/\x1b[2J.jpg").write_text("no image")
     result = predict(model_file, "photos/\x1b[2J.jpg")
     assert result.exit_code == 1
-    assert r"left out: photos/\x1b[2J.jpg: " in result.stderr
+    assert r"skipped: photos/\x1b[2J.jpg: " in result.stderr
 
 
 @pytest.mark.parametrize("draw", ["--draw", "--no-draw"])

@@ -119,7 +119,7 @@ def test_a_whole_network_learns_the_same_with_and_without_winograd(monkeypatch: 
     monkeypatch.setattr(winograd, "_convolve", counted)
     found: list[dict[str, Tensor]] = []
     for channels in (64, 10**6):  # 64: nearly every 3x3 convolution, those of the backbone too
-        monkeypatch.setattr(winograd, "LEAST_CHANNELS", channels)
+        monkeypatch.setattr(winograd, "MIN_CHANNELS", channels)
         before = len(called)
         found.append(gradients(twin, random_images(1, 3, 480, 544))[1])
         assert (len(called) > before + 20) == (channels == 64)

@@ -76,8 +76,8 @@ def test_a_time_without_any_detection_is_no_problem() -> None:
 
 
 def test_what_the_tracker_wants_to_see_is_weaker_than_what_is_shown() -> None:
-    assert Tracker(0.5, RATE).least_score == 0.1
-    assert Tracker(0.03, RATE).least_score == 0.03
+    assert Tracker(0.5, RATE).min_score == 0.1
+    assert Tracker(0.03, RATE).min_score == 0.03
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def test_a_folder_of_pictures_and_videos_whole_and_broken(
     result = predict(model_file, "mixed", "--every", "8")
 
     assert result.exit_code == 1
-    assert "left out: mixed/sub/pan.mkv: the video cannot be opened" in result.stderr
+    assert "skipped: mixed/sub/pan.mkv: the video cannot be opened" in result.stderr
     assert "1 of 3 images and videos could not be read in full: " in result.stderr
     content = summary()
     assert [picture["drawn"] for picture in content["pictures"]] == ["predictions/sub/pan.png"]

@@ -17,7 +17,7 @@ from fcos.errors import ConfigError, WeightsError
 from fcos.model.build import build_model
 from fcos.train.run import train
 from fcos.weights.load import load_model
-from fcos.weights.published.download import coco_file
+from fcos.weights.published.coco import coco_file
 from fcos.weights.start import adopt_settings, find_start, load_start
 
 

@@ -367,7 +367,7 @@ def _describe(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> No
 
 
 def _report(outcome: dict[str, Any]) -> None:
-    click.echo(f"left out: {printable_line(outcome['path'])}: {printable_line(outcome['error'])}", err=True)
+    click.echo(f"skipped: {printable_line(outcome['path'])}: {printable_line(outcome['error'])}", err=True)
 
 
 def _how_many_failed(

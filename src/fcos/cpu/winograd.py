@@ -33,10 +33,10 @@ SUM_OF_SQUARES = 2.5
 TILES_OF_BLOCK = 480  # 18 MB of 256 channels
 
 # Where it is faster; of an image alone, so that what it gives does not depend on the others of its batch.
-LEAST_CHANNELS = 128
-LEAST_CHANNELS_OF_ONE_CORE = 96  # forward only: the transforms gain less from several cores than the products
-LEAST_TILES = 200
-LEAST_TILES_AHEAD = 128  # with weights that were transformed ahead
+MIN_CHANNELS = 128
+MIN_CHANNELS_OF_ONE_CORE = 96  # forward only: the transforms gain less from several cores than the products
+MIN_TILES = 200
+MIN_TILES_AHEAD = 128  # with weights that were transformed ahead
 
 Slices = Sequence[Tensor]
 
@@ -66,8 +66,8 @@ def pays(x: Tensor, conv: Any, *, ahead: bool = False) -> bool:
     on_one_core = ahead and torch.get_num_threads() == 1
     return (
         min(conv.in_channels, conv.out_channels)
-        >= (LEAST_CHANNELS_OF_ONE_CORE if on_one_core else LEAST_CHANNELS)
-        and rows * columns >= (LEAST_TILES_AHEAD if ahead else LEAST_TILES)
+        >= (MIN_CHANNELS_OF_ONE_CORE if on_one_core else MIN_CHANNELS)
+        and rows * columns >= (MIN_TILES_AHEAD if ahead else MIN_TILES)
         and x.device.type == "cpu"
         and x.dtype == conv.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)

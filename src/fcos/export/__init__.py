@@ -1,7 +1,7 @@
 """A detector as one file that runs without this package: ONNX, OpenVINO or a torch program.
 
 Read `graph.py` first (what is exported), then `suppress.py` (its NMS), `card.py` (metadata),
-`trace.py`, `onnx_file.py`, `openvino_folder.py` and `torch_program.py` (the formats), `formats.py` (writing
+`torch_program.py`, `onnx_file.py` and `openvino_folder.py` (the formats), `formats.py` (writing
 any of them), `exported.py` (opening any of them), `verify.py` (comparing a file with the network),
 `quantise.py` and `calibration.py` (8-bit integers), `safe_program.py` (reading a torch program without
 running its code).

@@ -7,7 +7,8 @@ program: class names, preprocessing, thresholds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal, get_args
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.errors import WeightsError
+from fcos.errors import FcosError, WeightsError
 from fcos.weights.model_file import (
     Entry,
     ModelCard,
@@ -73,6 +74,17 @@ class ExportCard:
 def cannot_open(path: Path, how: str, reason: str, fix: str = GIVE) -> WeightsError:
     """The error for a file that its library refuses."""
     return WeightsError(f"{path.name} cannot be opened {how}: {reason}", where=str(path), fix=fix)
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Explain an import that fails within the block: which extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise FcosError(
+            f"the format {extra} needs {error.name}", fix=f"pip install 'fcos-torch[{extra}]'"
+        ) from error
 
 
 def input_dtype(config: TrainConfig) -> Literal["uint8", "float32"]:

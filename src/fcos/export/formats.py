@@ -13,7 +13,7 @@ from fcos.export import onnx_file, openvino_folder, torch_program
 from fcos.export.calibration import Calibration
 from fcos.export.card import ExportCard, input_dtype, to_metadata
 from fcos.export.graph import DetectionGraph
-from fcos.export.trace import traced
+from fcos.export.torch_program import traced
 from fcos.files import check_writable, written
 from fcos.model.build import build_postprocess
 from fcos.weights.load import ExportFormat, LoadedModel

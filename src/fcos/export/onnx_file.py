@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.export.calibration import Calibration, in_float32
-from fcos.export.card import GIVE, cannot_open
+from fcos.export.card import GIVE, cannot_open, needs
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
-from fcos.export.trace import needs, quiet, traced
+from fcos.export.torch_program import quiet, traced
 from fcos.files import first_line_of, read_bytes
 from fcos.model.postprocess import INVALID
 from fcos.weights.archive import UnsafeFileError

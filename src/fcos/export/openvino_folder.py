@@ -22,9 +22,8 @@ from fcos.errors import WeightsError
 from fcos.export import onnx_file
 from fcos.export.calibration import OUTPUTS as HEAD_OUTPUTS
 from fcos.export.calibration import Calibration, in_float32
-from fcos.export.card import cannot_open
+from fcos.export.card import cannot_open, needs
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
-from fcos.export.trace import needs
 from fcos.files import check_regular, read_bytes
 from fcos.weights.load import OPENVINO_GRAPH
 

@@ -1,13 +1,15 @@
-"""A program of `torch.export`: one `.pt2` file, for torch; its card is in its `extra_files`.
+"""A program of `torch.export`, with which all formats begin: one `.pt2` file, its card in its `extra_files`.
 
-It needs torchvision (for NMS), but not this package.
+The file needs torchvision (for NMS), but not this package.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,34 @@ import torch
 import torchvision  # noqa: F401  # registers torchvision::nms, which the program calls
 from torch import Tensor
 
+from fcos.data.loader import PADDING_MULTIPLE
 from fcos.export.card import GIVE, cannot_open
+from fcos.export.graph import DetectionGraph
 from fcos.export.safe_program import EXTRA_FILE, read_program
-from fcos.export.trace import quiet
 from fcos.files import first_line_of
 from fcos.weights.archive import UnsafeFileError
+
+# torch.export wants limits: of a batch, and of the cells of 32 pixels along a side.
+MOST_IMAGES = MOST_CELLS = 1024
+
+
+def traced(graph: DetectionGraph, dtype: torch.dtype) -> torch.export.ExportedProgram:
+    """The program, for any number of images and any size that is a multiple of 32."""
+    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    height, width = (torch.export.Dim(name, min=1, max=MOST_CELLS) for name in ("rows", "columns"))
+    # No two sides are equal and none is 1 at any level: a trace would take that for a rule.
+    stride = graph.network.strides[-1]
+    images = torch.zeros(2, 3, 5 * stride, 7 * stride, dtype=dtype)
+    sizes = torch.tensor([images.shape[2:], images.shape[2:]])
+    shapes: Any = {
+        "images": {0: batch, 2: PADDING_MULTIPLE * height, 3: PADDING_MULTIPLE * width},
+        "sizes_hw": {0: batch},
+        "original_sizes_hw": {0: batch},
+    }
+    with torch.no_grad(), quiet():
+        return torch.export.export(
+            graph.eval(), (images, sizes, 2 * sizes), dynamic_shapes=shapes, strict=False
+        )
 
 
 def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:
@@ -61,3 +86,11 @@ class TorchRunner:
         """Itself: each thread computes on the cores that it was given."""
         del num_calls
         return self
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress what the exporters warn of; none of it asks for an action."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

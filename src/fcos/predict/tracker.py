@@ -10,7 +10,7 @@ from typing import Any
 from fcos.errors import FcosError
 from fcos.predict.detections import Detections
 
-LEAST_SCORE = 0.1  # below it there is surely no object; above it, a weak detection may continue a track
+MIN_SCORE = 0.1  # below it there is surely no object; above it, a weak detection may continue a track
 
 
 class Tracker:
@@ -31,15 +31,15 @@ class Tracker:
         )
 
     @property
-    def least_score(self) -> float:
+    def min_score(self) -> float:
         """Minimum score of the detections to give it."""
-        return min(LEAST_SCORE, self.threshold)
+        return min(MIN_SCORE, self.threshold)
 
     def update(self, detections: Detections, time_s: float) -> Detections:
         """Those of at least `threshold`, and weaker ones of a track; with `track_ids`, from 1 on.
 
         Args:
-            detections: of the next frame, from `least_score` on.
+            detections: of the next frame, from `min_score` on.
             time_s: of the frame, later than the last one.
         """
         found = self._tracker.update(detections.to_supervision(), timestamp=time_s)

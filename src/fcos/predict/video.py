@@ -122,7 +122,7 @@ def _found(
         (frame for frame in frames if frame.index % options.every == 0),
         Frame.pixels,
         lambda frame, detections: (frame, detections),
-        score_threshold=tracker.least_score if tracker else options.score_threshold,
+        score_threshold=tracker.min_score if tracker else options.score_threshold,
         batch_size=1,  # a camera's frame should not wait for others
     )
     for result in results:

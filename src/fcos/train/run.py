@@ -56,7 +56,7 @@ from fcos.weights.imagenet import load_imagenet_weights
 from fcos.weights.load import LoadedModel
 from fcos.weights.load import settings_of as card_settings
 from fcos.weights.model_file import ModelCard
-from fcos.weights.published.download import coco_file
+from fcos.weights.published.coco import coco_file
 from fcos.weights.start import adopt_settings, find_start, load_start
 
 

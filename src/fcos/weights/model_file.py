@@ -90,7 +90,7 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            card = read_card(metadata["fcos"], path) if "fcos" in metadata else None
+            card = card_of(parse_card(metadata["fcos"], path), path) if "fcos" in metadata else None
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(
@@ -102,11 +102,6 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         )
     check_numbers(tensors, path)
     return card, tensors
-
-
-def read_card(text: str, path: Path) -> ModelCard:
-    """The card of a file from its JSON."""
-    return card_of(parse_card(text, path), path)
 
 
 def card_of(content: Any, path: Path) -> ModelCard:

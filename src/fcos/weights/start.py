@@ -14,7 +14,7 @@ from fcos.errors import ConfigError
 from fcos.model.fcos import FCOS
 from fcos.weights.load import MODEL_SETTINGS, LoadedModel, load_model
 from fcos.weights.model_file import is_model_file, load_tensors
-from fcos.weights.published.download import coco_file
+from fcos.weights.published.coco import coco_file
 from fcos.weights.published.layouts import layout_of
 from fcos.weights.published.opening import is_published, open_state
 

@@ -2,5 +2,5 @@
 
 Read in this order: `opening.py` (a file to tensors, without running code), `layouts.py` (their names for our
 tensors), `settings.py` (what else their weights need to give their numbers), `read.py` (all of it together),
-`coco.py` (class names).
+`coco.py` (classes and weights of COCO).
 """

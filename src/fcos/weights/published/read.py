@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.terminal import printable_line
-from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, TORCHVISION_OUTPUTS, torchvision_names
+from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, torchvision_names
 from fcos.weights.published.layouts import LAYOUTS, MMDETECTION, MMDETECTION_WITHOUT_NORM, Layout, layout_of
 from fcos.weights.published.opening import StateFile, open_state
 from fcos.weights.published.settings import (
@@ -246,7 +246,7 @@ def class_names_of(
     """Names and category ids of the outputs: from the file, or COCO's where the number is COCO's."""
     if layout.rules == "torchvision":
         names = torchvision_names()
-        if num_classes != TORCHVISION_OUTPUTS:
+        if num_classes != len(names):
             names = ("(no class 0)", *(f"class {i}" for i in range(1, num_classes)))
         return names, tuple(range(num_classes))
     if (stored := _stored_names(about)) and len(stored) == num_classes and len(set(stored)) == num_classes:
