@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all
-from fcos.config.file import COMMAND_LINE, Given, read_file, read_overrides
+from fcos.config.file import COMMAND_LINE, Given, read_file, read_override
 from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
 from fcos.config.schema import ALIASES, TrainConfig, choices, expects
@@ -128,7 +128,7 @@ def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError
 
 def _overrides(words: Sequence[str], problems: list[ConfigError]) -> dict[str, Given]:
     text_keys = {key for key, field in TrainConfig.model_fields.items() if field.annotation is str}
-    return _settings(read_overrides(words, text_keys), Path.cwd(), problems)
+    return _settings([read_override(word, text_keys) for word in words], Path.cwd(), problems)
 
 
 def _lies_in_run(source: Path, run_folder: str) -> bool:
