@@ -201,7 +201,7 @@ def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
     """Images that two parts share, for each two that share some."""
     from itertools import combinations
 
-    from fcos.data.check import common_images
+    from fcos.data.image_files import common_images
 
     return [
         {"between": [first_title, second_title], "pictures": pairs}

@@ -104,7 +104,7 @@ class TrainDataset(Dataset[Sample]):
         annotations: of the training images; crowd regions are no targets.
         transform: resizing and augmentation.
         seed: of the augmentation.
-        batch_size: images of one optimizer step; what augmentation draws for a whole step, they share.
+        batch_size: images of one optimizer step, which share what augmentation draws once for a step.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int
 def split_by_size(
     samples: Sequence[Sample], multiple: int, max_pixels: int | None = None
 ) -> list[list[Sample]]:
-    """Samples of one padded size together; alone those of more than `max_pixels`.
+    """Group samples by padded size; those of more than `max_pixels` stay alone.
 
     More padding would change the detections: group norm counts it.
     """

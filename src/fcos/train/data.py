@@ -5,16 +5,17 @@ from __future__ import annotations
 import socket
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from lightning_fabric import Fabric
 
 from fcos.config import TrainConfig
 from fcos.config.checks import check_classes
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
-from fcos.data.check import CheckReport, check, common_images, drop_invalid, require_boxes
+from fcos.data.check import CheckReport, check, drop_invalid, require_boxes
 from fcos.data.formats import read_annotations, read_names
+from fcos.data.image_files import common_images
 from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, summarize
 from fcos.data.transforms import resized_size
@@ -22,6 +23,9 @@ from fcos.errors import DatasetError
 from fcos.terminal import counted
 from fcos.train.checkpoint import fingerprint
 from fcos.train.log import say, track
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def load_data(
@@ -31,17 +35,9 @@ def load_data(
 
     The first process checks them before anything else.
     """
-    names = None
-    if config.name_file:
-        names, had_background = read_names(Path(config.name_file))
-        if not had_background:
-            say(fabric, f"{config.name_file} does not begin with 'background': every line is a class")
-
-    def read(source: str, folder: str) -> Annotations:
-        root = Path(folder) if folder else None
-        return read_annotations(Path(source), root=root, names=names, format=config.data_format)
-
-    train_set = read(config.list_train, config.root_train)
+    if config.name_file and not read_names(Path(config.name_file))[1]:
+        say(fabric, f"{config.name_file} does not begin with 'background': every line is a class")
+    train_set = read_set(config, config.list_train, config.root_train)
     check_classes(config, train_set.class_names)
     train_set, report = usable(train_set, "training", config, fabric)
     cards = {"training": summarize(train_set, report)}
@@ -50,7 +46,9 @@ def load_data(
     if not config.list_eval:
         say(fabric, "no list_eval: nothing is evaluated; the last model is the result")
         return train_set, None, cards
-    eval_set, eval_report = usable(read(config.list_eval, config.root_eval), "evaluation", config, fabric)
+    eval_set, eval_report = usable(
+        read_set(config, config.list_eval, config.root_eval), "evaluation", config, fabric
+    )
     eval_set = with_classes_of(eval_set, train_set.class_names)
     warnings = []
     if common := common_images(train_set, eval_set):
@@ -61,6 +59,13 @@ def load_data(
         say(fabric, f"warning: {warnings[0]}")
     cards["evaluation"] = summarize(eval_set, eval_report, warnings)
     return train_set, eval_set, cards
+
+
+def read_set(config: TrainConfig, source: str, root: str) -> Annotations:
+    """The annotations of `list_train` or `list_eval`, with the class names of `name_file`."""
+    names = read_names(Path(config.name_file))[0] if config.name_file else None
+    folder = Path(root) if root else None
+    return read_annotations(Path(source), root=folder, names=names, format=config.data_format)
 
 
 def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:

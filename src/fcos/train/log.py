@@ -1,4 +1,4 @@
-"""What a training says of its steps: averages of their numbers, and a progress display."""
+"""What a training reports: averages over its steps, a progress display, and messages."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Meter:
         return {"num_steps": self.num_steps, "sums": dict(self.sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on in the middle of two lines."""
+        """Resume between two lines."""
         self.num_steps, self.sums = state["num_steps"], defaultdict(float, state["sums"])
 
 

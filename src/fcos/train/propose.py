@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fcos.config import TrainConfig
-from fcos.config.presets import PRESETS
+from fcos.config.load import preset_default
 from fcos.data.annotations import Annotations
 from fcos.data.check import require_boxes
 from fcos.data.convert import check_boxes
@@ -172,14 +171,10 @@ def propose(train: Annotations, hardware: Hardware) -> list[Proposal]:
 _WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_lite0": "the small model made for CPUs"}
 
 
-def _default(preset: str, key: str) -> Any:
-    return PRESETS[preset].get(key, TrainConfig.model_fields[key].default)
-
-
 def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Proposal, Proposal]:
     """The preset's size, larger where boxes would get too small, smaller where images are small."""
-    usual: int = _default(preset, "short_side")
-    usual_view: int = _default(preset, "view_size")
+    usual: int = preset_default(preset, "short_side")
+    usual_view: int = preset_default(preset, "view_size")
     sizes, box_sides = image_sizes(train)
     if not len(sizes):
         unread = "the preset's; no image could be read"
@@ -267,7 +262,7 @@ def _length(num_images: int, hardware: Hardware) -> Iterator[Proposal]:
 
 def _batch(num_images: int, preset: str, hardware: Hardware, pixels: int) -> Iterator[Proposal]:
     """The preset's batch, less for few images, shared by the GPUs (the learning rate follows it)."""
-    usual: int = _default(preset, "nbatch_train")
+    usual: int = preset_default(preset, "nbatch_train")
     wanted = usual if num_images >= 10 * usual else usual // 2
     num_devices = max(1, hardware.num_gpus)
     share = max(1, wanted // num_devices)
