@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcos.data.check import check, common_images, drop_invalid, require_boxes
+from fcos.data.check import check, drop_invalid, require_boxes
 from fcos.data.formats import read_annotations
 from fcos.data.image import Header
+from fcos.data.image_files import common_images
 from fcos.data.summary import count
 from fcos.errors import DatasetError
 

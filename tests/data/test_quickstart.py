@@ -10,7 +10,7 @@ from fcos.config import load_config
 from fcos.data import quickstart
 from fcos.data.formats import read_annotations
 from fcos.data.names import read_names
-from fcos.data.quickstart import CLASS_NAMES, digit_cover, draw_picture, load_material, make_digits
+from fcos.data.quickstart import CLASS_NAMES, digit_cover, draw_image, load_material, make_digits
 from fcos.errors import DatasetError, OutputError
 
 
@@ -54,7 +54,7 @@ def test_the_lists_read_back_as_they_were_drawn(tmp_path: Path) -> None:
     annotations = read_annotations(tmp_path / "train.txt", root=tmp_path / "images" / "train", names=names)
     assert annotations.format == "list"
     for number, record in enumerate(annotations, start=1):
-        picture, digits = draw_picture(load_material("train"), np.random.default_rng((0, 0, number)))
+        picture, digits = draw_image(load_material("train"), np.random.default_rng((0, 0, number)))
         np.testing.assert_array_equal(
             record.boxes_xyxy, np.reshape([digit.box_xyxy for digit in digits], (-1, 4))
         )
@@ -110,7 +110,7 @@ def test_each_box_holds_the_pixels_that_change_when_its_digit_is_left_out(
     )
     num_hidden = 0
     for number in range(12):
-        picture, digits = draw_picture(load_material("eval"), np.random.default_rng(number))
+        picture, digits = draw_image(load_material("eval"), np.random.default_rng(number))
         height, width, _ = picture.shape
         for left_out, digit in enumerate(digits):
             # How much of each pixel shows this digit: its cover, and every later digit takes its share.
@@ -138,7 +138,7 @@ def test_each_box_holds_the_pixels_that_change_when_its_digit_is_left_out(
 
 
 def test_pictures_vary_as_promised() -> None:
-    drawn = [draw_picture(load_material("train"), np.random.default_rng((0, 0, n))) for n in range(200)]
+    drawn = [draw_image(load_material("train"), np.random.default_rng((0, 0, n))) for n in range(200)]
     digits = [digit for _, on_picture in drawn for digit in on_picture]
     counts = [len(on_picture) for _, on_picture in drawn]
     assert 2 <= counts.count(0) <= 25

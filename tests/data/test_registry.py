@@ -66,9 +66,9 @@ FORMAT = Format(
 AS_TRAINING_READS = """
 from lightning_fabric import Fabric
 from fcos.config import load_config
-from fcos.train.run import load_data
+from fcos.train.data import load_data
 config = load_config({"list_train": "a.toy", "data_format": "toy"})
-annotations = load_data(config, Fabric(accelerator="cpu", devices=1)).train_set
+annotations, _, _ = load_data(config, Fabric(accelerator="cpu", devices=1))
 print(annotations.format, annotations.class_names, annotations[0].boxes_xyxy.tolist())
 """
 

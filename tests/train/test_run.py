@@ -15,7 +15,8 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.summary import read_summaries
 from fcos.errors import ConfigError, DatasetError
 from fcos.report.after_training import train_and_draw
-from fcos.train.run import left_out, train
+from fcos.train.data import left_out
+from fcos.train.run import train
 from fcos.train.run_folder import find_run_folder
 from fcos.weights.load import load_model
 

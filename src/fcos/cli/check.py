@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.options import format_option, names_option, root_option
 from fcos.cli.output import json_option, print_json
-from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
@@ -34,20 +34,9 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found by itself."
-)
-@click.option(
-    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
-)
-@click.option(
-    "--from",
-    "--format",
-    "format",
-    type=click.Choice(["auto", *FORMAT_NAMES]),
-    default="auto",
-    help="Format of the annotations; default: recognised.",
-)
+@root_option
+@names_option
+@format_option
 @click.option(
     "--headers-only", is_flag=True, help="Do not decode images: faster, but misses truncated files."
 )
@@ -212,7 +201,7 @@ def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
     """Images that two parts share, for each two that share some."""
     from itertools import combinations
 
-    from fcos.data.check import common_images
+    from fcos.data.image_files import common_images
 
     return [
         {"between": [first_title, second_title], "pictures": pairs}

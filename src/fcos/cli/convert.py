@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fcos.cli.options import format_option, names_option, root_option
 from fcos.cli.output import json_option, print_json
 from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import counted
@@ -30,20 +31,9 @@ Examples:
     required=True,
     help="File (list: .txt, COCO: .json) or folder (VOC, YOLO) to write; it must not exist yet.",
 )
-@click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found by itself."
-)
-@click.option(
-    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
-)
-@click.option(
-    "--from",
-    "--format",
-    "format",
-    type=click.Choice(["auto", *FORMAT_NAMES]),
-    default="auto",
-    help="Format of SOURCE; default: recognised.",
-)
+@root_option
+@names_option
+@format_option
 @click.option("--copy-images", is_flag=True, help="In a folder, copy the images instead of linking them.")
 @json_option
 def command(

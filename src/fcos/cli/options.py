@@ -9,6 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from fcos.format_names import FORMAT_NAMES
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -56,6 +58,20 @@ num_processes_option = click.option(
     default=1,
     show_default=True,
     help="Processes that share the images with --device cpu.",
+)
+root_option = click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found by itself."
+)
+names_option = click.option(
+    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
+)
+format_option = click.option(
+    "--from",
+    "--format",
+    "format",
+    type=click.Choice(["auto", *FORMAT_NAMES]),
+    default="auto",
+    help="Format of the annotations; default: recognised.",
 )
 agnostic_nms_option = click.option(
     "--agnostic-nms",

@@ -41,7 +41,7 @@ class Broken(NamedTuple):
 
 def broken_rules(config: TrainConfig) -> Iterator[Broken]:
     """Every rule between settings that this config breaks."""
-    rules = (_levels, _backbone, _picture_size, _schedule, _devices, _batch, _settings_without_effect)
+    rules = (_levels, _backbone, _image_size, _schedule, _devices, _batch, _settings_without_effect)
     for rule in rules:
         yield from rule(config)
 
@@ -74,7 +74,7 @@ def _backbone(config: TrainConfig) -> Iterator[Broken]:
             yield Broken((key,), f"{key} {numbers} is not {count} numbers{above}", f"give {count}, or null")
 
 
-def _picture_size(config: TrainConfig) -> Iterator[Broken]:
+def _image_size(config: TrainConfig) -> Iterator[Broken]:
     if config.short_side is not None and config.short_side > config.view_size:
         yield Broken(
             ("short_side", "view_size"),

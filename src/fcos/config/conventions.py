@@ -2,7 +2,7 @@
 
 Weights give their authors' numbers only if images are prepared and boxes decoded as in training.
 Each name of the setting is a row of `CONVENTIONS`; the values are arguments of resizing, points, targets,
-losses and post-processing (`model/build.py`, `data/build.py`), which explain them.
+losses and post-processing (`model/build.py`, `data/loader.py`), which explain them.
 """
 
 from __future__ import annotations

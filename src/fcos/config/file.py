@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,17 +66,8 @@ def key_lines(text: str) -> list[tuple[str, int]]:
     ]
 
 
-def read_overrides(overrides: Iterable[str], text_keys: Collection[str] = ()) -> list[Given]:
-    """Values of `key=value` words, read as JSON where they are JSON, else as text.
-
-    Args:
-        overrides: the words.
-        text_keys: settings whose value stays text, whatever it looks like.
-    """
-    return [_read_override(word, text_keys) for word in overrides]
-
-
-def _read_override(word: str, text_keys: Collection[str]) -> Given:
+def read_override(word: str, text_keys: Collection[str]) -> Given:
+    """A `key=value` word: the value as JSON where it is JSON, else, and always for `text_keys`, as text."""
     key, equals, text = word.partition("=")
     if not equals or not key.strip():
         raise ConfigError(

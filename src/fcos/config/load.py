@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all
-from fcos.config.file import COMMAND_LINE, Given, read_file, read_overrides
+from fcos.config.file import COMMAND_LINE, Given, read_file, read_override
 from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
 from fcos.config.schema import ALIASES, TrainConfig, choices, expects
@@ -128,7 +128,7 @@ def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError
 
 def _overrides(words: Sequence[str], problems: list[ConfigError]) -> dict[str, Given]:
     text_keys = {key for key, field in TrainConfig.model_fields.items() if field.annotation is str}
-    return _settings(read_overrides(words, text_keys), Path.cwd(), problems)
+    return _settings([read_override(word, text_keys) for word in words], Path.cwd(), problems)
 
 
 def _lies_in_run(source: Path, run_folder: str) -> bool:
@@ -196,15 +196,17 @@ def _preset(entry: Given | None, problems: list[ConfigError]) -> str:
     return default
 
 
+def preset_default(preset: str, key: str) -> Any:
+    """The value of a setting in a preset, if nothing else is given."""
+    return PRESETS[preset].get(key, TrainConfig.model_fields[key].default)
+
+
 def _scale_rate(values: dict[str, Any], given: Mapping[str, Given]) -> dict[str, str]:
-    """Set a rate that nobody chose in proportion to the batch (arXiv 1706.02677); returns its origin."""
+    """Scale the default learning rate with the batch size (arXiv 1706.02677); return its origin."""
     batch = values.get("nbatch_train")
     if "lr_base" in given or "nbatch_train" not in given or type(batch) is not int or batch < 1:
         return {}
-    usual = PRESETS[values["model"]]
-    rate, usual_batch = (
-        usual.get(key, TrainConfig.model_fields[key].default) for key in ("lr_base", "nbatch_train")
-    )
+    rate, usual_batch = (preset_default(values["model"], key) for key in ("lr_base", "nbatch_train"))
     if batch == usual_batch:
         return {}
     values["lr_base"] = rate * batch / usual_batch

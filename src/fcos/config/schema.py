@@ -31,9 +31,9 @@ GROUPS = {
     "root_train": "Data",
     "run_folder": "Run",
     "model": "Model",
-    "view_size": "Pictures",
+    "view_size": "Images",
     "epochs": "Optimisation",
-    "eval_epochs": "Measuring and using",
+    "eval_epochs": "Evaluation and prediction",
 }
 
 
@@ -158,7 +158,7 @@ class TrainConfig(BaseModel):
     )
     focal_gamma: float = setting(2.0, "focusing of the class loss", ge=0)
 
-    # Pictures
+    # Images
     view_size: int = setting(1333, "longest side after resizing (the seed's was 1025)", unit="pixels", ge=32)
     short_side: int | None = setting(
         800,
@@ -208,7 +208,7 @@ class TrainConfig(BaseModel):
         0.0, "decay of the averaged weights that are evaluated; 0: no averaging", ge=0, lt=1
     )
 
-    # Measuring and using
+    # Evaluation and prediction
     eval_epochs: int = setting(1, "evaluate every so many epochs and after the last", unit="epochs", ge=1)
     score_threshold: float = setting(0.05, "score that a candidate must exceed", ge=0, le=1)
     threshold_on: ThresholdOn = setting(

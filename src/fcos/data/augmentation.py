@@ -116,9 +116,7 @@ class ColorChange:
     """Changes the colours of most images; drawn from torch's generator.
 
     Attributes:
-        brightness: a factor in 1 +- this.
-        contrast: likewise.
-        saturation: likewise.
+        brightness, contrast, saturation: factors are drawn from 1 +- this.
         p: share of the images that are changed.
     """
 

@@ -6,7 +6,7 @@ A batch travels from the loader to the device with its pixels in 0..255, and its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,12 +32,6 @@ class GroundTruth:
 
     boxes_xyxy: Float[Tensor, "boxes 4"]
     labels: Int64[Tensor, " boxes"]
-
-    def to(self, device: torch.device) -> GroundTruth:
-        """The same on another device."""
-        return GroundTruth(
-            self.boxes_xyxy.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
-        )
 
 
 @dataclass(frozen=True)
@@ -81,13 +75,8 @@ class Batch:
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> Batch:
         """The same on another device (does not wait for the copy), pixels in this order."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True, memory_format=memory_format),
-            sizes_hw=self.sizes_hw.to(device, non_blocking=True),
-            ground_truth=tuple(truth.to(device) for truth in self.ground_truth),
-            original_sizes_hw=self.original_sizes_hw.to(device, non_blocking=True),
-        )
+        images = self.images.to(device, non_blocking=True, memory_format=memory_format)
+        return replace(self._moved(lambda tensor: tensor.to(device, non_blocking=True)), images=images)
 
     def padded_to(self, size_hw: tuple[int, int]) -> Batch:
         """The same with more padding."""
@@ -96,15 +85,15 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory; the loader calls this where it helps."""
+        return replace(self._moved(Tensor.pin_memory), images=self.images.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with everything but the images moved."""
         return replace(
             self,
-            images=self.images.pin_memory(),
-            sizes_hw=self.sizes_hw.pin_memory(),
-            ground_truth=tuple(
-                GroundTruth(truth.boxes_xyxy.pin_memory(), truth.labels.pin_memory())
-                for truth in self.ground_truth
-            ),
-            original_sizes_hw=self.original_sizes_hw.pin_memory(),
+            sizes_hw=move(self.sizes_hw),
+            ground_truth=tuple(GroundTruth(move(t.boxes_xyxy), move(t.labels)) for t in self.ground_truth),
+            original_sizes_hw=move(self.original_sizes_hw),
         )
 
 
@@ -115,7 +104,7 @@ class TrainDataset(Dataset[Sample]):
         annotations: of the training images; crowd regions are no targets.
         transform: resizing and augmentation.
         seed: of the augmentation.
-        batch_size: images of one optimizer step; what augmentation draws for a whole step, they share.
+        batch_size: images of one optimizer step, which share what augmentation draws once for a step.
     """
 
     def __init__(

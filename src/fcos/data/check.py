@@ -8,7 +8,6 @@ nothing. A box that sticks out of its image by at most `MAX_OVERHANG` pixels is 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,18 +120,15 @@ class CheckReport:
             )
 
 
-def check(
-    annotations: Annotations, *, decode: bool = True, workers: int | None = None, track: Track | None = None
-) -> CheckReport:
+def check(annotations: Annotations, *, decode: bool = True, track: Track | None = None) -> CheckReport:
     """Check every image and every box.
 
     Args:
         annotations: as read.
         decode: decode every image; False reads headers only: much faster, but misses truncated files.
-        workers: threads that read images; by default one per core.
         track: shows progress: gets an iterable and its length, yields the same.
     """
-    headers, broken = _read_headers(annotations, decode, workers, track)
+    headers, broken = _read_headers(annotations, decode, track)
     sizes_hw = np.array([h.size_hw if h else (-1, -1) for h in headers], np.int32).reshape(-1, 2)
     boxes_xyxy = _upright_boxes(annotations, headers)
     problems = [*broken, *_box_problems(annotations, boxes_xyxy, sizes_hw)]
@@ -195,35 +191,12 @@ def require_boxes(annotations: Annotations) -> None:
         raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
 
 
-def common_images(first: Annotations, second: Annotations) -> list[tuple[Path, Path]]:
-    """Images that are in both, by path or by content.
-
-    Only files of equal size are compared by content, so this stays cheap for large data sets.
-    """
-    by_path = {os.path.realpath(record.path): record.path for record in first}
-    by_size: dict[int, list[Path]] = {}
-    for path in by_path.values():
-        by_size.setdefault(_file_size(path), []).append(path)
-    pairs = []
-    digests: dict[Path, bytes] = {}
-    for record in second:
-        same = by_path.get(os.path.realpath(record.path))
-        size = _file_size(record.path)
-        if same is None and size > 0 and size in by_size:
-            same = next(
-                (p for p in by_size[size] if _digest(p, digests) == _digest(record.path, digests)), None
-            )
-        if same is not None:
-            pairs.append((same, record.path))
-    return pairs
-
-
 def _read_headers(
-    annotations: Annotations, decode: bool, workers: int | None, track: Track | None
+    annotations: Annotations, decode: bool, track: Track | None
 ) -> tuple[list[Header | None], list[Problem]]:
     paths = [record.path for record in annotations]
     once = list(dict.fromkeys(paths))  # a list may name an image a hundred thousand times
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         headers: Iterable[Header | DatasetError] = pool.map(partial(_try_header, decode=decode), once)
         of_path = dict(zip(once, track(headers, len(once)) if track else headers, strict=True))
     results = [of_path[path] for path in paths]
@@ -324,13 +297,3 @@ def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Ite
                 f"stated size {width} x {height}, but '{record.path.name}' has {true_width} x {true_height}"
             )
             yield Problem(what, record.where, "make sure that the boxes belong to this image", index)
-
-
-def _file_size(path: Path) -> int:
-    return path.stat().st_size if os.path.isfile(path) else -1
-
-
-def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
-    if path not in known:
-        known[path] = hashlib.blake2b(path.read_bytes()).digest()
-    return known[path]

@@ -114,8 +114,8 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
 
     Args:
         path: of the file.
-        enough: from height, width of the upright image to the least that it may be decoded at; None: at its
-            own size.
+        enough: from height, width of the upright image to the smallest that it may be decoded at; None:
+            full size.
     """
     with _opened(path) as (image, header):
         reduction = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -177,3 +178,36 @@ def place_images(pairs: Iterable[tuple[Path, Path]], *, copy: bool) -> None:
             shutil.copyfile(source, target)
         else:
             target.symlink_to(source.absolute())
+
+
+def common_images(first: Annotations, second: Annotations) -> list[tuple[Path, Path]]:
+    """Images that are in both, by path or by content.
+
+    Only files of equal size are compared by content, so this stays cheap for large data sets.
+    """
+    by_path = {os.path.realpath(record.path): record.path for record in first}
+    by_size: dict[int, list[Path]] = {}
+    for path in by_path.values():
+        by_size.setdefault(_file_size(path), []).append(path)
+    pairs = []
+    digests: dict[Path, bytes] = {}
+    for record in second:
+        same = by_path.get(os.path.realpath(record.path))
+        size = _file_size(record.path)
+        if same is None and size > 0 and size in by_size:
+            same = next(
+                (p for p in by_size[size] if _digest(p, digests) == _digest(record.path, digests)), None
+            )
+        if same is not None:
+            pairs.append((same, record.path))
+    return pairs
+
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size if os.path.isfile(path) else -1
+
+
+def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
+    if path not in known:
+        known[path] = hashlib.blake2b(path.read_bytes()).digest()
+    return known[path]

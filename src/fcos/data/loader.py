@@ -59,7 +59,7 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
 def build_train_loader(
     config: TrainConfig, annotations: Annotations, *, micro_batch: int, rank: int, world: int, start_step: int
 ) -> DataLoader[Batch]:
-    """Endless micro-batches of one device, from an optimizer step on."""
+    """Endless micro-batches of one device, starting at an optimizer step."""
     dataset = TrainDataset(annotations, build_train_transform(config), config.seed, config.nbatch_train)
     is_wide = torch.from_numpy(annotations.sizes_hw[:, 1] > annotations.sizes_hw[:, 0])
     sampler = StreamSampler(is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step)
@@ -152,9 +152,9 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 def epoch_order(
     is_wide: Bool[Tensor, " images"], batch_size: int, seed: int, epoch: int
 ) -> Int64[Tensor, " images"]:
-    """The permutation of one pass over the data: steps of wide and of high images, in random order.
+    """The permutation of one pass over the data: steps of landscape and of portrait images, in random order.
 
-    Mixed are only the step that the pass before has begun, and what is left at the end.
+    Only the step that the previous pass began, and what is left over at the end, are mixed.
     """
     random = torch.Generator().manual_seed(stream_seed(seed, epoch))
     num_images = len(is_wide)

@@ -45,7 +45,7 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
 
 CLASS_NAMES = tuple("0123456789")
 
-PICTURE_SIZES_HW = ((256, 256), (240, 288), (240, 320))
+IMAGE_SIZES_HW = ((256, 256), (240, 288), (240, 320))
 DIGIT_SIZES = (24.0, 128.0)  # height of the pen's field in pixels; all magnitudes are equally likely
 MAX_ANGLE = 20.0  # degrees; from about 30 on, many a 1 of this data set reads as a 7
 MAX_DIGITS = 8
@@ -54,7 +54,7 @@ MAX_HIDDEN = 0.3  # share of a digit's ink, and of the smaller of two boxes, tha
 CONTRASTS = (45.0, 130.0)  # grey levels between the ink and the brightest (or darkest) of what is behind
 SHARE_NEAR = 0.3  # of digits that are put where they may overlap with another
 PLACES_TRIED = 20
-MAX_ENLARGING = 1.8  # of a photograph, beyond what fills the picture
+MAX_ENLARGING = 1.8  # of a photograph, beyond what fills the image
 
 CELLS = 8  # of a scanned digit, each way
 SHARPENING = 1.0  # without it the small holes of 6, 8 and 9 run full
@@ -81,7 +81,7 @@ Grace Hopper by the U.S. Navy, public domain, by matplotlib. All cropped, scaled
 
 @dataclass(frozen=True)
 class Material:
-    """What the pictures of one split are made from.
+    """What the images of one split are made from.
 
     Attributes:
         photos: RGB.
@@ -96,11 +96,11 @@ class Material:
 
 @dataclass
 class Drawn:
-    """One digit on a picture.
+    """One digit on a image.
 
     Attributes:
         cover: `(h, w)` float32 in [0, 1], how much of each pixel its ink covers.
-        top_left: y, x of `cover` on the picture.
+        top_left: y, x of `cover` on the image.
         visible: `cover` without what later digits hide.
         label: the digit.
         colour: `(3,)` RGB of the ink, 0 to 255.
@@ -114,7 +114,7 @@ class Drawn:
 
     @property
     def box_xyxy(self) -> tuple[int, int, int, int]:
-        """The smallest box of whole pixels around the visible ink, picture pixels."""
+        """The smallest box of whole pixels around the visible ink, image pixels."""
         y, x = self.top_left
         ink = self.visible >= INK
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -122,13 +122,13 @@ class Drawn:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Where `cover` lies on the picture."""
+        """Where `cover` lies on the image."""
         (y, x), (height, width) = self.top_left, self.cover.shape
         return slice(y, y + height), slice(x, x + width)
 
 
 def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -> None:
-    """Write the data set as anyone would keep one: pictures, two lists, names, train.json, README.txt.
+    """Write the data set as anyone would keep one: images, two lists, names, train.json, README.txt.
 
     Raises:
         DatasetError: the folder holds something else; nothing is overwritten then.
@@ -171,16 +171,16 @@ def _write_split(folder: Path, split: Split, count: int, seed: int) -> None:
     records = []
     for number in range(1, count + 1):
         rng = np.random.default_rng((seed, int(split == "eval"), number))
-        picture, digits = draw_picture(material, rng)
+        image, digits = draw_image(material, rng)
         path = images / f"{number:04}.jpg"
-        Image.fromarray(picture).save(path, quality=90)
+        Image.fromarray(image).save(path, quality=90)
         records.append(
             Record.make(
                 path,
                 [digit.box_xyxy for digit in digits],
                 [digit.label for digit in digits],
                 number,
-                size_hw=picture.shape[:2],
+                size_hw=image.shape[:2],
             )
         )
     listed = folder / f"{split}.txt"
@@ -205,9 +205,9 @@ def load_material(split: Split) -> Material:
     )
 
 
-def draw_picture(material: Material, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[Drawn]]:
-    """A picture `(H, W, 3)` with its digits, the lowest first."""
-    size_hw = PICTURE_SIZES_HW[rng.integers(len(PICTURE_SIZES_HW))]
+def draw_image(material: Material, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[Drawn]]:
+    """A image `(H, W, 3)` with its digits, the lowest first."""
+    size_hw = IMAGE_SIZES_HW[rng.integers(len(IMAGE_SIZES_HW))]
     canvas = draw_background(material.photos[rng.integers(len(material.photos))], size_hw, rng)
     num_digits = 0 if rng.random() < SHARE_EMPTY else int(rng.integers(1, MAX_DIGITS + 1))
     drawn: list[Drawn] = []
@@ -269,7 +269,7 @@ def digit_cover(
 
     Args:
         digit: `(8, 8)`, 0 is paper, 1 is ink.
-        size: side of the scan on the picture, pixels.
+        size: side of the scan on the image, pixels.
         angle: degrees, counter-clockwise.
         pen_level: grey level at which ink begins.
 

@@ -6,6 +6,8 @@ conversion and the data check take it from there.
 
 from __future__ import annotations
 
+import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,20 +15,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fcos.data.annotations import Annotations, Record
-from fcos.format_names import FORMAT_NAMES
-
-if TYPE_CHECKING:
-    from fcos.data.splits import Splits
-import os
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-
 import numpy as np
 
+from fcos.data.annotations import Annotations, Record
 from fcos.data.image_files import ARCHIVE_SUFFIXES, check_root
 from fcos.data.text import read_lines
 from fcos.errors import DatasetError
 from fcos.files import check_regular, without_part
+from fcos.format_names import FORMAT_NAMES
+
+if TYPE_CHECKING:
+    from fcos.data.splits import Splits
 
 
 class FolderSign(NamedTuple):

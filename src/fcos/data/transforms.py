@@ -87,7 +87,7 @@ class TrainTransform:
     reduced_decode: bool = False
 
     def enough(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The least height, width that an image of this size must be decoded at."""
+        """The smallest height, width that an image of this size may be decoded at."""
         if not self.reduced_decode or self.method != "antialiased":
             return size_hw  # the other ways of resizing are exact against their originals
         height, width = resized_size(size_hw, self.short_side, self.longest_side, self.size)
@@ -97,8 +97,8 @@ class TrainTransform:
     def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels, *, turned: bool = False) -> Augmented:
         """A new version of the image and its boxes (xyxy, pixels of the image given and returned).
 
-        `turned` turns them by 90 degrees. Who calls draws it for a whole step: upright images beside lying
-        ones are all padded to squares, and a third of the work is done on padding.
+        `turned` rotates them by 90 degrees. The caller draws it once for a whole step: in a batch of portrait
+        and landscape images all are padded to squares, and a third of the work is done on padding.
         """
         if self.augment.geometry is not None:
             image, boxes_xyxy, labels = _apply(self.augment.geometry, image, boxes_xyxy, labels)

@@ -24,17 +24,31 @@ _running: WeakSet[Any] = WeakSet()  # iterators over loaders with workers
 
 
 class Loader(DataLoader[T]):
-    """Says nothing of more workers than cores: `train/throughput.py` says it in a line, once."""
+    """Does not warn of more workers than cores: `train/throughput.py` says so in a line, once.
+
+    Attributes:
+        running: the iterator of the last pass.
+    """
+
+    running: Any = None
 
     def check_worker_number_rationality(self) -> None:
         """Do nothing."""
 
     def __iter__(self) -> Any:
-        """As PyTorch's; what runs is remembered, so that its workers end with this process at the latest."""
-        iterator = super().__iter__()
+        """As PyTorch's; the iterator is kept, so that its workers end with this process at the latest."""
+        self.running = super().__iter__()
         if self.num_workers:
-            _running.add(iterator)
-        return iterator
+            _running.add(self.running)
+        return self.running
+
+
+class SplitLoader(Loader[T]):
+    """Yields the batches of each list that its `collate_fn` makes, one by one."""
+
+    def __iter__(self) -> Any:
+        """The batches of all lists."""
+        return chain.from_iterable(super().__iter__())
 
 
 @contextmanager
@@ -45,9 +59,8 @@ def loading(loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
         FcosError: what a worker said, as it would have been said without workers.
         TrainingError: a worker was killed.
     """
-    batches = iter(loader)
     try:
-        yield batches
+        yield iter(loader)
     except FcosError as error:
         if (plain := _as_said(error)) is error:
             raise
@@ -57,27 +70,26 @@ def loading(loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
             raise
         raise _lost_worker(error) from error
     finally:
-        end_workers(batches)
+        end_workers(getattr(loader, "running", None))
 
 
-def end_workers(batches: Any) -> None:
-    """End the workers of an iterator over a loader.
+def end_workers(running: Any) -> None:
+    """End the workers of an iterator over a loader, if it has any.
 
     They ignore SIGTERM, which is how Python ends them at exit, before it waits for them without end. And one
     that was killed may have held the lock of the queue on which the others then wait.
     """
-    batches = batches.lists if isinstance(batches, OneByOne) else batches
-    workers: list[BaseProcess] = list(getattr(batches, "_workers", ()))
+    workers: list[BaseProcess] = list(getattr(running, "_workers", ()))
     if not workers:
         return
-    if batches._worker_pids_set:  # else PyTorch takes their end for an error
-        torch._C._remove_worker_pids(id(batches))
-        batches._worker_pids_set = False
+    if running._worker_pids_set:  # else PyTorch takes their end for an error
+        torch._C._remove_worker_pids(id(running))
+        running._worker_pids_set = False
     killer = threading.Timer(SECONDS_TO_END, _kill, [workers])
     killer.daemon = True
     killer.start()
     try:
-        batches._shutdown_workers()
+        running._shutdown_workers()
     finally:
         killer.cancel()
         _kill(workers)
@@ -90,8 +102,8 @@ def _kill(workers: list[BaseProcess]) -> None:
 
 @atexit.register  # runs before multiprocessing's own, which was registered earlier
 def _end_all() -> None:
-    for batches in list(_running):
-        end_workers(batches)
+    for running in list(_running):
+        end_workers(running)
 
 
 def _as_said(error: FcosError) -> FcosError:
@@ -117,29 +129,6 @@ def _lost_worker(error: RuntimeError) -> TrainingError:
         if out_of_shared
         else "the system kills processes when memory runs out: give fewer num_workers, or 0",
     )
-
-
-class SplitLoader(Loader[T]):
-    """Yields the batches of each list that its `collate_fn` makes, one by one."""
-
-    def __iter__(self) -> Any:
-        """An iterator of ours over PyTorch's."""
-        return OneByOne(super().__iter__())
-
-
-class OneByOne(Iterator[Item]):
-    """The items of an iterator's lists.
-
-    Attributes:
-        lists: the iterator, which may have workers.
-    """
-
-    def __init__(self, lists: Iterator[Iterable[Item]]) -> None:
-        self.lists = lists
-        self._items = chain.from_iterable(lists)
-
-    def __next__(self) -> Item:
-        return next(self._items)
 
 
 def start_worker(worker_id: int) -> None:

@@ -12,11 +12,11 @@ import msgspec
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, drop_invalid
-from fcos.data.formats import read_annotations, read_names
 from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.errors import ConfigError, DatasetError
 from fcos.files import read_bytes
+from fcos.train.data import read_set
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,7 @@ def _usable(
     source: str, root: str, config: TrainConfig, card: DataSummary | None
 ) -> tuple[Annotations, CheckReport]:
     """What the training read from a list, without what it left out."""
-    names = read_names(Path(config.name_file))[0] if config.name_file else None
-    annotations = read_annotations(
-        Path(source), root=Path(root) if root else None, names=names, format=config.data_format
-    )
+    annotations = read_set(config, source, root)
     # The training has decoded all pixels; only where it left some out is it to be found again which.
     left_some_out = card is None or card.num_problems != 0
     report = check(annotations, decode=config.skip_invalid and left_some_out)

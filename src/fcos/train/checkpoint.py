@@ -20,30 +20,9 @@ from fcos.weights.archive import load_tensors
 # Settings that may differ when a run resumes: where it runs, what it writes, and where the data are (what
 # they are is compared by `fingerprint`).
 FREE_SETTINGS = frozenset(
-    {
-        *(
-            "load",
-            "save",
-            "save_steps",
-            "device",
-            "num_processes",
-            "num_workers",
-            "micro_batch",
-            "tensorboard",
-            "activation_checkpointing",
-        ),
-        *("run_folder", "pretrain", "nbatch_eval", "eval_epochs"),
-        *(
-            "root_train",
-            "list_train",
-            "root_eval",
-            "list_eval",
-            "name_file",
-            "data_format",
-            "skip_invalid",
-            "classes",
-        ),
-    }
+    "load save save_steps device num_processes num_workers micro_batch tensorboard activation_checkpointing "
+    "run_folder pretrain nbatch_eval eval_epochs "
+    "root_train list_train root_eval list_eval name_file data_format skip_invalid classes".split()
 )
 
 

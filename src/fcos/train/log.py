@@ -1,11 +1,12 @@
-"""What a training says of its steps: averages of their numbers, and a progress display."""
+"""What a training reports: averages over its steps, a progress display, and messages."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import progress
 from rich.console import Console
@@ -19,6 +20,9 @@ from rich.progress import (
 )
 
 from fcos.terminal import printable, progress_console
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class StepReport(NamedTuple):
@@ -103,7 +107,7 @@ class Meter:
         return {"num_steps": self.num_steps, "sums": dict(self.sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on in the middle of two lines."""
+        """Resume between two lines."""
         self.num_steps, self.sums = state["num_steps"], defaultdict(float, state["sums"])
 
 
@@ -174,3 +178,9 @@ def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
     return progress.track(
         items, what, total=total, console=console, transient=True, disable=not console.is_terminal
     )
+
+
+def say(fabric: Fabric, text: str) -> None:
+    """Print a line for the user, from the first process only."""
+    if fabric.is_global_zero:
+        print(printable(text), file=sys.stderr, flush=True)

@@ -15,12 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fcos.config import TrainConfig
-from fcos.config.presets import PRESETS
+from fcos.config.load import preset_default
 from fcos.data.annotations import Annotations
 from fcos.data.check import require_boxes
 from fcos.data.convert import check_boxes
-from fcos.data.formats import Split, coco, find_splits, read_annotations, read_names, split_annotations
+from fcos.data.formats import (
+    Split,
+    Splits,
+    coco,
+    find_splits,
+    read_annotations,
+    read_names,
+    split_annotations,
+)
 from fcos.data.image import read_size
 from fcos.data.image_files import common_root
 from fcos.errors import DatasetError
@@ -102,34 +109,29 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
     train = read_annotations(splits.train.source, root=splits.train.root, names=names, format=splits.format)
     require_boxes(train)
     held_out = None
-    format, name_file, train_split, eval_split = (
-        splits.format,
-        splits.name_file,
-        splits.train,
-        splits.evaluation,
-    )
+    parts = splits
     trained = "the training part that the folder brings"
-    evaluated = (
-        f"its evaluation part{f'; {splits.test.source.name} is kept for the end' if splits.test else ''}"
-    )
-    if eval_split is None:
+    kept = f"; {splits.test.source.name} is kept for the end" if splits.test else ""
+    evaluated = f"its evaluation part{kept}"
+    if splits.evaluation is None:
         train, held_out = split_annotations(train, SHARE_HELD_OUT, SPLIT_SEED)
-        train_split, eval_split = (
-            Split(split_folder / name, common_root(part))
-            for name, part in (("train.json", train), ("eval.json", held_out))
+        parts = Splits(  # the files carry the names
+            "coco",
+            Split(split_folder / "train.json", common_root(train)),
+            Split(split_folder / "eval.json", common_root(held_out)),
         )
-        format, name_file = "coco", None  # the files carry the names
         trained = f"the folder brings no split, so one was made: {counted(len(train), 'image')}"
         evaluated = (
             f"{counted(len(held_out), 'image')} chosen at random (seed {SPLIT_SEED}), never trained on"
         )
+    assert parts.evaluation is not None
     found = [
-        Proposal("root_train", train_split.root, "folder of the images"),
-        Proposal("list_train", train_split.source, trained),
-        Proposal("root_eval", eval_split.root, "folder of the images"),
-        Proposal("list_eval", eval_split.source, evaluated),
-        Proposal("name_file", name_file, counted(train.num_classes, "class", "classes")),
-        Proposal("data_format", format, f"the folder is {splits.format}"),
+        Proposal("root_train", parts.train.root, "folder of the images"),
+        Proposal("list_train", parts.train.source, trained),
+        Proposal("root_eval", parts.evaluation.root, "folder of the images"),
+        Proposal("list_eval", parts.evaluation.source, evaluated),
+        Proposal("name_file", parts.name_file, counted(train.num_classes, "class", "classes")),
+        Proposal("data_format", parts.format, f"the folder is {splits.format}"),
         Proposal("run_folder", f"runs/{folder.resolve().name}", "named like the folder"),
     ]
     return FolderData(train, held_out, [proposal for proposal in found if proposal.value is not None])
@@ -169,14 +171,10 @@ def propose(train: Annotations, hardware: Hardware) -> list[Proposal]:
 _WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_lite0": "the small model made for CPUs"}
 
 
-def _default(preset: str, key: str) -> Any:
-    return PRESETS[preset].get(key, TrainConfig.model_fields[key].default)
-
-
 def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Proposal, Proposal]:
     """The preset's size, larger where boxes would get too small, smaller where images are small."""
-    usual: int = _default(preset, "short_side")
-    usual_view: int = _default(preset, "view_size")
+    usual: int = preset_default(preset, "short_side")
+    usual_view: int = preset_default(preset, "view_size")
     sizes, box_sides = image_sizes(train)
     if not len(sizes):
         unread = "the preset's; no image could be read"
@@ -264,7 +262,7 @@ def _length(num_images: int, hardware: Hardware) -> Iterator[Proposal]:
 
 def _batch(num_images: int, preset: str, hardware: Hardware, pixels: int) -> Iterator[Proposal]:
     """The preset's batch, less for few images, shared by the GPUs (the learning rate follows it)."""
-    usual: int = _default(preset, "nbatch_train")
+    usual: int = preset_default(preset, "nbatch_train")
     wanted = usual if num_images >= 10 * usual else usual // 2
     num_devices = max(1, hardware.num_gpus)
     share = max(1, wanted // num_devices)
@@ -283,19 +281,11 @@ def _batch(num_images: int, preset: str, hardware: Hardware, pixels: int) -> Ite
 
 def _speed(hardware: Hardware) -> Iterator[Proposal]:
     if hardware.bf16_is_faster:
-        faster = (
-            "this GPU is about twice as fast in it"
-            if hardware.num_gpus
-            else "measured to be faster on this processor"
-        )
-        yield Proposal("precision", "bf16", faster)
+        measured = "this GPU is about twice as fast in it", "measured to be faster on this processor"
+        yield Proposal("precision", "bf16", measured[0 if hardware.num_gpus else 1])
+    workers = max(1, min(4, hardware.num_cores // 4))
+    why = "the cores are needed for training; reading takes little"
     if hardware.num_gpus:
         workers = max(1, min(8, hardware.num_cores // hardware.num_gpus))
-        yield Proposal(
-            "num_workers",
-            workers,
-            f"{counted(hardware.num_cores, 'core')} for {counted(hardware.num_gpus, 'GPU')}",
-        )
-    else:
-        workers = max(1, min(4, hardware.num_cores // 4))
-        yield Proposal("num_workers", workers, "the cores are needed for training; reading takes little")
+        why = f"{counted(hardware.num_cores, 'core')} for {counted(hardware.num_gpus, 'GPU')}"
+    yield Proposal("num_workers", workers, why)

@@ -4,43 +4,34 @@ from __future__ import annotations
 
 import importlib.metadata
 import signal
-import socket
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from fcos.config import TrainConfig, dump_config
-from fcos.config.checks import check_backbone, check_classes, check_paths, split_batch
-from fcos.config.conventions import CONVENTIONS
+from fcos.config.checks import check_backbone, check_paths, split_batch
 from fcos.data.annotations import Annotations
-from fcos.data.check import CheckReport, check, common_images, drop_invalid, require_boxes
-from fcos.data.formats import read_annotations, read_names
-from fcos.data.names import with_classes_of
-from fcos.data.summary import DataSummary, summarize, write_summaries
-from fcos.data.transforms import resized_size
-from fcos.errors import DatasetError, TrainingError
+from fcos.data.summary import write_summaries
+from fcos.errors import TrainingError
 from fcos.model.build import build_model
 from fcos.predict.stop import StopSignal
-from fcos.terminal import counted, printable
+from fcos.terminal import counted
 from fcos.train.checkpoint import (
     check_checkpoint,
     check_same_settings,
-    fingerprint,
     load_checkpoint,
     resume_command,
     settings_of,
 )
+from fcos.train.data import check_same_everywhere, load_data
 from fcos.train.devices import build_fabric, slow_precision
 from fcos.train.launch import launched
-from fcos.train.log import track
+from fcos.train.log import say
 from fcos.train.loop import Trainer
 from fcos.train.recompute import backbone_blocks
 from fcos.train.run_folder import (
@@ -229,94 +220,6 @@ def hold_new_folder(folder: Path, held: ExitStack) -> Path:
     return folder
 
 
-class Data(NamedTuple):
-    """Training and evaluation data, ready to use, and their summaries."""
-
-    train_set: Annotations
-    eval_set: Annotations | None
-    cards: dict[str, DataSummary]
-
-
-def load_data(config: TrainConfig, fabric: Fabric) -> Data:
-    """Read training and evaluation annotations; the first process checks them before anything else."""
-    names = None
-    if config.name_file:
-        names, had_background = read_names(Path(config.name_file))
-        if not had_background:
-            say(fabric, f"{config.name_file} does not begin with 'background': every line is a class")
-    train_set = read_annotations(
-        Path(config.list_train), root=_folder(config.root_train), names=names, format=config.data_format
-    )
-    check_classes(config, train_set.class_names)
-    train_set, report = usable(train_set, "training", config, fabric)
-    cards = {"training": summarize(train_set, report)}
-    if config.boxarea_th:
-        say(fabric, left_out(train_set, config))
-    if not config.list_eval:
-        say(fabric, "no list_eval: nothing is evaluated; the last model is the result")
-        return Data(train_set, None, cards)
-    eval_set = read_annotations(
-        Path(config.list_eval), root=_folder(config.root_eval), names=names, format=config.data_format
-    )
-    eval_set, eval_report = usable(eval_set, "evaluation", config, fabric)
-    eval_set = with_classes_of(eval_set, train_set.class_names)
-    warnings = []
-    if common := common_images(train_set, eval_set):
-        warnings.append(
-            f"{counted(len(common), 'image is', 'images are')} in both training and evaluation, for example "
-            f"{common[0][0].name}: the AP will be too high"
-        )
-        say(fabric, f"warning: {warnings[0]}")
-    cards["evaluation"] = summarize(eval_set, eval_report, warnings)
-    return Data(train_set, eval_set, cards)
-
-
-def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:
-    """Raise an error if the copies of the data differ between machines."""
-    ours = [fingerprint(train_set), fingerprint(eval_set)]
-    if fabric.broadcast(ours) != ours:
-        raise DatasetError(
-            "the annotations on this machine are not those of the first machine",
-            where=socket.gethostname(),
-            fix="give every machine the same copy of the data",
-        )
-
-
-def usable(
-    annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric
-) -> tuple[Annotations, CheckReport]:
-    """Annotations after the data check, and its report; problems are errors unless `skip_invalid`."""
-    report = None
-    if fabric.is_global_zero:
-        report = check(annotations, track=partial(track, what=f"checking {what} images"))
-        if not config.skip_invalid or report.of_all:
-            report.raise_problems()
-        if report.problems:
-            say(fabric, f"{what}: {report.summary()} and are left out")
-    report = fabric.broadcast(report)
-    assert report is not None
-    left = drop_invalid(annotations, report)
-    require_boxes(left)
-    return left, report
-
-
-def left_out(annotations: Annotations, config: TrainConfig) -> str:
-    """Describe how many boxes are smaller than `boxarea_th` at full size."""
-    sizes = annotations.sizes_hw.tolist()
-    rule = CONVENTIONS[config.rules].size
-    resized = [resized_size((h, w), config.short_side, config.view_size, rule) for h, w in sizes]
-    scale_hw = np.array(resized).reshape(-1, 2) / annotations.sizes_hw
-    scale_xy = np.repeat(scale_hw[:, ::-1], np.diff(annotations.first_box), axis=0)
-    sides = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]) * scale_xy
-    areas = sides.prod(axis=1)[~annotations.is_crowd]
-    num_small = int((areas < config.boxarea_th).sum())
-    return (
-        f"{num_small} of {counted(len(areas), 'training box', 'training boxes')} "
-        f"({num_small / max(1, len(areas)):.1%}) get smaller than {config.boxarea_th:g} square pixels by "
-        "resizing and are not learned; evaluation counts all boxes"
-    )
-
-
 def describe(trainer: Trainer) -> str:
     """Describe the training in a few lines."""
     config, fabric = trainer.config, trainer.fabric
@@ -381,13 +284,3 @@ def memory_in_words(fabric: Fabric) -> Iterator[None]:
             fix="a smaller micro_batch (the step stays the same), activation_checkpointing=true, "
             "precision=bf16, or a smaller view_size and short_side",
         ) from error
-
-
-def say(fabric: Fabric, text: str) -> None:
-    """Print a line for the user, from the first process only."""
-    if fabric.is_global_zero:
-        print(printable(text), file=sys.stderr, flush=True)
-
-
-def _folder(path: str) -> Path | None:
-    return Path(path) if path else None

@@ -65,13 +65,8 @@ def is_named_exactly(config: TrainConfig) -> bool:
     The setting of an ordinary train.json, and the default, stand for all the runs that were made of it.
     """
     origin = config.origin("run_folder")
-    in_train_json = origin.startswith("file ") and not lies_in_run(config)
+    in_train_json = origin.startswith("file ") and not origin.endswith("which lies in the run folder")
     return not (in_train_json or origin == "default")
-
-
-def lies_in_run(config: TrainConfig) -> bool:
-    """Whether the settings come from the config.json in the run folder."""
-    return config.origin("run_folder").endswith("which lies in the run folder")
 
 
 def check_run_folder(config: TrainConfig) -> None:
@@ -101,7 +96,7 @@ def in_use(folder: Path) -> Iterator[None]:
             shutil.rmtree(partial, ignore_errors=True)
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file, and nobody needs it gone
+        with suppress(OSError):  # Windows does not remove an open file; it may stay
             path.unlink()
         file.close()
         with suppress(OSError):

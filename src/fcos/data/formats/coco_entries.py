@@ -7,9 +7,9 @@ makes no sense is left unstated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from fcos.errors import DatasetError
 from fcos.files import read_text
 
 Entry = dict[str, Any]
-T = TypeVar("T")
 
 LISTS = ("images", "annotations", "categories")
 
@@ -56,21 +55,26 @@ def read_entries(source: Path) -> Columns:
     content = load(source)
     images, entries = content["images"], content["annotations"]
     image_ids = _image_ids(source, images)
-    columns = _Entries(source, entries)
-    box_image_ids = columns.image_ids(set(image_ids))
-    category_ids = columns.all(_category_id)
-    columns.faults.raise_any(
-        "annotation cannot be placed", "annotations cannot be placed", "correct the annotations"
+    known = set(image_ids)
+    _read_all(
+        source, entries, ("cannot be used", "cannot be used", "correct or remove them"), _check_is_object
     )
-    boxes = columns.all(_box)
-    columns.faults.raise_any(
-        "annotation has no box", "annotations have no box", "a bbox is [x, y, width, height] in pixels"
+    box_image_ids, category_ids = _read_all(
+        source,
+        entries,
+        ("cannot be placed", "cannot be placed", "correct the annotations"),
+        lambda entry: _known_image(entry, known),
+        lambda entry: _whole(entry, "category_id"),  # one that no category has is for `check` to report
     )
-    is_crowd, is_difficult = (columns.all(_flag_of(key)) for key in ("iscrowd", "ignore"))
-    columns.faults.raise_any(
-        "annotation has a flag that is neither 0 nor 1",
-        "annotations have a flag that is neither 0 nor 1",
-        "write 0 or 1",
+    [boxes] = _read_all(
+        source, entries, ("has no box", "have no box", "a bbox is [x, y, width, height] in pixels"), _box
+    )
+    is_crowd, is_difficult = _read_all(
+        source,
+        entries,
+        ("has a flag that is neither 0 nor 1", "have a flag that is neither 0 nor 1", "write 0 or 1"),
+        lambda entry: _flag(entry, "iscrowd"),
+        lambda entry: _flag(entry, "ignore"),
     )
     return Columns(
         categories=content["categories"],
@@ -110,14 +114,12 @@ def _image_ids(source: Path, images: list[Any]) -> list[int]:
     seen: set[int] = set()
     ids = []
     for place, image in enumerate(images, start=1):
-        where = f"{source}, image {place}"
         try:
-            if not isinstance(image, dict):
-                raise ValueError(f"is {described(image)}, not an object")
+            _check_is_object(image)
             image_id = _whole(image, "id")
             _check_file_name(image.get("file_name"))
         except ValueError as error:
-            faults.add(where, str(error))
+            faults.add(f"{source}, image {place}", str(error))
             continue
         if image_id in seen:
             faults.add(f"{source}, image {image_id}", "id appears twice")
@@ -134,41 +136,41 @@ def _check_file_name(name: Any) -> None:
         raise ValueError(f"file_name is {described(name)}, which holds half of a surrogate pair")
 
 
-class _Entries:
-    """The annotations of a file, column by column, and what is wrong with them."""
+def _read_all(
+    source: Path, entries: list[Any], told: tuple[str, str, str], *readers: Callable[[Any], Any]
+) -> list[list[Any]]:
+    """What each reader makes of every annotation; all their faults as one error.
 
-    def __init__(self, source: Path, entries: list[Any]) -> None:
-        self.source, self.entries, self.faults = source, entries, Faults()
+    Args:
+        source: the file.
+        entries: its annotations.
+        told: what is wrong with one annotation, with several, and how to fix it.
+        readers: an annotation to a value; a ValueError says what is wrong.
+    """
+    faults = Faults()
+    columns: list[list[Any]] = [[] for _ in readers]
+    for column, reader in zip(columns, readers, strict=True):
         for place, entry in enumerate(entries, start=1):
-            if not isinstance(entry, dict):
-                self.faults.add(
-                    f"{source}, annotation number {place}", f"is {described(entry)}, not an object"
-                )
-        self.faults.raise_any(
-            "annotation cannot be used", "annotations cannot be used", "correct or remove them"
-        )
-
-    def all(self, value_of: Callable[[Entry], T]) -> list[T]:
-        """One value of each annotation; of some, where others have faults."""
-        return list(self._some(value_of))
-
-    def _some(self, value_of: Callable[[Entry], T]) -> Iterator[T]:
-        for place, entry in enumerate(self.entries, start=1):
             try:
-                yield value_of(entry)
+                column.append(reader(entry))
             except ValueError as error:
-                self.faults.add(f"{self.source}, annotation {_shown_id(entry, place)}", str(error))
+                faults.add(f"{source}, annotation {_shown_id(entry, place)}", str(error))
+    one, many, fix = told
+    faults.raise_any(f"annotation {one}", f"annotations {many}", fix)
+    return columns
 
-    def image_ids(self, known: set[int]) -> list[int]:
-        """The images of the annotations, which must be in the file."""
 
-        def image_id_of(entry: Entry) -> int:
-            image_id = _whole(entry, "image_id")
-            if image_id not in known:
-                raise ValueError(f"image {image_id} is not in the file")
-            return image_id
+def _check_is_object(entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"is {described(entry)}, not an object")
 
-        return self.all(image_id_of)
+
+def _known_image(entry: Entry, known: set[int]) -> int:
+    """The image of an annotation, which must be in the file."""
+    image_id = _whole(entry, "image_id")
+    if image_id not in known:
+        raise ValueError(f"image {image_id} is not in the file")
+    return image_id
 
 
 def _whole(entry: Entry, key: str) -> int:
@@ -178,11 +180,6 @@ def _whole(entry: Entry, key: str) -> int:
         return whole_number(entry[key])
     except ValueError as error:
         raise ValueError(f"{key} {error}") from None
-
-
-def _category_id(entry: Entry) -> int:
-    """A category id; one that no category has is for `check` to report."""
-    return _whole(entry, "category_id")
 
 
 def _box(entry: Entry) -> list[float]:
@@ -204,18 +201,15 @@ def _shown_box(box: Any) -> str:
     return described(box)
 
 
-def _flag_of(key: str) -> Callable[[Entry], bool]:
-    def flag_of(entry: Entry) -> bool:
-        try:
-            return numbers.flag(entry.get(key))
-        except ValueError as error:
-            raise ValueError(f"{key} {error}") from None
-
-    return flag_of
+def _flag(entry: Entry, key: str) -> bool:
+    try:
+        return numbers.flag(entry.get(key))
+    except ValueError as error:
+        raise ValueError(f"{key} {error}") from None
 
 
-def _shown_id(entry: Entry, place: int) -> str:
-    stated = entry.get("id")
+def _shown_id(entry: Any, place: int) -> str:
+    stated = entry.get("id") if isinstance(entry, dict) else None
     if stated is None:
         return f"number {place}"
     return numbers.cut(stated) if isinstance(stated, str) else described(stated)

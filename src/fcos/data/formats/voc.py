@@ -118,12 +118,7 @@ def _other_parts(folder: Path) -> list[Path]:
 
 
 def write(
-    annotations: Annotations,
-    out: Path,
-    *,
-    root: Path | None = None,
-    split: str = "trainval",
-    copy_images: bool = False,
+    annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
 ) -> None:
     """Write a VOC data set into the folder `out`; images are linked, or copied.
 
@@ -152,7 +147,7 @@ def write(
             tree.write(xml, encoding="utf-8")
         sets = folder / "ImageSets" / "Main"
         sets.mkdir(parents=True, exist_ok=True)
-        (sets / f"{split}.txt").write_text("\n".join(stems) + "\n", encoding="utf-8")
+        (sets / "trainval.txt").write_text("\n".join(stems) + "\n", encoding="utf-8")
         write_names(annotations.class_names, folder / "names.txt")
 
 

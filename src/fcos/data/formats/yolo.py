@@ -58,26 +58,21 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
 
 
 def write(
-    annotations: Annotations,
-    out: Path,
-    *,
-    root: Path | None = None,
-    split: str = "train",
-    copy_images: bool = False,
+    annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
 ) -> None:
     """Write ``data.yaml``, ``images`` (linked, or copied) and ``labels`` into the folder `out`."""
     names = unique_stems(annotations, root)
     with written(out) as folder:
-        images = folder / "images" / split
+        images = folder / "images" / "train"
         place_images(
             ((record.path, images / name) for record, name in zip(annotations, names, strict=True)),
             copy=copy_images,
         )
         for record, name in zip(annotations, names, strict=True):
-            label_file = (folder / "labels" / split / name).with_suffix(".txt")
+            label_file = (folder / "labels" / "train" / name).with_suffix(".txt")
             label_file.parent.mkdir(parents=True, exist_ok=True)
             label_file.write_text("".join(line + "\n" for line in _lines(record)), encoding="utf-8")
-        content = {"path": ".", split: f"images/{split}", "names": dict(enumerate(annotations.class_names))}
+        content = {"path": ".", "train": "images/train", "names": dict(enumerate(annotations.class_names))}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(text, encoding="utf-8")
 

@@ -1,0 +1,114 @@
+"""The data of a run: read, checked on the first process, and the same on every machine."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fcos.config import TrainConfig
+from fcos.config.checks import check_classes
+from fcos.config.conventions import CONVENTIONS
+from fcos.data.annotations import Annotations
+from fcos.data.check import CheckReport, check, drop_invalid, require_boxes
+from fcos.data.formats import read_annotations, read_names
+from fcos.data.image_files import common_images
+from fcos.data.names import with_classes_of
+from fcos.data.summary import DataSummary, summarize
+from fcos.data.transforms import resized_size
+from fcos.errors import DatasetError
+from fcos.terminal import counted
+from fcos.train.checkpoint import fingerprint
+from fcos.train.log import say, track
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def load_data(
+    config: TrainConfig, fabric: Fabric
+) -> tuple[Annotations, Annotations | None, dict[str, DataSummary]]:
+    """Training and evaluation annotations, ready to use, and their summaries.
+
+    The first process checks them before anything else.
+    """
+    if config.name_file and not read_names(Path(config.name_file))[1]:
+        say(fabric, f"{config.name_file} does not begin with 'background': every line is a class")
+    train_set = read_set(config, config.list_train, config.root_train)
+    check_classes(config, train_set.class_names)
+    train_set, report = usable(train_set, "training", config, fabric)
+    cards = {"training": summarize(train_set, report)}
+    if config.boxarea_th:
+        say(fabric, left_out(train_set, config))
+    if not config.list_eval:
+        say(fabric, "no list_eval: nothing is evaluated; the last model is the result")
+        return train_set, None, cards
+    eval_set, eval_report = usable(
+        read_set(config, config.list_eval, config.root_eval), "evaluation", config, fabric
+    )
+    eval_set = with_classes_of(eval_set, train_set.class_names)
+    warnings = []
+    if common := common_images(train_set, eval_set):
+        warnings.append(
+            f"{counted(len(common), 'image is', 'images are')} in both training and evaluation, for example "
+            f"{common[0][0].name}: the AP will be too high"
+        )
+        say(fabric, f"warning: {warnings[0]}")
+    cards["evaluation"] = summarize(eval_set, eval_report, warnings)
+    return train_set, eval_set, cards
+
+
+def read_set(config: TrainConfig, source: str, root: str) -> Annotations:
+    """The annotations of `list_train` or `list_eval`, with the class names of `name_file`."""
+    names = read_names(Path(config.name_file))[0] if config.name_file else None
+    folder = Path(root) if root else None
+    return read_annotations(Path(source), root=folder, names=names, format=config.data_format)
+
+
+def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:
+    """Raise an error if the copies of the data differ between machines."""
+    ours = [fingerprint(train_set), fingerprint(eval_set)]
+    if fabric.broadcast(ours) != ours:
+        raise DatasetError(
+            "the annotations on this machine are not those of the first machine",
+            where=socket.gethostname(),
+            fix="give every machine the same copy of the data",
+        )
+
+
+def usable(
+    annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric
+) -> tuple[Annotations, CheckReport]:
+    """Annotations after the data check, and its report; problems are errors unless `skip_invalid`."""
+    report = None
+    if fabric.is_global_zero:
+        report = check(annotations, track=partial(track, what=f"checking {what} images"))
+        if not config.skip_invalid or report.of_all:
+            report.raise_problems()
+        if report.problems:
+            say(fabric, f"{what}: {report.summary()} and are left out")
+    report = fabric.broadcast(report)
+    assert report is not None
+    left = drop_invalid(annotations, report)
+    require_boxes(left)
+    return left, report
+
+
+def left_out(annotations: Annotations, config: TrainConfig) -> str:
+    """Describe how many boxes are smaller than `boxarea_th` at full size."""
+    sizes = annotations.sizes_hw.tolist()
+    rule = CONVENTIONS[config.rules].size
+    resized = [resized_size((h, w), config.short_side, config.view_size, rule) for h, w in sizes]
+    scale_hw = np.array(resized).reshape(-1, 2) / annotations.sizes_hw
+    scale_xy = np.repeat(scale_hw[:, ::-1], np.diff(annotations.first_box), axis=0)
+    sides = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]) * scale_xy
+    areas = sides.prod(axis=1)[~annotations.is_crowd]
+    num_small = int((areas < config.boxarea_th).sum())
+    return (
+        f"{num_small} of {counted(len(areas), 'training box', 'training boxes')} "
+        f"({num_small / max(1, len(areas)):.1%}) get smaller than {config.boxarea_th:g} square pixels by "
+        "resizing and are not learned; evaluation counts all boxes"
+    )
