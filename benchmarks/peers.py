@@ -1,4 +1,4 @@
-"""torchvision's detectors as a user would set them up, for `small_models.py` and `train_step.py`."""
+"""torchvision's detectors as a user would set them up, for `accuracy.py` and `train_step.py`."""
 
 from __future__ import annotations
 

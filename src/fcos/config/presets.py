@@ -36,6 +36,10 @@ _FOR_CPUS = {
     "distance_init": Change(4.0, "boxes begin with an area: a short training has no time to wait for it"),
     "optimizer": Change("adamw", "needs no tuning of the rate for each backbone"),
     "lr_base": Change(0.001, "for AdamW at a batch of 8"),
+    "lr_backbone": Change(
+        0.1, "a rate for fresh weights spoils trained ones (VOC07, 300 steps: AP50 3.5 to 12.2)"
+    ),
+    "head_init": Change("kaiming", "towers that AdamW need not blow up first (with the above: to AP50 20.4)"),
     "weight_decay": Change(0.05, "AdamW's decay does not grow with the gradient: it needs more"),
     "grad_clip": Change(10.0, "for the first steps"),
     "lr_policy": Change("cosine", "no steps to place in a training of unknown length"),
