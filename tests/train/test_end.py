@@ -93,7 +93,7 @@ elif fault == "bug, worker stuck":
     engine.OptimizerStep.__call__ = after(2, engine.OptimizerStep.__call__, bug)
     TrainDataset.__getitem__ = stuck
 elif fault == "bug in evaluation":
-    engine.detect = after(1, engine.detect, bug)
+    engine.TorchBackend.detect = after(1, engine.TorchBackend.detect, bug)
 elif fault == "worker killed":
     Meter.add = after(2, Meter.add, kill_worker)
 elif fault == "Ctrl-C twice":
