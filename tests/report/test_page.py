@@ -128,7 +128,7 @@ def test_the_numbers_are_those_of_the_evaluation(tmp_path: Path) -> None:
     page = report_of(tmp_path, results)
     measured = evaluate_detections(data_set(tmp_path / "data"), results)
     assert 0.5 < measured.map_mean < 1
-    assert f"<span>AP</span><b>{100 * measured.map_mean:.1f}</b>" in page
+    assert f"<span>AP</span><b>{measured.map_mean:.3f}</b>" in page
     assert measured.summary() in page.replace("&#39;", "'")
     assert "best epoch 1 of 1" in page
     assert "AP, epoch 1: 0.4321, the best" in page
@@ -188,7 +188,7 @@ def test_reasons_of_misses_lead_to_their_pictures(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
     assert re.search(r'<a href="#picture-2" data-tag="miss-class" [^>]*>1</a>', page)
     assert "1 of 7 objects" in page
-    assert "has no model file to ask" in page
+    assert "has no model file to predict them again" in page
 
 
 def test_confident_disagreements_are_shown_as_crops(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_of_a_weak_detector_disagreements_say_nothing(tmp_path: Path) -> None:
     results = [found(1, 0.6), *(found(image_id, 0.9, (60, 20, 30, 30)) for image_id in range(1, 9))]
     page = report_of(tmp_path, results, num_images=8)
     assert "Not shown: AP50 is" in page
-    assert "Below 50.0, most detections that disagree" in page
+    assert "Below 0.500, most detections that disagree" in page
     assert '<figure class="crop">' not in page
 
 
@@ -262,7 +262,7 @@ def test_positive_points_are_drawn_for_each_level(tmp_path: Path) -> None:
     page = report_of(tmp_path, [])
     [part] = re.findall(r'<article class="example assigned">(.*?)</article>', page, flags=re.DOTALL)[:1]
     # at the network the cat has 160 pixels: near its centre, distances of 80 to 104
-    assert re.search(r"<b>P4 learns</b>, stride 16, distances 64 to 128: 6\s+points of 1 objects", part)
+    assert re.search(r"<b>P4 learns</b>, stride 16, distances 64 to 128:\s+6 points of 1 object<", part)
     assert "cat: centerness" in part
 
 

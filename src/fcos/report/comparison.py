@@ -118,8 +118,8 @@ def _verdict(compared: Comparison) -> str:
     if ap.change is None:
         return "These images hold no objects."
     if ap.margin is None:
-        return f"AP changed by {100 * ap.change:+.1f}; too few images to tell whether this is chance."
-    interval = f"{100 * ap.change:+.1f} ± {100 * ap.margin:.1f}"
+        return f"AP changed by {ap.change:+.3f}; too few images to tell whether this is chance."
+    interval = f"{ap.change:+.3f} ± {ap.margin:.3f}"
     if not ap.is_significant:
         return f"No significant difference: AP changed by {interval}."
     return f"B is {'better' if ap.change > 0 else 'worse'}: AP changed by {interval}."

@@ -35,7 +35,7 @@ from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics
 from fcos.report.examples import Example
 from fcos.report.gallery import choose_pictures, disagreement_crops, gallery
 from fcos.report.second_look import SecondLook, second_look
-from fcos.report.tables import confusion_table, data_rows, error_rows, miss_rows, number_cards
+from fcos.report.tables import confusion_table, data_rows, error_rows, fraction, miss_rows, number_cards
 from fcos.terminal import counted
 
 MAX_PICTURES = 48
@@ -101,6 +101,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"fraction": fraction, "counted": counted}
     return environment.get_template(name)
 
 
@@ -131,11 +132,18 @@ def _sentence(
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     length = ""
     if steps:
-        length = f"{counted(steps[-1]['step'], 'step')} in {steps[-1]['elapsed_s'] / 60:.1f} minutes"
+        length = f"{counted(steps[-1]['step'], 'step')} in {duration(steps[-1]['elapsed_s'])}"
     epoch = ""
     if best := best_evaluation(metrics):
         epoch = f"best epoch {best['epoch']} of {max(e['epoch'] for e in metrics if e['kind'] == 'eval')}"
     return " · ".join(part for part in (model, images, length, epoch) if part)
+
+
+def duration(seconds: float) -> str:
+    """A time in words: ``12 seconds``, ``3.5 minutes``, ``2.0 hours``."""
+    if seconds < 60:
+        return counted(round(seconds), "second")
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
 
 
 def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -302,7 +310,7 @@ def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
     num_objects = sum(row.num_boxes for row in analysis.classes)
     if not num_objects or not len(scores):
         return {}
-    thresholds = np.linspace(0, 1, 51)
+    thresholds = np.linspace(0, 1, 101)
     num_shown = np.array([(scores >= threshold).sum() for threshold in thresholds])
     num_right = np.array([(scores[is_right] >= threshold).sum() for threshold in thresholds])
     with np.errstate(invalid="ignore"):

@@ -12,7 +12,7 @@ import msgspec
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, drop_invalid
-from fcos.data.formats import read_annotations, read_names
+from fcos.data.formats import find_name_file, read_annotations, read_names
 from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.errors import ConfigError, DatasetError
@@ -110,7 +110,9 @@ def _usable(
     source: str, root: str, config: TrainConfig, card: DataSummary | None
 ) -> tuple[Annotations, CheckReport]:
     """What the training read from a list, without what it left out."""
-    names = read_names(Path(config.name_file))[0] if config.name_file else None
+    train_root = Path(config.root_train) if config.root_train else None
+    name_file = config.name_file or find_name_file(Path(config.list_train), train_root, config.data_format)
+    names = read_names(Path(name_file))[0] if name_file else None
     annotations = read_annotations(
         Path(source), root=Path(root) if root else None, names=names, format=config.data_format
     )

@@ -22,7 +22,7 @@ from fcos.config.checks import check_backbone, check_classes, check_paths, split
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, common_images, drop_invalid, require_boxes
-from fcos.data.formats import read_annotations, read_names
+from fcos.data.formats import find_name_file, read_annotations, read_names
 from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, summarize, write_summaries
 from fcos.data.transforms import resized_size
@@ -239,13 +239,16 @@ class Data(NamedTuple):
 
 def load_data(config: TrainConfig, fabric: Fabric) -> Data:
     """Read training and evaluation annotations; the first process checks them before anything else."""
-    names = None
-    if config.name_file:
-        names, had_background = read_names(Path(config.name_file))
+    names, train_root = None, _folder(config.root_train)
+    beside = find_name_file(Path(config.list_train), train_root, config.data_format)
+    if not config.name_file and beside:
+        say(fabric, f"class names from {beside}")
+    if name_file := config.name_file or beside:
+        names, had_background = read_names(Path(name_file))
         if not had_background:
-            say(fabric, f"{config.name_file} does not begin with 'background': every line is a class")
+            say(fabric, f"{name_file} does not begin with 'background': every line is a class")
     train_set = read_annotations(
-        Path(config.list_train), root=_folder(config.root_train), names=names, format=config.data_format
+        Path(config.list_train), root=train_root, names=names, format=config.data_format
     )
     check_classes(config, train_set.class_names)
     train_set, report = usable(train_set, "training", config, fabric)
