@@ -123,3 +123,14 @@ def test_labels_of_overlapping_boxes_hide_nothing_of_each_other_and_stay_inside(
     [alone] = with_labels([boxes[4]], (100, 80), font_size=8.0)
     assert places[4] == (alone.text_x, alone.text_y)
     assert alone.text_y < 30
+
+
+def test_in_a_crowd_a_label_without_room_is_left_to_the_title() -> None:
+    boxes = [place_box((10, 10, 14, 14), "digit", f"{number}", (0, 0, 0), (60, 40)) for number in range(65)]
+    placed = with_labels(boxes, (60, 40), font_size=8.0)
+    assert len(placed) == 65
+    labelled = [box for box in placed if box.text]
+    assert placed[-1].text == "digit"  # drawn on top, chooses first
+    assert 0 < len(labelled) < 10
+    assert len({(box.text_x, box.text_y) for box in labelled}) == len(labelled)
+    assert {box.title for box in placed} == {str(number) for number in range(65)}

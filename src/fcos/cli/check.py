@@ -83,6 +83,7 @@ def command(
         print_json({"parts": described, "common": shared})
     elif len(parts) > 1:
         _print_common(shared)
+        _print_total(reports)
     if any(report.problems for report in reports):
         raise SystemExit(1)
 
@@ -248,6 +249,16 @@ def _print_common(shared: list[dict[str, Any]]) -> None:
             click.echo(f"  ... and {len(pairs) - MAX_SHOWN} more")
     if not shared:
         click.secho("no image is in two parts", fg="green")
+
+
+def _print_total(reports: list[CheckReport]) -> None:
+    """The last line: the problems of all parts, since those of the first may have scrolled away."""
+    numbers = [len(report.problems) for report in reports if report.problems]
+    if numbers:
+        total = f"{counted(sum(numbers), 'problem')} in {len(numbers)} of {len(reports)} parts"
+        click.secho(f"in total: {total}", fg="red")
+    else:
+        click.secho(f"in total: no problems in {len(reports)} parts", fg="green")
 
 
 def _as_dict(title: str, annotations: Annotations, report: CheckReport) -> dict[str, Any]:
