@@ -12,7 +12,7 @@ from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.analysis import Analysis, analyse
 from fcos.report.examples import place_box, spread, with_labels
-from fcos.report.gallery import choose_pictures, confusions, disagreement_crops, gallery, tally
+from fcos.report.gallery import choose_images, confusions, disagreement_crops, gallery, tally
 
 BOX = [10.0, 20.0, 50.0, 60.0]
 
@@ -42,15 +42,15 @@ def analysed(tmp_path: Path) -> tuple[Annotations, Analysis]:
 def test_the_worst_come_first_then_the_best_and_no_picture_twice(
     analysed: tuple[Annotations, Analysis],
 ) -> None:
-    chosen = choose_pictures(*analysed, most=9)
+    chosen = choose_images(*analysed, most=9)
     assert list(chosen.items())[:3] == [(6, "worst"), (4, "worst"), (8, "worst")]
     assert list(chosen.values())[3] == "best"
     assert len(chosen) == 9
 
 
 def test_of_few_pictures_all_are_shown(analysed: tuple[Annotations, Analysis]) -> None:
-    assert sorted(choose_pictures(*analysed, most=50)) == list(range(12))
-    assert choose_pictures(*analysed, most=0) == {}
+    assert sorted(choose_images(*analysed, most=50)) == list(range(12))
+    assert choose_images(*analysed, most=0) == {}
 
 
 def test_confusions_are_told_largest_first(analysed: tuple[Annotations, Analysis]) -> None:

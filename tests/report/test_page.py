@@ -278,14 +278,14 @@ def test_large_pictures_are_made_smaller_with_their_boxes(tmp_path: Path) -> Non
 
 
 def test_no_more_pictures_than_wanted_and_each_is_stored_once(tmp_path: Path) -> None:
-    page = report_of(tmp_path, [], max_pictures=2)
+    page = report_of(tmp_path, [], max_images=2)
     assert page.count('<article class="example" ') == 2
     assert page.count('<image id="picture-') == 2
     assert "2 of 3 images" in page
 
 
 def test_without_pictures_there_are_still_numbers(tmp_path: Path) -> None:
-    page = report_of(tmp_path, [found(1, 0.9)], max_pictures=0)
+    page = report_of(tmp_path, [found(1, 0.9)], max_images=0)
     parsed(page)
     assert "Evaluation images" not in page
     assert "<span>AP</span><b>" in page
@@ -320,12 +320,12 @@ def test_settings_are_listed_with_their_meaning(tmp_path: Path) -> None:
     assert re.search(r"<th>lr_base</th><td>0.0123</td><td class=\"quiet\">learning rate", page)
 
 
-@pytest.mark.parametrize("max_pictures", [0, 3])
-def test_another_file_can_be_written(tmp_path: Path, max_pictures: int) -> None:
+@pytest.mark.parametrize("max_images", [0, 3])
+def test_another_file_can_be_written(tmp_path: Path, max_images: int) -> None:
     out = tmp_path / "elsewhere.html"
     run = write_run(tmp_path / "run")
     annotations = data_set(tmp_path / "data")
-    assert write_report(run, annotations=annotations, results=[], out=out, max_pictures=max_pictures) == out
+    assert write_report(run, annotations=annotations, results=[], out=out, max_images=max_images) == out
     assert out.is_file()
     assert not (run / "report.html").exists()
 
