@@ -6,6 +6,7 @@ The public names load on first use, so that `import fcos` (and with it `fcos --h
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fcos.errors import CheckpointError as CheckpointError
 from fcos.errors import ConfigError as ConfigError
 from fcos.errors import DatasetError as DatasetError
 from fcos.errors import DeviceError as DeviceError
@@ -30,6 +31,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DatasetError",
     "Detections",

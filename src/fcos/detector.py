@@ -12,7 +12,7 @@ import torch
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import check, drop_invalid
-from fcos.data.formats import read_annotations
+from fcos.data.formats import find_name_file, read_annotations, read_names
 from fcos.data.names import is_no_class, with_classes_of
 from fcos.data.registry import format_named, recognise
 from fcos.errors import DeviceError
@@ -125,6 +125,9 @@ class Detector(Predictor):
         known = recognise(source, folder) if format == "auto" else format
         if names is None and format_named(known).class_names != "all":
             names = [name for name in self.class_names if not is_no_class(name)]
+            beside = find_name_file(source, folder, known)
+            if beside is not None and sorted(own := read_names(beside)[0]) == sorted(names):
+                names = own  # the order of the list's class ids
         annotations = read_annotations(source, root=folder, names=names, format=known)
         annotations = with_classes_of(annotations, self.class_names, self.category_ids)
         report = check(annotations)

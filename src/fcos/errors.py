@@ -38,6 +38,10 @@ class WeightsError(FcosError):
     """A model or weight file that is missing or does not fit."""
 
 
+class CheckpointError(WeightsError):
+    """A checkpoint from which a run cannot resume."""
+
+
 class OutputError(FcosError):
     """A file or folder that cannot be written."""
 

@@ -123,3 +123,30 @@ def test_images_without_a_box_end_with_code_1(fcos, make_picture, tmp_path):
     assert "problem: " in result.output
     assert "1 image, but not one box (taken for format yolo)" in result.output
     assert [problem["record"] for problem in described["parts"][0]["problems"]] == [None]
+
+
+def test_a_single_list_is_checked_with_the_names_beside_it(fcos, make_picture, tmp_path):
+    make_picture("a.jpg")
+    (tmp_path / "train.txt").write_text("a.jpg 1 2 20 30 2\n")
+    (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
+
+    result = fcos("check", tmp_path / "train.txt")
+
+    assert result.exit_code == 0, result.output
+    assert f"class names from {tmp_path / 'names.txt'}" in result.output
+    assert "dog" in result.output
+    assert "class_1" not in result.output
+
+
+def test_the_last_line_totals_the_problems_of_all_parts(fcos, make_picture, tmp_path):
+    make_picture("a.jpg")
+    make_picture("b.jpg", color=7)
+    (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1 9 9 2 2 1\n")
+    (tmp_path / "val.txt").write_text("b.jpg 1 2 3 4 1\n")
+
+    result = fcos("check", tmp_path)
+
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1] == "in total: 1 problem in 1 of 2 parts"
+    (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1\n")
+    assert fcos("check", tmp_path).output.splitlines()[-1] == "in total: no problems in 2 parts"

@@ -84,3 +84,27 @@ def test_a_list_does_not_replace_the_names_of_another(fcos, make_picture, tmp_pa
     assert result.exit_code == 2
     assert "the output exists already" in result.output
     assert (tmp_path / "b_names.txt").read_text() == "background\nbird\n"
+
+
+@pytest.mark.parametrize("name", ["names.txt", "classes.txt", "train_names.txt", "things.names"])
+def test_a_single_list_takes_the_names_beside_it(fcos, make_picture, tmp_path, name):
+    make_picture("data/a.jpg")
+    (tmp_path / "data/train.txt").write_text("a.jpg 1 2 20 30 2\n")
+    (tmp_path / "data" / name).write_text("background\ncat\ndog\n")
+
+    result = fcos("convert", tmp_path / "data/train.txt", "--to", "yolo", "-o", tmp_path / "yolo")
+
+    assert result.exit_code == 0, result.output
+    assert f"note: the class names are from {tmp_path / 'data' / name}" in result.output
+    assert read_annotations(tmp_path / "yolo").class_names == ("cat", "dog")
+    assert read_annotations(tmp_path / "data/train.txt").class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["filenames.txt", "other_names.txt"])
+def test_names_of_images_and_of_other_lists_are_not_taken(make_picture, tmp_path, name):
+    make_picture("a.jpg")
+    for file in ("train.txt", "other.txt"):
+        (tmp_path / file).write_text("a.jpg 1 2 20 30 2\n")
+    (tmp_path / name).write_text("background\ncat\ndog\n")
+
+    assert read_annotations(tmp_path / "train.txt").class_names == ("class_1", "class_2")

@@ -116,6 +116,8 @@ def test_train_on_a_folder_writes_its_config_and_trains_with_it(
     assert answer.exit_code == 0, answer.output
     assert "written to train.json" in answer.output
     assert [config.epochs for config in trained] == [3]
+    [told] = [line.split() for line in answer.output.splitlines() if line.split()[:1] == ["epochs"]]
+    assert told == ["epochs", "3", "command", "line,", "not", "written"]
     assert trained[0].list_train == str(folder.parent / "train_split" / "train.json")
 
 

@@ -401,3 +401,16 @@ def test_agnostic_nms_leaves_one_class_in_a_place(model_file: Path, pictures: Pa
         assert predict(model_file, "photos/a.jpg", "--score-threshold", "0.05", *options).exit_code == 0
         counts.append(len(written()["pictures"][0]["detections"]))
     assert 0 < counts[1] < counts[0]
+
+
+def test_without_a_readable_image_no_speed_is_printed(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jpg").write_bytes(b"no image")
+
+    result = predict(model_file, "a.jpg", "--out", "found")
+
+    assert result.exit_code == 1
+    assert "no images were read" in result.output
+    assert "images/s" not in result.output

@@ -242,7 +242,8 @@ def test_a_form_is_told_apart_from_an_image(address: str, examples: Path) -> Non
 def test_thresholds_that_are_none_are_refused(address: str, value: str) -> None:
     status, answer = post(f"{address}/predict?score_threshold={value}", b"x")
 
-    assert (status, answer["detail"][0]["loc"]) == (422, ["query", "score_threshold"])
+    assert status == 422
+    assert answer["detail"].startswith("score_threshold: Input should be ")
 
 
 def test_images_of_many_bits_or_many_passes_count_for_more() -> None:

@@ -44,3 +44,20 @@ def test_columns_stand_on_the_ground_as_high_as_their_share() -> None:
 
 def test_columns_of_an_empty_data_set_can_be_drawn() -> None:
     assert [column.height for column in column_chart("t", {"a": 0, "b": 0}).columns] == [0, 0]
+
+
+def test_a_single_value_stands_in_the_middle_of_an_axis_with_its_tick_alone() -> None:
+    chart = line_chart("t", "epoch", {"AP": np.array([[1.0, 0.4]])})
+    assert chart is not None
+    middle = (chart.left + chart.right) / 2
+    assert [(tick.text, tick.place) for tick in chart.x_ticks] == [("1", middle)]
+    assert [dot.x for dot in chart.lines[0].dots] == [middle]
+
+
+def test_small_ticks_are_written_out_where_there_is_room() -> None:
+    chart = line_chart("t", "step", {"lr": np.array([[0, 0.0], [1, 0.006]])})
+    assert chart is not None
+    assert [tick.text for tick in chart.y_ticks][-1] == "0.006"
+    chart = line_chart("t", "step", {"lr": np.array([[0, 0.0], [1, 0.00006]])})
+    assert chart is not None
+    assert [tick.text for tick in chart.y_ticks][-1] == "6e-5"

@@ -12,7 +12,7 @@ from PIL import Image
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.errors import DatasetError
-from fcos.report.comparison import check_same_pictures, write_comparison
+from fcos.report.comparison import check_same_images, write_comparison
 from fcos.report.run_folder import FinishedRun
 
 BOX = [10.0, 20.0, 50.0, 60.0]
@@ -47,8 +47,8 @@ def test_classes_and_pictures_may_have_other_ids(tmp_path: Path) -> None:
     first = finished(tmp_path / "a", ("cat", "dog"), (1, 2), first_id=1)
     second = finished(tmp_path / "b", ("dog", "cat"), (40, 7), first_id=100)
     page = write_comparison(first, second, tmp_path / "new" / "c.html").read_text(encoding="utf-8")
-    assert "AP changed by +0.0; too few images to tell" in page
-    assert "66.3 → 66.3" in page  # 67 of 101 recall points
+    assert "AP changed by +0.000; too few images to tell" in page
+    assert "0.663 → 0.663" in page  # 67 of 101 recall points
     assert "<p>None.</p>" in page  # no setting differs
 
 
@@ -56,7 +56,7 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
     first = finished(tmp_path / "a", ("cat", "dog"), (1, 2), first_id=1)
     second = finished(tmp_path / "b", ("cat", "cow"), (1, 2), first_id=1)
     with pytest.raises(DatasetError, match="the two runs have different classes"):
-        check_same_pictures(first, second)
+        check_same_images(first, second)
 
 
 @pytest.mark.parametrize("change", ["place", "class"])
@@ -69,4 +69,4 @@ def test_other_boxes_are_refused(tmp_path: Path, change: str) -> None:
     else:
         theirs = replace(theirs, labels=1 - theirs.labels)
     with pytest.raises(DatasetError, match="annotated differently"):
-        check_same_pictures(first, replace(second, annotations=theirs))
+        check_same_images(first, replace(second, annotations=theirs))

@@ -12,7 +12,7 @@ from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.analysis import Analysis, analyse
 from fcos.report.examples import place_box, spread, with_labels
-from fcos.report.gallery import choose_pictures, confusions, disagreement_crops, gallery, tally
+from fcos.report.gallery import choose_images, confusions, disagreement_crops, gallery, tally
 
 BOX = [10.0, 20.0, 50.0, 60.0]
 
@@ -42,15 +42,15 @@ def analysed(tmp_path: Path) -> tuple[Annotations, Analysis]:
 def test_the_worst_come_first_then_the_best_and_no_picture_twice(
     analysed: tuple[Annotations, Analysis],
 ) -> None:
-    chosen = choose_pictures(*analysed, most=9)
+    chosen = choose_images(*analysed, most=9)
     assert list(chosen.items())[:3] == [(6, "worst"), (4, "worst"), (8, "worst")]
     assert list(chosen.values())[3] == "best"
     assert len(chosen) == 9
 
 
 def test_of_few_pictures_all_are_shown(analysed: tuple[Annotations, Analysis]) -> None:
-    assert sorted(choose_pictures(*analysed, most=50)) == list(range(12))
-    assert choose_pictures(*analysed, most=0) == {}
+    assert sorted(choose_images(*analysed, most=50)) == list(range(12))
+    assert choose_images(*analysed, most=0) == {}
 
 
 def test_confusions_are_told_largest_first(analysed: tuple[Annotations, Analysis]) -> None:
@@ -123,3 +123,14 @@ def test_labels_of_overlapping_boxes_hide_nothing_of_each_other_and_stay_inside(
     [alone] = with_labels([boxes[4]], (100, 80), font_size=8.0)
     assert places[4] == (alone.text_x, alone.text_y)
     assert alone.text_y < 30
+
+
+def test_in_a_crowd_a_label_without_room_is_left_to_the_title() -> None:
+    boxes = [place_box((10, 10, 14, 14), "digit", f"{number}", (0, 0, 0), (60, 40)) for number in range(65)]
+    placed = with_labels(boxes, (60, 40), font_size=8.0)
+    assert len(placed) == 65
+    labelled = [box for box in placed if box.text]
+    assert placed[-1].text == "digit"  # drawn on top, chooses first
+    assert 0 < len(labelled) < 10
+    assert len({(box.text_x, box.text_y) for box in labelled}) == len(labelled)
+    assert {box.title for box in placed} == {str(number) for number in range(65)}

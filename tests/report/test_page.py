@@ -128,7 +128,7 @@ def test_the_numbers_are_those_of_the_evaluation(tmp_path: Path) -> None:
     page = report_of(tmp_path, results)
     measured = evaluate_detections(data_set(tmp_path / "data"), results)
     assert 0.5 < measured.map_mean < 1
-    assert f"<span>AP</span><b>{100 * measured.map_mean:.1f}</b>" in page
+    assert f"<span>AP</span><b>{measured.map_mean:.3f}</b>" in page
     assert measured.summary() in page.replace("&#39;", "'")
     assert "best epoch 1 of 1" in page
     assert "AP, epoch 1: 0.4321, the best" in page
@@ -188,7 +188,7 @@ def test_reasons_of_misses_lead_to_their_pictures(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
     assert re.search(r'<a href="#picture-2" data-tag="miss-class" [^>]*>1</a>', page)
     assert "1 of 7 objects" in page
-    assert "has no model file to ask" in page
+    assert "has no model file to predict them again" in page
 
 
 def test_confident_disagreements_are_shown_as_crops(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_of_a_weak_detector_disagreements_say_nothing(tmp_path: Path) -> None:
     results = [found(1, 0.6), *(found(image_id, 0.9, (60, 20, 30, 30)) for image_id in range(1, 9))]
     page = report_of(tmp_path, results, num_images=8)
     assert "Not shown: AP50 is" in page
-    assert "Below 50.0, most detections that disagree" in page
+    assert "Below 0.500, most detections that disagree" in page
     assert '<figure class="crop">' not in page
 
 
@@ -262,7 +262,7 @@ def test_positive_points_are_drawn_for_each_level(tmp_path: Path) -> None:
     page = report_of(tmp_path, [])
     [part] = re.findall(r'<article class="example assigned">(.*?)</article>', page, flags=re.DOTALL)[:1]
     # at the network the cat has 160 pixels: near its centre, distances of 80 to 104
-    assert re.search(r"<b>P4 learns</b>, stride 16, distances 64 to 128: 6\s+points of 1 objects", part)
+    assert re.search(r"<b>P4 learns</b>, stride 16, distances 64 to 128:\s+6 points of 1 object<", part)
     assert "cat: centerness" in part
 
 
@@ -278,14 +278,14 @@ def test_large_pictures_are_made_smaller_with_their_boxes(tmp_path: Path) -> Non
 
 
 def test_no_more_pictures_than_wanted_and_each_is_stored_once(tmp_path: Path) -> None:
-    page = report_of(tmp_path, [], max_pictures=2)
+    page = report_of(tmp_path, [], max_images=2)
     assert page.count('<article class="example" ') == 2
     assert page.count('<image id="picture-') == 2
     assert "2 of 3 images" in page
 
 
 def test_without_pictures_there_are_still_numbers(tmp_path: Path) -> None:
-    page = report_of(tmp_path, [found(1, 0.9)], max_pictures=0)
+    page = report_of(tmp_path, [found(1, 0.9)], max_images=0)
     parsed(page)
     assert "Evaluation images" not in page
     assert "<span>AP</span><b>" in page
@@ -320,12 +320,12 @@ def test_settings_are_listed_with_their_meaning(tmp_path: Path) -> None:
     assert re.search(r"<th>lr_base</th><td>0.0123</td><td class=\"quiet\">learning rate", page)
 
 
-@pytest.mark.parametrize("max_pictures", [0, 3])
-def test_another_file_can_be_written(tmp_path: Path, max_pictures: int) -> None:
+@pytest.mark.parametrize("max_images", [0, 3])
+def test_another_file_can_be_written(tmp_path: Path, max_images: int) -> None:
     out = tmp_path / "elsewhere.html"
     run = write_run(tmp_path / "run")
     annotations = data_set(tmp_path / "data")
-    assert write_report(run, annotations=annotations, results=[], out=out, max_pictures=max_pictures) == out
+    assert write_report(run, annotations=annotations, results=[], out=out, max_images=max_images) == out
     assert out.is_file()
     assert not (run / "report.html").exists()
 

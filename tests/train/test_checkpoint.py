@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fcos.data.annotations import Annotations, Record
-from fcos.errors import OutputError, WeightsError
+from fcos.errors import CheckpointError, OutputError
 from fcos.train.checkpoint import check_same_settings, fingerprint, load_checkpoint, save_checkpoint
 
 
@@ -53,13 +53,13 @@ def test_full_disk_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.M
 
 def test_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"PK\x03\x04 half of a file")
-    with pytest.raises(WeightsError, match=r"last\.ckpt cannot be read: the archive is damaged") as caught:
+    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read: the archive is damaged") as caught:
         load_checkpoint(tmp_path / "last.ckpt")
     assert "\n  fix: start afresh with load=false; best.safetensors of the run is" in str(caught.value)
 
 
 def test_missing_checkpoint_is_told(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load_checkpoint(tmp_path / "last.ckpt")
     assert str(caught.value) == (
         f"there is nothing to resume from: no last.ckpt in {tmp_path}\n"
@@ -72,24 +72,24 @@ def test_settings_of_a_run_stay_and_only_epochs_may_be_raised() -> None:
     path, old = Path("runs") / "a" / "last.ckpt", {"epochs": 4, "momentum": 0.9, "num_workers": 2}
     check_same_settings(old, dict(old), path)
     check_same_settings(old, {**old, "epochs": 5, "num_workers": 0, "new_setting": 1}, path)
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         check_same_settings(old, {**old, "momentum": 0.5}, path)
     resume = f"`fcos train {path.parent / 'config.json'} load=true` resumes with the settings of the run"
     assert str(caught.value) == (
-        'the run was started with "momentum": 0.9, now it is 0.5\n'
+        'the run has "momentum": 0.9, not 0.5\n'
         f"  in: {path}\n"
         f"  fix: {resume}; or set momentum back, or start a new run with load=false"
     )
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         check_same_settings(old, {**old, "epochs": 3, "momentum": 0.5}, path)
-    assert 'with "epochs": 4, now it is 3; the run was started with "momentum": 0.9' in str(caught.value)
+    assert 'the run has "epochs": 4, not 3; the run has "momentum": 0.9' in str(caught.value)
     assert "set epochs, momentum back" in str(caught.value)
     assert str(caught.value).endswith("load=false; epochs can only be raised")
 
 
 def test_checkpoint_runs_no_code(tmp_path: Path) -> None:
     torch.save({"step": Path("a")}, tmp_path / "last.ckpt")
-    with pytest.raises(WeightsError, match=r"last\.ckpt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read"):
         load_checkpoint(tmp_path / "last.ckpt")
 
 

@@ -309,6 +309,9 @@ def test_finds_the_rectangles_that_it_was_trained_on(tiny: Tiny) -> None:
     assert losses[-1] < 0.3 * losses[0]
     assert metrics[-1]["kind"] == "eval"
     assert metrics[-1]["network_s"] <= metrics[-1]["elapsed_s"]
-    assert re.search(r"epoch 40: \d+ s, [\d.]+ img/s, \d+% waiting for images: ", said), said
+    assert re.search(r"epoch 40: \d+ s, [\d.]+ img/s, \d+% waiting for images", said), said
+    given = re.findall(r"epoch \d+: .* waiting for images: (.*)", said)
+    assert given
+    assert len(given) == len(set(given))  # each advice once
     assert metrics[-1]["map_mean"] > 0.5
     assert (tiny.runs / "run" / "report.html").is_file()

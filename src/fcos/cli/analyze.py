@@ -29,7 +29,7 @@ Examples:
     help="The image to write; its suffix chooses the format (png, pdf, svg). Default: curves.png in the "
     "run folder, of several runs in the working directory.",
 )
-@click.option("--arrays", is_flag=True, help="Print the curves as the seed does: arrays, one a line.")
+@click.option("--arrays", is_flag=True, help="Print the curves as the seed does: arrays, one per line.")
 @json_option
 def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: bool) -> None:
     """Print AP after every epoch and draw it, with losses and learning rate.

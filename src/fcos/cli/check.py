@@ -72,6 +72,7 @@ def command(
         print_json({"parts": described, "common": shared})
     elif len(parts) > 1:
         _print_common(shared)
+        _print_total(reports)
     if any(report.problems for report in reports):
         raise SystemExit(1)
 
@@ -106,12 +107,27 @@ def _expand(
         config = load_config(first)
         pairs = ((config.list_train, config.root_train), (config.list_eval, config.root_eval))
         splits = [Split(Path(source), Path(folder) if folder else root) for source, folder in pairs if source]
-        return splits, name_file or (Path(config.name_file) if config.name_file else None), config.data_format
+        given = name_file or (Path(config.name_file) if config.name_file else None)
+        name_file = _name_file(given, splits[0].source, splits[0].root, config.data_format)
+        return splits, name_file, config.data_format
     if len(sources) == 1 and first.is_dir() and format == "auto":
         found = find_splits(first)
         splits = [Split(part.source, root or part.root) for part in found.all()]
         return splits, name_file or found.name_file, found.format
-    return [Split(Path(source), root) for source in sources], name_file, format
+    return (
+        [Split(Path(source), root) for source in sources],
+        _name_file(name_file, first, root, format),
+        format,
+    )
+
+
+def _name_file(given: Path | None, source: Path, root: Path | None, format: Any) -> Path | None:
+    """The names given, else those beside a list."""
+    from fcos.data.formats import find_name_file
+
+    if given is None and (given := find_name_file(source, root, format)):
+        click.echo(f"note: class names from {printable_line(str(given))}", err=True)
+    return given
 
 
 def _is_config(source: Path) -> bool:
@@ -222,6 +238,16 @@ def _print_common(shared: list[dict[str, Any]]) -> None:
             click.echo(f"  ... and {len(pairs) - MAX_SHOWN} more")
     if not shared:
         click.secho("no image is in two parts", fg="green")
+
+
+def _print_total(reports: list[CheckReport]) -> None:
+    """The last line: the problems of all parts, since those of the first may have scrolled away."""
+    numbers = [len(report.problems) for report in reports if report.problems]
+    if numbers:
+        total = f"{counted(sum(numbers), 'problem')} in {len(numbers)} of {len(reports)} parts"
+        click.secho(f"in total: {total}", fg="red")
+    else:
+        click.secho(f"in total: no problems in {len(reports)} parts", fg="green")
 
 
 def _as_dict(title: str, annotations: Annotations, report: CheckReport) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def command(
 
     listening = listen(host, port)
     detector = Detector.load(model, device, agnostic_nms=agnostic_nms)
-    pictures = pictures_of(examples) if examples else pictures_of_run(model, detector)
+    pictures = images_of(examples) if examples else images_of_run(model, detector)
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listening.getsockname()[1]}"
     click.echo(f"{address}  (stop with Ctrl-C)")
@@ -94,7 +94,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def pictures_of(folder: Path) -> list[Path]:
+def images_of(folder: Path) -> list[Path]:
     """The first images of a folder, by name."""
     from fcos.data.image_files import is_image
 
@@ -102,7 +102,7 @@ def pictures_of(folder: Path) -> list[Path]:
     return [file for file in images if file.is_file()][:NUM_EXAMPLES]
 
 
-def pictures_of_run(run: Path, detector: Detector) -> list[Path]:
+def images_of_run(run: Path, detector: Detector) -> list[Path]:
     """Some of the images that a run was evaluated on, where they still exist."""
     from fcos.config import load_config
     from fcos.report.examples import spread

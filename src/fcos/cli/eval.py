@@ -41,7 +41,7 @@ class Source:
         root: folder of the images, or None: found near the annotations.
         names: names file, or None: the names of the model.
         format: "auto" or the format of the annotations.
-        skip_invalid: leave broken pictures and impossible boxes out.
+        skip_invalid: leave broken images and impossible boxes out.
     """
 
     list: Path
@@ -54,8 +54,8 @@ class Source:
 @click.command(epilog=EPILOG)
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
 @click.option("--list", "list_", type=click.Path(path_type=Path), help="Annotations, of any format.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the pictures.")
-@click.option("--names", type=click.Path(path_type=Path), help="Class names, one a line.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images.")
+@click.option("--names", type=click.Path(path_type=Path), help="Class names, one per line.")
 @click.option(
     "--format",
     type=click.Choice(["auto", *FORMAT_NAMES]),
@@ -195,7 +195,7 @@ def _source_of_run(
         raise ConfigError(
             "there is nothing to measure on: "
             + ("the run has no list_eval" if config else "the model file is not in a run folder"),
-            fix="give annotations with --list, and the folder of their pictures with --root",
+            fix="give annotations with --list, and the folder of their images with --root",
         )
     return Source(
         Path(config.list_eval),

@@ -253,7 +253,7 @@ def _report(check: Check, path: Path, name: ExportFormat, search: Search | None,
         table.add_row(title, f"{before:.1f} {unit}", f"{after:.1f} {unit}", f"{after / before:.2f}")
     if search is not None:
         before, after = search.ap_before, search.chosen.ap
-        table.add_row("AP", f"{before:.4f}", f"{after:.4f}", f"{after / before:.3f}" if before > 0 else "-")
+        table.add_row("AP", f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}" if before > 0 else "-")
     Console(width=100).print(table)
 
 

@@ -55,7 +55,7 @@ def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
 def write_proposal(
     folder: Path, output: Path, overrides: tuple[str, ...] = (), *, overwrite: bool = False
 ) -> list[Proposal]:
-    """Write a config file for a folder; the settings with their reasons.
+    """Write a config file for a folder; the settings of the training with their reasons.
 
     Args:
         folder: the data.
@@ -70,7 +70,7 @@ def write_proposal(
     from fcos.config.checks import DATA_PATHS
     from fcos.errors import ConfigError
     from fcos.files import read_text
-    from fcos.train.propose import find_hardware, propose, propose_data, write_split
+    from fcos.train.propose import Proposal, find_hardware, propose, propose_data, write_split
 
     check_writable(output)
     split_folder = output.with_name(f"{output.stem}_split")
@@ -79,7 +79,7 @@ def write_proposal(
     settings = {
         key: value for key, value, _ in proposals if key not in DATA_PATHS
     }  # a split has no files yet
-    load_config(settings, overrides, origin="what is proposed")
+    config = load_config(settings, overrides, origin="what is proposed")
     text = _as_json(proposals, output.absolute().parent)
     if output.exists() and not overwrite and read_text(output, ConfigError) != text:
         raise ConfigError(
@@ -90,7 +90,9 @@ def write_proposal(
         )
     write_split(data, split_folder)
     write_text(output, text)
-    return proposals
+    given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
+    proposals = [proposal for proposal in proposals if proposal.key not in given]
+    return [*proposals, *(Proposal(key, getattr(config, key), "command line, not written") for key in given)]
 
 
 def _as_json(proposals: list[Proposal], folder: Path) -> str:

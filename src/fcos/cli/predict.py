@@ -143,11 +143,13 @@ def command(
     write_bytes(out / RESULT_FILE, text)
     if as_json:
         print_json(content)
+    elif images and not content["pictures"]:
+        click.echo("no images were read")
     elif images:
         num_detections = sum(len(image["detections"]) for image in content["pictures"])
         click.echo(
             f"{counted(len(content['pictures']), 'image')}, {counted(num_detections, 'detection')} "
-            f"with a score of at least {threshold:.2f}, {len(images) / images_s:.1f} images/s; "
+            f"with a score of at least {threshold:.2f}, {len(content['pictures']) / images_s:.1f} images/s; "
             f"in {out}, all boxes in {out / RESULT_FILE}"
         )
     if videos and not as_json:

@@ -56,14 +56,14 @@ def command(
     check_writable(page)
     first = read_run(run)
     if other is not None:
-        from fcos.report.comparison import MAX_PICTURES, write_comparison
+        from fcos.report.comparison import MAX_IMAGES, write_comparison
 
         second = read_run(other)
-        most = MAX_PICTURES if images is None else images
-        written = write_comparison(first, second, page, max_pictures=most)
+        most = MAX_IMAGES if images is None else images
+        written = write_comparison(first, second, page, max_images=most)
     else:
         from fcos.predict.device import torch_device
-        from fcos.report.page import MAX_PICTURES, write_report
+        from fcos.report.page import MAX_IMAGES, write_report
 
         written = write_report(
             run,
@@ -71,7 +71,7 @@ def command(
             results=first.results,
             cards=first.cards,
             out=page,
-            max_pictures=MAX_PICTURES if images is None else images,
+            max_images=MAX_IMAGES if images is None else images,
             device=torch_device(device),
         )
     if as_json:

@@ -55,7 +55,7 @@ class TrainConfig(BaseModel):
     list_train: str = setting("", "training annotations: a list, COCO JSON, VOC or YOLO source")
     root_eval: str = setting("", "folder of the evaluation images")
     list_eval: str = setting("", "evaluation annotations; without them nothing is measured")
-    name_file: str = setting("", "class names, one a line, first line 'background'")
+    name_file: str = setting("", "class names, one per line, first line 'background'")
     data_format: DataFormat = setting("auto", "format of the annotations")
     classes: int | None = setting(
         None, "number of classes without background, checked against the names", ge=1

@@ -11,8 +11,9 @@ import numpy as np
 
 from fcos.data.annotations import Annotations
 from fcos.data.image_files import common_root
-from fcos.data.names import check_names
+from fcos.data.names import check_names, read_names
 from fcos.data.registry import Format, format_named, read_annotations
+from fcos.data.splits import find_name_file
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
 from fcos.files import check_writable
@@ -27,7 +28,7 @@ class Converted:
         annotations: what was read.
         root: folder to give when the result is read again, or None where it holds the images itself.
         name_file: the class names, where they are written apart from the boxes.
-        notes: sentences about what the new format cannot hold.
+        notes: sentences about names that were found and what the new format cannot hold.
     """
 
     annotations: Annotations
@@ -56,14 +57,18 @@ def convert(
         raise DatasetError(f"format {to} is read only", where=str(out), fix="choose another with --to")
     name_file = target.names_beside(out) if target.names_beside else None
     _check_out(out, target, name_file, copy_images)
+    beside = find_name_file(source, root, format) if names is None else None
+    if beside is not None:
+        names = read_names(beside)[0]
     annotations = read_annotations(source, root=root, names=names, format=format)
     check_boxes(annotations)
     check_names(annotations.class_names, where=str(annotations.source))
     _check_names_can_be_written(annotations)
     images_root = common_root(annotations)
     target.write(annotations, out, root=images_root, copy_images=copy_images)
-    notes = tuple(_losses(annotations, target))
-    return Converted(annotations, images_root if target.written_suffix else None, name_file, notes)
+    notes = [f"the class names are from {beside}"] if beside is not None else []
+    notes += _losses(annotations, target)
+    return Converted(annotations, images_root if target.written_suffix else None, name_file, tuple(notes))
 
 
 def _check_out(out: Path, target: Format, name_file: Path | None, copy_images: bool) -> None:

@@ -67,7 +67,7 @@ NUM_TRAIN_DIGITS = 1250
 PHOTO_PARTS: dict[Split, tuple[float, float]] = {"train": (0.0, 0.62), "eval": (0.63, 1.0)}  # of the width
 
 README = """\
-Handwritten digits on photographs, made by `fcos quickstart`. Boxes: train.txt and eval.txt, one picture a
+Handwritten digits on photographs, made by `fcos quickstart`. Boxes: train.txt and eval.txt, one image per
 line, `name.jpg ymin xmin ymax xmax class_id ...`; class 1 is the second line of names.txt. Training:
 `fcos train train.json`.
 

@@ -68,7 +68,7 @@ def find_splits(folder: Path) -> Splits:
     # Roboflow's files are all called _annotations.coco.json, in folders named like the split.
     named = {(f"{file.parent.name} " if file.name[0] == "_" else "") + file.stem: file for file in files}
     sources = pick(named, folder)
-    name_file = _name_file(folder, sources[0]) if format.class_names == "none" else None
+    name_file = name_file_beside(folder, sources[0]) if format.class_names == "none" else None
     return arranged(format.name, sources, whole=Split(folder), name_file=name_file)
 
 
@@ -97,9 +97,23 @@ def split_annotations(
     return select(annotations, train), select(annotations, evaluation)
 
 
-def _name_file(folder: Path, train: Path | None) -> Path | None:
+def find_name_file(source: Path, root: Path | None = None, format: str = "auto") -> Path | None:
+    """The name file beside annotations that have no class names of their own; None for other formats."""
+    known = format_named(recognise(source, root) if format == "auto" else format)
+    if known.class_names != "none" or os.path.isdir(source):
+        return None
+    found = name_file_beside(source.parent, source)
+    # A file called like another list belongs to that one.
+    other = found and found.with_name(re.sub("_?names?$", "", found.stem) + ".txt")
+    if other and other != found and other.is_file() and _rest(other.stem) != _rest(source.stem):
+        return None
+    return found
+
+
+def name_file_beside(folder: Path, train: Path | None) -> Path | None:
     """The name file of a folder of lists; of several, the one called like the training list."""
     files = [folder / name for name in names_in(folder) if _may_hold_names(name.lower())]
+    files = [file for file in files if file != train]
     if len(files) > 1 and train is not None:
         rest = _rest(train.stem)
         files = [file for file in files if _rest(re.sub("names?$", "", file.stem)) == rest]
@@ -107,6 +121,8 @@ def _name_file(folder: Path, train: Path | None) -> Path | None:
 
 
 def _may_hold_names(name: str) -> bool:
+    if re.search("(file|image).?name", name):  # of images
+        return False
     return name.endswith(".names") or name == "classes.txt" or ("name" in name and name.endswith(".txt"))
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// Pictures go to /predict once, with every detection down to the server's least score; slider and class
+// Images go to /predict once, with every detection down to the server's least score; slider and class
 // buttons filter what has come, without asking again.
 
 const at = (id) => document.getElementById(id);
@@ -181,7 +181,7 @@ function rectangle(found) {
   return rect;
 }
 
-// The class above its box, at the same size on the screen whatever the picture's.
+// The class above its box, at the same size on the screen whatever the image's.
 function label(found) {
   const { width, height } = current.answer;
   const size = (12 * width) / (at("picture").clientWidth || width);

@@ -19,7 +19,8 @@ from typing import Annotated
 
 import torch
 from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -101,6 +102,7 @@ def build_app(
         redoc_url=None,
     )
     app.add_middleware(Guard, hosts=hosts)
+    app.add_exception_handler(RequestValidationError, _refuse)
     class_names = tuple(map(printable_line, detector.class_names))
     inbox, turns = Inbox(max_bytes), Turns()
 
@@ -222,6 +224,13 @@ def _found(detections: Detections, class_names: Sequence[str]) -> list[Found]:
         )
         for label, score, box, place in zip(labels, scores, boxes, places, strict=True)
     ]
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    """A wrong parameter, in one sentence like every other refusal."""
+    assert isinstance(error, RequestValidationError)
+    wrong = (f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
+    return JSONResponse({"detail": printable_line("; ".join(wrong))}, 422)
 
 
 def _page_file(name: str) -> Callable[[], Awaitable[Response]]:

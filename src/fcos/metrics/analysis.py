@@ -39,10 +39,10 @@ SIZES = ("all", "small", "medium", "large")
 SIZE_OF_STAT = (0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 3)
 TIDE_ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 
-# A resample of the pictures costs 0.4 microseconds a detection.
+# A resample of the images costs 0.4 microseconds a detection.
 RESAMPLED_DETECTIONS = 15_000_000
 MIN_RESAMPLES, MAX_RESAMPLES = 30, 400
-MIN_PICTURES = 10  # with fewer that hold such an object, resampling says nothing
+MIN_IMAGES = 10  # with fewer that hold such an object, resampling says nothing
 STANDARD_ERRORS = 1.96  # either side: 95 %
 
 
@@ -95,7 +95,7 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is left at the threshold, and how each picture does.
+    """What is left at the threshold, and how each image does.
 
     Attributes:
         rows: `(N,)` index of the detections among all results.
@@ -130,7 +130,7 @@ class Analysis:
     Attributes:
         rows: `(N, 7)` image_id, x, y, w, h, score, category_id: all that was found.
         margins: half of the 95 % interval of each of the twelve numbers; None where there is too little.
-        num_resamples: of the pictures, that the margins come from.
+        num_resamples: of the images, that the margins come from.
         curves: precision at 101 recalls 0, 0.01, ..., of all classes, by name.
         class_precision: `(classes, 101)` at IoU 0.5; -1 for classes without boxes.
         error_costs: AP50 that each kind of TIDE's errors costs.
@@ -213,7 +213,7 @@ def _margins(
         return (None,) * len(STATS)
     nothing = match(annotations, np.zeros(0, ROW))
     errors = compare(nothing, evaluation, n_bootstrap=num_resamples, seed=0)["ci"]
-    enough = np.array(pictures_by_size(annotations)) >= MIN_PICTURES
+    enough = np.array(images_by_size(annotations)) >= MIN_IMAGES
     margins = (
         STANDARD_ERRORS * float(errors[name]["std_err"]) if stat >= 0 and enough[size] else None
         for name, stat, size in zip(STATS, stats, SIZE_OF_STAT, strict=True)
@@ -222,11 +222,11 @@ def _margins(
 
 
 def resamples_for(num_rows: int) -> int:
-    """How often the pictures are drawn anew: as often as a report has time for."""
+    """How often the images are drawn anew: as often as a report has time for."""
     return int(np.clip(RESAMPLED_DETECTIONS // max(1, num_rows), MIN_RESAMPLES, MAX_RESAMPLES))
 
 
-def pictures_by_size(annotations: Annotations) -> list[int]:
+def images_by_size(annotations: Annotations) -> list[int]:
     """Pictures that hold an object of each of `SIZES`."""
     counted = ~annotations.is_crowd & ~annotations.is_difficult
     images = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))

@@ -1,6 +1,6 @@
-"""Two detectors on the same pictures: what changed, and whether it is more than chance.
+"""Two detectors on the same images: what changed, and whether it is more than chance.
 
-The bootstrap is paired: each sample draws pictures anew, the same for both detectors, so that pictures which
+The bootstrap is paired: each sample draws images anew, the same for both detectors, so that images which
 are hard for both do not blur the difference.
 """
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
 from fcos.metrics.analysis import (
-    MIN_PICTURES,
+    MIN_IMAGES,
     SIZE_OF_STAT,
     STANDARD_ERRORS,
     STATS,
     Analysis,
-    pictures_by_size,
+    images_by_size,
     resamples_for,
 )
 from fcos.metrics.coco import match
@@ -70,7 +70,7 @@ class Comparison:
 
     Attributes:
         deltas: of COCO's twelve numbers, in COCO's order.
-        num_resamples: of the pictures, that the margins come from.
+        num_resamples: of the images, that the margins come from.
         classes: largest change first.
         f1_change: `(images,)` F1 at the threshold of each detector, second minus first.
     """
@@ -86,7 +86,7 @@ def compare_results(annotations: Annotations, first: Analysis, second: Analysis)
     num_resamples = resamples_for(len(first.rows) + len(second.rows))
     one, other = (match(annotations, analysis.rows) for analysis in (first, second))
     errors = compare(one, other, n_bootstrap=num_resamples, seed=0)["ci"]
-    enough = np.array(pictures_by_size(annotations)) >= MIN_PICTURES
+    enough = np.array(images_by_size(annotations)) >= MIN_IMAGES
     deltas = []
     for place, (name, size) in enumerate(zip(STATS, SIZE_OF_STAT, strict=True)):
         before, after = (_known(analysis.metrics.stats[place]) for analysis in (first, second))

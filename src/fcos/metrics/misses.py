@@ -1,7 +1,7 @@
 """Why each missed object was missed.
 
 The results say much: another class was shown there, or the score was under the threshold. What NMS took away
-is not in them; for pictures that the model sees again, `candidates` (all that entered NMS) tell.
+is not in them; for images that the model sees again, `candidates` (all that entered NMS) tell.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Miss:
     """A missed object.
 
     Attributes:
-        image: index of the picture.
+        image: index of the image.
         box: index of the object among all boxes.
         reason: a key of `REASONS`.
         told: the reason with its class, score or overlap.
@@ -55,7 +55,7 @@ class Miss:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in a picture, best first: boxes xyxy in original pixels, scores and labels."""
+    """What was found in an image, best first: boxes xyxy in original pixels, scores and labels."""
 
     boxes_xyxy: NDArray[np.float64]
     scores: NDArray[np.float64]
@@ -77,7 +77,7 @@ def why_missed(
         annotations: what is there.
         analysis: of the results.
         without_point: `(boxes,)` objects that no point learns.
-        candidates: by image id, what entered NMS in the pictures that the model saw again.
+        candidates: by image id, what entered NMS in the images that the model saw again.
         nms_iou, agnostic_nms: of the detector.
     """
     label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}

@@ -151,7 +151,7 @@ def place_of_label(
     ]
     best, fewest = places[0], width * height + 1
     for x, y in places:
-        hidden = _hidden_pixels((x, y, x + width, y + height), taken)
+        hidden = hidden_pixels((x, y, x + width, y + height), taken)
         if hidden < fewest:
             best, fewest = (x, y), hidden
         if not hidden:
@@ -159,7 +159,7 @@ def place_of_label(
     return best
 
 
-def _hidden_pixels(box: Box, others: Sequence[Box]) -> int:
+def hidden_pixels(box: Box, others: Sequence[Box]) -> int:
     """How many pixels of a box lie in others; ends are exclusive."""
     return sum(
         max(0, min(box[2], x2) - max(box[0], x1)) * max(0, min(box[3], y2) - max(box[1], y1))

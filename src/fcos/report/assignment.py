@@ -88,7 +88,7 @@ class Assigned:
     levels: tuple[Level, ...]
 
 
-def assigned_picture(
+def assigned_image(
     annotations: Annotations, image: int, config: TrainConfig, answers: PointAnswers | None = None
 ) -> Assigned:
     """An image of the annotations as FCOS learns it, and as a detector sees it."""

@@ -108,9 +108,11 @@ def line_chart(
     drawn = np.concatenate(finite) if finite else np.zeros((0, 2))
     if not len(drawn):
         return None
-    x_ticks = _ticks(drawn[:, 0], integer=whole_x)
+    lowest, highest = float(drawn[:, 0].min()), float(drawn[:, 0].max())
+    is_single = lowest == highest  # drawn in the middle, with a tick of its own
+    x_ticks = [lowest] if is_single else _ticks(drawn[:, 0], integer=whole_x)
     y_ticks = _ticks(np.append(drawn[:, 1], 0.0))
-    x_range = min(drawn[:, 0].min(), x_ticks[0]), max(drawn[:, 0].max(), x_ticks[-1])
+    x_range = min(lowest, x_ticks[0]) - is_single, max(highest, x_ticks[-1]) + is_single
     y_range = y_ticks[0], max(drawn[:, 1].max(), y_ticks[-1])
 
     def x_place(x: float) -> float:
@@ -166,8 +168,8 @@ def column_chart(title: str, counts: Mapping[str, int]) -> ColumnChart:
 
 
 def _short(value: float) -> str:
-    """A number of a few characters: learning rates would need more room than there is."""
-    return f"{value:.0e}" if 0 < abs(value) < 0.01 else f"{value:.4g}"
+    """A number of a few characters: 0.006, 5e-5."""
+    return f"{value:.4g}".replace("e-0", "e-")
 
 
 def _thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:

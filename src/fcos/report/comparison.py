@@ -20,18 +20,18 @@ from fcos.metrics.rows import Results, Rows
 from fcos.report.chart import Chart, line_chart
 from fcos.report.curves import curve, read_metrics, run_names
 from fcos.report.examples import Example, Picture
-from fcos.report.gallery import picture_key, tally
+from fcos.report.gallery import image_key, tally
 from fcos.report.page import template
 from fcos.report.run_folder import FinishedRun
 from fcos.report.tables import NUMBERS, boxes_of_numbers, error_rows
 
-MAX_PICTURES = 24
+MAX_IMAGES = 24
 # Where a run was made says nothing about its result.
 NOT_COMPARED = frozenset(("run_folder", "load", "save", "save_steps", "device", "num_workers", "tensorboard"))
 
 
 def write_comparison(
-    first: FinishedRun, second: FinishedRun, out: Path, *, max_pictures: int = MAX_PICTURES
+    first: FinishedRun, second: FinishedRun, out: Path, *, max_images: int = MAX_IMAGES
 ) -> Path:
     """Write the page.
 
@@ -39,7 +39,7 @@ def write_comparison(
         DatasetError: the runs were evaluated on different images or boxes, or not at all.
     """
     first_results, second_results = _results_of(first), _results_of(second)
-    check_same_pictures(first, second)
+    check_same_images(first, second)
     annotations = first.annotations
     before = analyse(annotations, first_results, margins=False)
     in_same_ids = _in_ids_of(annotations, second.annotations, second_results)
@@ -61,7 +61,7 @@ def write_comparison(
         charts=_charts([first.folder, second.folder]),
         settings=_different_settings(first.config, second.config),
         thresholds=(before.threshold, after.threshold),
-        examples=_examples(annotations, before, after, compared, max_pictures),
+        examples=_examples(annotations, before, after, compared, max_images),
     )
     write_text(out, page)
     return out
@@ -77,7 +77,7 @@ def _results_of(run: FinishedRun) -> Results:
     return run.results
 
 
-def check_same_pictures(first: FinishedRun, second: FinishedRun) -> None:
+def check_same_images(first: FinishedRun, second: FinishedRun) -> None:
     """Refuse runs whose numbers cannot be compared."""
     one, other = first.annotations, second.annotations
     fix = "compare runs with the same list_eval; `fcos eval RUN --list ...` measures a model on another one"
@@ -118,8 +118,8 @@ def _verdict(compared: Comparison) -> str:
     if ap.change is None:
         return "These images hold no objects."
     if ap.margin is None:
-        return f"AP changed by {100 * ap.change:+.1f}; too few images to tell whether this is chance."
-    interval = f"{100 * ap.change:+.1f} ± {100 * ap.margin:.1f}"
+        return f"AP changed by {ap.change:+.3f}; too few images to tell whether this is chance."
+    interval = f"{ap.change:+.3f} ± {ap.margin:.3f}"
     if not ap.is_significant:
         return f"No significant difference: AP changed by {interval}."
     return f"B is {'better' if ap.change > 0 else 'worse'}: AP changed by {interval}."
@@ -164,5 +164,5 @@ def _examples(
             shown = rows[image][analysis.rows["score"][rows[image]] >= analysis.threshold]
             panes.append(picture.detections(f"{letter}: {tally(analysis, image)}", shown, analysis))
         caption = f"B is {'better' if change[image] > 0 else 'worse'}: F1 {change[image]:+.2f}"
-        examples.append(picture.example(picture_key(image), panes, threshold=0.0, caption=caption))
+        examples.append(picture.example(image_key(image), panes, threshold=0.0, caption=caption))
     return examples

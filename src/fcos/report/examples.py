@@ -20,7 +20,7 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.image import read_image
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import xyxy_of
-from fcos.predict.draw import class_colour, label_font, place_of_label, readable_on
+from fcos.predict.draw import class_colour, hidden_pixels, label_font, place_of_label, readable_on
 from fcos.terminal import printable_line
 
 LONGEST_SIDE = 480  # of an example image, pixels
@@ -277,7 +277,11 @@ def with_labels(boxes: Sequence[Box], size: tuple[int, int], font_size: float) -
             sides = (box.x, box.y, box.x + box.width, box.y + box.height)
             x1, y1, x2, y2 = (round(side) for side in sides)
             x, y = place_of_label((width, height), (x1, y1, x2 - 1, y2 - 1), size, taken)
-            taken.append((x, y, x + width, y + height))
+            place = (x, y, x + width, y + height)
+            if len(boxes) > FEW_OBJECTS and hidden_pixels(place, taken):
+                placed.append(replace(box, text=""))  # its title still says it
+                continue
+            taken.append(place)
             box = replace(box, text_x=round(x + 0.15 * font_size, 1), text_y=round(y + 0.95 * font_size, 1))
         placed.append(box)
     return tuple(reversed(placed))

@@ -18,7 +18,7 @@ MAX_NOTES = 5  # reasons of misses under an image
 MAX_CROPS = 24  # of disagreements
 
 
-def choose_pictures(annotations: Annotations, analysis: Analysis, most: int) -> dict[int, str]:
+def choose_images(annotations: Annotations, analysis: Analysis, most: int) -> dict[int, str]:
     """Index of each image to show, and what it is an example of, in the order to show them.
 
     A third of them the worst, a sixth the best, then some of every kind of confusion, the rest evenly spread.
@@ -66,7 +66,7 @@ def miss_tag(reason: str) -> str:
     return f"miss-{reason.replace(' ', '-')}"
 
 
-def picture_key(image: int) -> str:
+def image_key(image: int) -> str:
     """The id of an image in the page."""
     return f"picture-{image + 1}"
 
@@ -99,7 +99,7 @@ def gallery(
         of_misses = (miss_tag(miss.reason) for miss in misses_of[image])
         examples.append(
             picture.example(
-                picture_key(image),
+                image_key(image),
                 panes,
                 analysis.threshold,
                 caption=(f"{what}: " if what else "") + tally(analysis, image),
@@ -157,7 +157,7 @@ def disagreement_crops(annotations: Annotations, analysis: Analysis, shown: Iter
                 one.box_xyxy,
                 annotations.class_names.index(one.found),
                 f"{one.found} {one.score:.2f}, {there}; {elsewhere}",
-                picture_key(one.image) if one.image in shown else None,
+                image_key(one.image) if one.image in shown else None,
             )
         )
     return crops

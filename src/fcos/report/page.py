@@ -24,21 +24,21 @@ from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.files import write_text
-from fcos.metrics.analysis import MIN_PICTURES, Analysis, ClassResult, analyse, margins_of
+from fcos.metrics.analysis import MIN_IMAGES, Analysis, ClassResult, analyse, margins_of
 from fcos.metrics.coverage import Coverage, cover
 from fcos.metrics.misses import Miss, why_missed
 from fcos.metrics.rows import Results
-from fcos.report.assignment import Assigned, assigned_picture, choose_assigned
+from fcos.report.assignment import Assigned, assigned_image, choose_assigned
 from fcos.report.chart import Chart, ColumnChart, column_chart, line_chart
 from fcos.report.coverage import CoverageFacts, coverage_facts, read_coverage
 from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics, train_curves
 from fcos.report.examples import Example
-from fcos.report.gallery import choose_pictures, disagreement_crops, gallery
+from fcos.report.gallery import choose_images, disagreement_crops, gallery
 from fcos.report.second_look import SecondLook, second_look
-from fcos.report.tables import confusion_table, data_rows, error_rows, miss_rows, number_cards
+from fcos.report.tables import confusion_table, data_rows, error_rows, fraction, miss_rows, number_cards
 from fcos.terminal import counted
 
-MAX_PICTURES = 48
+MAX_IMAGES = 48
 EVAL_TITLES = ("AP", "AP50", "AP75")  # of `EVAL_CURVES`
 MAX_ASSIGNED = 3
 MIN_AP50 = 0.5  # below, most detections that disagree with the annotations are errors of the model
@@ -54,7 +54,7 @@ def write_report(
     results: Results | None,
     cards: Mapping[str, DataSummary] | None = None,
     out: Path | None = None,
-    max_pictures: int = MAX_PICTURES,
+    max_images: int = MAX_IMAGES,
     device: torch.device | str = "cpu",
 ) -> Path:
     """Write the report of a run.
@@ -67,7 +67,7 @@ def write_report(
             nothing was measured, and the page is about the training alone.
         cards: of the data sets; None: those of data.json in the run folder.
         out: the file to write; None: report.html in the run folder.
-        max_pictures: examples to show.
+        max_images: examples to show.
         device: where the model predicts images again, to know what NMS removed.
     """
     config = load_config(run / "config.json")
@@ -75,7 +75,7 @@ def write_report(
     coverage = cover(annotations, config)
     measured = {}
     if results is not None:
-        measured = _measured(annotations, results, coverage, look, config, max_pictures)
+        measured = _measured(annotations, results, coverage, look, config, max_images)
     what = "training" if results is None else "evaluation"
     given = read_summaries(run) if cards is None else cards
     out = out or run / "report.html"
@@ -84,7 +84,7 @@ def write_report(
         **measured,
         is_measured=results is not None,
         coverages=_coverages(run, {what: coverage_facts(coverage, config, len(annotations))}),
-        assigned=_assigned(coverage, config, look) if max_pictures else [],
+        assigned=_assigned(coverage, config, look) if max_images else [],
         quality_name=QUALITY_NAMES[config.quality],
         has_model=look is not None,
     )
@@ -101,6 +101,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"fraction": fraction, "counted": counted}
     return environment.get_template(name)
 
 
@@ -131,11 +132,18 @@ def _sentence(
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     length = ""
     if steps:
-        length = f"{counted(steps[-1]['step'], 'step')} in {steps[-1]['elapsed_s'] / 60:.1f} minutes"
+        length = f"{counted(steps[-1]['step'], 'step')} in {duration(steps[-1]['elapsed_s'])}"
     epoch = ""
     if best := best_evaluation(metrics):
         epoch = f"best epoch {best['epoch']} of {max(e['epoch'] for e in metrics if e['kind'] == 'eval')}"
     return " · ".join(part for part in (model, images, length, epoch) if part)
+
+
+def duration(seconds: float) -> str:
+    """A time in words: ``12 seconds``, ``3.5 minutes``, ``2.0 hours``."""
+    if seconds < 60:
+        return counted(round(seconds), "second")
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
 
 
 def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -196,14 +204,14 @@ def _measured(
     coverage: Coverage,
     look: SecondLook | None,
     config: TrainConfig,
-    max_pictures: int,
+    max_images: int,
 ) -> dict[str, Any]:
     """All that an evaluation says."""
     # Resampling takes about as long as all the rest.
     with ThreadPoolExecutor(1) as resampling:
         margins = resampling.submit(margins_of, annotations, results)
         analysis = analyse(annotations, results, margins=False)
-        chosen = choose_pictures(annotations, analysis, max_pictures)
+        chosen = choose_images(annotations, analysis, max_images)
         with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
         candidates = look.candidates(annotations, with_misses) if look else {}
         misses = why_missed(
@@ -246,7 +254,7 @@ def _numbers(annotations: Annotations, analysis: Analysis) -> dict[str, Any]:
     return {
         "numbers": number_cards(analysis),
         "num_resamples": analysis.num_resamples,
-        "min_pictures": MIN_PICTURES,
+        "min_images": MIN_IMAGES,
         "coco_lines": analysis.metrics.summary(),
         "classes": ranked,
         "precision_charts": _precision_charts(analysis, ranked),
@@ -302,7 +310,7 @@ def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
     num_objects = sum(row.num_boxes for row in analysis.classes)
     if not num_objects or not len(scores):
         return {}
-    thresholds = np.linspace(0, 1, 51)
+    thresholds = np.linspace(0, 1, 101)
     num_shown = np.array([(scores >= threshold).sum() for threshold in thresholds])
     num_right = np.array([(scores[is_right] >= threshold).sum() for threshold in thresholds])
     with np.errstate(invalid="ignore"):
@@ -336,7 +344,7 @@ def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures:
 def _assigned(coverage: Coverage, config: TrainConfig, look: SecondLook | None) -> list[Assigned]:
     images = choose_assigned(coverage.annotations, coverage.without, MAX_ASSIGNED)
     return [
-        assigned_picture(
+        assigned_image(
             coverage.annotations,
             image,
             config,

@@ -56,12 +56,12 @@ NO_OBJECT, NO_DETECTION = "no object", "no detection"  # last row and last colum
 
 
 def number_cards(analysis: Analysis) -> list[tuple[str, str, str, str, str]]:
-    """COCO's twelve numbers: title, value, half interval, meaning, of how many boxes; in percent."""
+    """COCO's twelve numbers: title, value, half interval, meaning, of how many boxes."""
     return [
         (
             title,
-            percent(analysis.metrics.stats[place]),
-            percent(analysis.margins[place], ""),
+            fraction(analysis.metrics.stats[place]),
+            fraction(analysis.margins[place], ""),
             meaning,
             counted(boxes, "box", "boxes"),
         )
@@ -76,9 +76,9 @@ def boxes_of_numbers(analysis: Analysis) -> list[int]:
     return [every[size] for size in SIZE_OF_STAT]
 
 
-def percent(value: float | None, nothing: str = "–") -> str:
-    """COCO's -1, and None, mean that there is nothing to measure."""
-    return nothing if value is None or value < 0 else f"{100 * value:.1f}"
+def fraction(value: float | None, nothing: str = "–") -> str:
+    """A metric with the three digits of COCO's summary; its -1, and None, mean nothing to measure."""
+    return nothing if value is None or value < 0 else f"{value:.3f}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 
 from fcos.config import ALIASES
 from fcos.data.annotations import Annotations
-from fcos.errors import OutputError, WeightsError
+from fcos.errors import CheckpointError, OutputError
 from fcos.files import reason_of, written
 from fcos.weights.archive import load_tensors
 
@@ -64,7 +64,7 @@ def _how_to_resume(run: Path) -> str:
 def check_checkpoint(path: Path) -> None:
     """Refuse to resume where there is no checkpoint."""
     if not path.is_file():
-        raise WeightsError(
+        raise CheckpointError(
             f"there is nothing to resume from: no {path.name} in {path.parent}",
             where="setting 'load'",
             fix='set "load": false to start afresh, or run_folder to the folder of the run',
@@ -77,7 +77,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = dict(load_tensors(path))
     except Exception as error:
-        raise WeightsError(
+        raise CheckpointError(
             f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0]}",
             where=str(path),
             fix="start afresh with load=false; best.safetensors of the run is still usable",
@@ -97,10 +97,8 @@ def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) ->
         changed.remove("epochs")
     if changed:
         fewer = "; epochs can only be raised" if "epochs" in changed else ""
-        raise WeightsError(
-            "; ".join(
-                f'the run was started with "{key}": {old[key]!r}, now it is {new[key]!r}' for key in changed
-            ),
+        raise CheckpointError(
+            "; ".join(f'the run has "{key}": {old[key]!r}, not {new[key]!r}' for key in changed),
             where=str(path),
             fix=f"`{resume_command(path.parent)}` resumes with the settings of the run; or set "
             f"{', '.join(changed)} back, or start a new run with load=false{fewer}",
@@ -111,7 +109,7 @@ def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> Non
     """A run resumes only with the annotations that it began with, wherever they are now."""
     changed = [key for key in new if old[key] != new[key]]
     if changed:
-        raise WeightsError(
+        raise CheckpointError(
             f"the {' and '.join(changed)} data are not those that the run was started with",
             where=str(path),
             fix="put the annotations back to resume exactly, or start a new run with load=false",

@@ -14,7 +14,7 @@ from fcos.config.checks import check_classes
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, drop_invalid, require_boxes
-from fcos.data.formats import read_annotations, read_names
+from fcos.data.formats import find_name_file, read_annotations, read_names
 from fcos.data.image_files import common_images
 from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, summarize
@@ -35,8 +35,11 @@ def load_data(
 
     The first process checks them before anything else.
     """
-    if config.name_file and not read_names(Path(config.name_file))[1]:
-        say(fabric, f"{config.name_file} does not begin with 'background': every line is a class")
+    name_file = name_file_of(config)
+    if name_file and not config.name_file:
+        say(fabric, f"class names from {name_file}")
+    if name_file and not read_names(name_file)[1]:
+        say(fabric, f"{name_file} does not begin with 'background': every line is a class")
     train_set = read_set(config, config.list_train, config.root_train)
     check_classes(config, train_set.class_names)
     train_set, report = usable(train_set, "training", config, fabric)
@@ -62,10 +65,19 @@ def load_data(
 
 
 def read_set(config: TrainConfig, source: str, root: str) -> Annotations:
-    """The annotations of `list_train` or `list_eval`, with the class names of `name_file`."""
-    names = read_names(Path(config.name_file))[0] if config.name_file else None
+    """The annotations of `list_train` or `list_eval`, with the class names of `name_file_of`."""
+    name_file = name_file_of(config)
+    names = read_names(name_file)[0] if name_file else None
     folder = Path(root) if root else None
     return read_annotations(Path(source), root=folder, names=names, format=config.data_format)
+
+
+def name_file_of(config: TrainConfig) -> Path | None:
+    """The file of class names that the settings give, or the one beside a single list."""
+    if config.name_file:
+        return Path(config.name_file)
+    root = Path(config.root_train) if config.root_train else None
+    return find_name_file(Path(config.list_train), root, config.data_format)
 
 
 def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:

@@ -32,7 +32,7 @@ from fcos.train.log import Display, Meter
 from fcos.train.optimizer import Schedule, build_optimizer
 from fcos.train.recompute import recompute_activations
 from fcos.train.step import OptimizerStep
-from fcos.train.throughput import EpochClock, describe
+from fcos.train.throughput import EpochClock, advice, describe
 from fcos.train.writers import MetricsWriter, open_writers
 from fcos.weights.model_file import ModelCard, save_model
 
@@ -91,6 +91,7 @@ class Trainer:
         )
         self.meter = Meter(config.nbatch_train)
         self.clock = EpochClock()
+        self.advice_given: set[str] = set()
 
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
@@ -224,7 +225,11 @@ class Trainer:
         times = times._replace(waited_s=round(waited_s.item(), 3))
         self._write("epoch", {"step": self.state.step, "epoch": epoch, **times._asdict()})
         device = self.fabric.device.type
-        self.display.line(describe(times, epoch, self.config, self.local_world_size, device))
+        line, change = describe(times, epoch), advice(times, self.config, self.local_world_size, device)
+        if change not in self.advice_given:  # each advice once
+            self.advice_given.add(change)
+            line += f": {change}"
+        self.display.line(line)
 
     def _evaluate(self, annotations: Annotations) -> None:
         """COCO's numbers of the evaluated model; the files of the last and the best model."""

@@ -91,23 +91,25 @@ def busy_share() -> float:
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
-def describe(times: EpochTimes, epoch: int, config: TrainConfig, num_processes: int, device: str) -> str:
-    """One line: how long, what was waited for, what to change.
+def describe(times: EpochTimes, epoch: int) -> str:
+    """How long an epoch took, and what was waited for; `times` of the device that waited longest."""
+    rate = times.num_images / max(times.elapsed_s, 1e-9)
+    took = f"epoch {epoch}: {times.elapsed_s:.0f} s, {rate:.1f} img/s"
+    return f"{took}, {times.waited_share:.0%} waiting for images"
+
+
+def advice(times: EpochTimes, config: TrainConfig, num_processes: int, device: str) -> str:
+    """What to change to train faster.
 
     Args:
         times: of the device that waited longest.
-        epoch: that has ended.
         config: of the run.
         num_processes: on this machine, one a device.
         device: "cuda", "cpu" or "mps".
     """
-    rate = times.num_images / max(times.elapsed_s, 1e-9)
     if times.waited_share < WORTH_A_CHANGE:
-        change = f"the network sets the pace; faster with {network_advice(config, device)}"
-    else:
-        change = loader_advice(config, num_processes, device, num_cores())
-    took = f"epoch {epoch}: {times.elapsed_s:.0f} s, {rate:.1f} img/s"
-    return f"{took}, {times.waited_share:.0%} waiting for images: {change}"
+        return f"the network sets the pace; faster with {network_advice(config, device)}"
+    return loader_advice(config, num_processes, device, num_cores())
 
 
 def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:

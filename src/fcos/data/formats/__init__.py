@@ -12,5 +12,6 @@ from fcos.data.registry import read_annotations as read_annotations
 from fcos.data.registry import recognise as recognise
 from fcos.data.splits import Split as Split
 from fcos.data.splits import Splits as Splits
+from fcos.data.splits import find_name_file as find_name_file
 from fcos.data.splits import find_splits as find_splits
 from fcos.data.splits import split_annotations as split_annotations

@@ -28,9 +28,10 @@ from fcos.data.image_files import (
     relative_name,
     with_slashes,
 )
-from fcos.data.names import numbered_names, write_names
+from fcos.data.names import numbered_names, read_names, write_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.splits import find_name_file
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.files import read_bytes, read_text, write_text
 from fcos.terminal import counted
@@ -63,6 +64,8 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         )
         for image_id, (name, (number, _, numbers)) in enumerate(zip(taken, lines, strict=True), start=1)
     ]
+    if names is None and (name_file := find_name_file(source, root, "list")):
+        names = read_names(name_file)[0]
     if names is None:
         largest = (int(record.labels.max(initial=-1)) for record in records)
         names = numbered_names(largest, 1, str(source))

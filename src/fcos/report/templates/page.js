@@ -9,7 +9,7 @@ const more = document.querySelector("#more");
 const boxes = gallery.flatMap((example) => [...example.querySelectorAll(".box")]);
 
 function showAbove(threshold) {
-  slider.nextElementSibling.value = threshold.toFixed(2);
+  slider.nextElementSibling.value = threshold.toFixed(3);
   for (const box of boxes) {
     if (box.dataset.score) box.style.display = Number(box.dataset.score) >= threshold ? "" : "none";
     else if (box.dataset.found) box.classList.toggle("missed", Number(box.dataset.found) < threshold);
