@@ -124,7 +124,7 @@ def test_table_marks_the_best_epoch_and_curves_go_into_the_run_folder(
     assert ["1", "10", "0.1000", "0.2000", "0.0500", "-"] in rows
     assert ["2", "20", "0.3000", "0.5000", "0.2500", "1.25", "best"] in rows
     assert ["3", "30", "0.2000", "0.4000", "0.1500", "1.25"] in rows
-    assert "curves are in run/curves.png" in result.stderr
+    assert "curves saved to run/curves.png" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "curves.png"}
 

@@ -84,7 +84,7 @@ def test_import_refuses_what_it_cannot_do(vectors: Callable[[str], Path], tmp_pa
     names.write_text("background\na\nb\n")
     for words, message in (
         (["-o", tmp_path / "model.pth"], "is not a *.safetensors file"),
-        (["-o", out, "epochs=3"], '"epochs" has no place in a model file'),
+        (["-o", out, "epochs=3"], '"epochs" is not a setting of a model file'),
         (["-o", out, "--names", names], "2 names for 5 outputs"),
         (["-o", out, "fpn_channels=64"], "does not fit its model"),
     ):

@@ -169,7 +169,7 @@ def test_our_own_mistake_keeps_its_traceback(broken_command: "list[BaseException
 def test_module_runs_as_the_command() -> None:
     answer = run("config", "epochs=0")
     assert answer.returncode == 2
-    assert answer.stderr.startswith('ConfigError: "epochs": 0 is not possible')
+    assert answer.stderr.startswith('ConfigError: "epochs": 0 is not a valid value')
     assert "Traceback" not in answer.stderr
 
 

@@ -55,7 +55,7 @@ def test_a_name_of_a_megabyte_is_no_name(tmp_path: Path) -> None:
 
 
 def test_a_slip_in_one_id_does_not_make_names_by_the_billion() -> None:
-    with pytest.raises(DatasetError, match="4,294,967,296 classes; at most 65,536 can be used"):
+    with pytest.raises(DatasetError, match="4,294,967,296 classes; the limit is 65,536"):
         numbered_names([2**32 - 1], 1, "train.txt")
     assert len(numbered_names([MAX_CLASSES - 1], 0, "train.txt")) == MAX_CLASSES
 

@@ -167,7 +167,7 @@ def test_a_video_is_never_overwritten(model_file: Path, clip: Path) -> None:
     result = predict(model_file, "pan.mp4", "--out", ".")
 
     assert result.exit_code == 2
-    assert "a video would be overwritten by its drawn copy" in result.stderr
+    assert "a video would be overwritten by the drawn copy" in result.stderr
     assert Path("pan.mp4").read_bytes() == clip.read_bytes()
 
 

@@ -136,7 +136,7 @@ def test_a_file_with_sound_only_holds_no_video(tmp_path: Path) -> None:
         piece.sample_rate = SOUND_RATE
         container.mux([*stream.encode(piece), *stream.encode(None)])
 
-    with pytest.raises(DatasetError, match=r"the file holds no video\n  in: .*sound\.mp4"):
+    with pytest.raises(DatasetError, match=r"the file contains no video\n  in: .*sound\.mp4"):
         VideoReader(str(path))
 
 

@@ -139,7 +139,7 @@ def test_full_disk_leaves_the_checkpoint_before(tiny: Tiny) -> None:
     assert done.returncode == 2, done.stderr
     said = " ".join(done.stderr.split())
     assert f"OutputError: cannot be written: File too large in: {tiny.runs}/run/last.ckpt" in said
-    assert f"make room on the disk, then: fcos train {tiny.runs}/run/config.json load=true;" in said
+    assert f"free some disk space, then: fcos train {tiny.runs}/run/config.json load=true;" in said
     assert (tiny.runs / "run" / "last.ckpt").read_bytes() == whole
     assert list(tiny.runs.glob("run/.*")) == []
 
@@ -162,7 +162,9 @@ def test_data_may_move_but_not_change(tiny: Tiny) -> None:
     paths = {"root_train": str(moved / "train"), "list_train": str(moved / "train.txt")}
     with (moved / "train.txt").open("a") as file:
         file.write("000.png\n")
-    with pytest.raises(WeightsError, match="the training data are not those that the run was started with"):
+    with pytest.raises(
+        WeightsError, match="the training data differ from those that the run was started with"
+    ):
         tiny.train("run", **paths, load=True)
     shutil.copy(tiny.data / "train.txt", moved)
     assert tiny.train("run", **paths, load=True).finished

@@ -70,7 +70,7 @@ def test_the_line_says_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
         "epoch 3: 38 s, 10.0 img/s, 12% waiting for images: more num_workers (now 2, 16 cores)"
     )
     assert describe(waited._replace(waited_s=0.4), 3, settings, 1, "cpu") == (
-        "epoch 3: 38 s, 10.0 img/s, 1% waiting for images: the network sets the pace; faster with "
+        "epoch 3: 38 s, 10.0 img/s, 1% waiting for images: the network is the bottleneck; faster with "
         "a smaller short_side and view_size, or a smaller model"
     )
 

@@ -136,7 +136,7 @@ def check_int8(name: ExportFormat) -> None:
     """Refuse a format without 8-bit integers."""
     if FORMATS[name].quantise is None:
         raise FcosError(
-            f"the format {name} has no 8-bit integers", fix="--format openvino (the fastest) or onnx"
+            f"the format {name} does not support --int8", fix="use --format openvino (the fastest) or onnx"
         )
 
 

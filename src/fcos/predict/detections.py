@@ -112,7 +112,7 @@ class Detections:
         """A copy of the image with the boxes (of at least `score_threshold`) drawn on it."""
         if self.image is None:
             raise ValueError(
-                "these detections do not hold their image\n"
+                "these detections do not contain their image\n"
                 "  fix: dataclasses.replace(detections, image=image).draw()"
             )
         from fcos.predict.draw import draw_boxes  # loads matplotlib: only who draws waits for it

@@ -31,7 +31,7 @@ def find_run_folder(wanted: Path, *, load: bool, exact: bool = False) -> Path:
         raise ConfigError(
             f"{wanted} is a file",
             where='setting "run_folder"',
-            fix="give a folder, or a name that is not in use",
+            fix="give a folder, or an unused name",
         )
     numbered = numbered_folders(wanted)
     if not load:
@@ -115,7 +115,7 @@ def _open_locked(path: Path) -> IO[str]:
             raise OutputError(
                 f"another training writes to this run folder{f': {owner}' if owner else ''}",
                 where=str(path.parent),
-                fix="wait until it ends, stop it, or set another run_folder",
+                fix="wait for it to finish, stop it, or set another run_folder",
             ) from error
         except OSError as error:
             print(

@@ -89,7 +89,7 @@ def _annotation(root: Element) -> Element:
     if root.tag == "annotations" and root.find("image") is not None:
         raise ValueError("this is CVAT's own xml; export Pascal VOC, YOLO or COCO from CVAT instead")
     many = f" with {len(inside)} images" if len(inside) > 1 else ""
-    raise ValueError(f"no Pascal VOC: its root is <{cut(str(root.tag))}>{many}, not <annotation>")
+    raise ValueError(f"not Pascal VOC: its root is <{cut(str(root.tag))}>{many}, not <annotation>")
 
 
 def _box(element: Element) -> list[float]:

@@ -144,7 +144,7 @@ class LabelFiles:
                 raise DatasetError(
                     f"several label files for one image: {', '.join(map(str, found))}",
                     where=str(image),
-                    fix="leave the one that is right",
+                    fix="keep only the right one",
                 )
         return found[0] if found else None
 
