@@ -1,4 +1,4 @@
-"""`Detector`: a trained model in Python, by its file: predict, measure, train."""
+"""`Detector`: the Python API of a trained model: load, predict, evaluate, train."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Detector(Predictor):
             root: folder of the images.
             names: class names where the file has none; otherwise those of the model.
             format: "auto", or the name of a format ("coco").
-            skip_invalid: leave broken images and impossible boxes out instead of refusing.
+            skip_invalid: skip broken images and invalid boxes instead of raising an error.
             batch_size: images of one forward pass.
         """
         annotations = self.read_annotations(

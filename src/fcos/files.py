@@ -1,4 +1,4 @@
-"""Files: text is UTF-8, hidden files are no data, and what is written is there whole or not at all."""
+"""Files: text is UTF-8, hidden files are ignored, and writes are atomic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fcos analyze`: the curves of runs, as numbers and as an image."""
+"""`fcos analyze`: print and plot the curves of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fcos check`: what is in a data set, and what is wrong with it."""
+"""`fcos check`: summarize a data set and report its problems."""
 
 from __future__ import annotations
 

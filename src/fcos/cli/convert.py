@@ -1,4 +1,4 @@
-"""`fcos convert`: annotations from any format to any other."""
+"""`fcos convert`: convert annotations between formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fcos export`: write a model as one file that runs without this package, and compare it with PyTorch."""
+"""`fcos export`: export a model to a file that runs without this package, and compare it with PyTorch."""
 
 from __future__ import annotations
 

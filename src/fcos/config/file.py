@@ -1,4 +1,4 @@
-"""From a train.json and the command line to raw values that know where they were given.
+"""Read a train.json and the command line as raw values, each with the place where it was given.
 
 The file is one flat JSON object, so a key's line can be found by looking: a string that is followed by a
 colon is a key, in this file and in every valid one.

@@ -1,4 +1,4 @@
-"""From a train.json and the command line to `TrainConfig`, with every mistake in one error.
+"""Read a train.json and the command line as a `TrainConfig`, reporting all mistakes in one error.
 
 Values come from four places, the later ones win: the default, the preset (`model`), the file, the command
 line.

@@ -1,4 +1,4 @@
-"""Random changes of training images: the policies of the setting `augmentation`.
+"""Data augmentation: the policies of the setting `augmentation`.
 
 Geometry is torchvision's (`transforms.v2` on `tv_tensors`), drawn from torch's generator, which the data set
 seeds from (seed, position in the stream); colors are one affine map of a pixel.

@@ -1,4 +1,4 @@
-"""Find everything that is wrong with a data set before training starts, and describe what is in it.
+"""Find all problems of a data set before training starts, and summarize it.
 
 *Problems* make an image or a box unusable: training refuses them, or leaves exactly those out. One problem
 is of the whole data set, that it has no box, and is never left out. *Warnings* are worth knowing and change

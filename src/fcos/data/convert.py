@@ -1,4 +1,4 @@
-"""Annotations of any format written in any other."""
+"""Convert annotations between formats."""
 
 from __future__ import annotations
 

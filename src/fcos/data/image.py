@@ -1,4 +1,4 @@
-"""Reading any image that real folders hold as upright 8-bit RGB, and its boxes along with it.
+"""Read images of any format as upright 8-bit RGB, with their boxes.
 
 Cameras store an image as the sensor saw it, with an EXIF tag that says how to turn it. Pixels are always
 turned upright here. Boxes are turned only where the annotations can be seen to be in the sensor's frame: the

@@ -1,4 +1,4 @@
-"""What an annotation format is (`Format`), which one a file or folder has, and reading it.
+"""The interface of an annotation format (`Format`), and detecting and reading the format of a source.
 
 A format is a module of `fcos.data.formats` with one object `FORMAT`; commands, settings, recognition, splits,
 conversion and the data check take it from there.

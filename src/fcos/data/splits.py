@@ -1,4 +1,4 @@
-"""The splits of a data set: those that a folder brings, and seeded ones made by image."""
+"""The splits of a data set: those of the folder, or random ones by image (with a seed)."""
 
 from __future__ import annotations
 

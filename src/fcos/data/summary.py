@@ -1,4 +1,4 @@
-"""What a run was trained and measured on, kept in its folder: `data.json`.
+"""A summary of a run's training and evaluation data, kept in the run folder as `data.json`.
 
 The report shows it without reading the training set again, which may be large, or elsewhere by then.
 """

@@ -1,4 +1,4 @@
-"""Which requests are answered: those to this machine's own names, and from no page of another origin.
+"""Reject requests to other host names than this server's, and from pages of another origin.
 
 A browser sends what any page asks it to, to this machine too. Two things tell such a page: the name by which
 it asks (it can point a name of its own at this machine, DNS rebinding), and what the browser says of where

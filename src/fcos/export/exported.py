@@ -1,4 +1,4 @@
-"""Opening an exported file, which predicts like a network."""
+"""Open an exported file, which then predicts like a network."""
 
 from __future__ import annotations
 

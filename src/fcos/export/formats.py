@@ -1,4 +1,4 @@
-"""The formats: how each is written and opened; writing a model in one of them."""
+"""The export formats: how each is written and opened; exporting a model to one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions in 8-bit integers, as many as the accuracy allows.
+"""Quantize convolutions to 8-bit integers, as many as the accuracy allows.
 
 The network is calibrated on images and evaluated on annotations. If quantizing all of it costs too much AP,
 parts of it stay in float32: first each part alone, from the cheapest; if no single one is enough, the most

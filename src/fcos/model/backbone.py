@@ -1,4 +1,4 @@
-"""The backbone: a timm network that gives C3, C4, C5 (features at strides 8, 16, 32)."""
+"""The backbone: a timm network that returns C3, C4, C5 (features at strides 8, 16, 32)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FCOS's own view of an image: which points of which level learn which object, and what each point says.
+"""Label assignment in pictures: the objects of the points of each level, and the predictions there.
 
 The points are those of the assigner that trains (`model/assign.py`), at the size of the resized images.
 """

@@ -1,4 +1,4 @@
-"""How trainings went: their `metrics.jsonl` as arrays and as one image."""
+"""The curves of runs: `metrics.jsonl` as arrays and as a plot."""
 
 from __future__ import annotations
 

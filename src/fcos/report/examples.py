@@ -1,4 +1,4 @@
-"""Images inside of a page: small JPEGs with boxes over them, and crops.
+"""Images in a page: small JPEGs with boxes drawn over them, and crops.
 
 The boxes are SVG, so that a page can hide them by score, and say more where the mouse is.
 """

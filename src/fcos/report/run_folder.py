@@ -1,4 +1,4 @@
-"""What a finished run left in its folder, ready to be shown."""
+"""Read the results of a finished run from its folder."""
 
 from __future__ import annotations
 

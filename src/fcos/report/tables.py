@@ -1,4 +1,4 @@
-"""The tables and rows of bars of a report: numbers to what its templates write."""
+"""The tables and bar rows of a report: from numbers to what the templates show."""
 
 from __future__ import annotations
 

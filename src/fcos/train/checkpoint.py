@@ -1,4 +1,4 @@
-"""What a run keeps: `last.ckpt`, to resume exactly, and model files, to use."""
+"""Files of a run: `last.ckpt`, to resume exactly, and model files, to predict with."""
 
 from __future__ import annotations
 

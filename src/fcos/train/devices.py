@@ -1,4 +1,4 @@
-"""Where a training runs: the setting `device` to a Lightning Fabric."""
+"""Build a Lightning Fabric from the setting `device`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run: settings to data, model and run folder, then the loop."""
+"""A whole run: build data, model and run folder from the settings, then run the loop."""
 
 from __future__ import annotations
 

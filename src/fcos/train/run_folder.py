@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, and that one process at a time trains in it."""
+"""Choose the folder of a run, and lock it so that only one training at a time writes to it."""
 
 from __future__ import annotations
 

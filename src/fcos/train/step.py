@@ -1,4 +1,4 @@
-"""One optimizer step, whatever it is split into.
+"""One optimizer step, with the same result however it is split.
 
 A step takes `nbatch_train` images, as micro-batches on one or many devices. The normalizers of the losses
 (number of positives, sum of centerness) are sums over all of them, so the split changes nothing but rounding.

@@ -1,4 +1,4 @@
-"""Inspecting files of torch before anything in them is read.
+"""Inspect torch files before reading anything in them.
 
 They are zip archives with a pickle in them. A pickle may name any function to call, so it is loaded with
 `weights_only`; an archive may unpack to more than the memory holds, so its sizes are added up first. (torch

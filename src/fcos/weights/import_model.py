@@ -1,4 +1,4 @@
-"""Converting a detector of another code base to a model file."""
+"""Convert a detector of another code base to a model file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a model file, ours or of another code base, as a network and its settings."""
+"""Load a model file, ours or of another code base, as a network with its settings."""
 
 from __future__ import annotations
 

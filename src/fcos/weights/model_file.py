@@ -1,4 +1,4 @@
-"""Model files: weights with a card that says everything needed to use them.
+"""Model files: weights with a card that contains everything needed to use them.
 
 One safetensors file; its metadata entry "fcos" is the card as JSON. Opening one runs no code from it.
 """

@@ -1,4 +1,4 @@
-"""One xml file of Pascal VOC: what it says, or why it is none.
+"""Read one XML file of Pascal VOC, or explain why it is not one.
 
 A file of another kind would have no ``object`` where VOC has them, and count as an image without objects; so
 whatever else may hold boxes is refused. Entities are refused too: VOC has none, and a few lines of them can

@@ -1,4 +1,4 @@
-"""What a YOLO data set says about itself: ``data.yaml``, darknet's ``obj.data``, and files of class names.
+"""The description of a YOLO data set: ``data.yaml``, darknet's ``obj.data``, and files of class names.
 
 Class names are what is written: YAML's own reading makes True of yes, 1 of 01 and 1.5 of 1.50, so scalars
 stay text here. In all of these files the place of a name is its class id, so ``background`` is a class too.

@@ -1,4 +1,4 @@
-"""A weight file to tensors, without running code from it."""
+"""Read the tensors of a weight file without running code from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A published weight file to everything that a model needs: settings, tensors, class names."""
+"""Read a published weight file: settings, tensors, class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a published weight file needs besides its tensors, as our settings (the decode profile).
+"""How a published weight file is to be used, as our settings (the decode profile).
 
 Much of it stands in no file: it is what the code base does, or its default configuration. What can be read
 is read: widths and depths from shapes, MMDetection's configuration from the text that its files carry, pixel
