@@ -45,7 +45,7 @@ def test_init_prints_every_choice_with_its_reason(folder: Path) -> None:
     for key in json.loads(Path("birds.json").read_text()):
         assert f"\n {key} " in answer.output
     assert "the folder has no split, so one was made: 8 images" in answer.output
-    assert "written to birds.json\n`fcos train birds.json` trains with it" in answer.output
+    assert "written to birds.json\nstart training with `fcos train birds.json`" in answer.output
 
 
 def test_config_file_and_data_can_move_together(
@@ -100,7 +100,7 @@ def test_init_proposes_for_real_data(
     config = load_config(tmp_path / "train.json")
     check_paths(config)
     assert config.horizontal_flip
-    assert "has no split" in answer.output
+    assert "split of the folder" in answer.output
 
 
 def test_train_on_a_folder_writes_its_config_and_trains_with_it(

@@ -128,7 +128,7 @@ def test_mistyped_command_is_answered_with_the_nearest() -> None:
 def test_unknown_command_is_answered_with_all_of_them() -> None:
     answer = CliRunner().invoke(main, ["qqq"])
     assert answer.exit_code == 2
-    assert "There is no command 'qqq'. There are: quickstart, init, train" in answer.output
+    assert "There is no command 'qqq'. Commands: quickstart, init, train" in answer.output
 
 
 def test_version_is_shown() -> None:

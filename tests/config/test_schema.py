@@ -340,7 +340,7 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
         (
             {"strides": [8, 16, 32]},
             "regress_ranges has 4 entries for 3 strides",
-            "give 2: one for each level but",
+            "give 2: one per level except",
         ),
         ({"regress_ranges": [64, 32, 256, 512]}, "must be positive and increasing", "sort them"),
         ({"pixel_mean": [1.0, 2.0]}, "pixel_mean [1.0, 2.0] is not 3 numbers", "give 3, or null"),
@@ -629,7 +629,7 @@ def test_rate_that_nobody_chose_is_in_proportion_to_the_batch(
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
 def test_a_value_that_python_does_not_read_is_one_message(folder: Path, value: str) -> None:
     file = write(folder, '{"lr_base": ' + value + "]" * (value.count("[")) + "}")
-    with pytest.raises(ConfigError, match="too long to be a number, or nested too deeply"):
+    with pytest.raises(ConfigError, match="too long for a number, or nested too deeply"):
         load_config(file)
     with pytest.raises(ConfigError, match=r'"lr_base": .* is not') as caught:
         load_config({}, [f"lr_base={value}"])

@@ -23,8 +23,8 @@ class Preset(NamedTuple):
 
 
 # The head of the papers is half of the network's computation (51 % with ResNet-50), and the rest grows with
-# the input size: a CPU can afford neither. On BCCD torchvision's FCOS with MobileNetV2 reached the same AP with
-# width 96, two convolutions and a cosine schedule in under a third of the time.
+# the input size: a CPU can afford neither. On BCCD torchvision's FCOS with MobileNetV2 reached the same AP
+# with width 96, two convolutions and a cosine schedule in under a third of the time.
 _FOR_CPUS = {
     "fpn_channels": Change(96, "a narrow pyramid, since most time is spent in the head that reads it"),
     "head_channels": Change(96, "the cost of the head grows with the square of its width"),
