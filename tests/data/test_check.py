@@ -337,7 +337,7 @@ def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make
 
     assert "fractions of the image, not pixels" in report.summary()
     for may_lack_boxes in (False, True):
-        with pytest.raises(DatasetError, match="every box lies within one pixel"):
+        with pytest.raises(DatasetError, match="every box is smaller than a pixel"):
             report.raise_problems(may_lack_boxes=may_lack_boxes)
     assert check(pixels).problems == check(whole).problems == ()
 

@@ -181,7 +181,7 @@ def test_an_empty_file_says_so(tmp_path):
 def test_a_file_that_is_no_image_says_so(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
 
-    with pytest.raises(DatasetError, match="cannot be decoded: not an image, or of a format"):
+    with pytest.raises(DatasetError, match="cannot be decoded: not an image, or in a format"):
         read_size(tmp_path / "a.jpg")
 
 

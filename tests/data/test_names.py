@@ -50,7 +50,7 @@ def test_names_in_another_code_page_are_refused_with_their_file(tmp_path: Path) 
 def test_a_name_of_a_megabyte_is_no_name(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("x" * 2**20)
 
-    with pytest.raises(DatasetError, match="line 1: the name has 1,048,576 characters; at most 1,000"):
+    with pytest.raises(DatasetError, match="line 1: the name has 1,048,576 characters; the limit is 1,000"):
         read_names(tmp_path / "names.txt")
 
 

@@ -54,7 +54,7 @@ def test_it_comes_back_from_the_run_folder(tmp_path: Path, make_picture: Callabl
     card = summarize(annotations, report)
     assert card.num_problems == 0
     assert card.num_warnings == 2  # the image is listed three times
-    assert "listed a second time" in card.warnings[0]
+    assert "listed twice" in card.warnings[0]
     cards = {"training": card, "evaluation": summarize(annotations)}
     write_summaries(cards, tmp_path)
     assert read_summaries(tmp_path) == cards

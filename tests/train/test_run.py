@@ -107,7 +107,7 @@ def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> No
 def test_stop_without_save_says_that_nothing_is_left(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny.train_until(2, "run", save=False)
     assert run.exit_code == 128 + 15
-    assert "stopped after step 2 of 5; nothing was saved, as save=false asks" in capsys.readouterr().err
+    assert "stopped after step 2 of 5; nothing was saved, because save=false" in capsys.readouterr().err
 
 
 def test_without_evaluation_the_last_model_is_the_result(

@@ -36,7 +36,7 @@ COMMANDS = {  # each fits into a line of 80 columns
     "check": "Summarize a data set and report its problems.",
     "info": "Describe a model file and how it will be used.",
     "import": "Convert weights of another code base to a model file.",
-    "convert": f"Convert annotations to another format: {', '.join(FORMAT_NAMES)}.",
+    "convert": f"Convert annotations to any format: {', '.join(FORMAT_NAMES)}.",
     "config": "List all settings with their defaults, units and meaning.",
 }
 

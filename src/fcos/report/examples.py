@@ -121,7 +121,7 @@ class Crop:
 
 
 class Picture:
-    """A small copy of an image, and how to bring boxes into it."""
+    """A small copy of an image, and how to scale boxes to it."""
 
     def __init__(self, record: Record, annotations: Annotations) -> None:
         self.record, self.annotations = record, annotations

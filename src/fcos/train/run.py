@@ -242,14 +242,14 @@ def how_to_resume(trainer: Trainer) -> str:
     """The command that resumes a stopped run."""
     stopped = f"stopped after step {trainer.state.step} of {trainer.total_steps}"
     if not trainer.config.save:
-        return f"{stopped}; nothing was saved, as save=false asks"
+        return f"{stopped}; nothing was saved, because save=false"
     return f"{stopped}; resume with: {resume_command(trainer.run)}"
 
 
 def already_finished(folder: Path, config: TrainConfig) -> str:
-    """What to do with a run that is complete."""
+    """The message about a run that has already finished."""
     return (
-        f"already finished: {folder} has done all {counted(config.epochs, 'epoch')}\n"
+        f"already finished: {folder} has completed all {counted(config.epochs, 'epoch')}\n"
         f"train longer with: {resume_command(folder)} epochs={2 * config.epochs}"
     )
 
@@ -260,14 +260,14 @@ def extended(trainer: Trainer, former_epochs: int) -> str:
     before = replace(trainer.schedule, total_steps=trainer.steps_of(former_epochs)).factor(max(0, step - 1))
     after = trainer.schedule.factor(step)
     if config.lr_policy == "cosine":
-        rule = f"the cosine falls to 0 over all {config.epochs}"
+        rule = f"the cosine schedule now ends at epoch {config.epochs}"
     elif any(entry < 1 for entry in config.lr_schedule):
-        rule = f"lr_schedule is laid over all {config.epochs}"
+        rule = f"the fractions in lr_schedule now refer to all {config.epochs}"
     else:
         rule = "lr_schedule keeps its iterations"
     return (
-        f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}: {rule}; learning rate of the "
-        f"last step {config.lr_base * before:.3g}, of the next {config.lr_base * after:.3g}"
+        f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}: {rule}; learning rate "
+        f"{config.lr_base * before:.3g} in the last step, {config.lr_base * after:.3g} in the next"
     )
 
 

@@ -120,7 +120,7 @@ def _open_locked(path: Path) -> IO[str]:
         except OSError as error:
             print(
                 f"warning: {path.parent} cannot be locked ({reason_of(error)}): "
-                "do not start another training in it",
+                "do not start another training run in it",
                 file=sys.stderr,
             )
         # Its former owner may have removed the file between opening and locking.
