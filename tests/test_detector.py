@@ -246,8 +246,11 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.zeros((8, 8, 3), np.float32), "an array has dtype uint8, values 0 to 255; this one has float32"),
-        (torch.zeros(3, 8, 8), "a tensor has dtype uint8, values 0 to 255; this one has torch.float32"),
+        (
+            np.zeros((8, 8, 3), np.float32),
+            "an array must be uint8, with values 0 to 255; this one has float32",
+        ),
+        (torch.zeros(3, 8, 8), "a tensor must be uint8, with values 0 to 255; this one has torch.float32"),
         (np.zeros((3, 8, 8), np.uint8), r"or \(height, width\), grey; this one has \(3, 8, 8\) and dtype"),
         (np.zeros((8, 8, 2), np.uint8), r"this one has \(8, 8, 2\) and dtype uint8"),
         (np.zeros(8, np.uint16), r"this one has \(8,\) and dtype uint16"),
@@ -258,7 +261,7 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
             torch.zeros(8, 8, 3, dtype=torch.uint8),
             r"shape \(3, height, width\), RGB, or \(height, width\), grey; this one has \(8, 8, 3\)",
         ),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"list\(batch\) makes a list of images"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"to pass a batch, use list\(batch\)"),
         (np.zeros((0, 8, 3), np.uint8), r"the image is empty: it has shape \(0, 8, 3\)"),
         (7, "int is not an image\n  fix: give a path, a PIL image"),
         (None, "NoneType is not an image"),

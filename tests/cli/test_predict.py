@@ -246,7 +246,7 @@ def test_a_wrong_model_or_device_is_an_error_without_traceback(model_file: Path,
 
     assert missing.exit_code == device.exit_code == 2
     assert "there is no model file missing.safetensors" in missing.output
-    assert "'gpu' is none of auto, cpu, cuda, mps, nor GPU numbers" in device.output
+    assert "'gpu' is neither one of auto, cpu, cuda, mps nor GPU numbers" in device.output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -118,7 +118,9 @@ def test_a_folder_of_nothing_is_refused(tmp_path):
 
 
 def test_a_folder_of_several_files_asks_which(shared):
-    with pytest.raises(DatasetError, match=r"contains 2 annotation files: .*instances_train2017(.|\n)*give one"):
+    with pytest.raises(
+        DatasetError, match=r"contains 2 annotation files: .*instances_train2017(.|\n)*give one"
+    ):
         read_annotations(shared / "data/coco_mini")
 
 

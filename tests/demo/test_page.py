@@ -157,7 +157,7 @@ def test_a_broken_file_is_said_and_the_others_are_shown(
     drop(page, broken, examples / "a.png")
     page.wait_for_selector("#strip button")
 
-    assert "broken.jpg: this is no image that can be read" in page.inner_text("#message")
+    assert "broken.jpg: this is not a readable image" in page.inner_text("#message")
     assert page.locator("#strip button").count() == 1
 
 

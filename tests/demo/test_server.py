@@ -111,7 +111,7 @@ def test_boxes_are_in_the_frame_of_the_upright_picture(address: str) -> None:
     ("content", "message"),
     [
         (b"", "there is no image in the request"),
-        (b"hello, I am no picture", "this is no image that can be read"),
+        (b"hello, I am no picture", "this is not a readable image"),
         (
             encoded(Image.effect_noise((300, 300), 90), format="PNG")[:20_000],
             "this image is broken and cannot be read",
@@ -137,7 +137,7 @@ def test_long_files_and_large_pictures_are_refused(address: str) -> None:
     large = encoded(Image.new("L", (9000, 9000)), format="PNG")
     status, answer = post(f"{address}/predict", large)
     assert status == 413
-    assert answer["detail"].startswith("the image has 81 million pixels, at most 64 million are taken")
+    assert answer["detail"].startswith("the image has 81 million pixels; at most 64 million are accepted")
 
 
 def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded() -> None:
@@ -285,7 +285,7 @@ def test_port_in_use_is_an_error_that_says_so(address: str, model_file: Path) ->
 
     assert answer.exit_code == 2
     assert f"cannot listen on 127.0.0.1, port {port}: " in answer.output
-    assert "give another --port, or 0 for a free one" in answer.output
+    assert "give another --port, or --port 0 for any free one" in answer.output
 
 
 def test_bodies_that_wait_have_a_limit_together() -> None:

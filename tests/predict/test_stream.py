@@ -237,7 +237,9 @@ def test_a_killed_process_is_said_and_nothing_hangs(detector: Detector, pictures
     def die(picture: Any, found: Detections) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(FcosError, match=r"was killed, as the system does .*\n  fix: .* --num-processes 1$"):
+    with pytest.raises(
+        FcosError, match=r"was killed, probably because memory ran out .*\n  fix: .* --num-processes 1$"
+    ):
         in_processes(detector, pictures, die)
 
 

@@ -264,7 +264,7 @@ def test_what_is_for_videos_is_refused_where_there_is_none(
     result = predict(model_file, "frame.png", *words)
 
     assert result.exit_code == 2
-    assert f"{words[0]} is for videos, but no source is a video" in result.stderr
+    assert f"{words[0]} works on videos, but no source is a video" in result.stderr
 
 
 def test_a_picture_from_standard_input(model_file: Path, frames: list[Image.Image]) -> None:

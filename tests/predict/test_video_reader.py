@@ -156,7 +156,7 @@ def test_a_camera_that_is_not_there_is_an_error_in_words() -> None:
 def test_a_system_whose_cameras_are_not_read_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
 
-    with pytest.raises(FcosError, match="cameras are not read on win32\n  fix: record a video"):
+    with pytest.raises(FcosError, match="cameras are not supported on win32\n  fix: record a video"):
         VideoReader("0", camera=True)
 
 

@@ -188,7 +188,7 @@ def test_reasons_of_misses_lead_to_their_pictures(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
     assert re.search(r'<a href="#picture-2" data-tag="miss-class" [^>]*>1</a>', page)
     assert "1 of 7 objects" in page
-    assert "has no model file to ask" in page
+    assert "the run has no model file" in page
 
 
 def test_confident_disagreements_are_shown_as_crops(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_large_boxes_keep_the_presets_size() -> None:
     proposed = values(make(box_side=100.0), CPU)
     assert (proposed["short_side"], proposed["view_size"]) == (320, 532)
     assert reasons(make(box_side=100.0), CPU)["short_side"] == (
-        "images are 640 x 480; 9 of 10 boxes are larger than 67 pixels then"
+        "images are 640 x 480; 9 of 10 boxes are then larger than 67 pixels"
     )
 
 
@@ -75,7 +75,7 @@ def test_small_boxes_are_shown_larger() -> None:
 
 def test_tiny_boxes_are_shown_as_large_as_is_affordable() -> None:
     assert values(make(box_side=4.0), CPU)["short_side"] == 512
-    assert reasons(make(box_side=4.0), CPU)["short_side"].endswith("as far as it stays affordable")
+    assert reasons(make(box_side=4.0), CPU)["short_side"].endswith("as large as is affordable")
 
 
 def test_small_images_are_not_blown_up() -> None:

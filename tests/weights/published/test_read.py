@@ -291,7 +291,7 @@ def test_impossible_shapes_are_refused(
 
 def test_a_file_of_no_known_code_base_is_refused_with_its_names(tmp_path: Path) -> None:
     torch.save({"state_dict": {"module.yolo.weight": torch.zeros(1)}}, tmp_path / "yolo.pth")
-    with pytest.raises(WeightsError, match=r"no FCOS detector of a code base that we know.*yolo\.weight"):
+    with pytest.raises(WeightsError, match=r"not an FCOS detector of a known code base.*yolo\.weight"):
         load_model(tmp_path / "yolo.pth")
 
 

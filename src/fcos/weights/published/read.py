@@ -114,7 +114,9 @@ class Published:
             if value.shape != wanted.shape:
                 problems.append(f"{theirs[0]} has shape {tuple(value.shape)}, wanted {tuple(wanted.shape)}")
             found[name] = value.to(wanted.dtype)
-        problems += [f"unexpected: {key}" for key in self._tensors if key not in used and not is_harmless(key)]
+        problems += [
+            f"unexpected: {key}" for key in self._tensors if key not in used and not is_harmless(key)
+        ]
         if problems:
             raise _does_not_fit(self.path, self.origin, problems)
         return self._adapted(found)
