@@ -118,7 +118,7 @@ def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
     return (
         f"num_workers={config.num_workers} starts {counted(workers, 'loader process', 'loader processes')} "
         f"for {counted(cores, 'core')}: "
-        "more than can run at once; fewer are as fast and need less memory"
+        "each takes memory, and fewer are as fast"
     )
 
 
@@ -141,7 +141,7 @@ def loader_advice(config: TrainConfig, num_processes: int, device: str, cores: i
     each = f" for each of {num_processes} devices" if num_processes > 1 else ""
     now = f"now {config.num_workers}{each}, {counted(cores, 'core')}"
     if config.num_workers == 0:
-        return f"they are loaded between steps; num_workers=1 loads them during steps ({now})"
+        return f"they are loaded between steps; to load them during steps, num_workers=1 ({now})"
     # A process that computes on the CPU needs a core of its own, one that feeds a GPU hardly any.
     free = cores - (0 if device == "cuda" else num_processes) - workers
     if free > 0:
