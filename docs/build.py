@@ -118,7 +118,7 @@ def settings_page() -> str:
     for name, preset in ALL_PRESETS.items():
         lines += ["", f"### {name}", "", preset.summary, ""]
         if preset.changes:
-            lines += ["| key | value | because |", "|---|---|---|"]
+            lines += ["| key | value | reason |", "|---|---|---|"]
         lines += [
             f"| `{key}` | `{show(change.value)}` | {change.reason} |"
             for key, change in preset.changes.items()

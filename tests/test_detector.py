@@ -246,22 +246,25 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.zeros((8, 8, 3), np.float32), "an array has dtype uint8, values 0 to 255; this one has float32"),
-        (torch.zeros(3, 8, 8), "a tensor has dtype uint8, values 0 to 255; this one has torch.float32"),
-        (np.zeros((3, 8, 8), np.uint8), r"or \(height, width\), grey; this one has \(3, 8, 8\) and dtype"),
+        (
+            np.zeros((8, 8, 3), np.float32),
+            "an array must be uint8, with values 0 to 255; this one has float32",
+        ),
+        (torch.zeros(3, 8, 8), "a tensor must be uint8, with values 0 to 255; this one has torch.float32"),
+        (np.zeros((3, 8, 8), np.uint8), r"or \(height, width\); this one has \(3, 8, 8\) and dtype"),
         (np.zeros((8, 8, 2), np.uint8), r"this one has \(8, 8, 2\) and dtype uint8"),
         (np.zeros(8, np.uint16), r"this one has \(8,\) and dtype uint16"),
         (np.zeros((8, 8), np.uint16), r"this one has uint16 and shape \(8, 8\)"),
-        (np.zeros((0, 8), np.uint8), r"an? (image|picture) needs pixels"),
+        (np.zeros((0, 8), np.uint8), r"the image is empty"),
         (Image.new("L", (0, 4)), "image without pixels, 0 x 4"),
         (
             torch.zeros(8, 8, 3, dtype=torch.uint8),
-            r"shape \(3, height, width\), RGB, or \(height, width\), grey; this one has \(8, 8, 3\)",
+            r"shape \(3, height, width\) or \(height, width\); this one has \(8, 8, 3\)",
         ),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"list\(batch\) makes a list of images"),
-        (np.zeros((0, 8, 3), np.uint8), r"an image needs pixels; this one has shape \(0, 8, 3\)"),
-        (7, "an image cannot be a int\n  fix: give a path, a PIL image"),
-        (None, "an image cannot be a NoneType"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"to pass a batch, use list\(batch\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"the image is empty: it has shape \(0, 8, 3\)"),
+        (7, "int is not an image\n  fix: give a path, a PIL image"),
+        (None, "NoneType is not an image"),
     ],
 )
 def test_what_is_no_rgb_picture_of_bytes_is_refused_in_words(wrong: object, message: str) -> None:
@@ -283,7 +286,7 @@ def test_a_run_folder_stands_for_its_best_model(model_file: Path, tmp_path: Path
     (tmp_path / "best.safetensors").write_bytes(model_file.read_bytes())
 
     assert Detector.load(tmp_path, "cpu").path == tmp_path / "best.safetensors"
-    with pytest.raises(WeightsError, match="holds no model"):
+    with pytest.raises(WeightsError, match="contains no model"):
         Detector.load(tmp_path.parent, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""FCOS in PyTorch: train, measure and use an object detector.
+"""FCOS in PyTorch: train, evaluate and use an object detector.
 
 The public names load on first use, so that `import fcos` (and with it `fcos --help`) brings no torch.
 """

@@ -1,4 +1,4 @@
-"""`Detector`: a trained model in Python, by its file: predict, measure, train."""
+"""`Detector`: the Python API of a trained model: load, predict, evaluate, train."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ class Detector(Predictor):
         *,
         agnostic_nms: bool | None = None,
     ) -> Detector:
-        """The best model of a run folder, a model file, an exported file, or one of another code base.
+        """Load the best model of a run folder, a model file, an exported file, or published weights.
 
         Args:
-            source: a run folder, a `*.safetensors` file of ours, what `fcos export` wrote, or a `*.pth` file
-                of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which is used as its
-                authors do.
+            source: a run folder, one of our `*.safetensors` files, an export of `fcos export`, or a `*.pth`
+                file of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which keeps its
+                authors' preprocessing and post-processing.
             device: "auto", "cpu", "cuda", "mps", or a list with a GPU number. Exported files run on the CPU.
-            agnostic_nms: as in `predict`, for all that this detector does.
+            agnostic_nms: as in `predict`, for everything that this detector does.
         """
         path = Path(source)
         if not isinstance(device, torch.device):
             device = device if isinstance(device, str) else list(device)
             device = torch_device("cpu" if device == "auto" and format_of(path) else device)
         if format_of(path):
-            from fcos.export.exported import open_exported  # a network needs none of the formats
+            from fcos.export.exported import open_exported  # not needed for a network
 
             exported = open_exported(path)
             if device.type != "cpu":
                 raise DeviceError(
                     f"an exported file runs on the CPU, not on {device}",
                     where=str(path),
-                    fix='give --device cpu (in Python device="cpu"), or the model file that it was made from',
+                    fix='use --device cpu (in Python device="cpu"), or the original model file',
                 )
             detector = cls(exported, exported.config, exported.card, exported.path)
         else:
@@ -68,12 +68,12 @@ class Detector(Predictor):
 
     @classmethod
     def train(cls, config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig) -> Detector:
-        """Train, and return the best model (the last one where nothing is evaluated).
+        """Train, and return the best model (the last one if there is no evaluation).
 
         Args:
-            config: a train.json, its content as a dict, or what `load_config` makes of it.
+            config: a train.json, its content as a dict, or the result of `load_config`.
         """
-        from fcos.report.after_training import train_and_draw  # predicting needs none of it
+        from fcos.report.after_training import train_and_draw  # not needed to predict
 
         if not isinstance(config, TrainConfig):
             config = load_config(config if isinstance(config, Mapping) else Path(config))
@@ -89,15 +89,15 @@ class Detector(Predictor):
         skip_invalid: bool = False,
         batch_size: int | None = None,
     ) -> CocoMetrics:
-        """COCO's numbers on annotations with the classes of this model.
+        """Compute COCO metrics on annotations with the classes of this model.
 
         Args:
-            list: the annotations, as `list_eval` takes them.
+            list: the annotations, as in the setting `list_eval`.
             root: folder of the images.
-            names: class names where the file has none; otherwise those of the model.
+            names: class names, if the file has none; default: those of the model.
             format: "auto", or the name of a format ("coco").
-            skip_invalid: leave broken images and impossible boxes out instead of refusing.
-            batch_size: images of one forward pass.
+            skip_invalid: skip broken images and invalid boxes instead of raising an error.
+            batch_size: images per forward pass.
         """
         annotations = self.read_annotations(
             list, root=root, names=names, format=format, skip_invalid=skip_invalid
@@ -113,12 +113,12 @@ class Detector(Predictor):
         format: str = "auto",
         skip_invalid: bool = False,
     ) -> Annotations:
-        """Annotations ready to be measured on; arguments as in `evaluate`.
+        """Read annotations to evaluate on; arguments as in `evaluate`.
 
         They have the labels of this model, and boxes in the frame of the upright images.
 
         Raises:
-            DatasetError: other classes than the model's, or images and boxes that cannot be used.
+            DatasetError: the classes differ from the model's, or images or boxes are invalid.
         """
         source = Path(source)
         folder = None if root is None else Path(root)

@@ -1,4 +1,4 @@
-"""The errors that users see: what happened, where, and how to mend it.
+"""The errors that users see: what happened, where, and how to fix it.
 
 Every message that is meant for a user is one of these kinds; the command line prints it without a
 traceback. They are ``ValueError`` so that ``except ValueError`` in a user's script works too.

@@ -1,4 +1,4 @@
-"""Files: text is UTF-8, hidden files are no data, and what is written is there whole or not at all."""
+"""Files: text is UTF-8, hidden files are ignored, and writes are atomic."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_bytes(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: i
             raise kind(
                 f"the file has {size / 2**20:,.0f} MB; at most {max_bytes / 2**20:,.0f} are read",
                 where=str(path),
-                fix="give another file, or a part of this one",
+                fix="give another file, or split this one",
             )
         return path.read_bytes()
     except OSError as error:
@@ -216,7 +216,7 @@ def explained(path: Path, fix: str = "") -> Iterator[None]:
         raise OutputError(
             f"cannot be written: {reason_of(error)}",
             where=str(path),
-            fix=fix or "make room on the disk, or choose another place where you may write",
+            fix=fix or "free some disk space, or choose a folder that you can write to",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Text from files on its way to a terminal.
+"""Make text from files safe to print in a terminal.
 
 A class name or a file name may hold escape codes, which a terminal obeys: they retitle its window, move the
 cursor over what stands there, or type for the user. They are shown as text instead: a name by whoever prints

@@ -88,8 +88,8 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
     (tmp_path / "file").touch()
     for name, said in (
         ("file/curves.png", "cannot be written: "),
-        ("curves.xyz", "curves cannot be written as .xyz"),
-        ("curves", "curves cannot be written as a file without a suffix"),
+        ("curves.xyz", "cannot write curves as .xyz"),
+        ("curves", "cannot write curves as a file without a suffix"),
     ):
         result = CliRunner().invoke(
             main, ["analyze", str(seed_run(tmp_path / f"run-{len(name)}")), "-o", str(tmp_path / name)]
@@ -124,7 +124,7 @@ def test_table_marks_the_best_epoch_and_curves_go_into_the_run_folder(
     assert ["1", "10", "0.1000", "0.2000", "0.0500", "-"] in rows
     assert ["2", "20", "0.3000", "0.5000", "0.2500", "1.25", "best"] in rows
     assert ["3", "30", "0.2000", "0.4000", "0.1500", "1.25"] in rows
-    assert "curves are in run/curves.png" in result.stderr
+    assert "curves saved to run/curves.png" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "curves.png"}
 
@@ -133,5 +133,5 @@ def test_image_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [], [], [])
     result = CliRunner().invoke(main, ["analyze", str(run), "-o", str(tmp_path / "curves.xyz")])
     assert result.exit_code == 2
-    assert "curves cannot be written as .xyz" in result.stderr
+    assert "cannot write curves as .xyz" in result.stderr
     assert result.stdout == ""

@@ -26,7 +26,7 @@ def test_the_real_set_is_checked_part_by_part(fcos, shared):
     assert len(problems) == 2
     assert "BloodImage_00343.xml, object 4" in problems[0]
     assert "BloodImage_00338.xml, object 13" in problems[1]
-    assert "no image is in two parts" in result.output
+    assert "no image is in two splits" in result.output
     assert "skip_invalid" in result.output
 
 
@@ -121,7 +121,7 @@ def test_images_without_a_box_end_with_code_1(fcos, make_picture, tmp_path):
 
     assert result.exit_code == 1
     assert "problem: " in result.output
-    assert "1 image, but not one box (taken for format yolo)" in result.output
+    assert "1 image, but no boxes (read as format yolo)" in result.output
     assert [problem["record"] for problem in described["parts"][0]["problems"]] == [None]
 
 

@@ -58,7 +58,7 @@ def test_an_existing_output_is_kept(fcos, tmp_path):
     result = fcos("convert", tmp_path / "a.txt", "--to", "list", "-o", tmp_path / "a.txt")
 
     assert result.exit_code == 2
-    assert "the output exists already" in result.output
+    assert "the output already exists" in result.output
     assert (tmp_path / "a.txt").read_text() == "a.jpg 1 2 20 30 1\n"
 
 
@@ -82,7 +82,7 @@ def test_a_list_does_not_replace_the_names_of_another(fcos, make_picture, tmp_pa
     result = fcos("convert", tmp_path / "a.txt", "--to", "list", "-o", tmp_path / "b.txt")
 
     assert result.exit_code == 2
-    assert "the output exists already" in result.output
+    assert "the output already exists" in result.output
     assert (tmp_path / "b_names.txt").read_text() == "background\nbird\n"
 
 

@@ -195,7 +195,7 @@ def test_a_test_set_without_boxes_gets_its_results_and_a_warning(
     result = evaluate(model_file, "--list", coco, "--root", tmp_path / "images", "--out", tmp_path / "out")
 
     assert result.exit_code == 0, result.output
-    assert "warning: 5 images, but not one box (taken for format coco): there is nothing" in result.stderr
+    assert "warning: 5 images, but no boxes (read as format coco): there is nothing" in result.stderr
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) > 0
 
 
@@ -203,7 +203,7 @@ def test_without_a_run_or_a_list_it_says_what_to_give(model_file: Path) -> None:
     result = evaluate(model_file)
 
     assert result.exit_code == 2
-    assert "there is nothing to measure on: the model file is not in a run folder" in result.output
+    assert "no annotations to evaluate on: the model file is not in a run folder" in result.output
     assert "fix: give annotations with --list" in result.output
 
 

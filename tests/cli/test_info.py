@@ -39,7 +39,7 @@ def test_info_says_whose_it_is_and_what_it_will_do(vectors: Callable[[str], Path
     assert "as OpenCV, not antialiased" in lines["images"]
     assert "exp(scale * x), pixels" in lines["boxes"]
     assert lines["score"] == "class * centerness"
-    assert lines["detections"] == "NMS in each class at 0.5, at most 100 in an image"
+    assert lines["detections"] == "NMS per class at IoU 0.5, at most 100 per image"
     assert "taken as the plain one" in result.output
     assert "fcos import state_dict.pth -o model.safetensors" in result.output
 
@@ -84,7 +84,7 @@ def test_import_refuses_what_it_cannot_do(vectors: Callable[[str], Path], tmp_pa
     names.write_text("background\na\nb\n")
     for words, message in (
         (["-o", tmp_path / "model.pth"], "is not a *.safetensors file"),
-        (["-o", out, "epochs=3"], '"epochs" has no place in a model file'),
+        (["-o", out, "epochs=3"], '"epochs" is not a setting of a model file'),
         (["-o", out, "--names", names], "2 names for 5 outputs"),
         (["-o", out, "fpn_channels=64"], "does not fit its model"),
     ):

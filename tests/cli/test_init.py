@@ -44,8 +44,8 @@ def test_init_prints_every_choice_with_its_reason(folder: Path) -> None:
     answer = fcos("init", "birds", "-o", "birds.json")
     for key in json.loads(Path("birds.json").read_text()):
         assert f"\n {key} " in answer.output
-    assert "the folder brings no split, so one was made: 8 images" in answer.output
-    assert "written to birds.json\n`fcos train birds.json` trains with it" in answer.output
+    assert "the folder has no split, so one was made: 8 images" in answer.output
+    assert "written to birds.json\nstart training with `fcos train birds.json`" in answer.output
 
 
 def test_config_file_and_data_can_move_together(
@@ -64,7 +64,7 @@ def test_init_refuses_to_replace_another_config(folder: Path) -> None:
     answer = fcos("init", "birds")
     assert answer.exit_code == 2
     assert answer.stderr == (
-        "ConfigError: the config file exists already, and is not what would be proposed\n"
+        "ConfigError: the config file already exists and differs from the proposal\n"
         "  in: file train.json\n"
         "  fix: `fcos train train.json` trains with it; `fcos init birds -o OTHER.json` writes another, "
         "--force replaces it\n"
@@ -100,7 +100,7 @@ def test_init_proposes_for_real_data(
     config = load_config(tmp_path / "train.json")
     check_paths(config)
     assert config.horizontal_flip
-    assert "brings" in answer.output
+    assert "split of the folder" in answer.output
 
 
 def test_train_on_a_folder_writes_its_config_and_trains_with_it(
@@ -126,13 +126,13 @@ def test_train_answers_a_wrong_setting_before_it_loads_torch(folder: Path) -> No
     answer = fcos("train", "train.json", "lr_base=0")
     assert answer.exit_code == 2
     assert '"epochs_" is not a setting' in answer.stderr
-    assert '"lr_base": 0 is not possible\n  in: command line, lr_base=0' in answer.stderr
+    assert '"lr_base": 0 is not a valid value\n  in: command line, lr_base=0' in answer.stderr
 
 
 def test_train_on_a_folder_answers_a_wrong_setting_before_it_writes(folder: Path) -> None:
     answer = fcos("train", "birds", "imgsz=640", "epohs=3")
     assert answer.exit_code == 2
-    assert 'here it is "view_size" (longest side after resizing) and "short_side" (' in answer.stderr
+    assert 'use "view_size" (longest side after resizing) and "short_side" (' in answer.stderr
     assert 'did you mean "epochs"?' in answer.stderr
     assert [path.name for path in folder.parent.iterdir()] == ["birds"]
 
@@ -140,7 +140,10 @@ def test_train_on_a_folder_answers_a_wrong_setting_before_it_writes(folder: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("epochs=abc", "view_size=0"), '"epochs": "abc" is not possible\n  in: command line, epochs=abc'),
+        (
+            ("epochs=abc", "view_size=0"),
+            '"epochs": "abc" is not a valid value\n  in: command line, epochs=abc',
+        ),
         (("name_file=names.txt",), "names.txt does not exist\n  in: command line, name_file=names.txt"),
         (("model=fcos_r5",), 'did you mean "fcos_r50"?'),
         (("view_size=90",), "is more than view_size 90, the longest side\n  in: what is proposed; command"),
@@ -201,7 +204,7 @@ def test_init_of_a_folder_without_a_box_writes_nothing(folder: Path) -> None:
     (folder / "data.yaml").write_text("train: .\nnames: [bird]\n")
     answer = fcos("init", "birds")
     assert answer.exit_code == 2
-    assert "10 images, but not one box (taken for format yolo)" in answer.stderr
+    assert "10 images, but no boxes (read as format yolo)" in answer.stderr
     assert not Path("train.json").exists()
 
 

@@ -128,7 +128,7 @@ def test_mistyped_command_is_answered_with_the_nearest() -> None:
 def test_unknown_command_is_answered_with_all_of_them() -> None:
     answer = CliRunner().invoke(main, ["qqq"])
     assert answer.exit_code == 2
-    assert "There is no command 'qqq'. There are: quickstart, init, train" in answer.output
+    assert "There is no command 'qqq'. Commands: quickstart, init, train" in answer.output
 
 
 def test_version_is_shown() -> None:
@@ -169,7 +169,7 @@ def test_our_own_mistake_keeps_its_traceback(broken_command: "list[BaseException
 def test_module_runs_as_the_command() -> None:
     answer = run("config", "epochs=0")
     assert answer.returncode == 2
-    assert answer.stderr.startswith('ConfigError: "epochs": 0 is not possible')
+    assert answer.stderr.startswith('ConfigError: "epochs": 0 is not a valid value')
     assert "Traceback" not in answer.stderr
 
 

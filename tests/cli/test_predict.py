@@ -107,7 +107,7 @@ def test_the_summary_says_how_much_how_fast_and_where(model_file: Path, pictures
 
     count = sum(len(picture["detections"]) for picture in written("found")["pictures"])
     assert f"3 images, {count} detections with a score of at least 0.50, " in result.output
-    assert "images/s; in found, all boxes in found/detections.json" in result.output
+    assert "images/s; saved to found, all boxes in found/detections.json" in result.output
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pic
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("nowhere", "there is no 'nowhere'"),
-        ("photos/*.tif", "no image and no video matches the pattern 'photos/*.tif'"),
-        ("empty", "the folder holds no image and no video"),
+        ("nowhere", "'nowhere' does not exist"),
+        ("photos/*.tif", "no images or videos match the pattern 'photos/*.tif'"),
+        ("empty", "the folder contains no images or videos"),
     ],
 )
 def test_a_source_without_pictures_says_what_was_looked_for(
@@ -202,8 +202,8 @@ def test_a_source_is_never_overwritten(
     result = predict(model_file, *sources, "--out", out)
 
     assert result.exit_code == 2
-    assert "an image would be overwritten by its drawn copy" in result.output
-    assert "fix: give another folder with --out" in result.output
+    assert "an image would be overwritten by the drawn copy" in result.output
+    assert "fix: choose another folder with --out" in result.output
     assert Path("photos/a.jpg").read_bytes() == before
 
 
@@ -246,7 +246,7 @@ def test_a_wrong_model_or_device_is_an_error_without_traceback(model_file: Path,
 
     assert missing.exit_code == device.exit_code == 2
     assert "there is no model file missing.safetensors" in missing.output
-    assert "'gpu' is none of auto, cpu, cuda, mps, nor GPU numbers" in device.output
+    assert "'gpu' is neither one of auto, cpu, cuda, mps nor GPU numbers" in device.output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

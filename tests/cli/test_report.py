@@ -165,7 +165,7 @@ def test_a_run_that_measured_nothing_shows_its_training(data: Path) -> None:
     result = report(run)
     assert result.exit_code == 0, result.output
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Nothing was evaluated: the training had no <code>list_eval</code>" in page
+    assert "This run was not evaluated, since it had no <code>list_eval</code>" in page
     assert "12 training images · 2 steps in 1.0 minutes" in page
     assert "Which point learns which object" in page
     for number in ("<span>AP", "AP50", 'href="#classes"', 'id="missed"', "12 evaluation images"):

@@ -216,7 +216,7 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(folder: Path) -> None:
     ("key", "ours"),
     [
         ("imgsz", '"view_size" (longest side after resizing) and "short_side" ('),
-        ("batch", '"nbatch_train" (images of one optimizer step, over all devices)'),
+        ("batch", '"nbatch_train" (batch size: images per optimizer step, over all devices)'),
         ("batch-size", '"nbatch_train" ('),
         ("--lr0", '"lr_base" ('),
         ("max_epochs", '"epochs" (passes over the training data)'),
@@ -231,19 +231,19 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(folder: Path) -> None:
 def test_key_of_another_tool_is_answered_with_ours(key: str, ours: str) -> None:
     for text in (message({key: 8}), message(None, f"{key}=8")):
         assert f'"{key}" is not a setting' in text
-        assert f"fix: here it is {ours}" in text
+        assert f"fix: use {ours}" in text
 
 
 def test_key_without_an_equivalent_says_so() -> None:
     for key, why in (("patience", "best.safetensors is of the best epoch"), ("mosaic", "never mixed")):
-        assert "fix: remove it: there is none here; " in message({key: 8})
+        assert "fix: remove it: there is no equivalent; " in message({key: 8})
         assert why in message(None, f"{key}=8")
 
 
 def test_keys_within_keys_are_answered_one_by_one() -> None:
     text = message({"SOLVER": {"BASE_LR": 0.1, "STEPS": [3]}})
     assert '"SOLVER.BASE_LR" is not a setting' in text
-    assert 'here it is "lr_schedule"' in text
+    assert 'fix: use "lr_schedule"' in text
 
 
 def test_what_other_tools_say_leads_to_settings_that_exist() -> None:
@@ -258,8 +258,8 @@ def test_what_other_tools_say_leads_to_settings_that_exist() -> None:
 def test_weight_file_as_model_is_told_from_a_preset() -> None:
     text = message(None, "model=yolov8n.pt")
     assert '"model": "yolov8n.pt" is not a preset' in text
-    assert 'weights of FCOS to start from go into "pretrain"' in text
-    assert "There are fcos_r50" in text
+    assert 'to start from FCOS weights, set "pretrain"' in text
+    assert "Presets: fcos_r50" in text
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_unknown_key_like_none_points_to_the_list() -> None:
 
 def test_wrong_override_is_said_to_be_on_the_command_line(folder: Path) -> None:
     assert message(write(folder, "{}"), "epochs=0") == (
-        '"epochs": 0 is not possible\n'
+        '"epochs": 0 is not a valid value\n'
         "  in: command line, epochs=0\n"
         "  fix: give a whole number, at least 1 (passes over the training data)"
     )
@@ -293,13 +293,13 @@ def test_every_wrong_value_is_reported_at_once(folder: Path) -> None:
     assert text.startswith("7 settings are wrong\n")
     for line, what in [
         (1, '"epochs_" is not a setting'),
-        (2, '"save": "yes" is not possible'),
-        (3, '"lr_base": -1 is not possible'),
+        (2, '"save": "yes" is not a valid value'),
+        (3, '"lr_base": -1 is not a valid value'),
         (4, '"model": "fcos_r5" is not a preset'),
-        (5, '"optimizer": "sdg" is not possible'),
+        (5, '"optimizer": "sdg" is not a valid value'),
     ]:
         assert f"{what}\n  in: file {file}, line {line}\n  fix: " in text
-    assert '"seed": "x" is not possible\n  in: command line, seed=x\n' in text
+    assert '"seed": "x" is not a valid value\n  in: command line, seed=x\n' in text
     assert (
         "short_side 200 is more than view_size 100, the longest side\n"
         f"  in: file {file}, line 7; file {file}, line 6\n"
@@ -320,8 +320,8 @@ def test_every_wrong_value_is_reported_at_once(folder: Path) -> None:
         ({"lr_schedule": ["a"]}, "give a list of numbers"),
         ({"strides": {"p3": 8}}, "give a list of whole numbers"),
         ({"lr_base": float("nan")}, "give a number, more than 0"),
-        ({"model": "fcos_lite"}, 'did you mean "fcos_lite0"? There are fcos_r50, fcos_r18, fcos_r101'),
-        ({"model": "resnet50"}, 'a timm network goes into "backbone"'),
+        ({"model": "fcos_lite"}, 'did you mean "fcos_lite0"? Presets: fcos_r50, fcos_r18, fcos_r101'),
+        ({"model": "resnet50"}, 'to use a timm network, set "backbone"'),
     ],
 )
 def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, object], words: str) -> None:
@@ -333,20 +333,24 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
     [
         (
             {"strides": [4, 8, 16, 32, 64]},
-            "do not start with 8, 16, 32",
+            "must start with 8, 16, 32",
             "give for example [8, 16, 32, 64, 128]",
         ),
         ({"strides": [8, 16, 32, 64, 100]}, "double from level to level", "give for example"),
         (
             {"strides": [8, 16, 32]},
             "regress_ranges has 4 entries for 3 strides",
-            "give 2: one for each level but",
+            "give 2: one per level except",
         ),
-        ({"regress_ranges": [64, 32, 256, 512]}, "do not ascend from above 0", "sort them"),
+        ({"regress_ranges": [64, 32, 256, 512]}, "must be positive and increasing", "sort them"),
         ({"pixel_mean": [1.0, 2.0]}, "pixel_mean [1.0, 2.0] is not 3 numbers", "give 3, or null"),
         ({"pixel_std": [1, 0, 1]}, "pixel_std [1.0, 0.0, 1.0] is not 3 numbers above 0", "give 3, or null"),
         ({"backbone_channels": [64, 64]}, "backbone_channels [64, 64] is not 5 numbers", "give 5, or null"),
-        ({"lr_schedule": [80000, 60000]}, "lr_schedule [80000.0, 60000.0] does not ascend", "sort it"),
+        (
+            {"lr_schedule": [80000, 60000]},
+            "lr_schedule [80000.0, 60000.0] must be positive and increasing",
+            "sort it",
+        ),
         (
             {"lr_schedule": [0.5, 60000]},
             "mixes fractions of the training (below 1) with iterations",
@@ -354,7 +358,7 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
         ),
         (
             {"device": [0, 0]},
-            "device [0, 0] is not a list of different GPU numbers",
+            "device [0, 0] must be a list of distinct GPU numbers",
             "give for example [0, 1]",
         ),
         (
@@ -386,7 +390,7 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
         ({"num_processes": 2}, '"num_processes" has no effect while "device" is "auto"', '"device": "cpu"'),
         (
             {"nbatch_train": 10, "device": [0, 1, 2, 3]},
-            "nbatch_train 10 cannot be shared evenly by 4 devices",
+            "nbatch_train 10 cannot be split evenly over 4 devices",
             "give nbatch_train 8 or 12",
         ),
     ],
@@ -408,14 +412,14 @@ def test_wrong_value_is_not_reported_again_by_a_rule_about_it() -> None:
     [
         ('{"epochs": 1,\n}', 2, 1, "remove the comma before the closing bracket"),
         ('{"device": [0, 1,]}', 1, 18, "remove the comma before the closing bracket"),
-        ('{"epochs": 1 // twelve\n}', 1, 14, "JSON has no comments: remove this one"),
-        ('{"epochs": 1,\n# twelve\n"seed": 1}', 2, 1, "JSON has no comments: remove this one"),
+        ('{"epochs": 1 // twelve\n}', 1, 14, "remove the comment: JSON does not allow comments"),
+        ('{"epochs": 1,\n# twelve\n"seed": 1}', 2, 1, "remove the comment: JSON does not allow comments"),
         ('{"save": True}', 1, 10, "write true instead of True"),
         ('{"short_side": None}', 1, 16, "write null instead of None"),
-        ('{"epochs": 1\n "seed": 2}', 2, 2, "a comma is missing before this place"),
+        ('{"epochs": 1\n "seed": 2}', 2, 2, "add the missing comma before this position"),
         ("{'epochs': 1}", 1, 2, 'use double quotes: "..."'),
-        ('{"epochs": 1', 1, 13, "the closing brace is missing"),
-        ('{"epochs": }', 1, 12, "correct the JSON at this place"),
+        ('{"epochs": 1', 1, 13, "add the missing closing brace"),
+        ('{"epochs": }', 1, 12, "correct the JSON at this position"),
         ("", 1, 1, 'write the settings as {"list_train": "...", "epochs": 12}'),
     ],
 )
@@ -431,16 +435,16 @@ def test_invalid_json_is_explained_with_line_and_column(
 
 
 def test_file_that_is_no_object_is_explained(folder: Path) -> None:
-    assert "a config file is one JSON object" in message(write(folder, "[1]"))
+    assert "the config file must be a single JSON object" in message(write(folder, "[1]"))
 
 
 def test_file_that_cannot_be_read_is_explained(folder: Path) -> None:
     (folder / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     assert message(folder / "photo.jpg") == (
         f"the config file is not UTF-8 text\n  in: file {folder}/photo.jpg\n"
-        "  fix: give a train.json; save it as UTF-8"
+        "  fix: save it as UTF-8, or give another file"
     )
-    assert "there is no such config file" in message(folder / "no.json")
+    assert "the config file does not exist" in message(folder / "no.json")
     assert "`fcos init FOLDER` writes one" in message(folder / "no.json")
     assert "this is a folder, not a config file" in message(folder)
 
@@ -467,7 +471,7 @@ def test_two_spellings_of_one_key_are_refused(folder: Path) -> None:
 
 def test_override_without_equals_sign_is_explained() -> None:
     assert message(None, "epochs", "24") == (
-        "'epochs' does not say which setting it changes\n  in: command line\n"
+        "'epochs' is not of the form key=value\n  in: command line\n"
         "  fix: write key=value without spaces, for example epochs=24"
     )
 
@@ -504,10 +508,10 @@ def test_batch_is_divided_exactly(
 @pytest.mark.parametrize(
     ("batch_size", "num_devices", "micro_batch", "what", "fix"),
     [
-        (10, 4, 2, "nbatch_train 10 cannot be shared evenly by 4 devices in micro-batches of 2", "8 or 16"),
-        (10, 3, None, "nbatch_train 10 cannot be shared evenly by 3 devices", "9 or 12"),
-        (2, 8, None, "nbatch_train 2 cannot be shared evenly by 8 devices", "8"),
-        (16, 1, 32, "nbatch_train 16 cannot be shared evenly by 1 device in micro-batches of 32", "32"),
+        (10, 4, 2, "nbatch_train 10 cannot be split evenly over 4 devices in micro-batches of 2", "8 or 16"),
+        (10, 3, None, "nbatch_train 10 cannot be split evenly over 3 devices", "9 or 12"),
+        (2, 8, None, "nbatch_train 2 cannot be split evenly over 8 devices", "8"),
+        (16, 1, 32, "nbatch_train 16 cannot be split evenly over 1 device in micro-batches of 32", "32"),
     ],
 )
 def test_batch_that_cannot_be_divided_is_answered_with_the_nearest_sizes(
@@ -531,10 +535,10 @@ def test_all_missing_paths_are_named_at_once(folder: Path) -> None:
         "2 settings are wrong\n"
         f'"list_train": {folder}/data/a.txt does not exist\n'
         f"  in: file {file}, line 1\n"
-        f"  fix: correct the path; the part that exists is {folder}/data\n"
+        f"  fix: correct the path; the existing part of it is {folder}/data\n"
         f'"pretrain": {folder}/w.pth does not exist\n'
         f"  in: file {file}, line 3\n"
-        f"  fix: correct the path; the part that exists is {folder}"
+        f"  fix: correct the path; the existing part of it is {folder}"
     )
 
 
@@ -564,9 +568,7 @@ def test_number_of_classes_is_checked_against_the_names() -> None:
     check_classes(load_config({"classes": 2}), names)
     with pytest.raises(ConfigError) as caught:
         check_classes(load_config({"classes": 3, "name_file": "names.txt"}), names)
-    assert (
-        caught.value.what == '"classes" is 3, but the data has 2 class names (the background does not count)'
-    )
+    assert caught.value.what == '"classes" is 3, but the data has 2 class names (background is not counted)'
     assert caught.value.fix.startswith('give "classes": 2, or correct the names in ')
     assert caught.value.fix.endswith("names.txt")
 
@@ -627,7 +629,7 @@ def test_rate_that_nobody_chose_is_in_proportion_to_the_batch(
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
 def test_a_value_that_python_does_not_read_is_one_message(folder: Path, value: str) -> None:
     file = write(folder, '{"lr_base": ' + value + "]" * (value.count("[")) + "}")
-    with pytest.raises(ConfigError, match="too long to be a number, or nested too deeply"):
+    with pytest.raises(ConfigError, match="too long for a number, or nested too deeply"):
         load_config(file)
     with pytest.raises(ConfigError, match=r'"lr_base": .* is not') as caught:
         load_config({}, [f"lr_base={value}"])

@@ -73,13 +73,13 @@ def test_every_kind_of_impossible_box_is_reported_with_its_line(write_list, make
     assert found == [
         (["line 1", "box 2"], "box [20, 10, 30, 10] has no area"),
         (["line 2", "box 1"], "box [2, 20, 30, 10] is inverted: a maximum is below its minimum"),
-        (["line 3", "box 1"], "box [2, 1, 30, nan] is not of finite numbers"),
-        (["line 3", "box 2"], "box [2, 1, inf, 20] is not of finite numbers"),
+        (["line 3", "box 1"], "box [2, 1, 30, nan] has coordinates that are not finite"),
+        (["line 3", "box 2"], "box [2, 1, inf, 20] has coordinates that are not finite"),
         (["line 4", "box 1"], "class id 0 is not one of the 2 classes (1 to 2)"),
         (["line 4", "box 2"], "class id 3 is not one of the 2 classes (1 to 2)"),
-        (["line 5", "box 1"], "box [2, 1, 30, 33] sticks out of the image (width 40, height 30)"),
-        (["line 5", "box 2"], "box [-2.5, 1, 30, 20] sticks out of the image (width 40, height 30)"),
-        (["line 5", "box 3"], "box [41, 5, 42, 6] sticks out of the image (width 40, height 30)"),
+        (["line 5", "box 1"], "box [2, 1, 30, 33] extends beyond the image (width 40, height 30)"),
+        (["line 5", "box 2"], "box [-2.5, 1, 30, 20] extends beyond the image (width 40, height 30)"),
+        (["line 5", "box 3"], "box [41, 5, 42, 6] extends beyond the image (width 40, height 30)"),
     ]
     kept = drop_invalid(annotations, report)
     assert [len(record.labels) for record in kept] == [1, 0, 0, 0, 0, 1]
@@ -150,7 +150,7 @@ def test_a_clean_set_is_not_refused(write_list, make_picture):
 def test_nothing_left_is_an_error_that_points_to_the_folder(write_list):
     annotations = read_annotations(write_list("gone.jpg", "lost.jpg"))
 
-    with pytest.raises(DatasetError, match=r"not a single image can be used(.|\n)*root_train"):
+    with pytest.raises(DatasetError, match=r"none of the images can be used(.|\n)*root_train"):
         drop_invalid(annotations, check(annotations))
 
 
@@ -204,7 +204,7 @@ def test_an_image_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, ma
 
     assert report.problems == ()
     assert [warning.what for warning in report.warnings] == [
-        "image 'a.jpg' is listed a second time",
+        "image 'a.jpg' is listed twice",
         "stated size 80 x 60, but 'a.jpg' has 40 x 30",
     ]
 
@@ -314,7 +314,7 @@ def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     annotations = read_annotations(tmp_path / "a.json")
-    what = "1 image, but not one box besides crowd regions" if crowd else "1 image, but not one box"
+    what = "1 image, but no boxes other than crowd regions" if crowd else "1 image, but no boxes"
 
     report = check(annotations)
 
@@ -337,7 +337,7 @@ def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make
 
     assert "fractions of the image, not pixels" in report.summary()
     for may_lack_boxes in (False, True):
-        with pytest.raises(DatasetError, match="every box lies within one pixel"):
+        with pytest.raises(DatasetError, match="every box is smaller than a pixel"):
             report.raise_problems(may_lack_boxes=may_lack_boxes)
     assert check(pixels).problems == check(whole).problems == ()
 
@@ -346,7 +346,7 @@ def test_what_is_left_without_a_box_is_refused_too(write_list, make_picture):
     make_picture("a.jpg")
     annotations = read_annotations(write_list("a.jpg 1 2 1 3 1"))
 
-    with pytest.raises(DatasetError, match="1 image, but not one box"):
+    with pytest.raises(DatasetError, match="1 image, but no boxes"):
         require_boxes(drop_invalid(annotations, check(annotations)))
 
 
@@ -361,7 +361,7 @@ def test_difficult_boxes_alone_are_a_warning(tmp_path, make_picture):
 
     assert report.problems == ()
     assert [warning.what for warning in report.warnings] == [
-        "all boxes are difficult: evaluation counts none of them"
+        "all boxes are difficult, so evaluation ignores them"
     ]
 
 

@@ -94,8 +94,8 @@ def test_names_without_suffix_belong_to_the_xml_files_near_them(write):
     [
         ("labels.txt", "0 0.5 0.5 0.1 0.1\n", "YOLO labels of one image"),
         ("empty.txt", "\n", "the file is empty"),
-        ("prose.txt", "Dear reader,\n", "no annotations of a known format"),
-        ("image.jpg", "", "no annotations of a known format"),
+        ("prose.txt", "Dear reader,\n", "no annotations in a known format"),
+        ("image.jpg", "", "no annotations in a known format"),
     ],
 )
 def test_what_is_not_annotations_is_refused_with_what_is_known(write, name, text, words):
@@ -112,13 +112,15 @@ def test_a_source_that_is_not_there_is_refused(tmp_path):
 
 def test_a_folder_of_nothing_is_refused(tmp_path):
     with pytest.raises(
-        DatasetError, match=r"no annotations of a known format(.|\n)*known are: COCO JSON, a list"
+        DatasetError, match=r"no annotations in a known format(.|\n)*use one of COCO JSON, a list"
     ):
         recognise(tmp_path)
 
 
 def test_a_folder_of_several_files_asks_which(shared):
-    with pytest.raises(DatasetError, match=r"holds 2 annotation files: .*instances_train2017(.|\n)*give one"):
+    with pytest.raises(
+        DatasetError, match=r"contains 2 annotation files: .*instances_train2017(.|\n)*give one"
+    ):
         read_annotations(shared / "data/coco_mini")
 
 
@@ -279,7 +281,7 @@ def test_several_candidates_for_a_part_are_named(write, tmp_path):
     write("train_b.txt", "a.jpg 1 2 3 4 1\n")
 
     with pytest.raises(
-        DatasetError, match=r"several files could be the training part: train.txt, train_b.txt"
+        DatasetError, match=r"several files could be the training split: train.txt, train_b.txt"
     ):
         find_splits(tmp_path)
 
@@ -405,8 +407,8 @@ def test_boxes_without_class_or_numbers_are_not_converted(write, tmp_path):
     [
         ("coco", "out", {}, "format coco is written to a .json file"),
         ("list", "out.json", {}, "format list is written to a .txt file"),
-        ("list", "a.txt", {}, "the output exists already"),
-        ("list", "out.txt", {"copy_images": True}, "refers to images where they are"),
+        ("list", "a.txt", {}, "the output already exists"),
+        ("list", "out.txt", {"copy_images": True}, "refers to images by path"),
     ],
 )
 def test_outputs_that_cannot_be_written_are_refused(write, tmp_path, to, out, options, words):
@@ -553,10 +555,10 @@ def test_names_that_the_new_format_could_not_give_back_are_refused(make_picture,
     }
     source = write("a.json", json.dumps(content))
 
-    with pytest.raises(DatasetError, match="1 name holds control characters"):
+    with pytest.raises(DatasetError, match="1 name contains control characters"):
         convert(source, "voc", tmp_path / "voc")
     content["categories"] = [{"id": 1, "name": "a"}]
-    with pytest.raises(DatasetError, match="'cat 1' would be read as a name with a flag behind it"):
+    with pytest.raises(DatasetError, match="'cat 1' would be read as a name followed by a flag"):
         convert(write("b.json", json.dumps(content)), "voc", tmp_path / "voc")
 
 
@@ -565,6 +567,6 @@ def test_names_that_the_new_format_could_not_give_back_are_refused(make_picture,
 def test_a_document_is_answered_with_the_formats_that_are_read(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(
-        DatasetError, match=r"no annotations of a known format\n.*\n.*COCO JSON, a list .*, Pascal VOC"
+        DatasetError, match=r"no annotations in a known format\n.*\n.*COCO JSON, a list .*, Pascal VOC"
     ):
         read_annotations(tmp_path / name)

@@ -104,7 +104,7 @@ def test_an_eps_file_is_not_run_whatever_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "EPS")
 
-    with pytest.raises(DatasetError, match="an EPS file, which is a program and not run"):
+    with pytest.raises(DatasetError, match="an EPS file, which is a program and is not executed"):
         read_image(tmp_path / "a.jpg")
     assert not (tmp_path / "ran").exists()
 
@@ -181,7 +181,7 @@ def test_an_empty_file_says_so(tmp_path):
 def test_a_file_that_is_no_image_says_so(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
 
-    with pytest.raises(DatasetError, match="cannot be decoded: not an image, or of a format"):
+    with pytest.raises(DatasetError, match="cannot be decoded: not an image, or in a format"):
         read_size(tmp_path / "a.jpg")
 
 
@@ -206,7 +206,7 @@ def test_large_images_are_read_silently_and_absurd_ones_refused(tmp_path, monkey
     assert read_size(path) == (60, 60)  # below twice the limit Pillow only warns
 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(DatasetError, match=r"too many pixels(.|\n)*fix: cut or scale the image"):
+    with pytest.raises(DatasetError, match=r"too many pixels(.|\n)*fix: crop or resize the image"):
         read_size(path)
 
 

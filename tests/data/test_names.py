@@ -50,12 +50,12 @@ def test_names_in_another_code_page_are_refused_with_their_file(tmp_path: Path) 
 def test_a_name_of_a_megabyte_is_no_name(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("x" * 2**20)
 
-    with pytest.raises(DatasetError, match="line 1: the name has 1,048,576 characters; at most 1,000"):
+    with pytest.raises(DatasetError, match="line 1: the name has 1,048,576 characters; the limit is 1,000"):
         read_names(tmp_path / "names.txt")
 
 
 def test_a_slip_in_one_id_does_not_make_names_by_the_billion() -> None:
-    with pytest.raises(DatasetError, match="4,294,967,296 classes; at most 65,536 can be used"):
+    with pytest.raises(DatasetError, match="4,294,967,296 classes; the limit is 65,536"):
         numbered_names([2**32 - 1], 1, "train.txt")
     assert len(numbered_names([MAX_CLASSES - 1], 0, "train.txt")) == MAX_CLASSES
 

@@ -117,7 +117,7 @@ def test_one_module_more_is_a_format_of_every_command(with_toy, tmp_path: Path) 
     assert "toy ('ball',) [[1.0, 2.0, 30.0, 20.0]]" in with_toy(AS_TRAINING_READS)
 
     (data / "a.toy").write_text("0.jpg;ball;1;2;60;20\n")
-    assert "toy box 1, image '0.jpg': box [1, 2, 60, 20] sticks out of the image" in with_toy(
+    assert "toy box 1, image '0.jpg': box [1, 2, 60, 20] extends beyond the image" in with_toy(
         FCOS, "check", "a.toy"
     )
     (data / "a.tox").write_text("")

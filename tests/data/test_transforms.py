@@ -380,7 +380,7 @@ def test_unknown_policy_is_told_with_the_known_ones() -> None:
 
     assert str(error.value).splitlines() == [
         '"augmentation": there is no policy "mosaic"',
-        "  fix: one of color, standard, strong, overhead",
+        "  fix: use one of color, standard, strong, overhead",
     ]
 
 

@@ -87,7 +87,7 @@ def test_dropped_picture_is_searched_and_the_slider_filters_without_asking(
     assert [url for url in requests if url.endswith("/predict")] == asked
     set_threshold(page, 0.05)
     assert num_boxes(page) == everything
-    assert f"{everything} shown of {everything} found, 90 x 60 pixels" in page.inner_text("#facts")
+    assert f"{everything} of {everything} detections shown, 90 x 60 pixels" in page.inner_text("#facts")
 
 
 def test_class_buttons_hide_their_boxes(page: sync_api.Page, examples: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_broken_file_is_said_and_the_others_are_shown(
     drop(page, broken, examples / "a.png")
     page.wait_for_selector("#strip button")
 
-    assert "broken.jpg: this is no image that can be read" in page.inner_text("#message")
+    assert "broken.jpg: this is not a readable image" in page.inner_text("#message")
     assert page.locator("#strip button").count() == 1
 
 

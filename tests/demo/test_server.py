@@ -111,14 +111,14 @@ def test_boxes_are_in_the_frame_of_the_upright_picture(address: str) -> None:
     ("content", "message"),
     [
         (b"", "there is no image in the request"),
-        (b"hello, I am no picture", "this is no image that can be read"),
+        (b"hello, I am no picture", "this is not a readable image"),
         (
             encoded(Image.effect_noise((300, 300), 90), format="PNG")[:20_000],
             "this image is broken and cannot be read",
         ),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
-            "this is no image that can be read: send a JPEG",  # Pillow would start Ghostscript
+            "this is not a readable image: send a JPEG",  # Pillow would start Ghostscript
         ),
     ],
     ids=["empty", "text", "truncated", "program"],
@@ -132,12 +132,12 @@ def test_what_is_no_picture_is_refused_in_words(address: str, content: bytes, me
 
 def test_long_files_and_large_pictures_are_refused(address: str) -> None:
     status, answer = post(f"{address}/predict", b"0" * (33 * 2**20))
-    assert (status, answer["detail"]) == (413, "the file is longer than 32 MB: scale the image")
+    assert (status, answer["detail"]) == (413, "the file is larger than 32 MB: resize the image")
 
     large = encoded(Image.new("L", (9000, 9000)), format="PNG")
     status, answer = post(f"{address}/predict", large)
     assert status == 413
-    assert answer["detail"].startswith("the image has 81 million pixels, at most 64 million are taken")
+    assert answer["detail"].startswith("the image has 81 million pixels; at most 64 million are accepted")
 
 
 def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded() -> None:
@@ -257,7 +257,7 @@ def test_images_of_many_bits_or_many_passes_count_for_more() -> None:
     assert open_image(progressive, 10_000).shape == (3, 100, 100)
     with pytest.raises(HTTPException) as caught:
         open_image(progressive + b"\xff\xda" * 20, 10_000)
-    assert caught.value.detail == "the image is stored in 26 passes: save it anew"
+    assert caught.value.detail == "the image is stored in 26 passes: save it again"
 
 
 def test_many_pictures_at_once_get_the_answers_of_one(address: str, examples: Path) -> None:
@@ -286,7 +286,7 @@ def test_port_in_use_is_an_error_that_says_so(address: str, model_file: Path) ->
 
     assert answer.exit_code == 2
     assert f"cannot listen on 127.0.0.1, port {port}: " in answer.output
-    assert "give another --port, or 0 for a free one" in answer.output
+    assert "give another --port, or --port 0 for any free one" in answer.output
 
 
 def test_bodies_that_wait_have_a_limit_together() -> None:

@@ -36,7 +36,7 @@ def test_settings_page_has_every_setting_with_its_default() -> None:
     page = build.settings_page()
     for key, field in TrainConfig.model_fields.items():
         assert f"| `{key}` | `{build.show(field.default)}` |" in page
-    assert "| `lr_base` | `0.001` | for AdamW at a batch of 8 |" in page
+    assert "| `lr_base` | `0.001` | for AdamW with batch size 8 |" in page
     assert "runs/&lt;name of the config file&gt;" in page
 
 

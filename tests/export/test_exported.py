@@ -317,5 +317,5 @@ def test_a_graph_of_more_classes_than_the_card_names_is_refused_when_it_runs(
         card["model"] |= {"class_names": ["cat"], "category_ids": [1]}
 
     detector = Detector.load(with_card(exported["onnx"], tmp_path / "few.onnx", fewer))
-    with pytest.raises(WeightsError, match=r"few\.onnx is not that of a detector of 1 class"):
+    with pytest.raises(WeightsError, match=r"few\.onnx does not match a detector of 1 class"):
         detector.predict(picture((60, 90)), 0.0)

@@ -63,12 +63,12 @@ def missed(
 @pytest.mark.parametrize(
     ("results", "reason", "told"),
     [
-        ([], "nothing", "nothing of its class is shown near it"),
-        ([found(A, 0.9, DOG)], "class", "found as dog, 0.90"),
-        ([found(A, 0.3, CAT)], "score", "its score 0.30 is under the threshold"),
-        ([found(HALF_OF_A, 0.9, CAT)], "box", "the nearest box has an IoU of 0.40"),
-        ([found(A, 0.9, DOG), found(A, 0.3, CAT)], "class", "found as dog, 0.90"),
-        ([found(B, 0.9, CAT)], "nothing", "nothing of its class is shown near it"),
+        ([], "nothing", "no detection of its class nearby"),
+        ([found(A, 0.9, DOG)], "class", "detected as dog, 0.90"),
+        ([found(A, 0.3, CAT)], "score", "its score 0.30 is below the threshold"),
+        ([found(HALF_OF_A, 0.9, CAT)], "box", "the closest box has an IoU of 0.40"),
+        ([found(A, 0.9, DOG), found(A, 0.3, CAT)], "class", "detected as dog, 0.90"),
+        ([found(B, 0.9, CAT)], "nothing", "no detection of its class nearby"),
     ],
 )
 def test_a_miss_has_its_reason(results: list[dict[str, Any]], reason: str, told: str) -> None:

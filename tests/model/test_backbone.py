@@ -66,7 +66,7 @@ def test_features_have_strides_8_16_and_32(name: str, channels: list[int], size_
     ],
 )
 def test_an_unsuitable_network_is_refused_with_the_reason(name: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} cannot be the backbone: .*{reason}") as caught:
+    with pytest.raises(ConfigError, match=f"{name} cannot be used as backbone: .*{reason}") as caught:
         Backbone(name)
     assert "for example resnet50" in caught.value.fix
 

@@ -263,7 +263,7 @@ def test_a_run_folder_stands_for_its_best_model_else_its_last(tmp_path: Path) ->
 
 
 def test_a_run_folder_without_model_says_so(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="holds no model") as caught:
+    with pytest.raises(WeightsError, match="contains no model") as caught:
         load_model(tmp_path)
     assert "finished an epoch" in caught.value.fix
 
@@ -285,20 +285,20 @@ def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"strides": "many"}, '"strides": "many" is not possible; it takes a list of whole numbers'),
-        ({"view_size": None}, '"view_size": null is not possible; it takes a whole number'),
-        ({"pixel_mean": [float("nan"), 0, 0]}, '"pixel_mean": [NaN, 0, 0] is not possible'),
+        ({"strides": "many"}, '"strides": "many" is not a valid value; it takes a list of whole numbers'),
+        ({"view_size": None}, '"view_size": null is not a valid value; it takes a whole number'),
+        ({"pixel_mean": [float("nan"), 0, 0]}, '"pixel_mean": [NaN, 0, 0] is not a valid value'),
         ({"pixel_std": [1.0, 0.0, 1.0]}, "pixel_std [1.0, 0.0, 1.0] is not 3 numbers above 0"),
         ({"pixel_std": [1.0]}, "pixel_std [1.0] is not 3 numbers above 0"),
         ({"backbone_channels": [8, -8, 8, 8, 8]}, "is not 5 numbers above 0"),
-        ({"backbone": {"a": 1}}, '"backbone": {"a": 1} is not possible'),
+        ({"backbone": {"a": 1}}, '"backbone": {"a": 1} is not a valid value'),
         ({"head_channels": 10**9}, '"head_channels": 1000000000 is more than 16384'),
         ({"head_convs": 10**9}, '"head_convs": 1000000000 is more than 64'),
         ({"fpn_channels": 10**30}, '"fpn_channels": 10000'),
         ({"view_size": 10**9}, '"view_size": 1000000000 is more than 32768'),
         ({"candidates_per_level": 2**70}, '"candidates_per_level": 1180591620717411303424 is more than'),
         ({"regress_ranges": []}, "regress_ranges has 0 entries for 5 strides"),
-        ({"rules": "mine"}, '"rules": "mine" is not possible'),
+        ({"rules": "mine"}, '"rules": "mine" is not a valid value'),
         ({"head_norm": "gn" * 10**5}, '"head_norm":'),
     ],
 )
@@ -306,7 +306,7 @@ def test_impossible_settings_of_a_model_file_are_named(
     settings: dict[str, object], words: str, tmp_path: Path
 ) -> None:
     error = refused(settings, tmp_path / "model.safetensors")
-    assert error.what.startswith("model.safetensors has settings that cannot be: ")
+    assert error.what.startswith("model.safetensors has invalid settings: ")
     assert words in error.what
     assert len(error.what) < 500
 
@@ -324,7 +324,7 @@ def test_a_network_that_does_not_fit_its_file_is_refused_before_its_weights_are_
 )
 def test_a_model_file_names_only_networks_of_timm(name: str, tmp_path: Path) -> None:
     error = refused({"backbone": name}, tmp_path / "model.safetensors")
-    assert error.what == f"{name} cannot be the backbone: timm has no network of this name"
+    assert error.what == f"{name} cannot be used as backbone: timm has no network of this name"
     with pytest.raises(ConfigError, match="timm has no network of this name"):
         build_model(config(backbone=name), 1)
 

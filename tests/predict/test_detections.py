@@ -109,7 +109,9 @@ def test_drawing_nothing_gives_the_picture_itself(three: Detections) -> None:
 
 
 def test_drawing_without_a_picture_says_how_to_give_one(nothing: Detections) -> None:
-    with pytest.raises(ValueError, match=r"do not hold their image\n  fix: dataclasses.replace\(detections"):
+    with pytest.raises(
+        ValueError, match=r"do not contain their image\n  fix: dataclasses.replace\(detections"
+    ):
         nothing.draw()
     assert replace(nothing, image=Image.new("RGB", (8, 8))).draw().size == (8, 8)
 

@@ -93,7 +93,7 @@ def test_a_text_file_lists_pictures_from_here_or_from_its_folder(here: Path) -> 
     [
         (
             "milk\neggs\n",
-            r"the list names 2 files, and none of them is there\n  in: todo\.txt, first line 'milk'",
+            r"none of the 2 files in the list exists\n  in: todo\.txt, first line 'milk'",
         ),
         ("\n# nothing\n", r"the list is empty\n  in: todo\.txt"),
     ],
@@ -130,9 +130,9 @@ def test_standard_input_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"", "standard input is empty\n  fix: pipe an image"),
         (
             b"\0\1\2\3",
-            "standard input is neither an image nor a list of paths\n  fix: give a video by its name",
+            "standard input is neither an image nor a list of paths\n  fix: to predict on a video, give",
         ),
-        (b"milk", "the list names 1 files, and none of them is there\n  in: standard input"),
+        (b"milk", "none of the 1 files in the list exists\n  in: standard input"),
     ],
 )
 def test_other_things_from_standard_input_are_refused(
@@ -266,7 +266,7 @@ def test_an_address_is_a_source_whether_or_not_it_makes_sense(here: Path, addres
     "word", ["ftp://h/a.jpg", "s3://bucket/a.jpg", "rtsp://me:secret@h/live", "file:///a.jpg"]
 )
 def test_addresses_of_other_kinds_are_refused_by_name(word: str) -> None:
-    with pytest.raises(DatasetError, match=f"addresses of {word.partition(':')[0]} are not read") as error:
+    with pytest.raises(DatasetError, match=f"{word.partition(':')[0]} URLs are not supported") as error:
         find_sources([word], Path("out"))
     assert "secret" not in str(error.value)
 
@@ -283,5 +283,5 @@ def test_an_archive_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["a.pdf", "a.svg", "a.docx"])
 def test_a_document_is_no_list_and_no_video(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"%PDF-1.7\nno image\n")
-    with pytest.raises(DatasetError, match="this is a document; images, videos and lists"):
+    with pytest.raises(DatasetError, match="this is a document, not an image, a video or a list"):
         find_sources([str(tmp_path / name)], tmp_path / "out")

@@ -214,7 +214,7 @@ def test_processes_find_the_same_in_the_same_order(detector: Detector, pictures:
 def test_errors_in_processes_are_those_in_threads(detector: Detector, pictures: list[Any]) -> None:
     def read(number: int) -> torch.Tensor:
         if number == 5:
-            raise DatasetError("broken", where="picture 5", fix="leave it out")
+            raise DatasetError("broken", where="picture 5", fix="remove it")
         return of_picture(pictures[number])
 
     def full(number: int, found: Detections) -> int:
@@ -226,7 +226,7 @@ def test_errors_in_processes_are_those_in_threads(detector: Detector, pictures: 
     first = [next(results) for _ in range(8)]
     assert [result for result in first if isinstance(result, int)] == [0, 1, 2, 3, 4, 6, 7]
     assert isinstance(first[5], DatasetError)
-    assert (first[5].what, first[5].where, first[5].fix) == ("broken", "picture 5", "leave it out")
+    assert (first[5].what, first[5].where, first[5].fix) == ("broken", "picture 5", "remove it")
     with pytest.raises(OSError, match="No space left") as caught:
         list(results)
     assert caught.value.errno == 28
@@ -237,7 +237,9 @@ def test_a_killed_process_is_said_and_nothing_hangs(detector: Detector, pictures
     def die(picture: Any, found: Detections) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(FcosError, match=r"was killed, as the system does .*\n  fix: .* --num-processes 1$"):
+    with pytest.raises(
+        FcosError, match=r"was killed, probably because memory ran out.*\n  fix: .* --num-processes 1$"
+    ):
         in_processes(detector, pictures, die)
 
 

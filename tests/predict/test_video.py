@@ -167,7 +167,7 @@ def test_a_video_is_never_overwritten(model_file: Path, clip: Path) -> None:
     result = predict(model_file, "pan.mp4", "--out", ".")
 
     assert result.exit_code == 2
-    assert "a video would be overwritten by its drawn copy" in result.stderr
+    assert "a video would be overwritten by the drawn copy" in result.stderr
     assert Path("pan.mp4").read_bytes() == clip.read_bytes()
 
 
@@ -264,7 +264,7 @@ def test_what_is_for_videos_is_refused_where_there_is_none(
     result = predict(model_file, "frame.png", *words)
 
     assert result.exit_code == 2
-    assert f"{words[0]} is for videos, but no source is a video" in result.stderr
+    assert f"{words[0]} works on videos, but no source is a video" in result.stderr
 
 
 def test_a_picture_from_standard_input(model_file: Path, frames: list[Image.Image]) -> None:

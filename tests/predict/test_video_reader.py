@@ -136,7 +136,7 @@ def test_a_file_with_sound_only_holds_no_video(tmp_path: Path) -> None:
         piece.sample_rate = SOUND_RATE
         container.mux([*stream.encode(piece), *stream.encode(None)])
 
-    with pytest.raises(DatasetError, match=r"the file holds no video\n  in: .*sound\.mp4"):
+    with pytest.raises(DatasetError, match=r"the file contains no video\n  in: .*sound\.mp4"):
         VideoReader(str(path))
 
 
@@ -156,7 +156,7 @@ def test_a_camera_that_is_not_there_is_an_error_in_words() -> None:
 def test_a_system_whose_cameras_are_not_read_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
 
-    with pytest.raises(FcosError, match="cameras are not read on win32\n  fix: record a video"):
+    with pytest.raises(FcosError, match="cameras are not supported on win32\n  fix: record a video"):
         VideoReader("0", camera=True)
 
 

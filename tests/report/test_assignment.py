@@ -54,7 +54,7 @@ def test_the_points_of_one_box_by_hand(tmp_path: Path) -> None:
 def test_a_box_between_the_points_is_marked(tmp_path: Path) -> None:
     annotations = annotations_of(tmp_path, [[58, 58, 70, 70], [128, 128, 192, 192]])
     boxes = assigned_image(annotations, 0, CONFIG).example.panes[0].boxes
-    assert [(box.is_wrong, box.title) for box in boxes] == [(True, "cat: no point learns it"), (False, "cat")]
+    assert [(box.is_wrong, box.title) for box in boxes] == [(True, "cat: no positive point"), (False, "cat")]
 
 
 def test_crowds_take_no_points(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 def test_a_line_that_no_training_writes_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
     with pytest.raises(
-        DatasetError, match=r"not a line of a training run\n  in: .*metrics.jsonl, line 1\n  fix"
+        DatasetError, match=r"not a line that training wrote\n  in: .*metrics.jsonl, line 1\n  fix"
     ):
         read_metrics(tmp_path)
 

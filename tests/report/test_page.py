@@ -169,8 +169,8 @@ def test_ground_truth_and_detections_are_drawn_where_they_are(tmp_path: Path) ->
 def test_what_was_missed_and_what_is_wrong_is_marked(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
     boxes = dict(re.findall(r'<g class="(box[^"]*)"[^>]*>\s*<title>([^<]*)</title>', page)[::-1])
-    assert boxes["box"] == "cat, found with 0.60"
-    assert boxes["box missed"] == "cat, missed: found as &lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;, 0.80"
+    assert boxes["box"] == "cat, detected with 0.60"
+    assert boxes["box missed"] == "cat, missed: detected as &lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;, 0.80"
     assert "wrong" in boxes["box wrong"]
 
 
@@ -311,7 +311,7 @@ def test_training_data_and_its_warnings_are_shown_beside_the_evaluation(tmp_path
     assert re.search(r"<td>without boxes</td><td>1</td><td>1</td>", page)
     assert re.search(r"<td>boxes</td><td>7</td><td>2</td>", page)
     assert re.search(r"<td>warnings of the data check</td><td>1</td><td>not checked</td>", page)
-    assert "is listed a second time" in page
+    assert "is listed twice" in page
     assert "32–64: 7 (100.0 %)" in page
 
 
@@ -395,7 +395,7 @@ def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> N
         "cell": [["picture-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 image here)"],
         "best": 5,
         "all": 8,
-        "tip": "cat, missed: found as <b>dog & 'co'</b>, 0.80",
+        "tip": "cat, missed: detected as <b>dog & 'co'</b>, 0.80",
         "dot": "AP, epoch 1: 0.4321, the best",
     }
 

@@ -42,12 +42,12 @@ def test_full_disk_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OutputError, match="cannot be written: No space left on device") as caught:
         save_checkpoint(tmp_path / "last.ckpt", {"weights": torch.zeros(3)})
-    assert "make room on the disk, or choose another run_folder" in str(caught.value)
+    assert "free some disk space, or choose another run_folder" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(OutputError) as caught:
         save_checkpoint(tmp_path / "last.ckpt", {"weights": torch.zeros(3)})
-    assert f"make room on the disk, then: fcos train {tmp_path}/config.json load=true;" in str(caught.value)
+    assert f"free some disk space, then: fcos train {tmp_path}/config.json load=true;" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
@@ -55,7 +55,7 @@ def test_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"PK\x03\x04 half of a file")
     with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read: the archive is damaged") as caught:
         load_checkpoint(tmp_path / "last.ckpt")
-    assert "\n  fix: start afresh with load=false; best.safetensors of the run is" in str(caught.value)
+    assert "\n  fix: start a new run with load=false; best.safetensors of this run is" in str(caught.value)
 
 
 def test_missing_checkpoint_is_told(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_missing_checkpoint_is_told(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"there is nothing to resume from: no last.ckpt in {tmp_path}\n"
         "  in: setting 'load'\n"
-        '  fix: set "load": false to start afresh, or run_folder to the folder of the run'
+        '  fix: set "load": false to start a new run, or run_folder to the folder of the run'
     )
 
 

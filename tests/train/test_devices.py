@@ -74,7 +74,7 @@ def test_processes_that_a_launcher_started_need_as_many_devices() -> None:
 
 
 def test_fp16_needs_a_gpu() -> None:
-    with pytest.raises(DeviceError, match="fp16 is for GPUs") as caught:
+    with pytest.raises(DeviceError, match="fp16 needs a GPU") as caught:
         build_fabric("cpu", 1, "fp16")
     assert 'set "precision" to "bf16"' in str(caught.value)
 

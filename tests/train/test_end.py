@@ -146,12 +146,12 @@ def seconds_to_end(tiny: Tiny, words: list[str], **environment: str) -> tuple[fl
         ("bug", {}, "ZeroDivisionError: a bug", 1),
         ("bug, worker stuck", {}, "ZeroDivisionError: a bug", 1),
         ("bug in evaluation", {}, "ZeroDivisionError: a bug", 1),
-        ("worker killed", {}, "TrainingError: a process that loads images was killed", 2),
-        ("evaluation worker killed", {}, "TrainingError: a process that loads images was killed", 2),
+        ("worker killed", {}, "TrainingError: a data loader process was killed", 2),
+        ("evaluation worker killed", {}, "TrainingError: a data loader process was killed", 2),
         ("Ctrl-C twice", {}, "stopped by Ctrl-C", 130),
         ("image gone", {}, "DatasetError: ", 2),
         ("full disk", {"num_processes": 2}, "OutputError: cannot be written: No space left on device", 2),
-        ("worker killed", {"num_processes": 2}, "TrainingError: a process that loads images was killed", 2),
+        ("worker killed", {"num_processes": 2}, "TrainingError: a data loader process was killed", 2),
     ],
     ids=lambda value: "".join(value) if isinstance(value, str) else str(value),
 )
@@ -189,6 +189,6 @@ def test_evaluation_ends_soon_after_a_worker_was_killed(tiny: Tiny, faulty: Path
         tiny, [str(faulty), "eval", str(run.folder)], FAULT="evaluation worker killed"
     )
     assert elapsed_s < MOST_SECONDS, said
-    assert "TrainingError: a process that loads images was killed" in said
+    assert "TrainingError: a data loader process was killed" in said
     assert ended == 2
     assert "Traceback" not in said

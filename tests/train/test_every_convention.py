@@ -20,8 +20,8 @@ def test_train_report_eval_predict_and_export(tiny: Tiny, rules: str) -> None:
         tiny.config(rules, rules=rules, epochs=8, eval_epochs=8, score_threshold=0.02)
     ).folder
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Which point learns which object" in page
-    assert "no point learns" in page
+    assert "Which point is assigned to which object" in page
+    assert "Objects without a positive point" in page
 
     detector = Detector.load(run, "cpu")
     measured = detector.evaluate(tiny.data / "eval.txt", root=tiny.data / "eval")

@@ -64,7 +64,7 @@ def test_large_boxes_keep_the_presets_size() -> None:
     proposed = values(make(box_side=100.0), CPU)
     assert (proposed["short_side"], proposed["view_size"]) == (320, 532)
     assert reasons(make(box_side=100.0), CPU)["short_side"] == (
-        "images are 640 x 480; 9 of 10 boxes are larger than 67 pixels then"
+        "images are 640 x 480; 9 of 10 boxes are then larger than 67 pixels"
     )
 
 
@@ -75,7 +75,7 @@ def test_small_boxes_are_shown_larger() -> None:
 
 def test_tiny_boxes_are_shown_as_large_as_is_affordable() -> None:
     assert values(make(box_side=4.0), CPU)["short_side"] == 512
-    assert reasons(make(box_side=4.0), CPU)["short_side"].endswith("as far as it stays affordable")
+    assert reasons(make(box_side=4.0), CPU)["short_side"].endswith("as large as is affordable")
 
 
 def test_small_images_are_not_blown_up() -> None:
@@ -115,7 +115,7 @@ def test_few_images_are_augmented() -> None:
 )
 def test_what_reads_differently_in_a_mirror_is_not_flipped(class_names: tuple[str, ...]) -> None:
     assert values(make(class_names=class_names), CPU)["horizontal_flip"] is False
-    assert "in a mirror" in reasons(make(class_names=class_names), CPU)["horizontal_flip"]
+    assert "when flipped" in reasons(make(class_names=class_names), CPU)["horizontal_flip"]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_split_is_made_by_image_where_the_folder_brings_none(tmp_path: Path) -> 
     data = propose_data(tmp_path / "birds", tmp_path / "split")
     write_split(data, tmp_path / "split")
     proposed = {proposal.key: proposal for proposal in data.proposals}
-    assert "the folder brings no split, so one was made: 8 images" in proposed["list_train"].reason
+    assert "the folder has no split, so one was made: 8 images" in proposed["list_train"].reason
     assert "2 images chosen at random (seed 0)" in proposed["list_eval"].reason
     parts = [
         read_annotations(proposed[f"list_{part}"].value, root=proposed[f"root_{part}"].value)
@@ -228,9 +228,9 @@ def test_folder_without_a_box_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         propose_data(tmp_path / "birds", tmp_path / "split")
     assert str(caught.value) == (
-        "3 images, but not one box (taken for format yolo)\n"
+        "3 images, but no boxes (read as format yolo)\n"
         f"  in: {tmp_path}/birds/data.yaml:train\n"
-        "  fix: put the annotations where the format has them, or name them in a train.json (list_train)"
+        "  fix: put the annotations where the format expects them, or set list_train in a train.json"
     )
 
 

@@ -139,7 +139,7 @@ def test_full_disk_leaves_the_checkpoint_before(tiny: Tiny) -> None:
     assert done.returncode == 2, done.stderr
     said = " ".join(done.stderr.split())
     assert f"OutputError: cannot be written: File too large in: {tiny.runs}/run/last.ckpt" in said
-    assert f"make room on the disk, then: fcos train {tiny.runs}/run/config.json load=true;" in said
+    assert f"free some disk space, then: fcos train {tiny.runs}/run/config.json load=true;" in said
     assert (tiny.runs / "run" / "last.ckpt").read_bytes() == whole
     assert list(tiny.runs.glob("run/.*")) == []
 
@@ -162,7 +162,9 @@ def test_data_may_move_but_not_change(tiny: Tiny) -> None:
     paths = {"root_train": str(moved / "train"), "list_train": str(moved / "train.txt")}
     with (moved / "train.txt").open("a") as file:
         file.write("000.png\n")
-    with pytest.raises(WeightsError, match="the training data are not those that the run was started with"):
+    with pytest.raises(
+        WeightsError, match="the training data differ from those that the run was started with"
+    ):
         tiny.train("run", **paths, load=True)
     shutil.copy(tiny.data / "train.txt", moved)
     assert tiny.train("run", **paths, load=True).finished
@@ -183,7 +185,7 @@ def test_finished_run_loaded_again_says_so_and_stays_as_it_is(
     assert (run.finished, run.exit_code) == (True, 0)
     assert {path: path.stat().st_mtime_ns for path in (tiny.runs / "run").iterdir()} == files
     said = capsys.readouterr().err
-    assert f"already finished: {tiny.runs}/run has done all 2 epochs" in said
+    assert f"already finished: {tiny.runs}/run has completed all 2 epochs" in said
     assert f"train longer with: fcos train {tiny.runs}/run/config.json load=true epochs=4" in said
 
 
@@ -191,9 +193,9 @@ def test_finished_run_loaded_again_says_so_and_stays_as_it_is(
     ("schedule", "said", "before", "after"),
     [
         # 20 images in steps of 8: 5 steps become 10. Cosine: (1 + cos(pi step / steps)) / 2
-        ({"lr_policy": "cosine"}, "the cosine falls to 0 over all 4", "0.000955", "0.005"),
+        ({"lr_policy": "cosine"}, "the cosine schedule now ends at epoch 4", "0.000955", "0.005"),
         # step 4 of 5 is behind 2/3 of 5 = 3.3; step 5 of 10 is before 2/3 of 10
-        ({"lr_schedule": "[0.667]"}, "lr_schedule is laid over all 4", "0.001", "0.01"),
+        ({"lr_schedule": "[0.667]"}, "the fractions in lr_schedule now refer to all 4", "0.001", "0.01"),
         ({"lr_schedule": "[4]"}, "lr_schedule keeps its iterations", "0.001", "0.001"),
     ],
 )
@@ -209,7 +211,7 @@ def test_more_epochs_extend_a_finished_run(
     first = tiny.lines("run")
     assert tiny.train("run", **schedule, lr_base=0.01, epochs=4, load=True).finished
     assert (
-        f"extended from 2 to 4 epochs: {said}; learning rate of the last step {before}, of the next {after}"
+        f"extended from 2 to 4 epochs: {said}; learning rate {before} in the last step, {after} in the next"
         in capsys.readouterr().err
     )
     lines = tiny.lines("run")

@@ -107,18 +107,18 @@ def test_nothing_is_saved_but_everything_reported_without_save(tiny: Tiny) -> No
 def test_stop_without_save_says_that_nothing_is_left(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny.train_until(2, "run", save=False)
     assert run.exit_code == 128 + 15
-    assert "stopped after step 2 of 5; nothing was saved, as save=false asks" in capsys.readouterr().err
+    assert "stopped after step 2 of 5; nothing was saved, because save=false" in capsys.readouterr().err
 
 
 def test_without_evaluation_the_last_model_is_the_result(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_and_draw(tiny.config("run", list_eval="", root_eval="", epochs=1))
-    assert "no list_eval: nothing is evaluated" in capsys.readouterr().err
+    assert "no list_eval, so there is no evaluation" in capsys.readouterr().err
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []
     assert (tiny.runs / "run" / "curves.png").is_file()
-    assert "Nothing was evaluated" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
+    assert "This run was not evaluated" in (tiny.runs / "run" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
     assert not (tiny.runs / "run").exists()
     assert tiny.train("run", **broken, skip_invalid=True).finished
     said = capsys.readouterr().err
-    assert "training: 1 image and 1 box cannot be used and are left out" in said
+    assert "training: 1 image and 1 box cannot be used and are skipped" in said
     assert "21 images for training" in said
 
 
@@ -224,7 +224,7 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
 def test_data_without_a_box_are_refused_even_where_invalid_ones_are_left_out(tiny: Tiny, part: str) -> None:
     names = [line.split()[0] for line in (tiny.data / "train.txt").read_text().splitlines()]
     (tiny.runs / "empty.txt").write_text("\n".join(names))
-    with pytest.raises(DatasetError, match=r"images, but not one box(.|\n)*empty.txt"):
+    with pytest.raises(DatasetError, match=r"images, but no boxes(.|\n)*empty.txt"):
         tiny.train("run", skip_invalid=True, **{part: str(tiny.runs / "empty.txt")})
     assert not (tiny.runs / "run").exists()
 

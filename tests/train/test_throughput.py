@@ -72,7 +72,7 @@ def test_the_line_says_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert describe(little, 3) == "epoch 3: 38 s, 10.0 img/s, 1% waiting for images"
     assert advice(waited, settings, 1, "cuda") == "more num_workers (now 2, 16 cores)"
     assert advice(little, settings, 1, "cpu") == (
-        "the network sets the pace; faster with a smaller short_side and view_size, or a smaller model"
+        "the network is the bottleneck; faster with a smaller short_side and view_size, or a smaller model"
     )
 
 
@@ -122,7 +122,7 @@ def test_more_loader_processes_than_cores_are_told(monkeypatch: pytest.MonkeyPat
     said = too_many_workers(config(num_workers=5), 2)
     assert said is not None
     assert said.startswith("num_workers=5 starts 10 loader processes for 8 cores")
-    assert said.endswith("; fewer are as fast")
+    assert said.endswith(", and fewer are as fast")
 
 
 def test_load_is_a_share_of_the_cores_and_0_where_the_system_does_not_say(

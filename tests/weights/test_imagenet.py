@@ -175,7 +175,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, state: dict[str, T
 def test_a_classifier_of_other_classes_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
     path = tmp_path / "ten.pth"
     torch.save(state | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, path)
-    with pytest.raises(WeightsError, match=r"fc\.weight has shape \(10, 512\), wanted \(1000, 512\)"):
+    with pytest.raises(WeightsError, match=r"fc\.weight has shape \(10, 512\), expected \(1000, 512\)"):
         classifier_from_file("resnet18", path)
 
 

@@ -102,7 +102,7 @@ def test_a_folder_is_no_model_file(tmp_path: Path) -> None:
 def test_weights_of_another_program_have_no_card(path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         save_file(small_model().state_dict(), path, metadata=metadata)
-        with pytest.raises(WeightsError, match="holds weights, but no card that says how to use them"):
+        with pytest.raises(WeightsError, match="contains weights, but not how to use them"):
             read_model(path)
 
 
@@ -144,15 +144,15 @@ def test_every_tensor_that_does_not_fit_is_named(path: Path) -> None:
         load_tensors(model, tensors, path)
     message = str(caught.value)
     assert "missing: 0.bias" in message
-    assert "left over: 2.weight" in message
-    assert "0.weight has shape (4, 3, 1, 1), wanted (4, 3, 3, 3)" in message
+    assert "unexpected: 2.weight" in message
+    assert "0.weight has shape (4, 3, 1, 1), expected (4, 3, 3, 3)" in message
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_many_tensors_that_do_not_fit_are_counted(path: Path) -> None:
     with pytest.raises(WeightsError, match="and 7 more") as caught:
         load_tensors(small_model(), {f"other.{i}": torch.zeros(1) for i in range(10)}, path)
-    assert str(caught.value).count("left over") + str(caught.value).count("missing") == 10
+    assert str(caught.value).count("unexpected") + str(caught.value).count("missing") == 10
 
 
 def card_with(**changes: object) -> str:

@@ -167,4 +167,4 @@ def test_coco_without_a_network_says_which_file_to_put_where(
         coco_file()
     path = tmp_path / "checkpoints" / "fcos_resnet50_fpn_coco-99b0c9b7.pth"
     url = "https://download.pytorch.org/models/fcos_resnet50_fpn_coco-99b0c9b7.pth"
-    assert caught.value.fix == f"download {url} elsewhere, and put the file to {path}"
+    assert caught.value.fix == f"download {url} on another machine, and save the file as {path}"

@@ -1,4 +1,4 @@
-"""The command `fcos`: one file per command, loaded only when that command is typed.
+"""The command `fcos`: one file per command, imported only when that command is used.
 
 `fcos --help` must answer at once, so nothing here imports torch, and the one-line descriptions stand here and
 not in the commands' files. A new command is a file with a click object `command`, and a line in `COMMANDS`.
@@ -27,25 +27,25 @@ COMMANDS = {  # each fits into a line of 80 columns
     "quickstart": "See it work: train and evaluate a small detector, offline.",
     "init": "Propose a train.json for a folder of images.",
     "train": "Train from a train.json or a folder.",
-    "eval": "The twelve COCO numbers of a run or model file, and per class.",
-    "analyze": "Curves of one or more runs, as numbers and as an image.",
-    "report": "One page about a run, or about what changed between two.",
+    "eval": "Compute COCO metrics and AP per class of a run or model file.",
+    "analyze": "Print and plot the curves of one or more runs.",
+    "report": "Write an HTML report on a run, or comparing two runs.",
     "predict": "Detect in images and videos; draw and write JSON.",
-    "export": "Write a model as ONNX, OpenVINO or torch.export; check it.",
+    "export": "Export a model to ONNX, OpenVINO or torch.export, and verify it.",
     "demo": "Try a model in the browser; also a REST endpoint.",
-    "check": "What is in a data set, and what is wrong with it.",
-    "info": "What a model file is, and how it will be used.",
-    "import": "Write weights of another code base as a model file.",
-    "convert": f"Write annotations in another format: {', '.join(FORMAT_NAMES)}.",
-    "config": "Every setting with its default, unit and meaning.",
+    "check": "Summarize a data set and report its problems.",
+    "info": "Describe a model file and how it will be used.",
+    "import": "Convert weights of another code base to a model file.",
+    "convert": f"Convert annotations to any format: {', '.join(FORMAT_NAMES)}.",
+    "config": "List all settings with their defaults, units and meaning.",
 }
 
 EPILOG = """\b
 Examples:
   fcos quickstart                    see it work, nothing to download
-  fcos train pictures/               train on your own folder
-  fcos train train.json epochs=24   train from a config file, one setting changed
-  fcos predict runs/train photo.jpg  use what was trained
+  fcos train images/                 train on your own folder
+  fcos train train.json epochs=24    train from a config file, one setting changed
+  fcos predict runs/train photo.jpg  use the trained model
 """
 
 
@@ -59,25 +59,25 @@ class UserError(click.ClickException):
         self.kind = type(error).__name__
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the kind in red, then what happened, where, and how to mend it."""
+        """Print the kind in red, then what happened, where, and how to fix it."""
         click.echo(click.style(f"{self.kind}: ", fg="red", bold=True) + self.message, file=file, err=True)
 
 
 class LazyGroup(click.Group):
-    """Commands that are imported when they are typed."""
+    """Imports a command only when it is used."""
 
     context_class = Context
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As usual; the shell's questions for completions go to our own answers."""
+        """As in click; shell completion is answered by our own classes."""
         if "_FCOS_COMPLETE" in os.environ:
             import_module("fcos.cli.completion")
-            return super().main(*args, **kwargs)  # for the shell, as it is
+            return super().main(*args, **kwargs)  # for the shell: no `safe_output`
         with safe_output():
             return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which one comes to need them."""
+        """In the order in which a new user needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -93,12 +93,12 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As usual; a command that does not exist is answered with the nearest that does."""
+        """As in click; for an unknown command, suggest the closest match."""
         name = args[0]
         if name in COMMANDS or name.startswith("-"):
             return super().resolve_command(ctx, args)
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-        hint = f"Did you mean '{nearest[0]}'?" if nearest else f"There are: {', '.join(COMMANDS)}."
+        hint = f"Did you mean '{nearest[0]}'?" if nearest else f"Commands: {', '.join(COMMANDS)}."
         raise click.UsageError(f"There is no command '{name}'. {hint}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -129,7 +129,7 @@ class LazyGroup(click.Group):
 
 
 def _as_setting(option: str) -> str:
-    """How to type what somebody gave as an option: --epochs, or another tool's --imgsz."""
+    """How to write something given as an option (--epochs, or another tool's --imgsz) as a setting."""
     from fcos.config import ALIASES, TrainConfig
     from fcos.config.other_tools import nearest, settings_for, why_none
 
@@ -166,4 +166,4 @@ def main() -> None:
     from fcos.cpu.memory import keep_freed_memory
 
     keep_freed_memory()
-    atexit.register(gc.freeze)  # else Python looks for garbage in all of torch before it ends: about a second
+    atexit.register(gc.freeze)  # else Python collects garbage in all of torch at exit: about a second

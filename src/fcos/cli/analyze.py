@@ -1,4 +1,4 @@
-"""`fcos analyze`: the curves of runs, as numbers and as an image."""
+"""`fcos analyze`: print and plot the curves of runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EPILOG = """\b
 Examples:
   fcos analyze runs/train
   fcos analyze runs/train runs/train-2 -o compared.png
-  fcos analyze runs/train --arrays          as the seed prints them
+  fcos analyze runs/train --arrays          in the seed's format
   fcos analyze runs/train --json            [epoch, value] pairs for other programs
 """
 
@@ -26,20 +26,20 @@ Examples:
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The image to write; its suffix chooses the format (png, pdf, svg). Default: curves.png in the "
-    "run folder, of several runs in the working directory.",
+    help="The image to write, as png, pdf or svg by its suffix. Default: curves.png in the run folder, or in "
+    "the working directory for several runs.",
 )
-@click.option("--arrays", is_flag=True, help="Print the curves as the seed does: arrays, one per line.")
+@click.option("--arrays", is_flag=True, help="Print the curves as arrays, in the seed's format.")
 @json_option
 def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: bool) -> None:
-    """Print AP after every epoch and draw it, with losses and learning rate.
+    """Print AP per epoch, and plot it with the losses and the learning rate.
 
-    RUN is the folder of a training; several are drawn into one image.
+    RUN is a run folder; several runs are plotted in one image.
     """
     from fcos.report.curves import check_format, plot_curves, read_metrics, run_names
 
     for run in runs:
-        read_metrics(run)  # before a place is looked for in what may be no run
+        read_metrics(run)  # fails first if this is no run, before an output path is chosen in it
     output = output or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
     check_format(output)
     check_writable(output)
@@ -52,11 +52,11 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
     else:
         _print_table(dict(zip(names, runs, strict=True)))
     plot_curves(runs, output)
-    click.echo(f"curves are in {printable_line(str(output))}", err=True)
+    click.echo(f"curves saved to {printable_line(str(output))}", err=True)
 
 
 def _print_table(runs: dict[str, Path]) -> None:
-    """A row for each epoch that was measured, the best marked; the loss beside it."""
+    """A row with AP and loss for each evaluated epoch; the best is marked."""
     from fcos.cli.config import new_table, print_table
     from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics
 
@@ -67,7 +67,7 @@ def _print_table(runs: dict[str, Path]) -> None:
         if len(runs) > 1:
             click.echo(printable_line(name))
         if not lines:
-            click.echo("nothing was measured yet")
+            click.echo("not evaluated yet")
             continue
         best = best_evaluation(metrics)
         table = new_table("epoch", "step", "AP", "AP50", "AP75", "loss", "")
@@ -81,7 +81,7 @@ def _print_table(runs: dict[str, Path]) -> None:
 
 
 def _print_arrays(run: Path, title: str) -> None:
-    """As the seed prints them; only never shortened, and never as 3.e-04."""
+    """As the seed prints them, but never abbreviated, and never as 3.e-04."""
     import numpy as np
 
     from fcos.report.curves import EVAL_CURVES, curve, read_metrics
@@ -95,7 +95,7 @@ def _print_arrays(run: Path, title: str) -> None:
 
 
 def _curves(run: Path) -> dict[str, Any]:
-    """Every curve of a run: `[epoch, value]` of what was measured, `[step, value]` of the training."""
+    """Every curve of a run: `[epoch, value]` of evaluations, `[step, value]` of the training."""
     from fcos.report.curves import EVAL_CURVES, curve, read_metrics, train_curves
 
     metrics = read_metrics(run)

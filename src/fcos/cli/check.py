@@ -1,4 +1,4 @@
-"""`fcos check`: what is in a data set, and what is wrong with it."""
+"""`fcos check`: summarize a data set and report its problems."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MAX_CONFIG_BYTES = 2**20  # a larger file is no train.json
 
 EPILOG = """\b
 Examples:
-  fcos check images/                              a folder in any format, all its parts
-  fcos check train.json                             what a training would read
+  fcos check images/                              a folder in any format, with all its splits
+  fcos check train.json                           the data that training would read
   fcos check train.txt val.txt --root images --names names.txt
   fcos check annotations/instances_train.json --headers-only
 """
@@ -49,12 +49,12 @@ def command(
     headers_only: bool,
     as_json: bool,
 ) -> None:
-    """Report broken images and impossible boxes of SOURCE, and what is in it.
+    """Summarize the data set SOURCE, and report broken images and invalid boxes.
 
-    SOURCE is an annotation file, a data set folder (all its parts are checked) or a train.json. With two or
-    more, or a folder with parts, images that are in more than one part are reported too.
+    SOURCE is an annotation file, a data set folder (all its splits are checked) or a train.json. With several
+    sources or splits, images that are in more than one of them are reported too.
 
-    Exit code 1 if something cannot be used; training refuses such a data set unless skip_invalid=true.
+    The exit code is 1 if there are problems; training refuses such a data set unless skip_invalid=true.
     """
     from fcos.data.check import check
     from fcos.train.log import track
@@ -148,7 +148,7 @@ def _names(name_file: Path) -> tuple[str, ...]:
     names, had_background = read_names(name_file)
     if not had_background:
         click.echo(
-            f"note: {name_file} does not start with 'background'; its first line is taken as a class",
+            f"note: {name_file} does not start with 'background', so its first line is read as a class",
             err=True,
         )
     return names
@@ -171,7 +171,7 @@ def _print_report(title: str, annotations: Annotations, report: CheckReport) -> 
     told = f", {counted(len(report.warnings), 'warning')}" if report.warnings else ""
     if report.problems:
         what = f"{counted(len(report.problems), 'problem')}{told}: {report.summary()}"
-        hint = "" if report.of_all else ' ("skip_invalid": true leaves exactly these out)'
+        hint = "" if report.of_all else ' ("skip_invalid": true skips exactly these)'
         click.secho(f"{what}{hint}", fg="red")
     else:
         click.secho(f"no problems{told}", fg="green")
@@ -231,13 +231,13 @@ def _print_common(shared: list[dict[str, Any]]) -> None:
         (first, second), pairs = entry["between"], entry["pictures"]
         number = counted(len(pairs), "image is", "images are")
         what = printable_line(f"{number} in both {first} and {second}")
-        click.secho(f"warning: {what}; do not train on what you measure on", fg="yellow")
+        click.secho(f"warning: {what}; do not evaluate on training images", fg="yellow")
         for one, other in pairs[:MAX_SHOWN]:
             click.echo(printable_line(f"  {one}" if one == other else f"  {one} = {other}"))
         if len(pairs) > MAX_SHOWN:
             click.echo(f"  ... and {len(pairs) - MAX_SHOWN} more")
     if not shared:
-        click.secho("no image is in two parts", fg="green")
+        click.secho("no image is in two splits", fg="green")
 
 
 def _print_total(reports: list[CheckReport]) -> None:

@@ -1,4 +1,4 @@
-"""Completion in bash, where "=" ends a word: click's own script would put a blank behind `key=`."""
+"""Completion in bash, where "=" ends a word: click's own script would put a space after `key=`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   fcos config                          all settings with their defaults
-  fcos config train.json epochs=24    what a training would use, and where each value comes from
+  fcos config train.json epochs=24     what training would use, and where each value comes from
   fcos config model=fcos_lite0         what a preset gives
   fcos config --presets                the presets and what each changes
 """
@@ -31,7 +31,7 @@ Examples:
 def command(words: tuple[str, ...], presets: bool, as_json: bool) -> None:
     """Print every setting with its default, unit and meaning.
 
-    With TRAIN_JSON or KEY=VALUE: the resolved values and where each comes from.
+    With TRAIN_JSON or KEY=VALUE: print the values that training would use, and where each comes from.
     """
     if presets:
         _print_presets(as_json)
@@ -59,7 +59,7 @@ def _print_settings(as_json: bool) -> None:
         return
     table = new_table("setting", "default", "unit", "meaning")
     for key, field in fields.items():
-        words = f": {expects(key)}" if '"' in expects(key) else ""  # a choice of words shows them
+        words = f": {expects(key)}" if '"' in expects(key) else ""  # list the choices
         _add(table, key, show(field.default), unit(key), f"{field.description}{words}")
     print_table(table)
 
@@ -87,7 +87,7 @@ def _print_presets(as_json: bool) -> None:
     if as_json:
         print_json(PRESETS)
         return
-    table = new_table("preset", "changes", "because")
+    table = new_table("preset", "changes", "reason")
     for name, preset in ALL_PRESETS.items():
         table.add_row(Text(name, "bold"), "", preset.summary)
         for key, change in preset.changes.items():
@@ -97,7 +97,7 @@ def _print_presets(as_json: bool) -> None:
 
 
 def show(value: Any) -> str:
-    """A value as one would write it in train.json, but with few digits."""
+    """A value as it would be written in train.json, but with fewer digits."""
     if isinstance(value, list):
         return f"[{', '.join(show(item) for item in value)}]"
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)

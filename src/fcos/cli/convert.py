@@ -1,4 +1,4 @@
-"""`fcos convert`: annotations from any format to any other."""
+"""`fcos convert`: convert annotations between formats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ Examples:
 @root_option
 @names_option
 @format_option
-@click.option("--copy-images", is_flag=True, help="In a folder, copy the images instead of linking them.")
+@click.option(
+    "--copy-images", is_flag=True, help="With --to voc or yolo: copy the images instead of linking them."
+)
 @json_option
 def command(
     source: Path,
@@ -46,11 +48,11 @@ def command(
     copy_images: bool,
     as_json: bool,
 ) -> None:
-    """Write the annotations of SOURCE in another format, without losing a box.
+    """Convert the annotations of SOURCE to another format, without losing a box.
 
-    A list or COCO file names images relative to the folder that they are in, which is printed: give it as
-    --root, root_train or root_eval when reading. VOC and YOLO folders hold links to the images, or copies
-    with --copy-images. What the new format cannot hold is printed.
+    In a list or COCO file, image names are relative to a root folder, which is printed: give it as --root,
+    root_train or root_eval when reading. VOC and YOLO folders contain links to the images, or copies with
+    --copy-images. Anything that the new format cannot represent is printed.
     """
     from fcos.data.formats import convert, read_names
 

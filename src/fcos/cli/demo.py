@@ -38,9 +38,11 @@ Examples:
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; 0.0.0.0 accepts every machine of the network.",
+    help="Address to listen on; 0.0.0.0 accepts connections from the network.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free port."
+)
 @click.option("--open/--no-open", "open_browser", default=True, help="Open the page in a browser.")
 @agnostic_nms_option
 @device_option
@@ -53,10 +55,10 @@ def command(
     agnostic_nms: bool | None,
     device: str | list[int],
 ) -> None:
-    """Try a model in the browser: drop, paste or pick images, or use the webcam.
+    """Try a model in the browser: drop, paste or select images, or use the webcam.
 
-    The page talks only to this machine. Programs can use the same server: POST an image file to /predict;
-    /openapi.json describes it. Needs pip install 'fcos-torch[demo]'.
+    The page sends images only to this server. Programs can use it too: POST an image file to /predict;
+    /openapi.json describes the API. Needs pip install 'fcos-torch[demo]'.
     """
     try:
         from fcos.demo.connections import serve
@@ -84,12 +86,12 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen()  # requests are accepted at once, and wait until the model is loaded
+        listening.listen()  # requests are accepted already, and wait until the model is loaded
     except OSError as error:
         listening.close()
         raise FcosError(
             f"cannot listen on {host}, port {port}: {error.strerror}",
-            fix="give another --port, or 0 for a free one",
+            fix="give another --port, or --port 0 for any free one",
         ) from error
     return listening
 

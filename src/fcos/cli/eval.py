@@ -1,4 +1,4 @@
-"""`fcos eval`: the twelve COCO numbers of a model, its AP per class, and results.json."""
+"""`fcos eval`: the twelve COCO metrics of a model, its AP per class, and results.json."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ EPILOG = """\b
 Examples:
   fcos eval runs/train                                  on the evaluation list of the run
   fcos eval runs/train --list test.json --root images   on other annotations
-  fcos eval runs/train --json                           for other programs
+  fcos eval runs/train --json                           as JSON
   fcos eval best.safetensors --list VOC2007/ImageSets/Main/test.txt
 """
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which annotations to measure on.
+    """Which annotations to evaluate on.
 
     Attributes:
         list: annotations, as `list_eval` takes them.
         root: folder of the images, or None: found near the annotations.
         names: names file, or None: the names of the model.
         format: "auto" or the format of the annotations.
-        skip_invalid: leave broken images and impossible boxes out.
+        skip_invalid: skip broken images and invalid boxes.
     """
 
     list: Path
@@ -53,7 +53,7 @@ class Source:
 
 @click.command(epilog=EPILOG)
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@click.option("--list", "list_", type=click.Path(path_type=Path), help="Annotations, of any format.")
+@click.option("--list", "list_", type=click.Path(path_type=Path), help="Annotations in any format.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the images.")
 @click.option("--names", type=click.Path(path_type=Path), help="Class names, one per line.")
 @click.option(
@@ -67,12 +67,12 @@ class Source:
 @agnostic_nms_option
 @device_option
 @num_processes_option
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images of one forward pass.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per forward pass.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for results.json; default: eval/ beside the model file; eval/NAME/ with another --list than "
-    "the run's own, or another model than its best.",
+    help="Folder for results.json; default: eval/ next to the model file, or eval/NAME/ if the --list is not "
+    "the run's own or the model is not its best.",
 )
 @json_option
 def command(
@@ -89,10 +89,10 @@ def command(
     as_json: bool,
     agnostic_nms: bool | None,
 ) -> None:
-    """Print COCO's twelve numbers and the AP of each class; write results.json.
+    """Print the twelve COCO metrics and the AP of each class; write results.json.
 
-    RUN_OR_MODEL is a run folder (its best model is taken) or a model file. Without --list it is measured on
-    the evaluation list of its run.
+    RUN_OR_MODEL is a run folder (its best model is evaluated) or a model file. Without --list, the model is
+    evaluated on the evaluation list of its run.
     """
     from fcos.data.names import read_names
     from fcos.detector import Detector
@@ -120,7 +120,7 @@ def command(
             skip_invalid=source.skip_invalid,
         )
         with progress_bar(-(-len(annotations) // fabric.world_size), "evaluating") as advance:
-            # Rounding depends on the size of a batch: as in training gives training's numbers.
+            # Rounding depends on the batch size: with that of training we get training's numbers.
             batch_size = batch_size or (run.nbatch_eval if run else None)
             rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
     if not fabric.is_global_zero:
@@ -129,12 +129,12 @@ def command(
 
 
 def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, Any] | None = None) -> None:
-    """Print the numbers of what was found (`result_rows`), with results.json in this folder.
+    """Print the metrics of detections, and write results.json to a folder.
 
     Args:
-        annotations: what was to be found.
-        rows: what was found.
-        folder: of results.json.
+        annotations: the ground truth.
+        rows: the detections (`result_rows`).
+        folder: where results.json goes.
         as_json: print JSON that begins with this, instead of tables.
     """
     from fcos.data.check import lack_of_boxes
@@ -143,7 +143,7 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
 
     write_bytes(folder / "results.json", results_json(rows))
     for problem in lack_of_boxes(annotations):
-        click.echo(f"warning: {problem.what}: there is nothing to measure", err=True)
+        click.echo(f"warning: {problem.what}: there is nothing to evaluate", err=True)
     metrics = evaluate_detections(annotations, rows)
     if as_json is not None:
         print_json(
@@ -193,7 +193,7 @@ def _source_of_run(
     """The evaluation list of a run, read as the run read it unless told otherwise."""
     if config is None or not config.list_eval:
         raise ConfigError(
-            "there is nothing to measure on: "
+            "no annotations to evaluate on: "
             + ("the run has no list_eval" if config else "the model file is not in a run folder"),
             fix="give annotations with --list, and the folder of their images with --root",
         )

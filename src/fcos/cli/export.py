@@ -1,4 +1,4 @@
-"""`fcos export`: write a model as one file that runs without this package, and compare it with PyTorch."""
+"""`fcos export`: export a model to a file that runs without this package, and compare it with PyTorch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Examples:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="File or folder to write; default: beside the model file.",
+    help="File or folder to write; default: next to the model file.",
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file or folder.")
 @click.option(
@@ -50,16 +50,16 @@ Examples:
     "check_on",
     multiple=True,
     metavar="IMAGES",
-    help="Image, folder, list or quoted pattern to compare with PyTorch on; default: three photographs from "
-    "installed packages.",
+    help="Images to compare with PyTorch on: image, folder, list or quoted pattern; default: three "
+    "photographs from installed packages.",
 )
 @click.option("--int8", is_flag=True, help="Quantize convolutions to 8-bit integers; needs --calibrate.")
 @click.option(
     "--calibrate",
     multiple=True,
     metavar="IMAGES",
-    help="With --int8: folder, list or quoted pattern of images like those that the model will get, at most "
-    "300, not those of --list.",
+    help="With --int8: typical input images to calibrate on (folder, list or quoted pattern); at most 300 "
+    "are used. Do not use those of --list.",
 )
 @click.option(
     "--list",
@@ -93,14 +93,14 @@ def command(
     agnostic_nms: bool | None,
     as_json: bool,
 ) -> None:
-    """Write a model as one file that runs without PyTorch or this package.
+    """Export a model to a file that runs without PyTorch or this package.
 
-    The file contains decoding and NMS, takes batches and images of any size, and carries class names,
+    The file includes decoding and NMS, takes batches and images of any size, and stores class names,
     preprocessing and thresholds. Detector.load, fcos predict, eval, info and demo open it like any other
-    model. Its detections are compared with PyTorch's, and a file whose detections differ is not kept.
+    model. Its detections are compared with PyTorch's; if they differ, the file is deleted.
 
-    With --int8, AP is measured on annotations instead. If it drops by more than --max-ap-loss, parts of the
-    network are tried in float32; if that does not help, nothing is written.
+    With --int8, AP is compared instead. If it drops by more than --max-ap-loss, parts of the network are
+    kept in float32; if that does not help, nothing is written.
     """
     from fcos.data.samples import photographs
     from fcos.export.formats import check_path, default_path, export_model
@@ -114,7 +114,7 @@ def command(
     path = output or default_path(loaded.path, name, int8=int8)
     check_path(path, name, overwrite=force)
     if not int8 and (calibrate or list_):
-        raise FcosError("--calibrate and --list are for --int8", fix="add --int8, or leave them out")
+        raise FcosError("--calibrate and --list need --int8", fix="add --int8, or omit them")
     images = find_images(check_on, path) if check_on else photographs()
     click.echo(f"writing {path} ...", err=True)
     if int8:
@@ -153,9 +153,9 @@ def _calibration(
     check_int8(name)
     if not calibrate:
         raise FcosError(
-            "8-bit integers need images to measure their ranges on",
-            fix="give --calibrate a folder with some hundred images like those that the model will get "
-            "(of the training set, not those that AP is measured on)",
+            "--int8 needs calibration images",
+            fix="give --calibrate a folder with a few hundred typical input images, "
+            "for example training images (not those that AP is measured on)",
         )
     return Calibration(loaded.config, find_images(calibrate, path))
 
@@ -163,7 +163,7 @@ def _calibration(
 def _annotations(
     loaded: LoadedModel, list_: Path | None, root: Path | None, *, skip_invalid: bool
 ) -> Annotations:
-    """What AP is measured on: those of `--list`, or of the run."""
+    """The annotations that AP is measured on: those of `--list`, or of the run."""
     import torch
 
     from fcos.detector import Detector
@@ -172,7 +172,7 @@ def _annotations(
         run = run_config(loaded.path)
         if run is None or not run.list_eval:
             raise FcosError(
-                "there is nothing to measure the AP on: the model file is not in a run folder",
+                "no annotations to measure AP on: the model file is not in a run folder",
                 fix="give annotations with --list, and the folder of their images with --root",
             )
         list_, root = Path(run.list_eval), root or (Path(run.root_eval) if run.root_eval else None)
@@ -188,7 +188,7 @@ def _write_int8(
     annotations: Annotations,
     max_loss: float,
 ) -> Search:
-    """Write the quantized model; refuse one that loses too much."""
+    """Write the quantized model, unless it loses too much AP."""
     from fcos.export.quantise import export_int8
 
     def on_trial(in_float32: tuple[str, ...]) -> None:
@@ -203,7 +203,7 @@ def _write_int8(
         for trial in search.trials
     )
     raise FcosError(
-        f"8-bit integers cost {(search.ap_before - search.chosen.ap) * 100:.2f} AP, more than "
+        f"quantization costs {(search.ap_before - search.chosen.ap) * 100:.2f} AP, more than "
         f"{max_loss * 100:g}; nothing was written. AP was {search.ap_before:.4f}; tried:\n  {trials}",
         fix="give more images to --calibrate, or accept the loss with --max-ap-loss",
     )
@@ -213,7 +213,7 @@ def _write_int8(
 
 
 def _report(check: Check, path: Path, name: ExportFormat, search: Search | None, *, as_json: bool) -> None:
-    """What was compared, as a table or JSON."""
+    """Print the comparison as a table or JSON."""
     from dataclasses import asdict
 
     from rich import box
@@ -238,7 +238,7 @@ def _report(check: Check, path: Path, name: ExportFormat, search: Search | None,
             f"same; boxes differ by at most {check.most_pixels:.4f} pixels, scores by {check.most_score:.6f}"
         )
         if check.num_ties:
-            click.echo(f"{check.num_ties} others follow from scores that are equal up to rounding")
+            click.echo(f"{check.num_ties} others differ because their scores are tied up to rounding")
     else:
         kept = " and ".join(search.chosen.in_float32)
         click.echo(f"8-bit integers, {kept} in float32" if kept else "8-bit integers")
@@ -264,6 +264,7 @@ def _differs(check: Check, path: Path) -> FcosError:
     if more := len(check.problems) - len(lines):
         lines.append(f"and {more} more")
     return FcosError(
-        f"the detections of {path.name} differ from PyTorch's; it was not kept:\n  " + "\n  ".join(lines),
-        fix="report it with the output of `fcos info` for the model; another --format may work",
+        f"the detections of {path.name} differ from PyTorch's; the file was deleted:\n  "
+        + "\n  ".join(lines),
+        fix="try another --format, and please report this with the output of `fcos info` for the model",
     )

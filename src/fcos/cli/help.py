@@ -1,4 +1,4 @@
-"""How `--help` looks: titles bold and names coloured in a terminal, plain text elsewhere."""
+"""The style of `--help`: bold titles and coloured names in a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 

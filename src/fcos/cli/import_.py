@@ -36,8 +36,8 @@ def command(
 ) -> None:
     """Convert FILE, a weight file of another code base, to a model file.
 
-    Its tensors are renamed, and the preprocessing, conventions and class names of its authors are stored with
-    them. KEY=VALUE gives settings of its training that the file does not contain.
+    Tensors are renamed, and the original preprocessing, conventions and class names are stored with them.
+    KEY=VALUE gives settings of its training that the file does not contain.
     """
     from fcos.data.names import read_names
     from fcos.weights.import_model import import_model
@@ -49,4 +49,6 @@ def command(
         print_json({"model": output, "origin": origin, "class_names": card.class_names})
         return
     classes = counted(len(card.class_names), "class", "classes")
-    click.echo(f"{output}: a detector of {card.origin or 'fcos'}, {classes}; `fcos info {output}` says more")
+    click.echo(
+        f"{output}: a detector of {card.origin or 'fcos'}, {classes}; for details: `fcos info {output}`"
+    )

@@ -21,7 +21,7 @@ Examples:
   fcos info best.safetensors --json    everything, as JSON
 """
 
-SIZES = {"round": "rounded", "floor": "rounded down", "truncate": "the longer side cut off"}
+SIZES = {"round": "rounded", "floor": "rounded down", "truncate": "longer side truncated"}
 RESIZES = {
     "antialiased": "antialiased",
     "pillow": "as Pillow",
@@ -41,9 +41,9 @@ SHOWN_CLASSES = 8
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
 @json_option
 def command(model: Path, as_json: bool) -> None:
-    """Describe a model file: its origin, classes, preprocessing, conventions, and what was assumed.
+    """Describe a model file: its origin, classes, preprocessing, conventions and assumptions.
 
-    Takes what `fcos predict` takes: a run folder, a model file, an exported file, or a published file of
+    Accepts what `fcos predict` accepts: a run folder, a model file, an exported file, or published weights of
     AdelaiDet, detectron2, MMDetection, the official code or torchvision. Opening a file never runs code from
     it.
     """
@@ -61,7 +61,7 @@ def command(model: Path, as_json: bool) -> None:
         click.echo(f"note: {note}")
     if loaded.card.origin and not exported:
         click.echo(
-            '\npredict, eval and "pretrain" use it like this; '
+            '\nYou can use it as it is with predict, eval and "pretrain"; '
             f"`fcos import {loaded.path.name} -o model.safetensors` converts it to our format"
         )
 
@@ -91,11 +91,11 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
     config, card, rules = loaded.config, loaded.card, CONVENTIONS[loaded.config.rules]
     mean, std = ([round(value, 4) for value in values] for values in loaded.pixel_statistics)
     rank = "class" if rules.rank_by == "class" else "final"
-    stem = ", steps in the 1x1 convolutions" if config.stride_in_1x1 else ""
+    stem = ", stride in the 1x1 convolutions" if config.stride_in_1x1 else ""
     widths = f" of widths {config.backbone_channels}" if config.backbone_channels else ""
     names = ", ".join(card.class_names[:SHOWN_CLASSES])
     unit = "times stride" if config.normalize_targets else "pixels"
-    nms = "over all classes" if config.agnostic_nms else "in each class"
+    nms = "over all classes" if config.agnostic_nms else "per class"
     size = f"longest side {config.view_size}"
     if config.short_side is not None:
         size = f"shorter side {config.short_side}, longest at most {config.view_size}"
@@ -107,14 +107,14 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
         "classes": f"{len(card.class_names)}: {names}{', ...' * (len(card.class_names) > SHOWN_CLASSES)}; "
         f"category ids {min(card.category_ids)} to {max(card.category_ids)}",
         "images": f"{size}, {SIZES[rules.size]}; resized {RESIZES[rules.resize]}",
-        "pixels": f"RGB minus {mean} over {std}; padding to a multiple of 32 with 0 after that",
-        "points": "upper left corner of each cell" if rules.points == "corner" else "centre of each cell",
+        "pixels": f"RGB, (x - {mean}) / {std}; then zero-padded to a multiple of 32",
+        "points": "top-left corner of each cell" if rules.points == "corner" else "centre of each cell",
         "boxes": f"{config.box_activation}(scale * x), {unit}; {CLIPS[rules.clip]}"
         + (", including their last pixels" if rules.inclusive_boxes else ""),
-        "candidates": f"{TESTED[config.threshold_on]} above {config.score_threshold:g}; the best "
+        "candidates": f"{TESTED[config.threshold_on]} above {config.score_threshold:g}; top "
         f"{config.candidates_per_level} of each level by {rank} score",
         "score": score if config.quality != "none" else "class",
-        "detections": f"NMS {nms} at {config.nms_iou:g}, at most {config.detections_per_image} in an image",
+        "detections": f"NMS {nms} at IoU {config.nms_iou:g}, at most {config.detections_per_image} per image",
         "shown from": f"score {card.threshold:.2f} (`fcos predict`; --score-threshold changes it)",
     }
     if isinstance(loaded, ExportedModel):

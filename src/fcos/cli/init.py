@@ -19,7 +19,7 @@ EPILOG = """\b
 Examples:
   fcos init images/                  writes train.json
   fcos init images/ -o birds.json
-  fcos train birds.json                trains with it
+  fcos train birds.json              trains with it
 """
 
 
@@ -36,9 +36,9 @@ Examples:
 @click.option("--force", is_flag=True, help="Overwrite the config file.")
 @json_option
 def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
-    """Propose a train.json for a FOLDER of images with boxes.
+    """Propose a train.json for a FOLDER of annotated images.
 
-    The format of the annotations is recognised; the folder's own splits are used, or made.
+    The annotation format is detected. The folder's own train/val split is used; if it has none, one is made.
     """
     proposals = write_proposal(folder, output, overwrite=force)
     if as_json:
@@ -49,13 +49,13 @@ def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
         print_json({"file": output, "settings": settings})
         return
     print_proposal(proposals, output)
-    click.echo(f"`fcos train {output}` trains with it; edit the file to change a setting")
+    click.echo(f"start training with `fcos train {output}`; edit the file to change a setting")
 
 
 def write_proposal(
     folder: Path, output: Path, overrides: tuple[str, ...] = (), *, overwrite: bool = False
 ) -> list[Proposal]:
-    """Write a config file for a folder; the settings of the training with their reasons.
+    """Write a config file for a folder; return the settings with their reasons.
 
     Args:
         folder: the data.
@@ -83,7 +83,7 @@ def write_proposal(
     text = _as_json(proposals, output.absolute().parent)
     if output.exists() and not overwrite and read_text(output, ConfigError) != text:
         raise ConfigError(
-            "the config file exists already, and is not what would be proposed",
+            "the config file already exists and differs from the proposal",
             where=f"file {output}",
             fix=f"`fcos train {output}` trains with it; "
             f"`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
@@ -116,7 +116,7 @@ def print_proposal(proposals: list[Proposal], output: Path, *, err: bool = False
     from fcos.cli.config import new_table, print_table, show
     from fcos.terminal import printable_line
 
-    table = new_table("setting", "value", "because")
+    table = new_table("setting", "value", "reason")
     for key, value, reason in proposals:
         table.add_row(key, *map(printable_line, (show(_portable(value, Path.cwd())), reason)))
     print_table(table, err=err)

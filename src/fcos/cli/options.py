@@ -20,7 +20,7 @@ def _convert_device(ctx: click.Context, param: click.Parameter, value: str) -> s
         return value
     if all(number.isdigit() for number in value.split(",")):
         return [int(number) for number in value.split(",")]
-    raise click.BadParameter(f"{value!r} is none of {', '.join(DEVICES)}, nor GPU numbers")
+    raise click.BadParameter(f"{value!r} is neither one of {', '.join(DEVICES)} nor GPU numbers")
 
 
 def device_of(model: Path, device: str | list[int]) -> str | list[int]:
@@ -31,7 +31,7 @@ def device_of(model: Path, device: str | list[int]) -> str | list[int]:
 
 
 def _complete_setting(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`key=` for the beginning of a key, `key=value` where a setting takes one of a few values."""
+    """Complete the beginning of a key to `key=`, and `key=` to values where a setting has a few choices."""
     from fcos.config import TrainConfig, choices
 
     key, equals, beginning = incomplete.partition("=")
@@ -50,17 +50,17 @@ device_option = click.option(
     default="auto",
     show_default=True,
     callback=_convert_device,
-    help="auto, cpu, cuda, mps, or GPU numbers such as 0,1,2,3, which share the images.",
+    help="auto, cpu, cuda, mps, or GPU numbers such as 0,1,2,3 to split the images.",
 )
 num_processes_option = click.option(
     "--num-processes",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Processes that share the images with --device cpu.",
+    help="Processes to split the images between, with --device cpu.",
 )
 root_option = click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the images, if it is not found by itself."
+    "--root", type=click.Path(path_type=Path), help="Folder of the images; default: found automatically."
 )
 names_option = click.option(
     "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
@@ -71,13 +71,13 @@ format_option = click.option(
     "format",
     type=click.Choice(["auto", *FORMAT_NAMES]),
     default="auto",
-    help="Format of the annotations; default: recognised.",
+    help="Format of the annotations; default: detected automatically.",
 )
 agnostic_nms_option = click.option(
     "--agnostic-nms",
     is_flag=True,
     default=None,
-    help="NMS over all classes together: one box per object; default: the model's own setting.",
+    help="Class-agnostic NMS: one box per object; default: the model's setting.",
 )
 
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from fcos.predict.video import VideoOptions
 
 STOPPED_BY_CTRL_C = 130  # what shells expect
-MOST_NAMES = 3  # of what could not be read, in the last line
-MANY_IMAGES = 100  # for fewer it takes longer to start processes than they save
+MOST_NAMES = 3  # unreadable files that the last line names
+MANY_IMAGES = 100  # for fewer, starting processes takes longer than they save
 MOST_PROCESSES = 8  # by default: each needs memory
 JPEG_QUALITY = 92
 
@@ -59,7 +59,7 @@ Examples:
 @click.option(
     "--score-threshold",
     type=click.FloatRange(0, 1),
-    help="Minimum score of a detection; default: the model's own, best on its evaluation data.",
+    help="Minimum score of a detection; default: the model's own, the best on its evaluation data.",
 )
 @click.option("--track", is_flag=True, help="Videos: give an object the same number in all frames.")
 @click.option(
@@ -82,8 +82,8 @@ Examples:
 @click.option(
     "--num-processes",
     type=click.IntRange(min=1),
-    help=f"Processes that share the images on a CPU; default: 1; on Linux, for {MANY_IMAGES} images "
-    f"or more, one per core, at most {MOST_PROCESSES}.",
+    help=f"Processes to split the images between on a CPU; default: 1, but on Linux one per core (at most "
+    f"{MOST_PROCESSES}) for {MANY_IMAGES} images or more.",
 )
 def command(
     model: Path,
@@ -103,15 +103,15 @@ def command(
 
     MODEL is a run folder or a model file. A SOURCE is an image, a video, a folder (with its subfolders), a
     pattern like "photos/*.jpg", the URL of an image or video (https://...), a text file with one path per
-    line, a camera number (0), or - for standard input: an image, or paths. Files that cannot be read are
-    reported and skipped; the exit code is then 1.
+    line, a camera number (0), or - for standard input (an image, or paths). Files that cannot be read are
+    reported and skipped, and the exit code is 1.
     """
     from fcos.detector import Detector
     from fcos.predict.sources import FRAMES_FILE, RESULT_FILE, find_sources, plan
     from fcos.predict.video import VideoOptions
 
     check_writable(out)
-    # Planned before other processes start, so that their drawings are not mistaken for files of the user.
+    # Planned before other processes start, so that their output is not mistaken for the user's files.
     planned = plan(find_sources(sources, out), out) if is_first_process() else []
     images = [source for source in planned if source.kind == "image"]
     videos = [source for source in planned if source.kind != "image"]
@@ -150,10 +150,10 @@ def command(
         click.echo(
             f"{counted(len(content['pictures']), 'image')}, {counted(num_detections, 'detection')} "
             f"with a score of at least {threshold:.2f}, {len(content['pictures']) / images_s:.1f} images/s; "
-            f"in {out}, all boxes in {out / RESULT_FILE}"
+            f"saved to {out}, all boxes in {out / RESULT_FILE}"
         )
     if videos and not as_json:
-        click.echo(f"all boxes of the frames in {out / FRAMES_FILE}")
+        click.echo(f"boxes of all frames in {out / FRAMES_FILE}")
     if any(video.get("stopped") for video in outcomes_of_videos):
         raise click.exceptions.Exit(STOPPED_BY_CTRL_C)
     if failed:
@@ -217,7 +217,9 @@ def predict_images(
         about: dict[str, Any] = {"path": source.where}
         if draw:
             target = out / source.name
-            with explained(target, "make room on the disk, give another folder with --out, or --no-draw"):
+            with explained(
+                target, "free some disk space, choose another folder with --out, or use --no-draw"
+            ):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 detections.draw().save(target, quality=JPEG_QUALITY)  # other formats ignore it
             about["drawn"] = str(target)
@@ -237,12 +239,12 @@ def predict_images(
         yield {"path": source.where, "error": result.what} if isinstance(result, DatasetError) else result
 
 
-# Processes that share the images ----------------------------------------------------------------------------
+# Several processes ------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _processes(device: str | list[int], num_processes: int) -> Iterator[tuple[torch.device, Fabric | None]]:
-    """The device of this process, and what connects it with the others that share the images, if any do."""
+    """The device of this process, and the Fabric that connects the processes, if there are several."""
     from fcos.predict.device import torch_device
 
     many_devices = isinstance(device, list) and len(device) > 1
@@ -268,10 +270,10 @@ def was_started_with_others() -> bool:
 
 
 def can_fork(model: Path, device: str | list[int]) -> bool:
-    """Whether the processes that share the images can be forks of this one.
+    """Whether the images can be split between forks of this process.
 
-    They start at once and share the model's memory. On macOS a fork must not compute, Windows has none, and
-    the threads of an exported file's runtime do not live on in one.
+    Forks start at once and share the model's memory. On macOS they must not compute, Windows has none, and
+    the threads of an exported file's runtime do not survive in one.
     """
     from fcos.predict.device import choose_device
     from fcos.weights.load import format_of
@@ -291,7 +293,7 @@ def usual_processes(num_images: int) -> int:
 
 
 def check_video_options(videos: Sequence[Source], track: bool, every: int) -> None:
-    """Refuse options that need a video or a missing package: now, not after an hour of images."""
+    """Reject options that need a video or a missing package now, not after an hour of images."""
     from fcos.predict.tracker import import_trackers
     from fcos.predict.video_reader import import_av
 
@@ -301,7 +303,7 @@ def check_video_options(videos: Sequence[Source], track: bool, every: int) -> No
             import_trackers()
     elif (track or every > 1) and is_first_process():
         option = "--track" if track else "--every"
-        raise click.UsageError(f"{option} is for videos, but no source is a video.")
+        raise click.UsageError(f"{option} works on videos, but no source is a video.")
 
 
 def _predict_videos(
@@ -346,7 +348,7 @@ def _lines_to(path: Path) -> Iterator[TextIO]:
         raise OutputError(
             f"cannot be written: {reason_of(error)}",
             where=str(error.filename or path.parent),
-            fix="make room on the disk, or give another folder with --out",
+            fix="free some disk space, or choose another folder with --out",
         ) from error
 
 

@@ -18,7 +18,7 @@ EPILOG = """\b
 Examples:
   fcos quickstart
   fcos quickstart --out digits epochs=20
-  fcos quickstart --out digits --data-only      only the images with boxes, to try commands on
+  fcos quickstart --out digits --data-only      only generate the data set, to try other commands on
 """
 
 
@@ -41,9 +41,9 @@ Examples:
     "--num-train", type=click.IntRange(min=1), default=1500, show_default=True, help="Images to train on."
 )
 @click.option(
-    "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Images held out."
+    "--num-eval", type=click.IntRange(min=1), default=100, show_default=True, help="Images to evaluate on."
 )
-@click.option("--data-only", is_flag=True, help="Only write the data set.")
+@click.option("--data-only", is_flag=True, help="Only generate the data set.")
 @overrides_argument()
 @json_option
 def command(
@@ -57,8 +57,8 @@ def command(
 ) -> None:
     """Train and evaluate a small detector in five minutes, offline.
 
-    Builds an ordinary data set of handwritten digits on photographs, trains a small model on it, evaluates
-    the model on held-out images and draws its predictions. KEY=VALUE changes a setting, as in `fcos train`.
+    Generates a data set of handwritten digits on photographs, trains a small model on it, evaluates it on
+    held-out images and draws its predictions. KEY=VALUE overrides a setting, as in `fcos train`.
     """
     from fcos.config import load_config
 
@@ -92,7 +92,7 @@ def command(
 
 
 def busy_cores() -> str | None:
-    """A warning where other programs use the processor."""
+    """A warning if other programs keep the processor busy."""
     from fcos.train.throughput import busy_share
 
     share = busy_share()

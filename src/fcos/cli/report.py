@@ -1,4 +1,4 @@
-"""`fcos report`: one page about a run, or about the difference of two."""
+"""`fcos report`: an HTML report on a run, or on the differences between two."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Examples:
     "--pictures",  # its former name
     "images",
     type=click.IntRange(min=0),
-    help="Examples to show; default: 48, or 24 for two runs.",
+    help="Number of example images; default: 48, or 24 for two runs.",
 )
 @device_option
 @json_option
@@ -45,10 +45,9 @@ def command(
     device: str | list[int],
     as_json: bool,
 ) -> None:
-    """Write a self-contained HTML page about a training.
+    """Write a self-contained HTML report on a run.
 
-    RUN is the folder of a training. With RUN_B, the page compares the two on the images that both were
-    evaluated on.
+    RUN is a run folder. With RUN_B, the report compares the two on the images that both were evaluated on.
     """
     from fcos.report.run_folder import read_run
 

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  fcos train images/                        proposes a train.json, writes it and trains
+  fcos train images/                        proposes and writes a train.json, then trains
   fcos train train.json                     trains with a config file
   fcos train train.json epochs=24 lr_base=0.02
   fcos train train.json load=true           resumes where the run stopped
   fcos train runs/birds/config.json load=true epochs=48
                                             resumes this run, or extends it
-  fcos train train.json --json              JSON at the end: run, model, numbers
+  fcos train train.json --json              prints run, model and metrics as JSON at the end
   fcos train runs/birds/config.json run_folder=runs/again
                                             repeats a run
 `fcos config` lists every setting.
@@ -47,8 +47,8 @@ Examples:
 def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Train a detector.
 
-    TRAIN_JSON holds the settings; KEY=VALUE changes one for this training. For a
-    FOLDER of images with boxes, a train.json is proposed from the data and the machine, written, and used.
+    TRAIN_JSON contains the settings; KEY=VALUE overrides one of them. For a FOLDER of annotated images,
+    `fcos train` proposes settings for the data and the machine, writes them to a train.json, and uses that.
     """
     from fcos.cli.init import print_proposal, write_proposal
     from fcos.config import check_overrides, load_config
@@ -63,16 +63,16 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
         check_overrides(overrides)
         if {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"} & os.environ.keys():
             raise ConfigError(
-                "under torchrun and srun a training starts from a train.json, not from a folder",
+                "under torchrun and srun, training needs a train.json, not a folder",
                 where=str(source),
-                fix=f"fcos init {source}, then start with the train.json that it writes",
+                fix=f"fcos init {source}, then train with the train.json that it writes",
             )
         if os.environ.get("LOCAL_RANK", "0") == "0":  # on several GPUs, each process runs this command again
             print_proposal(write_proposal(source, output, overrides), output, err=as_json)
         source = output
     config = load_config(source, overrides)
 
-    from fcos.report.after_training import train_and_draw  # brings torch: a wrong setting is answered at once
+    from fcos.report.after_training import train_and_draw  # imports torch: a wrong setting is reported before
 
     run = train_and_draw(config)
     if as_json and is_first_process():
@@ -83,7 +83,7 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
 
 
 def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
-    """Print the twelve numbers of the best epoch, the files of the run, and what to do next."""
+    """Print the twelve COCO metrics of the best epoch, the files of the run, and next steps."""
     from fcos.metrics.coco import summary_of
 
     if best := best_line(folder):
@@ -92,14 +92,14 @@ def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
         click.echo(f"{what + ':':10}{file}")
     run = shlex.quote(str(folder))
     click.echo(
-        f"\nWhat next:\n  fcos predict {run} PHOTO.jpg     draw what it detects\n"
+        f"\nNext steps:\n  fcos predict {run} PHOTO.jpg     draw its detections\n"
         f"  fcos demo {run}                  try it in the browser\n"
         f"  fcos export {run} --format onnx  or openvino, torch"
     )
 
 
 def best_line(folder: Path) -> dict[str, Any] | None:
-    """The line of metrics.jsonl of the best epoch; None where nothing was measured, or the file is gone."""
+    """The best epoch's line of metrics.jsonl; None if nothing was evaluated or the file is gone."""
     from fcos.report.curves import best_evaluation, read_metrics
 
     try:
@@ -113,12 +113,12 @@ def left_in(folder: Path) -> list[tuple[str, Path]]:
     """The result files of a run, by what they are."""
     names = {"report": "report.html", "curves": "curves.png", "model": "best.safetensors"}
     if not (folder / names["model"]).is_file():
-        names["model"] = "last.safetensors"  # nothing was measured
+        names["model"] = "last.safetensors"  # nothing was evaluated
     return [(what, folder / name) for what, name in names.items() if (folder / name).is_file()]
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """The result of a training: its folder, its model, and the numbers of the best epoch.
+    """The result of a training: its folder, its model, and the metrics of the best epoch.
 
     `epoch` and `metrics` are None where nothing was evaluated, `model` where the run was stopped before.
     """

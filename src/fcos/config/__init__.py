@@ -1,4 +1,4 @@
-"""`train.json`: its settings, how it is read, and what must hold between settings.
+"""`train.json`: its settings, how it is read, and the rules between settings.
 
 Read `schema` first (every setting: default, unit, meaning), then `load` (defaults, preset, file and command
 line to one configuration), `file` (a file or the command line to values), `checks` (between settings),

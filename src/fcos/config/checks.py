@@ -1,7 +1,7 @@
-"""Rules between settings, and the checks that need the world outside of the config file.
+"""Rules between settings, and checks of what is outside the config file.
 
-`broken_rules` is asked at loading, when each value is right by itself. The `check_...` functions look at
-files, names and installed packages; training calls them before it starts.
+`broken_rules` runs when a config is loaded, after each value has been checked by itself. The `check_...`
+functions check files, names and installed packages; training calls them before it starts.
 """
 
 from __future__ import annotations
@@ -52,17 +52,19 @@ def _levels(config: TrainConfig) -> Iterator[Broken]:
     if strides[:3] != [8, 16, 32] or not doubled:
         yield Broken(
             ("strides",),
-            f"strides {strides} do not start with 8, 16, 32 and double from level to level",
+            f"strides {strides} must start with 8, 16, 32 and double from level to level",
             "give for example [8, 16, 32, 64, 128]",
         )
     if any(b <= a for a, b in pairwise([0, *ranges])):
-        yield Broken(("regress_ranges",), f"regress_ranges {ranges} do not ascend from above 0", "sort them")
+        yield Broken(
+            ("regress_ranges",), f"regress_ranges {ranges} must be positive and increasing", "sort them"
+        )
     if len(ranges) != len(strides) - 1:
         yield Broken(
             ("regress_ranges", "strides"),
             f"regress_ranges has {counted(len(ranges), 'entry', 'entries')} for "
             f"{counted(len(strides), 'stride')}",
-            f"give {len(strides) - 1}: one for each level but the last, which has no upper limit",
+            f"give {len(strides) - 1}: one per level except the last, which has no upper limit",
         )
 
 
@@ -86,7 +88,7 @@ def _image_size(config: TrainConfig) -> Iterator[Broken]:
 def _schedule(config: TrainConfig) -> Iterator[Broken]:
     entries = config.lr_schedule
     if any(b <= a for a, b in pairwise([0, *entries])):
-        yield Broken(("lr_schedule",), f"lr_schedule {entries} does not ascend from above 0", "sort it")
+        yield Broken(("lr_schedule",), f"lr_schedule {entries} must be positive and increasing", "sort it")
     if any(entry < 1 for entry in entries) and any(entry >= 1 for entry in entries):
         yield Broken(
             ("lr_schedule",),
@@ -99,7 +101,7 @@ def _devices(config: TrainConfig) -> Iterator[Broken]:
     device = config.device
     if isinstance(device, list) and (not device or min(device) < 0 or len(set(device)) < len(device)):
         yield Broken(
-            ("device",), f"device {device} is not a list of different GPU numbers", "give for example [0, 1]"
+            ("device",), f"device {device} must be a list of distinct GPU numbers", "give for example [0, 1]"
         )
 
 
@@ -140,18 +142,18 @@ def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
 
 
 def known_num_devices(config: TrainConfig) -> int:
-    """Number of devices as far as the config alone tells it; 1 where the machine decides."""
+    """Number of devices according to the config; 1 where it depends on the machine."""
     if isinstance(config.device, list):
         return len(config.device)
     return config.num_processes if config.device == "cpu" else 1
 
 
 def split_batch(batch_size: int, num_devices: int, micro_batch: int | None) -> tuple[int, int]:
-    """How one optimizer step is divided.
+    """How the batch of an optimizer step is split.
 
     Args:
         batch_size: images of one optimizer step, over all devices.
-        num_devices: devices that share them.
+        num_devices: devices that the batch is split over.
         micro_batch: images of one forward pass on one device; None: the device's whole share.
 
     Returns:
@@ -166,14 +168,14 @@ def split_batch(batch_size: int, num_devices: int, micro_batch: int | None) -> t
     devices = counted(num_devices, "device")
     micro = f" in micro-batches of {micro_batch}" if micro_batch else ""
     raise ConfigError(
-        f"nbatch_train {batch_size} cannot be shared evenly by {devices}{micro}",
+        f"nbatch_train {batch_size} cannot be split evenly over {devices}{micro}",
         where="nbatch_train, micro_batch, device",
         fix=f"give nbatch_train {' or '.join(map(str, sizes))}",
     )
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Refuse data that is not there: every missing path is named.
+    """Reject a config whose data does not exist, naming every missing path.
 
     Raises:
         ConfigError: no training data is given, or paths do not exist.
@@ -201,7 +203,7 @@ def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:
             yield ConfigError(
                 f'"{key}": {path} does not exist',
                 where=config.origin(key),
-                fix=f"correct the path; the part that exists is {there}",
+                fix=f"correct the path; the existing part of it is {there}",
             )
 
 
@@ -210,7 +212,7 @@ def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
     if config.classes is None or config.classes == len(class_names):
         return
     named = counted(len(class_names), "class name")
-    background = " (the background does not count)" if config.classes == len(class_names) + 1 else ""
+    background = " (background is not counted)" if config.classes == len(class_names) + 1 else ""
     raise ConfigError(
         f'"classes" is {config.classes}, but the data has {named}{background}',
         where=config.origin("classes"),
@@ -220,7 +222,7 @@ def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
 
 
 def check_backbone(config: TrainConfig) -> None:
-    """Refuse a backbone that timm does not know, with the nearest name that it does know."""
+    """Reject a backbone that timm does not know, and suggest the closest name."""
     import timm  # takes seconds and brings torch: only where a network is built anyway
 
     if re.fullmatch(r"[\w.]+", config.backbone, re.ASCII) and timm.is_model(config.backbone):
@@ -230,7 +232,7 @@ def check_backbone(config: TrainConfig) -> None:
     raise ConfigError(
         f'"backbone": "{config.backbone}" is not a timm model',
         where=config.origin("backbone"),
-        fix=f"the nearest names are {names}; timm.list_models() has all",
+        fix=f"the closest names are {names}; timm.list_models() lists all",
     )
 
 

@@ -1,8 +1,8 @@
-"""What code bases of FCOS do differently with the same network: the setting `rules`.
+"""The conventions in which FCOS code bases differ although their network is the same: the setting `rules`.
 
-Weights give their authors' numbers only if images are prepared and boxes decoded as in training.
-Each name of the setting is a row of `CONVENTIONS`; the values are arguments of resizing, points, targets,
-losses and post-processing (`model/build.py`, `data/loader.py`), which explain them.
+Weights reach their published AP only if images are preprocessed and boxes decoded as in training. Each value
+of the setting is an entry of `CONVENTIONS`; its fields are arguments of resizing, points, targets, losses and
+post-processing (`model/build.py`, `data/loader.py`), where they are documented.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ class Conventions(NamedTuple):
     """The conventions of one code base; the defaults are ours.
 
     Attributes:
-        size: how the sides of the resized image become whole numbers.
-        resize: how its pixels are computed.
-        points: where in its cell a point lies.
-        score: final score from class score and quality.
-        rank_by: what chooses the candidates of a level.
+        size: how the sides of the resized image are rounded to whole pixels.
+        resize: the interpolation.
+        points: position of a point in its cell.
+        score: how the final score is computed from class score and quality.
+        rank_by: the score that ranks the candidates of a level.
         clip: when boxes are clipped to the image.
-        keep_empty: boxes without area stay.
-        inclusive_boxes: the right and bottom sides are the last pixels of a box, not the ends after them.
-        keep_ties: more than `detections_per_image` stay where the last have equal scores.
-        strict_ranges: the ends of a level's range belong to no level, instead of to both.
-        areas: how the areas are compared that decide which box a point in several of them learns.
-        iou_plus_one: intersection and union of the box loss have 1 added, in the units of the box branch.
-        weight_boxes: the box loss is weighted by centerness (and divided by its sum).
+        keep_empty: keep boxes without area.
+        inclusive_boxes: x2 and y2 are the last pixels of a box, instead of the ends after them.
+        keep_ties: keep more than `detections_per_image` if the last ones have equal scores.
+        strict_ranges: the limits of a level's range belong to neither level, instead of to both.
+        areas: how areas are compared when a point lies in several boxes.
+        iou_plus_one: add 1 to intersection and union in the box loss, in the units of the box branch.
+        weight_boxes: weight the box loss by centerness (and divide it by its sum).
     """
 
     size: SizeRule = "round"

@@ -1,4 +1,4 @@
-"""From a train.json and the command line to raw values that know where they were given.
+"""Read a train.json and the command line as raw values, each with the place where it was given.
 
 The file is one flat JSON object, so a key's line can be found by looking: a string that is followed by a
 colon is a key, in this file and in every valid one.
@@ -40,13 +40,13 @@ def read_file(path: Path) -> list[Given]:
         raise _explain(error, path) from None
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         raise ConfigError(
-            "a value of the config file is too long to be a number, or nested too deeply",
+            "a value in the config file is too long for a number, or nested too deeply",
             where=f"file {path}",
-            fix="settings are numbers, text, true, false, and lists of them",
+            fix="use numbers, text, true, false, null, or lists of them",
         ) from error
     if not isinstance(values, dict):
         raise ConfigError(
-            "a config file is one JSON object",
+            "the config file must be a single JSON object",
             where=f"file {path}, line 1",
             fix='put the settings in braces: {"list_train": "...", "epochs": 12}',
         )
@@ -71,7 +71,7 @@ def read_override(word: str, text_keys: Collection[str]) -> Given:
     key, equals, text = word.partition("=")
     if not equals or not key.strip():
         raise ConfigError(
-            f"{word!r} does not say which setting it changes",
+            f"{word!r} is not of the form key=value",
             where=COMMAND_LINE,
             fix="write key=value without spaces, for example epochs=24",
         )
@@ -93,25 +93,25 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # Windows editors put a byte order mark in front
     except FileNotFoundError:
-        what, fix = "there is no such config file", "`fcos init FOLDER` writes one for a folder of images"
+        what, fix = "the config file does not exist", "`fcos init FOLDER` writes one for a folder of images"
     except IsADirectoryError:
         what, fix = "this is a folder, not a config file", f"`fcos init {path}` writes a config file for it"
     except PermissionError:
-        what, fix = "the config file may not be read", "change its permissions"
+        what, fix = "no permission to read the config file", "change its permissions"
     except UnicodeDecodeError:
-        what, fix = "the config file is not UTF-8 text", "give a train.json; save it as UTF-8"
+        what, fix = "the config file is not UTF-8 text", "save it as UTF-8, or give another file"
     raise ConfigError(what, where=f"file {path}", fix=fix)
 
 
 def _explain(error: json.JSONDecodeError, path: Path) -> ConfigError:
-    """What is wrong with the JSON, and what to type instead."""
+    """The error for invalid JSON, with what to write instead."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     python_words = {"True": "true", "False": "false", "None": "null"}
     word = re.match(r"\w*", after)
     if not before and not after:
         fix = 'write the settings as {"list_train": "...", "epochs": 12}'
     elif after.startswith(("//", "#", "/*")):
-        fix = "JSON has no comments: remove this one"
+        fix = "remove the comment: JSON does not allow comments"
     elif (before.endswith(",") and after[:1] in ("}", "]")) or re.match(r",\s*[}\]]", after):
         fix = "remove the comma before the closing bracket"
     elif after.startswith("'"):
@@ -119,11 +119,11 @@ def _explain(error: json.JSONDecodeError, path: Path) -> ConfigError:
     elif word and word[0] in python_words:
         fix = f"write {python_words[word[0]]} instead of {word[0]}"
     elif "delimiter" in error.msg and not after:
-        fix = "the closing brace is missing"
+        fix = "add the missing closing brace"
     elif "',' delimiter" in error.msg:
-        fix = "a comma is missing before this place"
+        fix = "add the missing comma before this position"
     else:
-        fix = "correct the JSON at this place"
+        fix = "correct the JSON at this position"
     return ConfigError(
         f"the config file is not valid JSON ({error.msg})",
         where=f"file {path}, line {error.lineno}, column {error.colno}",

@@ -1,4 +1,4 @@
-"""From a train.json and the command line to `TrainConfig`, with every mistake in one error.
+"""Read a train.json and the command line as a `TrainConfig`, reporting all mistakes in one error.
 
 Values come from four places, the later ones win: the default, the preset (`model`), the file, the command
 line.
@@ -83,7 +83,7 @@ def load_config(
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse overrides that are wrong whatever the train.json says; for a command that has yet to write it.
+    """Reject overrides that are wrong in any case, before a command writes the train.json.
 
     Raises:
         ConfigError: names every key, value and path that is wrong.
@@ -154,13 +154,13 @@ def _is_repeated(entry: Given, first: Given) -> bool:
 
 
 def _unknown(entry: Given) -> ConfigError:
-    """A key that is none of ours: what it is here where another tool has it, else what it resembles."""
+    """The error for an unknown key: our name for another tool's setting, or else the closest match."""
     what = f'"{entry.key}" is not a setting'
     if ours := settings_for(entry.key):
         words = " and ".join(f'"{key}" ({_meaning(key)})' for key in ours)
-        return ConfigError(what, where=entry.where, fix=f"here it is {words}")
+        return ConfigError(what, where=entry.where, fix=f"use {words}")
     if why := why_none(entry.key):
-        return ConfigError(what, where=entry.where, fix=f"remove it: there is none here; {why}")
+        return ConfigError(what, where=entry.where, fix=f"remove it: there is no equivalent; {why}")
     similar = nearest(entry.key, [*TrainConfig.model_fields, *ALIASES])
     fix = (
         f'did you mean "{ALIASES.get(similar, similar)}"?'
@@ -171,7 +171,7 @@ def _unknown(entry: Given) -> ConfigError:
 
 
 def _meaning(key: str) -> str:
-    """What a setting is, without what its description says in brackets: the message has brackets already."""
+    """A setting's description without its parentheses: the message has its own."""
     return re.sub(r" \([^()]*\)", "", TrainConfig.model_fields[key].description or "")
 
 
@@ -185,12 +185,12 @@ def _preset(entry: Given | None, problems: list[ConfigError]) -> str:
     similar = difflib.get_close_matches(str(name), PRESETS, n=1)
     hint = f'did you mean "{similar[0]}"? ' if similar else ""
     if is_weight_file(str(name)):
-        hint = 'weights of FCOS to start from go into "pretrain" (those of other detectors do not fit). '
+        hint = 'to start from FCOS weights, set "pretrain" (weights of other detectors do not fit). '
     problems.append(
         ConfigError(
             f'"model": {json.dumps(name)} is not a preset',
             where=entry.where,
-            fix=f'{hint}There are {", ".join(PRESETS)}; a timm network goes into "backbone"',
+            fix=f'{hint}Presets: {", ".join(PRESETS)}; to use a timm network, set "backbone"',
         )
     )
     return default
@@ -214,7 +214,7 @@ def _scale_rate(values: dict[str, Any], given: Mapping[str, Given]) -> dict[str,
 
 
 def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]) -> TrainConfig:
-    """Check each value, then the rules between those that are right; return what could be made of it."""
+    """Check each value, then the rules between the valid ones; return the config without the invalid ones."""
     config, wrong = _values(values, given, problems)
     for broken in broken_rules(config):
         if wrong.isdisjoint(broken.keys):
@@ -225,7 +225,7 @@ def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list
 def _values(
     values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]
 ) -> tuple[TrainConfig, set[str]]:
-    """Check each value by itself; the settings without those that are wrong, and the keys of these."""
+    """Check each value by itself; return the config without the invalid ones, and their keys."""
     try:
         return TrainConfig.model_validate(values), set()
     except ValidationError as error:
@@ -236,14 +236,14 @@ def _values(
 
 
 def _wrong_value(entry: Given) -> ConfigError:
-    """What a setting was given, what it takes, and the nearest of its words."""
+    """The error for an invalid value: what the setting accepts, and the closest choice."""
     taken, meaning = expects(entry.key), TrainConfig.model_fields[entry.key].description
     written = str(entry.value).lower()
     words = choices(entry.key)
     similar = difflib.get_close_matches(WORDS_ELSEWHERE.get(written, f'"{written}"'), words, n=1)
     hint = f"did you mean {similar[0]}? It takes" if similar and isinstance(entry.value, str) else "give"
     return ConfigError(
-        f'"{entry.key}": {json.dumps(entry.value)} is not possible',
+        f'"{entry.key}": {json.dumps(entry.value)} is not a valid value',
         where=entry.where,
         fix=f"{hint} {taken} ({meaning})",
     )

@@ -1,4 +1,4 @@
-"""What other tools call a setting: not taken, since it may mean something else, but the message names ours.
+"""Names of settings in other tools: not accepted, since their meaning may differ, but the error names ours.
 
 Ultralytics, MMDetection, detectron2 (and AdelaiDet), torchvision's references, and words that all have.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-# Our setting, or several that belong together, for words of others; in lower case, with "_" for "-".
+# Our setting, or several that belong together, and its names elsewhere; in lower case, with "_" for "-".
 SAME = {
     "nbatch_train": "batch batch_size train_batch_size samples_per_gpu images_per_gpu ims_per_batch "
     "solver.ims_per_batch train_dataloader.batch_size data.samples_per_gpu train.batch_size bs",

@@ -1,4 +1,4 @@
-"""Frozen batch norm in the weights of the convolution before it.
+"""Fold frozen batch norm into the weights of the convolution before it.
 
 With fixed statistics and affine weights, batch norm is a factor and a shift for each channel:
 ``norm(conv(x, w)) = conv(x, w * factor) + shift``, with the same gradients. That saves passes over the

@@ -1,4 +1,4 @@
-"""Pixels minus mean over std in a quarter of the time.
+"""Normalize pixels, (x - mean) / std, in a quarter of the time.
 
 Worth: a prediction of `fcos_lite0` takes 1.03 times as long without it.
 """

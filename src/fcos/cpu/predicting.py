@@ -1,4 +1,4 @@
-"""The network as it predicts fastest on a CPU: `for_predicting`."""
+"""`for_predicting`: the network, optimized for prediction on a CPU."""
 
 from __future__ import annotations
 

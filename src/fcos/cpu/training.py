@@ -1,4 +1,4 @@
-"""The network as it trains fastest on a CPU: `for_training`."""
+"""`for_training`: the network, optimized for training on a CPU."""
 
 from __future__ import annotations
 

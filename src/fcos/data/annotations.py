@@ -1,4 +1,4 @@
-"""What a data set is once it is read, whatever format it came from.
+"""The annotations of a data set in memory, independent of their file format.
 
 `Annotations` is the one thing that readers make and everything else takes. It keeps its boxes in a few
 arrays, not in an object per box: a million boxes stay small, and loader workers that are forked share them.

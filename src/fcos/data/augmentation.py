@@ -1,4 +1,4 @@
-"""Random changes of training images: the policies of the setting `augmentation`.
+"""Data augmentation: the policies of the setting `augmentation`.
 
 Geometry is torchvision's (`transforms.v2` on `tv_tensors`), drawn from torch's generator, which the data set
 seeds from (seed, position in the stream); colors are one affine map of a pixel.
@@ -26,7 +26,7 @@ POLICIES = {
     "color": "brightness, contrast, saturation",
     "standard": "color, and crops of at least 60 % of each side",
     "strong": "color, smaller crops, zooming out, rotation by up to 10 degrees",
-    "overhead": "standard, quarter turns and mirrors: for images without up and down, as from a microscope",
+    "overhead": "standard, quarter turns and mirrors: for aerial and microscope images",
 }
 
 
@@ -56,7 +56,9 @@ def build_policy(name: bool | str) -> Augmentation:
         return NO_AUGMENTATION
     key = "standard" if name is True else name
     if key not in POLICIES:
-        raise ConfigError(f'"augmentation": there is no policy "{key}"', fix=f"one of {', '.join(POLICIES)}")
+        raise ConfigError(
+            f'"augmentation": there is no policy "{key}"', fix=f"use one of {', '.join(POLICIES)}"
+        )
     geometry = None if key == "color" else v2.Compose(_geometry(key))
     return Augmentation(
         geometry, ColorChange(), quarter_turns=key == "overhead", smallest_crop=SMALLEST_CROP.get(key, 1.0)

@@ -1,4 +1,4 @@
-"""Annotations kept as arrays in the user's cache folder, so that a large file is read once.
+"""A cache of annotations as arrays in the user's cache folder, so that a large file is parsed only once.
 
 A cache file holds arrays as they are in memory and is mapped, not read: it opens at once, only what is used
 comes into memory, and all processes of a machine share it. It is valid for one path, size and moment of

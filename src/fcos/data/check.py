@@ -1,4 +1,4 @@
-"""Find everything that is wrong with a data set before training starts, and describe what is in it.
+"""Find all problems of a data set before training starts, and summarize it.
 
 *Problems* make an image or a box unusable: training refuses them, or leaves exactly those out. One problem
 is of the whole data set, that it has no box, and is never left out. *Warnings* are worth knowing and change
@@ -85,7 +85,7 @@ class CheckReport:
 
     @property
     def of_all(self) -> list[Problem]:
-        """What is wrong with the whole data set, which cannot be left out."""
+        """Problems of the whole data set, which cannot be skipped."""
         return [problem for problem in self.problems if problem.record is None]
 
     def summary(self) -> str:
@@ -97,7 +97,7 @@ class CheckReport:
         return f"{' and '.join(parts)} cannot be used" if parts else "everything can be used"
 
     def raise_problems(self, *, may_lack_boxes: bool = False) -> None:
-        """Refuse the data set if it has problems, naming them.
+        """Raise an error that names the problems, if there are any.
 
         Args:
             may_lack_boxes: there is use for images without a single box: detections of a test set.
@@ -152,7 +152,7 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
     unusable = {p.record for p in report.problems if p.box is None and p.record is not None}
     if len(unusable) == len(annotations):
         raise DatasetError(
-            "not a single image can be used",
+            "none of the images can be used",
             where=shown([str(problem) for problem in report.problems]),
             fix="correct the folder of images (root_train / root_eval / --root)",
         )
@@ -167,10 +167,10 @@ def lack_of_boxes(annotations: Annotations) -> list[Problem]:
         return _fractions(annotations)
     images = counted(len(annotations), "image")
     if len(annotations.labels):
-        what, fix = f"{images}, but not one box besides crowd regions", "correct 'iscrowd' in the annotations"
+        what, fix = f"{images}, but no boxes other than crowd regions", "correct 'iscrowd' in the annotations"
     else:
-        what = f"{images}, but not one box (taken for format {annotations.format})"
-        fix = "put the annotations where the format has them, or name them in a train.json (list_train)"
+        what = f"{images}, but no boxes (read as format {annotations.format})"
+        fix = "put the annotations where the format expects them, or set list_train in a train.json"
     return [Problem(what, str(annotations.source), fix, record=None)]
 
 
@@ -180,7 +180,7 @@ def _fractions(annotations: Annotations) -> list[Problem]:
     within_a_pixel = format_named(annotations.format).in_pixels and ((boxes >= 0) & (boxes <= 1)).all()
     if not within_a_pixel or (boxes == np.floor(boxes)).all():
         return []
-    what = "every box lies within one pixel: the coordinates are fractions of the image, not pixels"
+    what = "every box is smaller than a pixel: the coordinates seem to be fractions of the image, not pixels"
     fix = "multiply them by the width and height of the images"
     return [Problem(what, str(annotations.source), fix, record=None)]
 
@@ -238,11 +238,11 @@ def _box_problems(
     label_known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
     # The first kind that holds is told.
     kinds = {
-        "is not of finite numbers": ~np.isfinite(boxes_xyxy).all(axis=1),
+        "has coordinates that are not finite": ~np.isfinite(boxes_xyxy).all(axis=1),
         "class": ~label_known,
         "is inverted: a maximum is below its minimum": (x2 < x1) | (y2 < y1),
         "has no area": (x2 == x1) | (y2 == y1),
-        "sticks out of the image": (overhang > MAX_OVERHANG) | (inside_w <= 0) | (inside_h <= 0),
+        "extends beyond the image": (overhang > MAX_OVERHANG) | (inside_w <= 0) | (inside_h <= 0),
     }
     bad = np.flatnonzero(np.any(list(kinds.values()), axis=0) & (height > 0))
     format = format_named(annotations.format)
@@ -259,10 +259,10 @@ def _box_problems(
         what = place.unknown_class
         if kind != "class":
             what = f"box [{', '.join(map(number_text, boxes_xyxy[box].tolist()))}] {kind}"
-        if kind.startswith("sticks out"):
+        if kind.startswith("extends"):
             what += f" (width {sizes_hw[index][1]}, height {sizes_hw[index][0]})"
         where = f"{place.where}, image '{record.path.name}'"
-        yield Problem(what, where, "correct the box, or leave it out", index, number)
+        yield Problem(what, where, "correct the box, or remove it", index, number)
 
 
 def _unknown_class(label: int, num_classes: int, format: Format) -> str:
@@ -281,7 +281,7 @@ def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Ite
         yield Problem(note, str(annotations.source), "", record=None)
     if len(annotations.labels) and annotations.is_difficult.all():
         what, fix = (
-            "all boxes are difficult: evaluation counts none of them",
+            "all boxes are difficult, so evaluation ignores them",
             "correct 'difficult' or 'ignore'",
         )
         yield Problem(what, str(annotations.source), fix, record=None)
@@ -289,7 +289,7 @@ def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Ite
     for index, (record, header) in enumerate(zip(annotations, headers, strict=True)):
         first = first_of.setdefault(record.path, index)
         if first != index:
-            what = f"image '{record.path.name}' is listed a second time"
+            what = f"image '{record.path.name}' is listed twice"
             yield Problem(what, record.where, f"it is also at {annotations[first].where}: merge them", index)
         if header and record.size_hw and sorted(record.size_hw) != sorted(header.raw_size_hw):
             (height, width), (true_height, true_width) = record.size_hw, header.size_hw

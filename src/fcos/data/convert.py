@@ -1,4 +1,4 @@
-"""Annotations of any format written in any other."""
+"""Convert annotations between formats."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def convert(
     """
     target = format_named(to)
     if target.write is None:
-        raise DatasetError(f"format {to} is read only", where=str(out), fix="choose another with --to")
+        raise DatasetError(
+            f"format {to} can only be read, not written", where=str(out), fix="choose another with --to"
+        )
     name_file = target.names_beside(out) if target.names_beside else None
     _check_out(out, target, name_file, copy_images)
     beside = find_name_file(source, root, format) if names is None else None
@@ -79,14 +81,14 @@ def _check_out(out: Path, target: Format, name_file: Path | None, copy_images: b
         )
     if suffix and copy_images:
         raise DatasetError(
-            f"format {target.name} refers to images where they are",
+            f"format {target.name} refers to images by path and does not copy them",
             where=str(out),
-            fix="leave --copy-images out",
+            fix="omit --copy-images",
         )
     for path in filter(None, (out, name_file)):
         if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
             raise DatasetError(
-                "the output exists already", where=str(path), fix="remove it, or choose another name"
+                "the output already exists", where=str(path), fix="remove it, or choose another name"
             )
     check_writable(out)
 
@@ -117,8 +119,8 @@ def _check_names_can_be_written(annotations: Annotations) -> None:
         if not is_printable(str(record.path)):
             faults.add(record.where, f"image {str(record.path)!r}")
     faults.raise_any(
-        "name holds control characters, or spaces at its ends",
-        "names hold control characters, or spaces at their ends",
+        "name contains control characters, or starts or ends with a space",
+        "names contain control characters, or start or end with a space",
         "rename the classes and images",
     )
 

@@ -1,4 +1,4 @@
-"""Reading any image that real folders hold as upright 8-bit RGB, and its boxes along with it.
+"""Read images of any format as upright 8-bit RGB, with their boxes.
 
 Cameras store an image as the sensor saw it, with an EXIF tag that says how to turn it. Pixels are always
 turned upright here. Boxes are turned only where the annotations can be seen to be in the sensor's frame: the
@@ -158,7 +158,7 @@ def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of an image that is open already, upright."""
     if 0 in image.size:
-        raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="leave it out")
+        raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="remove it")
     return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
 
 
@@ -211,10 +211,12 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
             check_regular(file)  # opening a pipe waits for ever
         with _open_quietly(file) as image:
             if 0 in image.size:
-                raise DatasetError("image without pixels", where=where, fix="leave it out")
+                raise DatasetError("image without pixels", where=where, fix="remove it")
             if image.format == "EPS":  # a program, which Pillow has Ghostscript run
                 raise DatasetError(
-                    "an EPS file, which is a program and not run", where=where, fix="convert it to PNG"
+                    "an EPS file, which is a program and is not executed",
+                    where=where,
+                    fix="convert it to PNG",
                 )
             yield image, Header((image.height, image.width), _orientation(image))
     except DatasetError:
@@ -225,11 +227,11 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
         ) from None
     except Image.DecompressionBombError as error:
         raise DatasetError(
-            f"image has too many pixels ({error})", where=where, fix="cut or scale the image"
+            f"image has too many pixels ({error})", where=where, fix="crop or resize the image"
         ) from error
     except Exception as error:
         raise DatasetError(
-            _what_is_wrong(file, error), where=where, fix="replace the file, or leave the image out"
+            _what_is_wrong(file, error), where=where, fix="replace the file, or remove the image"
         ) from error
 
 
@@ -239,7 +241,7 @@ def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
     if isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0:
         return "image file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
-        return "image cannot be decoded: not an image, or of a format that Pillow does not read"
+        return "image cannot be decoded: not an image, or in a format that Pillow does not support"
     if isinstance(error, MemoryError):
         return "image cannot be decoded: out of memory"
     return f"image cannot be decoded: {error}"
@@ -352,30 +354,30 @@ def pixels_of(image: object) -> Tensor:
         values = values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2)
         return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # a copy: may be read-only
     raise DatasetError(
-        f"an image cannot be a {type(image).__name__}",
+        f"{type(image).__name__} is not an image",
         fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
         "or a list of them",
     )
 
 
 def _check_array(image: NDArray[Any] | Tensor) -> None:
-    """Refuse what is not a uint8 image: a guess would sometimes be wrong, unnoticed."""
+    """Reject what is not a uint8 image: a guess would sometimes be wrong without notice."""
     shape, dtype = tuple(image.shape), image.dtype
     is_array = isinstance(image, np.ndarray)
     kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
     num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
     if num_channels not in (1, 3, 4):
-        hint = "; of a batch, list(batch) makes a list of images" if len(shape) == 4 else ""
+        hint = "; to pass a batch, use list(batch)" if len(shape) == 4 else ""
         raise DatasetError(
-            f"an image given as {kind} has shape {layout}, RGB, or (height, width), grey; this one has "
+            f"an image given as {kind} must have shape {layout} or (height, width); this one has "
             f"{shape} and dtype {dtype}",
             fix=f"reorder its axes{hint}",
         )
     if dtype not in (np.uint8, torch.uint8):
         raise DatasetError(
-            f"an image given as {kind} has dtype uint8, values 0 to 255; this one has {dtype} and shape "
+            f"an image given as {kind} must be uint8, with values 0 to 255; this one has {dtype} and shape "
             f"{shape}",
-            fix="undo its normalisation and convert it; values in [0, 1] times 255, then to uint8",
+            fix="undo its normalisation and convert it: multiply values in [0, 1] by 255, then cast to uint8",
         )
     if 0 in shape:
-        raise DatasetError(f"an image needs pixels; this one has shape {shape}", fix="leave it out")
+        raise DatasetError(f"the image is empty: it has shape {shape}", fix="remove it")

@@ -1,4 +1,4 @@
-"""Settings to loaders, and the order of the data: a function of (seed, position) only.
+"""Build data loaders from settings; the order of the data is a function of (seed, position) only.
 
 A training is one endless stream of positions; position p is image ``epoch_order(seed, p // n)[p % n]``.
 Step s takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them.

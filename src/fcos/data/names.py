@@ -64,7 +64,7 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
     fix = "write one class name per line, first line 'background'" if first_line else "give each class a name"
     if first_line:
         faults.raise_any("line is not a class name", "lines are not class names", fix)
-    faults.raise_any("class has no name of its own", "classes have no name of their own", fix)
+    faults.raise_any("class has no unique name", "classes have no unique name", fix)
 
 
 def what_is_wrong(name: str) -> str:
@@ -72,17 +72,17 @@ def what_is_wrong(name: str) -> str:
     if not name.strip():
         return "the name is empty"
     if len(name) > MAX_NAME_CHARACTERS:
-        return f"the name has {len(name):,} characters; at most {MAX_NAME_CHARACTERS:,} are possible"
-    return "" if is_text(name) else "the name holds half of a surrogate pair, which is no text"
+        return f"the name has {len(name):,} characters; the limit is {MAX_NAME_CHARACTERS:,}"
+    return "" if is_text(name) else "the name contains half of a surrogate pair, which is not text"
 
 
 def check_number_of_classes(count: int, where: str) -> None:
     """Refuse more classes than any data set has: a slip in one id must not make names by the billion."""
     if count > MAX_CLASSES:
         raise DatasetError(
-            f"{count:,} classes; at most {MAX_CLASSES:,} can be used",
+            f"{count:,} classes; the limit is {MAX_CLASSES:,}",
             where=where,
-            fix="correct the class ids, or give the class names: then ids beyond them are reported",
+            fix="correct the class ids, or give the class names, so that ids beyond them are reported",
         )
 
 
@@ -107,7 +107,7 @@ def match_names(found: Sequence[str], names: Sequence[str], *, where: str) -> li
     unknown = [name for name in found if name not in label_of]
     if unknown:
         raise DatasetError(
-            f"classes that are not among the given names: {', '.join(map(repr, unknown))}",
+            f"classes that are not in the name file: {', '.join(map(repr, unknown))}",
             where=where,
             fix=f"add them to the name file, or correct the annotations (the names are {', '.join(names)})",
         )
@@ -151,11 +151,11 @@ def with_classes_of(
     only_model = [name for name in class_names if name not in file_names and not is_no_class(name)]
     if only_file or only_model:
         raise DatasetError(
-            "the classes of the annotations are not those of the model: "
+            "the classes of the annotations differ from those of the model: "
             f"only in the annotations: {_listed(only_file)}; only in the model: {_listed(only_model)}",
             where=str(annotations.source),
             fix="give the annotations that belong to this model, or a names file with the model's names; "
-            "names are compared letter by letter",
+            "names must match exactly",
         )
     new_label = np.array([class_names.index(name) for name in file_names], np.int64)
     labels = annotations.labels.copy()

@@ -1,4 +1,4 @@
-"""Numbers and flags of annotation files: what they state for certain, or why they state nothing.
+"""Parse numbers and flags of annotation files strictly, or explain why they are invalid.
 
 Exporters write numbers as text, flags as words, ids as floats. Such a value is taken only where it can mean
 one thing; everything else is a ValueError whose message continues "image_id ..." or "iscrowd ...".

@@ -139,7 +139,7 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
     is_ours = readme.is_file() and read_text(readme) == README
     if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(
-            "this is not empty and not a quickstart data set",
+            "this folder is not empty and not a quickstart data set",
             where=str(folder),
             fix="choose another folder: fcos quickstart --out FOLDER",
         )
@@ -206,7 +206,7 @@ def load_material(split: Split) -> Material:
 
 
 def draw_image(material: Material, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[Drawn]]:
-    """A image `(H, W, 3)` with its digits, the lowest first."""
+    """An image `(H, W, 3)` with its digits, the lowest first."""
     size_hw = IMAGE_SIZES_HW[rng.integers(len(IMAGE_SIZES_HW))]
     canvas = draw_background(material.photos[rng.integers(len(material.photos))], size_hw, rng)
     num_digits = 0 if rng.random() < SHARE_EMPTY else int(rng.integers(1, MAX_DIGITS + 1))

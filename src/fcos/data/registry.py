@@ -1,4 +1,4 @@
-"""What an annotation format is (`Format`), which one a file or folder has, and reading it.
+"""The interface of an annotation format (`Format`), and detecting and reading the format of a source.
 
 A format is a module of `fcos.data.formats` with one object `FORMAT`; commands, settings, recognition, splits,
 conversion and the data check take it from there.
@@ -146,9 +146,9 @@ def recognise(source: Path, root: Path | None = None) -> str:
     if found is None:
         formats = ", ".join(format.looks_like for format in all_formats())
         raise DatasetError(
-            "no annotations of a known format",
+            "no annotations in a known format",
             where=str(source),
-            fix=f"known are: {formats}; or force one with --format (in train.json data_format)",
+            fix=f"use one of {formats}; or set the format with --format (data_format in train.json)",
         )
     return found.name
 
@@ -171,7 +171,7 @@ def _of_file(file: Path, root: Path | None) -> Format | None:
         return None
     lines = [line for _, line in read_lines(file)]
     if not lines:
-        raise DatasetError("the file is empty", where=str(file), fix="give a file that names images")
+        raise DatasetError("the file is empty", where=str(file), fix="give a file with images")
     signs = [(sign, format) for format in formats for sign in format.text_signs]
     signs.sort(key=lambda pair: -pair[0].strength)
     return next((format for sign, format in signs if sign.holds(file, root, lines)), None)
@@ -190,7 +190,7 @@ def _only_file(folder: Path, files: Sequence[Path]) -> Path:
         return files[0]
     names = ", ".join(str(file.relative_to(folder)) for file in files)
     raise DatasetError(
-        f"the folder holds {len(files)} annotation files: {names}"
+        f"the folder contains {len(files)} annotation files: {names}"
         if files
         else "no annotation file in the folder",
         where=str(folder),

@@ -1,4 +1,4 @@
-"""The splits of a data set: those that a folder brings, and seeded ones made by image."""
+"""The splits of a data set: those of the folder, or random ones by image (with a seed)."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def _rest(name: str) -> tuple[str, ...]:
 def _ambiguous(folder: Path, part: str, found: dict[str, Path]) -> DatasetError:
     names = ", ".join(str(file.relative_to(folder)) for file in found.values())
     return DatasetError(
-        f"several files could be the {part} part: {names}",
+        f"several files could be the {part} split: {names}",
         where=str(folder),
-        fix="name the one that you mean as list_train / list_eval",
+        fix="set list_train / list_eval to the right one",
     )

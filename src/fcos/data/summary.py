@@ -1,4 +1,4 @@
-"""What a run was trained and measured on, kept in its folder: `data.json`.
+"""A summary of a run's training and evaluation data, kept in the run folder as `data.json`.
 
 The report shows it without reading the training set again, which may be large, or elsewhere by then.
 """
@@ -157,9 +157,9 @@ def read_summaries(folder: Path) -> dict[str, DataSummary]:
         return msgspec.json.decode(read_text(file), type=dict[str, DataSummary])
     except (msgspec.MsgspecError, DatasetError, RecursionError) as error:
         raise DatasetError(
-            "no description of a run's data sets, or damaged",
+            "not a summary of a run's data, or damaged",
             where=str(file),
-            fix="remove it: it is made again from the data",
+            fix="remove it: it is created again from the data",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Annotation text: lines, numbers, and every fault of a source in one error."""
+"""Annotation text: lines, numbers, and an error that lists all faults of a source."""
 
 from __future__ import annotations
 

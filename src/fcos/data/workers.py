@@ -123,11 +123,11 @@ def _lost_worker(error: RuntimeError) -> TrainingError:
     """One message for the ways in which PyTorch says that a worker has died."""
     out_of_shared = "shared memory" in str(error) or "Bus error" in str(error)
     return TrainingError(
-        "a process that loads images was killed",
+        "a data loader process was killed",
         where="num_workers",
-        fix="the shared memory is full: fewer num_workers, or a larger /dev/shm (docker run --shm-size 8g)"
+        fix="shared memory is full: use fewer num_workers, or a larger /dev/shm (docker run --shm-size 8g)"
         if out_of_shared
-        else "the system kills processes when memory runs out: give fewer num_workers, or 0",
+        else "memory probably ran out: use fewer num_workers, or 0",
     )
 
 

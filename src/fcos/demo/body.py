@@ -1,4 +1,4 @@
-"""What comes in the body of a request: the file of one image, within limits of bytes, pixels and work."""
+"""Reads the body of a request: one image file, within limits of bytes, pixels and work."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Inbox:
                 content += part
                 self.held_bytes += len(part)
                 if len(content) > self.max_bytes:
-                    detail = f"the file is longer than {self.max_bytes / 2**20:.0f} MB: scale the image"
+                    detail = f"the file is larger than {self.max_bytes / 2**20:.0f} MB: resize the image"
                     raise HTTPException(413, detail)
                 if self.held_bytes > self.max_held_bytes:
                     raise busy()
@@ -63,7 +63,7 @@ class Inbox:
         except BaseException as error:
             self.forget(len(content))
             if isinstance(error, ClientDisconnect):  # nobody reads this answer
-                raise HTTPException(400, "the image ended early") from None
+                raise HTTPException(400, "the upload ended early") from None
             raise
         return content
 
@@ -73,7 +73,7 @@ class Inbox:
 
 
 def busy() -> HTTPException:
-    """What those are told for whom there is no room."""
+    """The error when too many images are in progress."""
     return HTTPException(503, "too many images at once: try again", headers={"Retry-After": "5"})
 
 
@@ -97,7 +97,7 @@ def open_image(content: bytes | bytearray, max_pixels: int) -> Tensor:
         raise _too_large("far too many pixels", max_pixels) from None
     except UnidentifiedImageError:
         raise HTTPException(
-            415, "this is no image that can be read: send a JPEG, PNG, WebP, ... file as the body"
+            415, "this is not a readable image: send a JPEG, PNG, WebP, ... file as the body"
         ) from None
     except Exception as error:
         detail = printable(f"this image is broken and cannot be read: {error}")
@@ -105,7 +105,7 @@ def open_image(content: bytes | bytearray, max_pixels: int) -> Tensor:
 
 
 def _check_size(opened: Image.Image, content: bytes | bytearray, max_pixels: int) -> None:
-    """Refuse what would take too much memory or time, before anything is decoded."""
+    """Reject images that would take too much memory or time, before decoding them."""
     num_pixels = opened.width * opened.height
     weight = WIDE_PIXELS if opened.mode.startswith(WIDE_MODES) else 1
     if num_pixels * weight > max_pixels:
@@ -113,12 +113,12 @@ def _check_size(opened: Image.Image, content: bytes | bytearray, max_pixels: int
         raise _too_large(f"{num_pixels / 1e6:.0f} million pixels{depth}", max_pixels // weight)
     num_scans = content.count(START_OF_SCAN) if opened.format in ("JPEG", "MPO") else 0
     if num_pixels * num_scans > max_pixels * MAX_SCANS:  # each goes over all pixels
-        raise HTTPException(413, f"the image is stored in {num_scans} passes: save it anew")
+        raise HTTPException(413, f"the image is stored in {num_scans} passes: save it again")
 
 
 def _too_large(what: str, max_pixels: int) -> HTTPException:
     return HTTPException(
-        413, f"the image has {what}, at most {max_pixels / 1e6:.0f} million are taken: scale it"
+        413, f"the image has {what}; at most {max_pixels / 1e6:.0f} million are accepted: resize it"
     )
 
 

@@ -1,4 +1,4 @@
-"""Time limits for connections: a client that sends or reads slowly, or not at all, is let go.
+"""Time limits for connections: clients that send or read too slowly are disconnected.
 
 uvicorn limits how long an idle connection is kept, but not how long a request may take to arrive. Without
 that, a few sockets with headers that never end hold the server for ever.

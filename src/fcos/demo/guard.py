@@ -1,4 +1,4 @@
-"""Which requests are answered: those to this machine's own names, and from no page of another origin.
+"""Reject requests to other host names than this server's, and from pages of another origin.
 
 A browser sends what any page asks it to, to this machine too. Two things tell such a page: the name by which
 it asks (it can point a name of its own at this machine, DNS rebinding), and what the browser says of where
@@ -59,17 +59,17 @@ class Guard:
         asked = headers.get("host", "localhost")  # every browser says it
         host = _name_of(asked)
         if self.hosts is not None and host not in self.hosts and not _is_address(host):
-            detail = f"{host or asked} is not served: `fcos demo --host ...` says for whom to answer"
+            detail = f"{host or asked} is not served: set the host with `fcos demo --host ...`"
             return JSONResponse({"detail": detail}, 421)
         if method not in SAFE_METHODS and not _is_own_page(headers):
-            return JSONResponse({"detail": "pages of another origin get no answer"}, 403)
+            return JSONResponse({"detail": "requests from pages of another origin are rejected"}, 403)
         return None
 
 
 def _is_own_page(headers: Headers) -> bool:
     """Whether a program asks, or the demo's own page."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is not None:  # pages cannot set it; browsers leave it out where the page has no https
+    if site is not None:  # pages cannot set it; browsers omit it where the page has no https
         return site in OWN_PAGE
     return origin is None or origin.partition("://")[2] == headers.get("host")
 

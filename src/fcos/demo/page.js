@@ -93,7 +93,7 @@ async function add(files) {
   at("stage").classList.add("busy");
   for (const file of files) {
     try {
-      if (file.size > about.max_bytes) throw new Error(`the file is longer than ${about.max_bytes / 2 ** 20} MB`);
+      if (file.size > about.max_bytes) throw new Error(`the file is larger than ${about.max_bytes / 2 ** 20} MB`);
       const picture = { name: file.name || "pasted", url: URL.createObjectURL(file), ...(await ask(file)) };
       pictures.push(picture);
       at("strip").append(thumbnail(picture));
@@ -159,8 +159,8 @@ function show() {
   const sorted = [...found].sort((a, b) => area(b) - area(a));
   boxes.append(...sorted.map(rectangle), ...sorted.map(label));
   facts.textContent =
-    `${name}: ${found.length} shown of ${answer.detections.length} found, ${answer.width} x ${answer.height} pixels, ` +
-    `${answer.elapsed_ms.toFixed(0)} ms to detect, ${totalMs.toFixed(0)} ms in all`;
+    `${name}: ${found.length} of ${answer.detections.length} detections shown, ${answer.width} x ${answer.height} pixels, ` +
+    `${answer.elapsed_ms.toFixed(0)} ms to predict, ${totalMs.toFixed(0)} ms in total`;
 }
 
 function rectangle(found) {

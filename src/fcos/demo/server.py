@@ -58,7 +58,7 @@ class Found(BaseModel):
 
 
 class Answer(BaseModel):
-    """What is in one image, best score first; sizes in pixels of the upright image."""
+    """Detections of one image, best score first; sizes in pixels of the upright image."""
 
     width: int
     height: int
@@ -111,7 +111,7 @@ def build_app(
 
     @app.get("/about")
     async def about() -> About:
-        """The classes of the model, and from which score on its detections are worth showing."""
+        """The classes of the model, and the score from which detections are worth showing."""
         return About(
             model=printable_line(detector.path.parent.name or detector.path.name),
             class_names=class_names,
@@ -129,7 +129,7 @@ def build_app(
         if not 0 <= number < len(examples):
             raise HTTPException(404, f"there are {counted(len(examples), 'example')}")
         if not examples[number].is_file():
-            raise HTTPException(404, "this example is no longer there")
+            raise HTTPException(404, "this example no longer exists")
         return FileResponse(examples[number])
 
     @app.post(
@@ -141,7 +141,7 @@ def build_app(
             }
         },
         responses={
-            403: {"description": "a page of another origin asks"},
+            403: {"description": "the request comes from a page of another origin"},
             413: {"description": "the file is too large, or the image has too many pixels"},
             415: {"description": "the file is not a readable image"},
             503: {"description": "too many images at once"},
@@ -151,12 +151,12 @@ def build_app(
         request: Request,
         score_threshold: Annotated[float, Query(ge=0, le=1, description="least score")] = LEAST_SCORE,
     ) -> Answer:
-        """Detections of the image in the request's body (the file as it is: JPEG, PNG, WebP, ...)."""
+        """Detections of the image in the request body (an image file: JPEG, PNG, WebP, ...)."""
         content = await inbox.read(request)
         try:
             async with turns.slot():
                 if await request.is_disconnected():
-                    raise HTTPException(400, "the client is gone")
+                    raise HTTPException(400, "the client has disconnected")
                 async with turns.decoding:
                     image = await asyncio.to_thread(open_image, content, max_pixels)
                 async with turns.predicting:
@@ -169,7 +169,7 @@ def build_app(
         try:
             found = detector.predict(image, score_threshold)
         except (MemoryError, torch.OutOfMemoryError):
-            raise HTTPException(503, "not enough memory for this image: scale it down") from None
+            raise HTTPException(503, "not enough memory for this image: resize it") from None
         elapsed_ms = (time.perf_counter() - started_at) * 1000
         return Answer(
             width=image.shape[2],

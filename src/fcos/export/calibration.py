@@ -1,4 +1,4 @@
-"""For quantizing: images to measure ranges on, and the nodes of each part of the network."""
+"""For quantization: the calibration images, and the nodes of each part of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported file says about itself, as text by name.
+"""The metadata of an exported file, as named strings.
 
 The entry "fcos" is all that this package needs to open it; the others say the same as JSON for any other
 program: class names, preprocessing, thresholds.

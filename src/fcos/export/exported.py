@@ -1,4 +1,4 @@
-"""Opening an exported file, which predicts like a network."""
+"""Open an exported file, which then predicts like a network."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ class ExportedModel(Backend):
     def with_agnostic_nms(self, agnostic_nms: bool) -> ExportedModel:
         """Itself: NMS is in the graph."""
         if agnostic_nms != self.config.agnostic_nms:
-            is_, option = ("within each class", "with") if agnostic_nms else ("over all classes", "without")
+            is_, option = ("per class", "with") if agnostic_nms else ("class-agnostic", "without")
             raise WeightsError(
-                f"the NMS of an exported file cannot be changed; this one's is {is_}",
+                f"the NMS of an exported file is fixed; in this one it is {is_}",
                 where=str(self.path),
                 fix=f"export the model again, {option} --agnostic-nms, or load the model file",
             )
@@ -120,7 +120,7 @@ class ExportedModel(Backend):
             ) from error
         if not fits:
             raise WeightsError(
-                f"the graph of {self.path.name} is not that of a detector of "
+                f"the graph of {self.path.name} does not match a detector of "
                 f"{counted(num_classes, 'class', 'classes')}",
                 where=str(self.path),
                 fix=GIVE,

@@ -1,4 +1,4 @@
-"""The formats: how each is written and opened; writing a model in one of them."""
+"""The export formats: how each is written and opened; exporting a model to one of them."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ FORMATS: dict[ExportFormat, Format] = {
         save=torch_program.save,
         open=torch_program.open_file,
         quantise=None,
-        about="a program of torch.export, run by torch",
+        about="torch.export program, run by torch",
     ),
 }
 
 
 def default_path(model_file: Path, name: ExportFormat, *, int8: bool = False) -> Path:
-    """Beside the model file: best.safetensors -> best.onnx, best_openvino, best.pt2, best_int8.onnx."""
+    """Next to the model file: best.safetensors -> best.onnx, best_openvino, best.pt2, best_int8.onnx."""
     return model_file.with_name(model_file.stem + "_int8" * int8 + FORMATS[name].ending)
 
 

@@ -1,4 +1,4 @@
-"""What is exported: images in, detections out, as one graph for any batch and any size.
+"""The exported graph: images in, detections out, for any batch size and image size.
 
 It consists of the steps of `FCOS`, `Head`, the points and `PostProcess`. Two of them are done otherwise here,
 since a graph has no loops over as many candidates as there happen to be: choosing the candidates of a level

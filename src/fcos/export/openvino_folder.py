@@ -152,7 +152,7 @@ def _read_part(part: Path, max_bytes: int) -> bytes:
     check_regular(part, WeightsError)
     if part.resolve().parent != part.parent.resolve():
         raise WeightsError(
-            f"{part.name} is a link that leads out of its folder", where=str(part), fix="copy the file here"
+            f"{part.name} is a link to a file outside its folder", where=str(part), fix="copy the file here"
         )
     return read_bytes(part, WeightsError, max_bytes=max_bytes)
 

@@ -1,4 +1,4 @@
-"""Convolutions in 8-bit integers, as many as the accuracy allows.
+"""Quantize convolutions to 8-bit integers, as many as the accuracy allows.
 
 The network is calibrated on images and evaluated on annotations. If quantizing all of it costs too much AP,
 parts of it stay in float32: first each part alone, from the cheapest; if no single one is enough, the most
@@ -136,7 +136,7 @@ def check_int8(name: ExportFormat) -> None:
     """Refuse a format without 8-bit integers."""
     if FORMATS[name].quantise is None:
         raise FcosError(
-            f"the format {name} has no 8-bit integers", fix="--format openvino (the fastest) or onnx"
+            f"the format {name} does not support --int8", fix="use --format openvino (the fastest) or onnx"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether an exported file gives the detections of the network, and how fast and large both are."""
+"""Compare an exported file with the network: detections, speed and size."""
 
 from __future__ import annotations
 

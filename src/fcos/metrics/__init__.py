@@ -1,1 +1,1 @@
-"""Measuring detections. Read `coco` (the twelve numbers), `analysis` (what is lost), `misses`, `coverage`."""
+"""Metrics. Read `coco` (the twelve metrics), `analysis` (where AP is lost), `misses`, `coverage`."""

@@ -1,4 +1,4 @@
-"""What an evaluation says beyond COCO's twelve numbers: how sure they are, and where AP is lost.
+"""Evaluation beyond the twelve COCO metrics: confidence intervals, and where AP is lost.
 
 `analyse` asks hotcoco once for all of it. Two evaluations are made: of everything that was found, which is
 what AP is about, and of what is shown from the best threshold on, which is what a user of the detector sees.
@@ -39,7 +39,7 @@ SIZES = ("all", "small", "medium", "large")
 SIZE_OF_STAT = (0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 3)
 TIDE_ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 
-# A resample of the images costs 0.4 microseconds a detection.
+# A resample of the images costs 0.4 microseconds per detection.
 RESAMPLED_DETECTIONS = 15_000_000
 MIN_RESAMPLES, MAX_RESAMPLES = 30, 400
 MIN_IMAGES = 10  # with fewer that hold such an object, resampling says nothing
@@ -95,7 +95,7 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is left at the threshold, and how each image does.
+    """The detections at the threshold, and the result of each image.
 
     Attributes:
         rows: `(N,)` index of the detections among all results.
@@ -130,7 +130,7 @@ class Analysis:
     Attributes:
         rows: `(N, 7)` image_id, x, y, w, h, score, category_id: all that was found.
         margins: half of the 95 % interval of each of the twelve numbers; None where there is too little.
-        num_resamples: of the images, that the margins come from.
+        num_resamples: number of bootstrap samples for the margins.
         curves: precision at 101 recalls 0, 0.01, ..., of all classes, by name.
         class_precision: `(classes, 101)` at IoU 0.5; -1 for classes without boxes.
         error_costs: AP50 that each kind of TIDE's errors costs.
@@ -222,7 +222,7 @@ def _margins(
 
 
 def resamples_for(num_rows: int) -> int:
-    """How often the images are drawn anew: as often as a report has time for."""
+    """Number of bootstrap samples: as many as a report has time for."""
     return int(np.clip(RESAMPLED_DETECTIONS // max(1, num_rows), MIN_RESAMPLES, MAX_RESAMPLES))
 
 

@@ -1,4 +1,4 @@
-"""COCO's numbers: overall, per class, and the score threshold with the best F1.
+"""COCO metrics: overall, per class, and the score threshold with the best F1.
 
 The evaluation is hotcoco's, a Rust port of pycocotools that gives the same numbers a hundred times faster.
 What is ours is how annotations and results get in, because that decides what is measured:

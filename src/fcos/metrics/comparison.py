@@ -1,6 +1,6 @@
-"""Two detectors on the same images: what changed, and whether it is more than chance.
+"""Compare two detectors on the same images: what changed, and whether it is significant.
 
-The bootstrap is paired: each sample draws images anew, the same for both detectors, so that images which
+The bootstrap is paired: each sample resamples the images, the same for both detectors, so that images which
 are hard for both do not blur the difference.
 """
 
@@ -70,7 +70,7 @@ class Comparison:
 
     Attributes:
         deltas: of COCO's twelve numbers, in COCO's order.
-        num_resamples: of the images, that the margins come from.
+        num_resamples: number of bootstrap samples for the margins.
         classes: largest change first.
         f1_change: `(images,)` F1 at the threshold of each detector, second minus first.
     """

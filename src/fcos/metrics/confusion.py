@@ -1,4 +1,4 @@
-"""Which detection answers which object, whatever their classes: what a confusion matrix counts.
+"""Match detections with objects regardless of class: what a confusion matrix counts.
 
 hotcoco's `confusion_matrix` gives the counts alone. These are the same pairs (a test holds the counts equal),
 kept, so that a cell of the matrix can show its images.
@@ -106,7 +106,7 @@ def pair_up(
 
 
 def rows_by_image(annotations: Annotations, results: Rows) -> list[NDArray[np.int64]]:
-    """For each image its rows of results, best score first."""
+    """The rows of results of each image, best score first."""
     order = np.lexsort((-results["score"], results["image_id"]))
     image_ids = results["image_id"][order]
     first = np.searchsorted(image_ids, annotations.image_ids, "left")

@@ -1,4 +1,4 @@
-"""Objects that no point learns: their share of a data set, why, and which settings would change it.
+"""Objects without a positive point: their share of a data set, the reasons, and settings that would help.
 
 An object without a positive point is never a training target, so the detector cannot learn its like. That
 depends on the boxes, the size that images are resized to and the levels, not on any weights: the assigner of
@@ -27,9 +27,9 @@ from fcos.model.points import PointGrid, make_grid
 
 MAX_IMAGES = 500  # of a data set: 1 to 3 s for each configuration
 REASONS = {
-    "no point inside": "the box lies between the points of every level that looks at it",
-    "out of range": "there are points inside, but on no level whose range holds the box's size there",
-    "smaller boxes": "every point in question belongs to a smaller box",
+    "no point inside": "the box lies between the points of every level that could learn it",
+    "out of range": "there are points inside, but their distances are out of the range of each level",
+    "smaller boxes": "all of its points are assigned to smaller boxes",
 }
 
 
@@ -71,7 +71,7 @@ class Coverage:
     Attributes:
         annotations: the images that were looked at: all, or evenly spread ones of a large data set.
         targets: `(boxes,)` objects to learn: no crowd, in images of known size.
-        without: `(boxes,)` those of them that no point learns.
+        without: `(boxes,)` those of them without a positive point.
         reasons: how many for each of `REASONS`.
         changes: what would help, best first.
     """
@@ -84,7 +84,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of the objects that no point learns."""
+        """Share of the objects without a positive point."""
         return float(self.without.sum() / max(1, self.targets.sum()))
 
 
@@ -101,7 +101,7 @@ def place_objects(record: Record, config: TrainConfig) -> Placed:
 
 
 def cover(annotations: Annotations, config: TrainConfig) -> Coverage:
-    """Which objects get a point in a training with this configuration, and what would change it."""
+    """Which objects get a positive point with this configuration, and which settings would help."""
     if len(annotations) > MAX_IMAGES:
         chosen = np.linspace(0, len(annotations) - 1, MAX_IMAGES).round().astype(int)
         annotations = select(annotations, chosen.tolist())
@@ -120,7 +120,7 @@ def cover(annotations: Annotations, config: TrainConfig) -> Coverage:
 
 
 class Eligibility(NamedTuple):
-    """Of each box, `(boxes,)`: has it a point inside, one that is in range too, one that learns it."""
+    """For each box, `(boxes,)`: is a point inside, is one also in range, is one assigned to it."""
 
     inside: NDArray[np.bool_]
     in_range: NDArray[np.bool_]
@@ -128,7 +128,7 @@ class Eligibility(NamedTuple):
 
 
 def eligibility(annotations: Annotations, config: TrainConfig) -> Eligibility:
-    """What the assigner of the configuration says of each box; crowds take no part."""
+    """The result of the configuration's assigner for each box; crowd regions are ignored."""
     assigner = build_known_assigner(config)
     result = Eligibility(*np.zeros((3, len(annotations.labels)), bool))
     for image, first in enumerate(annotations.first_box[:-1].tolist()):
@@ -146,7 +146,7 @@ def eligibility(annotations: Annotations, config: TrainConfig) -> Eligibility:
 def _changes(
     annotations: Annotations, config: TrainConfig, targets: NDArray[np.bool_], without: NDArray[np.bool_]
 ) -> list[Change]:
-    """What would leave fewer objects without a point, best first."""
+    """Settings that would leave fewer objects without a point, best first."""
     changes = []
     for what, changed, note in _candidates(config) if without.any() else ():
         left = targets & ~eligibility(annotations, config.model_copy(update=changed)).learned
@@ -169,13 +169,13 @@ def _candidates(config: TrainConfig) -> Iterator[tuple[str, dict[str, object], s
     ends = config.regress_ranges
     doubled = [2 * end for end in ends]
     words = ", ".join(f"{end:g}" for end in doubled)
-    yield f"regress_ranges [{words}]", {"regress_ranges": doubled}, "finer levels learn more"
+    yield f"regress_ranges [{words}]", {"regress_ranges": doubled}, "finer levels learn larger objects too"
     if config.center_sampling:
-        note = "points far from the centre learn too"
+        note = "points far from the centre are positive too"
         yield "center_sampling false", {"center_sampling": False}, note
     finer: dict[str, object] = {
         "strides": [config.strides[0] // 2, *config.strides],
         "regress_ranges": [ends[0] / 2, *ends] if ends else [config.strides[0] * 4],
     }
-    note = "no setting: the backbone would have to give features of this stride; four times the points"
+    note = "not a setting: the backbone would need features of this stride; four times the points"
     yield f"one more level, of stride {config.strides[0] // 2}", finer, note

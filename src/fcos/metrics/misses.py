@@ -1,7 +1,7 @@
 """Why each missed object was missed.
 
 The results say much: another class was shown there, or the score was under the threshold. What NMS took away
-is not in them; for images that the model sees again, `candidates` (all that entered NMS) tell.
+is not in them; for images that are predicted again, `candidates` (all that entered NMS) tell.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ NEAR_IOU = 0.1  # TIDE's limit between a box that is off and one that means some
 
 # In the order in which they are tried: the first that holds is told.
 REASONS = {
-    "no point": "no positive point at this size: the detector cannot learn the likes of it",
-    "nms": "suppressed by NMS: a better box lies over it",
-    "class": "the right box with the wrong class",
-    "score": "found, with a score under the threshold",
-    "shared": "found, but that detection is already the one of another object",
-    "box": "something of its class is shown near, but the box fits badly",
-    "nothing": "nothing of its class is shown near it",
+    "no point": "no positive point at this size: the detector cannot learn such objects",
+    "nms": "suppressed by NMS: it overlaps a box with a higher score",
+    "class": "detected, but with the wrong class",
+    "score": "detected, but with a score below the threshold",
+    "shared": "detected, but that detection is matched to another object",
+    "box": "a detection of its class is nearby, but poorly localized",
+    "nothing": "no detection of its class nearby",
 }
 
 
@@ -55,7 +55,7 @@ class Miss:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in an image, best first: boxes xyxy in original pixels, scores and labels."""
+    """Detections of an image, best first: boxes xyxy in original pixels, scores and labels."""
 
     boxes_xyxy: NDArray[np.float64]
     scores: NDArray[np.float64]
@@ -76,8 +76,8 @@ def why_missed(
     Args:
         annotations: what is there.
         analysis: of the results.
-        without_point: `(boxes,)` objects that no point learns.
-        candidates: by image id, what entered NMS in the images that the model saw again.
+        without_point: `(boxes,)` objects without a positive point.
+        candidates: by image id, what entered NMS in the images that were predicted again.
         nms_iou, agnostic_nms: of the detector.
     """
     label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
@@ -123,21 +123,21 @@ def _reasons(
     if (others := np.flatnonzero(fits & ~same & shown)).size:
         best = int(others[0])
         name = annotations.class_names[found.labels[best]]
-        yield "class", f"found as {name}, {found.scores[best]:.2f}", found.boxes_xyxy[best]
+        yield "class", f"detected as {name}, {found.scores[best]:.2f}", found.boxes_xyxy[best]
     if (own_rows := np.flatnonzero(fits & same & ~shown)).size:
         best = int(own_rows[0])
-        yield "score", f"its score {found.scores[best]:.2f} is under the threshold", found.boxes_xyxy[best]
+        yield "score", f"its score {found.scores[best]:.2f} is below the threshold", found.boxes_xyxy[best]
     if (own_rows := np.flatnonzero(fits & same & shown)).size:
         best = int(own_rows[0])
         yield "shared", "one detection for two objects", found.boxes_xyxy[best]
     if (near := np.flatnonzero((overlap >= NEAR_IOU) & same & shown)).size:
         best = int(near[overlap[near].argmax()])
-        yield "box", f"the nearest box has an IoU of {overlap[best]:.2f}", found.boxes_xyxy[best]
-    yield "nothing", "nothing of its class is shown near it", None
+        yield "box", f"the closest box has an IoU of {overlap[best]:.2f}", found.boxes_xyxy[best]
+    yield "nothing", "no detection of its class nearby", None
 
 
 class _Suppressed:
-    """Candidates over the threshold that NMS took away, and for what."""
+    """Candidates above the threshold that NMS removed, and the boxes that suppressed them."""
 
     def __init__(
         self, entered: ImageDetections, threshold: float, nms_iou: float, agnostic_nms: bool
@@ -159,7 +159,7 @@ class _Suppressed:
     def by(
         self, box_xyxy: NDArray[np.float64], label: int
     ) -> tuple[float, float, NDArray[np.float64]] | None:
-        """Score of the best candidate for this object that was lost, and score and box of what it lost to."""
+        """Score of the object's best suppressed candidate, and score and box of what suppressed it."""
         fits = box_overlap(box_xyxy[None], self.lost.boxes_xyxy)[0] >= F1_IOU
         own = np.flatnonzero(fits & (self.lost.labels == label))
         if not own.size:

@@ -1,4 +1,4 @@
-"""Ground truth to targets: which point learns which box (sections 3.1 to 3.3 of the paper).
+"""Label assignment: ground truth to targets per point (sections 3.1 to 3.3 of the paper).
 
 A point is positive for a box if it lies inside (with centre sampling: near the centre), and if its level is
 the one for the box's size there (``lower <= max(l, t, r, b) <= upper``). Of several boxes the smallest wins.

@@ -1,4 +1,4 @@
-"""The backbone: a timm network that gives C3, C4, C5 (features at strides 8, 16, 32)."""
+"""The backbone: a timm network that returns C3, C4, C5 (features at strides 8, 16, 32)."""
 
 from __future__ import annotations
 
@@ -158,9 +158,9 @@ def _freeze_up_to(body: nn.Module, level: int) -> None:
 
 def _unsuitable(name: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"{name} cannot be the backbone: {reason}",
+        f"{name} cannot be used as backbone: {reason}",
         where='setting "backbone"',
-        fix="give a convolutional network of timm with features at strides 8, 16, 32, for example resnet50",
+        fix="choose a convolutional timm model with features at strides 8, 16, 32, for example resnet50",
     )
 
 

@@ -1,4 +1,4 @@
-"""Settings to network, assigner, loss and post-processing."""
+"""Build network, assigner, loss and post-processing from settings."""
 
 from __future__ import annotations
 

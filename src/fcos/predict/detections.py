@@ -24,8 +24,8 @@ Index = int | slice | Tensor | NDArray[Any] | Sequence[int] | Sequence[bool]
 class Detections:
     """Boxes that the detector predicted in one image, best score first.
 
-    Filter it like an array: `detections[detections.labels == 2]`, `detections[:10]`; every index, an
-    integer too, gives `Detections` again.
+    Index it like an array: `detections[detections.labels == 2]`, `detections[:10]`; every index, even an
+    integer, returns `Detections`.
 
     Attributes:
         boxes_xyxy: `(N, 4)` float32, xyxy, pixels of the upright original image.
@@ -33,8 +33,8 @@ class Detections:
         labels: `(N,)` int64, 0-based, index into `class_names`.
         class_names: the classes of the model, without background.
         image: the upright image, if it was kept.
-        found_at: `(N, 3)` float32: x, y of the point that found each, pixels of the upright original image,
-            and the stride of its level, pixels of the resized one (level P3 has stride 8); None: unknown.
+        found_at: `(N, 3)` float32: x, y of the point that predicted each, pixels of the upright original
+            image, and the stride of its level, pixels of the resized one (P3 has stride 8); None: unknown.
         track_ids: `(N,)` int64 from a tracker: the same object of a video has the same one in all its frames;
             -1: none (yet).
     """
@@ -105,17 +105,17 @@ class Detections:
         return self.class_names[int(self.labels[index])]
 
     def above(self, threshold: float) -> Detections:
-        """Those with a score of at least `threshold`."""
+        """The detections with a score of at least `threshold`."""
         return self[self.scores >= threshold]
 
     def draw(self, score_threshold: float | None = None) -> Image.Image:
         """A copy of the image with the boxes (of at least `score_threshold`) drawn on it."""
         if self.image is None:
             raise ValueError(
-                "these detections do not hold their image\n"
+                "these detections do not contain their image\n"
                 "  fix: dataclasses.replace(detections, image=image).draw()"
             )
-        from fcos.predict.draw import draw_boxes  # loads matplotlib: only who draws waits for it
+        from fcos.predict.draw import draw_boxes  # imports matplotlib, so only when drawing
 
         shown = self if score_threshold is None else self.above(score_threshold)
         return draw_boxes(
@@ -132,10 +132,10 @@ class Detections:
 
         Args:
             image_id: the id of this image in the annotation file.
-            category_ids: the id in the annotation file of each label; without it 1, 2, ...
+            category_ids: the id of each label in the annotation file; default: 1, 2, ...
 
         Returns:
-            one dict a box: `image_id`, `category_id`, `bbox` (xywh, original pixels), `score`.
+            One dict per box: `image_id`, `category_id`, `bbox` (xywh, original pixels), `score`.
         """
         ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
         if len(ids) != len(self.class_names):
@@ -169,9 +169,9 @@ class Detections:
         return cls(boxes[order], scores[order], labels[order], tuple(class_names), image)
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame`, a row a box: x1, y1, x2, y2 (original pixels), score, label, class_name.
+        """A `pandas.DataFrame`, one row per box: x1, y1, x2, y2 (original pixels), score, label, class_name.
 
-        And track_id, where a tracker gave some.
+        Also track_id, if a tracker set it.
         """
         pandas = _needed("pandas")
         table = pandas.DataFrame(self.boxes_xyxy.cpu().numpy(), columns=["x1", "y1", "x2", "y2"])
@@ -186,7 +186,7 @@ class Detections:
     def from_pandas(
         cls, table: Any, class_names: Sequence[str], image: Image.Image | None = None
     ) -> Detections:
-        """From a table as `to_pandas` makes it, in its order; other columns are left out."""
+        """From a table like that of `to_pandas`, in its order; other columns are ignored."""
         tracked = "track_id" in table.columns
         return cls(
             torch.tensor(table[["x1", "y1", "x2", "y2"]].to_numpy("float32")),
@@ -212,7 +212,7 @@ class Detections:
     def from_supervision(
         cls, found: Any, class_names: Sequence[str], image: Image.Image | None = None
     ) -> Detections:
-        """From `supervision.Detections`, in its order (a tracker's, for example); masks are left out."""
+        """From `supervision.Detections` (a tracker's, for example), in its order; masks are ignored."""
         ids = found.tracker_id
         return cls(
             torch.as_tensor(found.xyxy, dtype=torch.float32).reshape(-1, 4),
@@ -225,7 +225,7 @@ class Detections:
 
 
 def as_dicts(detections: Detections) -> list[dict[str, Any]]:
-    """Detections as `detections.json` has them, boxes to a hundredth of a pixel."""
+    """Detections in the format of `detections.json`, boxes to a hundredth of a pixel."""
     table = zip(
         detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
     )

@@ -1,4 +1,4 @@
-"""An image from an address of the web."""
+"""Download an image from a URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes with readable labels on an image.
+"""Draw boxes with readable labels on an image.
 
 Drawn with Pillow: `torchvision.utils.draw_bounding_boxes` lets labels run off the image and cannot
 choose the text's colour by its background in all versions that we support.

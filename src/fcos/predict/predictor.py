@@ -1,4 +1,4 @@
-"""Images to `Detections` with any backend: a network, or a file exported from one."""
+"""Predict `Detections` with any backend: a network, or an exported file."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
         check_regular(path)
     elif re.match(r"[a-z][a-z0-9+.-]+://", word, re.IGNORECASE):
         raise DatasetError(
-            f"addresses of {word.partition(':')[0]} are not read, only http and https",
+            f"{word.partition(':')[0]} URLs are not supported, only http and https",
             where=without_secrets(word),
             fix="download it yourself and give the file",
         )
@@ -156,9 +156,9 @@ def _of_file(path: Path, out: Path) -> Iterator[Source]:
         raise DatasetError("this is an archive", where=str(path), fix="unpack it, and give the folder")
     elif suffix in DOCUMENT_SUFFIXES:
         raise DatasetError(
-            "this is a document; images, videos and lists of their paths are read",
+            "this is a document, not an image, a video or a list of paths",
             where=str(path),
-            fix=f"export its pages as images; their suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}",
+            fix=f"export its pages as images ({', '.join(sorted(IMAGE_SUFFIXES))})",
         )
     elif suffix in LIST_SUFFIXES:
         yield from _of_list(read_bytes(path), str(path), path.parent, out)
@@ -189,12 +189,12 @@ def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
     else:
         raise DatasetError(
             "standard input is neither an image nor a list of paths",
-            fix="give a video by its name: it cannot be piped",
+            fix="to predict on a video, give its path: videos cannot be piped",
         )
 
 
 def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[Source]:
-    """A path or an address a line; paths as seen from the working directory, or else from the list's folder.
+    """One path or URL per line; paths are relative to the working directory, or else to the list's folder.
 
     A file that does not exist is an image that cannot be read: the others are processed.
     """
@@ -215,7 +215,7 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
         raise DatasetError("not a UTF-8 text file", where=where, fix="save it as UTF-8")
     if len(not_there) == len(found):
         raise DatasetError(
-            f"the list names {len(found)} files, and none of them is there" if found else "the list is empty",
+            f"none of the {len(found)} files in the list exists" if found else "the list is empty",
             where=where + (f", first line {lines[0]!r}" if lines else ""),
             fix="write one path or URL per line; paths are relative to the working directory, or else to the "
             "folder of the list",
@@ -232,7 +232,7 @@ def _by_suffix(path: Path, name: Path) -> Source:
 
 
 def _at_address(address: str) -> Source:
-    """The image or video at an address, named by the end of its path."""
+    """The image or video at a URL, named after the end of its path."""
     try:
         name = PurePosixPath(unquote(urlsplit(address).path)).name
     except ValueError:  # malformed, as the download says
@@ -301,21 +301,21 @@ def _nothing_found(path: Path) -> DatasetError:
     suffixes = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
     if os.path.isdir(path):
         return DatasetError(
-            "the folder holds no image and no video",
+            "the folder contains no images or videos",
             where=str(path.absolute()),
-            fix=f"looked in it and its subfolders for {suffixes}; give another folder, or a file by its name",
+            fix=f"give another folder, or name a file (searched, with subfolders, for {suffixes})",
         )
     if glob.has_magic(str(path)):
         return DatasetError(
-            f"no image and no video matches the pattern {str(path)!r}",
+            f"no images or videos match the pattern {str(path)!r}",
             where=str(_fixed_folder(path).absolute()),
-            fix=f"looked for {suffixes}; * stands for any name, ** for any folders",
+            fix=f"correct the pattern: * matches any name, ** any folders (searched for {suffixes})",
         )
     return DatasetError(
-        f"there is no {str(path)!r}",
+        f"{str(path)!r} does not exist",
         where=str(path.absolute()),
-        fix="give an image, a video, a folder, a pattern, a list of paths, an address, the number of a "
-        "camera, or - for standard input",
+        fix="give an image, a video, a folder, a pattern, a list of paths, a URL, a camera "
+        "number, or - for standard input",
     )
 
 
@@ -343,9 +343,9 @@ def plan(sources: Iterable[Source], out: Path) -> list[Source]:
         if real_path(target) in given or (os.path.lexists(target) and not is_ours):
             what = "an image" if source.kind == "image" else "a video"
             raise DatasetError(
-                f"{what} would be overwritten by its drawn copy",
+                f"{what} would be overwritten by the drawn copy",
                 where=str(target),
-                fix="give another folder with --out",
+                fix="choose another folder with --out",
             )
         planned.append(replace(source, name=name))
     return planned

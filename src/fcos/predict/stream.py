@@ -165,6 +165,6 @@ def _in_processes(
         if "DataLoader worker" not in str(error):
             raise
         raise FcosError(
-            "a prediction process was killed, as the system does when memory runs out",
+            "a prediction process was killed, probably because memory ran out",
             fix=f"use fewer processes: --num-processes {num_processes // 2}",
         ) from error

@@ -78,7 +78,7 @@ class VideoReader:
         self._av = import_av()
         self._container: InputContainer = self._open_camera(where) if camera else self._open(where)
         if not self._container.streams.video:
-            raise DatasetError("the file holds no video", where=self.where, fix="give another file")
+            raise DatasetError("the file contains no video", where=self.where, fix="give another file")
         self._stream = stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
         assert stream.time_base is not None
@@ -162,13 +162,15 @@ class VideoReader:
             raise DatasetError(
                 f"the video cannot be opened: {_words(error)}",
                 where=self.where,
-                fix="does it play elsewhere? A recording that was cut off before its index was written can "
-                "only be repaired by special tools",
+                fix="check whether it plays elsewhere; a recording without its index, cut off too early, "
+                "can only be repaired with special tools",
             ) from error
 
     def _open_camera(self, number: str) -> InputContainer:
         if sys.platform not in CAMERAS:
-            raise FcosError(f"cameras are not read on {sys.platform}", fix="record a video and give its file")
+            raise FcosError(
+                f"cameras are not supported on {sys.platform}", fix="record a video and give its file"
+            )
         file, kind = CAMERAS[sys.platform]
         try:
             return self._av.open(file.format(number), format=kind, metadata_errors="replace")
@@ -176,7 +178,7 @@ class VideoReader:
             raise DatasetError(
                 f"camera {number} cannot be opened: {_words(error)}",
                 where=file.format(number),
-                fix="connect it, close other programs that use it, give another number, or record a video",
+                fix="connect it, close other programs that use it, try another number, or record a video",
             ) from error
 
 

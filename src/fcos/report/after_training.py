@@ -1,4 +1,4 @@
-"""A training with what it leaves to look at: curves and report."""
+"""Train, then write the curves and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FCOS's own view of an image: which points of which level learn which object, and what each point says.
+"""Label assignment in pictures: the objects of the points of each level, and the predictions there.
 
 The points are those of the assigner that trains (`model/assign.py`), at the size of the resized images.
 """
@@ -91,7 +91,7 @@ class Assigned:
 def assigned_image(
     annotations: Annotations, image: int, config: TrainConfig, answers: PointAnswers | None = None
 ) -> Assigned:
-    """An image of the annotations as FCOS learns it, and as a detector sees it."""
+    """An annotated image with the targets of each level, and the predictions of a detector."""
     view = _View(annotations, image, config)
     levels = []
     for level, first, count in view.levels():
@@ -114,13 +114,13 @@ def assigned_image(
     unused = [level.name for level in levels if not level.learned]
     caption = f"at {view.size_hw[1]} x {view.size_hw[0]} pixels"
     if unused:
-        caption += f"; {', '.join(unused)} learn nothing here"
+        caption += f"; {', '.join(unused)} have no positive points here"
     example = view.picture.example(f"assigned-{image + 1}", [view.objects_pane()], 0.0, caption=caption)
     return Assigned(example, tuple(levels))
 
 
 def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
-    """Images that show much: first one with objects that no point learns, then those of many sizes."""
+    """Instructive images: first one with objects without a positive point, then those with many sizes."""
     counts = np.diff(annotations.first_box)
     images = np.repeat(np.arange(len(annotations)), counts)
     num_without = np.bincount(images[without], minlength=len(annotations))
@@ -168,14 +168,14 @@ class _View:
         return self.picture.annotations.class_names[label]
 
     def objects_pane(self) -> Pane:
-        """The objects, each in a colour of its own; dashed where no point learns it."""
+        """The objects, each in its own colour; dashed if it has no positive point."""
         learned = set(self.objects[np.unique(self.matched[self.matched >= 0])].tolist())
         boxes = []
         for place, (box, label) in enumerate(
             zip(self.record.boxes_xyxy, self.record.labels.tolist(), strict=True)
         ):
             name = self.name(label)
-            title = name if place in learned else f"{name}: no point learns it"
+            title = name if place in learned else f"{name}: no positive point"
             boxes.append(self.picture.box(box, place, name, title, is_wrong=place not in learned))
         return self.picture.pane("objects", boxes)
 

@@ -1,4 +1,4 @@
-"""Where the lines, points, columns and ticks of a chart go: geometry for the SVG of a page."""
+"""The geometry of charts (lines, points, columns, ticks), for the SVG of a page."""
 
 from __future__ import annotations
 

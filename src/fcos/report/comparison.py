@@ -78,9 +78,9 @@ def _results_of(run: FinishedRun) -> Results:
 
 
 def check_same_images(first: FinishedRun, second: FinishedRun) -> None:
-    """Refuse runs whose numbers cannot be compared."""
+    """Reject runs whose metrics cannot be compared."""
     one, other = first.annotations, second.annotations
-    fix = "compare runs with the same list_eval; `fcos eval RUN --list ...` measures a model on another one"
+    fix = "compare runs with the same list_eval; `fcos eval RUN --list ...` evaluates a model on another list"
     where = f"{first.folder}: {one.source}; {second.folder}: {other.source}"
     if set(one.class_names) != set(other.class_names):
         raise DatasetError("the two runs have different classes", where=where, fix=fix)
@@ -113,10 +113,10 @@ def _in_ids_of(annotations: Annotations, theirs: Annotations, results: Results) 
 
 
 def _verdict(compared: Comparison) -> str:
-    """The first thing that one wants to know."""
+    """The main result in a sentence."""
     ap: Delta = compared.deltas[0]
     if ap.change is None:
-        return "These images hold no objects."
+        return "These images contain no objects."
     if ap.margin is None:
         return f"AP changed by {ap.change:+.3f}; too few images to tell whether this is chance."
     interval = f"{ap.change:+.3f} ± {ap.margin:.3f}"

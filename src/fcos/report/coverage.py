@@ -1,4 +1,4 @@
-"""What a report says about objects that no point learns; of the training set, kept in `coverage.json`.
+"""The report's section on objects without a positive point; for the training set, cached in `coverage.json`.
 
 The training set decides what can be learned, and only the training has it at hand: `fcos report` does not
 read it again.
@@ -41,7 +41,7 @@ class CoverageRow:
 
 @dataclass(frozen=True)
 class CoverageFacts:
-    """What a report says about objects that no point learns.
+    """The report's facts about objects without a positive point.
 
     Attributes:
         share: of the objects.
@@ -90,7 +90,7 @@ def coverage_facts(coverage: Coverage, config: TrainConfig, num_all_pictures: in
 
 
 def keep_coverage(run: Path, train_set: Annotations, config: TrainConfig) -> None:
-    """Look at the training set and write what there is to say into the run folder."""
+    """Compute the coverage of the training set and write it to the run folder."""
     facts = coverage_facts(cover(train_set, config), config, len(train_set))
     write_text(run / FILE_NAME, json.dumps(asdict(facts), indent=1, ensure_ascii=False))
 
@@ -109,7 +109,7 @@ def read_coverage(run: Path) -> CoverageFacts | None:
         return facts
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(
-            "no coverage of a training set, or damaged",
+            "not a coverage file, or damaged",
             where=str(file),
-            fix="remove it: the report does without",
+            fix="remove it: the report does not need it",
         ) from error

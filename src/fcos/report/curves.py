@@ -1,4 +1,4 @@
-"""How trainings went: their `metrics.jsonl` as arrays and as one image."""
+"""The curves of runs: `metrics.jsonl` as arrays and as a plot."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             raise DatasetError("not JSON", where=f"{file}, line {number}", fix="remove this line") from None
         if not _is_entry(entry):
             raise DatasetError(
-                "not a line of a training run", where=f"{file}, line {number}", fix="remove this line"
+                "not a line that training wrote", where=f"{file}, line {number}", fix="remove this line"
             )
         entries[entry["kind"], entry["step"]] = entry
     return sorted(entries.values(), key=lambda entry: entry["step"])
@@ -121,7 +121,7 @@ def check_format(out: Path) -> None:
     formats = FigureCanvasBase.get_supported_filetypes()
     if out.suffix.lower().lstrip(".") not in formats:
         raise OutputError(
-            f"curves cannot be written as {out.suffix or 'a file without a suffix'}",
+            f"cannot write curves as {out.suffix or 'a file without a suffix'}",
             where=str(out),
             fix=f"give a file that ends with one of: {', '.join(sorted(formats))}",
         )

@@ -1,4 +1,4 @@
-"""Images inside of a page: small JPEGs with boxes over them, and crops.
+"""Images in a page: small JPEGs with boxes drawn over them, and crops.
 
 The boxes are SVG, so that a page can hide them by score, and say more where the mouse is.
 """
@@ -68,7 +68,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Pane:
-    """One view of an image: ground truth, or what a detector found."""
+    """One view of an image: ground truth, or detections."""
 
     title: str
     boxes: tuple[Box, ...]
@@ -121,7 +121,7 @@ class Crop:
 
 
 class Picture:
-    """A small copy of an image, and how to bring boxes into it."""
+    """A small copy of an image, and how to scale boxes to it."""
 
     def __init__(self, record: Record, annotations: Annotations) -> None:
         self.record, self.annotations = record, annotations
@@ -160,12 +160,12 @@ class Picture:
             elif analysis is not None:
                 found_with = round(float(analysis.found_with[first_box + place]), 4)
                 why = told.get(first_box + place, "")
-                title += f", missed: {why}" if why else f", found with {found_with:.2f}"
+                title += f", missed: {why}" if why else f", detected with {found_with:.2f}"
             boxes.append(self.box(box_xyxy, label, name, title, found_with=found_with))
         return self.pane("ground truth", boxes)
 
     def detections(self, title: str, rows: NDArray[np.int64], analysis: Analysis) -> Pane:
-        """What was found; `rows` of the analysis, best score first."""
+        """The detections; `rows` of the analysis, best score first."""
         label_of = {category_id: label for label, category_id in enumerate(self.annotations.category_ids)}
         rows = rows[analysis.rows["score"][rows] >= LEAST_SCORE][:MAX_DETECTIONS]
         boxes = []
@@ -176,7 +176,7 @@ class Picture:
             )
             text = f"{self.annotations.class_names[label]} {score:.2f}"
             is_wrong = bool(analysis.is_right[row] == 0)
-            words = {1: "right", 0: "wrong", -1: "not counted"}[int(analysis.is_right[row])]
+            words = {1: "correct", 0: "wrong", -1: "not counted"}[int(analysis.is_right[row])]
             boxes.append(
                 self.box(
                     xyxy_of(analysis.rows[[row]])[0],

@@ -46,7 +46,7 @@ def choose_images(annotations: Annotations, analysis: Analysis, most: int) -> di
 
 
 def confusions(analysis: Analysis) -> Iterator[tuple[int, int]]:
-    """Cells of the confusion matrix that hold errors, largest first: label that is there, label found."""
+    """Cells of the confusion matrix that contain errors, largest first: true label, predicted label."""
     matrix = analysis.shown.pairs.matrix()
     np.fill_diagonal(matrix, 0)
     for cell in np.argsort(-matrix, axis=None, kind="stable").tolist():
@@ -111,13 +111,13 @@ def gallery(
 
 
 def _rivals(picture: Picture, annotations: Annotations, misses: Sequence[Miss]) -> tuple[Box, ...]:
-    """The boxes that took the place of missed objects."""
+    """The boxes that suppressed the boxes of missed objects."""
     return tuple(
         picture.box(
             miss.other_xyxy,
             int(annotations.labels[miss.box]),
             "",
-            f"in its place: {miss.told}",
+            f"instead of it: {miss.told}",
             is_rival=True,
         )
         for miss in misses
@@ -143,7 +143,7 @@ def _notes(annotations: Annotations, misses: Sequence[Miss]) -> tuple[str, ...]:
 
 
 def disagreement_crops(annotations: Annotations, analysis: Analysis, shown: Iterable[int]) -> list[Crop]:
-    """The first disagreements; `shown` are the images that are in the page as a whole."""
+    """The first disagreements; `shown` are the images that the page shows in full."""
     shown = set(shown)
     crops = []
     pictures: dict[int, Picture] = {}

@@ -93,7 +93,7 @@ def write_report(
 
 
 def template(name: str) -> Template:
-    """A page of `templates/`; what it names and is not given is an error."""
+    """Render a page of `templates/`; an undefined variable is an error."""
     environment = Environment(
         loader=PackageLoader("fcos", "report/templates"),
         autoescape=True,
@@ -109,7 +109,7 @@ def template(name: str) -> Template:
 
 
 def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataSummary]) -> dict[str, Any]:
-    """What was trained on what, and how that went."""
+    """Describe the training: model, data, and best epoch."""
     metrics = read_metrics(run)
     cards = dict(sorted(cards.items(), reverse=True))  # training first
     return {
@@ -292,9 +292,9 @@ def _score_charts(analysis: Analysis) -> list[Chart]:
     bins = np.array([(score, right) for score, right, count in analysis.calibration if count])
     diagonal = np.array([[0.0, 0.0], [1.0, 1.0]])
     calibration = line_chart(
-        "Share of the detections that is right, by score",
+        "Share of correct detections, by score",
         "score",
-        {"detections": bins.reshape(-1, 2), "a score that is a probability": diagonal},
+        {"detections": bins.reshape(-1, 2), "perfectly calibrated": diagonal},
         whole_x=False,
     )
     thresholds = line_chart(

@@ -1,4 +1,4 @@
-"""What a finished run left in its folder, ready to be shown."""
+"""Read the results of a finished run from its folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_run(folder: Path) -> FinishedRun:
     if not config_file.is_file():
         raise ConfigError(
             f"{folder} is not the folder of a run: it has no config.json",
-            fix="give a folder that `fcos train` made, for example runs/train",
+            fix="give a folder that `fcos train` created, for example runs/train",
         )
     config = load_config(config_file)
     results = read_results(folder) if config.list_eval else None  # first: annotations may take long
@@ -82,7 +82,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
                 )  # may be hundreds of MB
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise DatasetError(
-                    f"no results, or damaged: {error}",
+                    f"not a results file, or damaged: {error}",
                     where=str(file),
                     fix=f"`fcos eval {folder} --out {file.parent}` writes them again",
                 ) from error

@@ -1,4 +1,4 @@
-"""The tables and rows of bars of a report: numbers to what its templates write."""
+"""The tables and bar rows of a report: from numbers to what the templates show."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ NUMBERS = (  # title, place among COCO's twelve, meaning
     ("AR1", 6, "recall with 1 detection per image"),
     ("AR10", 7, "recall with 10"),
     ("AR100", 8, "recall with 100"),
-    ("AR small", 9, "recall of small objects"),
-    ("AR medium", 10, "of medium ones"),
-    ("AR large", 11, "of large ones"),
+    ("AR small", 9, "recall on small objects"),
+    ("AR medium", 10, "on medium objects"),
+    ("AR large", 11, "on large objects"),
 )
 ERROR_MEANINGS = {
     "Cls": ("classification", "right place, wrong class"),
     "Loc": ("localisation", "right class, inexact box"),
-    "Both": ("both", "wrong class and inexact box"),
+    "Both": ("both", "wrong class and poorly localized box"),
     "Dupe": ("duplicate", "the object is already detected"),
     "Bkg": ("background", "no object nearby"),
     "Miss": ("undetected", "no detection matches it"),
@@ -45,9 +45,9 @@ SHORT_REASONS = {
     "no point": "no positive point",
     "nms": "suppressed by NMS",
     "class": "wrong class",
-    "score": "score below threshold",
+    "score": "score below the threshold",
     "shared": "one detection for two",
-    "box": "box fits badly",
+    "box": "box poorly localized",
     "nothing": "nothing near",
 }
 
@@ -56,7 +56,7 @@ NO_OBJECT, NO_DETECTION = "no object", "no detection"  # last row and last colum
 
 
 def number_cards(analysis: Analysis) -> list[tuple[str, str, str, str, str]]:
-    """COCO's twelve numbers: title, value, half interval, meaning, of how many boxes."""
+    """The twelve COCO metrics: title, value, half interval, meaning, number of boxes."""
     return [
         (
             title,
@@ -239,7 +239,7 @@ def data_rows(data_cards: Sequence[DataSummary]) -> list[tuple[str, list[str]]]:
         ("width: minimum, median, maximum", [sides(card, "width") for card in cards]),
         ("height: minimum, median, maximum", [sides(card, "height") for card in cards]),
         ("warnings of the data check", [_number(entry.num_warnings) for entry in data_cards]),
-        ("left out as unusable", [_number(entry.num_problems) for entry in data_cards]),
+        ("problems skipped", [_number(entry.num_problems) for entry in data_cards]),
     ]
 
 

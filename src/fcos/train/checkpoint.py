@@ -1,4 +1,4 @@
-"""What a run keeps: `last.ckpt`, to resume exactly, and model files, to use."""
+"""Files of a run: `last.ckpt`, to resume exactly, and model files, to predict with."""
 
 from __future__ import annotations
 
@@ -55,10 +55,8 @@ def resume_command(run: Path) -> str:
 
 def _how_to_resume(run: Path) -> str:
     if not (run / "last.ckpt").is_file():
-        return "make room on the disk, or choose another run_folder where you may write"
-    return (
-        f"make room on the disk, then: {resume_command(run)}; the last checkpoint that was written is whole"
-    )
+        return "free some disk space, or choose another run_folder that you can write to"
+    return f"free some disk space, then: {resume_command(run)}; the last checkpoint is intact"
 
 
 def check_checkpoint(path: Path) -> None:
@@ -67,7 +65,7 @@ def check_checkpoint(path: Path) -> None:
         raise CheckpointError(
             f"there is nothing to resume from: no {path.name} in {path.parent}",
             where="setting 'load'",
-            fix='set "load": false to start afresh, or run_folder to the folder of the run',
+            fix='set "load": false to start a new run, or run_folder to the folder of the run',
         )
 
 
@@ -80,7 +78,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0]}",
             where=str(path),
-            fix="start afresh with load=false; best.safetensors of the run is still usable",
+            fix="start a new run with load=false; best.safetensors of this run is still usable",
         ) from error
     return content
 
@@ -110,9 +108,9 @@ def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> Non
     changed = [key for key in new if old[key] != new[key]]
     if changed:
         raise CheckpointError(
-            f"the {' and '.join(changed)} data are not those that the run was started with",
+            f"the {' and '.join(changed)} data differ from those that the run was started with",
             where=str(path),
-            fix="put the annotations back to resume exactly, or start a new run with load=false",
+            fix="restore the annotations to resume, or start a new run with load=false",
         )
 
 

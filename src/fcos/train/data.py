@@ -39,7 +39,7 @@ def load_data(
     if name_file and not config.name_file:
         say(fabric, f"class names from {name_file}")
     if name_file and not read_names(name_file)[1]:
-        say(fabric, f"{name_file} does not begin with 'background': every line is a class")
+        say(fabric, f"{name_file} does not start with 'background', so every line is read as a class")
     train_set = read_set(config, config.list_train, config.root_train)
     check_classes(config, train_set.class_names)
     train_set, report = usable(train_set, "training", config, fabric)
@@ -47,7 +47,7 @@ def load_data(
     if config.boxarea_th:
         say(fabric, left_out(train_set, config))
     if not config.list_eval:
-        say(fabric, "no list_eval: nothing is evaluated; the last model is the result")
+        say(fabric, "no list_eval, so there is no evaluation; the result is the last model")
         return train_set, None, cards
     eval_set, eval_report = usable(
         read_set(config, config.list_eval, config.root_eval), "evaluation", config, fabric
@@ -85,7 +85,7 @@ def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Anno
     ours = [fingerprint(train_set), fingerprint(eval_set)]
     if fabric.broadcast(ours) != ours:
         raise DatasetError(
-            "the annotations on this machine are not those of the first machine",
+            "the annotations on this machine differ from those on the first machine",
             where=socket.gethostname(),
             fix="give every machine the same copy of the data",
         )
@@ -101,7 +101,7 @@ def usable(
         if not config.skip_invalid or report.of_all:
             report.raise_problems()
         if report.problems:
-            say(fabric, f"{what}: {report.summary()} and are left out")
+            say(fabric, f"{what}: {report.summary()} and are skipped")
     report = fabric.broadcast(report)
     assert report is not None
     left = drop_invalid(annotations, report)

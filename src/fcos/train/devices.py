@@ -1,4 +1,4 @@
-"""Where a training runs: the setting `device` to a Lightning Fabric."""
+"""Build a Lightning Fabric from the setting `device`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def build_fabric(
         devices = 1
     if precision == "fp16" and accelerator == "cpu":  # Fabric would take bf16 instead
         raise DeviceError(
-            "fp16 is for GPUs",
+            "fp16 needs a GPU",
             where='"precision": "fp16" with device cpu',
             fix='set "precision" to "bf16" or "fp32"',
         )
@@ -113,5 +113,5 @@ def _devices_of_launch(
         f"{counted(num_local, 'process was', 'processes were')} started on this machine, but {wrong}",
         where="torchrun --nproc-per-node, srun --ntasks-per-node",
         fix="start one process for each GPU, with every GPU visible to all (srun --gpu-bind=none), "
-        "or leave the setting out",
+        "or omit the setting",
     )

@@ -184,6 +184,6 @@ def lost_process(lost: str) -> TrainingError:
     """The error of a run that lost a process."""
     return TrainingError(
         f"{lost or 'another process of the run has ended'}; the run cannot continue without it",
-        fix="look above for its own message; without one it was killed, as the system does when memory runs "
-        "out. A training resumes from its last checkpoint with load=true, on any number of processes",
+        fix="see its own message above; if there is none, it was killed, probably because memory ran out. "
+        "Training resumes from its last checkpoint with load=true, on any number of processes",
     )

@@ -1,4 +1,4 @@
-"""What a training reports: averages over its steps, a progress display, and messages."""
+"""Training output: averages over steps, a progress display, and messages."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class Display:
         return advance
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the progress bar."""
         self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:

@@ -215,11 +215,11 @@ class Trainer:
         self._save()
 
     def _tell_times(self, epoch: int) -> None:
-        """What was waited for in this epoch; nothing in a session that only evaluates the end of one."""
+        """Print the bottleneck of this epoch; nothing if this session only evaluates the end of one."""
         times = self.clock.take()
         if not times.num_images:
             return
-        # A device that waits for images makes the others wait for it in their computing.
+        # A device that waits for images makes the others wait for it in their own steps.
         waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
         waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
         times = times._replace(waited_s=round(waited_s.item(), 3))
@@ -232,7 +232,7 @@ class Trainer:
         self.display.line(line)
 
     def _evaluate(self, annotations: Annotations) -> None:
-        """COCO's numbers of the evaluated model; the files of the last and the best model."""
+        """Compute and log COCO metrics; write the files of the last and the best model."""
         started_at = time.monotonic()
         rows = self._find(annotations)
         if not self.fabric.is_global_zero:
@@ -258,10 +258,10 @@ class Trainer:
                 partial.write_bytes(results_json(rows))
 
     def _find(self, annotations: Annotations) -> Rows:
-        """What the evaluated model finds in every image, as rows of results; on the first device.
+        """Detections of the evaluated model in every image, as rows of results; on the first device.
 
-        As `fcos eval` and `Detector` do it, in float32 and with batch norm in the weights, so that the
-        numbers are theirs, to the last digit. (Under autocast to bfloat16 the third digit differed.)
+        Predicts like `fcos eval` and `Detector`, in float32 and with folded batch norm, so that the metrics
+        are equal to the last digit. (Under autocast to bfloat16 the third digit differed.)
         """
         fabric = self.fabric
         rank, world = fabric.global_rank, fabric.world_size

@@ -1,4 +1,4 @@
-"""Settings for a training on one's own images, proposed from data and machine, each with its reason.
+"""Propose settings for the user's data and machine, each with its reason.
 
 The result is a config file, to be edited. Settings that depend on neither data nor machine are left to the
 presets (`presets.py`).
@@ -110,9 +110,9 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
     require_boxes(train)
     held_out = None
     parts = splits
-    trained = "the training part that the folder brings"
-    kept = f"; {splits.test.source.name} is kept for the end" if splits.test else ""
-    evaluated = f"its evaluation part{kept}"
+    trained = "the training split of the folder"
+    kept = f"; {splits.test.source.name} is left for the final test" if splits.test else ""
+    evaluated = f"its evaluation split{kept}"
     if splits.evaluation is None:
         train, held_out = split_annotations(train, SHARE_HELD_OUT, SPLIT_SEED)
         parts = Splits(  # the files carry the names
@@ -120,7 +120,7 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
             Split(split_folder / "train.json", common_root(train)),
             Split(split_folder / "eval.json", common_root(held_out)),
         )
-        trained = f"the folder brings no split, so one was made: {counted(len(train), 'image')}"
+        trained = f"the folder has no split, so one was made: {counted(len(train), 'image')}"
         evaluated = (
             f"{counted(len(held_out), 'image')} chosen at random (seed {SPLIT_SEED}), never trained on"
         )
@@ -172,7 +172,7 @@ _WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_lite0": "the small model 
 
 
 def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Proposal, Proposal]:
-    """The preset's size, larger where boxes would get too small, smaller where images are small."""
+    """The preset's size; larger if boxes would be too small, smaller if images are small."""
     usual: int = preset_default(preset, "short_side")
     usual_view: int = preset_default(preset, "view_size")
     sizes, box_sides = image_sizes(train)
@@ -187,14 +187,14 @@ def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Pr
     enough = [side for side, smallest in zip(candidates, seen, strict=True) if smallest >= SMALLEST_BOX]
     side = enough[0] if enough else candidates[-1]
     smallest = seen[candidates.index(side)]
-    boxes = f"9 of 10 boxes are larger than {smallest:.0f} pixels then" if len(box_sides) else "no boxes"
+    boxes = f"9 of 10 boxes are then larger than {smallest:.0f} pixels" if len(box_sides) else "no boxes"
     typical = f"images are {np.median(long):.0f} x {np.median(short):.0f}"
-    limit = ", as far as it stays affordable" if not enough else ""
+    limit = ", as large as is affordable" if not enough else ""
     ratio = float(np.clip(np.percentile(long / short, 90), usual_view / usual, 2.5))
     view = round(side * ratio)
     return (
         Proposal("short_side", side, f"{typical}; {boxes}{limit}"),
-        Proposal("view_size", view, f"longest side: room for images of {ratio:.2f} : 1"),
+        Proposal("view_size", view, f"longest side, for images of {ratio:.2f} : 1"),
     )
 
 
@@ -235,39 +235,39 @@ def _flip(class_names: tuple[str, ...]) -> Proposal:
     for name in class_names:
         words = re.findall(r"[a-z]+|[0-9]+", name.lower())
         if re.fullmatch(r"[A-Za-z0-9]|[0-9]+", name.strip()) or _MIRROR_WORDS.intersection(words):
-            return Proposal("horizontal_flip", False, f'class "{name}" means something else in a mirror')
-    return Proposal("horizontal_flip", True, "no class looks like text, digits, left or right")
+            return Proposal("horizontal_flip", False, f'class "{name}" changes its meaning when flipped')
+    return Proposal("horizontal_flip", True, "no class name suggests text, digits, left or right")
 
 
 def _few(number: int) -> str:
     """Why a setting is for small data sets."""
-    return counted(number, "image is", "images are") + " few"
+    return "only " + counted(number, "image")
 
 
 def _augmentation(num_images: int) -> Proposal:
     if num_images < MANY_IMAGES:
         return Proposal("augmentation", True, f"{_few(num_images)}: vary colours and crops")
-    return Proposal("augmentation", False, f"{num_images:,} images are varied enough")
+    return Proposal("augmentation", False, f"{num_images:,} images vary enough by themselves")
 
 
 def _length(num_images: int, hardware: Hardware) -> Iterator[Proposal]:
-    """Enough images seen, however few there are; never less than the papers' 12 epochs."""
+    """Enough samples even for few images; at least the papers' 12 epochs."""
     goal = 120_000 if hardware.num_gpus else 6_000
     epochs = int(np.clip(round(goal / max(1, num_images)), 12, 200))
-    reason = f"{counted(num_images, 'image')}, seen {num_images * epochs:,} times in all"
+    reason = f"{counted(num_images, 'image')}, {num_images * epochs:,} samples in total"
     yield Proposal("epochs", epochs, reason)
     if epochs > 50:
-        yield Proposal("eval_epochs", round(epochs / 25), "an epoch is short: 25 evaluations in all")
+        yield Proposal("eval_epochs", round(epochs / 25), "epochs are short: 25 evaluations in total")
 
 
 def _batch(num_images: int, preset: str, hardware: Hardware, pixels: int) -> Iterator[Proposal]:
-    """The preset's batch, less for few images, shared by the GPUs (the learning rate follows it)."""
+    """The preset's batch size, smaller for few images, split over the GPUs (the learning rate follows)."""
     usual: int = preset_default(preset, "nbatch_train")
     wanted = usual if num_images >= 10 * usual else usual // 2
     num_devices = max(1, hardware.num_gpus)
     share = max(1, wanted // num_devices)
     batch = share * num_devices
-    why = "the preset's" if batch == usual else f"{_few(num_images)}: more steps an epoch"
+    why = "the preset's" if batch == usual else f"{_few(num_images)}: more steps per epoch"
     if num_devices > 1:
         why = f"{share} on each of {num_devices} GPUs"
     yield Proposal("nbatch_train", batch, why)
@@ -276,15 +276,15 @@ def _batch(num_images: int, preset: str, hardware: Hardware, pixels: int) -> Ite
         fits = max(1, int((hardware.gpu_memory_gb - 2) / (2.5 * pixels / (800 * 1333))))
         micro = next(size for size in range(min(share, fits), 0, -1) if share % size == 0)
         if micro < share:
-            yield Proposal("micro_batch", micro, f"what {hardware.gpu_memory_gb:.0f} GB hold at once")
+            yield Proposal("micro_batch", micro, f"what fits into {hardware.gpu_memory_gb:.0f} GB")
 
 
 def _speed(hardware: Hardware) -> Iterator[Proposal]:
     if hardware.bf16_is_faster:
-        measured = "this GPU is about twice as fast in it", "measured to be faster on this processor"
+        measured = "about twice as fast on this GPU", "measured to be faster on this processor"
         yield Proposal("precision", "bf16", measured[0 if hardware.num_gpus else 1])
     workers = max(1, min(4, hardware.num_cores // 4))
-    why = "the cores are needed for training; reading takes little"
+    why = "training needs the cores; reading images takes little time"
     if hardware.num_gpus:
         workers = max(1, min(8, hardware.num_cores // hardware.num_gpus))
         why = f"{counted(hardware.num_cores, 'core')} for {counted(hardware.num_gpus, 'GPU')}"

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the backward pass computes activations again instead of keeping them."""
+"""Activation checkpointing: recompute activations in the backward pass instead of storing them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run: settings to data, model and run folder, then the loop."""
+"""A whole run: build data, model and run folder from the settings, then run the loop."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Run:
 
 
 def train(config: TrainConfig) -> Run:
-    """Train as the settings say; resumes a stopped run where they say `load`.
+    """Train with these settings; with `load`, resume a stopped run.
 
     With more than one device, the other processes run the same command again: from a script of your own,
     protect the entry point with ``if __name__ == "__main__"``.
@@ -117,7 +117,7 @@ def train(config: TrainConfig) -> Run:
 
 
 def adopt_start(config: TrainConfig, fabric: Fabric) -> tuple[TrainConfig, LoadedModel | None]:
-    """The detector that training starts from, if any, and the settings completed by its own."""
+    """The detector that training starts from, if any, and the settings with those adopted from it."""
     if config.pretrain == "coco":
         if fabric.is_global_zero:
             coco_file()
@@ -154,7 +154,7 @@ def claim(config: TrainConfig, fabric: Fabric, held: ExitStack) -> tuple[Path, d
 
 
 def is_finished(config: TrainConfig, checkpoint: dict[str, Any]) -> bool:
-    """Whether there is nothing left to do."""
+    """Whether the run has already finished."""
     epochs = settings_of(checkpoint)["epochs"]
     return bool(config.epochs == epochs == checkpoint["state"]["epoch_evaluated"])
 
@@ -179,7 +179,7 @@ def prepare(
         folder = Path(fabric.broadcast(str(folder)))
         if start is not None:
             known = load_start(model, train_set.class_names, start)
-            shared = f"the outputs of {', '.join(known)} too" if known else "but for its classes"
+            shared = f"including the outputs of {', '.join(known)}" if known else "except its class outputs"
             say(fabric, f"detector: weights of {start.card.origin or 'fcos'} from {start.path}, {shared}")
         elif config.pretrain:
             source = load_imagenet_weights(model.backbone, config.backbone, config.pretrain)
@@ -242,14 +242,14 @@ def how_to_resume(trainer: Trainer) -> str:
     """The command that resumes a stopped run."""
     stopped = f"stopped after step {trainer.state.step} of {trainer.total_steps}"
     if not trainer.config.save:
-        return f"{stopped}; nothing was saved, as save=false asks"
+        return f"{stopped}; nothing was saved, because save=false"
     return f"{stopped}; resume with: {resume_command(trainer.run)}"
 
 
 def already_finished(folder: Path, config: TrainConfig) -> str:
-    """What to do with a run that is complete."""
+    """The message about a run that has already finished."""
     return (
-        f"already finished: {folder} has done all {counted(config.epochs, 'epoch')}\n"
+        f"already finished: {folder} has completed all {counted(config.epochs, 'epoch')}\n"
         f"train longer with: {resume_command(folder)} epochs={2 * config.epochs}"
     )
 
@@ -260,14 +260,14 @@ def extended(trainer: Trainer, former_epochs: int) -> str:
     before = replace(trainer.schedule, total_steps=trainer.steps_of(former_epochs)).factor(max(0, step - 1))
     after = trainer.schedule.factor(step)
     if config.lr_policy == "cosine":
-        rule = f"the cosine falls to 0 over all {config.epochs}"
+        rule = f"the cosine schedule now ends at epoch {config.epochs}"
     elif any(entry < 1 for entry in config.lr_schedule):
-        rule = f"lr_schedule is laid over all {config.epochs}"
+        rule = f"the fractions in lr_schedule now refer to all {config.epochs}"
     else:
         rule = "lr_schedule keeps its iterations"
     return (
-        f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}: {rule}; learning rate of the "
-        f"last step {config.lr_base * before:.3g}, of the next {config.lr_base * after:.3g}"
+        f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}: {rule}; learning rate "
+        f"{config.lr_base * before:.3g} in the last step, {config.lr_base * after:.3g} in the next"
     )
 
 
@@ -280,7 +280,7 @@ def memory_in_words(fabric: Fabric) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise TrainingError(
-            f"the memory of {fabric.device} is too small: {str(error).splitlines()[0]}",
-            fix="a smaller micro_batch (the step stays the same), activation_checkpointing=true, "
+            f"out of memory on {fabric.device}: {str(error).splitlines()[0]}",
+            fix="use a smaller micro_batch (same optimizer step), activation_checkpointing=true, "
             "precision=bf16, or a smaller view_size and short_side",
         ) from error

@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, and that one process at a time trains in it."""
+"""Choose the folder of a run, and lock it so that only one training at a time writes to it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find_run_folder(wanted: Path, *, load: bool, exact: bool = False) -> Path:
         raise ConfigError(
             f"{wanted} is a file",
             where='setting "run_folder"',
-            fix="give a folder, or a name that is not in use",
+            fix="give a folder, or an unused name",
         )
     numbered = numbered_folders(wanted)
     if not load:
@@ -115,12 +115,12 @@ def _open_locked(path: Path) -> IO[str]:
             raise OutputError(
                 f"another training writes to this run folder{f': {owner}' if owner else ''}",
                 where=str(path.parent),
-                fix="wait until it ends, stop it, or set another run_folder",
+                fix="wait for it to finish, stop it, or set another run_folder",
             ) from error
         except OSError as error:
             print(
                 f"warning: {path.parent} cannot be locked ({reason_of(error)}): "
-                "do not start another training in it",
+                "do not start another training run in it",
                 file=sys.stderr,
             )
         # Its former owner may have removed the file between opening and locking.

@@ -1,4 +1,4 @@
-"""One optimizer step, whatever it is split into.
+"""One optimizer step, with the same result however it is split.
 
 A step takes `nbatch_train` images, as micro-batches on one or many devices. The normalizers of the losses
 (number of positives, sum of centerness) are sums over all of them, so the split changes nothing but rounding.
@@ -122,9 +122,9 @@ class OptimizerStep:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise TrainingError(
-                "batch norm cannot be trained on one value: a level of one point, of one image",
+                "batch norm cannot be trained on a single value: one image, on a level with one point",
                 where=f"images of {batch.images.shape[2]} x {batch.images.shape[3]} pixels, padded",
-                fix="a micro_batch of at least 2, a larger short_side, freeze_bn=true, or head_norm=gn",
+                fix="use a micro_batch of at least 2, a larger short_side, freeze_bn=true, or head_norm=gn",
             ) from error
         return output
 
@@ -175,7 +175,7 @@ class OptimizerStep:
             f"loss or gradient is not finite at step {step}: "
             + ", ".join(f"{name} {value:g}" for name, value in report.numbers().items()),
             where=f"image ids {', '.join(map(str, image_ids))}; the batch is in {file}",
-            fix="a smaller lr_base, a longer warmup_iter, or grad_clip; with fp16 try bf16. "
+            fix="use a smaller lr_base, a longer warmup_iter, or grad_clip; instead of fp16, try bf16. "
             "The last checkpoint is from before this step: load=true resumes from it",
         )
 

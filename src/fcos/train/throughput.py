@@ -1,4 +1,4 @@
-"""Whether a training waits for images or for the network, and what to change.
+"""Whether training waits for images or for the network, and what would make it faster.
 
 Only the time in which the training loop has no batch and nothing to do counts as waiting. On a GPU the loop
 waits for the device once a step, before the optimizer's kernels are launched: those may still run while the
@@ -85,7 +85,7 @@ def num_cores() -> int:
 
 
 def busy_share() -> float:
-    """Share of the processor that was busy in the last minute; 0 where the system does not say."""
+    """CPU load of the last minute as a fraction of all cores; 0 where the system does not tell."""
     if not hasattr(os, "getloadavg"):  # Windows
         return 0.0
     return os.getloadavg()[0] / (os.cpu_count() or 1)
@@ -108,24 +108,24 @@ def advice(times: EpochTimes, config: TrainConfig, num_processes: int, device: s
         device: "cuda", "cpu" or "mps".
     """
     if times.waited_share < WORTH_A_CHANGE:
-        return f"the network sets the pace; faster with {network_advice(config, device)}"
+        return f"the network is the bottleneck; faster with {network_advice(config, device)}"
     return loader_advice(config, num_processes, device, num_cores())
 
 
 def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
-    """What to say before a training that starts more loader processes than this machine has cores."""
+    """A warning if training starts more loader processes than this machine has cores."""
     workers, cores = config.num_workers * num_processes, num_cores()
     if workers <= cores:
         return None
     return (
         f"num_workers={config.num_workers} starts {counted(workers, 'loader process', 'loader processes')} "
         f"for {counted(cores, 'core')}: "
-        "they take turns, and each takes memory; fewer are as fast"
+        "each takes memory, and fewer are as fast"
     )
 
 
 def network_advice(config: TrainConfig, device: str) -> str:
-    """What makes a step shorter."""
+    """A setting that makes a step faster."""
     from fcos.train.devices import prefers_bf16, slow_precision  # PyTorch: `num_cores` is needed without it
 
     if config.precision == "fp32" and prefers_bf16(device):
@@ -133,17 +133,17 @@ def network_advice(config: TrainConfig, device: str) -> str:
     if slow_precision(config.precision, device):
         return "precision=fp32" if device == "cpu" else "precision=fp16"
     if device == "cuda" and not config.compile:
-        return "compile=true, if the images have few sizes"
+        return "compile=true, if the images have few different sizes"
     return "a smaller short_side and view_size, or a smaller model"
 
 
 def loader_advice(config: TrainConfig, num_processes: int, device: str, cores: int) -> str:
-    """What gets images to the network faster."""
+    """A change that loads images faster."""
     workers = config.num_workers * num_processes
     each = f" for each of {num_processes} devices" if num_processes > 1 else ""
     now = f"now {config.num_workers}{each}, {counted(cores, 'core')}"
     if config.num_workers == 0:
-        return f"they are loaded between the steps; beside them with num_workers=1 ({now})"
+        return f"they are loaded between steps; to load them during steps, num_workers=1 ({now})"
     # A process that computes on the CPU needs a core of its own, one that feeds a GPU hardly any.
     free = cores - (0 if device == "cuda" else num_processes) - workers
     if free > 0:

@@ -1,4 +1,4 @@
-"""Where the numbers of a training go: `metrics.jsonl` in the run folder, and TensorBoard.
+"""Where training metrics are written: `metrics.jsonl` in the run folder, and TensorBoard.
 
 Another logger is a class with `write` and `close`, and a line in `open_writers`.
 """

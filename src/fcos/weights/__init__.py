@@ -1,4 +1,4 @@
-"""Files of weights: ours, ImageNet's, those of other code bases.
+"""Weight files: our own, ImageNet weights, and those of other code bases.
 
 Read `model_file` first (our format), then `load` (a file to a network), `start` (starting a training from a
 detector), `imagenet` (backbones), `archive` (inspecting a file without running its code), `published/` (files

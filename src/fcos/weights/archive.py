@@ -1,4 +1,4 @@
-"""Inspecting files of torch before anything in them is read.
+"""Inspect torch files before reading anything in them.
 
 They are zip archives with a pickle in them. A pickle may name any function to call, so it is loaded with
 `weights_only`; an archive may unpack to more than the memory holds, so its sizes are added up first. (torch
@@ -37,9 +37,7 @@ def parse_json(text: str | bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:
         UnsafeFileError: it is not JSON, nested too deeply, or larger than `max_bytes`.
     """
     if len(text) > max_bytes:
-        raise UnsafeFileError(
-            f"{len(text) / 2**20:,.0f} MB of JSON; at most {max_bytes / 2**20:,.0f} are read"
-        )
+        raise UnsafeFileError(f"{len(text) / 2**20:,.0f} MB of JSON; the limit is {max_bytes / 2**20:,.0f}")
     try:
         return json.loads(text)
     except RecursionError:

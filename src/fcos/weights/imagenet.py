@@ -85,13 +85,13 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
         loaded = dict(zip(wanted, loaded.values(), strict=True))
     problems = [f"{key} is missing" for key in wanted if key not in loaded]
     problems += [
-        f"{key} has shape {tuple(loaded[key].shape)}, wanted {tuple(tensor.shape)}"
+        f"{key} has shape {tuple(loaded[key].shape)}, expected {tuple(tensor.shape)}"
         for key, tensor in wanted.items()
         if key in loaded and loaded[key].shape != tensor.shape
     ]
     if problems:
         raise WeightsError(
-            f"{path.name} does not fit {name}: {len(problems)} of {len(wanted)} tensors are missing or of "
+            f"{path.name} does not fit {name}: {len(problems)} of {len(wanted)} tensors are missing or have "
             f"another shape, for example {'; '.join(problems[:3])}",
             where=str(path),
             fix=f"give a file with ImageNet weights of timm's {name}",
@@ -121,7 +121,7 @@ def _timm_download(name: str) -> nn.Module:
         raise WeightsError(
             f"no ImageNet weights for {name}: the download failed ({reason})",
             where="setting 'pretrain'",
-            fix=f'{hint}put a weight file on this machine and set "pretrain": "path/to/file.pth"; '
+            fix=f'{hint}copy a weight file to this machine and set "pretrain": "path/to/file.pth"; '
             'or train from random weights with "pretrain": false',
         ) from error
     return classifier.eval()

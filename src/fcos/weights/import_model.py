@@ -1,4 +1,4 @@
-"""Converting a detector of another code base to a model file."""
+"""Convert a detector of another code base to a model file."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def import_model(
     orders = [word.partition("=")[2] for word in changes if word.partition("=")[0] == CHANNEL_ORDER]
     if strange_orders := [order for order in orders if order not in get_args(ChannelOrder)]:
         raise ConfigError(
-            f'"{CHANNEL_ORDER}": "{strange_orders[0]}" is not possible',
+            f'"{CHANNEL_ORDER}": "{strange_orders[0]}" is not a valid value',
             where="command line",
-            fix="give rgb or bgr: what the network of the file takes",
+            fix="give rgb or bgr, the order that the network in the file expects",
         )
     loaded = load_model(source, cast("ChannelOrder", orders[-1]) if orders else None)
     changes = [word for word in changes if word.partition("=")[0] != CHANNEL_ORDER]
@@ -59,9 +59,9 @@ def import_model(
     given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
     if strange := [key for key in given if key not in MODEL_SETTINGS]:
         raise ConfigError(
-            f'"{strange[0]}" has no place in a model file',
+            f'"{strange[0]}" is not a setting of a model file',
             where="command line",
-            fix=f"there are {CHANNEL_ORDER}, {', '.join(MODEL_SETTINGS)}",
+            fix=f"use one of {CHANNEL_ORDER}, {', '.join(MODEL_SETTINGS)}",
         )
     model = build_model(config, len(loaded.card.class_names))
     statistics = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
@@ -71,7 +71,7 @@ def import_model(
         raise WeightsError(
             f"{counted(len(names), 'name')} for {counted(len(loaded.card.class_names), 'output')}",
             where=str(loaded.path),
-            fix="give a names file with a line for each output ('background' does not count)",
+            fix="give a names file with one line per output, not counting 'background'",
         )
     card = replace(
         loaded.card,

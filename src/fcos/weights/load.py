@@ -1,4 +1,4 @@
-"""Loading a model file, ours or of another code base, as a network and its settings."""
+"""Load a model file, ours or of another code base, as a network with its settings."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def model_file_of(source: Path) -> Path:
         if (source / name).is_file():
             return source / name
     raise WeightsError(
-        f"{source} holds no model",
+        f"{source} contains no model",
         where="best.safetensors, last.safetensors",
-        fix="give a run folder in which `fcos train` has finished an epoch, or a file of weights",
+        fix="give a run folder in which `fcos train` has finished an epoch, or a weight file",
     )
 
 
@@ -132,7 +132,7 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
 
 
 def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
-    """The network without memory for its weights: a file may ask for any width, and this costs nothing.
+    """The network without memory for its weights, since a file may ask for any width.
 
     Raises:
         WeightsError: no such network can be built.
@@ -146,7 +146,7 @@ def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
         raise WeightsError(error.what, where=str(path), fix=error.fix) from error
     except (RuntimeError, ValueError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
         raise WeightsError(
-            f"{path.name} has settings of which no network can be made: {first_line_of(error)}",
+            f"{path.name} has settings from which no network can be built: {first_line_of(error)}",
             where=str(path),
             fix=GIVE,
         ) from error
@@ -156,7 +156,7 @@ def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
     """The settings that a card carries, with the defaults of all others.
 
     Raises:
-        WeightsError: settings that this version does not know, or values that are not possible.
+        WeightsError: settings that this version does not know, or invalid values.
     """
     if unknown := [key for key in card.settings if key not in MODEL_SETTINGS]:
         raise WeightsError(
@@ -170,7 +170,7 @@ def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
     except ValidationError as error:
         keys = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
         problems = [
-            f'"{key}": {shorten(json.dumps(card.settings.get(key)), 100)} is not possible; it takes '
+            f'"{key}": {shorten(json.dumps(card.settings.get(key)), 100)} is not a valid value; it takes '
             f"{expects(key)}"
             for key in keys
         ]
@@ -184,7 +184,7 @@ def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
             problems.append(f'"strides" has {len(config.strides)} entries, more than {MOST_LEVELS}')
     if problems:
         raise WeightsError(
-            f"{path.name} has settings that cannot be: {'; '.join(problems)}", where=str(path), fix=GIVE
+            f"{path.name} has invalid settings: {'; '.join(problems)}", where=str(path), fix=GIVE
         )
     return config
 

@@ -1,4 +1,4 @@
-"""Model files: weights with a card that says everything needed to use them.
+"""Model files: weights with a card that contains everything needed to use them.
 
 One safetensors file; its metadata entry "fcos" is the card as JSON. Opening one runs no code from it.
 """
@@ -98,7 +98,7 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         ) from None
     if card is None:
         raise WeightsError(
-            f"{path.name} holds weights, but no card that says how to use them", where=str(path), fix=GIVE
+            f"{path.name} contains weights, but not how to use them", where=str(path), fix=GIVE
         )
     check_numbers(tensors, path)
     return card, tensors
@@ -216,7 +216,7 @@ def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
     if strange:
         value = tensors[strange[0]]
         raise WeightsError(
-            f"{path.name} holds tensors that are not plain numbers, such as {strange[0]} ({value.dtype}, "
+            f"{path.name} contains tensors that are not plain numbers, such as {strange[0]} ({value.dtype}, "
             f"{value.layout}, {value.device})",
             where=str(path),
             fix="save its weights as dense float32, float16 or bfloat16 tensors",
@@ -226,7 +226,7 @@ def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
     ]
     if broken:
         raise WeightsError(
-            f"{path.name} holds NaN or infinity in {len(broken)} of {len(tensors)} tensors, such as "
+            f"{path.name} contains NaN or infinity in {len(broken)} of {len(tensors)} tensors, such as "
             f"{broken[0]}",
             where=str(path),
             fix="the training that wrote it diverged, or the file is damaged: give another checkpoint",
@@ -249,9 +249,9 @@ def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
     """Refuse tensors of a file that are not exactly those of a model (which may be on the meta device)."""
     wanted = model.state_dict()
     problems = [f"missing: {key}" for key in wanted if key not in tensors]
-    problems += [f"left over: {key}" for key in tensors if key not in wanted]
+    problems += [f"unexpected: {key}" for key in tensors if key not in wanted]
     problems += [
-        f"{key} has shape {tuple(tensors[key].shape)}, wanted {tuple(value.shape)}"
+        f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in tensors and tensors[key].shape != value.shape
     ]

@@ -1,4 +1,4 @@
-"""Starting a training from a detector."""
+"""Start training from a detector."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_given_names_are_matched_by_name(dataset):
 
     assert annotations.labels.tolist() == [0, 2]
     assert annotations.category_ids == (1, 2, 3)
-    with pytest.raises(DatasetError, match="not among the given names: 'dog'"):
+    with pytest.raises(DatasetError, match="not in the name file: 'dog'"):
         yolo.read(dataset, names=["cat"])
 
 
@@ -270,7 +270,7 @@ def test_a_class_id_of_billions_makes_no_names(write, make_picture, tmp_path):
     make_picture("a/x/y/set/a.jpg")
     write("a/x/y/set/a.txt", "4294967296 0.5 0.5 0.5 0.5")
 
-    with pytest.raises(DatasetError, match="4,294,967,297 classes; at most 65,536"):
+    with pytest.raises(DatasetError, match="4,294,967,297 classes; the limit is 65,536"):
         yolo.read(tmp_path / "a/x/y/set")
 
 

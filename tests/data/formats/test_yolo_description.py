@@ -66,7 +66,7 @@ def test_names_are_what_is_written(write, names, form):
         ("names: []", "no class names"),
         ("names: [a, b]\nnc: 3", "'nc' is 3, but 'names' has 2"),
         ("names: [a]\ntrain: {x: y}", "'train' is an object, not a path"),
-        ("names: [a]\nval: x\nvalid: y", "val and valid name different things"),
+        ("names: [a]\nval: x\nvalid: y", "val and valid disagree"),
         ("names: [a]\nkpt_shape: [17, 4]", "'kpt_shape' is not"),
         ("names: [a]\nkpt_shape: 17", "'kpt_shape' is not"),
         ("names: [a]\n\tx: 1", "not YAML"),

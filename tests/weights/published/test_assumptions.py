@@ -62,7 +62,7 @@ def test_what_neither_file_nor_name_says_is_asked_for_and_answered(
     rename: Callable[..., Path], tmp_path: Path
 ) -> None:
     path, out = rename("mmdet_r50_caffe", "epoch_12.pth"), tmp_path / "model.safetensors"
-    with pytest.raises(WeightsError, match=r"how to use epoch_12\.pth is not known") as caught:
+    with pytest.raises(WeightsError, match=r"epoch_12\.pth does not tell how to use it") as caught:
         load_model(path)
     assert "`fcos import epoch_12.pth -o model.safetensors channel_order=bgr`" in caught.value.fix
     stem = open_state(path).tensors["backbone.conv1.weight"]
@@ -114,10 +114,10 @@ def test_info_tells_what_was_assumed_of_detectron2(rename: Callable[..., Path]) 
     path = rename("detectron2_r50", "model_final.pth")
     content = json.loads(CliRunner().invoke(main, ["info", str(path), "--json"]).output)
     assert content["notes"][0] == (
-        "assumed as in the default configuration of detectron2: bottlenecks step in the 1x1 convolution, "
-        "pixels come as blue, green, red, minus [103.53, 116.28, 123.675] over [1.0, 1.0, 1.0]; "
-        "`fcos import` corrects it with stride_in_1x1, channel_order, pixel_mean, pixel_std (both in the "
-        "order red, green, blue)"
+        "assumed as in the default configuration of detectron2: bottlenecks have their stride in the 1x1 "
+        "convolution, pixels are BGR, mean [103.53, 116.28, 123.675], std [1.0, 1.0, 1.0]; "
+        "to change this, run `fcos import` with stride_in_1x1, channel_order, pixel_mean, pixel_std (both "
+        "in the order RGB)"
     )
 
 
@@ -131,7 +131,7 @@ def test_the_order_of_channels_can_be_corrected_of_every_file(
     again = tmp_path / "bgr.safetensors"
     import_model(out, again, changes=["channel_order=bgr"])
     assert torch.equal(read_model(again)[1]["backbone.body.conv1.weight"], stem.flip(1))
-    with pytest.raises(ConfigError, match='"channel_order": "bgrr" is not possible'):
+    with pytest.raises(ConfigError, match='"channel_order": "bgrr" is not a valid value'):
         import_model(path, tmp_path / "no.safetensors", changes=["channel_order=bgrr"])
 
 

@@ -71,13 +71,15 @@ def test_the_weights_are_found_and_averaged_ones_preferred(content: object, tmp_
 
 def test_that_averaged_weights_were_taken_is_said(tmp_path: Path) -> None:
     assert opened({"model": weights(1), "model_ema": weights(7)}, tmp_path).notes == (
-        'the averaged weights were taken ("model_ema"), not those under "model"',
+        'used the averaged weights ("model_ema"), not those in "model"',
     )
     assert opened({"model": weights(1), "epoch": 2}, tmp_path).notes == ()
 
 
 def test_weights_of_nan_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"holds NaN or infinity in 2 of 2 tensors, such as conv\.weight"):
+    with pytest.raises(
+        WeightsError, match=r"contains NaN or infinity in 2 of 2 tensors, such as conv\.weight"
+    ):
         opened(weights(float("nan")), tmp_path)
 
 
@@ -123,7 +125,7 @@ def test_pickles_of_anything_else_are_refused_and_run_no_code(tmp_path: Path) ->
         ({"model": {"a": objects}}, "holds more than arrays|other than numbers"),
         ({"model": {"a": np.zeros(2, "S4")}}, "an array of other than numbers"),
         ({"model": {"a": np.zeros(2, "f4,i4")}}, "an array of other than numbers"),
-        ([1, 2], "it holds a list"),
+        ([1, 2], "it contains a list"),
     ):
         path.write_bytes(pickle.dumps(content))
         with pytest.raises(WeightsError, match=words):
@@ -199,7 +201,7 @@ def test_the_advice_for_files_of_objects_works_and_keeps_the_configuration(tmp_p
         "library.History(), 'meta': {'cfg': library.Config(), 'CLASSES': ('cat',)}}, 'in.pth')"
     )
     subprocess.run([sys.executable, "-c", write], cwd=tmp_path, check=True)
-    with pytest.raises(WeightsError, match=r"holds more than tensors, library\.History") as caught:
+    with pytest.raises(WeightsError, match=r"contains more than tensors, library\.History") as caught:
         open_state(tmp_path / "in.pth")
     assert ONLY_TENSORS in caught.value.fix
     command = ONLY_TENSORS.partition('python -c "')[2].removesuffix('"')

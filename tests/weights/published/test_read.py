@@ -226,7 +226,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(
     assert case.origin in message
     assert f"missing: {keys[0]}" in message
     assert f"{keys[1]} has shape (2,), wanted" in message
-    assert "left over: backbone.something.else" in message
+    assert "unexpected: backbone.something.else" in message
 
 
 def test_a_detector_without_quality_branch_is_refused_by_the_name_of_what_is_missing(
@@ -291,7 +291,7 @@ def test_impossible_shapes_are_refused(
 
 def test_a_file_of_no_known_code_base_is_refused_with_its_names(tmp_path: Path) -> None:
     torch.save({"state_dict": {"module.yolo.weight": torch.zeros(1)}}, tmp_path / "yolo.pth")
-    with pytest.raises(WeightsError, match=r"no FCOS detector of a code base that we know.*yolo\.weight"):
+    with pytest.raises(WeightsError, match=r"not an FCOS detector of a known code base.*yolo\.weight"):
         load_model(tmp_path / "yolo.pth")
 
 
@@ -304,7 +304,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused_with_what_it_wants(
 ) -> None:
     tensors = open_state(vectors("mmdet_r50_caffe") / "state_dict.pth").tensors
     torch.save({"state_dict": tensors, "message_hub": {"loss": HistoryBuffer()}}, tmp_path / "epoch_12.pth")
-    with pytest.raises(WeightsError, match=r"holds more than tensors, .*HistoryBuffer") as caught:
+    with pytest.raises(WeightsError, match=r"contains more than tensors, .*HistoryBuffer") as caught:
         load_model(tmp_path / "epoch_12.pth")
     assert "only tensors are loaded, never code" in caught.value.fix
     (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": HistoryBuffer()}))

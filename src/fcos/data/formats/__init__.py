@@ -1,4 +1,4 @@
-"""The annotation formats, one module each (`list`, `coco`, `voc`, `yolo`), and the door to all of them.
+"""The annotation formats, one module each (`list`, `coco`, `voc`, `yolo`), and functions to read any of them.
 
 A new format is one new module here with an object `FORMAT` (`fcos.data.registry.Format`): commands, settings,
 recognition, splits, conversion and the data check take it from there. `list` is the simplest to follow. A

@@ -1,4 +1,4 @@
-"""A COCO file entry by entry: what `coco_columns` does not take is read here, or told what is wrong with it.
+"""Read a COCO file entry by entry: files that `coco_columns` does not accept, and all error messages.
 
 What decides where a box is, whose it is and whether it counts must be certain; a stated size or area that
 makes no sense is left unstated.

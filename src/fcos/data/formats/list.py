@@ -92,7 +92,7 @@ def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None
     for record in annotations:
         name = relative_name(record.path, root)
         if split_line(name) != (name, []) or name.strip() != name:
-            faults.add(record.where, f"image name '{name}' cannot be told from the numbers behind it")
+            faults.add(record.where, f"image name '{name}' cannot be told from the numbers after it")
         x1, y1, x2, y2 = record.boxes_xyxy.T
         numbers = np.stack([y1, x1, y2, x2, record.labels + 1.0], axis=1)
         lines.append(" ".join([name, *map(number_text, numbers.ravel().tolist())]))

@@ -130,7 +130,7 @@ def write(
     faults = Faults()
     for record, stem in zip(annotations, stems, strict=True):
         if _without_flag(stem) != stem:
-            faults.add(record.where, f"'{stem}' would be read as a name with a flag behind it")
+            faults.add(record.where, f"'{stem}' would be read as a name followed by a flag")
     faults.raise_any(
         "image cannot be listed in ImageSets", "images cannot be listed in ImageSets", "rename the images"
     )
@@ -201,7 +201,7 @@ def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) ->
     faults.raise_any(
         "annotation file cannot be read",
         "annotation files cannot be read",
-        "correct them, or take them out of the split and the folder",
+        "correct them, or remove them from the split and the folder",
     )
     return parsed
 

@@ -1,4 +1,4 @@
-"""One xml file of Pascal VOC: what it says, or why it is none.
+"""Read one XML file of Pascal VOC, or explain why it is not one.
 
 A file of another kind would have no ``object`` where VOC has them, and count as an image without objects; so
 whatever else may hold boxes is refused. Entities are refused too: VOC has none, and a few lines of them can
@@ -89,7 +89,7 @@ def _annotation(root: Element) -> Element:
     if root.tag == "annotations" and root.find("image") is not None:
         raise ValueError("this is CVAT's own xml; export Pascal VOC, YOLO or COCO from CVAT instead")
     many = f" with {len(inside)} images" if len(inside) > 1 else ""
-    raise ValueError(f"no Pascal VOC: its root is <{cut(str(root.tag))}>{many}, not <annotation>")
+    raise ValueError(f"not Pascal VOC: its root is <{cut(str(root.tag))}>{many}, not <annotation>")
 
 
 def _box(element: Element) -> list[float]:

@@ -136,8 +136,8 @@ class _Rows:
             raise DatasetError(
                 "the rows can be boxes with key points as well as polygons",
                 where=str(source),
-                fix="for key points write their number and size into data.yaml, for example "
-                "kpt_shape: [17, 3]; convert polygons to boxes: class cx cy width height",
+                fix="if they are key points, state their number and size in data.yaml, for example "
+                "kpt_shape: [17, 3]; if they are polygons, convert them to boxes: class cx cy width height",
             )
 
     def _box(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -152,7 +152,7 @@ class _Rows:
             )
         if count == 5:
             raise ValueError(
-                "5 numbers after the class, but a box has 4: predictions have a score behind it, leave it out"
+                "5 numbers after the class, but a box has 4: predictions have a score after it, remove that"
             )
         if count < 6 or count % 2:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a YOLO data set says about itself: ``data.yaml``, darknet's ``obj.data``, and files of class names.
+"""The description of a YOLO data set: ``data.yaml``, darknet's ``obj.data``, and files of class names.
 
 Class names are what is written: YAML's own reading makes True of yes, 1 of 01 and 1.5 of 1.50, so scalars
 stay text here. In all of these files the place of a name is its class id, so ``background`` is a class too.
@@ -152,7 +152,7 @@ def _class_names(file: Path, names: Any) -> list[str]:
             by_id = {}
         if sorted(by_id) != list(range(len(names))):
             raise DatasetError(
-                "'names' must number the classes 0, 1, 2, ...", where=str(file), fix="add what misses"
+                "'names' must number the classes 0, 1, 2, ...", where=str(file), fix="add the missing ones"
             )
         names = [by_id[class_id] for class_id in range(len(names))]
     if not isinstance(names, list):
@@ -164,7 +164,7 @@ def _class_names(file: Path, names: Any) -> list[str]:
     for class_id, name in enumerate(names):
         if not isinstance(name, str):
             raise DatasetError(
-                f"the name of class {class_id} is {described(name)}", where=str(file), fix="write a text"
+                f"the name of class {class_id} is {described(name)}", where=str(file), fix="write a string"
             )
     check_names(names, where=str(file))
     return names
@@ -175,9 +175,9 @@ def _sources(file: Path, content: dict[str, Any], split: str) -> list[str]:
     found = [content[word] for word in SPLITS[split] if content.get(word, "") not in NOTHING]
     if len(found) > 1 and found[0] != found[1]:
         raise DatasetError(
-            f"{' and '.join(word for word in SPLITS[split] if word in content)} name different things",
+            f"{' and '.join(word for word in SPLITS[split] if word in content)} disagree",
             where=str(file),
-            fix="leave one of them",
+            fix="keep one of them",
         )
     sources = found[0] if found else []
     return [_text(file, split, source) for source in (sources if isinstance(sources, list) else [sources])]
@@ -266,6 +266,6 @@ def _only(folder: Path, files: list[Path], what: str) -> Path | None:
         raise DatasetError(
             f"several files could {what}: {names}",
             where=str(folder),
-            fix="leave the one that is right, or give it instead of the folder",
+            fix="keep only the right one, or give it instead of the folder",
         )
     return files[0] if files else None

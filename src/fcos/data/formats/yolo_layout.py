@@ -1,4 +1,4 @@
-"""Which images a YOLO source means, and which label file belongs to each.
+"""Find the images of a YOLO source, and the label file of each.
 
 A label file is called like its image, ``0.txt`` or ``0.jpg.txt``; it lies beside it, or in ``labels`` where
 the image is in ``images``. The case of suffixes and of these two folders is free.
@@ -144,7 +144,7 @@ class LabelFiles:
                 raise DatasetError(
                     f"several label files for one image: {', '.join(map(str, found))}",
                     where=str(image),
-                    fix="leave the one that is right",
+                    fix="keep only the right one",
                 )
         return found[0] if found else None
 

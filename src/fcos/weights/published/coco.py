@@ -43,6 +43,6 @@ def coco_file() -> Path:
         raise WeightsError(
             f"torchvision's COCO weights cannot be downloaded ({type(error).__name__}: {error})",
             where='setting "pretrain": "coco"',
-            fix=f"download {weights.url} elsewhere, and put the file to {path}",
+            fix=f"download {weights.url} on another machine, and save the file as {path}",
         ) from error
     return path

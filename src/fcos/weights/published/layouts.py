@@ -1,4 +1,4 @@
-"""What five code bases call our tensors.
+"""The names of our tensors in five other code bases.
 
 A layout turns the name of one of our tensors into theirs, by replacing beginnings (or other parts) one after
 the other. All of them share their towers' numbering with us (convolution, norm, ReLU), but MMDetection.

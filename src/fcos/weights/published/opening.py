@@ -1,4 +1,4 @@
-"""A weight file to tensors, without running code from it."""
+"""Read the tensors of a weight file without running code from it."""
 
 from __future__ import annotations
 
@@ -101,16 +101,16 @@ def open_state(path: Path) -> StateFile:
     if others := [
         key for key in CONTAINERS if taken and taken[0] in AVERAGED and _holds_tensors(about.get(key))
     ]:
-        notes.append(f'the averaged weights were taken ("{taken[0]}"), not those under "{others[0]}"')
+        notes.append(f'used the averaged weights ("{taken[0]}"), not those in "{others[0]}"')
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     tensors = {key: value for key, value in tensors.items() if key not in COUNTERS}
     if not tensors:
-        raise WeightsError(f"{path.name} holds no weights", where=str(path), fix="give a file of weights")
+        raise WeightsError(f"{path.name} contains no weights", where=str(path), fix="give a weight file")
     tensors = _without_wrappers(tensors)
     if kept := [key for key in tensors if key.startswith(PREFIX_OF_MMCV)]:
         tensors = {key: value for key, value in tensors.items() if key not in kept}
         notes.append(
-            f'{len(kept)} tensors "{PREFIX_OF_MMCV}..." were left aside: mmcv averages those without it'
+            f'{len(kept)} tensors "{PREFIX_OF_MMCV}..." were ignored: mmcv averages those without it'
         )
     check_numbers(tensors, path)
     return StateFile(tensors, about, tuple(notes))
@@ -132,7 +132,7 @@ def _holds_tensors(value: object, depth: int = 0) -> bool:
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what wrappers put before them, one in another."""
+    """Names without the prefixes of (nested) wrappers."""
     tensors = {key.replace(COMPILED, ""): value for key, value in tensors.items()}
     while wrapper := next((w for w in WRAPPERS if all(key.startswith(w) for key in tensors)), None):
         tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
@@ -150,14 +150,16 @@ def load_without_code(path: Path) -> dict[Any, Any]:
         content = load_arrays(path) if _is_plain_pickle(path) else load_tensors(path)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it holds more than tensors, {wanted.group(1)}" if wanted else "it is a pickle of objects"
+        reason = (
+            f"it contains more than tensors, {wanted.group(1)}" if wanted else "it is a pickle of objects"
+        )
         raise unreadable(path, reason, ONLY_TENSORS) from None
     except (UnsafeFileError, SafetensorError) as error:
         advice = ONLY_ARRAYS if path.suffix == ".pkl" else ONLY_TENSORS
         fix = f"it should be a .pth file of torch, or .safetensors; {advice}"
         raise unreadable(path, first_line_of(error), fix) from error
     if not isinstance(content, dict):
-        raise unreadable(path, f"it holds a {type(content).__name__}, not weights by name", ONLY_TENSORS)
+        raise unreadable(path, f"it contains a {type(content).__name__}, not weights by name", ONLY_TENSORS)
     return content
 
 
@@ -170,5 +172,5 @@ def _is_plain_pickle(path: Path) -> bool:
 
 
 def unreadable(path: Path, reason: str, fix: str) -> WeightsError:
-    """The error for a file that is no file of tensors."""
+    """The error for a file that is not a weight file."""
     return WeightsError(f"{path.name} cannot be read as a weight file: {reason}", where=str(path), fix=fix)

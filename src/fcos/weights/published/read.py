@@ -1,4 +1,4 @@
-"""A published weight file to everything that a model needs: settings, tensors, class names."""
+"""Read a published weight file: settings, tensors, class names."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ class Published:
             if value.shape != wanted.shape:
                 problems.append(f"{theirs[0]} has shape {tuple(value.shape)}, wanted {tuple(wanted.shape)}")
             found[name] = value.to(wanted.dtype)
-        problems += [f"left over: {key}" for key in self._tensors if key not in used and not is_harmless(key)]
+        problems += [
+            f"unexpected: {key}" for key in self._tensors if key not in used and not is_harmless(key)
+        ]
         if problems:
             raise _does_not_fit(self.path, self.origin, problems)
         return self._adapted(found)
@@ -189,9 +191,9 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
         taken = profile(layout, backbone["backbone"], tensors, file.about, name, channel_order)
     except Undecided as error:
         raise WeightsError(
-            f"how to use {path.name} is not known: {error}",
+            f"{path.name} does not tell how to use it: {error}",
             where=str(path),
-            fix="give the file the name that its authors gave it, or write it in our format first: "
+            fix="restore the file's original name, or convert it to our format first: "
             f"`fcos import {path.name} -o model.safetensors channel_order=bgr` (Caffe), or channel_order=rgb "
             "(PyTorch)",
         ) from None
@@ -200,9 +202,9 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
     names, ids = class_names_of(layout, num_classes, file.about)
     notes = [*file.notes, *taken.notes]
     if names == _numbered(num_classes):
-        notes.append("the file names no classes: `fcos import --names` can")
+        notes.append("the file has no class names: set them with `fcos import --names`")
     if aside := [key for key in tensors if is_harmless(key) and not key.endswith("num_batches_tracked")]:
-        notes.append(f"tensors that nothing needs: {printable_line(', '.join(aside))}")
+        notes.append(f"unused tensors: {printable_line(', '.join(aside))}")
     return Published(
         layout.origin,
         {"model": preset, **settings},
@@ -217,24 +219,24 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
 
 
 def _check_supported(tensors: Mapping[str, Tensor], origin: str, path: Path) -> None:
-    """Refuse by name what some published files have and our network has not."""
+    """Reject parts of published files that our network does not support."""
     for pattern, what, files in UNSUPPORTED:
         if there := [key for key in tensors if re.search(pattern, key)]:
             raise WeightsError(
-                f"{path.name} is a file of {origin} with {what} ({there[0]}), which fcos does not have",
+                f"{path.name} is a file of {origin} with {what} ({there[0]}), which fcos does not support",
                 where=str(path),
-                fix=f"give a file without; it concerns {files}",
+                fix=f"give a file without them; affected are {files}",
             )
 
 
 def find_layout(file: StateFile, path: Path) -> Layout:
-    """The code base that names tensors so."""
+    """The code base that uses these tensor names."""
     if (layout := layout_of(file.tensors)) is not None:
         return layout
     names = ", ".join(list(file.tensors)[:5])
     known = ", ".join(layout.origin for layout in LAYOUTS)
     raise WeightsError(
-        f"{path.name} is no FCOS detector of a code base that we know; its tensors are {names}, ...",
+        f"{path.name} is not an FCOS detector of a known code base; its tensors are {names}, ...",
         where=str(path),
         fix=f"give a model file of fcos, or of {known}",
     )
@@ -281,7 +283,7 @@ def _numbered(count: int) -> tuple[str, ...]:
 
 
 def _neutral(name: str, wanted: Tensor) -> Tensor:
-    """What a network does without: scales of 1, biases of 0, a first shortcut that hands on what it gets."""
+    """The neutral value of a missing tensor: scales of 1, biases of 0, an identity as first shortcut."""
     if name == "head.scales":
         return torch.ones(wanted.shape)
     if name == f"{FIRST_SHORTCUT}0.weight":
@@ -300,5 +302,5 @@ def _does_not_fit(path: Path, origin: str, problems: list[str]) -> WeightsError:
         + "\n  ".join(problems[:SHOWN_PROBLEMS])
         + more,
         where=str(path),
-        fix="give a file that is complete and of an FCOS with a ResNet or ResNeXt backbone",
+        fix="give a complete file of an FCOS with a ResNet or ResNeXt backbone",
     )

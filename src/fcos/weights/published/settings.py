@@ -1,4 +1,4 @@
-"""What a published weight file needs besides its tensors, as our settings (the decode profile).
+"""How a published weight file is to be used, as our settings (the decode profile).
 
 Much of it stands in no file: it is what the code base does, or its default configuration. What can be read
 is read: widths and depths from shapes, MMDetection's configuration from the text that its files carry, pixel
@@ -114,7 +114,7 @@ class Profile(NamedTuple):
 
 
 class Undecided(ValueError):
-    """What neither a file nor its name tells; its text is a sentence."""
+    """Neither a file nor its name tells how to use it; the text is a sentence."""
 
 
 def profile(
@@ -150,18 +150,16 @@ def profile(
     elif layout.rules == "official":
         if is_first_version(name):
             settings |= first_version()
-            notes.append("by its name it is of the first paper: exp, and centerness beside the classes")
+            notes.append("named like models of the first paper: exp, centerness in the classification tower")
         else:
-            notes.append("taken as of the improved paper, which its name does not deny (FCOS_R_50... would)")
+            notes.append("assumed to be of the improved paper (FCOS_R_50... would be of the first)")
     elif layout.rules == "detectron2":
         settings |= {"threshold_on": "score", "score_threshold": 0.2}
     elif re.search(r"(^|[_\W])iou([_\W]|$)", name.lower()):
         settings |= {"quality": "iou"}
-        notes.append("by its name the quality branch learned the IoU")
+        notes.append("its file name says that the quality branch predicts IoU")
     else:
-        notes.append(
-            "whether the quality branch learned centerness or IoU does not show; detections are the same"
-        )
+        notes.append("unknown whether the quality branch predicts centerness or IoU; detections are the same")
     return Profile(settings, takes_bgr, tuple(notes))
 
 
@@ -184,12 +182,12 @@ def _default_settings(
         settings["pixel_std"] = list(DETECTRON_STD_OF_X101)
     step = "1x1" if settings["stride_in_1x1"] else "3x3"
     of_file = f"; {' and '.join(stored)} are the file's" if stored else ""
-    blocks = f"bottlenecks step in the {step} convolution, " if has_bottlenecks(backbone) else ""
+    blocks = f"bottlenecks have their stride in the {step} convolution, " if has_bottlenecks(backbone) else ""
     return settings, [
-        f"assumed as in the default configuration of {layout.origin}: {blocks}pixels come as blue, green, "
-        f"red, minus {settings['pixel_mean'][::-1]} over {settings['pixel_std'][::-1]}{of_file}; "
-        "`fcos import` corrects it with stride_in_1x1, channel_order, pixel_mean, pixel_std (both in the "
-        "order red, green, blue)"
+        f"assumed as in the default configuration of {layout.origin}: {blocks}pixels are BGR, "
+        f"mean {settings['pixel_mean'][::-1]}, std {settings['pixel_std'][::-1]}{of_file}; "
+        "to change this, run `fcos import` with stride_in_1x1, channel_order, pixel_mean, pixel_std (both "
+        "in the order RGB)"
     ]
 
 
@@ -238,7 +236,7 @@ def _torchvision() -> dict[str, Any]:
 
 
 def config_text(about: Mapping[str, Any]) -> str:
-    """MMDetection's configuration as its files carry it; empty if they do not. It is searched, never run."""
+    """MMDetection's configuration in a file; empty if there is none. It is searched, never run."""
     meta = about.get("meta")
     texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, Mapping) else []
     return next((text[:MAX_CONFIG] for text in texts if isinstance(text, str)), "")
@@ -271,9 +269,9 @@ def _mmdetection(
     )
     if channel_order is None and not (mean and std) and style is None:
         raise Undecided(
-            "the file carries no configuration, and its name does not say whether its ImageNet weights were "
-            'those of Caffe ("caffe": blue, green, red, std 1, steps in the 1x1 convolutions) or of PyTorch '
-            "(red, green, blue, std 58.395, 57.12, 57.375, steps in the 3x3)"
+            "it contains no configuration, and its name does not say whether its ImageNet weights were "
+            'those of Caffe ("caffe": BGR, std 1, stride in the 1x1 convolutions) or of PyTorch '
+            "(RGB, std 58.395, 57.12, 57.375, stride in the 3x3)"
         )
     if channel_order is not None:
         is_rgb = channel_order == "rgb"
@@ -290,10 +288,10 @@ def _mmdetection(
     elif is_rgb:
         settings |= {"pixel_mean": list(IMAGENET_MEAN_RGB), "pixel_std": list(IMAGENET_STD_RGB)}
     if text and mean and std and _stated_style(text):
-        return Profile(settings, not is_rgb, ("read from the configuration that the file carries",))
+        return Profile(settings, not is_rgb, ("read from the configuration in the file",))
     kind = "tricks" if has_tricks else "plain"
     source = "as channel_order was given" if channel_order else "as its name says"
-    found = "its configuration does not say all" if text else "the file carries no configuration"
+    found = "its configuration is incomplete" if text else "the file contains no configuration"
     return Profile(
         settings,
         not is_rgb,
