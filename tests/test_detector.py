@@ -224,7 +224,7 @@ def test_with_agnostic_nms_one_place_has_one_class(
     assert_same(Detector.load(model_file, "cpu", agnostic_nms=True).predict(pixels, 0.0), over_all)
     assert_same(next(detector.stream([pixels], 0.0, agnostic_nms=True)), over_all)
     assert_same(detector.predict(pixels, 0.0), each)
-    with pytest.raises(WeightsError, match=r"(?s)within each class.*--agnostic-nms"):
+    with pytest.raises(WeightsError, match=r"(?s)per class.*--agnostic-nms"):
         Detector.load(exported["onnx"], agnostic_nms=True)
 
 

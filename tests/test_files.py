@@ -136,7 +136,9 @@ def test_devices_are_written_to_and_not_replaced():
 def test_a_full_disk_is_one_message_and_leaves_what_was_there(tmp_path: Path):
     write_text(tmp_path / "a.txt", "old")
     for error in (OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")):
-        with pytest.raises(OutputError, match=r"cannot be written: .*\n  in: .*a.txt\n  fix: make room"):
+        with pytest.raises(
+            OutputError, match=r"cannot be written: .*\n  in: .*a.txt\n  fix: free some disk space"
+        ):
             with written(tmp_path / "a.txt"):
                 raise error
     assert (tmp_path / "a.txt").read_text() == "old"

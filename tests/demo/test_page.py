@@ -74,7 +74,7 @@ def test_dropped_picture_is_searched_and_the_slider_filters_without_asking(
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     drop(page, examples / "a.png")
-    sync_api.expect(page.locator("#facts")).to_contain_text("found")
+    sync_api.expect(page.locator("#facts")).to_contain_text("shown")
     asked = [url for url in requests if url.endswith("/predict")]
 
     set_threshold(page, 0.05)
@@ -92,7 +92,7 @@ def test_dropped_picture_is_searched_and_the_slider_filters_without_asking(
 
 def test_class_buttons_hide_their_boxes(page: sync_api.Page, examples: Path) -> None:
     page.click("#examples button")
-    sync_api.expect(page.locator("#facts")).to_contain_text("found")
+    sync_api.expect(page.locator("#facts")).to_contain_text("shown")
     set_threshold(page, 0.05)
     before = num_boxes(page)
     labels = page.eval_on_selector_all("#boxes rect", "rects => rects.map(r => r.getAttribute('aria-label'))")

@@ -207,7 +207,7 @@ def test_training_leaves_out_boxes_that_are_too_small() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_every_trained_parameter_is_optimised_once_and_only_weights_decay(name: str, kind: type) -> None:
-    settings = config(optimizer=name, lr_base=0.02, weight_decay=0.1, grad_clip=0.0)
+    settings = config(optimizer=name, lr_base=0.02, lr_backbone=1, weight_decay=0.1, grad_clip=0.0)
     model = build_model(settings, 2)
     optimizer = build_optimizer(settings, model)
     assert type(optimizer) is kind

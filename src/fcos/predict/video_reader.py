@@ -162,8 +162,8 @@ class VideoReader:
             raise DatasetError(
                 f"the video cannot be opened: {_words(error)}",
                 where=self.where,
-                fix="check whether it plays elsewhere; a recording without its index, cut off too early, "
-                "can only be repaired with special tools",
+                fix="check whether it plays elsewhere. A recording that was cut off before its index was "
+                "written can only be repaired with special tools",
             ) from error
 
     def _open_camera(self, number: str) -> InputContainer:
