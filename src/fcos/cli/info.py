@@ -120,5 +120,5 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
     if isinstance(loaded, ExportedModel):
         lines = {"format": f"{FORMATS[loaded.format].about}, {loaded.export.precision}", **lines}
     if card.metrics:
-        lines["measured"] = ", ".join(f"{key} {value:g}" for key, value in card.metrics.items())
+        lines["measured"] = ", ".join(f"{key} {round(value, 3):g}" for key, value in card.metrics.items())
     return lines
