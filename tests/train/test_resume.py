@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fcos.config import load_config
-from fcos.errors import WeightsError
+from fcos.errors import CheckpointError, WeightsError
 from fcos.report.curves import read_metrics
 from fcos.train.run import train
 
@@ -153,6 +153,22 @@ def test_settings_that_changed_are_named(tiny: Tiny) -> None:
     assert "set epochs, momentum back" in str(caught.value)
     assert "epochs can only be raised" in str(caught.value)
     assert f"`fcos train {tiny.runs}/run/config.json load=true` resumes with" in str(caught.value)
+
+
+def test_a_run_older_than_a_setting_resumes_without_what_its_preset_says_of_it_now(tiny: Tiny) -> None:
+    preset = {"model": "fcos_lite0", "backbone": "resnet18"}
+    tiny.train_until(3, "run", **preset, lr_backbone=1, head_init="normal")
+    file = tiny.runs / "run" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    for key in ("lr_backbone", "head_init"):
+        del checkpoint["config"][key]
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError, match=r'the run has "lr_backbone": 1\.0, not 0\.5'):
+        tiny.train("run", **preset, lr_backbone=0.5, load=True)
+    assert tiny.config("run", **preset).lr_backbone == 0.1  # the preset's
+    tiny.train("run", **preset, load=True)
+    groups = tiny.checkpoint("run")["optimizer"]["param_groups"]
+    assert [group["lr_factor"] for group in groups] == [1.0, 1.0]
 
 
 def test_data_may_move_but_not_change(tiny: Tiny) -> None:

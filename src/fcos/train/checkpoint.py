@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fcos.config import ALIASES
+from fcos.config import ALIASES, TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.errors import CheckpointError, OutputError
 from fcos.files import reason_of, written
@@ -84,8 +84,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a checkpoint was written with, in today's spelling."""
-    return {ALIASES.get(key, key): value for key, value in checkpoint["config"].items()}
+    """The settings that a checkpoint was written with, in today's spelling.
+
+    Settings that did not exist then have their defaults: those change nothing.
+    """
+    defaults = {key: field.default for key, field in TrainConfig.model_fields.items()}
+    return defaults | {ALIASES.get(key, key): value for key, value in checkpoint["config"].items()}
+
+
+def without_new_presets(config: TrainConfig, checkpoint: dict[str, Any]) -> TrainConfig:
+    """The config without what presets change today and could not change when the run was started."""
+    known = {ALIASES.get(key, key) for key in checkpoint["config"]}
+    fields = TrainConfig.model_fields.items()
+    new = {
+        key: f.default for key, f in fields if key not in known and config.origin(key).startswith("preset")
+    }
+    return config.model_copy(update=new)
 
 
 def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

@@ -27,6 +27,7 @@ from fcos.train.checkpoint import (
     load_checkpoint,
     resume_command,
     settings_of,
+    without_new_presets,
 )
 from fcos.train.data import check_same_everywhere, load_data
 from fcos.train.devices import build_fabric, slow_precision
@@ -90,7 +91,7 @@ def train(config: TrainConfig) -> Run:
     fabric = build_fabric(config.device, config.num_processes, config.precision)
     with launched(fabric), ExitStack() as held, memory_in_words(fabric):
         config, start = adopt_start(config, fabric)
-        folder, checkpoint = claim(config, fabric, held)
+        config, folder, checkpoint = claim(config, fabric, held)
         if checkpoint is not None and is_finished(config, checkpoint):
             say(fabric, already_finished(folder, config))
             return Run(folder, True)
@@ -131,8 +132,10 @@ def adopt_start(config: TrainConfig, fabric: Fabric) -> tuple[TrainConfig, Loade
     return config, start
 
 
-def claim(config: TrainConfig, fabric: Fabric, held: ExitStack) -> tuple[Path, dict[str, Any] | None]:
-    """The run folder and, with `load`, its checkpoint, locked against other processes.
+def claim(
+    config: TrainConfig, fabric: Fabric, held: ExitStack
+) -> tuple[TrainConfig, Path, dict[str, Any] | None]:
+    """The run folder and, with `load`, its checkpoint, locked against other processes; settings that fit it.
 
     A new folder is made and held when the data have turned out to be usable (`prepare`).
     """
@@ -140,7 +143,7 @@ def claim(config: TrainConfig, fabric: Fabric, held: ExitStack) -> tuple[Path, d
     exact = is_named_exactly(config)
     folder = Path(fabric.broadcast(str(find_run_folder(wanted, load=config.load, exact=exact))))
     if not config.load:
-        return folder, None
+        return config, folder, None
     checkpoint = None
     if fabric.is_global_zero:  # read once: the run folder is the first machine's
         file = folder / "last.ckpt"
@@ -149,8 +152,11 @@ def claim(config: TrainConfig, fabric: Fabric, held: ExitStack) -> tuple[Path, d
         if not exact and len(numbered_folders(wanted)) > 1:
             say(fabric, f"resuming the newest run of {wanted}: {folder}")
         checkpoint = load_checkpoint(file)
+        config = without_new_presets(config, checkpoint)
         check_same_settings(settings_of(checkpoint), config.model_dump(mode="json"), file)
-    return folder, fabric.broadcast(checkpoint)
+    checkpoint = fabric.broadcast(checkpoint)
+    assert checkpoint is not None
+    return without_new_presets(config, checkpoint), folder, checkpoint
 
 
 def is_finished(config: TrainConfig, checkpoint: dict[str, Any]) -> bool:
