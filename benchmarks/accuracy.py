@@ -93,7 +93,7 @@ SETS = {
         f"bccd/{LISTS}/val.txt",
         (f"bccd/{LISTS}/trainval.txt", f"bccd/{LISTS}/test.txt"),
         3,
-        SMALL | {"augmentation": "overhead", "freeze_stages": 1},
+        SMALL | {"augmentation": "overhead", "freeze_stages": 1, "lr_backbone": 1.0},
         ("RBC", "WBC", "Platelets"),
     ),
     "raccoon": Set(
