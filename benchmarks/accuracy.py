@@ -388,8 +388,9 @@ def print_table(out: Path) -> None:
                 cells.append("")
                 continue
             scores = [[one[key] for one in tries] for key in ("ap", "ap50", "ap75", "ap_small")]
-            means.append(statistics.mean(scores[0]))
-            words = [f"{100 * statistics.mean(values):.1f}" for values in scores]
+            means_of = [statistics.mean(values) for values in scores]
+            words = [f"{100 * mean:.1f}" if mean >= 0 else "–" for mean in means_of]
+            means.append(means_of[0])
             if len(tries) > 1:
                 words[0] += f" ± {50 * (max(scores[0]) - min(scores[0])):.1f}"
             cells.append(" / ".join(words))
