@@ -163,6 +163,16 @@ def test_depthwise_convolutions_leave_mixed_precision_while_they_train() -> None
     assert conv(x).dtype == torch.float32
 
 
+def test_group_norm_leaves_mixed_precision() -> None:
+    model = make(head_norm="gn").to(memory_format=torch.channels_last)
+    norm = for_training(model).head.box_tower[1]
+    features = torch.randn(2, 16, 6, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = norm(features)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, model.head.box_tower[1](features.float()))
+
+
 def test_gradients_of_levels_of_one_cell_are_right_in_bfloat16() -> None:
     torch.manual_seed(0)
     pyramid = for_training(make()).pyramid
