@@ -103,25 +103,24 @@ def check_boxes(annotations: Annotations) -> None:
         record = annotations[image]
         faults.add(f"{record.where}, box {box - annotations.first_box[image] + 1}", f"image '{record.path}'")
     faults.raise_any(
-        "box has no known class or no finite numbers",
-        "boxes have no known class or no finite numbers",
+        "box",
+        "without a known class or finite numbers",
         f"`fcos check {annotations.source}` says what is wrong with each; correct them",
+        things="boxes",
     )
 
 
 def _check_names_can_be_written(annotations: Annotations) -> None:
-    """Refuse names that a line of text, or xml, cannot hold."""
+    """Refuse names that a line of text, or xml, cannot hold, or that would be read as a Windows path."""
     faults = Faults()
     for name in annotations.class_names:
         if not is_printable(name) or name.strip() != name:
             faults.add(str(annotations.source), f"class {name!r}")
     for record in annotations:
-        if not is_printable(str(record.path)):
+        if not is_printable(str(record.path)) or "\\" in record.path.as_posix():
             faults.add(record.where, f"image {str(record.path)!r}")
     faults.raise_any(
-        "name contains control characters, or starts or ends with a space",
-        "names contain control characters, or start or end with a space",
-        "rename the classes and images",
+        "name", "with control characters, backslashes or spaces at its ends", "rename the classes and images"
     )
 
 

@@ -162,18 +162,19 @@ def arranged(
     return Splits(format, train, evaluation, test, name_file)
 
 
-def _words(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
+    """The words in a file name, in lower case."""
     return re.findall("[a-z]+", name.lower())
 
 
 def _with_words(named: dict[str, Path], words: tuple[str, ...]) -> dict[str, Path]:
-    return {name: file for name, file in named.items() if set(words) & set(_words(name))}
+    return {name: file for name, file in named.items() if set(words) & set(words_of(name))}
 
 
 def _rest(name: str) -> tuple[str, ...]:
     """A name without the word for its part: ``voc_test`` and ``voc_trainval`` belong together."""
     split_words = {*TRAIN_WORDS, "trainval", *EVAL_WORDS, *TEST_WORDS}
-    return tuple(word for word in _words(name) if word not in split_words)
+    return tuple(word for word in words_of(name) if word not in split_words)
 
 
 def _ambiguous(folder: Path, part: str, found: dict[str, Path]) -> DatasetError:

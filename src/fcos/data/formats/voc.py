@@ -26,6 +26,7 @@ from fcos.data.image_files import (
     is_image,
     names_in,
     place_images,
+    slashed,
     unique_stems,
 )
 from fcos.data.names import check_number_of_classes, match_names, write_names
@@ -54,9 +55,11 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     files = _xml_files(folder)
     stems = sorted(files) if os.path.isdir(source) else _split_stems(source, files)
     parsed = _parse_all(folder, files, stems if names is not None else sorted({*files, *stems}))
-    found = sorted({name for xml in parsed.values() for name in xml.class_names})
+    others = _other_parts(folder)
+    found = _class_names(parsed)
     check_number_of_classes(len(found), str(source))
-    names = sorted({*found, *_names_of_other_parts(folder)}) if names is None else names
+    if names is None:  # a rare class may be missing in some split
+        names = sorted({*found, *_class_names(_parse_all(folder, others, others))})
     label_of = dict(zip(found, match_names(found, names, where=str(source)), strict=True))
     images = _image_folder(folder, root, stems)
     faults = Faults()
@@ -73,12 +76,10 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         for image_id, stem in enumerate(stems, start=1)
     ]
     faults.raise_any(
-        "annotation file has several images",
-        "annotation files have several images",
-        "correct <filename>, or remove the other image",
+        "annotation file", "with several images", "correct <filename>, or remove the other image"
     )
-    notes = _without_xml(records, folder, files) if os.path.isdir(source) else ()
-    return Annotations.from_records(records, names, source=source, format="voc", notes=tuple(notes))
+    notes = list(_unused_images(records, {*files, *others})) if os.path.isdir(source) else []
+    return Annotations.from_records(records, names, source=source, format="voc", notes=notes)
 
 
 def _xml_files(folder: Path) -> dict[str, Path]:
@@ -87,34 +88,32 @@ def _xml_files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 
-def _without_xml(records: Sequence[Record], folder: Path, files: Mapping[str, Path]) -> Iterator[str]:
-    """What to tell of images that lie beside those of the xml files, and are not used."""
+def _other_parts(folder: Path) -> dict[str, Path]:
+    """The xml files of the folders beside ``train``; none where a folder is not called like a split."""
+    if folder.name.lower() not in SPLIT_FOLDERS:
+        return {}
+    parts = (part for part in split_folders(folder.parent).values() if part != folder)
+    return {str(file.with_suffix("")): file for part in parts for file in _xml_files(part).values()}
+
+
+def _class_names(parsed: Mapping[str, Xml]) -> list[str]:
+    return sorted({name for xml in parsed.values() for name in xml.class_names})
+
+
+def _unused_images(records: Sequence[Record], stems: Iterable[str]) -> Iterator[str]:
+    """What to tell of images without an xml file that lie beside the others."""
     used = {Path(os.path.abspath(record.path)) for record in records}
-    stems = {Path(stem).name for part in _other_parts(folder) for stem in _xml_files(part)}
-    stems.update(Path(stem).name for stem in files)
-    places = sorted({path.parent for path in used})
-    beside = [place / name for place in places for name in names_in(place) if is_image(name)]
-    unused = [path for path in beside if path not in used and path.stem not in stems]
+    with_xml = {Path(stem).name for stem in stems}
+    beside = [
+        place / name
+        for place in sorted({path.parent for path in used})
+        for name in names_in(place)
+        if is_image(name)
+    ]
+    unused = [path for path in beside if path not in used and path.stem not in with_xml]
     if unused:
         number = counted(len(unused), "image without an xml file is", "images without an xml file are")
         yield f"{number} not used, for example '{unused[0].name}'"
-
-
-def _names_of_other_parts(folder: Path) -> set[str]:
-    """Classes in the folders beside ``train``: a rare one may be missing in some part."""
-    names: set[str] = set()
-    for part in _other_parts(folder):
-        files = _xml_files(part)
-        for xml in _parse_all(part, files, files).values():
-            names.update(xml.class_names)
-    return names
-
-
-def _other_parts(folder: Path) -> list[Path]:
-    """The folders of other parts beside ``train``; none where a folder is not called like a part."""
-    if folder.name.lower() not in SPLIT_FOLDERS:
-        return []
-    return [part for part in split_folders(folder.parent).values() if part != folder]
 
 
 def write(
@@ -131,14 +130,9 @@ def write(
     for record, stem in zip(annotations, stems, strict=True):
         if _without_flag(stem) != stem:
             faults.add(record.where, f"'{stem}' would be read as a name followed by a flag")
-    faults.raise_any(
-        "image cannot be listed in ImageSets", "images cannot be listed in ImageSets", "rename the images"
-    )
+    faults.raise_any("image", "cannot be listed in ImageSets", "rename the images")
     with written(out) as folder:
-        place_images(
-            ((r.path, folder / "JPEGImages" / name) for r, name in zip(annotations, names, strict=True)),
-            copy=copy_images,
-        )
+        place_images(annotations, names, folder / "JPEGImages", copy=copy_images)
         for record, name in zip(annotations, names, strict=True):
             xml = folder / "Annotations" / name.with_suffix(".xml")
             xml.parent.mkdir(parents=True, exist_ok=True)
@@ -167,11 +161,8 @@ def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
 
 def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
     """Names in an ImageSets file; ``cat_train.txt`` and the like have -1, 0 or 1 behind each."""
-    stems = [_without_flag(line) for _, line in read_lines(source)]
-    # some tools write the names of the images
-    stems = [stem if stem in files else _without_suffix(stem, files) for stem in stems]
-    slashed = [stem.replace("\\", "/") for stem in stems]
-    return [there if there in files else stem for stem, there in zip(stems, slashed, strict=True)]
+    stems = [slashed(_without_flag(line)) for _, line in read_lines(source)]
+    return [stem if stem in files else _without_suffix(stem, files) for stem in stems]
 
 
 def _without_flag(line: str) -> str:
@@ -180,6 +171,7 @@ def _without_flag(line: str) -> str:
 
 
 def _without_suffix(name: str, files: Mapping[str, Path]) -> str:
+    """Some tools write the names of the images."""
     stem = os.path.splitext(name)[0]
     return stem if is_image(name) and stem in files else name
 
@@ -189,18 +181,13 @@ def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) ->
     faults = Faults()
     for stem in stems:
         file = files.get(stem, folder / f"{stem}.xml")
-        if not os.path.lexists(file):
-            faults.add(str(file), "not found")
-            continue
-        try:
+        with faults.at(str(file)):
+            if not os.path.lexists(file):
+                raise ValueError("not found")
             parsed[stem] = read_xml(file)
-        except DatasetError as error:
-            faults.add(str(file), error.what)
-        except ValueError as error:
-            faults.add(str(file), str(error))
     faults.raise_any(
-        "annotation file cannot be read",
-        "annotation files cannot be read",
+        "annotation file",
+        "cannot be read",
         "correct them, or remove them from the split and the folder",
     )
     return parsed

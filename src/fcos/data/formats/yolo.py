@@ -63,11 +63,7 @@ def write(
     """Write ``data.yaml``, ``images`` (linked, or copied) and ``labels`` into the folder `out`."""
     names = unique_stems(annotations, root)
     with written(out) as folder:
-        images = folder / "images" / "train"
-        place_images(
-            ((record.path, images / name) for record, name in zip(annotations, names, strict=True)),
-            copy=copy_images,
-        )
+        place_images(annotations, names, folder / "images" / "train", copy=copy_images)
         for record, name in zip(annotations, names, strict=True):
             label_file = (folder / "labels" / "train" / name).with_suffix(".txt")
             label_file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,36 +95,28 @@ class _Rows:
 
     num_keypoint_values: int | None
     faults: Faults = field(default_factory=Faults)
-    unreadable: Faults = field(default_factory=Faults)
     may_be_pose: list[bool] = field(default_factory=list)
 
-    def read(self, file: Path) -> tuple[list[NDArray[np.float64]], list[int]]:
+    def read(self, file: Path) -> tuple[list[Sequence[float]], list[int]]:
         """Boxes xyxy as fractions, and class ids."""
         boxes, labels = [], []
-        try:
+        lines: list[tuple[int, str]] = []
+        with self.faults.at(str(file)):
             lines = read_lines(file)
-        except DatasetError as error:
-            self.unreadable.add(str(file), error.what)
-            return [], []
         for line_number, line in lines:
-            try:
-                values = [number(word) for word in line.split()]
-                label, box = _class_id(values[0]), self._box(np.array(values[1:]))
-            except ValueError as error:
-                self.faults.add(f"{file}, line {line_number}", str(error))
-                continue
-            labels.append(label)
-            boxes.append(box)
+            with self.faults.at(f"{file}, line {line_number}"):
+                class_id, *values = map(number, line.split())
+                if not class_id.is_integer() or abs(class_id) > EXACT:
+                    raise ValueError(f"class id {class_id:g} is not a whole number")
+                boxes.append(self._box(values))
+                labels.append(int(class_id))
         return boxes, labels
 
     def raise_faults(self, source: Path) -> None:
         """Refuse rows that cannot be read, and rows that can be read in two ways."""
-        self.unreadable.raise_any(
-            "label file cannot be read", "label files cannot be read", "replace or remove them"
-        )
         self.faults.raise_any(
-            "line cannot be read",
-            "lines cannot be read",
+            "label",
+            "cannot be read",
             "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "
             "between the numbers",
         )
@@ -140,27 +128,20 @@ class _Rows:
                 "kpt_shape: [17, 3]; if they are polygons, convert them to boxes: class cx cy width height",
             )
 
-    def _box(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-        count = len(numbers)
-        if count == 4 or count == 4 + (self.num_keypoint_values or -1):
-            centre, half = numbers[:2], numbers[2:4] / 2
-            return np.concatenate([centre - half, centre + half])
+    def _box(self, values: list[float]) -> Sequence[float]:
+        count = len(values)
+        if count in (4, 4 + (self.num_keypoint_values or 0)):
+            x, y, width, height = values[:4]
+            return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        others = "a polygon 6, 8, ...; remove the scores of predictions"
         if self.num_keypoint_values:
-            raise ValueError(
-                f"{counted(count, 'number')} after the class, but a box has 4, and with the key points "
-                f"of data.yaml {4 + self.num_keypoint_values}"
-            )
-        if count == 5:
-            raise ValueError(
-                "5 numbers after the class, but a box has 4: predictions have a score after it, remove that"
-            )
-        if count < 6 or count % 2:
-            raise ValueError(
-                f"{counted(count, 'number')} after the class, but a box has 4 and a polygon 6, 8, ..."
-            )
+            others = f"with the key points of data.yaml {4 + self.num_keypoint_values}"
+        if self.num_keypoint_values or count < 6 or count % 2:
+            raise ValueError(f"{counted(count, 'number')} after the class, but a box has 4 and {others}")
+        numbers = np.array(values)
         self.may_be_pose.append(_may_be_pose(numbers))
         points = numbers.reshape(-1, 2)
-        return np.concatenate([points.min(axis=0), points.max(axis=0)])
+        return (*points.min(axis=0), *points.max(axis=0))
 
 
 def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
@@ -208,12 +189,6 @@ def _unlabelled(pairs: Sequence[Pair]) -> Iterator[str]:
             len(without), "image has no label file and counts", "images have no label file and count"
         )
         yield f"{number} as background, for example '{without[0].name}'"
-
-
-def _class_id(value: float) -> int:
-    if not value.is_integer() or abs(value) > EXACT:
-        raise ValueError(f"class id {value:g} is not a whole number")
-    return int(value)
 
 
 def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
