@@ -23,7 +23,7 @@ from pathlib import Path
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image_files import relative_name
-from fcos.data.registry import FolderSign, Format
+from fcos.data.registry import Format
 
 
 def read(source, *, root=None, names=None):
@@ -55,7 +55,7 @@ FORMAT = Format(
     looks_like="toys (*.toy)",
     suffixes=(".toy",),
     read=read,
-    folder_signs=(FolderSign(100, lambda folder: bool(files(folder))),),
+    folder_signs=((100, lambda folder: bool(files(folder))),),
     files=files,
     box_word="toy box",
     write=write,

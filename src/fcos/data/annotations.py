@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcos.data.numbers import cut
 from fcos.errors import DatasetError
 
 MAX_NAME_BYTES = 4096  # of a path; systems refuse longer ones
@@ -215,21 +216,19 @@ def pack_names(names: Sequence[str], source: Path) -> NDArray[Any]:
     for place, name in enumerate(names, start=1):
         try:
             packed.append(name.encode("utf-8", "surrogateescape"))
-        except UnicodeEncodeError:
-            raise _no_name(f"the name of image {place} is no text (half a surrogate pair)", source) from None
-        if "\0" in name:  # the array would end there
-            raise _no_name(f"the name of image {place} holds a zero byte", source)
-    longest = max(map(len, packed), default=0)
-    if longest > MAX_NAME_BYTES or longest * len(packed) > MAX_NAMES_BYTES:
-        place = next(place for place, name in enumerate(packed, start=1) if len(name) == longest)
-        raise _no_name(f"the name of image {place} has {longest:,} bytes, which no file can have", source)
+        except UnicodeEncodeError:  # half of a surrogate pair
+            packed.append(b"\0")
+        if b"\0" in packed[-1] or len(packed[-1]) > MAX_NAME_BYTES:
+            raise DatasetError(
+                f"the name of image {place}, '{cut(name)}', is none that a file can have",
+                where=str(source),
+                fix="correct the file name",
+            )
+    if max(map(len, packed), default=0) * len(packed) > MAX_NAMES_BYTES:
+        raise DatasetError("the names of the images are too long", where=str(source), fix="shorten them")
     return np.array(packed, np.bytes_)
 
 
 def unpack_name(name: Any) -> str:
     """One name of such an array."""
     return bytes(name).decode("utf-8", "surrogateescape")
-
-
-def _no_name(what: str, source: Path) -> DatasetError:
-    return DatasetError(what, where=str(source), fix="correct the file name")

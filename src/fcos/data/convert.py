@@ -11,7 +11,7 @@ import numpy as np
 
 from fcos.data.annotations import Annotations
 from fcos.data.image_files import common_root
-from fcos.data.names import check_names, read_names
+from fcos.data.names import check_names
 from fcos.data.registry import Format, format_named, read_annotations
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults
@@ -60,8 +60,6 @@ def convert(
     name_file = target.names_beside(out) if target.names_beside else None
     _check_out(out, target, name_file, copy_images)
     beside = find_name_file(source, root, format) if names is None else None
-    if beside is not None:
-        names = read_names(beside)[0]
     annotations = read_annotations(source, root=root, names=names, format=format)
     check_boxes(annotations)
     check_names(annotations.class_names, where=str(annotations.source))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,25 +28,10 @@ if TYPE_CHECKING:
     from fcos.data.splits import Splits
 
 
-class FolderSign(NamedTuple):
-    """What folders of a format hold; of the signs of all formats the strongest that holds decides."""
-
-    strength: int
-    holds: Callable[[Path], bool]
-
-
-class TextSign(NamedTuple):
-    """The same for text files, by path, folder of the images, and the lines that are not blank."""
-
-    strength: int
-    holds: Callable[[Path, Path | None, list[str]], bool]
-
-
-class BoxPlace(NamedTuple):
-    """Where a box stands in its file, and what the file says of its class where that is not known."""
-
-    where: str
-    unknown_class: str
+# What tells a format: of the signs of all formats that hold, the one with the largest number decides. A text
+# file is given as its path, the folder of the images, and the lines that are not blank.
+FolderSign = tuple[int, Callable[[Path], bool]]
+TextSign = tuple[int, Callable[[Path, Path | None, list[str]], bool]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +52,8 @@ class Format:
         first_class_id: where sources number the classes; None: they have names or ids of their own.
         in_pixels: whether boxes are written in pixels, not as fractions of the image.
         box_word: what a box is called in its file.
-        box_places: where each box stands, if there is more to say than its number in its image.
+        box_places: where a box of an image stands, and what its file says of a class that is not known, if
+            there is more to say than its number.
         write: ``(annotations, out, *, root=None, copy_images=False)``; images below `root` are named relative
             to it. None: the format is only read.
         written_suffix: of the file that is written; empty: it is a folder that holds the images too.
@@ -87,7 +73,7 @@ class Format:
     first_class_id: int | None = None
     in_pixels: bool = True
     box_word: str = "box"
-    box_places: Callable[[Annotations], Callable[[Record, int], BoxPlace | None]] | None = None
+    box_places: Callable[[Annotations], Callable[[Record, int], tuple[str, str] | None]] | None = None
     write: Callable[..., None] | None = None
     written_suffix: str = ""
     names_beside: Callable[[Path], Path] | None = None
@@ -139,7 +125,9 @@ def recognise(source: Path, root: Path | None = None) -> str:
     if not os.path.exists(file):
         raise DatasetError("annotations not found", where=str(source), fix="correct the path")
     if os.path.isdir(source):
-        found = _of_folder(source)
+        found = _strongest(
+            [(sign, format) for format in all_formats() for sign in format.folder_signs], source
+        )
     else:
         check_regular(file)
         found = _of_file(file, root)
@@ -151,12 +139,6 @@ def recognise(source: Path, root: Path | None = None) -> str:
             fix=f"use one of {formats}; or set the format with --format (data_format in train.json)",
         )
     return found.name
-
-
-def _of_folder(folder: Path) -> Format | None:
-    signs = [(sign, format) for format in all_formats() for sign in format.folder_signs]
-    signs.sort(key=lambda pair: -pair[0].strength)
-    return next((format for sign, format in signs if sign.holds(folder)), None)
 
 
 def _of_file(file: Path, root: Path | None) -> Format | None:
@@ -173,8 +155,14 @@ def _of_file(file: Path, root: Path | None) -> Format | None:
     if not lines:
         raise DatasetError("the file is empty", where=str(file), fix="give a file with images")
     signs = [(sign, format) for format in formats for sign in format.text_signs]
-    signs.sort(key=lambda pair: -pair[0].strength)
-    return next((format for sign, format in signs if sign.holds(file, root, lines)), None)
+    return _strongest(signs, file, root, lines)
+
+
+def _strongest(
+    signs: Sequence[tuple[tuple[int, Callable[..., bool]], Format]], *source: Any
+) -> Format | None:
+    by_strength = sorted(signs, key=lambda sign: sign[0][0], reverse=True)
+    return next((format for (_, holds), format in by_strength if holds(*source)), None)
 
 
 def _is_binary(file: Path) -> bool:

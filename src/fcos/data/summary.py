@@ -5,7 +5,6 @@ The report shows it without reading the training set again, which may be large, 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -72,8 +71,8 @@ def count(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -
         num_crowd=int(annotations.is_crowd.sum()),
         num_difficult=int(annotations.is_difficult.sum()),
         most_boxes=int(counts.max(initial=0)),
-        boxes_per_class=_by_name(annotations, boxes_of),
-        images_per_class=_by_name(annotations, images_of),
+        boxes_per_class=dict(zip(annotations.class_names, boxes_of.tolist(), strict=True)),
+        images_per_class=dict(zip(annotations.class_names, images_of.tolist(), strict=True)),
         boxes_per_size={
             name: int((size_range == place).sum()) for place, name in enumerate(("small", "medium", "large"))
         },
@@ -89,13 +88,6 @@ def count(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -
 def image_of_box(annotations: Annotations) -> NDArray[np.int64]:
     """`(boxes,)` the index of each box's image."""
     return np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
-
-
-def _by_name(annotations: Annotations, counts: NDArray[np.int64]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for name, count in zip(annotations.class_names, counts.tolist(), strict=True):
-        total[name] += count  # two categories of a COCO file may share a name
-    return dict(total)
 
 
 class DataSummary(msgspec.Struct, frozen=True, rename={"counts": "card"}):

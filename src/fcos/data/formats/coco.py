@@ -24,7 +24,7 @@ from fcos.data.image import read_size
 from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name
 from fcos.data.names import check_name, check_number_of_classes, match_names
 from fcos.data.numbers import cut
-from fcos.data.registry import BoxPlace, FolderSign, Format
+from fcos.data.registry import Format
 from fcos.data.text import Faults
 from fcos.files import check_regular, write_text
 
@@ -204,7 +204,7 @@ def _looks_like_coco(file: Path) -> bool:
     return begin.lstrip().startswith("{") and ('"images"' in begin or not is_whole)
 
 
-def _box_places(annotations: Annotations) -> Callable[[Record, int], BoxPlace | None]:
+def _box_places(annotations: Annotations) -> Callable[[Record, int], tuple[str, str] | None]:
     """Boxes by the ids of their annotations, for which the file is read a second time.
 
     The ids are not kept in `Annotations` because only messages need them, and most data sets have no problem.
@@ -213,13 +213,13 @@ def _box_places(annotations: Annotations) -> Callable[[Record, int], BoxPlace | 
         return lambda record, box: None
     entries = entries_by_image(annotations.source)
 
-    def place_of(record: Record, box: int) -> BoxPlace | None:
+    def place_of(record: Record, box: int) -> tuple[str, str] | None:
         of_image = entries.get(record.image_id, [])
         if len(of_image) != len(record.labels):
             return None
         entry = of_image[box]
         unknown = f"category_id {entry.get('category_id')} is not among the categories"
-        return BoxPlace(f"{annotations.source}, annotation {entry.get('id')}", unknown)
+        return f"{annotations.source}, annotation {entry.get('id')}", unknown
 
     return place_of
 
@@ -229,7 +229,7 @@ FORMAT = Format(
     looks_like="COCO JSON",
     suffixes=(".json",),
     read=read,
-    folder_signs=(FolderSign(70, lambda folder: bool(_coco_files(folder))),),
+    folder_signs=((70, lambda folder: bool(_coco_files(folder))),),
     files=_coco_files,
     class_names="all",
     box_places=_box_places,

@@ -29,7 +29,7 @@ from fcos.data.image_files import (
 )
 from fcos.data.names import numbered_names, read_names, write_names
 from fcos.data.numbers import EXACT, number
-from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.registry import Format
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.files import read_bytes, read_text, write_text
@@ -165,12 +165,12 @@ FORMAT = Format(
     looks_like="a list (name.jpg ymin xmin ymax xmax class_id ...)",
     suffixes=(".txt", ""),
     read=read,
-    folder_signs=(FolderSign(50, lambda folder: bool(_list_files(folder))),),
+    folder_signs=((50, lambda folder: bool(_list_files(folder))),),
     text_signs=(
-        TextSign(80, lambda file, root, lines: _has_boxes(lines)),
-        TextSign(50, lambda file, root, lines: all(map(is_image, lines))),  # without a single box
+        (80, lambda file, root, lines: _has_boxes(lines)),
+        (50, lambda file, root, lines: all(map(is_image, lines))),  # without a single box
         # most likely with mistakes: the reader says in which lines
-        TextSign(30, lambda file, root, lines: any(map(is_image, lines[0].split()))),
+        (30, lambda file, root, lines: any(map(is_image, lines[0].split()))),
     ),
     files=_list_files,
     class_names="none",

@@ -30,7 +30,7 @@ from fcos.data.image_files import (
     unique_stems,
 )
 from fcos.data.names import check_number_of_classes, match_names, write_names
-from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.registry import Format
 from fcos.data.splits import SPLIT_FOLDERS, Split, Splits, arranged, pick, split_folders
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
@@ -275,12 +275,12 @@ FORMAT = Format(
     suffixes=(".txt", ""),
     read=read,
     folder_signs=(
-        FolderSign(80, lambda folder: annotation_folder(folder) is not None),
-        FolderSign(40, lambda folder: any(map(annotation_folder, split_folders(folder).values()))),
+        (80, lambda folder: annotation_folder(folder) is not None),
+        (40, lambda folder: any(map(annotation_folder, split_folders(folder).values()))),
     ),
     text_signs=(
-        TextSign(90, lambda file, root, lines: "imagesets" in map(str.lower, file.parts)),
-        TextSign(40, lambda file, root, lines: annotation_folder(file, root) is not None),
+        (90, lambda file, root, lines: "imagesets" in map(str.lower, file.parts)),
+        (40, lambda file, root, lines: annotation_folder(file, root) is not None),
     ),
     splits=_splits,
     box_word="object",

@@ -26,7 +26,7 @@ from fcos.data.image import read_header, read_size, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
 from fcos.data.names import match_names, numbered_names
 from fcos.data.numbers import EXACT, number
-from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.registry import Format
 from fcos.data.splits import Split, Splits, arranged, pick
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
@@ -263,11 +263,11 @@ FORMAT = Format(
     suffixes=(*YAML_SUFFIXES, ".data", ".txt", ""),
     read=read,
     folder_signs=(
-        FolderSign(90, lambda folder: find_description(folder) is not None),
-        FolderSign(60, _has_folders),
-        FolderSign(30, _has_label_files),
+        (90, lambda folder: find_description(folder) is not None),
+        (60, _has_folders),
+        (30, _has_label_files),
     ),
-    text_signs=(TextSign(70, _refuse_labels), TextSign(60, _lists_images)),
+    text_signs=((70, _refuse_labels), (60, _lists_images)),
     splits=_splits,
     first_class_id=0,
     in_pixels=False,

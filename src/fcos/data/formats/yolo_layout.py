@@ -91,30 +91,29 @@ def listed_files(lines: list[str], bases: list[Path]) -> list[Path]:
     finders = {base: ImageFolder(base) for base in bases}
     sample = paths[:: max(1, len(paths) // SAMPLED_LINES)]
     depth = max((len(path.parts) for path in sample), default=1)
-    base, start = bases[0], 0
     for leave_out in range(depth):
-        found = {b: sum(_there(finders[b], path, leave_out) is not None for path in sample) for b in bases}
-        best = max(bases, key=lambda b: found[b])
-        named = [b for b in bases if any(_names_folder_of_images(b, path, leave_out) for path in sample)]
-        if found[best] or named:
-            base, start = (best if found[best] else named[0]), leave_out
+        fits = {
+            base: (
+                sum(finder.same_name(_without(path, leave_out)) is not None for path in sample),
+                any(_names_folder_of_images(base, path, leave_out) for path in sample),
+            )
+            for base, finder in finders.items()
+        }
+        base = max(bases, key=fits.__getitem__)
+        if any(fits[base]):
             break
-    finder = finders[base]
-    return [_there(finder, path, start) or base / _without(path, start) for path in paths]
+    else:
+        base, leave_out = bases[0], 0
+    names = [_without(path, leave_out) for path in paths]
+    return [finders[base].same_name(name) or base / name for name in names]
 
 
-def _without(path: Path, leave_out: int) -> Path:
-    return Path(*path.parts[min(leave_out, len(path.parts) - 1) :])
-
-
-def _there(finder: ImageFolder, path: Path, leave_out: int) -> Path | None:
-    name = str(_without(path, leave_out))
-    place = finder.folder / name
-    return place if os.path.lexists(place) and not os.path.isdir(place) else finder.same_name(name)
+def _without(path: Path, leave_out: int) -> str:
+    return str(Path(*path.parts[min(leave_out, len(path.parts) - 1) :]))
 
 
 def _names_folder_of_images(base: Path, path: Path, leave_out: int) -> bool:
-    folder = _without(path, leave_out).parent
+    folder = Path(_without(path, leave_out)).parent
     return folder != Path() and any(map(is_image, names_in(base / folder)))
 
 
@@ -144,13 +143,12 @@ class LabelFiles(FilesByStem):
             path for place in self._folders_of[folder] for stem in stems for path in self.find(place, stem)
         ]
         self.claimed.update(found)
-        if len(found) > 1 and len({os.path.realpath(path) for path in found}) > 1:
-            if len({tuple(read_lines(path)) for path in found}) > 1:
-                raise DatasetError(
-                    f"several label files for one image: {', '.join(map(str, found))}",
-                    where=str(image),
-                    fix="keep only the right one",
-                )
+        if len(found) > 1 and len({tuple(read_lines(path)) for path in found}) > 1:
+            raise DatasetError(
+                f"several label files for one image: {', '.join(map(str, found))}",
+                where=str(image),
+                fix="keep only the right one",
+            )
         return found[0] if found else None
 
 
@@ -243,14 +241,10 @@ def _images_of(finder: ImageFolder, stem: str) -> list[Path]:
 
 def _without_image(images: Path, used: set[Path]) -> list[Pair]:
     """Label files that no image has, for `check` to report."""
-    orphans = []
-    for folder in labels_folders(images):
-        orphans += [(images / path.relative_to(folder), path) for path in sorted(files_below(folder, ".txt"))]
-    in_labels = {path for _, path in orphans}
-    beside = (path for path in sorted(files_below(images, ".txt")) if path not in in_labels)
-    orphans += [(path, path) for path in beside if path not in used and is_label_file(path)]
-    return [
-        Pair(place.with_suffix(".jpg"), path)
-        for place, path in orphans
-        if path not in used and not is_name_file(path.name)
-    ]
+    image_of: dict[Path, Path] = {}
+    for folder in (*labels_folders(images), images):
+        for file in sorted(files_below(folder, ".txt")):
+            is_no_label = file in used or is_name_file(file.name)
+            if not is_no_label and (folder != images or is_label_file(file)):
+                image_of.setdefault(file, (images / file.relative_to(folder)).with_suffix(".jpg"))
+    return [Pair(image, file) for file, image in image_of.items()]
