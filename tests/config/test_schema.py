@@ -442,8 +442,7 @@ def test_file_that_is_no_object_is_explained(folder: Path) -> None:
 def test_file_that_cannot_be_read_is_explained(folder: Path) -> None:
     (folder / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     assert message(folder / "photo.jpg") == (
-        f"the config file is not UTF-8 text\n  in: file {folder}/photo.jpg\n"
-        "  fix: save it as UTF-8, or give another file"
+        f"not a UTF-8 text file\n  in: {folder}/photo.jpg\n  fix: save it as UTF-8"
     )
     assert "the config file does not exist" in message(folder / "no.json")
     assert "`fcos init FOLDER` writes one" in message(folder / "no.json")

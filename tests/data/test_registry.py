@@ -139,7 +139,7 @@ def test_every_format_is_named_like_its_module_and_can_be_found_in_a_folder() ->
         assert format.folder_signs
         assert (format.files is None) != (format.splits is None)
     for kind in ("folder_signs", "text_signs"):  # of two signs that are as strong none would decide
-        strengths = [sign.strength for format in all_formats() for sign in getattr(format, kind)]
+        strengths = [strength for format in all_formats() for strength, _ in getattr(format, kind)]
         assert len(strengths) == len(set(strengths))
 
 

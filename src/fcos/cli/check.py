@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def command(
     The exit code is 1 if there are problems; training refuses such a data set unless skip_invalid=true.
     """
     from fcos.data.check import check
+    from fcos.data.image_files import common_images
     from fcos.train.log import track
 
     parts = _read_parts(sources, root, names, format)
@@ -67,7 +69,11 @@ def command(
         reports.append(report)
         if not as_json:
             _print_report(title, part, report)
-    shared = _common(parts)
+    shared = [
+        {"between": [first_title, second_title], "pictures": pairs}
+        for (first_title, first), (second_title, second) in combinations(parts, 2)
+        if (pairs := common_images(first, second))
+    ]
     if as_json:
         described = [
             {
@@ -199,19 +205,6 @@ def _class_table(counts: Counts) -> Any:
     for name, boxes in counts.boxes_per_class.items():
         table.add_row(printable_line(name), str(boxes), str(counts.images_per_class[name]))
     return table
-
-
-def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
-    """Images that two parts share, for each two that share some."""
-    from itertools import combinations
-
-    from fcos.data.image_files import common_images
-
-    return [
-        {"between": [first_title, second_title], "pictures": pairs}
-        for (first_title, first), (second_title, second) in combinations(parts, 2)
-        if (pairs := common_images(first, second))
-    ]
 
 
 def _print_common(shared: list[dict[str, Any]]) -> None:

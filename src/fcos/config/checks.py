@@ -26,15 +26,9 @@ DATA_PATHS = ("root_train", "list_train", "root_eval", "list_eval", "name_file")
 
 
 class Broken(NamedTuple):
-    """A rule that settings break together.
+    """A rule that settings break together."""
 
-    Attributes:
-        keys: the settings concerned; their lines are shown.
-        what: what is wrong.
-        fix: what to give instead.
-    """
-
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # the settings concerned; their lines are shown
     what: str
     fix: str
 
@@ -106,7 +100,9 @@ def _devices(config: TrainConfig) -> Iterator[Broken]:
 
 
 def _batch(config: TrainConfig) -> Iterator[Broken]:
-    num_devices = known_num_devices(config)
+    num_devices = len(config.device) if isinstance(config.device, list) else 1  # "auto": unknown here
+    if config.device == "cpu":
+        num_devices = config.num_processes
     try:
         split_batch(config.nbatch_train, num_devices, config.micro_batch)
     except ConfigError as error:
@@ -141,13 +137,6 @@ def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
             )
 
 
-def known_num_devices(config: TrainConfig) -> int:
-    """Number of devices according to the config; 1 where it depends on the machine."""
-    if isinstance(config.device, list):
-        return len(config.device)
-    return config.num_processes if config.device == "cpu" else 1
-
-
 def split_batch(batch_size: int, num_devices: int, micro_batch: int | None) -> tuple[int, int]:
     """How the batch of an optimizer step is split.
 
@@ -180,16 +169,15 @@ def check_paths(config: TrainConfig) -> None:
     Raises:
         ConfigError: no training data is given, or paths do not exist.
     """
-    problems = []
+    problems = list(missing_paths(config))
     if not config.list_train:
-        problems.append(
-            ConfigError(
-                "there is no training data",
-                where='setting "list_train"',
-                fix="give list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
-            )
+        nothing = ConfigError(
+            "there is no training data",
+            where='setting "list_train"',
+            fix="give list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
         )
-    raise_all([*problems, *missing_paths(config)])
+        problems.insert(0, nothing)
+    raise_all(problems)
 
 
 def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:

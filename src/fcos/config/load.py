@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all
+from fcos.config.checks import DATA_PATHS, broken_rules, missing_paths, raise_all
 from fcos.config.file import COMMAND_LINE, Given, read_file, read_override
 from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
@@ -98,9 +98,15 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def dump_config(config: TrainConfig, path: Path) -> None:
     """Write every setting, resolved; training from that file repeats the run."""
-    settings = config.model_dump().items()
-    lines = [f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    write_text(path, settings_text(config.model_dump()))
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The text of a train.json: a setting on each line."""
+    lines = [
+        f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError]) -> dict[str, Given]:
@@ -110,20 +116,17 @@ def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError
         key = ALIASES.get(entry.key, entry.key)
         if key not in TrainConfig.model_fields:
             problems += map(_unknown, _flattened(entry))
-        elif key in settings and _is_repeated(entry, settings[key]):
-            first = settings[key]
-            same = f'"{entry.key}" is given twice'
-            other = f'"{first.key}" and "{entry.key}" are the same setting'
-            problems.append(
-                ConfigError(
-                    same if first.key == entry.key else other,
-                    where=f"{first.where}; {entry.where}",
-                    fix="keep one of them",
-                )
-            )
+        elif (first := settings.get(key)) and entry.key == first.key:
+            problems.append(_twice(f'"{entry.key}" is given twice', first, entry))
+        elif first and entry.value != first.value:
+            problems.append(_twice(f'"{first.key}" and "{entry.key}" are the same setting', first, entry))
         else:
             settings[key] = entry._replace(value=_read_value(key, entry.value, folder))
     return settings
+
+
+def _twice(what: str, first: Given, second: Given) -> ConfigError:
+    return ConfigError(what, where=f"{first.where}; {second.where}", fix="keep one of them")
 
 
 def _overrides(words: Sequence[str], problems: list[ConfigError]) -> dict[str, Given]:
@@ -146,11 +149,6 @@ def _flattened(entry: Given) -> Iterator[Given]:
         return
     for key, value in entry.value.items():
         yield from _flattened(entry._replace(key=f"{entry.key}.{key}", value=value))
-
-
-def _is_repeated(entry: Given, first: Given) -> bool:
-    """Whether a setting is given twice; in two spellings (epochs, epoches) with one value is once."""
-    return entry.key == first.key or entry.value != first.value
 
 
 def _unknown(entry: Given) -> ConfigError:
@@ -218,7 +216,9 @@ def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list
     config, wrong = _values(values, given, problems)
     for broken in broken_rules(config):
         if wrong.isdisjoint(broken.keys):
-            problems.append(_as_error(broken, given))
+            places = [given[key].where for key in broken.keys if key in given]
+            where = "; ".join(places) or ", ".join(broken.keys)
+            problems.append(ConfigError(broken.what, where=where, fix=broken.fix))
     return config
 
 
@@ -249,11 +249,6 @@ def _wrong_value(entry: Given) -> ConfigError:
     )
 
 
-def _as_error(broken: Broken, given: Mapping[str, Given]) -> ConfigError:
-    places = [given[key].where for key in broken.keys if key in given]
-    return ConfigError(broken.what, where="; ".join(places) or ", ".join(broken.keys), fix=broken.fix)
-
-
 def _plain(value: Any) -> Any:
     """JSON's kinds for what a Python caller may hand over instead."""
     if isinstance(value, os.PathLike):
@@ -263,24 +258,17 @@ def _plain(value: Any) -> Any:
 
 def _read_value(key: str, value: Any, folder: Path) -> Any:
     """A value as the model takes it: absolute paths, a list of one GPU for its number."""
-    if key == "device":
-        return _read_device(value)
+    if key == "device" and type(value) is int:
+        return [value]
     if not isinstance(value, str) or not value:
         return value
+    if key == "device":  # "0", "0,1" and "cuda:1" too, as other tools have them
+        numbers = re.fullmatch(r"(?:cuda:)?(\d+(?:,\d+)*)", value.replace(" ", ""))
+        return [int(number) for number in numbers[1].split(",")] if numbers else value
     if key in DATA_PATHS or (key == "pretrain" and value != "coco"):
         return _absolute(value, folder)
     # Runs are kept where one works, as every tool does, not beside a config file that may be shared.
     return _absolute(value, Path.cwd()) if key == "run_folder" else value
-
-
-def _read_device(value: Any) -> Any:
-    """GPU numbers as a list: 0, "0", "0,1" and "cuda:1" too, as other tools have them."""
-    if type(value) is int:
-        return [value]
-    numbers = (
-        re.fullmatch(r"(?:cuda:)?(\d+(?:,\d+)*)", value.replace(" ", "")) if isinstance(value, str) else None
-    )
-    return [int(number) for number in numbers[1].split(",")] if numbers else value
 
 
 def _absolute(path: str, folder: Path) -> str:

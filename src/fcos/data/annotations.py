@@ -18,6 +18,7 @@ from fcos.data.numbers import cut
 from fcos.errors import DatasetError
 
 MAX_NAME_BYTES = 4096  # of a path; systems refuse longer ones
+BOX_COLUMNS = ("boxes_xyxy", "labels", "is_crowd", "is_difficult", "areas")  # an element or row per box
 MAX_NAMES_BYTES = 2**30  # of all of them, at the width of the longest
 
 
@@ -120,22 +121,18 @@ class Annotations(Sequence[Record]):
         """Pack records into arrays; order is kept."""
         records = list(records)
         ids = tuple(range(1, len(class_names) + 1)) if category_ids is None else tuple(category_ids)
-
-        def joined(name: str, dtype: type, *shape: int) -> NDArray[Any]:
-            arrays = [getattr(record, name) for record in records]
-            return np.concatenate([np.zeros((0, *shape), dtype), *arrays])
-
+        nothing = Record.make(Path(), [], [], 0)
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(record, name) for record in (nothing, *records)])
+            for name in BOX_COLUMNS
+        }
         counts = [len(record.labels) for record in records]
         return Annotations(
             class_names=tuple(class_names),
             category_ids=ids,
             source=Path(source),
             format=format,
-            boxes_xyxy=joined("boxes_xyxy", np.float64, 4),
-            labels=joined("labels", np.int64),
-            is_crowd=joined("is_crowd", np.bool_),
-            is_difficult=joined("is_difficult", np.bool_),
-            areas=joined("areas", np.float64),
+            **columns,
             first_box=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             image_ids=np.array([record.image_id for record in records], np.int64),
             sizes_hw=np.array([record.size_hw or (-1, -1) for record in records], np.int32).reshape(-1, 2),
@@ -158,22 +155,16 @@ class Annotations(Sequence[Record]):
         index %= len(self)
         boxes = slice(int(self.first_box[index]), int(self.first_box[index + 1]))
         height, width = (int(side) for side in self.sizes_hw[index])
+        where = f"{self.source}, image {self.image_ids[index]}"
+        if self._wheres is not None:
+            where = unpack_name(self._wheres[index])
         return Record(
             path=self._folder / unpack_name(self._paths[index]),
-            boxes_xyxy=self.boxes_xyxy[boxes],
-            labels=self.labels[boxes],
             image_id=int(self.image_ids[index]),
-            is_crowd=self.is_crowd[boxes],
-            is_difficult=self.is_difficult[boxes],
-            areas=self.areas[boxes],
             size_hw=None if height < 0 else (height, width),
-            where=self._where(index),
+            where=where,
+            **{name: getattr(self, name)[boxes] for name in BOX_COLUMNS},
         )
-
-    def _where(self, index: int) -> str:
-        if self._wheres is None:
-            return f"{self.source}, image {self.image_ids[index]}"
-        return unpack_name(self._wheres[index])
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
@@ -193,11 +184,7 @@ def select(
         first_box, boxes = np.concatenate([[0], np.cumsum(kept)])[first_box], boxes[kept]
     return replace(
         annotations,
-        boxes_xyxy=annotations.boxes_xyxy[boxes],
-        labels=annotations.labels[boxes],
-        is_crowd=annotations.is_crowd[boxes],
-        is_difficult=annotations.is_difficult[boxes],
-        areas=annotations.areas[boxes],
+        **{name: getattr(annotations, name)[boxes] for name in BOX_COLUMNS},
         first_box=first_box,
         image_ids=annotations.image_ids[chosen],
         sizes_hw=annotations.sizes_hw[chosen],

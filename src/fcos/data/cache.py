@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 FOLDER_VARIABLE = "FCOS_CACHE"
 LEAST_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
 ALIGNMENT = 64
-MARK = b"fcos arrays 2\n"
+VERSION = 3  # of the layout of the file
 CHECKSUM_BYTES = 4
-
 ROWS_AT_ONCE = 2**14
 MAX_HEAD_BYTES = 2**26
 
@@ -74,16 +73,13 @@ def cached(
         how: what else the result depends on; plain values.
         read: makes arrays, and plain values that go with them.
     """
-    try:
-        status = source.stat()
-    except OSError:
-        return _in_memory(*read())  # says what is wrong
+    status = source.stat()
     if status.st_size < LEAST_BYTES:
         return _in_memory(*read())
     # One file for a source read in one way, whatever became of it meanwhile: old ones do not pile up.
     what = json.dumps([str(source.resolve()), how])
     file = cache_folder() / f"{source.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.arrays"
-    state = [what, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    state = [VERSION, what, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     if (found := _load(file, state)) is not None:
         return found
     arrays, words = read()
@@ -107,7 +103,7 @@ def _save(file: Path, state: list[Any], arrays: ToKeep, words: dict[str, Any]) -
         array = it.array if isinstance(it, Taken) else it
         places[name] = [array.dtype.str, array.shape, end]
         end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    head = MARK + json.dumps({"state": state, "words": words, "arrays": places, "bytes": end}).encode()
+    head = json.dumps({"state": state, "words": words, "arrays": places, "bytes": end}).encode()
     head += b" " * (-(len(head) + 1) % ALIGNMENT) + b"\n"
     descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
@@ -137,8 +133,6 @@ def _load(file: Path, state: list[Any]) -> tuple[Arrays, dict[str, Any]] | None:
     """The content of a cache file, mapped; None if there is none, or it is of another state, or damaged."""
     try:
         with file.open("rb") as opened:
-            if opened.readline(len(MARK)) != MARK:
-                return None
             content = json.loads(opened.readline(MAX_HEAD_BYTES))
             begin = opened.tell()
             end = begin + content["bytes"]

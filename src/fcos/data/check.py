@@ -33,21 +33,13 @@ Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Problem:
-    """One image or box that cannot be used, or a warning; or what is wrong with the whole data set.
-
-    Attributes:
-        what: what is wrong.
-        where: file and line, annotation or object.
-        fix: what to do.
-        record: index of the image in the annotations; None: all of them.
-        box: index of the box in its image; None: the whole image.
-    """
+    """One image or box that cannot be used, or a warning; or what is wrong with the whole data set."""
 
     what: str
-    where: str
+    where: str  # file and line, annotation or object
     fix: str
-    record: int | None
-    box: int | None = None
+    record: int | None  # index of the image in the annotations; None: all of them
+    box: int | None = None  # index of the box in its image; None: the whole image
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -55,22 +47,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The result of `check`.
-
-    Attributes:
-        problems: what makes images or boxes unusable, in the order of the annotations.
-        warnings: what is worth knowing.
-        counts: what the data set holds.
-        boxes_xyxy: `(N, 4)` all boxes, in the frame of the upright images.
-        sizes_hw: `(images, 2)` of the upright images, -1 where broken.
-    """
+    """The result of `check`."""
 
     source: Path
-    problems: tuple[Problem, ...]
-    warnings: tuple[Problem, ...]
+    problems: tuple[Problem, ...]  # what makes images or boxes unusable, in the order of the annotations
+    warnings: tuple[Problem, ...]  # what is worth knowing
     counts: Counts
-    boxes_xyxy: NDArray[np.float64] = field(repr=False)
-    sizes_hw: NDArray[np.int32] = field(repr=False)
+    boxes_xyxy: NDArray[np.float64] = field(repr=False)  # (N, 4), in the frame of the upright images
+    sizes_hw: NDArray[np.int32] = field(repr=False)  # (images, 2) of the upright images, -1 where broken
 
     @property
     def num_images(self) -> int:
@@ -96,11 +80,7 @@ class CheckReport:
         return f"{' and '.join(parts)} cannot be used" if parts else "everything can be used"
 
     def raise_problems(self, *, may_lack_boxes: bool = False) -> None:
-        """Raise an error that names the problems, if there are any.
-
-        Args:
-            may_lack_boxes: there is use for images without a single box: detections of a test set.
-        """
+        """Raise an error that names the problems, if there are any; a test set `may_lack_boxes`."""
         only_crowds = self.counts.num_boxes == self.counts.num_crowd
         if self.of_all and not (may_lack_boxes and only_crowds):
             [problem, *_] = self.of_all
@@ -126,7 +106,11 @@ def check(annotations: Annotations, *, decode: bool = True, track: Track | None 
     """
     headers, broken = _read_headers(annotations, decode, track)
     sizes_hw = np.array([h.size_hw if h else (-1, -1) for h in headers], np.int32).reshape(-1, 2)
-    boxes_xyxy = _upright_boxes(annotations, headers)
+    boxes_xyxy = annotations.boxes_xyxy.copy()
+    for index, header in enumerate(headers):
+        if header is not None and header.swaps_sides:
+            place = slice(annotations.first_box[index], annotations.first_box[index + 1])
+            boxes_xyxy[place] = upright(annotations[index], header).boxes_xyxy
     problems = [*broken, *_box_problems(annotations, boxes_xyxy, sizes_hw)]
     problems.sort(key=lambda p: (p.record, -1 if p.box is None else p.box))
     return CheckReport(
@@ -204,15 +188,6 @@ def _read_headers(
             where = f"{annotations[index].where}, image '{result.where}'"
             broken.append(Problem(result.what, where, result.fix, index))
     return [result if isinstance(result, Header) else None for result in results], broken
-
-
-def _upright_boxes(annotations: Annotations, headers: Sequence[Header | None]) -> NDArray[np.float64]:
-    boxes = annotations.boxes_xyxy.copy()
-    for index, header in enumerate(headers):
-        if header is not None and header.swaps_sides:
-            place = slice(annotations.first_box[index], annotations.first_box[index + 1])
-            boxes[place] = upright(annotations[index], header).boxes_xyxy
-    return boxes
 
 
 def _box_problems(

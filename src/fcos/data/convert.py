@@ -22,19 +22,12 @@ from fcos.terminal import counted, is_printable
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` wrote.
+    """What `convert` wrote."""
 
-    Attributes:
-        annotations: what was read.
-        root: folder to give when the result is read again, or None where it holds the images itself.
-        name_file: the class names, where they are written apart from the boxes.
-        notes: sentences about names that were found and what the new format cannot hold.
-    """
-
-    annotations: Annotations
-    root: Path | None
-    name_file: Path | None
-    notes: tuple[str, ...]
+    annotations: Annotations  # that were read
+    root: Path | None  # folder to give when the result is read again, unless it holds the images itself
+    name_file: Path | None  # the class names, where they are written apart from the boxes
+    notes: tuple[str, ...]  # names that were found, and what the new format cannot hold
 
 
 def convert(

@@ -54,15 +54,10 @@ _warnings_lock = threading.Lock()
 
 
 class Header(NamedTuple):
-    """What an image file says about itself before its pixels are decoded.
+    """What an image file says about itself before its pixels are decoded."""
 
-    Attributes:
-        raw_size_hw: height, width as stored.
-        orientation: EXIF orientation, 1 (upright) to 8.
-    """
-
-    raw_size_hw: tuple[int, int]
-    orientation: int
+    raw_size_hw: tuple[int, int]  # as stored
+    orientation: int  # of EXIF, 1 (upright) to 8
 
     @property
     def swaps_sides(self) -> bool:
@@ -77,19 +72,13 @@ class Header(NamedTuple):
 
 
 class DecodedImage(NamedTuple):
-    """Pixels of a file, at its own size or reduced.
+    """Pixels of a file, at its own size or reduced."""
 
-    Attributes:
-        pixels: RGB, upright; the three values of a pixel lie side by side in memory (channels last).
-        size_hw: height, width of the upright image in the file.
-        reduction: 1, 2, 4 or 8; each pixel stands for so many by so many of the file.
-        begin_xy: where the image begins in `pixels` times `reduction`: not at 0 where a part of a pixel at
-            the end of the stored image was turned to the left or the top.
-    """
-
-    pixels: UInt8[Tensor, "3 _ _"]
-    size_hw: tuple[int, int]
-    reduction: int
+    pixels: UInt8[Tensor, "3 _ _"]  # RGB, upright, channels last in memory
+    size_hw: tuple[int, int]  # of the upright image in the file
+    reduction: int  # 1, 2, 4 or 8; each pixel stands for so many by so many of the file
+    # Where the image begins in `pixels` times `reduction`: not at 0 where a part of a pixel at the end of the
+    # stored image was turned to the left or the top.
     begin_xy: tuple[int, int] = (0, 0)
 
     def boxes_in_pixels(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -123,7 +112,7 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
             reduction = reduction_for(header.size_hw, enough(header.size_hw))
         _reduce(image, reduction)
         begin_xy = _begin_xy(header, reduction)
-        return DecodedImage(_to_tensor(_upright_rgb(image, header)), header.size_hw, reduction, begin_xy)
+        return DecodedImage(_pixels(image, header), header.size_hw, reduction, begin_xy)
 
 
 def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
@@ -152,14 +141,12 @@ def _reduce(image: Image.Image, reduction: int) -> None:
 def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels, upright, of an image file that is in memory; `where` names it in messages."""
     with _opened(io.BytesIO(content), where) as (image, header):
-        return _to_tensor(_upright_rgb(image, header))
+        return _pixels(image, header)
 
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of an image that is open already, upright."""
-    if 0 in image.size:
-        raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="remove it")
-    return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
+    return _pixels(image, _header(image))
 
 
 def read_header(path: Path, *, decode: bool = False) -> Header:
@@ -170,11 +157,6 @@ def read_header(path: Path, *, decode: bool = False) -> Header:
                 _reduce(image, REDUCTIONS[0])
             image.load()
         return header
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Height, width of the upright image, without decoding it."""
-    return read_header(path).size_hw
 
 
 def upright(record: Record, header: Header) -> Record:
@@ -209,75 +191,66 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
     try:
         if isinstance(file, Path) and os.path.lexists(file):
             check_regular(file)  # opening a pipe waits for ever
-        with _open_quietly(file) as image:
-            if 0 in image.size:
-                raise DatasetError("image without pixels", where=where, fix="remove it")
+        with _quiet():
+            image = Image.open(file)
+        with image:
             if image.format == "EPS":  # a program, which Pillow has Ghostscript run
-                raise DatasetError(
-                    "an EPS file, which is a program and is not executed",
-                    where=where,
-                    fix="convert it to PNG",
-                )
-            yield image, Header((image.height, image.width), _orientation(image))
-    except DatasetError:
-        raise
+                raise ValueError("an EPS file is a program, which is not executed")
+            yield image, _header(image)
+    except DatasetError as error:
+        raise DatasetError(error.what, where=where, fix=error.fix) from error
     except FileNotFoundError:
         raise DatasetError(
             NOT_FOUND, where=where, fix="correct the name, or the folder of images (root)"
         ) from None
-    except Image.DecompressionBombError as error:
-        raise DatasetError(
-            f"image has too many pixels ({error})", where=where, fix="crop or resize the image"
-        ) from error
     except Exception as error:
-        raise DatasetError(
-            _what_is_wrong(file, error), where=where, fix="replace the file, or remove the image"
-        ) from error
+        what, fix = _what_is_wrong(file, error)
+        raise DatasetError(what, where=where, fix=fix) from error
 
 
-def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
+def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> tuple[str, str]:
+    """What is wrong with an image, and how to mend it."""
+    fix = "replace the file, or remove the image"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"image has too many pixels ({error})", "crop or resize the image"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"image cannot be read: {reason_of(error)}"
+        return f"image cannot be read: {reason_of(error)}", fix
     if isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0:
-        return "image file is empty (0 bytes)"
+        return "image file is empty (0 bytes)", fix
+    reason = str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "image cannot be decoded: not an image, or in a format that Pillow does not support"
+        reason = "not an image, or in a format that Pillow does not support"
     if isinstance(error, MemoryError):
-        return "image cannot be decoded: out of memory"
-    return f"image cannot be decoded: {error}"
+        reason = "out of memory"
+    return f"image cannot be decoded: {reason}", fix
 
 
-def _open_quietly(file: Path | io.BytesIO) -> Image.Image:
-    """Open without Pillow's warnings about large images and odd metadata: neither asks for an action.
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings about large images and odd metadata: neither asks for an action.
 
     Up to Pillow's hard limit (179 megapixels) a large image is just large; above it Pillow raises.
     ``catch_warnings`` is not safe between threads, hence the lock; pixels are decoded outside of it.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(file)
+        yield
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; 1 where there is none or it makes no sense."""
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+def _header(image: Image.Image) -> Header:
+    if 0 in image.size:
+        raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="remove it")
+    try:
+        with _quiet():
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        except Exception:  # the pixels may be fine: damaged metadata must not cost the image
-            return 1
-    return orientation if orientation in TURN_UPRIGHT else 1
-
-
-def _upright_rgb(image: Image.Image, header: Header) -> Image.Image:
-    rgb = _to_rgb(image)
-    turn = TURN_UPRIGHT.get(header.orientation)
-    return rgb if turn is None else rgb.transpose(turn)
+    except Exception:  # the pixels may be fine: damaged metadata must not cost the image
+        orientation = 1
+    return Header((image.height, image.width), orientation if orientation in TURN_UPRIGHT else 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(_grey_values(image))).convert("RGB")
+        return Image.fromarray(_grey_to_8_bit(image)).convert("RGB")
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
@@ -289,48 +262,42 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # of RGB it would make a copy
 
 
-def _grey_values(image: Image.Image) -> NDArray[np.generic]:
-    """The values of a grey image of more than 8 bits, with the tags of TIFF that Pillow leaves out there."""
-    values: NDArray[np.generic] = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
+def _grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
+    """A grey image of more than 8 bits scaled to 0..255 (Pillow's own conversion clips it to white).
+
+    Files do not say which value is white: 12 bits come as 16, 8 as 32. It is the largest one of the fewest
+    usual bits that hold all values; floats up to 1 are fractions. NaN is black.
+    """
+    values: NDArray[Any] = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # of TIFF, which Pillow leaves out here
     if image.mode == "I" and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
         values = values.view(np.uint32)
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        values = np.asarray(_white_value(values) - values.astype(np.float64))
-    return values
-
-
-def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Grey values scaled to 0..255 (Pillow's own conversion clips them to white); NaN is black."""
-    white = _white_value(values)
+    is_float = values.dtype.kind == "f"
+    largest = float((values[np.isfinite(values)] if is_float else values).max(initial=0))
+    white = next((2.0**bits - 1 for bits in USUAL_BITS if largest < 2**bits), largest)
+    if is_float and largest <= 1:
+        white = 1.0
     scaled = np.nan_to_num(values.astype(np.float64), posinf=white, neginf=0) * (255 / white)
-    return scaled.round().clip(0, 255).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    return np.asarray(scaled.round().clip(0, 255), np.uint8)
 
 
-def _white_value(values: NDArray[np.generic]) -> float:
-    """The value of white: of the fewest usual bits that hold the largest value.
-
-    Files do not say it: 12 bits come as 16, 8 as 32. Floats up to 1 are fractions.
-    """
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    largest = float(finite.max(initial=0))
-    if values.dtype.kind == "f" and largest <= 1:
-        return 1.0
-    return next((2.0**bits - 1 for bits in USUAL_BITS if largest < 2**bits), largest)
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    """The pixels of an RGB image, channels last.
+def _pixels(image: Image.Image, header: Header) -> Tensor:
+    """The pixels of an open image as upright RGB, channels last.
 
     In strips: of a whole large image Pillow makes two more copies on the way, in memory that is new to the
     process (74 ms at 4000 x 3000; 12 in strips).
     """
-    if image.height * image.width <= STRIPS_ABOVE:
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, STRIP_ROWS):
-        bottom = min(top + STRIP_ROWS, image.height)
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    rgb = _to_rgb(image)
+    if header.orientation in TURN_UPRIGHT:
+        rgb = rgb.transpose(TURN_UPRIGHT[header.orientation])
+    if rgb.height * rgb.width <= STRIPS_ABOVE:
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
+    for top in range(0, rgb.height, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, rgb.height)
+        pixels[top:bottom] = np.asarray(rgb.crop((0, top, rgb.width, bottom)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -366,18 +333,14 @@ def _check_array(image: NDArray[Any] | Tensor) -> None:
     is_array = isinstance(image, np.ndarray)
     kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
     num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
-    if num_channels not in (1, 3, 4):
-        hint = "; to pass a batch, use list(batch)" if len(shape) == 4 else ""
-        raise DatasetError(
-            f"an image given as {kind} must have shape {layout} or (height, width); this one has "
-            f"{shape} and dtype {dtype}",
-            fix=f"reorder its axes{hint}",
-        )
-    if dtype not in (np.uint8, torch.uint8):
-        raise DatasetError(
-            f"an image given as {kind} must be uint8, with values 0 to 255; this one has {dtype} and shape "
-            f"{shape}",
-            fix="undo its normalisation and convert it: multiply values in [0, 1] by 255, then cast to uint8",
-        )
-    if 0 in shape:
-        raise DatasetError(f"the image is empty: it has shape {shape}", fix="remove it")
+    if num_channels not in (1, 3, 4) or 0 in shape:
+        must = f"have shape {layout} or (height, width)"
+        fix = "reorder its axes" + ("; to pass a batch, use list(batch)" if len(shape) == 4 else "")
+    elif dtype not in (np.uint8, torch.uint8):
+        must = "be uint8, with values 0 to 255"
+        fix = "undo its normalisation and convert it: multiply values in [0, 1] by 255, then cast to uint8"
+    else:
+        return
+    raise DatasetError(
+        f"an image given as {kind} must {must}; this one has {shape} and dtype {dtype}", fix=fix
+    )

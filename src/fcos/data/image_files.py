@@ -6,12 +6,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from fcos.data.annotations import Annotations
 from fcos.data.text import Faults
-from fcos.errors import DatasetError
 from fcos.files import is_hidden
 
 IMAGE_SUFFIXES = frozenset(
@@ -41,16 +41,6 @@ def folders_of(source: Path) -> list[Path]:
     part = source.stem.rsplit("_", 1)[-1]
     bases = [source.parent, source.absolute().parent.parent]
     return folders_near(source.parent) + [b / sub for b in bases for sub in (part, f"images/{part}")]
-
-
-def check_root(root: Path | None) -> None:
-    """Refuse a folder of images that is not there."""
-    if root is not None and not os.path.isdir(root):
-        raise DatasetError(
-            "the folder of images does not exist",
-            where=str(root),
-            fix="correct root_train / root_eval / --root",
-        )
 
 
 def find_root(folders: Iterable[Path], names: Iterable[str]) -> Path:
@@ -87,11 +77,7 @@ def folders_like(base: Path, name: str) -> list[Path]:
 
 
 class FilesByStem:
-    """Finds files by their names without suffix; every folder is listed once.
-
-    Args:
-        wanted: whether a file name is of the kind to find.
-    """
+    """Finds files of a kind by their names without suffix; every folder is listed once."""
 
     def __init__(self, wanted: Callable[[str], bool]) -> None:
         self.wanted = wanted
@@ -190,15 +176,12 @@ def common_images(first: Annotations, second: Annotations) -> list[tuple[Path, P
     by_size: dict[int, list[Path]] = {}
     for path in by_path.values():
         by_size.setdefault(_file_size(path), []).append(path)
+    digest = cache(lambda path: hashlib.blake2b(path.read_bytes()).digest())
     pairs = []
-    digests: dict[Path, bytes] = {}
     for record in second:
         same = by_path.get(os.path.realpath(record.path))
-        size = _file_size(record.path)
-        if same is None and size > 0 and size in by_size:
-            same = next(
-                (p for p in by_size[size] if _digest(p, digests) == _digest(record.path, digests)), None
-            )
+        if same is None and (size := _file_size(record.path)) > 0:
+            same = next((p for p in by_size.get(size, ()) if digest(p) == digest(record.path)), None)
         if same is not None:
             pairs.append((same, record.path))
     return pairs
@@ -206,9 +189,3 @@ def common_images(first: Annotations, second: Annotations) -> list[tuple[Path, P
 
 def _file_size(path: Path) -> int:
     return path.stat().st_size if os.path.isfile(path) else -1
-
-
-def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
-    if path not in known:
-        known[path] = hashlib.blake2b(path.read_bytes()).digest()
-    return known[path]

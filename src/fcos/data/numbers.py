@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fcos.terminal import printable_line
 
+T = TypeVar("T")
 MAX_ID = 2**63 - 2  # ids are kept as 64-bit integers; the last one of each sign is left free
 EXACT = 2**53  # whole numbers up to here are exact as floats
 MAX_SIDE = 2**31 - 1
@@ -32,6 +34,14 @@ def whole_number(value: Any) -> int:
     if abs(number) > MAX_ID:
         raise ValueError(f"is {described(value)}, which does not fit into 64 bits")
     return number
+
+
+def named(name: str, reader: Callable[[Any], T], value: Any) -> T:
+    """What a reader makes of a value; its ValueError begins with the name of the value."""
+    try:
+        return reader(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
 def flag(value: Any) -> bool:

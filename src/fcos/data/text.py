@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fcos.errors import DatasetError
@@ -28,6 +29,12 @@ def shown(lines: list[str]) -> str:
     more = len(lines) - MAX_SHOWN
     tail = [f"... and {more} more"] if more > 0 else []
     return "\n      ".join(lines[:MAX_SHOWN] + tail)
+
+
+def several(folder: Path, what: str, files: Iterable[Path], fix: str) -> DatasetError:
+    """The error for files of a folder of which only one can be meant."""
+    names = ", ".join(str(file.relative_to(folder)) for file in files)
+    return DatasetError(f"several files could {what}: {names}", where=str(folder), fix=fix)
 
 
 class Faults:

@@ -281,11 +281,11 @@ def test_only_classes_with_boxes_must_be_among_given_names(dataset, write):
 
 
 def test_images_without_a_label_file_are_told_of(dataset, make_picture):
-    note = "1 image has no label file and counts as background, for example 'b.png'"
+    note = "1 image without a label file counts as background, for example 'b.png'"
     assert yolo.read(dataset).notes == (note,)
     assert yolo.read(dataset / "data.yaml:val").notes == ()
     make_picture("images/train/d.jpg")
-    assert yolo.read(dataset).notes[0].startswith("2 images have no label file and count as background")
+    assert yolo.read(dataset).notes[0].startswith("2 images without a label file count as background")
 
 
 def test_a_folder_called_like_a_label_file_is_refused(dataset):

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, Record, unpack_name
 from fcos.data.cache import Taken, ToKeep, cached
 from fcos.data.formats.coco_columns import Columns, read_columns
-from fcos.data.formats.coco_entries import Entry, entries_by_image, read_entries, whole
-from fcos.data.image import read_size
+from fcos.data.formats.coco_entries import Entry, load, read_entries, whole
+from fcos.data.image import read_header
 from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name
 from fcos.data.names import check_name, check_number_of_classes, match_names
 from fcos.data.numbers import cut
@@ -111,7 +111,9 @@ def write(
     content: dict[str, list[Entry]] = {"images": [], "annotations": [], "categories": []}
     for record in annotations:
         image: Entry = {"id": record.image_id, "file_name": relative_name(record.path, root)}
-        size_hw = record.size_hw or (read_size(record.path) if os.path.isfile(record.path) else None)
+        size_hw = record.size_hw or (
+            read_header(record.path).size_hw if os.path.isfile(record.path) else None
+        )
         if size_hw is not None:
             image |= {"height": size_hw[0], "width": size_hw[1]}
         content["images"].append(image)
@@ -211,7 +213,9 @@ def _box_places(annotations: Annotations) -> Callable[[Record, int], tuple[str, 
     """
     if not annotations.source.is_file():
         return lambda record, box: None
-    entries = entries_by_image(annotations.source)
+    entries: dict[int, list[Entry]] = {}
+    for entry in load(annotations.source)["annotations"]:
+        entries.setdefault(whole(entry, "image_id"), []).append(entry)
 
     def place_of(record: Record, box: int) -> tuple[str, str] | None:
         of_image = entries.get(record.image_id, [])

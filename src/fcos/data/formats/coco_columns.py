@@ -71,29 +71,18 @@ PACKED = _packed_dtype()
 
 @dataclass
 class Columns:
-    """A COCO file, in its own order as it is read.
+    """A COCO file, in its own order: a row for each image, or for each box."""
 
-    Attributes:
-        categories: as in the file.
-        image_ids: `(images,)` int64.
-        names: `(images,)` utf-8 of fixed width, ``file_name``.
-        sizes_hw: `(images, 2)` int32, -1 where not stated.
-        box_image_ids, box_category_ids: `(boxes,)` int64.
-        boxes_xywh: `(boxes, 4)` float64.
-        areas: `(boxes,)` float64, nan where not stated.
-        is_crowd, is_difficult: `(boxes,)` bool, ``iscrowd`` and ``ignore``.
-    """
-
-    categories: list[Any]
+    categories: list[Any]  # as in the file
     image_ids: NDArray[np.int64]
-    names: NDArray[Any]
-    sizes_hw: NDArray[np.int32]
+    names: NDArray[Any]  # utf-8 of fixed width
+    sizes_hw: NDArray[np.int32]  # (images, 2), -1 where not stated
     box_image_ids: NDArray[np.int64]
     box_category_ids: NDArray[np.int64]
-    boxes_xywh: NDArray[np.float64]
-    areas: NDArray[np.float64]
+    boxes_xywh: NDArray[np.float64]  # (boxes, 4)
+    areas: NDArray[np.float64]  # nan where not stated
     is_crowd: NDArray[np.bool_]
-    is_difficult: NDArray[np.bool_]
+    is_difficult: NDArray[np.bool_]  # ``ignore``
 
 
 def read_columns(source: Path) -> Columns | None:

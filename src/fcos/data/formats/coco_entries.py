@@ -7,9 +7,9 @@ makes no sense is left unstated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container
+from collections.abc import Container
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +17,13 @@ from fcos.data import numbers
 from fcos.data.annotations import pack_names
 from fcos.data.formats.coco_columns import Columns
 from fcos.data.image_files import slashed
-from fcos.data.numbers import described
+from fcos.data.numbers import described, named
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
 from fcos.files import read_text
 
 Entry = dict[str, Any]
 
-T = TypeVar("T")
 LISTS = ("images", "annotations", "categories")
 BOX = np.dtype("i8, i8, 4f8, f8, ?, ?")
 BOX.names = ("image_id", "category_id", "xywh", "area", "iscrowd", "ignore")
@@ -35,12 +34,16 @@ def load(source: Path) -> dict[str, Any]:
     text = read_text(source)
     try:
         content = json.loads(text, object_pairs_hook=_with_each_list_once)
-    except json.JSONDecodeError as error:
-        where = f"{source}, line {error.lineno}, column {error.colno}"
-        raise DatasetError(f"not JSON: {error.msg}", where=where, fix="correct the file") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; a list in a list in ...
-        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DatasetError(f"not JSON: {what}", where=str(source), fix="correct the file") from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits too; a list in a list in ...
+        where, what = str(source), str(error)
+        if isinstance(error, json.JSONDecodeError):
+            where, what = f"{source}, line {error.lineno}, column {error.colno}", error.msg
+        if isinstance(error, RecursionError):
+            what = "nested too deeply"
+        raise DatasetError(f"not JSON: {what}", where=where, fix="correct the file") from None
     missing = [
         key for key in LISTS if not isinstance(content, dict) or not isinstance(content.get(key), list)
     ]
@@ -88,14 +91,6 @@ def read_entries(source: Path) -> Columns:
     )
 
 
-def entries_by_image(source: Path) -> dict[int, list[Entry]]:
-    """Annotations of each image in the order of `Record.boxes_xyxy`, for messages that cite ids."""
-    by_image: dict[int, list[Entry]] = {}
-    for entry in load(source)["annotations"]:
-        by_image.setdefault(numbers.whole_number(entry["image_id"]), []).append(entry)
-    return by_image
-
-
 def _with_each_list_once(pairs: list[tuple[str, Any]]) -> Entry:
     """An object; the second of two lists of the same name would take the place of the first."""
     entry = dict(pairs)
@@ -113,14 +108,7 @@ def whole(entry: Any, key: str) -> int:
         raise ValueError(f"is {described(entry)}, not an object")
     if key not in entry:
         raise ValueError(f"no {key}")
-    return _read(entry, key, numbers.whole_number)
-
-
-def _read(entry: Entry, key: str, reader: Callable[[Any], T]) -> T:
-    try:
-        return reader(entry.get(key))
-    except ValueError as error:
-        raise ValueError(f"{key} {error}") from None
+    return named(key, numbers.whole_number, entry[key])
 
 
 def _read_box(entry: Any, image_ids: Container[int]) -> tuple[Any, ...]:
@@ -131,10 +119,10 @@ def _read_box(entry: Any, image_ids: Container[int]) -> tuple[Any, ...]:
     return (
         image_id,
         whole(entry, "category_id"),  # one that no category has is for `check` to report
-        _read(entry, "bbox", _xywh),
+        named("bbox", _xywh, entry.get("bbox")),
         numbers.area(entry.get("area")),
-        _read(entry, "iscrowd", numbers.flag),
-        _read(entry, "ignore", numbers.flag),
+        named("iscrowd", numbers.flag, entry.get("iscrowd")),
+        named("ignore", numbers.flag, entry.get("ignore")),
     )
 
 

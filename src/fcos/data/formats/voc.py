@@ -208,22 +208,17 @@ def _image_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> Imag
 
 def _usual_folders(base: Path) -> list[Path]:
     names = ("JPEGImages", "images")
-    return [
-        *(folder for name in names for folder in folders_like(base, name)),
-        *(base / name for name in names),
-    ]
+    return [folder for name in names for folder in (folders_like(base, name) or [base / name])]
 
 
 def _image(images: ImageFolder, stem: str, xml: Xml, faults: Faults) -> Path:
-    """The image of an xml file: by its file name, else by the name inside, else where it should be."""
+    """The image of an xml file: by the name inside, else by its own, else where it should be."""
     by_filename = images.folder / (xml.filename or f"{stem}.jpg")
     if xml.filename and by_filename.stem == Path(stem).name and os.path.isfile(by_filename):
         return by_filename  # decides between cat.jpg and cat.png
     found = images.find_all(stem)
     if len(found) > 1:
         faults.add(f"{stem}.xml", " or ".join(f"'{path.name}'" for path in found))
-    if not found and not os.path.isfile(by_filename) and xml.path and os.path.isfile(xml.path):
-        return Path(xml.path)
     return found[0] if found else by_filename
 
 
@@ -255,11 +250,11 @@ def _splits(folder: Path) -> Splits:
     sets = folders_like(folder, "ImageSets/Main")
     files = {Path(name).stem.lower(): sets[0] / name for name in names_in(sets[0])} if sets else {}
     # Only the four names that VOC defines: the folder also holds a file per class (cat_train.txt).
-    named = {part: files[part] for part in ("train", "val", "test", "trainval") if part in files}
+    named: dict[str, Path] = {
+        part: files[part] for part in ("train", "val", "test", "trainval") if part in files
+    }
     named = {part: file for part, file in named.items() if read_text(file).strip()}
-    sources = [named.get("train"), named.get("val"), named.get("test")]
-    if sources[0] is None or sources[1] is None:
-        sources = [named.get("trainval") or sources[0], sources[1] or sources[2], None]
+    sources = pick(named, folder)
     annotations = annotation_folder(folder)
     # ``train`` and ``val`` with folders of their own, or within ``Annotations``
     subfolders = split_folders(folder if annotations is None else annotations)

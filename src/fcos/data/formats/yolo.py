@@ -10,7 +10,8 @@ Fractions need the size of the image, so the headers of all images are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats.yolo_description import YAML_SUFFIXES, find_description, read_description
 from fcos.data.formats.yolo_layout import LabelFiles, Pair, find_layout, is_label_file, list_pairs
-from fcos.data.image import read_header, read_size, upright
+from fcos.data.image import read_header, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
 from fcos.data.names import match_names, numbered_names
 from fcos.data.numbers import EXACT, number
@@ -51,9 +52,13 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     if file_names is None:
         largest = (int(record.labels.max(initial=-1)) for record in records)
         file_names = list(names or numbered_names(largest, 0, str(source)))
-    annotations = Annotations.from_records(
-        records, file_names, source=source, format="yolo", notes=list(_unlabelled(pairs))
-    )
+    notes = []
+    if without := [pair.image.name for pair in pairs if pair.label_file is None]:
+        number = counted(
+            len(without), "image without a label file counts", "images without a label file count"
+        )
+        notes = [f"{number} as background, for example '{without[0]}'"]
+    annotations = Annotations.from_records(records, file_names, source=source, format="yolo", notes=notes)
     return annotations if names is None else _renamed(annotations, names)
 
 
@@ -86,16 +91,11 @@ def _lines(record: Record) -> list[str]:
 
 @dataclass
 class _Rows:
-    """Reads the rows of label files, and collects what is wrong with them.
+    """Reads the rows of label files, and collects what is wrong with them."""
 
-    Attributes:
-        num_keypoint_values: behind the box, as data.yaml says; None: it says nothing of key points.
-        may_be_pose: of each row that is read as a polygon, whether it could be a box with key points.
-    """
-
-    num_keypoint_values: int | None
+    num_keypoint_values: int | None  # behind the box, as data.yaml says
     faults: Faults = field(default_factory=Faults)
-    may_be_pose: list[bool] = field(default_factory=list)
+    may_be_pose: list[bool] = field(default_factory=list)  # whether polygons could be boxes with key points
 
     def read(self, file: Path) -> tuple[list[Sequence[float]], list[int]]:
         """Boxes xyxy as fractions, and class ids."""
@@ -170,25 +170,12 @@ def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
 def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
     image, label_file = pair
     fractions, labels = rows.read(label_file) if label_file is not None else ([], [])
-    where = str(label_file or image)
-    try:
-        size_hw = read_size(image)
-    except DatasetError:
-        boxes = np.full((len(labels), 4), np.nan)  # the size is unknown; `check` reports the image
-        return Record.make(image, boxes, labels, image_id, where=where)
-    height, width = size_hw
+    size_hw = None
+    with suppress(DatasetError):  # an image that cannot be opened, for `check` to report
+        size_hw = read_header(image).size_hw
+    height, width = size_hw or (np.nan, np.nan)
     boxes = np.array(fractions, np.float64).reshape(-1, 4) * [width, height, width, height]
-    return Record.make(image, boxes, labels, image_id, size_hw=size_hw, where=where)
-
-
-def _unlabelled(pairs: Sequence[Pair]) -> Iterator[str]:
-    """What to tell of images without a label file."""
-    without = [pair.image for pair in pairs if pair.label_file is None]
-    if without:
-        number = counted(
-            len(without), "image has no label file and counts", "images have no label file and count"
-        )
-        yield f"{number} as background, for example '{without[0].name}'"
+    return Record.make(image, boxes, labels, image_id, size_hw=size_hw, where=str(label_file or image))
 
 
 def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
@@ -202,10 +189,6 @@ def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
     labels[known] = new_label[annotations.labels[known]]
     ids = tuple(range(1, len(names) + 1))
     return replace(annotations, labels=labels, class_names=tuple(names), category_ids=ids)
-
-
-def _has_folders(folder: Path) -> bool:
-    return bool(folders_like(folder, "images") and folders_like(folder, "labels"))
 
 
 def _has_label_files(folder: Path) -> bool:
@@ -264,7 +247,7 @@ FORMAT = Format(
     read=read,
     folder_signs=(
         (90, lambda folder: find_description(folder) is not None),
-        (60, _has_folders),
+        (60, lambda folder: bool(folders_like(folder, "images") and folders_like(folder, "labels"))),
         (30, _has_label_files),
     ),
     text_signs=((70, _refuse_labels), (60, _lists_images)),

@@ -22,7 +22,7 @@ from fcos.data.image_files import names_in, slashed
 from fcos.data.names import check_names, read_all_names
 from fcos.data.numbers import cut
 from fcos.data.splits import words_of
-from fcos.data.text import read_lines
+from fcos.data.text import read_lines, several
 from fcos.errors import DatasetError
 from fcos.files import read_text
 from fcos.terminal import counted
@@ -39,20 +39,13 @@ _NAMES_KEY = re.compile(r"^(?:\{\s*)?['\"]?names['\"]?\s*:", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Description:
-    """A ``data.yaml`` or ``obj.data``.
-
-    Attributes:
-        class_names: by class id; None where the file has none.
-        splits: the sources of each part that it has, as written: "train", "val", "test".
-        base: folder that they start from, as written.
-        num_keypoint_values: numbers behind the box in each line (``kpt_shape``), or None.
-    """
+    """A ``data.yaml`` or ``obj.data``, or a file of names alone."""
 
     file: Path
-    class_names: list[str] | None
-    splits: dict[str, list[str]] = field(default_factory=dict)
-    base: str = "."
-    num_keypoint_values: int | None = None
+    class_names: list[str] | None  # by class id
+    splits: dict[str, list[str]] = field(default_factory=dict)  # sources as written, of train, val and test
+    base: str = "."  # folder that they start from, as written
+    num_keypoint_values: int | None = None  # numbers behind the box in each line (``kpt_shape``)
 
 
 def is_name_file(name: str) -> bool:
@@ -238,10 +231,5 @@ def _has_names(file: Path) -> bool:
 def _only(folder: Path, files: list[Path], what: str) -> Path | None:
     """The one file there is; of several with the same content, the first."""
     if len(files) > 1 and len({read_text(file) for file in files}) > 1:
-        names = ", ".join(file.name for file in files)
-        raise DatasetError(
-            f"several files could {what}: {names}",
-            where=str(folder),
-            fix="keep only the right one, or give it instead of the folder",
-        )
+        raise several(folder, what, files, "keep only the right one, or give it instead of the folder")
     return files[0] if files else None

@@ -118,15 +118,11 @@ def _names_folder_of_images(base: Path, path: Path, leave_out: int) -> bool:
 
 
 class LabelFiles(FilesByStem):
-    """Finds label files.
-
-    Attributes:
-        claimed: every file that belongs to an image that was asked for.
-    """
+    """Finds label files."""
 
     def __init__(self) -> None:
         super().__init__(lambda name: name.lower().endswith(".txt") and not is_name_file(name))
-        self.claimed: set[Path] = set()
+        self.claimed: set[Path] = set()  # every file that belongs to an image that was asked for
         self._folders_of: dict[Path, list[Path]] = {}
 
     def of(self, image: Path) -> Path | None:
