@@ -103,7 +103,7 @@ def test_an_eps_file_is_not_run_whatever_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "EPS")
 
-    with pytest.raises(DatasetError, match="an EPS file is a program, which is not executed"):
+    with pytest.raises(DatasetError, match="an EPS file, which is a program and is not executed"):
         read_image(tmp_path / "a.jpg")
     assert not (tmp_path / "ran").exists()
 

@@ -169,15 +169,16 @@ def check_paths(config: TrainConfig) -> None:
     Raises:
         ConfigError: no training data is given, or paths do not exist.
     """
-    problems = list(missing_paths(config))
+    problems = []
     if not config.list_train:
-        nothing = ConfigError(
-            "there is no training data",
-            where='setting "list_train"',
-            fix="give list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
+        problems.append(
+            ConfigError(
+                "there is no training data",
+                where='setting "list_train"',
+                fix="give list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
+            )
         )
-        problems.insert(0, nothing)
-    raise_all(problems)
+    raise_all([*problems, *missing_paths(config)])
 
 
 def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:

@@ -65,7 +65,12 @@ def load_config(
     values = PRESETS[preset] | {key: entry.value for key, entry in given.items()}
     values.setdefault("model", preset)
     scaled = _scale_rate(values, given)
-    config = _validate(values, given, problems)
+    config, wrong = _values(values, given, problems)
+    for broken in broken_rules(config):
+        if wrong.isdisjoint(broken.keys):
+            places = [given[key].where for key in broken.keys if key in given]
+            where = "; ".join(places) or ", ".join(broken.keys)
+            problems.append(ConfigError(broken.what, where=where, fix=broken.fix))
     if not config.run_folder:
         name = source.stem if isinstance(source, Path) else config.model
         config = config.model_copy(update={"run_folder": os.path.abspath(f"runs/{name}")})
@@ -211,17 +216,6 @@ def _scale_rate(values: dict[str, Any], given: Mapping[str, Given]) -> dict[str,
     return {"lr_base": f"in proportion to nbatch_train: {rate:g} for {usual_batch}"}
 
 
-def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]) -> TrainConfig:
-    """Check each value, then the rules between the valid ones; return the config without the invalid ones."""
-    config, wrong = _values(values, given, problems)
-    for broken in broken_rules(config):
-        if wrong.isdisjoint(broken.keys):
-            places = [given[key].where for key in broken.keys if key in given]
-            where = "; ".join(places) or ", ".join(broken.keys)
-            problems.append(ConfigError(broken.what, where=where, fix=broken.fix))
-    return config
-
-
 def _values(
     values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]
 ) -> tuple[TrainConfig, set[str]]:
@@ -258,17 +252,24 @@ def _plain(value: Any) -> Any:
 
 def _read_value(key: str, value: Any, folder: Path) -> Any:
     """A value as the model takes it: absolute paths, a list of one GPU for its number."""
-    if key == "device" and type(value) is int:
-        return [value]
+    if key == "device":
+        return _read_device(value)
     if not isinstance(value, str) or not value:
         return value
-    if key == "device":  # "0", "0,1" and "cuda:1" too, as other tools have them
-        numbers = re.fullmatch(r"(?:cuda:)?(\d+(?:,\d+)*)", value.replace(" ", ""))
-        return [int(number) for number in numbers[1].split(",")] if numbers else value
     if key in DATA_PATHS or (key == "pretrain" and value != "coco"):
         return _absolute(value, folder)
     # Runs are kept where one works, as every tool does, not beside a config file that may be shared.
     return _absolute(value, Path.cwd()) if key == "run_folder" else value
+
+
+def _read_device(value: Any) -> Any:
+    """GPU numbers as a list: 0, "0", "0,1" and "cuda:1" too, as other tools have them."""
+    if type(value) is int:
+        return [value]
+    numbers = (
+        re.fullmatch(r"(?:cuda:)?(\d+(?:,\d+)*)", value.replace(" ", "")) if isinstance(value, str) else None
+    )
+    return [int(number) for number in numbers[1].split(",")] if numbers else value
 
 
 def _absolute(path: str, folder: Path) -> str:

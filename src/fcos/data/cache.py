@@ -108,25 +108,20 @@ def _save(file: Path, state: list[Any], arrays: ToKeep, words: dict[str, Any]) -
     descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(descriptor, "wb") as out:
-            checksum = 0
-            for content in _contents(head, arrays):
-                out.write(content)
-                checksum = zlib.crc32(content, checksum)
+            checksum = zlib.crc32(head)
+            out.write(head)
+            for it in arrays.values():
+                for piece in it.pieces() if isinstance(it, Taken) else [it]:
+                    content = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                    out.write(content)
+                    checksum = zlib.crc32(content, checksum)
+                gap = bytes(-out.tell() % ALIGNMENT)
+                out.write(gap)
+                checksum = zlib.crc32(gap, checksum)
             out.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
         os.replace(partial, file)
     finally:
         Path(partial).unlink(missing_ok=True)
-
-
-def _contents(head: bytes, arrays: ToKeep) -> Iterator[bytes | memoryview]:
-    """What a cache file holds, piece by piece."""
-    yield head
-    for it in arrays.values():
-        size = 0
-        for piece in it.pieces() if isinstance(it, Taken) else [it]:
-            size += piece.nbytes
-            yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-        yield bytes(-size % ALIGNMENT)
 
 
 def _load(file: Path, state: list[Any]) -> tuple[Arrays, dict[str, Any]] | None:

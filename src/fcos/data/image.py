@@ -112,7 +112,7 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
             reduction = reduction_for(header.size_hw, enough(header.size_hw))
         _reduce(image, reduction)
         begin_xy = _begin_xy(header, reduction)
-        return DecodedImage(_pixels(image, header), header.size_hw, reduction, begin_xy)
+        return DecodedImage(_to_tensor(_upright_rgb(image, header)), header.size_hw, reduction, begin_xy)
 
 
 def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
@@ -141,12 +141,14 @@ def _reduce(image: Image.Image, reduction: int) -> None:
 def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels, upright, of an image file that is in memory; `where` names it in messages."""
     with _opened(io.BytesIO(content), where) as (image, header):
-        return _pixels(image, header)
+        return _to_tensor(_upright_rgb(image, header))
 
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of an image that is open already, upright."""
-    return _pixels(image, _header(image))
+    if 0 in image.size:
+        raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="remove it")
+    return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
 
 
 def read_header(path: Path, *, decode: bool = False) -> Header:
@@ -164,20 +166,16 @@ def upright(record: Record, header: Header) -> Record:
     boxes_are_raw = header.swaps_sides and record.size_hw == header.raw_size_hw != header.size_hw
     if not boxes_are_raw:
         return record
-    return replace(record, boxes_xyxy=_turn_boxes(record.boxes_xyxy, header), size_hw=header.size_hw)
-
-
-def _turn_boxes(boxes_xyxy: NDArray[np.float64], header: Header) -> NDArray[np.float64]:
-    """Boxes xyxy of the stored image -> of the upright one, for orientations that swap the sides."""
     height, width = header.raw_size_hw
-    x1, y1, x2, y2 = boxes_xyxy.T
+    x1, y1, x2, y2 = record.boxes_xyxy.T
     turned = {
         5: (y1, x1, y2, x2),
         6: (height - y2, x1, height - y1, x2),
         7: (height - y2, width - x2, height - y1, width - x1),
         8: (y1, width - x2, y2, width - x1),
     }
-    return np.stack(turned[header.orientation], axis=1)
+    boxes_xyxy = np.stack(turned[header.orientation], axis=1)
+    return replace(record, boxes_xyxy=boxes_xyxy, size_hw=header.size_hw)
 
 
 @contextmanager
@@ -191,61 +189,70 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
     try:
         if isinstance(file, Path) and os.path.lexists(file):
             check_regular(file)  # opening a pipe waits for ever
-        with _quiet():
-            image = Image.open(file)
-        with image:
+        with _open_quietly(file) as image:
+            if 0 in image.size:
+                raise DatasetError("image without pixels", where=where, fix="remove it")
             if image.format == "EPS":  # a program, which Pillow has Ghostscript run
-                raise ValueError("an EPS file is a program, which is not executed")
-            yield image, _header(image)
-    except DatasetError as error:
-        raise DatasetError(error.what, where=where, fix=error.fix) from error
+                raise DatasetError(
+                    "an EPS file, which is a program and is not executed",
+                    where=where,
+                    fix="convert it to PNG",
+                )
+            yield image, Header((image.height, image.width), _orientation(image))
+    except DatasetError:
+        raise
     except FileNotFoundError:
         raise DatasetError(
             NOT_FOUND, where=where, fix="correct the name, or the folder of images (root)"
         ) from None
+    except Image.DecompressionBombError as error:
+        raise DatasetError(
+            f"image has too many pixels ({error})", where=where, fix="crop or resize the image"
+        ) from error
     except Exception as error:
-        what, fix = _what_is_wrong(file, error)
-        raise DatasetError(what, where=where, fix=fix) from error
+        raise DatasetError(
+            _what_is_wrong(file, error), where=where, fix="replace the file, or remove the image"
+        ) from error
 
 
-def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> tuple[str, str]:
-    """What is wrong with an image, and how to mend it."""
-    fix = "replace the file, or remove the image"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"image has too many pixels ({error})", "crop or resize the image"
+def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
-        return f"image cannot be read: {reason_of(error)}", fix
+        return f"image cannot be read: {reason_of(error)}"
     if isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0:
-        return "image file is empty (0 bytes)", fix
-    reason = str(error)
+        return "image file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
-        reason = "not an image, or in a format that Pillow does not support"
+        return "image cannot be decoded: not an image, or in a format that Pillow does not support"
     if isinstance(error, MemoryError):
-        reason = "out of memory"
-    return f"image cannot be decoded: {reason}", fix
+        return "image cannot be decoded: out of memory"
+    return f"image cannot be decoded: {error}"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings about large images and odd metadata: neither asks for an action.
+def _open_quietly(file: Path | io.BytesIO) -> Image.Image:
+    """Open without Pillow's warnings about large images and odd metadata: neither asks for an action.
 
     Up to Pillow's hard limit (179 megapixels) a large image is just large; above it Pillow raises.
     ``catch_warnings`` is not safe between threads, hence the lock; pixels are decoded outside of it.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        return Image.open(file)
 
 
-def _header(image: Image.Image) -> Header:
-    if 0 in image.size:
-        raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="remove it")
-    try:
-        with _quiet():
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 where there is none or it makes no sense."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # the pixels may be fine: damaged metadata must not cost the image
-        orientation = 1
-    return Header((image.height, image.width), orientation if orientation in TURN_UPRIGHT else 1)
+        except Exception:  # the pixels may be fine: damaged metadata must not cost the image
+            return 1
+    return orientation if orientation in TURN_UPRIGHT else 1
+
+
+def _upright_rgb(image: Image.Image, header: Header) -> Image.Image:
+    rgb = _to_rgb(image)
+    turn = TURN_UPRIGHT.get(header.orientation)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -283,21 +290,18 @@ def _grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(scaled.round().clip(0, 255), np.uint8)
 
 
-def _pixels(image: Image.Image, header: Header) -> Tensor:
-    """The pixels of an open image as upright RGB, channels last.
+def _to_tensor(image: Image.Image) -> Tensor:
+    """The pixels of an RGB image, channels last.
 
     In strips: of a whole large image Pillow makes two more copies on the way, in memory that is new to the
     process (74 ms at 4000 x 3000; 12 in strips).
     """
-    rgb = _to_rgb(image)
-    if header.orientation in TURN_UPRIGHT:
-        rgb = rgb.transpose(TURN_UPRIGHT[header.orientation])
-    if rgb.height * rgb.width <= STRIPS_ABOVE:
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
-    for top in range(0, rgb.height, STRIP_ROWS):
-        bottom = min(top + STRIP_ROWS, rgb.height)
-        pixels[top:bottom] = np.asarray(rgb.crop((0, top, rgb.width, bottom)))
+    if image.height * image.width <= STRIPS_ABOVE:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -333,14 +337,18 @@ def _check_array(image: NDArray[Any] | Tensor) -> None:
     is_array = isinstance(image, np.ndarray)
     kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
     num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
-    if num_channels not in (1, 3, 4) or 0 in shape:
-        must = f"have shape {layout} or (height, width)"
-        fix = "reorder its axes" + ("; to pass a batch, use list(batch)" if len(shape) == 4 else "")
-    elif dtype not in (np.uint8, torch.uint8):
-        must = "be uint8, with values 0 to 255"
-        fix = "undo its normalisation and convert it: multiply values in [0, 1] by 255, then cast to uint8"
-    else:
-        return
-    raise DatasetError(
-        f"an image given as {kind} must {must}; this one has {shape} and dtype {dtype}", fix=fix
-    )
+    if num_channels not in (1, 3, 4):
+        hint = "; to pass a batch, use list(batch)" if len(shape) == 4 else ""
+        raise DatasetError(
+            f"an image given as {kind} must have shape {layout} or (height, width); this one has "
+            f"{shape} and dtype {dtype}",
+            fix=f"reorder its axes{hint}",
+        )
+    if dtype not in (np.uint8, torch.uint8):
+        raise DatasetError(
+            f"an image given as {kind} must be uint8, with values 0 to 255; this one has {dtype} and shape "
+            f"{shape}",
+            fix="undo its normalisation and convert it: multiply values in [0, 1] by 255, then cast to uint8",
+        )
+    if 0 in shape:
+        raise DatasetError(f"the image is empty: it has shape {shape}", fix="remove it")

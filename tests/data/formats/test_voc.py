@@ -130,7 +130,7 @@ def test_every_file_that_cannot_be_read_is_named(write_xml, tmp_path):
         voc.read(tmp_path / "split.txt")
 
     assert "4 annotation files cannot be read" in str(error.value)
-    assert "nan.xml: object 1 ('cat') has no box of four numbers" in str(error.value)
+    assert "nan.xml: object 1 ('cat') <xmax> 'wide' is not a number" in str(error.value)
     assert "nameless.xml: object 1 has no name" in str(error.value)
     assert "broken.xml: not well-formed xml" in str(error.value)
     assert "gone.xml: not found" in str(error.value)

@@ -41,11 +41,8 @@ from fcos.terminal import counted
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
     """Read a VOC data set folder, a file of ``ImageSets/Main``, or a folder of xml.
 
-    Args:
-        source: one of those three.
-        root: folder of the images, or the data set's folder; found near the annotations if not given.
-        names: class names; without them, the sorted names of *all* xml of the folder, so that the splits of
-            one data set agree even if a rare class is missing in one of them.
+    `root` is the folder of the images, or that of the data set. Without `names` the classes are the sorted
+    names of *all* xml of the folder, so that its splits agree even if one of them has no box of a rare class.
     """
     folder = annotation_folder(source, root)
     if folder is None:
@@ -58,7 +55,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     others = _other_parts(folder)
     found = _class_names(parsed)
     check_number_of_classes(len(found), str(source))
-    if names is None:  # a rare class may be missing in some split
+    if names is None:
         names = sorted({*found, *_class_names(_parse_all(folder, others, others))})
     label_of = dict(zip(found, match_names(found, names, where=str(source)), strict=True))
     images = _image_folder(folder, root, stems)
@@ -162,18 +159,13 @@ def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
 def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
     """Names in an ImageSets file; ``cat_train.txt`` and the like have -1, 0 or 1 behind each."""
     stems = [slashed(_without_flag(line)) for _, line in read_lines(source)]
-    return [stem if stem in files else _without_suffix(stem, files) for stem in stems]
+    # some tools write the names of the images
+    return [os.path.splitext(s)[0] if is_image(s) and s not in files else s for s in stems]
 
 
 def _without_flag(line: str) -> str:
     stem, _, flag = line.rpartition(" ")
     return stem.strip() if stem and flag in ("-1", "0", "1") else line
-
-
-def _without_suffix(name: str, files: Mapping[str, Path]) -> str:
-    """Some tools write the names of the images."""
-    stem = os.path.splitext(name)[0]
-    return stem if is_image(name) and stem in files else name
 
 
 def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) -> dict[str, Xml]:

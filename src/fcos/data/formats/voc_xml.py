@@ -67,10 +67,8 @@ def _parse(content: bytes) -> Element:
         raise ValueError("xml with entities, which VOC does not have")
     try:
         root = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an encoding that is none
         raise ValueError(f"not well-formed xml: {error}") from None
-    except LookupError as error:  # an encoding that is none
-        raise ValueError(f"not readable: {error}") from None
     for element in root.iter():
         if isinstance(element.tag, str):  # else a comment
             element.tag = element.tag.rpartition("}")[2]  # without namespace
@@ -96,11 +94,8 @@ def _box(element: Element) -> list[float]:
     boxes = element.findall("bndbox")
     if len(boxes) != 1:
         raise ValueError(f"has {len(boxes)} bndbox")
-    corners = [_text(boxes[0], corner) for corner in ("xmin", "ymin", "xmax", "ymax")]
-    try:
-        return [number(corner) for corner in corners]
-    except ValueError:
-        raise ValueError("has no box of four numbers") from None
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    return [named(f"<{corner}>", number, _text(boxes[0], corner)) for corner in corners]
 
 
 def _text(element: Element, path: str) -> str:
