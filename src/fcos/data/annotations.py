@@ -160,10 +160,14 @@ class Annotations(Sequence[Record]):
             where = unpack_name(self._wheres[index])
         return Record(
             path=self._folder / unpack_name(self._paths[index]),
+            boxes_xyxy=self.boxes_xyxy[boxes],
+            labels=self.labels[boxes],
             image_id=int(self.image_ids[index]),
+            is_crowd=self.is_crowd[boxes],
+            is_difficult=self.is_difficult[boxes],
+            areas=self.areas[boxes],
             size_hw=None if height < 0 else (height, width),
             where=where,
-            **{name: getattr(self, name)[boxes] for name in BOX_COLUMNS},
         )
 
     def __iter__(self) -> Iterator[Record]:

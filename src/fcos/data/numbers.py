@@ -58,7 +58,9 @@ def flag(value: Any) -> bool:
 def number(word: str) -> float:
     """A number in a line of text; `nan` and `inf` are for `check` to report."""
     try:
-        return float(word.replace("_", "?"))  # Python's separator of digits
+        if "_" in word:  # Python's separator of digits
+            raise ValueError
+        return float(word)
     except ValueError:
         raise ValueError(f"'{cut(word)}' is not a number") from None
 

@@ -61,7 +61,10 @@ def test_an_object_is_found_whatever_is_around_it(read, content):
         (f"<annotation>{OBJECT.replace('>3<', '>3,5<')}</annotation>", "> '3,5' is not a number"),
         (f"<annotation>{OBJECT.replace('>3<', '>1_0<')}</annotation>", "> '1_0' is not a number"),
         ("", "not well-formed xml"),
-        ("<?xml version='1.0' encoding='rot13'?><annotation/>", "not well-formed xml: .rot13. is not a text encoding"),
+        (
+            "<?xml version='1.0' encoding='rot13'?><annotation/>",
+            "not well-formed xml: .rot13. is not a text encoding",
+        ),
         ("<?xml version='1.0' encoding='gbk'?><annotation/>", "multi-byte encodings are not supported"),
         ('<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>', "xml with entities"),
     ],

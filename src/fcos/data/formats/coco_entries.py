@@ -62,7 +62,7 @@ def read_entries(source: Path) -> Columns:
     images, faults = content["images"], Faults()
     image_ids: dict[int, None] = {}
     for place, image in enumerate(images, start=1):
-        with faults.at(f"{source}, image {place}"):
+        try:
             image_id = whole(image, "id")
             if image_id in image_ids:
                 raise ValueError(f"id {image_id} appears twice")
@@ -70,11 +70,15 @@ def read_entries(source: Path) -> Columns:
             name = image.get("file_name")
             if not isinstance(name, str) or not name:
                 raise ValueError(f"file_name is {described(name)}, not the name of a file")
+        except ValueError as error:
+            faults.add(f"{source}, image {place}", str(error))
     faults.raise_any("image", "cannot be used", "correct the images")
     rows = []
     for place, entry in enumerate(content["annotations"], start=1):
-        with faults.at(f"{source}, annotation {_shown_id(entry, place)}"):
+        try:
             rows.append(_read_box(entry, image_ids))
+        except ValueError as error:
+            faults.add(f"{source}, annotation {_shown_id(entry, place)}", str(error))
     faults.raise_any("annotation", "cannot be used", "correct or remove them")
     boxes = np.array(rows, BOX)
     return Columns(
@@ -114,15 +118,16 @@ def whole(entry: Any, key: str) -> int:
 def _read_box(entry: Any, image_ids: Container[int]) -> tuple[Any, ...]:
     """A row of `BOX`."""
     image_id = whole(entry, "image_id")
+    bbox, is_crowd, is_difficult = entry.get("bbox"), entry.get("iscrowd"), entry.get("ignore")
     if image_id not in image_ids:
         raise ValueError(f"image {image_id} is not in the file")
     return (
         image_id,
         whole(entry, "category_id"),  # one that no category has is for `check` to report
-        named("bbox", _xywh, entry.get("bbox")),
+        named("bbox", _xywh, bbox),
         numbers.area(entry.get("area")),
-        named("iscrowd", numbers.flag, entry.get("iscrowd")),
-        named("ignore", numbers.flag, entry.get("ignore")),
+        is_crowd is not None and named("iscrowd", numbers.flag, is_crowd),
+        is_difficult is not None and named("ignore", numbers.flag, is_difficult),
     )
 
 
