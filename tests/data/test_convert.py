@@ -562,6 +562,16 @@ def test_names_that_the_new_format_could_not_give_back_are_refused(make_picture,
         convert(write("b.json", json.dumps(content)), "voc", tmp_path / "voc")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a backslash is no letter of a name there")
+def test_an_image_whose_name_would_be_read_as_a_windows_path_is_refused(make_picture, write, tmp_path):
+    make_picture("set/a\\b.jpg")
+    write("set/a\\b.txt", "0 0.5 0.5 0.5 0.5\n")
+    write("set/classes.txt", "cat\n")
+
+    with pytest.raises(DatasetError, match="1 name with control characters, backslashes or spaces"):
+        convert(tmp_path / "set", "coco", tmp_path / "out.json")
+
+
 @pytest.mark.parametrize("name", ["a.pdf", "a.svg", "a.docx", "list.txt", "list"])
 @pytest.mark.parametrize("content", [b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", b"PK\x03\x04\x14\x00\x00\x00"])
 def test_a_document_is_answered_with_the_formats_that_are_read(tmp_path, name, content):

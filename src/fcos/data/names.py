@@ -44,10 +44,7 @@ def read_all_names(name_file: Path) -> list[str]:
 def check_names(names: Sequence[str], *, where: str, first_line: int | None = None) -> None:
     """Refuse names that are blank, or that two classes have, all at once.
 
-    Args:
-        names: in the order of their ids.
-        where: file that they are from.
-        first_line: of the names, where each is a line; else they are numbered from 0.
+    They are in the order of their ids, from 0, or lines of the file `where` from `first_line` on.
     """
     if not names:
         raise DatasetError("no class names", where=where, fix="write one class name per line")

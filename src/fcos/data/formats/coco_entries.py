@@ -34,10 +34,7 @@ def load(source: Path) -> dict[str, Any]:
     text = read_text(source)
     try:
         content = json.loads(text, object_pairs_hook=_with_each_list_once)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of thousands of digits too; a list in a list in ...
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         where, what = str(source), str(error)
         if isinstance(error, json.JSONDecodeError):
             where, what = f"{source}, line {error.lineno}, column {error.colno}", error.msg

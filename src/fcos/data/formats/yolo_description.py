@@ -189,9 +189,7 @@ def _read_darknet(file: Path) -> Description:
     names = read_all_names(name_file) if name_file else None
     if names:
         _check_number(file, "classes", settings.get("classes"), names)
-    given = {
-        split: [settings[word] for word in words if settings.get(word)] for split, words in SPLITS.items()
-    }
+    given = {key: [settings[word] for word in words if settings.get(word)] for key, words in SPLITS.items()}
     given["train"] = given["train"] or ["train.txt"]
     return Description(file, names, {split: sources[:1] for split, sources in given.items() if sources})
 
@@ -207,12 +205,10 @@ def existing(base: Path, name: str, *, words: Sequence[str] = ()) -> Path | None
     parts = Path(slashed(name)).parts or (".",)
     num_named = len(_named(parts))
     for start in range(len(parts)):
-        path = base.joinpath(*parts[start:])
-        left = _named(parts[start:])
-        certain = len(left) in (num_named, *range(2, num_named)) or not set(words).isdisjoint(
-            words_of("".join(left[:1]))
-        )
-        if os.path.isfile(path) or (certain and os.path.isdir(path)):
+        path, left = base.joinpath(*parts[start:]), _named(parts[start:])
+        is_whole_or_long = len(left) in (num_named, *range(2, num_named))
+        is_certain = is_whole_or_long or not set(words).isdisjoint(words_of("".join(left[:1])))
+        if os.path.isfile(path) or (is_certain and os.path.isdir(path)):
             return path
     return None
 
