@@ -221,7 +221,6 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(folder: Path) -> None:
         ("--lr0", '"lr_base" ('),
         ("max_epochs", '"epochs" (passes over the training data)'),
         ("SOLVER.IMS_PER_BATCH", '"nbatch_train" ('),
-        ("MODEL.DEVICE", '"device" ('),
         ("weights", '"pretrain" ('),
         ("data", '"list_train" ('),
         ("conf", '"score_threshold" ('),
@@ -244,6 +243,8 @@ def test_keys_within_keys_are_answered_one_by_one() -> None:
     text = message({"SOLVER": {"BASE_LR": 0.1, "STEPS": [3]}})
     assert '"SOLVER.BASE_LR" is not a setting' in text
     assert 'fix: use "lr_schedule"' in text
+    assert 'did you mean "momentum"?' in message({"SOLVER": {"MOMENTUM": 0.9}})
+    assert 'did you mean "device"?' in message({"MODEL.DEVICE": 8})
 
 
 def test_what_other_tools_say_leads_to_settings_that_exist() -> None:
@@ -441,8 +442,7 @@ def test_file_that_is_no_object_is_explained(folder: Path) -> None:
 def test_file_that_cannot_be_read_is_explained(folder: Path) -> None:
     (folder / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     assert message(folder / "photo.jpg") == (
-        f"the config file is not UTF-8 text\n  in: file {folder}/photo.jpg\n"
-        "  fix: save it as UTF-8, or give another file"
+        f"not a UTF-8 text file\n  in: {folder}/photo.jpg\n  fix: save it as UTF-8"
     )
     assert "the config file does not exist" in message(folder / "no.json")
     assert "`fcos init FOLDER` writes one" in message(folder / "no.json")

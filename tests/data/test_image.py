@@ -23,7 +23,6 @@ from fcos.data.image import (
     read_header,
     read_image,
     read_reduced,
-    read_size,
     reduction_for,
     upright,
 )
@@ -112,7 +111,7 @@ def test_an_eps_file_is_not_run_whatever_its_name(tmp_path, monkeypatch):
 def test_the_content_and_not_the_suffix_tells_the_format(tmp_path):
     path = save(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", format="PNG")
 
-    assert read_size(path) == (3, 5)
+    assert read_header(path).size_hw == (3, 5)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -132,7 +131,7 @@ def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, ori
     turn = image_module.TURN_UPRIGHT.get(orientation)
     expected = expected if turn is None else expected.transpose(turn)
     assert torch.equal(image, torch.from_numpy(np.array(expected)).permute(2, 0, 1))
-    assert read_size(path) == tuple(image.shape[1:])
+    assert read_header(path).size_hw == tuple(image.shape[1:])
     if orientation >= 5:  # the stated size shows that the boxes are of the stored image
         rows, columns = torch.nonzero(image[0] > 128, as_tuple=True)
         found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -163,7 +162,7 @@ def test_an_orientation_that_makes_no_sense_is_none(tmp_path):
 def test_damaged_exif_does_not_cost_the_image(tmp_path):
     path = save(tmp_path, Image.new("RGB", (5, 3)), "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
 
-    assert read_size(path) == (3, 5)
+    assert read_header(path).size_hw == (3, 5)
 
 
 def test_a_missing_image_says_so(tmp_path):
@@ -175,14 +174,14 @@ def test_an_empty_file_says_so(tmp_path):
     (tmp_path / "a.jpg").touch()
 
     with pytest.raises(DatasetError, match="image file is empty"):
-        read_size(tmp_path / "a.jpg")
+        read_header(tmp_path / "a.jpg")
 
 
 def test_a_file_that_is_no_image_says_so(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
 
     with pytest.raises(DatasetError, match="cannot be decoded: not an image, or in a format"):
-        read_size(tmp_path / "a.jpg")
+        read_header(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
@@ -193,7 +192,7 @@ def test_a_truncated_image_is_found_by_decoding_but_not_by_its_header(tmp_path, 
     path = tmp_path / "a.jpg"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
 
-    assert read_size(path) == (64, 64)
+    assert read_header(path).size_hw == (64, 64)
     with pytest.raises(DatasetError, match=r"cannot be decoded: .*truncated(.|\n)*a.jpg"):
         read_image(path)
     with pytest.raises(DatasetError, match="cannot be decoded"):
@@ -203,11 +202,11 @@ def test_a_truncated_image_is_found_by_decoding_but_not_by_its_header(tmp_path, 
 def test_large_images_are_read_silently_and_absurd_ones_refused(tmp_path, monkeypatch):
     path = save(tmp_path, Image.new("RGB", (60, 60)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    assert read_size(path) == (60, 60)  # below twice the limit Pillow only warns
+    assert read_header(path).size_hw == (60, 60)  # below twice the limit Pillow only warns
 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DatasetError, match=r"too many pixels(.|\n)*fix: crop or resize the image"):
-        read_size(path)
+        read_header(path)
 
 
 def test_reading_leaves_warnings_as_they_were(tmp_path):
@@ -378,7 +377,7 @@ def test_a_jpeg_smaller_than_a_block_is_an_image(tmp_path: Path, size: tuple[int
         (lambda path: os.symlink("/dev/zero", path), "this is a device, not a file"),
     ],
 )
-@pytest.mark.parametrize("read", [read_image, read_size, partial(read_header, decode=True)])
+@pytest.mark.parametrize("read", [read_image, read_header, partial(read_header, decode=True)])
 def test_what_is_no_file_is_said_and_not_waited_for(
     tmp_path: Path, make: Callable[[Path], None], message: str, read: Callable[[Path], object]
 ) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image_files import relative_name
-from fcos.data.registry import FolderSign, Format
+from fcos.data.registry import Format
 
 
 def read(source, *, root=None, names=None):
@@ -55,7 +55,7 @@ FORMAT = Format(
     looks_like="toys (*.toy)",
     suffixes=(".toy",),
     read=read,
-    folder_signs=(FolderSign(100, lambda folder: bool(files(folder))),),
+    folder_signs=((100, lambda folder: bool(files(folder))),),
     files=files,
     box_word="toy box",
     write=write,
@@ -139,7 +139,7 @@ def test_every_format_is_named_like_its_module_and_can_be_found_in_a_folder() ->
         assert format.folder_signs
         assert (format.files is None) != (format.splits is None)
     for kind in ("folder_signs", "text_signs"):  # of two signs that are as strong none would decide
-        strengths = [sign.strength for format in all_formats() for sign in getattr(format, kind)]
+        strengths = [strength for format in all_formats() for strength, _ in getattr(format, kind)]
         assert len(strengths) == len(set(strengths))
 
 

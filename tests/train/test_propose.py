@@ -237,7 +237,7 @@ def test_folder_without_a_box_is_refused(tmp_path: Path) -> None:
 def test_folder_with_impossible_classes_cannot_be_split(tmp_path: Path) -> None:
     write_list(tmp_path / "birds", "all", 3, boxes=" 1 2 11 22 0")
     data = propose_data(tmp_path / "birds", tmp_path / "split")
-    with pytest.raises(DatasetError, match="boxes have no known class or no finite numbers") as caught:
+    with pytest.raises(DatasetError, match="boxes without a known class or finite numbers") as caught:
         write_split(data, tmp_path / "split")
     assert "`fcos check " in caught.value.fix
     assert not (tmp_path / "split").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,7 @@ def command(
     The exit code is 1 if there are problems; training refuses such a data set unless skip_invalid=true.
     """
     from fcos.data.check import check
+    from fcos.data.image_files import common_images
     from fcos.train.log import track
 
     parts = _read_parts(sources, root, names, format)
@@ -66,9 +69,22 @@ def command(
         reports.append(report)
         if not as_json:
             _print_report(title, part, report)
-    shared = _common(parts)
+    shared = [
+        {"between": [first_title, second_title], "pictures": pairs}
+        for (first_title, first), (second_title, second) in combinations(parts, 2)
+        if (pairs := common_images(first, second))
+    ]
     if as_json:
-        described = [_as_dict(*part, report) for part, report in zip(parts, reports, strict=True)]
+        described = [
+            {
+                "source": title,
+                "format": part.format,
+                "card": asdict(report.counts),
+                "problems": [asdict(problem) for problem in report.problems],
+                "warnings": [asdict(warning) for warning in report.warnings],
+            }
+            for (title, part), report in zip(parts, reports, strict=True)
+        ]
         print_json({"parts": described, "common": shared})
     elif len(parts) > 1:
         _print_common(shared)
@@ -81,18 +97,28 @@ def _read_parts(
     sources: tuple[str, ...], root: Path | None, name_file: Path | None, format: Any
 ) -> list[tuple[str, Annotations]]:
     """Every part with its title; all with the class names of the first, as a training reads them."""
-    from fcos.data.formats import read_annotations
+    from fcos.data.formats import find_name_file, read_annotations, read_names
     from fcos.data.registry import format_named
 
     splits, name_file, format = _expand(sources, root, name_file, format)
-    names = _names(name_file) if name_file else None
+    names: Sequence[str] | None = None
+    if name_file is None and (name_file := find_name_file(splits[0].source, splits[0].root, format)):
+        _note(f"class names from {name_file}")
+    if name_file is not None:
+        names, had_background = read_names(name_file)
+        if not had_background:
+            _note(f"{name_file} does not start with 'background', so its first line is read as a class")
     parts = []
     for split in splits:
         annotations = read_annotations(split.source, root=split.root, names=names, format=format)
-        in_file = format_named(annotations.format).class_names != "none"
-        names = annotations.class_names if len(splits) > 1 and in_file else names
+        if len(splits) > 1 and format_named(annotations.format).class_names != "none":
+            names = annotations.class_names
         parts.append((str(split.source), annotations))
     return parts
+
+
+def _note(what: str) -> None:
+    click.echo(f"note: {printable_line(what)}", err=True)
 
 
 def _expand(
@@ -107,27 +133,12 @@ def _expand(
         config = load_config(first)
         pairs = ((config.list_train, config.root_train), (config.list_eval, config.root_eval))
         splits = [Split(Path(source), Path(folder) if folder else root) for source, folder in pairs if source]
-        given = name_file or (Path(config.name_file) if config.name_file else None)
-        name_file = _name_file(given, splits[0].source, splits[0].root, config.data_format)
-        return splits, name_file, config.data_format
+        return splits, name_file or (Path(config.name_file) if config.name_file else None), config.data_format
     if len(sources) == 1 and first.is_dir() and format == "auto":
         found = find_splits(first)
         splits = [Split(part.source, root or part.root) for part in found.all()]
         return splits, name_file or found.name_file, found.format
-    return (
-        [Split(Path(source), root) for source in sources],
-        _name_file(name_file, first, root, format),
-        format,
-    )
-
-
-def _name_file(given: Path | None, source: Path, root: Path | None, format: Any) -> Path | None:
-    """The names given, else those beside a list."""
-    from fcos.data.formats import find_name_file
-
-    if given is None and (given := find_name_file(source, root, format)):
-        click.echo(f"note: class names from {printable_line(str(given))}", err=True)
-    return given
+    return [Split(Path(source), root) for source in sources], name_file, format
 
 
 def _is_config(source: Path) -> bool:
@@ -142,30 +153,21 @@ def _is_config(source: Path) -> bool:
     return isinstance(content, dict) and "list_train" in content
 
 
-def _names(name_file: Path) -> tuple[str, ...]:
-    from fcos.data.formats import read_names
-
-    names, had_background = read_names(name_file)
-    if not had_background:
-        click.echo(
-            f"note: {name_file} does not start with 'background', so its first line is read as a class",
-            err=True,
-        )
-    return names
-
-
 def _print_report(title: str, annotations: Annotations, report: CheckReport) -> None:
     from fcos.cli.config import print_table
 
     click.secho(f"{printable_line(title)} ({annotations.format})", bold=True)
     print_table(_summary_table(report.counts))
     print_table(_class_table(report.counts))
-    for warning in report.warnings[:MAX_SHOWN]:
-        click.secho(f"warning: {printable_line(str(warning))}", fg="yellow")
-    _print_more(len(report.warnings), "warning")
-    for problem in report.problems[:MAX_SHOWN]:
-        click.echo(click.style("problem: ", fg="red") + printable_line(str(problem)))
-    _print_more(len(report.problems), "problem")
+    for problems, what, colour in (
+        (report.warnings, "warning", "yellow"),
+        (report.problems, "problem", "red"),
+    ):
+        for problem in problems[:MAX_SHOWN]:
+            click.echo(click.style(f"{what}: ", fg=colour) + printable_line(str(problem)))
+        if len(problems) > MAX_SHOWN:
+            more = counted(len(problems) - MAX_SHOWN, f"more {what}")
+            click.echo(f"... and {more} (--json lists all)")
     for fix in dict.fromkeys(problem.fix for problem in report.problems):
         click.echo(f"fix: {fix}")
     told = f", {counted(len(report.warnings), 'warning')}" if report.warnings else ""
@@ -178,27 +180,19 @@ def _print_report(title: str, annotations: Annotations, report: CheckReport) -> 
     click.echo()
 
 
-def _print_more(number: int, what: str) -> None:
-    if number > MAX_SHOWN:
-        click.echo(f"... and {counted(number - MAX_SHOWN, f'more {what}')} (--json lists all)")
-
-
 def _summary_table(counts: Counts) -> Any:
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
     table.add_row("images", f"{counts.num_images}, {counts.num_empty} of them without boxes")
-    if counts.sides:
-        for side, (least, median, most) in counts.sides.items():
-            table.add_row(side, f"{least} to {most} pixels, median {median}")
+    for side, (smallest, median, largest) in (counts.sides or {}).items():
+        table.add_row(side, f"{smallest} to {largest} pixels, median {median}")
     table.add_row("boxes", f"{counts.num_boxes}, at most {counts.most_boxes} in an image")
     sizes = (f"{count} {name}" for name, count in counts.boxes_per_size.items())
     table.add_row("sizes (COCO's)", ", ".join(sizes))
     if counts.num_crowd or counts.num_difficult:
-        crowd = counted(counts.num_crowd, "crowd region")
-        table.add_row(
-            "special", f"{crowd}, {counted(counts.num_difficult, 'difficult box', 'difficult boxes')}"
-        )
+        difficult = counted(counts.num_difficult, "difficult box", "difficult boxes")
+        table.add_row("special", f"{counted(counts.num_crowd, 'crowd region')}, {difficult}")
     return table
 
 
@@ -211,19 +205,6 @@ def _class_table(counts: Counts) -> Any:
     for name, boxes in counts.boxes_per_class.items():
         table.add_row(printable_line(name), str(boxes), str(counts.images_per_class[name]))
     return table
-
-
-def _common(parts: list[tuple[str, Annotations]]) -> list[dict[str, Any]]:
-    """Images that two parts share, for each two that share some."""
-    from itertools import combinations
-
-    from fcos.data.image_files import common_images
-
-    return [
-        {"between": [first_title, second_title], "pictures": pairs}
-        for (first_title, first), (second_title, second) in combinations(parts, 2)
-        if (pairs := common_images(first, second))
-    ]
 
 
 def _print_common(shared: list[dict[str, Any]]) -> None:
@@ -248,14 +229,3 @@ def _print_total(reports: list[CheckReport]) -> None:
         click.secho(f"in total: {total}", fg="red")
     else:
         click.secho(f"in total: no problems in {len(reports)} parts", fg="green")
-
-
-def _as_dict(title: str, annotations: Annotations, report: CheckReport) -> dict[str, Any]:
-    """Everything that is known of a part."""
-    return {
-        "source": title,
-        "format": annotations.format,
-        "card": asdict(report.counts),
-        "problems": [asdict(problem) for problem in report.problems],
-        "warnings": [asdict(warning) for warning in report.warnings],
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +67,7 @@ def write_proposal(
     """
     from fcos.config import load_config
     from fcos.config.checks import DATA_PATHS
+    from fcos.config.load import settings_text
     from fcos.errors import ConfigError
     from fcos.files import read_text
     from fcos.train.propose import Proposal, find_hardware, propose, propose_data, write_split
@@ -76,11 +76,11 @@ def write_proposal(
     split_folder = output.with_name(f"{output.stem}_split")
     data = propose_data(folder, split_folder)
     proposals = [*data.proposals, *propose(data.train, find_hardware())]
-    settings = {
-        key: value for key, value, _ in proposals if key not in DATA_PATHS
-    }  # a split has no files yet
+    # Without the paths: a split has no files yet.
+    settings = {key: value for key, value, _ in proposals if key not in DATA_PATHS}
     config = load_config(settings, overrides, origin="what is proposed")
-    text = _as_json(proposals, output.absolute().parent)
+    beside = output.absolute().parent
+    text = settings_text({key: _portable(value, beside) for key, value, _ in proposals})
     if output.exists() and not overwrite and read_text(output, ConfigError) != text:
         raise ConfigError(
             "the config file already exists and differs from the proposal",
@@ -93,14 +93,6 @@ def write_proposal(
     given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
     proposals = [proposal for proposal in proposals if proposal.key not in given]
     return [*proposals, *(Proposal(key, getattr(config, key), "command line, not written") for key in given)]
-
-
-def _as_json(proposals: list[Proposal], folder: Path) -> str:
-    values = {key: _portable(value, folder) for key, value, _ in proposals}
-    lines = [
-        f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
-    ]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _portable(value: Any, folder: Path) -> Any:

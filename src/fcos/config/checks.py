@@ -26,15 +26,9 @@ DATA_PATHS = ("root_train", "list_train", "root_eval", "list_eval", "name_file")
 
 
 class Broken(NamedTuple):
-    """A rule that settings break together.
+    """A rule that settings break together."""
 
-    Attributes:
-        keys: the settings concerned; their lines are shown.
-        what: what is wrong.
-        fix: what to give instead.
-    """
-
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # the settings concerned; their lines are shown
     what: str
     fix: str
 
@@ -106,7 +100,9 @@ def _devices(config: TrainConfig) -> Iterator[Broken]:
 
 
 def _batch(config: TrainConfig) -> Iterator[Broken]:
-    num_devices = known_num_devices(config)
+    num_devices = len(config.device) if isinstance(config.device, list) else 1  # "auto": unknown here
+    if config.device == "cpu":
+        num_devices = config.num_processes
     try:
         split_batch(config.nbatch_train, num_devices, config.micro_batch)
     except ConfigError as error:
@@ -139,13 +135,6 @@ def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
                 f'"{key}" has no effect while "{switch}" is {json.dumps(getattr(config, switch))}',
                 f'remove "{key}", or give "{switch}": {needed}',
             )
-
-
-def known_num_devices(config: TrainConfig) -> int:
-    """Number of devices according to the config; 1 where it depends on the machine."""
-    if isinstance(config.device, list):
-        return len(config.device)
-    return config.num_processes if config.device == "cpu" else 1
 
 
 def split_batch(batch_size: int, num_devices: int, micro_batch: int | None) -> tuple[int, int]:

@@ -20,37 +20,21 @@ Areas = Literal["exact", "float32", "inclusive"]
 
 
 class Conventions(NamedTuple):
-    """The conventions of one code base; the defaults are ours.
+    """The conventions of one code base; the defaults are ours."""
 
-    Attributes:
-        size: how the sides of the resized image are rounded to whole pixels.
-        resize: the interpolation.
-        points: position of a point in its cell.
-        score: how the final score is computed from class score and quality.
-        rank_by: the score that ranks the candidates of a level.
-        clip: when boxes are clipped to the image.
-        keep_empty: keep boxes without area.
-        inclusive_boxes: x2 and y2 are the last pixels of a box, instead of the ends after them.
-        keep_ties: keep more than `detections_per_image` if the last ones have equal scores.
-        strict_ranges: the limits of a level's range belong to neither level, instead of to both.
-        areas: how areas are compared when a point lies in several boxes.
-        iou_plus_one: add 1 to intersection and union in the box loss, in the units of the box branch.
-        weight_boxes: weight the box loss by centerness (and divide it by its sum).
-    """
-
-    size: SizeRule = "round"
-    resize: ResizeMethod = "antialiased"
-    points: PointPlace = "center"
-    score: Score = "sqrt"
-    rank_by: RankBy = "score"
-    clip: ClipBoxes = "resized"
-    keep_empty: bool = False
-    inclusive_boxes: bool = False
-    keep_ties: bool = False
-    strict_ranges: bool = False
-    areas: Areas = "exact"
-    iou_plus_one: bool = False
-    weight_boxes: bool = True
+    size: SizeRule = "round"  # how the sides of the resized image are rounded to whole pixels
+    resize: ResizeMethod = "antialiased"  # the interpolation
+    points: PointPlace = "center"  # position of a point in its cell
+    score: Score = "sqrt"  # how the final score is computed from class score and quality
+    rank_by: RankBy = "score"  # the score that ranks the candidates of a level
+    clip: ClipBoxes = "resized"  # when boxes are clipped to the image
+    keep_empty: bool = False  # keep boxes without area
+    inclusive_boxes: bool = False  # x2 and y2 are the last pixels of a box, instead of the ends after them
+    keep_ties: bool = False  # keep more than `detections_per_image` if the last ones have equal scores
+    strict_ranges: bool = False  # the limits of a level's range belong to neither level, instead of to both
+    areas: Areas = "exact"  # how areas are compared when a point lies in several boxes
+    iou_plus_one: bool = False  # add 1 to intersection and union in the box loss, in units of the box branch
+    weight_boxes: bool = True  # weight the box loss by centerness (and divide it by its sum)
 
 
 CONVENTIONS = {

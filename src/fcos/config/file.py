@@ -7,33 +7,35 @@ colon is a key, in this file and in every valid one.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcos.errors import ConfigError
+from fcos.files import read_text
 
 COMMAND_LINE = "command line"
 
 
 class Given(NamedTuple):
-    """A value as it was written.
+    """A value as it was written."""
 
-    Attributes:
-        key: as it was written, not yet translated or checked.
-        value: what JSON made of it.
-        where: file and line, or the word of the command line.
-    """
-
-    key: str
-    value: Any
-    where: str
+    key: str  # not yet translated or checked
+    value: Any  # what JSON made of it
+    where: str  # file and line, or the word of the command line
 
 
 def read_file(path: Path) -> list[Given]:
     """Every key of a config file in the order of its lines; a key that stands there twice comes twice."""
-    text = _read_text(path)
+    if path.is_dir():
+        what, fix = "this is a folder, not a config file", f"`fcos init {path}` writes a config file for it"
+        raise ConfigError(what, where=f"file {path}", fix=fix)
+    if not os.path.lexists(path):
+        what, fix = "the config file does not exist", "`fcos init FOLDER` writes one for a folder of images"
+        raise ConfigError(what, where=f"file {path}", fix=fix)
+    text = read_text(path, ConfigError)
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -89,41 +91,23 @@ def _json_or_text(text: str) -> Any:
     return text
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # Windows editors put a byte order mark in front
-    except FileNotFoundError:
-        what, fix = "the config file does not exist", "`fcos init FOLDER` writes one for a folder of images"
-    except IsADirectoryError:
-        what, fix = "this is a folder, not a config file", f"`fcos init {path}` writes a config file for it"
-    except PermissionError:
-        what, fix = "no permission to read the config file", "change its permissions"
-    except UnicodeDecodeError:
-        what, fix = "the config file is not UTF-8 text", "save it as UTF-8, or give another file"
-    raise ConfigError(what, where=f"file {path}", fix=fix)
-
-
 def _explain(error: json.JSONDecodeError, path: Path) -> ConfigError:
     """The error for invalid JSON, with what to write instead."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     python_words = {"True": "true", "False": "false", "None": "null"}
-    word = re.match(r"\w*", after)
-    if not before and not after:
-        fix = 'write the settings as {"list_train": "...", "epochs": 12}'
-    elif after.startswith(("//", "#", "/*")):
-        fix = "remove the comment: JSON does not allow comments"
-    elif (before.endswith(",") and after[:1] in ("}", "]")) or re.match(r",\s*[}\]]", after):
-        fix = "remove the comma before the closing bracket"
-    elif after.startswith("'"):
-        fix = 'use double quotes: "..."'
-    elif word and word[0] in python_words:
-        fix = f"write {python_words[word[0]]} instead of {word[0]}"
-    elif "delimiter" in error.msg and not after:
-        fix = "add the missing closing brace"
-    elif "',' delimiter" in error.msg:
-        fix = "add the missing comma before this position"
-    else:
-        fix = "correct the JSON at this position"
+    word = re.split(r"\W", after, maxsplit=1)[0]
+    fixes = (
+        (not before and not after, 'write the settings as {"list_train": "...", "epochs": 12}'),
+        (after.startswith(("//", "#", "/*")), "remove the comment: JSON does not allow comments"),
+        (before.endswith(",") and after[:1] in ("}", "]"), "remove the comma before the closing bracket"),
+        (re.match(r",\s*[}\]]", after), "remove the comma before the closing bracket"),
+        (after.startswith("'"), 'use double quotes: "..."'),
+        (word in python_words, f"write {python_words.get(word)} instead of {word}"),
+        ("delimiter" in error.msg and not after, "add the missing closing brace"),
+        ("',' delimiter" in error.msg, "add the missing comma before this position"),
+        (True, "correct the JSON at this position"),
+    )
+    fix = next(fix for applies, fix in fixes if applies)
     return ConfigError(
         f"the config file is not valid JSON ({error.msg})",
         where=f"file {path}, line {error.lineno}, column {error.colno}",

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fcos.config.checks import DATA_PATHS, Broken, broken_rules, missing_paths, raise_all
+from fcos.config.checks import DATA_PATHS, broken_rules, missing_paths, raise_all
 from fcos.config.file import COMMAND_LINE, Given, read_file, read_override
 from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
@@ -65,7 +65,12 @@ def load_config(
     values = PRESETS[preset] | {key: entry.value for key, entry in given.items()}
     values.setdefault("model", preset)
     scaled = _scale_rate(values, given)
-    config = _validate(values, given, problems)
+    config, wrong = _values(values, given, problems)
+    for broken in broken_rules(config):
+        if wrong.isdisjoint(broken.keys):
+            places = [given[key].where for key in broken.keys if key in given]
+            where = "; ".join(places) or ", ".join(broken.keys)
+            problems.append(ConfigError(broken.what, where=where, fix=broken.fix))
     if not config.run_folder:
         name = source.stem if isinstance(source, Path) else config.model
         config = config.model_copy(update={"run_folder": os.path.abspath(f"runs/{name}")})
@@ -98,9 +103,15 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def dump_config(config: TrainConfig, path: Path) -> None:
     """Write every setting, resolved; training from that file repeats the run."""
-    settings = config.model_dump().items()
-    lines = [f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    write_text(path, settings_text(config.model_dump()))
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The text of a train.json: a setting on each line."""
+    lines = [
+        f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError]) -> dict[str, Given]:
@@ -110,20 +121,17 @@ def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError
         key = ALIASES.get(entry.key, entry.key)
         if key not in TrainConfig.model_fields:
             problems += map(_unknown, _flattened(entry))
-        elif key in settings and _is_repeated(entry, settings[key]):
-            first = settings[key]
-            same = f'"{entry.key}" is given twice'
-            other = f'"{first.key}" and "{entry.key}" are the same setting'
-            problems.append(
-                ConfigError(
-                    same if first.key == entry.key else other,
-                    where=f"{first.where}; {entry.where}",
-                    fix="keep one of them",
-                )
-            )
+        elif (first := settings.get(key)) and entry.key == first.key:
+            problems.append(_twice(f'"{entry.key}" is given twice', first, entry))
+        elif first and entry.value != first.value:
+            problems.append(_twice(f'"{first.key}" and "{entry.key}" are the same setting', first, entry))
         else:
             settings[key] = entry._replace(value=_read_value(key, entry.value, folder))
     return settings
+
+
+def _twice(what: str, first: Given, second: Given) -> ConfigError:
+    return ConfigError(what, where=f"{first.where}; {second.where}", fix="keep one of them")
 
 
 def _overrides(words: Sequence[str], problems: list[ConfigError]) -> dict[str, Given]:
@@ -146,11 +154,6 @@ def _flattened(entry: Given) -> Iterator[Given]:
         return
     for key, value in entry.value.items():
         yield from _flattened(entry._replace(key=f"{entry.key}.{key}", value=value))
-
-
-def _is_repeated(entry: Given, first: Given) -> bool:
-    """Whether a setting is given twice; in two spellings (epochs, epoches) with one value is once."""
-    return entry.key == first.key or entry.value != first.value
 
 
 def _unknown(entry: Given) -> ConfigError:
@@ -213,15 +216,6 @@ def _scale_rate(values: dict[str, Any], given: Mapping[str, Given]) -> dict[str,
     return {"lr_base": f"in proportion to nbatch_train: {rate:g} for {usual_batch}"}
 
 
-def _validate(values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]) -> TrainConfig:
-    """Check each value, then the rules between the valid ones; return the config without the invalid ones."""
-    config, wrong = _values(values, given, problems)
-    for broken in broken_rules(config):
-        if wrong.isdisjoint(broken.keys):
-            problems.append(_as_error(broken, given))
-    return config
-
-
 def _values(
     values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]
 ) -> tuple[TrainConfig, set[str]]:
@@ -247,11 +241,6 @@ def _wrong_value(entry: Given) -> ConfigError:
         where=entry.where,
         fix=f"{hint} {taken} ({meaning})",
     )
-
-
-def _as_error(broken: Broken, given: Mapping[str, Given]) -> ConfigError:
-    places = [given[key].where for key in broken.keys if key in given]
-    return ConfigError(broken.what, where="; ".join(places) or ", ".join(broken.keys), fix=broken.fix)
 
 
 def _plain(value: Any) -> Any:

@@ -8,90 +8,84 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-# Our setting, or several that belong together, and its names elsewhere; in lower case, with "_" for "-".
+# Our setting, or several that belong together, and its names elsewhere; in lower case, with "_" for "-". Of a
+# name in sections ("solver.base_lr") the last part is enough where it says what the whole says.
 SAME = {
-    "nbatch_train": "batch batch_size train_batch_size samples_per_gpu images_per_gpu ims_per_batch "
-    "solver.ims_per_batch train_dataloader.batch_size data.samples_per_gpu train.batch_size bs",
+    "nbatch_train": "batch batch_size train_batch_size samples_per_gpu images_per_gpu ims_per_batch bs",
     "nbatch_eval": "val_batch_size eval_batch_size test_batch_size val_dataloader.batch_size",
     "micro_batch": "nbs accumulate accumulate_grad_batches accumulative_counts grad_accum_steps "
-    "gradient_accumulation_steps optim_wrapper.accumulative_counts",
+    "gradient_accumulation_steps",
     "view_size, short_side": "imgsz img_size image_size imgsize img_scale input_size resize size height "
     "width",
-    "short_side": "min_size input.min_size_train input.min_size_test shortest_edge",
-    "view_size": "max_size input.max_size_train input.max_size_test longest_edge",
-    "img_scale_min": "scale multi_scale multiscale input.min_size_train_sampling random_scale",
-    "epochs": "max_epochs num_epochs n_epochs epoch nepochs train_cfg.max_epochs runner.max_epochs "
-    "total_epochs max_iter max_iters max_steps iters iterations solver.max_iter runner.max_iters",
-    "eval_epochs": "val_interval val_period eval_interval evaluation.interval test.eval_period eval_period "
-    "train_cfg.val_interval check_val_every_n_epoch",
-    "save_steps": "save_period checkpoint_period solver.checkpoint_period checkpoint_config.interval "
-    "save_interval save_freq checkpoint_interval",
-    "lr_base": "lr lr0 learning_rate base_lr initial_lr solver.base_lr optimizer.lr blr "
-    "optim_wrapper.optimizer.lr",
-    "lr_policy": "cos_lr scheduler lr_scheduler lr_config lr_config.policy solver.lr_scheduler_name "
+    "short_side": "min_size min_size_train min_size_test shortest_edge",
+    "view_size": "max_size max_size_train max_size_test longest_edge",
+    "img_scale_min": "scale multi_scale multiscale min_size_train_sampling random_scale",
+    "epochs": "max_epochs num_epochs n_epochs epoch nepochs total_epochs max_iter max_iters max_steps "
+    "iters iterations",
+    "eval_epochs": "val_interval val_period eval_interval evaluation.interval eval_period "
+    "check_val_every_n_epoch",
+    "save_steps": "save_period checkpoint_period checkpoint_config.interval save_interval save_freq "
+    "checkpoint_interval",
+    "lr_base": "lr lr0 learning_rate base_lr initial_lr blr",
+    "lr_policy": "cos_lr scheduler lr_scheduler lr_config lr_config.policy lr_scheduler_name "
     "param_scheduler cosine",
-    "lr_schedule": "lr_steps steps milestones solver.steps lr_config.step lr_step_size step_size lr_drop",
-    "lr_gamma": "gamma solver.gamma lr_factor lr_config.gamma",
-    "warmup_iter": "warmup warmup_iters warmup_epochs warmup_steps solver.warmup_iters "
-    "lr_config.warmup_iters",
-    "optimizer": "opt optim optimizer.type optim_wrapper.optimizer.type solver.optimizer",
-    "momentum": "solver.momentum optimizer.momentum optim_wrapper.optimizer.momentum beta1",
-    "weight_decay": "wd decay solver.weight_decay optimizer.weight_decay "
-    "optim_wrapper.optimizer.weight_decay",
-    "grad_clip": "clip_grad max_norm gradient_clip_val optim_wrapper.clip_grad optimizer_config.grad_clip "
-    "solver.clip_gradients solver.clip_gradients.clip_value clip_grad_norm clip_max_norm max_grad_norm",
+    "lr_schedule": "lr_steps steps milestones lr_config.step lr_step_size step_size lr_drop",
+    "lr_gamma": "gamma lr_factor",
+    "warmup_iter": "warmup warmup_iters warmup_epochs warmup_steps",
+    "optimizer": "opt optim optimizer.type optim_wrapper.optimizer.type",
+    "momentum": "beta1",
+    "weight_decay": "wd decay",
+    "grad_clip": "clip_grad max_norm gradient_clip_val clip_gradients solver.clip_gradients.clip_value "
+    "clip_grad_norm clip_max_norm max_grad_norm",
     "ema_decay": "ema ema_momentum model_ema use_ema model_ema.enabled",
     "precision": "amp half fp16 fp32 bf16 mixed_precision use_amp solver.amp.enabled dtype",
-    "num_workers": "workers workers_per_gpu dataloader.num_workers data.workers_per_gpu j "
-    "train_dataloader.num_workers nw",
-    "device": "gpu gpus gpu_ids gpu_id model.device cuda num_gpus devices accelerator launcher",
+    "num_workers": "workers workers_per_gpu j nw",
+    "device": "gpu gpus gpu_ids gpu_id cuda num_gpus devices accelerator launcher",
     "seed": "random_seed random_state manual_seed",
     "load": "resume resume_from resume_training",
-    "pretrain": "weights pretrained model.weights load_from init_cfg weights_backbone checkpoint ckpt "
-    "backbone_weights pretrained_weights init_weights finetune",
+    "pretrain": "weights pretrained load_from init_cfg weights_backbone checkpoint ckpt backbone_weights "
+    "pretrained_weights init_weights finetune",
     "run_folder": "project name work_dir output_dir out_dir save_dir exist_ok experiment exp_name logdir "
     "log_dir output",
     "save": "no_save nosave",
     "tensorboard": "use_tensorboard vis_backends",
-    "model": "preset arch architecture cfg config model.meta_architecture",
-    "backbone": "model.backbone.name backbone.type backbone.depth model.resnets.depth depth encoder",
-    "freeze_stages": "freeze frozen_stages freeze_at model.backbone.freeze_at trainable_backbone_layers",
-    "freeze_bn": "norm_eval backbone.norm_eval freeze_norm frozen_bn model.resnets.norm",
-    "stride_in_1x1": "model.resnets.stride_in_1x1 style",
-    "pixel_mean": "mean model.pixel_mean img_mean",
-    "pixel_std": "std model.pixel_std img_std",
+    "model": "preset arch architecture cfg config meta_architecture",
+    "backbone": "model.backbone.name backbone.type depth encoder",
+    "freeze_stages": "freeze frozen_stages freeze_at trainable_backbone_layers",
+    "freeze_bn": "norm_eval freeze_norm frozen_bn model.resnets.norm",
+    "stride_in_1x1": "style",
+    "pixel_mean": "mean img_mean",
+    "pixel_std": "std img_std",
     "head_channels": "feat_channels",
-    "head_convs": "stacked_convs num_convs model.fcos.num_cls_convs model.fcos.num_box_convs",
-    "head_norm": "norm_cfg model.fcos.norm norm",
-    "fpn_channels": "model.fpn.out_channels out_channels",
+    "head_convs": "stacked_convs num_convs num_cls_convs num_box_convs",
+    "head_norm": "norm_cfg norm",
+    "fpn_channels": "out_channels",
     "fpn_extra_from": "add_extra_convs",
-    "strides": "fpn_strides model.fcos.fpn_strides",
-    "regress_ranges": "regress_range sizes_of_interest model.fcos.sizes_of_interest",
-    "center_radius": "center_sample_radius model.fcos.pos_radius pos_radius",
-    "center_sampling": "center_sample model.fcos.center_sample",
+    "strides": "fpn_strides",
+    "regress_ranges": "regress_range sizes_of_interest",
+    "center_radius": "center_sample_radius pos_radius",
+    "center_sampling": "center_sample",
     "normalize_targets": "norm_on_bbox",
     "quality_tower": "centerness_on_reg",
-    "box_loss": "loss_bbox iou_loss_type model.fcos.loc_loss_type reg_loss",
-    "focal_alpha": "alpha model.fcos.loss_alpha",
-    "focal_gamma": "model.fcos.loss_gamma",
-    "list_train": "data train train_data ann_file train_ann annotations train_json dataset datasets.train "
-    "data.train train_list dataset_path data_path",
+    "box_loss": "loss_bbox iou_loss_type loc_loss_type reg_loss",
+    "focal_alpha": "alpha loss_alpha",
+    "focal_gamma": "loss_gamma",
+    "list_train": "data train train_data ann_file train_ann annotations train_json dataset train_list "
+    "dataset_path data_path",
     "root_train": "data_root img_prefix data_prefix img_dir image_dir images train_images img_folder",
-    "list_eval": "val valid val_data val_ann test datasets.test data.val val_list val_json",
+    "list_eval": "val valid val_data val_ann test val_list val_json",
     "root_eval": "val_images val_img_dir",
     "name_file": "names class_names class_file metainfo",
-    "classes": "nc num_classes n_classes number_of_classes model.fcos.num_classes bbox_head.num_classes",
+    "classes": "nc num_classes n_classes number_of_classes",
     "data_format": "dataset_type",
-    "augmentation": "augment augmentations aug hsv_h hsv_s hsv_v degrees shear perspective translate flipud "
-    "auto_augment color_jitter rotate data_augmentation albumentations transforms train_pipeline",
-    "horizontal_flip": "fliplr flip flip_prob random_flip hflip input.random_flip",
-    "score_threshold": "conf conf_thres conf_thresh confidence score_thr score_thresh test_cfg.score_thr "
-    "model.fcos.inference_th_test box_score_thresh",
-    "nms_iou": "iou iou_thres iou_thresh iou_threshold nms_thresh nms_thr test_cfg.nms.iou_threshold "
-    "model.fcos.nms_th box_nms_thresh",
-    "detections_per_image": "max_det max_per_img max_dets test.detections_per_image topk "
-    "box_detections_per_img test_cfg.max_per_img",
-    "candidates_per_level": "nms_pre topk_candidates pre_nms_topk test_cfg.nms_pre pre_nms_topk_test",
+    "augmentation": "augment augmentations aug hsv_h hsv_s hsv_v degrees shear perspective translate "
+    "flipud auto_augment color_jitter rotate data_augmentation albumentations transforms train_pipeline",
+    "horizontal_flip": "fliplr flip flip_prob random_flip hflip",
+    "score_threshold": "conf conf_thres conf_thresh confidence score_thr score_thresh inference_th_test "
+    "box_score_thresh",
+    "nms_iou": "iou iou_thres iou_thresh iou_threshold nms_thresh nms_thr nms_th box_nms_thresh",
+    "detections_per_image": "max_det max_per_img max_dets topk box_detections_per_img",
+    "candidates_per_level": "nms_pre topk_candidates pre_nms_topk pre_nms_topk_test",
     "compile": "torch_compile",
     "num_processes": "nproc world_size nproc_per_node num_machines",
     "activation_checkpointing": "with_cp gradient_checkpointing grad_checkpointing use_checkpoint",
@@ -102,7 +96,7 @@ SAME = {
 NONE = {
     "patience early_stopping early_stop": "best.safetensors is of the best epoch",
     "lrf final_lr min_lr lr_min eta_min": 'with "lr_policy": "cosine" the rate falls to 0',
-    "warmup_momentum warmup_bias_lr warmup_factor warmup_ratio solver.warmup_factor lr_config.warmup_ratio": (
+    "warmup_momentum warmup_bias_lr warmup_factor warmup_ratio": (
         '"warmup_iter" is how long the warm-up is; it is linear, from 0'
     ),
     "mosaic close_mosaic mixup cutmix copy_paste copy_paste_mode erasing random_erasing": (
@@ -137,19 +131,24 @@ def plain_key(key: str) -> str:
 
 def settings_for(key: str) -> list[str]:
     """Our settings for a key of another tool; none where it has no equivalent or is not known."""
-    word = plain_key(key)
-    return _SAME[word].split(", ") if word in _SAME else []
+    ours = _entry(_SAME, key)
+    return ours.split(", ") if ours else []
 
 
-def why_none(key: str) -> str | None:
-    """What to do instead of a key that has no equivalent here; None where it is not known."""
-    return _NONE.get(plain_key(key))
+def why_none(key: str) -> str:
+    """What to do instead of a key that has no equivalent here; empty where it is not known."""
+    return _entry(_NONE, key)
 
 
 def nearest(key: str, names: Collection[str]) -> str | None:
-    """The name that a key is a misspelling of."""
-    word = plain_key(key)
+    """The name that a key, or the last part of it, is a misspelling of."""
+    word = plain_key(key).rpartition(".")[2]
     return next(iter([word] if word in names else difflib.get_close_matches(word, names, n=1)), None)
+
+
+def _entry(table: dict[str, str], key: str) -> str:
+    word = plain_key(key)
+    return table.get(word) or table.get(word.rpartition(".")[2], "")
 
 
 def is_weight_file(name: str) -> bool:

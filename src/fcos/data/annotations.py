@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcos.data.numbers import cut
 from fcos.errors import DatasetError
 
 MAX_NAME_BYTES = 4096  # of a path; systems refuse longer ones
+BOX_COLUMNS = ("boxes_xyxy", "labels", "is_crowd", "is_difficult", "areas")  # an element or row per box
 MAX_NAMES_BYTES = 2**30  # of all of them, at the width of the longest
 
 
@@ -119,22 +121,18 @@ class Annotations(Sequence[Record]):
         """Pack records into arrays; order is kept."""
         records = list(records)
         ids = tuple(range(1, len(class_names) + 1)) if category_ids is None else tuple(category_ids)
-
-        def joined(name: str, dtype: type, *shape: int) -> NDArray[Any]:
-            arrays = [getattr(record, name) for record in records]
-            return np.concatenate([np.zeros((0, *shape), dtype), *arrays])
-
+        nothing = Record.make(Path(), [], [], 0)
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(record, name) for record in (nothing, *records)])
+            for name in BOX_COLUMNS
+        }
         counts = [len(record.labels) for record in records]
         return Annotations(
             class_names=tuple(class_names),
             category_ids=ids,
             source=Path(source),
             format=format,
-            boxes_xyxy=joined("boxes_xyxy", np.float64, 4),
-            labels=joined("labels", np.int64),
-            is_crowd=joined("is_crowd", np.bool_),
-            is_difficult=joined("is_difficult", np.bool_),
-            areas=joined("areas", np.float64),
+            **columns,
             first_box=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             image_ids=np.array([record.image_id for record in records], np.int64),
             sizes_hw=np.array([record.size_hw or (-1, -1) for record in records], np.int32).reshape(-1, 2),
@@ -157,6 +155,9 @@ class Annotations(Sequence[Record]):
         index %= len(self)
         boxes = slice(int(self.first_box[index]), int(self.first_box[index + 1]))
         height, width = (int(side) for side in self.sizes_hw[index])
+        where = f"{self.source}, image {self.image_ids[index]}"
+        if self._wheres is not None:
+            where = unpack_name(self._wheres[index])
         return Record(
             path=self._folder / unpack_name(self._paths[index]),
             boxes_xyxy=self.boxes_xyxy[boxes],
@@ -166,13 +167,8 @@ class Annotations(Sequence[Record]):
             is_difficult=self.is_difficult[boxes],
             areas=self.areas[boxes],
             size_hw=None if height < 0 else (height, width),
-            where=self._where(index),
+            where=where,
         )
-
-    def _where(self, index: int) -> str:
-        if self._wheres is None:
-            return f"{self.source}, image {self.image_ids[index]}"
-        return unpack_name(self._wheres[index])
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
@@ -192,11 +188,7 @@ def select(
         first_box, boxes = np.concatenate([[0], np.cumsum(kept)])[first_box], boxes[kept]
     return replace(
         annotations,
-        boxes_xyxy=annotations.boxes_xyxy[boxes],
-        labels=annotations.labels[boxes],
-        is_crowd=annotations.is_crowd[boxes],
-        is_difficult=annotations.is_difficult[boxes],
-        areas=annotations.areas[boxes],
+        **{name: getattr(annotations, name)[boxes] for name in BOX_COLUMNS},
         first_box=first_box,
         image_ids=annotations.image_ids[chosen],
         sizes_hw=annotations.sizes_hw[chosen],
@@ -215,21 +207,19 @@ def pack_names(names: Sequence[str], source: Path) -> NDArray[Any]:
     for place, name in enumerate(names, start=1):
         try:
             packed.append(name.encode("utf-8", "surrogateescape"))
-        except UnicodeEncodeError:
-            raise _no_name(f"the name of image {place} is no text (half a surrogate pair)", source) from None
-        if "\0" in name:  # the array would end there
-            raise _no_name(f"the name of image {place} holds a zero byte", source)
-    longest = max(map(len, packed), default=0)
-    if longest > MAX_NAME_BYTES or longest * len(packed) > MAX_NAMES_BYTES:
-        place = next(place for place, name in enumerate(packed, start=1) if len(name) == longest)
-        raise _no_name(f"the name of image {place} has {longest:,} bytes, which no file can have", source)
+        except UnicodeEncodeError:  # half of a surrogate pair
+            packed.append(b"\0")
+        if b"\0" in packed[-1] or len(packed[-1]) > MAX_NAME_BYTES:
+            raise DatasetError(
+                f"the name of image {place}, '{cut(name)}', is none that a file can have",
+                where=str(source),
+                fix="correct the file name",
+            )
+    if max(map(len, packed), default=0) * len(packed) > MAX_NAMES_BYTES:
+        raise DatasetError("the names of the images are too long", where=str(source), fix="shorten them")
     return np.array(packed, np.bytes_)
 
 
 def unpack_name(name: Any) -> str:
     """One name of such an array."""
     return bytes(name).decode("utf-8", "surrogateescape")
-
-
-def _no_name(what: str, source: Path) -> DatasetError:
-    return DatasetError(what, where=str(source), fix="correct the file name")

@@ -23,51 +23,32 @@ from fcos.data.transforms import EvalTransform, TrainTransform, pad, same_padded
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Boxes to learn from, of one image of a batch.
+    """Boxes to learn from, of one image of a batch."""
 
-    Attributes:
-        boxes_xyxy: xyxy, network input pixels.
-        labels: 0-based, contiguous.
-    """
-
-    boxes_xyxy: Float[Tensor, "boxes 4"]
-    labels: Int64[Tensor, " boxes"]
+    boxes_xyxy: Float[Tensor, "boxes 4"]  # xyxy, network input pixels
+    labels: Int64[Tensor, " boxes"]  # 0-based, contiguous
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, resized and augmented, before padding.
+    """One image, resized and augmented, before padding."""
 
-    Attributes:
-        image: RGB in 0..255, uint8 (float32 from a resize that does not round).
-        ground_truth: boxes in the frame of `image`.
-        image_id: as in `Record`.
-        original_size_hw: height, width of the upright image file, before resizing.
-        position: place in the training stream (or index in evaluation): what seeded its augmentation.
-    """
-
-    image: Real[Tensor, "3 height width"]
-    ground_truth: GroundTruth
-    image_id: int
-    original_size_hw: tuple[int, int]
-    position: int
+    image: Real[Tensor, "3 height width"]  # RGB in 0..255, uint8 (float32 from a resize that does not round)
+    ground_truth: GroundTruth  # in the frame of `image`
+    image_id: int  # as in `Record`
+    original_size_hw: tuple[int, int]  # of the upright image file, before resizing
+    position: int  # in the training stream (in evaluation: index); it seeded the augmentation
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples padded (bottom, right) to one size.
+    """Samples padded (bottom, right) to one size."""
 
-    Attributes:
-        images: RGB in 0..255, uint8 or float32, zeros outside of each image's own size.
-        sizes_hw: height, width of each image inside the padding.
-        original_sizes_hw: height, width of each upright image file.
-    """
-
-    images: Real[Tensor, "batch 3 height width"]
-    sizes_hw: Int64[Tensor, "batch 2"]
+    images: Real[Tensor, "batch 3 height width"]  # RGB in 0..255, uint8 or float32; padded with zeros
+    sizes_hw: Int64[Tensor, "batch 2"]  # of each image inside the padding
     ground_truth: tuple[GroundTruth, ...]
     image_ids: tuple[int, ...]
-    original_sizes_hw: Int64[Tensor, "batch 2"]
+    original_sizes_hw: Int64[Tensor, "batch 2"]  # of each upright image file
     positions: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -121,17 +102,15 @@ class TrainDataset(Dataset[Sample]):
         record = self.annotations[index]
         decoded, truth = read_sample(record, self.transform.enough)
         with torch.random.fork_rng(devices=[]):
-            turned = self.transform.augment.quarter_turns and self._turns(position // self.batch_size)
+            # Whether the images of a step are turned: another stream of seeds than that of positions.
+            step_seed = stream_seed(self.seed, -1 - position // self.batch_size)
+            turned = self.transform.augment.quarter_turns and step_seed % 2 == 1
             # torch.manual_seed keeps a stack trace for GPUs: a third of the time of a small image
             torch.default_generator.manual_seed(stream_seed(self.seed, position))
             image, boxes, labels = self.transform(
                 decoded.pixels, truth.boxes_xyxy, truth.labels, turned=turned
             )
         return Sample(image, GroundTruth(boxes, labels), record.image_id, decoded.size_hw, position)
-
-    def _turns(self, step: int) -> bool:
-        """Whether the images of a step are turned; another stream of seeds than that of positions."""
-        return stream_seed(self.seed, -1 - step) % 2 == 1
 
 
 def stream_seed(seed: int, position: int) -> int:

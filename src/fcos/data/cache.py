@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 FOLDER_VARIABLE = "FCOS_CACHE"
 LEAST_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
 ALIGNMENT = 64
-MARK = b"fcos arrays 2\n"
+VERSION = 3  # of the layout of the file
 CHECKSUM_BYTES = 4
-
 ROWS_AT_ONCE = 2**14
 MAX_HEAD_BYTES = 2**26
 
@@ -74,16 +73,13 @@ def cached(
         how: what else the result depends on; plain values.
         read: makes arrays, and plain values that go with them.
     """
-    try:
-        status = source.stat()
-    except OSError:
-        return _in_memory(*read())  # says what is wrong
+    status = source.stat()
     if status.st_size < LEAST_BYTES:
         return _in_memory(*read())
     # One file for a source read in one way, whatever became of it meanwhile: old ones do not pile up.
     what = json.dumps([str(source.resolve()), how])
     file = cache_folder() / f"{source.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.arrays"
-    state = [what, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    state = [VERSION, what, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     if (found := _load(file, state)) is not None:
         return found
     arrays, words = read()
@@ -107,38 +103,31 @@ def _save(file: Path, state: list[Any], arrays: ToKeep, words: dict[str, Any]) -
         array = it.array if isinstance(it, Taken) else it
         places[name] = [array.dtype.str, array.shape, end]
         end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    head = MARK + json.dumps({"state": state, "words": words, "arrays": places, "bytes": end}).encode()
+    head = json.dumps({"state": state, "words": words, "arrays": places, "bytes": end}).encode()
     head += b" " * (-(len(head) + 1) % ALIGNMENT) + b"\n"
     descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(descriptor, "wb") as out:
-            checksum = 0
-            for content in _contents(head, arrays):
-                out.write(content)
-                checksum = zlib.crc32(content, checksum)
+            checksum = zlib.crc32(head)
+            out.write(head)
+            for it in arrays.values():
+                for piece in it.pieces() if isinstance(it, Taken) else [it]:
+                    content = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+                    out.write(content)
+                    checksum = zlib.crc32(content, checksum)
+                gap = bytes(-out.tell() % ALIGNMENT)
+                out.write(gap)
+                checksum = zlib.crc32(gap, checksum)
             out.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
         os.replace(partial, file)
     finally:
         Path(partial).unlink(missing_ok=True)
 
 
-def _contents(head: bytes, arrays: ToKeep) -> Iterator[bytes | memoryview]:
-    """What a cache file holds, piece by piece."""
-    yield head
-    for it in arrays.values():
-        size = 0
-        for piece in it.pieces() if isinstance(it, Taken) else [it]:
-            size += piece.nbytes
-            yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-        yield bytes(-size % ALIGNMENT)
-
-
 def _load(file: Path, state: list[Any]) -> tuple[Arrays, dict[str, Any]] | None:
     """The content of a cache file, mapped; None if there is none, or it is of another state, or damaged."""
     try:
         with file.open("rb") as opened:
-            if opened.readline(len(MARK)) != MARK:
-                return None
             content = json.loads(opened.readline(MAX_HEAD_BYTES))
             begin = opened.tell()
             end = begin + content["bytes"]

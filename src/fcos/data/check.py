@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, select
 from fcos.data.image import NOT_FOUND, Header, read_header, upright
-from fcos.data.registry import BoxPlace, Format, format_named
+from fcos.data.registry import Format, format_named
 from fcos.data.summary import Counts, count, image_of_box
 from fcos.data.text import number_text, shown
 from fcos.errors import DatasetError
@@ -34,21 +33,13 @@ Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Problem:
-    """One image or box that cannot be used, or a warning; or what is wrong with the whole data set.
-
-    Attributes:
-        what: what is wrong.
-        where: file and line, annotation or object.
-        fix: what to do.
-        record: index of the image in the annotations; None: all of them.
-        box: index of the box in its image; None: the whole image.
-    """
+    """One image or box that cannot be used, or a warning; or what is wrong with the whole data set."""
 
     what: str
-    where: str
+    where: str  # file and line, annotation or object
     fix: str
-    record: int | None
-    box: int | None = None
+    record: int | None  # index of the image in the annotations; None: all of them
+    box: int | None = None  # index of the box in its image; None: the whole image
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -56,22 +47,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The result of `check`.
-
-    Attributes:
-        problems: what makes images or boxes unusable, in the order of the annotations.
-        warnings: what is worth knowing.
-        counts: what the data set holds.
-        boxes_xyxy: `(N, 4)` all boxes, in the frame of the upright images.
-        sizes_hw: `(images, 2)` of the upright images, -1 where broken.
-    """
+    """The result of `check`."""
 
     source: Path
-    problems: tuple[Problem, ...]
-    warnings: tuple[Problem, ...]
+    problems: tuple[Problem, ...]  # what makes images or boxes unusable, in the order of the annotations
+    warnings: tuple[Problem, ...]  # what is worth knowing
     counts: Counts
-    boxes_xyxy: NDArray[np.float64] = field(repr=False)
-    sizes_hw: NDArray[np.int32] = field(repr=False)
+    boxes_xyxy: NDArray[np.float64] = field(repr=False)  # (N, 4), in the frame of the upright images
+    sizes_hw: NDArray[np.int32] = field(repr=False)  # (images, 2) of the upright images, -1 where broken
 
     @property
     def num_images(self) -> int:
@@ -92,27 +75,20 @@ class CheckReport:
         """How many images and boxes cannot be used, in words."""
         if self.of_all:
             return self.of_all[0].what
-        counts = ((self.num_images, "image", "images"), (self.num_boxes, "box", "boxes"))
-        parts = [f"{number} {one if number == 1 else many}" for number, one, many in counts if number]
+        counts = ((self.num_images, "image", ""), (self.num_boxes, "box", "boxes"))
+        parts = [counted(*count) for count in counts if count[0]]
         return f"{' and '.join(parts)} cannot be used" if parts else "everything can be used"
 
     def raise_problems(self, *, may_lack_boxes: bool = False) -> None:
-        """Raise an error that names the problems, if there are any.
-
-        Args:
-            may_lack_boxes: there is use for images without a single box: detections of a test set.
-        """
+        """Raise an error that names the problems, if there are any; a test set `may_lack_boxes`."""
         only_crowds = self.counts.num_boxes == self.counts.num_crowd
         if self.of_all and not (may_lack_boxes and only_crowds):
             [problem, *_] = self.of_all
             raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
         if len(self.problems) > len(self.of_all):
             fix = 'correct them, or skip them: "skip_invalid": true (fcos eval --skip-invalid)'
-            if {problem.what for problem in self.problems} == {NOT_FOUND}:
-                fix = (
-                    "give the folder of the images (--root; in train.json root_train and root_eval), or "
-                    + fix
-                )
+            if all(problem.what == NOT_FOUND for problem in self.problems):
+                fix = f"give the folder of images (--root; in train.json root_train and root_eval), or {fix}"
             raise DatasetError(
                 self.summary(),
                 where=shown([str(problem) for problem in self.problems]),
@@ -130,7 +106,11 @@ def check(annotations: Annotations, *, decode: bool = True, track: Track | None 
     """
     headers, broken = _read_headers(annotations, decode, track)
     sizes_hw = np.array([h.size_hw if h else (-1, -1) for h in headers], np.int32).reshape(-1, 2)
-    boxes_xyxy = _upright_boxes(annotations, headers)
+    boxes_xyxy = annotations.boxes_xyxy.copy()
+    for index, header in enumerate(headers):
+        if header is not None and header.swaps_sides:
+            place = slice(annotations.first_box[index], annotations.first_box[index + 1])
+            boxes_xyxy[place] = upright(annotations[index], header).boxes_xyxy
     problems = [*broken, *_box_problems(annotations, boxes_xyxy, sizes_hw)]
     problems.sort(key=lambda p: (p.record, -1 if p.box is None else p.box))
     return CheckReport(
@@ -163,25 +143,21 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
 
 def lack_of_boxes(annotations: Annotations) -> list[Problem]:
     """The problem of annotations without a box to learn from: most likely their boxes were not understood."""
-    if not annotations.is_crowd.all():
-        return _fractions(annotations)
-    images = counted(len(annotations), "image")
-    if len(annotations.labels):
-        what, fix = f"{images}, but no boxes other than crowd regions", "correct 'iscrowd' in the annotations"
-    else:
+    images, boxes = counted(len(annotations), "image"), annotations.boxes_xyxy
+    if len(boxes) == 0:
         what = f"{images}, but no boxes (read as format {annotations.format})"
         fix = "put the annotations where the format expects them, or set list_train in a train.json"
-    return [Problem(what, str(annotations.source), fix, record=None)]
-
-
-def _fractions(annotations: Annotations) -> list[Problem]:
-    """The problem of boxes that are fractions of their images where pixels are expected: none is a pixel."""
-    boxes = annotations.boxes_xyxy
-    within_a_pixel = format_named(annotations.format).in_pixels and ((boxes >= 0) & (boxes <= 1)).all()
-    if not within_a_pixel or (boxes == np.floor(boxes)).all():
+    elif annotations.is_crowd.all():
+        what, fix = f"{images}, but no boxes other than crowd regions", "correct 'iscrowd' in the annotations"
+    elif (
+        format_named(annotations.format).in_pixels
+        and ((boxes >= 0) & (boxes <= 1)).all()
+        and (boxes != np.floor(boxes)).any()
+    ):
+        what = "every box is smaller than a pixel: the coordinates seem to be fractions of the image"
+        fix = "multiply them by the width and height of the images"
+    else:
         return []
-    what = "every box is smaller than a pixel: the coordinates seem to be fractions of the image, not pixels"
-    fix = "multiply them by the width and height of the images"
     return [Problem(what, str(annotations.source), fix, record=None)]
 
 
@@ -194,10 +170,16 @@ def require_boxes(annotations: Annotations) -> None:
 def _read_headers(
     annotations: Annotations, decode: bool, track: Track | None
 ) -> tuple[list[Header | None], list[Problem]]:
+    def try_header(path: Path) -> Header | DatasetError:
+        try:
+            return read_header(path, decode=decode)
+        except DatasetError as error:
+            return error
+
     paths = [record.path for record in annotations]
     once = list(dict.fromkeys(paths))  # a list may name an image a hundred thousand times
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        headers: Iterable[Header | DatasetError] = pool.map(partial(_try_header, decode=decode), once)
+        headers: Iterable[Header | DatasetError] = pool.map(try_header, once)
         of_path = dict(zip(once, track(headers, len(once)) if track else headers, strict=True))
     results = [of_path[path] for path in paths]
     broken = []
@@ -206,22 +188,6 @@ def _read_headers(
             where = f"{annotations[index].where}, image '{result.where}'"
             broken.append(Problem(result.what, where, result.fix, index))
     return [result if isinstance(result, Header) else None for result in results], broken
-
-
-def _try_header(path: Path, *, decode: bool) -> Header | DatasetError:
-    try:
-        return read_header(path, decode=decode)
-    except DatasetError as error:
-        return error
-
-
-def _upright_boxes(annotations: Annotations, headers: Sequence[Header | None]) -> NDArray[np.float64]:
-    boxes = annotations.boxes_xyxy.copy()
-    for index, header in enumerate(headers):
-        if header is not None and header.swaps_sides:
-            place = slice(annotations.first_box[index], annotations.first_box[index + 1])
-            boxes[place] = upright(annotations[index], header).boxes_xyxy
-    return boxes
 
 
 def _box_problems(
@@ -252,16 +218,15 @@ def _box_problems(
         kind = next(name for name, holds in kinds.items() if holds[box])
         number = int(box - annotations.first_box[index])
         record = annotations[index]
-        place = place_of(record, number) if place_of else None
-        if place is None:
-            unknown = _unknown_class(int(annotations.labels[box]), annotations.num_classes, format)
-            place = BoxPlace(f"{record.where}, {format.box_word} {number + 1}", unknown)
-        what = place.unknown_class
+        where, what = (place_of and place_of(record, number)) or (
+            f"{record.where}, {format.box_word} {number + 1}",
+            _unknown_class(int(annotations.labels[box]), annotations.num_classes, format),
+        )
         if kind != "class":
             what = f"box [{', '.join(map(number_text, boxes_xyxy[box].tolist()))}] {kind}"
         if kind.startswith("extends"):
             what += f" (width {sizes_hw[index][1]}, height {sizes_hw[index][0]})"
-        where = f"{place.where}, image '{record.path.name}'"
+        where = f"{where}, image '{record.path.name}'"
         yield Problem(what, where, "correct the box, or remove it", index, number)
 
 
@@ -280,11 +245,8 @@ def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Ite
     for note in annotations.notes:
         yield Problem(note, str(annotations.source), "", record=None)
     if len(annotations.labels) and annotations.is_difficult.all():
-        what, fix = (
-            "all boxes are difficult, so evaluation ignores them",
-            "correct 'difficult' or 'ignore'",
-        )
-        yield Problem(what, str(annotations.source), fix, record=None)
+        what = "all boxes are difficult, so evaluation ignores them"
+        yield Problem(what, str(annotations.source), "correct 'difficult' or 'ignore'", record=None)
     first_of: dict[Path, int] = {}
     for index, (record, header) in enumerate(zip(annotations, headers, strict=True)):
         first = first_of.setdefault(record.path, index)

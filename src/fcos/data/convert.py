@@ -11,7 +11,7 @@ import numpy as np
 
 from fcos.data.annotations import Annotations
 from fcos.data.image_files import common_root
-from fcos.data.names import check_names, read_names
+from fcos.data.names import check_names
 from fcos.data.registry import Format, format_named, read_annotations
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults
@@ -22,19 +22,12 @@ from fcos.terminal import counted, is_printable
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` wrote.
+    """What `convert` wrote."""
 
-    Attributes:
-        annotations: what was read.
-        root: folder to give when the result is read again, or None where it holds the images itself.
-        name_file: the class names, where they are written apart from the boxes.
-        notes: sentences about names that were found and what the new format cannot hold.
-    """
-
-    annotations: Annotations
-    root: Path | None
-    name_file: Path | None
-    notes: tuple[str, ...]
+    annotations: Annotations  # that were read
+    root: Path | None  # folder to give when the result is read again, unless it holds the images itself
+    name_file: Path | None  # the class names, where they are written apart from the boxes
+    notes: tuple[str, ...]  # names that were found, and what the new format cannot hold
 
 
 def convert(
@@ -60,8 +53,6 @@ def convert(
     name_file = target.names_beside(out) if target.names_beside else None
     _check_out(out, target, name_file, copy_images)
     beside = find_name_file(source, root, format) if names is None else None
-    if beside is not None:
-        names = read_names(beside)[0]
     annotations = read_annotations(source, root=root, names=names, format=format)
     check_boxes(annotations)
     check_names(annotations.class_names, where=str(annotations.source))
@@ -103,25 +94,24 @@ def check_boxes(annotations: Annotations) -> None:
         record = annotations[image]
         faults.add(f"{record.where}, box {box - annotations.first_box[image] + 1}", f"image '{record.path}'")
     faults.raise_any(
-        "box has no known class or no finite numbers",
-        "boxes have no known class or no finite numbers",
+        "box",
+        "without a known class or finite numbers",
         f"`fcos check {annotations.source}` says what is wrong with each; correct them",
+        things="boxes",
     )
 
 
 def _check_names_can_be_written(annotations: Annotations) -> None:
-    """Refuse names that a line of text, or xml, cannot hold."""
+    """Refuse names that a line of text, or xml, cannot hold, or that would be read as a Windows path."""
     faults = Faults()
     for name in annotations.class_names:
         if not is_printable(name) or name.strip() != name:
             faults.add(str(annotations.source), f"class {name!r}")
     for record in annotations:
-        if not is_printable(str(record.path)):
+        if not is_printable(str(record.path)) or "\\" in record.path.as_posix():
             faults.add(record.where, f"image {str(record.path)!r}")
     faults.raise_any(
-        "name contains control characters, or starts or ends with a space",
-        "names contain control characters, or start or end with a space",
-        "rename the classes and images",
+        "name", "with control characters, backslashes or spaces at its ends", "rename the classes and images"
     )
 
 

@@ -54,15 +54,10 @@ _warnings_lock = threading.Lock()
 
 
 class Header(NamedTuple):
-    """What an image file says about itself before its pixels are decoded.
+    """What an image file says about itself before its pixels are decoded."""
 
-    Attributes:
-        raw_size_hw: height, width as stored.
-        orientation: EXIF orientation, 1 (upright) to 8.
-    """
-
-    raw_size_hw: tuple[int, int]
-    orientation: int
+    raw_size_hw: tuple[int, int]  # as stored
+    orientation: int  # of EXIF, 1 (upright) to 8
 
     @property
     def swaps_sides(self) -> bool:
@@ -77,19 +72,13 @@ class Header(NamedTuple):
 
 
 class DecodedImage(NamedTuple):
-    """Pixels of a file, at its own size or reduced.
+    """Pixels of a file, at its own size or reduced."""
 
-    Attributes:
-        pixels: RGB, upright; the three values of a pixel lie side by side in memory (channels last).
-        size_hw: height, width of the upright image in the file.
-        reduction: 1, 2, 4 or 8; each pixel stands for so many by so many of the file.
-        begin_xy: where the image begins in `pixels` times `reduction`: not at 0 where a part of a pixel at
-            the end of the stored image was turned to the left or the top.
-    """
-
-    pixels: UInt8[Tensor, "3 _ _"]
-    size_hw: tuple[int, int]
-    reduction: int
+    pixels: UInt8[Tensor, "3 _ _"]  # RGB, upright, channels last in memory
+    size_hw: tuple[int, int]  # of the upright image in the file
+    reduction: int  # 1, 2, 4 or 8; each pixel stands for so many by so many of the file
+    # Where the image begins in `pixels` times `reduction`: not at 0 where a part of a pixel at the end of the
+    # stored image was turned to the left or the top.
     begin_xy: tuple[int, int] = (0, 0)
 
     def boxes_in_pixels(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -172,30 +161,21 @@ def read_header(path: Path, *, decode: bool = False) -> Header:
         return header
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Height, width of the upright image, without decoding it."""
-    return read_header(path).size_hw
-
-
 def upright(record: Record, header: Header) -> Record:
     """The record with boxes and size in the upright frame (see above for when that changes anything)."""
     boxes_are_raw = header.swaps_sides and record.size_hw == header.raw_size_hw != header.size_hw
     if not boxes_are_raw:
         return record
-    return replace(record, boxes_xyxy=_turn_boxes(record.boxes_xyxy, header), size_hw=header.size_hw)
-
-
-def _turn_boxes(boxes_xyxy: NDArray[np.float64], header: Header) -> NDArray[np.float64]:
-    """Boxes xyxy of the stored image -> of the upright one, for orientations that swap the sides."""
     height, width = header.raw_size_hw
-    x1, y1, x2, y2 = boxes_xyxy.T
+    x1, y1, x2, y2 = record.boxes_xyxy.T
     turned = {
         5: (y1, x1, y2, x2),
         6: (height - y2, x1, height - y1, x2),
         7: (height - y2, width - x2, height - y1, width - x1),
         8: (y1, width - x2, y2, width - x1),
     }
-    return np.stack(turned[header.orientation], axis=1)
+    boxes_xyxy = np.stack(turned[header.orientation], axis=1)
+    return replace(record, boxes_xyxy=boxes_xyxy, size_hw=header.size_hw)
 
 
 @contextmanager
@@ -277,7 +257,7 @@ def _upright_rgb(image: Image.Image, header: Header) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(_grey_values(image))).convert("RGB")
+        return Image.fromarray(_grey_to_8_bit(image)).convert("RGB")
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
@@ -289,34 +269,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # of RGB it would make a copy
 
 
-def _grey_values(image: Image.Image) -> NDArray[np.generic]:
-    """The values of a grey image of more than 8 bits, with the tags of TIFF that Pillow leaves out there."""
-    values: NDArray[np.generic] = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
+def _grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
+    """A grey image of more than 8 bits scaled to 0..255 (Pillow's own conversion clips it to white).
+
+    Files do not say which value is white: 12 bits come as 16, 8 as 32. It is the largest one of the fewest
+    usual bits that hold all values; floats up to 1 are fractions. NaN is black.
+    """
+    values: NDArray[Any] = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # of TIFF, which Pillow leaves out here
     if image.mode == "I" and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
         values = values.view(np.uint32)
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        values = np.asarray(_white_value(values) - values.astype(np.float64))
-    return values
-
-
-def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Grey values scaled to 0..255 (Pillow's own conversion clips them to white); NaN is black."""
-    white = _white_value(values)
+    is_float = values.dtype.kind == "f"
+    largest = float((values[np.isfinite(values)] if is_float else values).max(initial=0))
+    white = next((2.0**bits - 1 for bits in USUAL_BITS if largest < 2**bits), largest)
+    if is_float and largest <= 1:
+        white = 1.0
     scaled = np.nan_to_num(values.astype(np.float64), posinf=white, neginf=0) * (255 / white)
-    return scaled.round().clip(0, 255).astype(np.uint8)
-
-
-def _white_value(values: NDArray[np.generic]) -> float:
-    """The value of white: of the fewest usual bits that hold the largest value.
-
-    Files do not say it: 12 bits come as 16, 8 as 32. Floats up to 1 are fractions.
-    """
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    largest = float(finite.max(initial=0))
-    if values.dtype.kind == "f" and largest <= 1:
-        return 1.0
-    return next((2.0**bits - 1 for bits in USUAL_BITS if largest < 2**bits), largest)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    return np.asarray(scaled.round().clip(0, 255), np.uint8)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from fcos.data.annotations import Annotations
 from fcos.data.text import Faults
-from fcos.errors import DatasetError
 from fcos.files import is_hidden
-from fcos.terminal import counted
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic".split()
@@ -43,42 +43,16 @@ def folders_of(source: Path) -> list[Path]:
     return folders_near(source.parent) + [b / sub for b in bases for sub in (part, f"images/{part}")]
 
 
-def check_root(root: Path | None) -> None:
-    """Refuse a folder of images that is not there."""
-    if root is not None and not os.path.isdir(root):
-        raise DatasetError(
-            "the folder of images does not exist",
-            where=str(root),
-            fix="correct root_train / root_eval / --root",
-        )
-
-
 def find_root(folders: Iterable[Path], names: Iterable[str]) -> Path:
     """The first folder that holds one of the first names; the very first folder if none does."""
-    folders = list(folders)
-    some_names = [name for _, name in zip(range(10), names, strict=False)]
-    for folder in folders:
-        if any(os.path.isfile(folder / with_slashes(folder, name)) for name in some_names):
-            return folder
-    return folders[0]
+    folders, some_names = list(folders), list(islice(names, 10))
+    found = (folder for folder in folders if any(os.path.isfile(folder / name) for name in some_names))
+    return next(found, folders[0])
 
 
-def with_slashes(folder: Path, name: str) -> str:
-    r"""A name as Windows writes it, ``images\a.jpg``, with / where only that is there.
-
-    Elsewhere a backslash is a letter of a name like any other: a file of the very name comes first.
-    """
-    if "\\" not in name or os.path.lexists(folder / name):
-        return name
-    slashed = name.replace("\\", "/")
-    return slashed if os.path.lexists(folder / slashed) else name
-
-
-def note_on_slashes(names: Iterable[str], taken: Iterable[str]) -> list[str]:
-    """What to tell of names that were taken for others (`with_slashes`), if any."""
-    changed = [one for one, other in zip(names, taken, strict=True) if one != other]
-    number = counted(len(changed), "image name", "image names")
-    return [f"{number} with \\ read with /, for example '{changed[0]}'"] if changed else []
+def slashed(name: str) -> str:
+    r"""The name of an image in an annotation file, with / for the \ of Windows."""
+    return name.replace("\\", "/")
 
 
 def names_in(folder: Path) -> list[str]:
@@ -102,21 +76,33 @@ def folders_like(base: Path, name: str) -> list[Path]:
     return found
 
 
-class ImageFolder:
-    """Finds images by their name without suffix; every folder is listed once."""
+class FilesByStem:
+    """Finds files of a kind by their names without suffix; every folder is listed once."""
+
+    def __init__(self, wanted: Callable[[str], bool]) -> None:
+        self.wanted = wanted
+        self._folders: dict[Path, dict[str, list[Path]]] = {}
+
+    def find(self, folder: Path, stem: str) -> list[Path]:
+        """Every file of the folder that is called so: ``cat.jpg`` and ``cat.png`` of ``cat``."""
+        if folder not in self._folders:
+            by_stem = self._folders.setdefault(folder, {})
+            for name in filter(self.wanted, names_in(folder)):
+                by_stem.setdefault(os.path.splitext(name)[0], []).append(folder / name)
+        return self._folders[folder].get(stem, [])
+
+
+class ImageFolder(FilesByStem):
+    """Finds the images of a folder."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(is_image)
         self.folder = folder
-        self._by_stem: dict[Path, dict[str, list[Path]]] = {}
 
     def find_all(self, stem: str) -> list[Path]:
-        """Every image called `stem` (may hold subfolders): ``cat.jpg`` and ``cat.png``."""
+        """Every image called `stem` (may hold subfolders)."""
         place = self.folder / stem
-        if place.parent not in self._by_stem:
-            by_stem = self._by_stem.setdefault(place.parent, {})
-            for name in filter(is_image, names_in(place.parent)):
-                by_stem.setdefault(os.path.splitext(name)[0], []).append(place.parent / name)
-        return self._by_stem[place.parent].get(place.name, [])
+        return self.find(place.parent, place.name)
 
     def same_name(self, name: str) -> Path | None:
         """The image of this name, but for the case of its suffix; None where that is not one image."""
@@ -157,27 +143,28 @@ def unique_stems(annotations: Annotations, root: Path | None = None) -> list[Pur
             faults.add(record.where, f"'{record.path}' is hidden, and would not be found again")
         names.append(name)
     faults.raise_any(
-        "image cannot be tied to an annotation file by its name",
-        "images cannot be tied to an annotation file by their names",
-        "rename the images, or remove duplicates",
+        "image", "cannot be matched to an annotation file", "rename the images, or remove duplicates"
     )
     return names
 
 
-def place_images(pairs: Iterable[tuple[Path, Path]], *, copy: bool) -> None:
-    """Link (or copy) images, (from, to), into a data set that must hold them itself."""
-    pairs = list(pairs)
+def place_images(
+    annotations: Annotations, names: Sequence[PurePosixPath], folder: Path, *, copy: bool
+) -> None:
+    """Link (or copy) the images, under these names, into the folder of a data set that holds them itself."""
     faults = Faults()
-    for source, _ in pairs:
-        if not os.path.isfile(source):
-            faults.add(str(source), "not found")
-    faults.raise_any("image is missing", "images are missing", "give the folder of images with --root")
-    for source, target in pairs:
+    paths = [record.path for record in annotations]
+    for path in paths:
+        if not os.path.isfile(path):
+            faults.add(str(path), "not found")
+    faults.raise_any("image", "cannot be found", "give the folder of images with --root")
+    for path, name in zip(paths, names, strict=True):
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if copy:
-            shutil.copyfile(source, target)
+            shutil.copyfile(path, target)
         else:
-            target.symlink_to(source.absolute())
+            target.symlink_to(path.absolute())
 
 
 def common_images(first: Annotations, second: Annotations) -> list[tuple[Path, Path]]:
@@ -189,15 +176,12 @@ def common_images(first: Annotations, second: Annotations) -> list[tuple[Path, P
     by_size: dict[int, list[Path]] = {}
     for path in by_path.values():
         by_size.setdefault(_file_size(path), []).append(path)
+    digest = cache(lambda path: hashlib.blake2b(path.read_bytes()).digest())
     pairs = []
-    digests: dict[Path, bytes] = {}
     for record in second:
         same = by_path.get(os.path.realpath(record.path))
-        size = _file_size(record.path)
-        if same is None and size > 0 and size in by_size:
-            same = next(
-                (p for p in by_size[size] if _digest(p, digests) == _digest(record.path, digests)), None
-            )
+        if same is None and (size := _file_size(record.path)) > 0:
+            same = next((p for p in by_size.get(size, ()) if digest(p) == digest(record.path)), None)
         if same is not None:
             pairs.append((same, record.path))
     return pairs
@@ -205,9 +189,3 @@ def common_images(first: Annotations, second: Annotations) -> list[tuple[Path, P
 
 def _file_size(path: Path) -> int:
     return path.stat().st_size if os.path.isfile(path) else -1
-
-
-def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
-    if path not in known:
-        known[path] = hashlib.blake2b(path.read_bytes()).digest()
-    return known[path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fcos.data.annotations import Annotations
-from fcos.data.numbers import cut
+from fcos.data.numbers import cut, described
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
 from fcos.files import read_text, write_text
@@ -17,6 +18,7 @@ from fcos.files import read_text, write_text
 MAX_CLASSES = 2**16
 MAX_NAME_CHARACTERS = 1000
 SHOWN_NAMES = 10
+HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")  # which JSON can hold and no file can
 BACKGROUND = ("background", "__background__")
 
 
@@ -42,10 +44,7 @@ def read_all_names(name_file: Path) -> list[str]:
 def check_names(names: Sequence[str], *, where: str, first_line: int | None = None) -> None:
     """Refuse names that are blank, or that two classes have, all at once.
 
-    Args:
-        names: in the order of their ids.
-        where: file that they are from.
-        first_line: of the names, where each is a line; else they are numbered from 0.
+    They are in the order of their ids, from 0, or lines of the file `where` from `first_line` on.
     """
     if not names:
         raise DatasetError("no class names", where=where, fix="write one class name per line")
@@ -53,27 +52,24 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
     faults = Faults()
     seen: set[str] = set()
     for number, name in enumerate(names, start=first_line or 0):
-        place = f"{where}, line {number}" if first_line else f"{where}, class {number}"
-        if not name.strip() and first_line:
-            faults.add(place, "blank line between class names")
-        elif name in seen:
-            faults.add(place, f"class '{cut(name)}' appears twice")
-        elif wrong := what_is_wrong(name):
-            faults.add(place, wrong)
-        seen.add(name)
-    fix = "write one class name per line, first line 'background'" if first_line else "give each class a name"
-    if first_line:
-        faults.raise_any("line is not a class name", "lines are not class names", fix)
-    faults.raise_any("class has no unique name", "classes have no unique name", fix)
+        with faults.at(f"{where}, {'line' if first_line else 'class'} {number}"):
+            check_name(name)
+            if name in seen:
+                raise ValueError(f"class '{cut(name)}' appears twice")
+            seen.add(name)
+    faults.raise_any("class name", "cannot be used", "give each class a name of its own, one per line")
 
 
-def what_is_wrong(name: str) -> str:
-    """Why this cannot be the name of a class; empty if it can."""
+def check_name(name: object) -> None:
+    """Refuse what cannot be the name of a class, with a ValueError that says why."""
+    if not isinstance(name, str):
+        raise ValueError(f"the name is {described(name)}, not a text")
     if not name.strip():
-        return "the name is empty"
+        raise ValueError("the name is empty")
     if len(name) > MAX_NAME_CHARACTERS:
-        return f"the name has {len(name):,} characters; the limit is {MAX_NAME_CHARACTERS:,}"
-    return "" if is_text(name) else "the name contains half of a surrogate pair, which is not text"
+        raise ValueError(f"the name has {len(name):,} characters; the limit is {MAX_NAME_CHARACTERS:,}")
+    if HALF_OF_A_PAIR.search(name):
+        raise ValueError("the name contains half of a surrogate pair, which is not text")
 
 
 def check_number_of_classes(count: int, where: str) -> None:
@@ -107,9 +103,9 @@ def match_names(found: Sequence[str], names: Sequence[str], *, where: str) -> li
     unknown = [name for name in found if name not in label_of]
     if unknown:
         raise DatasetError(
-            f"classes that are not in the name file: {', '.join(map(repr, unknown))}",
+            f"classes that are not in the name file: {_listed(unknown)}",
             where=where,
-            fix=f"add them to the name file, or correct the annotations (the names are {', '.join(names)})",
+            fix=f"add them to the name file, or correct the annotations (the names are {_listed(names)})",
         )
     return [label_of[name] for name in found]
 
@@ -117,15 +113,6 @@ def match_names(found: Sequence[str], names: Sequence[str], *, where: str) -> li
 def _lines(name_file: Path) -> list[str]:
     text = read_text(Path(name_file)).rstrip()
     return [line.strip() for line in text.split("\n")] if text else []  # splitlines() splits at U+2028 too
-
-
-def is_text(name: str) -> bool:
-    """Whether a name has no halves of surrogate pairs, which JSON can hold and no file can."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def is_no_class(name: str) -> bool:

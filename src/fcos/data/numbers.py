@@ -7,34 +7,41 @@ one thing; everything else is a ValueError whose message continues "image_id ...
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fcos.terminal import printable_line
 
+T = TypeVar("T")
 MAX_ID = 2**63 - 2  # ids are kept as 64-bit integers; the last one of each sign is left free
 EXACT = 2**53  # whole numbers up to here are exact as floats
 MAX_SIDE = 2**31 - 1
 SHOWN_CHARACTERS = 40
-
+WHOLE = re.compile(r"0|-?[1-9]\d{0,18}", re.ASCII)
 FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 
 def whole_number(value: Any) -> int:
     """An id: 7, 7.0 and the text "7" are seven; "07", 7.5 and true are nothing."""
-    if isinstance(value, str) and value.removeprefix("-").isdigit() and len(value) <= len(str(MAX_ID)) + 1:
+    number = value
+    if (isinstance(value, str) and WHOLE.fullmatch(value)) or (
+        isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
+    ):
         number = int(value)
-        exact = str(number) == value
-    elif isinstance(value, float):
-        exact = value.is_integer() and abs(value) <= EXACT
-        number = int(value) if exact else 0
-    else:
-        exact = isinstance(value, int) and not isinstance(value, bool)
-        number = value if exact else 0
-    if not exact:
+    if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"is {described(value)}, not a whole number")
     if abs(number) > MAX_ID:
         raise ValueError(f"is {described(value)}, which does not fit into 64 bits")
     return number
+
+
+def named(name: str, reader: Callable[[Any], T], value: Any) -> T:
+    """What a reader makes of a value; its ValueError begins with the name of the value."""
+    try:
+        return reader(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
 def flag(value: Any) -> bool:

@@ -7,7 +7,6 @@ split, its number) only, so a longer data set begins with the images of a shorte
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fcos.config.load import settings_text
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats.list import write_lines
 from fcos.data.names import write_names
@@ -83,36 +83,22 @@ Grace Hopper by the U.S. Navy, public domain, by matplotlib. All cropped, scaled
 
 @dataclass(frozen=True)
 class Material:
-    """What the images of one split are made from.
+    """What the images of one split are made from."""
 
-    Attributes:
-        photos: RGB.
-        digits: `(N, 8, 8)` float32, 0 is paper, 1 is ink, sharpened (so some are beyond both).
-        labels: `(N,)` the digit that was written.
-    """
-
-    photos: tuple[Image.Image, ...]
-    digits: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    photos: tuple[Image.Image, ...]  # RGB
+    digits: NDArray[np.float32]  # (N, 8, 8), 0 is paper, 1 is ink, sharpened (so some are beyond both)
+    labels: NDArray[np.int64]  # (N,) the digit that was written
 
 
 @dataclass
 class Drawn:
-    """One digit on a image.
+    """One digit on an image."""
 
-    Attributes:
-        cover: `(h, w)` float32 in [0, 1], how much of each pixel its ink covers.
-        top_left: y, x of `cover` on the image.
-        visible: `cover` without what later digits hide.
-        label: the digit.
-        colour: `(3,)` RGB of the ink, 0 to 255.
-    """
-
-    cover: NDArray[np.float32]
-    top_left: tuple[int, int]
-    visible: NDArray[np.float32]
+    cover: NDArray[np.float32]  # (h, w) in [0, 1], how much of each pixel its ink covers
+    top_left: tuple[int, int]  # y, x of `cover` on the image
+    visible: NDArray[np.float32]  # `cover` without what later digits hide
     label: int
-    colour: NDArray[np.float32]
+    colour: NDArray[np.float32]  # RGB of the ink, 0 to 255
 
     @property
     def box_xyxy(self) -> tuple[int, int, int, int]:
@@ -145,13 +131,11 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
             where=str(folder),
             fix="choose another folder: fcos quickstart --out FOLDER",
         )
-    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(readme, README)
     write_names(CLASS_NAMES, folder / "names.txt")
-    counts: dict[Split, int] = {"train": num_train, "eval": num_eval}
-    for split, count in counts.items():
-        _write_split(folder, split, count, seed)
+    _write_split(folder, "train", num_train, seed)
+    _write_split(folder, "eval", num_eval, seed)
     settings = {
         "root_train": "images/train",
         "list_train": "train.txt",
@@ -161,7 +145,7 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
         **QUICKSTART_SETTINGS,
         "seed": seed,
     }
-    write_text(folder / "train.json", json.dumps(settings, indent=4) + "\n")
+    write_text(folder / "train.json", settings_text(settings))
 
 
 def _write_split(folder: Path, split: Split, count: int, seed: int) -> None:
@@ -176,15 +160,8 @@ def _write_split(folder: Path, split: Split, count: int, seed: int) -> None:
         image, digits = draw_image(material, rng)
         path = images / f"{number:04}.jpg"
         Image.fromarray(image).save(path, quality=90)
-        records.append(
-            Record.make(
-                path,
-                [digit.box_xyxy for digit in digits],
-                [digit.label for digit in digits],
-                number,
-                size_hw=image.shape[:2],
-            )
-        )
+        boxes, labels = [digit.box_xyxy for digit in digits], [digit.label for digit in digits]
+        records.append(Record.make(path, boxes, labels, number, size_hw=image.shape[:2]))
     listed = folder / f"{split}.txt"
     annotations = Annotations.from_records(records, CLASS_NAMES, source=listed, format="list")
     write_lines(annotations, listed, root=images)

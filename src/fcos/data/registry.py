@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.image_files import ARCHIVE_SUFFIXES, check_root
-from fcos.data.text import read_lines
+from fcos.data.image_files import ARCHIVE_SUFFIXES
+from fcos.data.text import read_lines, several
 from fcos.errors import DatasetError
 from fcos.files import check_regular, without_part
 from fcos.format_names import FORMAT_NAMES
@@ -28,70 +28,44 @@ if TYPE_CHECKING:
     from fcos.data.splits import Splits
 
 
-class FolderSign(NamedTuple):
-    """What folders of a format hold; of the signs of all formats the strongest that holds decides."""
-
-    strength: int
-    holds: Callable[[Path], bool]
-
-
-class TextSign(NamedTuple):
-    """The same for text files, by path, folder of the images, and the lines that are not blank."""
-
-    strength: int
-    holds: Callable[[Path, Path | None, list[str]], bool]
-
-
-class BoxPlace(NamedTuple):
-    """Where a box stands in its file, and what the file says of its class where that is not known."""
-
-    where: str
-    unknown_class: str
+# What tells a format: of the signs of all formats that hold, the one with the largest number decides. A text
+# file is given as its path, the folder of the images, and the lines that are not blank.
+FolderSign = tuple[int, Callable[[Path], bool]]
+TextSign = tuple[int, Callable[[Path, Path | None, list[str]], bool]]
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format of annotations.
+    """One format of annotations."""
 
-    Attributes:
-        name: of the module; what `--format` and `data_format` take.
-        looks_like: its files in a few words, for messages.
-        suffixes: of files that may be given as source, lower case. One that several formats have is a text
-            file (``.txt``), told by `text_signs`.
-        read: ``(source, *, root=None, names=None)``; `root` is the folder of the images, `names` the class
-            names in the order of the labels.
-        folder_signs, text_signs: what tells it from other formats.
-        files: the annotation files in a folder, each of which is a source; their names tell the splits.
-        splits: the splits of a folder, for a format without `files`.
-        class_names: how many of its classes a source names.
-        first_class_id: where sources number the classes; None: they have names or ids of their own.
-        in_pixels: whether boxes are written in pixels, not as fractions of the image.
-        box_word: what a box is called in its file.
-        box_places: where each box stands, if there is more to say than its number in its image.
-        write: ``(annotations, out, *, root=None, copy_images=False)``; images below `root` are named relative
-            to it. None: the format is only read.
-        written_suffix: of the file that is written; empty: it is a folder that holds the images too.
-        names_beside: where the class names are written, if apart from the boxes.
-        keeps: which of "crowd", "difficult" and "category ids" it can hold.
-    """
-
-    name: str
-    looks_like: str
+    name: str  # of the module; what `--format` and `data_format` take
+    looks_like: str  # its files in a few words, for messages
+    # Of files that may be given as source, lower case. One that several formats have is that of a text file,
+    # which `text_signs` tell.
     suffixes: tuple[str, ...]
+    # ``(source, *, root=None, names=None)``: `root` is the folder of the images, `names` the class names in
+    # the order of the labels.
     read: Callable[..., Annotations]
-    folder_signs: tuple[FolderSign, ...]
+    folder_signs: tuple[FolderSign, ...]  # what tells it from other formats
     text_signs: tuple[TextSign, ...] = ()
+    # The annotation files in a folder, each of which is a source; their names tell the splits.
     files: Callable[[Path], Sequence[Path]] | None = None
-    splits: Callable[[Path], Splits] | None = None
-    class_names: Literal["none", "some", "all"] = "some"
-    first_class_id: int | None = None
-    in_pixels: bool = True
-    box_word: str = "box"
-    box_places: Callable[[Annotations], Callable[[Record, int], BoxPlace | None]] | None = None
+    splits: Callable[[Path], Splits] | None = None  # of a folder, for a format without `files`
+    class_names: Literal["none", "some", "all"] = "some"  # how many of its classes a source names
+    first_class_id: int | None = None  # None: classes have names or ids of their own
+    in_pixels: bool = True  # boxes are written in pixels, not as fractions of the image
+    box_word: str = "box"  # what a box is called in its file
+    # Where a box of an image stands, and what its file says of a class that is not known, if there is more to
+    # say than its number.
+    box_places: Callable[[Annotations], Callable[[Record, int], tuple[str, str] | None]] | None = None
+    # ``(annotations, out, *, root=None, copy_images=False)``: images below `root` are named relative to it.
+    # None: the format is only read.
     write: Callable[..., None] | None = None
-    written_suffix: str = ""
-    names_beside: Callable[[Path], Path] | None = None
-    keeps: frozenset[str] = field(default=frozenset())
+    written_suffix: str = ""  # of the file that is written; empty: it is a folder that holds the images too
+    names_beside: Callable[[Path], Path] | None = (
+        None  # where class names are written, if apart from the boxes
+    )
+    keeps: frozenset[str] = field(default=frozenset())  # which of "crowd", "difficult" and "category ids"
 
 
 def format_named(name: str) -> Format:
@@ -120,9 +94,16 @@ def read_annotations(
     """
     source = Path(source)
     known = format_named(recognise(source, root) if format == "auto" else format)
-    check_root(root)
+    if root is not None and not os.path.isdir(root):
+        fix = "correct root_train / root_eval / --root"
+        raise DatasetError("the folder of images does not exist", where=str(root), fix=fix)
     if known.files is not None and source.is_dir():
-        source = _only_file(source, known.files(source))
+        files = known.files(source)
+        if not files:
+            raise DatasetError("no annotation file in the folder", where=str(source), fix="give a file")
+        if len(files) > 1:
+            raise several(source, "be meant", files, "give one of the files")
+        source = files[0]
     with np.errstate(invalid="ignore"):  # a coordinate "inf" is for `check` to report, not for numpy
         annotations = known.read(source, root=root, names=names)
     if len(annotations) == 0:
@@ -139,7 +120,9 @@ def recognise(source: Path, root: Path | None = None) -> str:
     if not os.path.exists(file):
         raise DatasetError("annotations not found", where=str(source), fix="correct the path")
     if os.path.isdir(source):
-        found = _of_folder(source)
+        found = _strongest(
+            [(sign, format) for format in all_formats() for sign in format.folder_signs], source
+        )
     else:
         check_regular(file)
         found = _of_file(file, root)
@@ -153,12 +136,6 @@ def recognise(source: Path, root: Path | None = None) -> str:
     return found.name
 
 
-def _of_folder(folder: Path) -> Format | None:
-    signs = [(sign, format) for format in all_formats() for sign in format.folder_signs]
-    signs.sort(key=lambda pair: -pair[0].strength)
-    return next((format for sign, format in signs if sign.holds(folder)), None)
-
-
 def _of_file(file: Path, root: Path | None) -> Format | None:
     """By the suffix; among formats that share it by the text."""
     suffix = file.suffix.lower()
@@ -167,32 +144,20 @@ def _of_file(file: Path, root: Path | None) -> Format | None:
     formats = [format for format in all_formats() if suffix in format.suffixes]
     if len(formats) < 2:
         return formats[0] if formats else None
-    if _is_binary(file):
-        return None
+    with file.open("rb") as opened:
+        head = opened.read(4096)
+    is_utf16 = head.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+    if head.startswith(b"%PDF-") or (b"\0" in head and not is_utf16):
+        return None  # no text in any encoding: a document, an archive, an image, whatever its name
     lines = [line for _, line in read_lines(file)]
     if not lines:
         raise DatasetError("the file is empty", where=str(file), fix="give a file with images")
     signs = [(sign, format) for format in formats for sign in format.text_signs]
-    signs.sort(key=lambda pair: -pair[0].strength)
-    return next((format for sign, format in signs if sign.holds(file, root, lines)), None)
+    return _strongest(signs, file, root, lines)
 
 
-def _is_binary(file: Path) -> bool:
-    """Whether a file is no text in any encoding: a document, an archive, an image, whatever its name."""
-    with file.open("rb") as opened:
-        head = opened.read(4096)
-    is_utf16 = head.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
-    return head.startswith(b"%PDF-") or (b"\0" in head and not is_utf16)
-
-
-def _only_file(folder: Path, files: Sequence[Path]) -> Path:
-    if len(files) == 1:
-        return files[0]
-    names = ", ".join(str(file.relative_to(folder)) for file in files)
-    raise DatasetError(
-        f"the folder contains {len(files)} annotation files: {names}"
-        if files
-        else "no annotation file in the folder",
-        where=str(folder),
-        fix="give one of the files",
-    )
+def _strongest(
+    signs: Sequence[tuple[tuple[int, Callable[..., bool]], Format]], *source: Any
+) -> Format | None:
+    by_strength = sorted(signs, key=lambda sign: sign[0][0], reverse=True)
+    return next((format for (_, holds), format in by_strength if holds(*source)), None)

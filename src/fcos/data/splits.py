@@ -14,12 +14,14 @@ from fcos.data.annotations import Annotations
 from fcos.data.annotations import select as select
 from fcos.data.image_files import names_in
 from fcos.data.registry import format_named, recognise
+from fcos.data.text import several
 from fcos.errors import DatasetError
 
 # Words in file names. "trainval" stands for training only where it has no parts (see pick).
 TRAIN_WORDS = ("train", "training")
 EVAL_WORDS = ("val", "valid", "validation", "eval", "dev")
 TEST_WORDS = ("test", "testing")
+WHICH_SPLIT = "set list_train / list_eval to the right one"
 SPLIT_FOLDERS = frozenset((*TRAIN_WORDS, "val", "valid", "validation", *TEST_WORDS))
 
 
@@ -33,20 +35,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts that a folder holds; `evaluation` is None if there is only one.
-
-    Attributes:
-        train: to train on.
-        evaluation: to measure on while choosing settings.
-        test: to report once; only where train and evaluation exist besides.
-        name_file: class names, where the format keeps them apart.
-    """
+    """The parts that a folder holds; `evaluation` is None if there is only one."""
 
     format: str
     train: Split
-    evaluation: Split | None = None
-    test: Split | None = None
-    name_file: Path | None = None
+    evaluation: Split | None = None  # to measure on while choosing settings
+    test: Split | None = None  # to report once; only where train and evaluation exist besides
+    name_file: Path | None = None  # class names, where the format keeps them apart
 
     def all(self) -> list[Split]:
         """Every part."""
@@ -130,7 +125,7 @@ def pick(named: dict[str, Path], folder: Path) -> list[Path | None]:
     """Train, evaluation and test among named files, by the words in their names."""
     train = _with_words(named, TRAIN_WORDS) or _with_words(named, ("trainval",))
     if len(train) > 1:
-        raise _ambiguous(folder, "training", train)
+        raise several(folder, "be the training split", train.values(), WHICH_SPLIT)
     parts: list[Path | None] = [next(iter(train.values()), None)]
     others = _with_words(named, EVAL_WORDS + TEST_WORDS)
     rests = {_rest(name) for name in train}
@@ -138,7 +133,7 @@ def pick(named: dict[str, Path], folder: Path) -> list[Path | None]:
     for words in (EVAL_WORDS, TEST_WORDS):
         found = _with_words(others, words)
         if len(found) > 1:
-            raise _ambiguous(folder, words[0], found)
+            raise several(folder, f"be the {words[0]} split", found.values(), WHICH_SPLIT)
         parts.append(next(iter(found.values()), None))
     return parts
 
@@ -162,24 +157,16 @@ def arranged(
     return Splits(format, train, evaluation, test, name_file)
 
 
-def _words(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
+    """The words in a file name, in lower case."""
     return re.findall("[a-z]+", name.lower())
 
 
 def _with_words(named: dict[str, Path], words: tuple[str, ...]) -> dict[str, Path]:
-    return {name: file for name, file in named.items() if set(words) & set(_words(name))}
+    return {name: file for name, file in named.items() if set(words) & set(words_of(name))}
 
 
 def _rest(name: str) -> tuple[str, ...]:
     """A name without the word for its part: ``voc_test`` and ``voc_trainval`` belong together."""
     split_words = {*TRAIN_WORDS, "trainval", *EVAL_WORDS, *TEST_WORDS}
-    return tuple(word for word in _words(name) if word not in split_words)
-
-
-def _ambiguous(folder: Path, part: str, found: dict[str, Path]) -> DatasetError:
-    names = ", ".join(str(file.relative_to(folder)) for file in found.values())
-    return DatasetError(
-        f"several files could be the {part} split: {names}",
-        where=str(folder),
-        fix="set list_train / list_eval to the right one",
-    )
+    return tuple(word for word in words_of(name) if word not in split_words)

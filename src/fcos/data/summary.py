@@ -5,7 +5,6 @@ The report shows it without reading the training set again, which may be large, 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,13 +31,7 @@ RATIO_ENDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class Counts:
-    """What a data set holds.
-
-    Attributes:
-        boxes_per_class, images_per_class: by class name, classes without boxes included.
-        boxes_per_size: COCO's small (below 32^2 square pixels), medium, large (from 96^2), by `areas`.
-        sides: shortest, median, longest height and width of the images, pixels; None if none opens.
-    """
+    """What a data set holds."""
 
     num_images: int
     num_boxes: int
@@ -46,10 +39,10 @@ class Counts:
     num_crowd: int
     num_difficult: int
     most_boxes: int
-    boxes_per_class: dict[str, int]
+    boxes_per_class: dict[str, int]  # classes without boxes included
     images_per_class: dict[str, int]
-    boxes_per_size: dict[str, int]
-    sides: dict[str, tuple[int, int, int]] | None
+    boxes_per_size: dict[str, int]  # COCO's small (below 32^2 square pixels), medium, large (from 96^2)
+    sides: dict[str, tuple[int, int, int]] | None  # shortest, median, longest height and width of the images
 
 
 def count(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -> Counts:
@@ -72,8 +65,8 @@ def count(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -
         num_crowd=int(annotations.is_crowd.sum()),
         num_difficult=int(annotations.is_difficult.sum()),
         most_boxes=int(counts.max(initial=0)),
-        boxes_per_class=_by_name(annotations, boxes_of),
-        images_per_class=_by_name(annotations, images_of),
+        boxes_per_class=dict(zip(annotations.class_names, boxes_of.tolist(), strict=True)),
+        images_per_class=dict(zip(annotations.class_names, images_of.tolist(), strict=True)),
         boxes_per_size={
             name: int((size_range == place).sum()) for place, name in enumerate(("small", "medium", "large"))
         },
@@ -91,31 +84,15 @@ def image_of_box(annotations: Annotations) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
 
 
-def _by_name(annotations: Annotations, counts: NDArray[np.int64]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for name, count in zip(annotations.class_names, counts.tolist(), strict=True):
-        total[name] += count  # two categories of a COCO file may share a name
-    return dict(total)
-
-
 class DataSummary(msgspec.Struct, frozen=True, rename={"counts": "card"}):
-    """One data set.
-
-    Attributes:
-        counts: of its images and boxes.
-        box_sides: number of boxes by the root of their area, original pixels, in the order of the sizes.
-        box_ratios: number of boxes by width / height.
-        problems: what could not be used and was left out, the first `MAX_LINES`.
-        warnings: of the data check, the first `MAX_LINES`.
-        num_problems, num_warnings: all of them; None where the data were not checked.
-    """
+    """One data set."""
 
     counts: Counts
-    box_sides: dict[str, int]
-    box_ratios: dict[str, int]
-    problems: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    num_problems: int | None = None
+    box_sides: dict[str, int]  # number of boxes by the root of their area, original pixels
+    box_ratios: dict[str, int]  # number of boxes by width / height
+    problems: tuple[str, ...] = ()  # what could not be used and was left out, the first `MAX_LINES`
+    warnings: tuple[str, ...] = ()  # of the data check, the first `MAX_LINES`
+    num_problems: int | None = None  # all of them; None where the data were not checked
     num_warnings: int | None = None
 
 

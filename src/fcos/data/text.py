@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fcos.errors import DatasetError
@@ -30,17 +31,41 @@ def shown(lines: list[str]) -> str:
     return "\n      ".join(lines[:MAX_SHOWN] + tail)
 
 
+def several(folder: Path, what: str, files: Iterable[Path], fix: str) -> DatasetError:
+    """The error for files of a folder of which only one can be meant."""
+    names = ", ".join(str(file.relative_to(folder)) for file in files)
+    return DatasetError(f"several files could {what}: {names}", where=str(folder), fix=fix)
+
+
 class Faults:
-    """Collects what cannot be read, so that a user sees all of it at once and not one fault a run."""
+    """Collects what cannot be read, so that a user sees all of it at once and not one fault a run.
+
+    ``with faults.at(where):`` collects a ValueError that is raised inside.
+    """
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._where = ""
+
+    def at(self, where: str) -> Faults:
+        """Where the block that follows reads."""
+        self._where = where
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, ValueError):
+            return False
+        self.add(self._where, error.what if isinstance(error, DatasetError) else str(error))
+        return True
 
     def add(self, where: str, what: str) -> None:
         """Note one fault."""
         self._lines.append(f"{where}: {what}")
 
-    def raise_any(self, one: str, many: str, fix: str) -> None:
-        """Raise one error for all faults, if there are any; `one` or `many` stands behind their number."""
+    def raise_any(self, thing: str, wrong: str, fix: str, *, things: str = "") -> None:
+        """Raise one error for all faults, if there are any: "2 lines cannot be read"."""
         if self._lines:
-            raise DatasetError(counted(len(self._lines), one, many), where=shown(self._lines), fix=fix)
+            what = f"{counted(len(self._lines), thing, things)} {wrong}"
+            raise DatasetError(what, where=shown(self._lines), fix=fix)

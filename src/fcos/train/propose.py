@@ -28,7 +28,7 @@ from fcos.data.formats import (
     read_names,
     split_annotations,
 )
-from fcos.data.image import read_size
+from fcos.data.image import read_header
 from fcos.data.image_files import common_root
 from fcos.errors import DatasetError
 from fcos.terminal import counted
@@ -214,7 +214,7 @@ def image_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[
     for index in indices:
         record = annotations[int(index)]
         try:
-            size = record.size_hw or read_size(record.path)
+            size = record.size_hw or read_header(record.path).size_hw
         except DatasetError:
             continue  # training reports every broken image before it starts
         sizes.append(size)

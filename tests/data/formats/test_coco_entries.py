@@ -52,7 +52,7 @@ def test_flags_mean_what_they_say(read, key, value, wanted):
 
 @pytest.mark.parametrize("value", ["", "yes", 2, -1, 0.5, math.nan, [0]])
 def test_flags_that_can_mean_anything_are_refused(read, value):
-    with pytest.raises(DatasetError, match=r"annotation 5: iscrowd is .*, not 0 or 1\n  fix: write 0 or 1"):
+    with pytest.raises(DatasetError, match=r"annotation 5: iscrowd is .*, not 0 or 1"):
         read(box={"iscrowd": value})
 
 
@@ -103,9 +103,9 @@ def test_sizes_and_areas_that_make_no_sense_are_not_stated(read, value):
 @pytest.mark.parametrize(
     ("box", "words"),
     [
-        (None, "bbox is None"),
-        ([], r"bbox is \[\]"),
-        ([1, 2, 3], r"bbox is \[1, 2, 3\]"),
+        (None, "bbox is null"),
+        ([], "bbox is a list of 0"),
+        ([1, 2, 3], "bbox is a list of 3"),
         ([[1, 2, 3, 4]], "bbox is a list of 1"),
         ({"x": 1}, "bbox is an object"),
         (["1", "2", "3", "4"], 'bbox holds the text "1", not a number'),
@@ -144,9 +144,9 @@ def test_what_is_no_entry_is_named(read, lists, words):
         (None, "file_name is null"),
         ("", 'file_name is the text ""'),
         (1, "file_name is 1, not the name of a file"),
-        ("\ud800.jpg", "holds half of a surrogate pair"),
-        ("a\0b.jpg", "the name of image 1 holds a zero byte"),
-        ("x" * 2**20, "the name of image 1 has 1,048,576 bytes, which no file can have"),
+        ("\ud800.jpg", "the name of image 1, .* is none that a file can have"),
+        ("a\0b.jpg", "the name of image 1, .* is none that a file can have"),
+        ("x" * 2**20, "the name of image 1, 'x{40}...', is none that a file can have"),
     ],
 )
 def test_names_that_no_file_can_have_are_refused(read, name, words):

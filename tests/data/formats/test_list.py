@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import string
 from pathlib import Path
 
@@ -171,8 +170,8 @@ def test_the_lists_of_the_seed_are_read_whole(shared, name, num_images, num_boxe
         ("a.jpg 1_0 2 30 40 1", "line 1: '1_0' is not a number"),
         ("a.jpg 1 2 3 4 1e300", "class id and must be a whole number"),
         ("a.jpg 1 2 3 4 4294967296", "4,294,967,296 classes; the limit is 65,536"),
-        ("x" * 2**20 + ".jpg 1 2 3 4 1", "the name of image 1 has 1,048,.* bytes, which no file can have"),
-        ("a\0.jpg 1 2 3 4 1", "the name of image 1 holds a zero byte"),
+        ("x" * 2**20 + ".jpg 1 2 3 4 1", "the name of image 1, .* is none that a file can have"),
+        ("a\0.jpg 1 2 3 4 1", "the name of image 1, .* is none that a file can have"),
     ],
 )
 def test_lines_that_mean_something_else_are_refused(write_list, line, words):
@@ -188,7 +187,7 @@ def test_a_name_with_a_space_at_its_end_is_not_written(tmp_path):
         image_list.write_lines(annotations, tmp_path / "out.txt", root=tmp_path)
 
 
-def test_names_of_windows_are_read_with_slashes_where_only_that_is_there(write_list, make_picture, tmp_path):
+def test_names_of_windows_are_read_with_slashes(write_list, make_picture, tmp_path):
     make_picture("images/sub/a.jpg")
     make_picture("images/b.jpg")
     source = write_list("sub\\a.jpg 1 2 3 4 1\nb.jpg 1 2 3 4 1\n")
@@ -199,9 +198,3 @@ def test_names_of_windows_are_read_with_slashes_where_only_that_is_there(write_l
         tmp_path / "images" / "sub" / "a.jpg",
         tmp_path / "images" / "b.jpg",
     ]
-    assert annotations.notes == ("1 image name with \\ read with /, for example 'sub\\a.jpg'",)
-    if os.name != "nt":
-        make_picture("images/sub\\a.jpg")
-        annotations = image_list.read(source)
-        assert annotations[0].path.name == "sub\\a.jpg"
-        assert annotations.notes == ()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +140,7 @@ def test_every_bad_line_is_named(dataset, write):
     with pytest.raises(DatasetError) as error:
         yolo.read(dataset)
 
-    assert "4 lines cannot be read" in str(error.value)
+    assert "4 labels cannot be read" in str(error.value)
     assert "a.txt, line 1: 2 numbers after the class, but a box has 4 and a polygon 6, 8, ..." in str(
         error.value
     )
@@ -174,7 +173,7 @@ def test_labels_without_an_image_are_kept_for_the_check(dataset, write):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train: images/train", "no 'names'"),
+        ("train: images/train", "required field `names`"),
         ("names: [a", "not YAML"),
         ("train: nowhere\nnames: [cat]", "'nowhere' \\(split 'train'\\) does not exist"),
         ("train: images/train\nnames: {1: cat}", "must number the classes 0, 1, 2"),
@@ -204,7 +203,7 @@ def test_missing_images_are_named_before_anything_is_written(tmp_path):
     records = [Record.make(tmp_path / f"{name}.jpg", [], [], 1) for name in "ab"]
     annotations = Annotations.from_records(records, ["cat"], source=tmp_path, format="list")
 
-    with pytest.raises(DatasetError, match=r"2 images are missing(.|\n)*a.jpg(.|\n)*b.jpg"):
+    with pytest.raises(DatasetError, match=r"2 images cannot be found(.|\n)*a.jpg(.|\n)*b.jpg"):
         yolo.write(annotations, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -228,7 +227,7 @@ def test_of_key_points_the_box_before_them_is_read(dataset, write):
 
     np.testing.assert_allclose(yolo.read(path).boxes_xyxy, [[16, 6, 24, 14]] * 2)
     write("labels/train/a.txt", BOX + "0.5 0.5 " * 5)
-    with pytest.raises(DatasetError, match=r"14 numbers after the class, but a box has 4, and with .* 19"):
+    with pytest.raises(DatasetError, match=r"14 numbers after the class, but a box has 4 and with .* 19"):
         yolo.read(path)
 
 
@@ -253,7 +252,7 @@ def test_rotated_boxes_become_upright_ones(dataset, write):
     [
         ("0,0.5,0.5,0.2,0.2", "'0,0.5,0.5,0.2,0.2' is not a number"),
         ("0 0,5 0,5 0,2 0,2", "'0,5' is not a number"),
-        ("0 0.5 0.5 0.2 0.2 0.9", "5 numbers after the class, but a box has 4: predictions have a score"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "5 numbers after the class, but .*; remove the scores of predictions"),
         ("0 0.1 0.2 0.3 0.4 0.5 0.6 0.7", "7 numbers after the class"),
         ("1e300 0.5 0.5 0.2 0.2", r"class id 1e\+300 is not a whole number"),
         ("1_0 0.5 0.5 0.2 0.2", "'1_0' is not a number"),
@@ -282,16 +281,16 @@ def test_only_classes_with_boxes_must_be_among_given_names(dataset, write):
 
 
 def test_images_without_a_label_file_are_told_of(dataset, make_picture):
-    note = "1 image has no label file and counts as background, for example 'b.png'"
+    note = "1 image without a label file counts as background, for example 'b.png'"
     assert yolo.read(dataset).notes == (note,)
     assert yolo.read(dataset / "data.yaml:val").notes == ()
     make_picture("images/train/d.jpg")
-    assert yolo.read(dataset).notes[0].startswith("2 images have no label file and count as background")
+    assert yolo.read(dataset).notes[0].startswith("2 images without a label file count as background")
 
 
 def test_a_folder_called_like_a_label_file_is_refused(dataset):
     (dataset / "labels" / "train" / "b.txt").mkdir()
-    with pytest.raises(DatasetError, match=r"1 label file cannot be read\n.*b\.txt: this is a folder"):
+    with pytest.raises(DatasetError, match=r"1 label cannot be read\n.*b\.txt: this is a folder"):
         yolo.read(dataset)
 
 
@@ -303,11 +302,3 @@ def test_paths_of_windows_are_found(dataset, write, tmp_path):
         [record] = yolo.read(write("train.txt", f"{line}\n"))
         assert record.path == tmp_path / "images" / "train" / "a.jpg"
         assert len(record.labels) == 2
-
-
-@pytest.mark.skipif(os.name == "nt", reason="a backslash is no letter of a name there")
-def test_a_file_whose_name_holds_a_backslash_comes_first(dataset, write, make_picture, tmp_path):
-    make_picture("train\\a.jpg")
-    make_picture("train/a.jpg")
-    [record] = yolo.read(write("list.txt", "train\\a.jpg\n"))
-    assert record.path == tmp_path / "train\\a.jpg"

@@ -16,23 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcos.data.annotations import Annotations, Record, pack_names, unpack_name
+from fcos.data.annotations import Annotations, Record, unpack_name
 from fcos.data.cache import Taken, ToKeep, cached
 from fcos.data.formats.coco_columns import Columns, read_columns
-from fcos.data.formats.coco_entries import Entry, entries_by_image, read_entries
-from fcos.data.image import read_size
-from fcos.data.image_files import (
-    find_root,
-    folders_like,
-    folders_of,
-    names_in,
-    note_on_slashes,
-    relative_name,
-    with_slashes,
-)
-from fcos.data.names import check_number_of_classes, match_names, what_is_wrong
-from fcos.data.numbers import cut, described, whole_number
-from fcos.data.registry import BoxPlace, FolderSign, Format
+from fcos.data.formats.coco_entries import Entry, load, read_entries, whole
+from fcos.data.image import read_header
+from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name
+from fcos.data.names import check_name, check_number_of_classes, match_names
+from fcos.data.numbers import cut
+from fcos.data.registry import Format
 from fcos.data.text import Faults
 from fcos.files import check_regular, write_text
 
@@ -47,22 +39,15 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     A large file is kept as arrays too (`fcos.data.cache`), which open at once and share their memory.
     """
     check_regular(source)
-    arrays, described = cached(source, {"coco": 2, "names": names}, lambda: _arrays(source, names))
-    folder = root or find_root(folders_of(source), map(unpack_name, arrays["_paths"]))
-    notes = []
-    if (np.char.find(arrays["_paths"], b"\\") >= 0).any():
-        written = [unpack_name(name) for name in arrays["_paths"]]
-        taken = [with_slashes(folder, name) for name in written]
-        arrays["_paths"] = pack_names(taken, source)
-        notes = note_on_slashes(written, taken)
+    arrays, described = cached(source, {"coco": 3, "names": names}, lambda: _arrays(source, names))
     return Annotations(
         class_names=tuple(described["class_names"]),
         category_ids=tuple(described["category_ids"]),
         source=source,
         format="coco",
         _wheres=None,
-        _folder=folder,
-        notes=tuple(notes),
+        notes=(),
+        _folder=root or find_root(folders_of(source), map(unpack_name, arrays["_paths"])),
         **arrays,
     )
 
@@ -126,7 +111,9 @@ def write(
     content: dict[str, list[Entry]] = {"images": [], "annotations": [], "categories": []}
     for record in annotations:
         image: Entry = {"id": record.image_id, "file_name": relative_name(record.path, root)}
-        size_hw = record.size_hw or (read_size(record.path) if os.path.isfile(record.path) else None)
+        size_hw = record.size_hw or (
+            read_header(record.path).size_hw if os.path.isfile(record.path) else None
+        )
         if size_hw is not None:
             image |= {"height": size_hw[0], "width": size_hw[1]}
         content["images"].append(image)
@@ -175,36 +162,20 @@ def _category_names(source: Path, categories: list[Any], used: set[int]) -> dict
     faults = Faults()
     name_of: dict[int, str] = {}
     for place, category in enumerate(categories, start=1):
-        try:
-            category_id, name = _id_and_name(category)
-        except ValueError as error:
-            faults.add(f"{source}, category {place}", str(error))
-            continue
-        if category_id in name_of:
-            faults.add(f"{source}, category {category_id}", "id appears twice")
-        name_of[category_id] = name
+        with faults.at(f"{source}, category {place}"):
+            category_id = whole(category, "id")
+            check_name(category.get("name"))
+            if category_id in name_of:
+                raise ValueError(f"id {category_id} appears twice")
+            name_of[category_id] = category["name"]
     ids_of: dict[str, list[int]] = {}
     for category_id in sorted(name_of, key=lambda category_id: (category_id not in used, category_id)):
         ids_of.setdefault(name_of[category_id], []).append(category_id)
     for name, ids in ids_of.items():
         if len(ids) > 1 and ids[1] in used:
             faults.add(f"{source}, category {ids[1]}", f"is called '{cut(name)}' as category {ids[0]} is")
-    faults.raise_any("category cannot be used", "categories cannot be used", "correct the categories")
+    faults.raise_any("category", "cannot be used", "correct them", things="categories")
     return {ids[0]: name for name, ids in ids_of.items()}
-
-
-def _id_and_name(category: Any) -> tuple[int, str]:
-    if not isinstance(category, dict):
-        raise ValueError(f"is {described(category)}, not an object")
-    name = category.get("name")
-    if not isinstance(name, str):
-        raise ValueError(f"the name is {described(name)}, not a text")
-    if wrong := what_is_wrong(name):
-        raise ValueError(wrong)
-    try:
-        return whole_number(category.get("id")), name
-    except ValueError as error:
-        raise ValueError(f"id {error}") from None
 
 
 def _number(value: float) -> float | int:
@@ -235,22 +206,24 @@ def _looks_like_coco(file: Path) -> bool:
     return begin.lstrip().startswith("{") and ('"images"' in begin or not is_whole)
 
 
-def _box_places(annotations: Annotations) -> Callable[[Record, int], BoxPlace | None]:
+def _box_places(annotations: Annotations) -> Callable[[Record, int], tuple[str, str] | None]:
     """Boxes by the ids of their annotations, for which the file is read a second time.
 
     The ids are not kept in `Annotations` because only messages need them, and most data sets have no problem.
     """
     if not annotations.source.is_file():
         return lambda record, box: None
-    entries = entries_by_image(annotations.source)
+    entries: dict[int, list[Entry]] = {}
+    for entry in load(annotations.source)["annotations"]:
+        entries.setdefault(whole(entry, "image_id"), []).append(entry)
 
-    def place_of(record: Record, box: int) -> BoxPlace | None:
+    def place_of(record: Record, box: int) -> tuple[str, str] | None:
         of_image = entries.get(record.image_id, [])
         if len(of_image) != len(record.labels):
             return None
         entry = of_image[box]
         unknown = f"category_id {entry.get('category_id')} is not among the categories"
-        return BoxPlace(f"{annotations.source}, annotation {entry.get('id')}", unknown)
+        return f"{annotations.source}, annotation {entry.get('id')}", unknown
 
     return place_of
 
@@ -260,7 +233,7 @@ FORMAT = Format(
     looks_like="COCO JSON",
     suffixes=(".json",),
     read=read,
-    folder_signs=(FolderSign(70, lambda folder: bool(_coco_files(folder))),),
+    folder_signs=((70, lambda folder: bool(_coco_files(folder))),),
     files=_coco_files,
     class_names="all",
     box_places=_box_places,

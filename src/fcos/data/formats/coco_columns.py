@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import MAX_NAME_BYTES, MAX_NAMES_BYTES
+from fcos.data.image_files import slashed
 from fcos.data.numbers import EXACT, MAX_ID, MAX_SIDE
 
 PIECE_BYTES = 2**18  # stays in a processor's cache, with what is made of it, and needs no new pages
@@ -70,29 +71,18 @@ PACKED = _packed_dtype()
 
 @dataclass
 class Columns:
-    """A COCO file, in its own order as it is read.
+    """A COCO file, in its own order: a row for each image, or for each box."""
 
-    Attributes:
-        categories: as in the file.
-        image_ids: `(images,)` int64.
-        names: `(images,)` utf-8 of fixed width, ``file_name``.
-        sizes_hw: `(images, 2)` int32, -1 where not stated.
-        box_image_ids, box_category_ids: `(boxes,)` int64.
-        boxes_xywh: `(boxes, 4)` float64.
-        areas: `(boxes,)` float64, nan where not stated.
-        is_crowd, is_difficult: `(boxes,)` bool, ``iscrowd`` and ``ignore``.
-    """
-
-    categories: list[Any]
+    categories: list[Any]  # as in the file
     image_ids: NDArray[np.int64]
-    names: NDArray[Any]
-    sizes_hw: NDArray[np.int32]
+    names: NDArray[Any]  # utf-8 of fixed width
+    sizes_hw: NDArray[np.int32]  # (images, 2), -1 where not stated
     box_image_ids: NDArray[np.int64]
     box_category_ids: NDArray[np.int64]
-    boxes_xywh: NDArray[np.float64]
-    areas: NDArray[np.float64]
+    boxes_xywh: NDArray[np.float64]  # (boxes, 4)
+    areas: NDArray[np.float64]  # nan where not stated
     is_crowd: NDArray[np.bool_]
-    is_difficult: NDArray[np.bool_]
+    is_difficult: NDArray[np.bool_]  # ``ignore``
 
 
 def read_columns(source: Path) -> Columns | None:
@@ -122,7 +112,7 @@ def read_columns(source: Path) -> Columns | None:
 
 
 def _image_columns(images: list[ImageEntry]) -> list[NDArray[Any]]:
-    names = [image.file_name.encode() for image in images]
+    names = [slashed(image.file_name).encode() for image in images]
     if any(len(name) > MAX_NAME_BYTES or not name or b"\0" in name for name in names):
         raise ValueError("a name that no file has")
     ids = [image.id for image in images]
@@ -205,20 +195,12 @@ class _Text:
 
     def keys(self) -> Iterator[str]:
         """Each key; its value must be taken before the next."""
-        self._expect(b"{")
-        if self._next() == b"}":
-            self._expect(b"}")
-        else:
-            while True:
-                key = self.value()
-                if not isinstance(key, str):
-                    raise ValueError("a key is a text")
-                self._expect(b":")
-                yield key
-                if self._next() == b"}":
-                    self._expect(b"}")
-                    break
-                self._expect(b",")
+        for _ in self._items(b"{", b"}"):
+            key = self.value()
+            if not isinstance(key, str):
+                raise ValueError("a key is a text")
+            self._expect(b":")
+            yield key
         if self._next():
             raise ValueError("text behind the object")
 
@@ -247,17 +229,19 @@ class _Text:
         elements (not in a text, nor in a list within an element). So a wrong cut does not decode: then an
         earlier one is tried, and at last a longer piece.
         """
-        self._expect(b"[")
-        if self._next() == b"]":
-            self._expect(b"]")
-            return
-        while True:
+        for _ in self._items(b"[", b"]"):
             self._more(PIECE_BYTES)
             yield self._piece(decoder)
-            if self._next() == b"]":
-                self._expect(b"]")
-                return
-            self._expect(b",")
+
+    def _items(self, begin: bytes, end: bytes) -> Iterator[None]:
+        """Steps to each item between two brackets; whoever takes the step reads the item."""
+        self._expect(begin)
+        if self._next() != end:
+            yield
+            while self._next() != end:
+                self._expect(b",")
+                yield
+        self._expect(end)
 
     def _piece(self, decoder: msgspec.json.Decoder[list[Any]]) -> list[Any]:
         while True:

@@ -7,7 +7,7 @@ makes no sense is left unstated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 from fcos.data import numbers
 from fcos.data.annotations import pack_names
 from fcos.data.formats.coco_columns import Columns
-from fcos.data.names import is_text
-from fcos.data.numbers import described, whole_number
+from fcos.data.image_files import slashed
+from fcos.data.numbers import described, named
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
 from fcos.files import read_text
@@ -25,6 +25,8 @@ from fcos.files import read_text
 Entry = dict[str, Any]
 
 LISTS = ("images", "annotations", "categories")
+BOX = np.dtype("i8, i8, 4f8, f8, ?, ?")
+BOX.names = ("image_id", "category_id", "xywh", "area", "iscrowd", "ignore")
 
 
 def load(source: Path) -> dict[str, Any]:
@@ -32,12 +34,13 @@ def load(source: Path) -> dict[str, Any]:
     text = read_text(source)
     try:
         content = json.loads(text, object_pairs_hook=_with_each_list_once)
-    except json.JSONDecodeError as error:
-        where = f"{source}, line {error.lineno}, column {error.colno}"
-        raise DatasetError(f"not JSON: {error.msg}", where=where, fix="correct the file") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; a list in a list in ...
-        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DatasetError(f"not JSON: {what}", where=str(source), fix="correct the file") from None
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        where, what = str(source), str(error)
+        if isinstance(error, json.JSONDecodeError):
+            where, what = f"{source}, line {error.lineno}, column {error.colno}", error.msg
+        if isinstance(error, RecursionError):
+            what = "nested too deeply"
+        raise DatasetError(f"not JSON: {what}", where=where, fix="correct the file") from None
     missing = [
         key for key in LISTS if not isinstance(content, dict) or not isinstance(content.get(key), list)
     ]
@@ -53,49 +56,40 @@ def load(source: Path) -> dict[str, Any]:
 def read_entries(source: Path) -> Columns:
     """The columns of any file that can be understood; every fault of one that cannot, at once."""
     content = load(source)
-    images, entries = content["images"], content["annotations"]
-    image_ids = _image_ids(source, images)
-    known = set(image_ids)
-    _read_all(
-        source, entries, ("cannot be used", "cannot be used", "correct or remove them"), _check_is_object
-    )
-    box_image_ids, category_ids = _read_all(
-        source,
-        entries,
-        ("cannot be placed", "cannot be placed", "correct the annotations"),
-        lambda entry: _known_image(entry, known),
-        lambda entry: _whole(entry, "category_id"),  # one that no category has is for `check` to report
-    )
-    [boxes] = _read_all(
-        source, entries, ("has no box", "have no box", "a bbox is [x, y, width, height] in pixels"), _box
-    )
-    is_crowd, is_difficult = _read_all(
-        source,
-        entries,
-        ("has a flag that is neither 0 nor 1", "have a flag that is neither 0 nor 1", "write 0 or 1"),
-        lambda entry: _flag(entry, "iscrowd"),
-        lambda entry: _flag(entry, "ignore"),
-    )
+    images, faults = content["images"], Faults()
+    image_ids: dict[int, None] = {}
+    for place, image in enumerate(images, start=1):
+        try:
+            image_id = whole(image, "id")
+            if image_id in image_ids:
+                raise ValueError(f"id {image_id} appears twice")
+            image_ids[image_id] = None
+            name = image.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"file_name is {described(name)}, not the name of a file")
+        except ValueError as error:
+            faults.add(f"{source}, image {place}", str(error))
+    faults.raise_any("image", "cannot be used", "correct the images")
+    rows = []
+    for place, entry in enumerate(content["annotations"], start=1):
+        try:
+            rows.append(_read_box(entry, image_ids))
+        except ValueError as error:
+            faults.add(f"{source}, annotation {_shown_id(entry, place)}", str(error))
+    faults.raise_any("annotation", "cannot be used", "correct or remove them")
+    boxes = np.array(rows, BOX)
     return Columns(
         categories=content["categories"],
-        image_ids=np.array(image_ids, np.int64),
-        names=pack_names([image["file_name"] for image in images], source),
+        image_ids=np.array(list(image_ids), np.int64),
+        names=pack_names([slashed(image["file_name"]) for image in images], source),
         sizes_hw=np.array([_stated_size(image) for image in images], np.int32).reshape(-1, 2),
-        box_image_ids=np.array(box_image_ids, np.int64),
-        box_category_ids=np.array(category_ids, np.int64),
-        boxes_xywh=np.array(boxes, np.float64).reshape(len(entries), 4),
-        areas=np.array([numbers.area(entry.get("area")) for entry in entries], np.float64),
-        is_crowd=np.array(is_crowd, np.bool_),
-        is_difficult=np.array(is_difficult, np.bool_),
+        box_image_ids=boxes["image_id"],
+        box_category_ids=boxes["category_id"],
+        boxes_xywh=boxes["xywh"],
+        areas=boxes["area"],
+        is_crowd=boxes["iscrowd"],
+        is_difficult=boxes["ignore"],
     )
-
-
-def entries_by_image(source: Path) -> dict[int, list[Entry]]:
-    """Annotations of each image in the order of `Record.boxes_xyxy`, for messages that cite ids."""
-    by_image: dict[int, list[Entry]] = {}
-    for entry in load(source)["annotations"]:
-        by_image.setdefault(whole_number(entry["image_id"]), []).append(entry)
-    return by_image
 
 
 def _with_each_list_once(pairs: list[tuple[str, Any]]) -> Entry:
@@ -109,103 +103,35 @@ def _with_each_list_once(pairs: list[tuple[str, Any]]) -> Entry:
     return entry
 
 
-def _image_ids(source: Path, images: list[Any]) -> list[int]:
-    faults = Faults()
-    seen: set[int] = set()
-    ids = []
-    for place, image in enumerate(images, start=1):
-        try:
-            _check_is_object(image)
-            image_id = _whole(image, "id")
-            _check_file_name(image.get("file_name"))
-        except ValueError as error:
-            faults.add(f"{source}, image {place}", str(error))
-            continue
-        if image_id in seen:
-            faults.add(f"{source}, image {image_id}", "id appears twice")
-        seen.add(image_id)
-        ids.append(image_id)
-    faults.raise_any("image cannot be used", "images cannot be used", "correct the images")
-    return ids
-
-
-def _check_file_name(name: Any) -> None:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"file_name is {described(name)}, not the name of a file")
-    if not is_text(name):
-        raise ValueError(f"file_name is {described(name)}, which holds half of a surrogate pair")
-
-
-def _read_all(
-    source: Path, entries: list[Any], told: tuple[str, str, str], *readers: Callable[[Any], Any]
-) -> list[list[Any]]:
-    """What each reader makes of every annotation; all their faults as one error.
-
-    Args:
-        source: the file.
-        entries: its annotations.
-        told: what is wrong with one annotation, with several, and how to fix it.
-        readers: an annotation to a value; a ValueError says what is wrong.
-    """
-    faults = Faults()
-    columns: list[list[Any]] = [[] for _ in readers]
-    for column, reader in zip(columns, readers, strict=True):
-        for place, entry in enumerate(entries, start=1):
-            try:
-                column.append(reader(entry))
-            except ValueError as error:
-                faults.add(f"{source}, annotation {_shown_id(entry, place)}", str(error))
-    one, many, fix = told
-    faults.raise_any(f"annotation {one}", f"annotations {many}", fix)
-    return columns
-
-
-def _check_is_object(entry: Any) -> None:
+def whole(entry: Any, key: str) -> int:
+    """An id of an image, annotation or category."""
     if not isinstance(entry, dict):
         raise ValueError(f"is {described(entry)}, not an object")
-
-
-def _known_image(entry: Entry, known: set[int]) -> int:
-    """The image of an annotation, which must be in the file."""
-    image_id = _whole(entry, "image_id")
-    if image_id not in known:
-        raise ValueError(f"image {image_id} is not in the file")
-    return image_id
-
-
-def _whole(entry: Entry, key: str) -> int:
     if key not in entry:
         raise ValueError(f"no {key}")
-    try:
-        return whole_number(entry[key])
-    except ValueError as error:
-        raise ValueError(f"{key} {error}") from None
+    return named(key, numbers.whole_number, entry[key])
 
 
-def _box(entry: Entry) -> list[float]:
-    """xywh, pixels."""
-    box = entry.get("bbox")
+def _read_box(entry: Any, image_ids: Container[int]) -> tuple[Any, ...]:
+    """A row of `BOX`."""
+    image_id = whole(entry, "image_id")
+    bbox, is_crowd, is_difficult = entry.get("bbox"), entry.get("iscrowd"), entry.get("ignore")
+    if image_id not in image_ids:
+        raise ValueError(f"image {image_id} is not in the file")
+    return (
+        image_id,
+        whole(entry, "category_id"),  # one that no category has is for `check` to report
+        named("bbox", _xywh, bbox),
+        numbers.area(entry.get("area")),
+        is_crowd is not None and named("iscrowd", numbers.flag, is_crowd),
+        is_difficult is not None and named("ignore", numbers.flag, is_difficult),
+    )
+
+
+def _xywh(box: Any) -> list[float]:
     if not isinstance(box, list) or len(box) != 4:
-        kind = " (panoptic segments)" if "segments_info" in entry else ""
-        shown = "None" if box is None else _shown_box(box)
-        raise ValueError(f"bbox is {shown}{kind}")
-    try:
-        return [numbers.coordinate(value) for value in box]
-    except ValueError as error:
-        raise ValueError(f"bbox {error}") from None
-
-
-def _shown_box(box: Any) -> str:
-    if isinstance(box, list) and len(box) < 10 and all(isinstance(value, int | float) for value in box):
-        return f"[{', '.join(map(described, box))}]"
-    return described(box)
-
-
-def _flag(entry: Entry, key: str) -> bool:
-    try:
-        return numbers.flag(entry.get(key))
-    except ValueError as error:
-        raise ValueError(f"{key} {error}") from None
+        raise ValueError(f"is {described(box)}, not [x, y, width, height] in pixels")
+    return [numbers.coordinate(value) for value in box]
 
 
 def _shown_id(entry: Any, place: int) -> str:

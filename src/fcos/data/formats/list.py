@@ -24,13 +24,12 @@ from fcos.data.image_files import (
     folders_of,
     is_image,
     names_in,
-    note_on_slashes,
     relative_name,
-    with_slashes,
+    slashed,
 )
 from fcos.data.names import numbered_names, read_names, write_names
 from fcos.data.numbers import EXACT, number
-from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.registry import Format
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.files import read_bytes, read_text, write_text
@@ -51,26 +50,23 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     report all of them.
     """
     lines = _parse(source)
-    written = [name for _, name, _ in lines]
-    folder = root or find_root(folders_of(source), written)
-    taken = [with_slashes(folder, name) for name in written]
+    folder = root or find_root(folders_of(source), (name for _, name, _ in lines))
     records = [
         Record.make(
             folder / name,
             numbers[:, [1, 0, 3, 2]],
             numbers[:, 4].astype(np.int64) - 1,
             image_id,
-            where=f"{source}, line {number}",
+            where=f"{source}, line {line_number}",
         )
-        for image_id, (name, (number, _, numbers)) in enumerate(zip(taken, lines, strict=True), start=1)
+        for image_id, (line_number, name, numbers) in enumerate(lines, start=1)
     ]
     if names is None and (name_file := find_name_file(source, root, "list")):
         names = read_names(name_file)[0]
     if names is None:
         largest = (int(record.labels.max(initial=-1)) for record in records)
         names = numbered_names(largest, 1, str(source))
-    notes = note_on_slashes(written, taken)
-    return Annotations.from_records(records, names, source=source, format="list", notes=notes)
+    return Annotations.from_records(records, names, source=source, format="list")
 
 
 def write(
@@ -96,9 +92,7 @@ def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None
         x1, y1, x2, y2 = record.boxes_xyxy.T
         numbers = np.stack([y1, x1, y2, x2, record.labels + 1.0], axis=1)
         lines.append(" ".join([name, *map(number_text, numbers.ravel().tolist())]))
-    faults.raise_any(
-        "image cannot be written to a list", "images cannot be written to a list", "rename the images"
-    )
+    faults.raise_any("image", "cannot be written to a list", "rename the images")
     write_text(out, "\n".join(lines) + "\n")
 
 
@@ -131,14 +125,11 @@ def _parse(source: Path) -> list[Line]:
         try:
             if _NOT_SPACED.search(name):
                 raise ValueError("numbers must be separated by spaces")
-            lines.append((line_number, name, parse_numbers(words)))
+            lines.append((line_number, slashed(name), parse_numbers(words)))
         except ValueError as error:
             faults.add(f"{source}, line {line_number}", str(error))
-    faults.raise_any(
-        "line cannot be read",
-        "lines cannot be read",
-        "a line is: name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...",
-    )
+    format = "name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ..."
+    faults.raise_any("line", "cannot be read", f"a line is: {format}")
     return lines
 
 
@@ -176,12 +167,12 @@ FORMAT = Format(
     looks_like="a list (name.jpg ymin xmin ymax xmax class_id ...)",
     suffixes=(".txt", ""),
     read=read,
-    folder_signs=(FolderSign(50, lambda folder: bool(_list_files(folder))),),
+    folder_signs=((50, lambda folder: bool(_list_files(folder))),),
     text_signs=(
-        TextSign(80, lambda file, root, lines: _has_boxes(lines)),
-        TextSign(50, lambda file, root, lines: all(map(is_image, lines))),  # without a single box
+        (80, lambda file, root, lines: _has_boxes(lines)),
+        (50, lambda file, root, lines: all(map(is_image, lines))),  # without a single box
         # most likely with mistakes: the reader says in which lines
-        TextSign(30, lambda file, root, lines: any(map(is_image, lines[0].split()))),
+        (30, lambda file, root, lines: any(map(is_image, lines[0].split()))),
     ),
     files=_list_files,
     class_names="none",

@@ -26,10 +26,11 @@ from fcos.data.image_files import (
     is_image,
     names_in,
     place_images,
+    slashed,
     unique_stems,
 )
 from fcos.data.names import check_number_of_classes, match_names, write_names
-from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.registry import Format
 from fcos.data.splits import SPLIT_FOLDERS, Split, Splits, arranged, pick, split_folders
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
@@ -40,11 +41,8 @@ from fcos.terminal import counted
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
     """Read a VOC data set folder, a file of ``ImageSets/Main``, or a folder of xml.
 
-    Args:
-        source: one of those three.
-        root: folder of the images, or the data set's folder; found near the annotations if not given.
-        names: class names; without them, the sorted names of *all* xml of the folder, so that the splits of
-            one data set agree even if a rare class is missing in one of them.
+    `root` is the folder of the images, or that of the data set. Without `names` the classes are the sorted
+    names of *all* xml of the folder, so that its splits agree even if one of them has no box of a rare class.
     """
     folder = annotation_folder(source, root)
     if folder is None:
@@ -54,9 +52,11 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     files = _xml_files(folder)
     stems = sorted(files) if os.path.isdir(source) else _split_stems(source, files)
     parsed = _parse_all(folder, files, stems if names is not None else sorted({*files, *stems}))
-    found = sorted({name for xml in parsed.values() for name in xml.class_names})
+    others = _other_parts(folder)
+    found = _class_names(parsed)
     check_number_of_classes(len(found), str(source))
-    names = sorted({*found, *_names_of_other_parts(folder)}) if names is None else names
+    if names is None:
+        names = sorted({*found, *_class_names(_parse_all(folder, others, others))})
     label_of = dict(zip(found, match_names(found, names, where=str(source)), strict=True))
     images = _image_folder(folder, root, stems)
     faults = Faults()
@@ -73,12 +73,10 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         for image_id, stem in enumerate(stems, start=1)
     ]
     faults.raise_any(
-        "annotation file has several images",
-        "annotation files have several images",
-        "correct <filename>, or remove the other image",
+        "annotation file", "with several images", "correct <filename>, or remove the other image"
     )
-    notes = _without_xml(records, folder, files) if os.path.isdir(source) else ()
-    return Annotations.from_records(records, names, source=source, format="voc", notes=tuple(notes))
+    notes = list(_unused_images(records, {*files, *others})) if os.path.isdir(source) else []
+    return Annotations.from_records(records, names, source=source, format="voc", notes=notes)
 
 
 def _xml_files(folder: Path) -> dict[str, Path]:
@@ -87,34 +85,32 @@ def _xml_files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 
-def _without_xml(records: Sequence[Record], folder: Path, files: Mapping[str, Path]) -> Iterator[str]:
-    """What to tell of images that lie beside those of the xml files, and are not used."""
+def _other_parts(folder: Path) -> dict[str, Path]:
+    """The xml files of the folders beside ``train``; none where a folder is not called like a split."""
+    if folder.name.lower() not in SPLIT_FOLDERS:
+        return {}
+    parts = (part for part in split_folders(folder.parent).values() if part != folder)
+    return {str(file.with_suffix("")): file for part in parts for file in _xml_files(part).values()}
+
+
+def _class_names(parsed: Mapping[str, Xml]) -> list[str]:
+    return sorted({name for xml in parsed.values() for name in xml.class_names})
+
+
+def _unused_images(records: Sequence[Record], stems: Iterable[str]) -> Iterator[str]:
+    """What to tell of images without an xml file that lie beside the others."""
     used = {Path(os.path.abspath(record.path)) for record in records}
-    stems = {Path(stem).name for part in _other_parts(folder) for stem in _xml_files(part)}
-    stems.update(Path(stem).name for stem in files)
-    places = sorted({path.parent for path in used})
-    beside = [place / name for place in places for name in names_in(place) if is_image(name)]
-    unused = [path for path in beside if path not in used and path.stem not in stems]
+    with_xml = {Path(stem).name for stem in stems}
+    beside = [
+        place / name
+        for place in sorted({path.parent for path in used})
+        for name in names_in(place)
+        if is_image(name)
+    ]
+    unused = [path for path in beside if path not in used and path.stem not in with_xml]
     if unused:
         number = counted(len(unused), "image without an xml file is", "images without an xml file are")
         yield f"{number} not used, for example '{unused[0].name}'"
-
-
-def _names_of_other_parts(folder: Path) -> set[str]:
-    """Classes in the folders beside ``train``: a rare one may be missing in some part."""
-    names: set[str] = set()
-    for part in _other_parts(folder):
-        files = _xml_files(part)
-        for xml in _parse_all(part, files, files).values():
-            names.update(xml.class_names)
-    return names
-
-
-def _other_parts(folder: Path) -> list[Path]:
-    """The folders of other parts beside ``train``; none where a folder is not called like a part."""
-    if folder.name.lower() not in SPLIT_FOLDERS:
-        return []
-    return [part for part in split_folders(folder.parent).values() if part != folder]
 
 
 def write(
@@ -131,14 +127,9 @@ def write(
     for record, stem in zip(annotations, stems, strict=True):
         if _without_flag(stem) != stem:
             faults.add(record.where, f"'{stem}' would be read as a name followed by a flag")
-    faults.raise_any(
-        "image cannot be listed in ImageSets", "images cannot be listed in ImageSets", "rename the images"
-    )
+    faults.raise_any("image", "cannot be listed in ImageSets", "rename the images")
     with written(out) as folder:
-        place_images(
-            ((r.path, folder / "JPEGImages" / name) for r, name in zip(annotations, names, strict=True)),
-            copy=copy_images,
-        )
+        place_images(annotations, names, folder / "JPEGImages", copy=copy_images)
         for record, name in zip(annotations, names, strict=True):
             xml = folder / "Annotations" / name.with_suffix(".xml")
             xml.parent.mkdir(parents=True, exist_ok=True)
@@ -167,11 +158,9 @@ def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
 
 def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
     """Names in an ImageSets file; ``cat_train.txt`` and the like have -1, 0 or 1 behind each."""
-    stems = [_without_flag(line) for _, line in read_lines(source)]
+    stems = [slashed(_without_flag(line)) for _, line in read_lines(source)]
     # some tools write the names of the images
-    stems = [stem if stem in files else _without_suffix(stem, files) for stem in stems]
-    slashed = [stem.replace("\\", "/") for stem in stems]
-    return [there if there in files else stem for stem, there in zip(stems, slashed, strict=True)]
+    return [os.path.splitext(s)[0] if is_image(s) and s not in files else s for s in stems]
 
 
 def _without_flag(line: str) -> str:
@@ -179,28 +168,18 @@ def _without_flag(line: str) -> str:
     return stem.strip() if stem and flag in ("-1", "0", "1") else line
 
 
-def _without_suffix(name: str, files: Mapping[str, Path]) -> str:
-    stem = os.path.splitext(name)[0]
-    return stem if is_image(name) and stem in files else name
-
-
 def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) -> dict[str, Xml]:
     parsed: dict[str, Xml] = {}
     faults = Faults()
     for stem in stems:
         file = files.get(stem, folder / f"{stem}.xml")
-        if not os.path.lexists(file):
-            faults.add(str(file), "not found")
-            continue
-        try:
+        with faults.at(str(file)):
+            if not os.path.lexists(file):
+                raise ValueError("not found")
             parsed[stem] = read_xml(file)
-        except DatasetError as error:
-            faults.add(str(file), error.what)
-        except ValueError as error:
-            faults.add(str(file), str(error))
     faults.raise_any(
-        "annotation file cannot be read",
-        "annotation files cannot be read",
+        "annotation file",
+        "cannot be read",
         "correct them, or remove them from the split and the folder",
     )
     return parsed
@@ -221,22 +200,17 @@ def _image_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> Imag
 
 def _usual_folders(base: Path) -> list[Path]:
     names = ("JPEGImages", "images")
-    return [
-        *(folder for name in names for folder in folders_like(base, name)),
-        *(base / name for name in names),
-    ]
+    return [folder for name in names for folder in (folders_like(base, name) or [base / name])]
 
 
 def _image(images: ImageFolder, stem: str, xml: Xml, faults: Faults) -> Path:
-    """The image of an xml file: by its file name, else by the name inside, else where it should be."""
+    """The image of an xml file: by the name inside, else by its own, else where it should be."""
     by_filename = images.folder / (xml.filename or f"{stem}.jpg")
     if xml.filename and by_filename.stem == Path(stem).name and os.path.isfile(by_filename):
         return by_filename  # decides between cat.jpg and cat.png
     found = images.find_all(stem)
     if len(found) > 1:
         faults.add(f"{stem}.xml", " or ".join(f"'{path.name}'" for path in found))
-    if not found and not os.path.isfile(by_filename) and xml.path and os.path.isfile(xml.path):
-        return Path(xml.path)
     return found[0] if found else by_filename
 
 
@@ -268,11 +242,11 @@ def _splits(folder: Path) -> Splits:
     sets = folders_like(folder, "ImageSets/Main")
     files = {Path(name).stem.lower(): sets[0] / name for name in names_in(sets[0])} if sets else {}
     # Only the four names that VOC defines: the folder also holds a file per class (cat_train.txt).
-    named = {part: files[part] for part in ("train", "val", "test", "trainval") if part in files}
+    named: dict[str, Path] = {
+        part: files[part] for part in ("train", "val", "test", "trainval") if part in files
+    }
     named = {part: file for part, file in named.items() if read_text(file).strip()}
-    sources = [named.get("train"), named.get("val"), named.get("test")]
-    if sources[0] is None or sources[1] is None:
-        sources = [named.get("trainval") or sources[0], sources[1] or sources[2], None]
+    sources = pick(named, folder)
     annotations = annotation_folder(folder)
     # ``train`` and ``val`` with folders of their own, or within ``Annotations``
     subfolders = split_folders(folder if annotations is None else annotations)
@@ -288,12 +262,12 @@ FORMAT = Format(
     suffixes=(".txt", ""),
     read=read,
     folder_signs=(
-        FolderSign(80, lambda folder: annotation_folder(folder) is not None),
-        FolderSign(40, lambda folder: any(map(annotation_folder, split_folders(folder).values()))),
+        (80, lambda folder: annotation_folder(folder) is not None),
+        (40, lambda folder: any(map(annotation_folder, split_folders(folder).values()))),
     ),
     text_signs=(
-        TextSign(90, lambda file, root, lines: "imagesets" in map(str.lower, file.parts)),
-        TextSign(40, lambda file, root, lines: annotation_folder(file, root) is not None),
+        (90, lambda file, root, lines: "imagesets" in map(str.lower, file.parts)),
+        (40, lambda file, root, lines: annotation_folder(file, root) is not None),
     ),
     splits=_splits,
     box_word="object",

@@ -11,12 +11,11 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcos.data.numbers import cut, flag, number, side
+from fcos.data.numbers import cut, flag, named, number, side
 from fcos.files import read_bytes
 
 MAX_BYTES = 2**28
 OF_BOXES = frozenset("object bndbox robndbox polygon xmin box points".split())
-NOT_STATED = ("", "unspecified")
 
 Element = ElementTree.Element
 
@@ -26,7 +25,6 @@ class Xml:
     """What one annotation file says."""
 
     filename: str
-    path: str
     size_hw: tuple[int, int] | None
     class_names: list[str]
     boxes_xyxy: list[list[float]]
@@ -40,8 +38,9 @@ def read_xml(file: Path) -> Xml:
         ValueError: it is no VOC annotation, or does not say for certain what is in the image.
     """
     annotation = _annotation(_parse(read_bytes(file, max_bytes=MAX_BYTES)))
-    filename, path = (_text(annotation, key) for key in ("filename", "path"))
-    xml = Xml(filename, path, _size(annotation), [], [], [])
+    height, width = (side(_text(annotation, f"size/{name}")) for name in ("height", "width"))
+    size_hw = (height, width) if height and width else None  # some tools write 0
+    xml = Xml(_text(annotation, "filename"), size_hw, [], [], [])
     for element in annotation:
         if element.tag != "object" and any(str(inner.tag).lower() in OF_BOXES for inner in element.iter()):
             raise ValueError(f"<{cut(str(element.tag))}> holds boxes, but VOC calls an object <object>")
@@ -56,7 +55,8 @@ def read_xml(file: Path) -> Xml:
         try:
             xml.class_names.append(name)
             xml.boxes_xyxy.append(_box(element))
-            xml.is_difficult.append(_is_difficult(element))
+            difficult = _text(element, "difficult").lower().replace("unspecified", "")
+            xml.is_difficult.append(named("<difficult>", flag, difficult or None))
         except ValueError as error:
             raise ValueError(f"object {place} ('{cut(name)}') {error}") from None
     return xml
@@ -67,10 +67,8 @@ def _parse(content: bytes) -> Element:
         raise ValueError("xml with entities, which VOC does not have")
     try:
         root = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an encoding that is none
         raise ValueError(f"not well-formed xml: {error}") from None
-    except LookupError as error:  # an encoding that is none
-        raise ValueError(f"not readable: {error}") from None
     for element in root.iter():
         if isinstance(element.tag, str):  # else a comment
             element.tag = element.tag.rpartition("}")[2]  # without namespace
@@ -95,29 +93,9 @@ def _annotation(root: Element) -> Element:
 def _box(element: Element) -> list[float]:
     boxes = element.findall("bndbox")
     if len(boxes) != 1:
-        others = [name for name in ("robndbox", "polygon") if element.find(name) is not None]
-        raise ValueError(
-            f"has {len(boxes)} bndbox" + (f", but a {others[0]}" if others and not boxes else "")
-        )
-    corners = [_text(boxes[0], corner) for corner in ("xmin", "ymin", "xmax", "ymax")]
-    try:
-        return [number(corner) for corner in corners]
-    except ValueError:
-        raise ValueError("has no box of four numbers") from None
-
-
-def _is_difficult(element: Element) -> bool:
-    stated = _text(element, "difficult")
-    try:
-        return stated.lower() not in NOT_STATED and flag(stated)
-    except ValueError as error:
-        raise ValueError(f"has a <difficult> that {error}") from None
-
-
-def _size(annotation: Element) -> tuple[int, int] | None:
-    """Height, width as stated; None where missing or 0, as some tools write."""
-    height, width = (side(_text(annotation, f"size/{name}")) for name in ("height", "width"))
-    return (height, width) if height and width else None
+        raise ValueError(f"has {len(boxes)} bndbox")
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    return [named(f"<{corner}>", number, _text(boxes[0], corner)) for corner in corners]
 
 
 def _text(element: Element, path: str) -> str:

@@ -10,7 +10,8 @@ Fractions need the size of the image, so the headers of all images are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -22,11 +23,11 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats.yolo_description import YAML_SUFFIXES, find_description, read_description
 from fcos.data.formats.yolo_layout import LabelFiles, Pair, find_layout, is_label_file, list_pairs
-from fcos.data.image import read_header, read_size, upright
+from fcos.data.image import read_header, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
 from fcos.data.names import match_names, numbered_names
 from fcos.data.numbers import EXACT, number
-from fcos.data.registry import FolderSign, Format, TextSign
+from fcos.data.registry import Format
 from fcos.data.splits import Split, Splits, arranged, pick
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
@@ -51,9 +52,13 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     if file_names is None:
         largest = (int(record.labels.max(initial=-1)) for record in records)
         file_names = list(names or numbered_names(largest, 0, str(source)))
-    annotations = Annotations.from_records(
-        records, file_names, source=source, format="yolo", notes=list(_unlabelled(pairs))
-    )
+    notes = []
+    if without := [pair.image.name for pair in pairs if pair.label_file is None]:
+        number = counted(
+            len(without), "image without a label file counts", "images without a label file count"
+        )
+        notes = [f"{number} as background, for example '{without[0]}'"]
+    annotations = Annotations.from_records(records, file_names, source=source, format="yolo", notes=notes)
     return annotations if names is None else _renamed(annotations, names)
 
 
@@ -63,11 +68,7 @@ def write(
     """Write ``data.yaml``, ``images`` (linked, or copied) and ``labels`` into the folder `out`."""
     names = unique_stems(annotations, root)
     with written(out) as folder:
-        images = folder / "images" / "train"
-        place_images(
-            ((record.path, images / name) for record, name in zip(annotations, names, strict=True)),
-            copy=copy_images,
-        )
+        place_images(annotations, names, folder / "images" / "train", copy=copy_images)
         for record, name in zip(annotations, names, strict=True):
             label_file = (folder / "labels" / "train" / name).with_suffix(".txt")
             label_file.parent.mkdir(parents=True, exist_ok=True)
@@ -90,45 +91,32 @@ def _lines(record: Record) -> list[str]:
 
 @dataclass
 class _Rows:
-    """Reads the rows of label files, and collects what is wrong with them.
+    """Reads the rows of label files, and collects what is wrong with them."""
 
-    Attributes:
-        num_keypoint_values: behind the box, as data.yaml says; None: it says nothing of key points.
-        may_be_pose: of each row that is read as a polygon, whether it could be a box with key points.
-    """
-
-    num_keypoint_values: int | None
+    num_keypoint_values: int | None  # behind the box, as data.yaml says
     faults: Faults = field(default_factory=Faults)
-    unreadable: Faults = field(default_factory=Faults)
-    may_be_pose: list[bool] = field(default_factory=list)
+    may_be_pose: list[bool] = field(default_factory=list)  # whether polygons could be boxes with key points
 
-    def read(self, file: Path) -> tuple[list[NDArray[np.float64]], list[int]]:
+    def read(self, file: Path) -> tuple[list[Sequence[float]], list[int]]:
         """Boxes xyxy as fractions, and class ids."""
         boxes, labels = [], []
-        try:
+        lines: list[tuple[int, str]] = []
+        with self.faults.at(str(file)):
             lines = read_lines(file)
-        except DatasetError as error:
-            self.unreadable.add(str(file), error.what)
-            return [], []
         for line_number, line in lines:
-            try:
-                values = [number(word) for word in line.split()]
-                label, box = _class_id(values[0]), self._box(np.array(values[1:]))
-            except ValueError as error:
-                self.faults.add(f"{file}, line {line_number}", str(error))
-                continue
-            labels.append(label)
-            boxes.append(box)
+            with self.faults.at(f"{file}, line {line_number}"):
+                class_id, *values = map(number, line.split())
+                if not class_id.is_integer() or abs(class_id) > EXACT:
+                    raise ValueError(f"class id {class_id:g} is not a whole number")
+                boxes.append(self._box(values))
+                labels.append(int(class_id))
         return boxes, labels
 
     def raise_faults(self, source: Path) -> None:
         """Refuse rows that cannot be read, and rows that can be read in two ways."""
-        self.unreadable.raise_any(
-            "label file cannot be read", "label files cannot be read", "replace or remove them"
-        )
         self.faults.raise_any(
-            "line cannot be read",
-            "lines cannot be read",
+            "label",
+            "cannot be read",
             "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "
             "between the numbers",
         )
@@ -140,27 +128,20 @@ class _Rows:
                 "kpt_shape: [17, 3]; if they are polygons, convert them to boxes: class cx cy width height",
             )
 
-    def _box(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-        count = len(numbers)
-        if count == 4 or count == 4 + (self.num_keypoint_values or -1):
-            centre, half = numbers[:2], numbers[2:4] / 2
-            return np.concatenate([centre - half, centre + half])
+    def _box(self, values: list[float]) -> Sequence[float]:
+        count = len(values)
+        if count in (4, 4 + (self.num_keypoint_values or 0)):
+            x, y, width, height = values[:4]
+            return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        others = "a polygon 6, 8, ...; remove the scores of predictions"
         if self.num_keypoint_values:
-            raise ValueError(
-                f"{counted(count, 'number')} after the class, but a box has 4, and with the key points "
-                f"of data.yaml {4 + self.num_keypoint_values}"
-            )
-        if count == 5:
-            raise ValueError(
-                "5 numbers after the class, but a box has 4: predictions have a score after it, remove that"
-            )
-        if count < 6 or count % 2:
-            raise ValueError(
-                f"{counted(count, 'number')} after the class, but a box has 4 and a polygon 6, 8, ..."
-            )
+            others = f"with the key points of data.yaml {4 + self.num_keypoint_values}"
+        if self.num_keypoint_values or count < 6 or count % 2:
+            raise ValueError(f"{counted(count, 'number')} after the class, but a box has 4 and {others}")
+        numbers = np.array(values)
         self.may_be_pose.append(_may_be_pose(numbers))
         points = numbers.reshape(-1, 2)
-        return np.concatenate([points.min(axis=0), points.max(axis=0)])
+        return (*points.min(axis=0), *points.max(axis=0))
 
 
 def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
@@ -189,31 +170,12 @@ def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
 def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
     image, label_file = pair
     fractions, labels = rows.read(label_file) if label_file is not None else ([], [])
-    where = str(label_file or image)
-    try:
-        size_hw = read_size(image)
-    except DatasetError:
-        boxes = np.full((len(labels), 4), np.nan)  # the size is unknown; `check` reports the image
-        return Record.make(image, boxes, labels, image_id, where=where)
-    height, width = size_hw
+    size_hw = None
+    with suppress(DatasetError):  # an image that cannot be opened, for `check` to report
+        size_hw = read_header(image).size_hw
+    height, width = size_hw or (np.nan, np.nan)
     boxes = np.array(fractions, np.float64).reshape(-1, 4) * [width, height, width, height]
-    return Record.make(image, boxes, labels, image_id, size_hw=size_hw, where=where)
-
-
-def _unlabelled(pairs: Sequence[Pair]) -> Iterator[str]:
-    """What to tell of images without a label file."""
-    without = [pair.image for pair in pairs if pair.label_file is None]
-    if without:
-        number = counted(
-            len(without), "image has no label file and counts", "images have no label file and count"
-        )
-        yield f"{number} as background, for example '{without[0].name}'"
-
-
-def _class_id(value: float) -> int:
-    if not value.is_integer() or abs(value) > EXACT:
-        raise ValueError(f"class id {value:g} is not a whole number")
-    return int(value)
+    return Record.make(image, boxes, labels, image_id, size_hw=size_hw, where=str(label_file or image))
 
 
 def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
@@ -227,10 +189,6 @@ def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
     labels[known] = new_label[annotations.labels[known]]
     ids = tuple(range(1, len(names) + 1))
     return replace(annotations, labels=labels, class_names=tuple(names), category_ids=ids)
-
-
-def _has_folders(folder: Path) -> bool:
-    return bool(folders_like(folder, "images") and folders_like(folder, "labels"))
 
 
 def _has_label_files(folder: Path) -> bool:
@@ -288,11 +246,11 @@ FORMAT = Format(
     suffixes=(*YAML_SUFFIXES, ".data", ".txt", ""),
     read=read,
     folder_signs=(
-        FolderSign(90, lambda folder: find_description(folder) is not None),
-        FolderSign(60, _has_folders),
-        FolderSign(30, _has_label_files),
+        (90, lambda folder: find_description(folder) is not None),
+        (60, lambda folder: bool(folders_like(folder, "images") and folders_like(folder, "labels"))),
+        (30, _has_label_files),
     ),
-    text_signs=(TextSign(70, _refuse_labels), TextSign(60, _lists_images)),
+    text_signs=((70, _refuse_labels), (60, _lists_images)),
     splits=_splits,
     first_class_id=0,
     in_pixels=False,

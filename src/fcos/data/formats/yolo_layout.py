@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fcos.data.formats.yolo_description import (
     SPLITS,
+    YAML_SUFFIXES,
     Description,
     existing,
     find_description,
@@ -20,7 +21,16 @@ from fcos.data.formats.yolo_description import (
     read_description,
     split_source,
 )
-from fcos.data.image_files import IMAGE_SUFFIXES, ImageFolder, folders_like, folders_near, is_image, names_in
+from fcos.data.image_files import (
+    IMAGE_SUFFIXES,
+    FilesByStem,
+    ImageFolder,
+    folders_like,
+    folders_near,
+    is_image,
+    names_in,
+    slashed,
+)
 from fcos.data.numbers import number
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
@@ -36,34 +46,30 @@ class Pair(NamedTuple):
     label_file: Path | None
 
 
-class Layout(NamedTuple):
-    """What a source means; `description` (class names, key points) is None where there is none."""
-
-    pairs: list[Pair]
-    description: Description | None
-
-
-def find_layout(source: Path, root: Path | None) -> Layout:
-    """The images of a ``data.yaml``, ``obj.data``, list of images, or folder."""
+def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Description | None]:
+    """The images of a ``data.yaml``, ``obj.data``, list of images, or folder; and what describes them."""
     file, split = split_source(source)
-    if os.path.isdir(file):
-        described_by = find_description(file)
-        if described_by is None:
-            return Layout(_checked(_folder_pairs(file, root)), names_near(file))
-        file = described_by
-    elif file.suffix.lower() not in (".yaml", ".yml", ".data"):
-        return Layout(_checked(list_pairs(file, root)), names_near(file.parent))
-    description = read_description(file)
-    pairs = _described_pairs(description, split, root)
-    if description.class_names is None:
-        description = names_near(file.parent) or description
-    return Layout(_checked(pairs), description)
+    is_folder = os.path.isdir(file)
+    describes = file.suffix.lower() in (*YAML_SUFFIXES, ".data")
+    described_by = find_description(file) if is_folder else file if describes else None
+    description: Description | None
+    if described_by is not None:
+        description = described = read_description(described_by)
+        pairs = _described_pairs(described, split, root)
+        if described.class_names is None:
+            description = names_near(described_by.parent) or described
+    elif is_folder:
+        pairs, description = _folder_pairs(file, root), names_near(file)
+    else:
+        pairs, description = list_pairs(file, root), names_near(file.parent)
+    _check_labels_are_of_one_image(pairs)
+    return pairs, description
 
 
 def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> list[Pair]:
     """A text file of image paths; labels near it even where the images are elsewhere (`root`)."""
     bases = [root, source.parent] if root else folders_near(source.parent)
-    lines = [_with_slashes(bases, line) for _, line in read_lines(source)[:limit]]
+    lines = [slashed(line) for _, line in read_lines(source)[:limit]]
     images = listed_files(lines, bases)
     finder = LabelFiles()
     labels = [finder.of(image) for image in images]
@@ -85,51 +91,39 @@ def listed_files(lines: list[str], bases: list[Path]) -> list[Path]:
     finders = {base: ImageFolder(base) for base in bases}
     sample = paths[:: max(1, len(paths) // SAMPLED_LINES)]
     depth = max((len(path.parts) for path in sample), default=1)
-    base, start = bases[0], 0
     for leave_out in range(depth):
-        found = {b: sum(_there(finders[b], path, leave_out) is not None for path in sample) for b in bases}
-        best = max(bases, key=lambda b: found[b])
-        named = [b for b in bases if any(_names_folder_of_images(b, path, leave_out) for path in sample)]
-        if found[best] or named:
-            base, start = (best if found[best] else named[0]), leave_out
+        fits = {
+            base: (
+                sum(finder.same_name(_without(path, leave_out)) is not None for path in sample),
+                any(_names_folder_of_images(base, path, leave_out) for path in sample),
+            )
+            for base, finder in finders.items()
+        }
+        base = max(bases, key=fits.__getitem__)
+        if any(fits[base]):
             break
-    finder = finders[base]
-    return [_there(finder, path, start) or base / _without(path, start) for path in paths]
+    else:
+        base, leave_out = bases[0], 0
+    names = [_without(path, leave_out) for path in paths]
+    return [finders[base].same_name(name) or base / name for name in names]
 
 
-def _with_slashes(bases: list[Path], line: str) -> str:
-    r"""A line of a list from Windows, ``images\a.jpg``; a file of the very name comes first."""
-    if "\\" not in line or any(os.path.lexists(base / line) for base in bases):
-        return line
-    return line.replace("\\", "/")
-
-
-def _without(path: Path, leave_out: int) -> Path:
-    return Path(*path.parts[min(leave_out, len(path.parts) - 1) :])
-
-
-def _there(finder: ImageFolder, path: Path, leave_out: int) -> Path | None:
-    name = str(_without(path, leave_out))
-    place = finder.folder / name
-    return place if os.path.lexists(place) and not os.path.isdir(place) else finder.same_name(name)
+def _without(path: Path, leave_out: int) -> str:
+    return str(Path(*path.parts[min(leave_out, len(path.parts) - 1) :]))
 
 
 def _names_folder_of_images(base: Path, path: Path, leave_out: int) -> bool:
-    folder = _without(path, leave_out).parent
+    folder = Path(_without(path, leave_out)).parent
     return folder != Path() and any(map(is_image, names_in(base / folder)))
 
 
-class LabelFiles:
-    """Finds label files; every folder is listed once.
-
-    Attributes:
-        claimed: every file that belongs to an image that was asked for.
-    """
+class LabelFiles(FilesByStem):
+    """Finds label files."""
 
     def __init__(self) -> None:
-        self.claimed: set[Path] = set()
-        self._folders: dict[Path, list[Path]] = {}
-        self._names: dict[Path, dict[str, list[str]]] = {}
+        super().__init__(lambda name: name.lower().endswith(".txt") and not is_name_file(name))
+        self.claimed: set[Path] = set()  # every file that belongs to an image that was asked for
+        self._folders_of: dict[Path, list[Path]] = {}
 
     def of(self, image: Path) -> Path | None:
         """The label file of an image.
@@ -137,32 +131,21 @@ class LabelFiles:
         Raises:
             DatasetError: there are two that say different things.
         """
-        found = [path for folder in self.folders(image.parent) for path in self._in(folder, image.name)]
+        folder, name = image.parent, image.name
+        if folder not in self._folders_of:
+            self._folders_of[folder] = [*labels_folders(folder), folder]
+        stems = (os.path.splitext(name)[0], name)
+        found = [
+            path for place in self._folders_of[folder] for stem in stems for path in self.find(place, stem)
+        ]
         self.claimed.update(found)
-        if len(found) > 1 and len({os.path.realpath(path) for path in found}) > 1:
-            if len({tuple(read_lines(path)) for path in found}) > 1:
-                raise DatasetError(
-                    f"several label files for one image: {', '.join(map(str, found))}",
-                    where=str(image),
-                    fix="keep only the right one",
-                )
+        if len(found) > 1 and len({tuple(read_lines(path)) for path in found}) > 1:
+            raise DatasetError(
+                f"several label files for one image: {', '.join(map(str, found))}",
+                where=str(image),
+                fix="keep only the right one",
+            )
         return found[0] if found else None
-
-    def folders(self, folder: Path) -> list[Path]:
-        """Where the labels of images in a folder may be, the likeliest first."""
-        if folder not in self._folders:
-            self._folders[folder] = [*labels_folders(folder), folder]
-        return self._folders[folder]
-
-    def _in(self, folder: Path, image_name: str) -> list[Path]:
-        if folder not in self._names:
-            by_stem = self._names.setdefault(folder, {})
-            for name in names_in(folder):
-                stem, suffix = os.path.splitext(name)
-                if suffix.lower() == ".txt" and not is_name_file(name):
-                    by_stem.setdefault(stem, []).append(name)
-        stems = (os.path.splitext(image_name)[0], image_name)
-        return [folder / name for stem in stems for name in self._names[folder].get(stem, [])]
 
 
 def labels_folders(folder: Path) -> list[Path]:
@@ -183,19 +166,14 @@ def is_label_file(file: Path) -> bool:
     return bool(rows) and all(len(row) >= 5 and row[0].is_integer() for row in rows)
 
 
-def _checked(pairs: list[Pair]) -> list[Pair]:
+def _check_labels_are_of_one_image(pairs: list[Pair]) -> None:
     """Refuse labels that two images claim, ``0.jpg`` and ``0.png``: they belong to one of them."""
     image_of: dict[Path, Path] = {}
     faults = Faults()
     for image, label_file in pairs:
         if label_file is not None and image_of.setdefault(label_file, image) != image:
             faults.add(str(label_file), f"belongs to '{image_of[label_file].name}' or to '{image.name}'")
-    faults.raise_any(
-        "label file belongs to two images",
-        "label files belong to two images",
-        "remove one of the images, or call its labels .jpg.txt",
-    )
-    return pairs
+    faults.raise_any("label file", "of two images", "remove one of the images, or call its labels .jpg.txt")
 
 
 def _described_pairs(description: Description, split: str, root: Path | None) -> list[Pair]:
@@ -259,14 +237,10 @@ def _images_of(finder: ImageFolder, stem: str) -> list[Path]:
 
 def _without_image(images: Path, used: set[Path]) -> list[Pair]:
     """Label files that no image has, for `check` to report."""
-    orphans = []
-    for folder in labels_folders(images):
-        orphans += [(images / path.relative_to(folder), path) for path in sorted(files_below(folder, ".txt"))]
-    in_labels = {path for _, path in orphans}
-    beside = (path for path in sorted(files_below(images, ".txt")) if path not in in_labels)
-    orphans += [(path, path) for path in beside if path not in used and is_label_file(path)]
-    return [
-        Pair(place.with_suffix(".jpg"), path)
-        for place, path in orphans
-        if path not in used and not is_name_file(path.name)
-    ]
+    image_of: dict[Path, Path] = {}
+    for folder in (*labels_folders(images), images):
+        for file in sorted(files_below(folder, ".txt")):
+            is_no_label = file in used or is_name_file(file.name)
+            if not is_no_label and (folder != images or is_label_file(file)):
+                image_of.setdefault(file, (images / file.relative_to(folder)).with_suffix(".jpg"))
+    return [Pair(image, file) for file, image in image_of.items()]
