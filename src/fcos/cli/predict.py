@@ -41,6 +41,7 @@ Examples:
   fcos predict runs/train photos/ --classes person,car --save-crops
   fcos predict runs/train photos/ --save-labels yolo   to train on, or to correct in a labelling tool
   fcos predict runs/train clip.mp4 --track
+  fcos predict runs/train rtsp://camera.local/live   until Ctrl-C, over broken connections
   fcos predict runs/train 0                          the first camera, until Ctrl-C
   find photos -name "*.jpg" | fcos predict runs/train - --json
 """
@@ -79,6 +80,9 @@ Examples:
     help="Videos: process every N-th frame and skip the others.",
     metavar="N",
 )
+@click.option(
+    "--stream", is_flag=True, help="URLs are live videos, reconnected when they break; rtsp:// always is."
+)
 @click.option("--draw/--no-draw", default=True, help="Write drawn images and videos, or JSON only.")
 @click.option(
     "--batch-size",
@@ -104,6 +108,7 @@ def command(
     save_crops: bool,
     track: bool,
     every: int,
+    stream: bool,
     draw: bool,
     batch_size: int | None,
     as_json: bool,
@@ -114,9 +119,9 @@ def command(
     """Detect objects in images and videos; draw them and write the detections as JSON.
 
     MODEL is a run folder or a model file. A SOURCE is an image, a video, a folder (with its subfolders), a
-    pattern like "photos/*.jpg", the URL of an image or video (https://...), a text file with one path per
-    line, a camera number (0), or - for standard input (an image, or paths). Files that cannot be read are
-    reported and skipped, and the exit code is 1.
+    pattern like "photos/*.jpg", the URL of an image or video (https://...) or of a live stream (rtsp://...),
+    a text file with one path per line, a camera number (0), or - for standard input (an image, or paths).
+    Files that cannot be read are reported and skipped, and the exit code is 1.
     """
     from fcos.detector import Detector
     from fcos.predict.sources import FRAMES_FILE, RESULT_FILE, find_sources, plan
@@ -124,7 +129,7 @@ def command(
 
     check_writable(out)
     # Planned before other processes start, so that their output is not mistaken for the user's files.
-    planned = plan(find_sources(sources, out), out) if is_first_process() else []
+    planned = plan(find_sources(sources, out, streams=stream), out) if is_first_process() else []
     images = [source for source in planned if source.kind == "image"]
     videos = [source for source in planned if source.kind != "image"]
     check_video_options(videos, track, every)
