@@ -9,9 +9,8 @@
 `run` trains each method on each set for a budget of CPU seconds (all threads and processes together) and
 measures COCO's AP on the set's val images, with one file for each result: what is there already is not done
 again, so that a run can be stopped at any time. `table` prints what there is: AP of each set (mean over the
-seeds, and half their range), the mean over the sets, and the median time of an image. `latency` compares any
-files that `Detector.load` opens and the peers' files on a set's test images, each image through each model in
-turn, in this process, with 2 threads.
+seeds, and half their range), the mean over the sets, and the median time of an image. `latency` is
+`fcos compare` with the peers' files too, on a set's test images, with 2 threads.
 
 A method is a peer of `benchmarks/peers.py`, a preset, or NAME:PRESET,key=value,... with settings of `fcos
 train`. Ours trains for as many whole epochs as the budget holds (of a set that it cannot see once: as many
@@ -38,7 +37,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,12 +46,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from fcos import Detector
-from fcos.data.annotations import Annotations
+from fcos.cli.compare import open_candidates
+from fcos.data.annotations import Annotations, select
 from fcos.data.batch import read_sample
 from fcos.data.check import check, drop_invalid
 from fcos.data.formats import read_annotations
-from fcos.metrics.coco import CocoMetrics, evaluate_detections
+from fcos.export.verify import size_of
+from fcos.report.tradeoff import Candidate, measure
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BUDGETS_S = {"short": 600.0, "long": 7200.0}  # 5 minutes and an hour of two cores
@@ -364,7 +363,9 @@ def run_one(
         note["cpu_s"] = train_ours(kind, settings, name, shown, epochs, seed, model)
         note["epochs"] = epochs
     torch.set_num_threads(NUM_THREADS)
-    [(_, measured, milliseconds, _)] = measure([str(model)], read_data(name, *lists[2:]), None)
+    annotations = read_data(name, *lists[2:])
+    [row] = measure([open_model(str(model), annotations)[0]], annotations)
+    measured, milliseconds = row.metrics, row.latency_ms
     small = measured.stats[3]
     scores = {"ap": measured.map_mean, "ap50": measured.map_50, "ap75": measured.map_75, "ap_small": small}
     return scores | {"ms": milliseconds} | note
@@ -402,57 +403,32 @@ def print_table(out: Path) -> None:
 # Measuring ------------------------------------------------------------------------------------------------
 
 
-def open_model(
-    source: str, annotations: Annotations
-) -> tuple[str, Callable[[Path, int], list[dict[str, Any]]], str]:
-    """Its name in the table, file to COCO results of an image, and what else there is to say."""
+def open_model(source: str, annotations: Annotations) -> tuple[Candidate, str]:
+    """A file to measure, and what else there is to say of it."""
     name, _, path = source.rpartition("=")
     if path.endswith(".pt"):
-        peer, predict, said = load_peer(Path(path))
+        predict, class_names, said = load_peer(Path(path), annotations)
         note = f"{said['epochs']:.1f} epochs, {said['cpu_s']:.0f} CPU s"
         note += "" if said["imagenet"] else ", backbone from random weights"
-        return name or peer, predict, note
-    detector = Detector.load(path, device="cpu")
-    id_of = dict(zip(annotations.class_names, annotations.category_ids, strict=True))
-    ids = [id_of[class_name] for class_name in detector.class_names]
-
-    def find(picture: Path, image_id: int) -> list[dict[str, Any]]:
-        return detector.predict(picture, 0.0).to_coco(image_id, ids)
-
-    return name or detector.config.model, find, detector.config.model
-
-
-def measure(
-    sources: list[str], annotations: Annotations, num_images: int | None
-) -> list[tuple[str, CocoMetrics, float, str]]:
-    """Each model on each picture in turn: name, COCO's numbers, median milliseconds, note."""
-    models = [open_model(source, annotations) for source in sources]
-    found: list[list[dict[str, Any]]] = [[] for _ in models]
-    times: list[list[float]] = [[] for _ in models]
-    records = list(annotations)[:num_images]
-    for _, predict, _ in models:  # the first picture is warm-up
-        predict(records[0].path, 0)
-    for record in records:
-        for place, (_, predict, _) in enumerate(models):
-            started_at = time.perf_counter()
-            entries = predict(record.path, record.image_id)
-            times[place].append((time.perf_counter() - started_at) * 1000)
-            found[place] += entries
-    return [
-        (name, evaluate_detections(annotations, entries), statistics.median(values), note)
-        for (name, _, note), entries, values in zip(models, found, times, strict=True)
-    ]
+        return Candidate(name or said["name"], predict, class_names, size_of(Path(path))), note
+    [candidate] = open_candidates([source], annotations, None, "cpu")
+    return candidate, ""
 
 
 def print_latency(args: argparse.Namespace) -> None:
     """AP against latency of files."""
     torch.set_num_threads(NUM_THREADS)
     args.test = SETS[args.data].test is not None
-    rows = measure(args.models, read_data(args.data, *lists_of(args.data, args)[2:]), args.images)
+    annotations = read_data(args.data, *lists_of(args.data, args)[2:])
+    if args.images:
+        annotations = select(annotations, range(args.images))
+    opened = [open_model(source, annotations) for source in args.models]
+    note_of = {candidate.name: note for candidate, note in opened}
     print("| detector | AP | AP50 | AP75 | ms per image | |\n|---|---|---|---|---|---|")
-    for name, numbers, milliseconds, note in rows:
+    for row in measure([candidate for candidate, _ in opened], annotations):
+        name, numbers = row.candidate.name, row.metrics
         scores = " | ".join(f"{n:.3f}" for n in (numbers.map_mean, numbers.map_50, numbers.map_75))
-        print(f"| {name} | {scores} | {milliseconds:.1f} | {note} |")
+        print(f"| {name} | {scores} | {row.latency_ms:.1f} | {note_of[name]} |")
 
 
 def main() -> None:

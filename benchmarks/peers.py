@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.models.detection import FCOS
 from torchvision.models.detection._utils import retrieve_out_channels
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
@@ -22,6 +21,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead, _extra_block, _nor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fcos.data.annotations import Annotations
+from fcos.predict.detections import Detections
 
 
 class Peer(NamedTuple):
@@ -128,23 +128,19 @@ def save_peer(
     torch.save({"name": name, "state": model.state_dict(), **classes, **said}, path)
 
 
-def load_peer(path: Path) -> tuple[str, Callable[[Path, int], list[dict[str, Any]]], dict[str, Any]]:
-    """Its name; file to COCO results of an image; what was said of its training."""
+def load_peer(
+    path: Path, annotations: Annotations
+) -> tuple[Callable[[torch.Tensor], Detections], tuple[str, ...], dict[str, Any]]:
+    """Pixels to detections; the names of its labels; what was said of its training."""
     saved = torch.load(path, weights_only=True)
-    ids = saved["category_ids"]
-    model = make_peer(saved["name"], len(ids), download=saved["imagenet"]).eval()
+    name_of = dict(zip(annotations.category_ids, annotations.class_names, strict=True))
+    class_names = tuple(name_of[category_id] for category_id in saved["category_ids"])
+    model = make_peer(saved["name"], len(class_names), download=saved["imagenet"]).eval()
     model.load_state_dict(saved["state"])
 
     @torch.inference_mode()
-    def predict(picture: Path, image_id: int) -> list[dict[str, Any]]:
-        found = model([decode_image(str(picture), mode=ImageReadMode.RGB).float() / 255])[0]
-        boxes_xywh = found["boxes"].double()
-        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-        return [
-            {"image_id": image_id, "category_id": ids[label - 1], "bbox": box, "score": score}
-            for box, score, label in zip(
-                boxes_xywh.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
-            )
-        ]
+    def predict(image: torch.Tensor) -> Detections:
+        found = model([image.float() / 255])[0]
+        return Detections(found["boxes"], found["scores"], found["labels"] - 1, class_names)
 
-    return saved["name"], predict, saved
+    return predict, class_names, saved

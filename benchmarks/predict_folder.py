@@ -32,8 +32,9 @@ from frame import in_process, in_turn, start
 from PIL import Image
 
 from fcos import Detector
-from fcos.cli.predict import can_fork, predict_images, usual_processes
+from fcos.cli.predict import can_fork, usual_processes
 from fcos.cpu.memory import keep_freed_memory
+from fcos.predict.images import predict_images
 from fcos.predict.sources import Source, find_sources, plan
 from fcos.predict.video import VideoOptions, predict_video
 from fcos.predict.video_reader import Frame, VideoReader, import_av
@@ -69,7 +70,7 @@ def picture_runs(detector: Detector, paths: list[Path], out: Path) -> dict[str, 
     num_processes = usual_processes(len(paths)) if can_fork(detector.path, "cpu") else 1
 
     def command() -> None:
-        found = list(predict_images(detector, sources, out, detector.threshold, num_forks=num_processes))
+        found = list(predict_images(detector, sources, out, detector.threshold, num_processes=num_processes))
         (out / "detections.json").write_text(json.dumps(found, indent=1))
 
     return {"loop": loop, "stream": stream, "command": command}

@@ -212,6 +212,40 @@ def test_grey_arrays_and_those_with_a_fourth_channel_are_images(detector: Detect
         assert_same(detector.predict(picture), detector.predict(pixels))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, torch.bfloat16, torch.float32])
+def test_floats_are_fractions_of_white(dtype: Any) -> None:
+    fractions = [[0.0, 1 / 255, 0.25], [0.5, 254 / 255, 1.0]]  # 0.25 is 63.75, 0.5 is 127.5: to even
+    make: Any = torch.tensor if isinstance(dtype, torch.dtype) else np.array
+    image = make(fractions, dtype=dtype)
+
+    assert pixels_of(image)[0].tolist() == [[0, 1, 64], [128, 254, 255]]
+
+
+def test_bgr_is_said_and_then_the_same(detector: Detector, pixels: Any) -> None:
+    wanted = detector.predict(pixels)
+    bgr = pixels[..., ::-1]
+    assert_same(detector.predict(bgr, color="bgr"), wanted)
+    alpha = np.full((*pixels.shape[:2], 1), 7, np.uint8)
+    assert_same(detector.predict(np.concatenate([bgr, alpha], axis=2), color="bgr"), wanted)
+    [streamed] = detector.stream([torch.from_numpy(bgr.copy()).permute(2, 0, 1)], color="bgr")
+    assert_same(streamed, wanted)
+    assert np.array_equal(np.asarray(streamed.image), pixels)
+
+
+def test_a_batch_gives_a_list(detector: Detector, pixels: Any) -> None:
+    flipped = np.ascontiguousarray(pixels[:, ::-1])
+    wanted = detector.predict([pixels, flipped])
+    batch = np.stack([pixels, flipped])
+    for images in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), batch / 255):
+        found: Any = detector.predict(images)
+        assert len(found) == 2
+        for one, other in zip(found, wanted, strict=True):
+            assert_same(one, other)
+    assert len(detector.predict(batch[..., :1])) == 2
+    with pytest.raises(DatasetError, match=r"this one has shape \(1, 2, 60, 90, 3\)"):
+        detector.predict(np.zeros((1, 2, 60, 90, 3), np.uint8))
+
+
 def test_with_agnostic_nms_one_place_has_one_class(
     detector: Detector, model_file: Path, pixels: Any, exported: dict[str, Path]
 ) -> None:
@@ -247,22 +281,30 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
     ("wrong", "message"),
     [
         (
-            np.zeros((8, 8, 3), np.float32),
-            "an array must be uint8, with values 0 to 255; this one has float32",
+            np.zeros((3, 8, 8), np.uint8),
+            r"or \(height, width\); this one has shape \(3, 8, 8\) and dtype uint8",
         ),
-        (torch.zeros(3, 8, 8), "a tensor must be uint8, with values 0 to 255; this one has torch.float32"),
-        (np.zeros((3, 8, 8), np.uint8), r"or \(height, width\); this one has \(3, 8, 8\) and dtype"),
-        (np.zeros((8, 8, 2), np.uint8), r"this one has \(8, 8, 2\) and dtype uint8"),
-        (np.zeros(8, np.uint16), r"this one has \(8,\) and dtype uint16"),
-        (np.zeros((8, 8), np.uint16), r"this one has uint16 and shape \(8, 8\)"),
-        (np.zeros((0, 8), np.uint8), r"the image is empty"),
+        (np.zeros((8, 8, 2), np.uint8), r"this one has shape \(8, 8, 2\) and dtype uint8"),
+        (np.zeros(8, np.uint16), r"this one has shape \(8,\) and dtype uint16"),
+        (
+            np.zeros((8, 8), np.uint16),
+            r"be uint8, or floats in \[0, 1\]; this one has shape \(8, 8\) and",
+        ),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), r"must be uint8, .* \(3, 8, 8\) and dtype torch.int64"),
+        (np.zeros((8, 8), bool), r"must be uint8, or floats in \[0, 1\]"),
+        (
+            np.full((8, 8, 3), 255, np.float32),
+            r"values in \[0, 1\] if .* \(8, 8, 3\) and dtype float32, with values from 255 to 255",
+        ),
+        (torch.full((3, 8, 8), -0.5), r"a tensor must have values in \[0, 1\] .* from -0.5 to -0.5"),
+        (np.full((8, 8), np.nan), "from nan to nan"),
+        (np.zeros((0, 8), np.uint8), r"must have pixels; this one has shape \(0, 8\)"),
         (Image.new("L", (0, 4)), "image without pixels, 0 x 4"),
         (
             torch.zeros(8, 8, 3, dtype=torch.uint8),
-            r"shape \(3, height, width\) or \(height, width\); this one has \(8, 8, 3\)",
+            r"shape \(3, height, width\) or \(height, width\); this one has shape \(8, 8, 3\)",
         ),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"to pass a batch, use list\(batch\)"),
-        (np.zeros((0, 8, 3), np.uint8), r"the image is empty: it has shape \(0, 8, 3\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"must have pixels; this one has shape \(0, 8, 3\)"),
         (7, "int is not an image\n  fix: give a path, a PIL image"),
         (None, "NoneType is not an image"),
     ],

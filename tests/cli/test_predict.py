@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from PIL import Image
 import fcos
 from fcos import Detector
 from fcos.cli import main
-from fcos.cli.predict import can_fork, predict_images, usual_processes
+from fcos.cli.predict import can_fork, usual_processes
+from fcos.data.formats import read_annotations
+from fcos.predict.images import crop_path, predict_images
+from fcos.predict.labels import save_labels
 from fcos.predict.sources import find_sources, plan
 from fcos.predict.stream import predict_each
 
@@ -260,7 +264,7 @@ def test_many_pictures_are_shared_by_processes_and_the_files_are_the_same(
         seen.append(num_processes)
         return predict_each(*args, num_processes=num_processes, **options)
 
-    monkeypatch.setattr("fcos.predict.stream.predict_each", counted)
+    monkeypatch.setattr("fcos.predict.images.predict_each", counted)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     outputs = []
     for out, number in (("few", 100), ("many", 4), ("told", 100)):
@@ -303,7 +307,7 @@ print(*sys.modules)"""
     assert len(written()["pictures"]) == 1
 
 
-def test_an_image_goes_through_twelve_files(model_file: Path, pictures: Path) -> None:
+def test_an_image_goes_through_thirteen_files(model_file: Path, pictures: Path) -> None:
     """From the list of sources to the drawn copy, once the model is loaded and ready.
 
     What makes the network fast (`cpu`) gives the same, and what writes files and messages explains itself.
@@ -327,8 +331,8 @@ def test_an_image_goes_through_twelve_files(model_file: Path, pictures: Path) ->
 
     assert outcome["detections"]
     path = {file for file in files if not file.startswith(("cpu/", "files.py", "terminal.py"))}
-    assert len(path) <= 12, sorted(path)
-    assert {"cli/predict.py", "model/fcos.py", "predict/draw.py"} <= path
+    assert len(path) <= 13, sorted(path)
+    assert {"predict/images.py", "model/fcos.py", "predict/draw.py"} <= path
 
 
 def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(model_file: Path, pictures: Path) -> None:
@@ -414,3 +418,130 @@ def test_without_a_readable_image_no_speed_is_printed(
     assert result.exit_code == 1
     assert "no images were read" in result.output
     assert "images/s" not in result.output
+
+
+# Labels, classes, crops -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["coco", "list", "voc", "yolo"])
+def test_saved_labels_are_a_data_set_with_the_detections_as_boxes(
+    model_file: Path, pictures: Path, format: str
+) -> None:
+    Path("photos/broken.png").write_bytes(b"no image")
+    result = predict(model_file, "photos", "--save-labels", format, "--score-threshold", "0.55")
+
+    assert result.exit_code == 1  # of the image that cannot be read
+    content = written()
+    labels = content["labels"]
+    assert f"labels saved to {labels['path']}" in result.output
+    source, root = Path(labels["path"]), labels["root"] and Path(labels["root"])
+    annotations = read_annotations(source, root=root)
+    assert annotations.format == labels["format"] == format
+    named = {"bird", "cat", "dog"}
+    assert set(annotations.class_names) <= named if format == "voc" else set(annotations.class_names) == named
+    boxes_of = {about["path"]: about["detections"] for about in content["pictures"]}
+    assert sum(map(len, boxes_of.values())) > 0
+    found = {os.path.realpath(record.path): record for record in annotations}
+    assert set(found) == {os.path.realpath(path) for path in boxes_of}
+    for path, expected in boxes_of.items():
+        record = found[os.path.realpath(path)]
+        boxes = [entry["box_xyxy"] for entry in expected]
+        np.testing.assert_allclose(record.boxes_xyxy, np.reshape(boxes, (-1, 4)), atol=1e-6)
+        names = [annotations.class_names[label] for label in record.labels]
+        assert names == [entry["class_name"] for entry in expected]
+    words = ["check", labels["path"], *(["--root", labels["root"]] if root else [])]
+    checked = CliRunner().invoke(main, words)
+    assert checked.exit_code == 0, checked.output
+
+
+def test_an_image_without_detections_is_an_image_without_boxes(model_file: Path, pictures: Path) -> None:
+    predict(model_file, "photos/a.jpg", "--save-labels", "yolo", "--score-threshold", "1")
+
+    assert Path("predictions/labels_yolo/labels/train/a.txt").read_text() == ""
+    assert Path("predictions/labels_yolo/images/train/a.jpg").resolve() == Path("photos/a.jpg").resolve()
+
+
+def test_labels_leave_out_outputs_that_stand_for_no_class(pictures: Path) -> None:
+    entry = {"box_xyxy": [10.0, 20.0, 40.0, 50.0], "label": 2}
+    about = {"path": "photos/a.jpg", "width": 90, "height": 60, "detections": [entry]}
+
+    save_labels(("cat", "(no class 2)", "dog"), (1, 2, 3), [about], "coco", Path("out"))
+
+    coco = json.loads(Path("out/labels_coco.json").read_text())
+    assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 3, "name": "dog"}]
+    [box] = coco["annotations"]
+    assert (box["category_id"], box["bbox"], box["area"]) == (3, [10, 20, 30, 30], 900)
+    assert coco["images"][0] == {"id": 1, "file_name": "a.jpg", "height": 60, "width": 90}
+
+
+def test_labels_of_an_earlier_call_may_have_been_corrected_and_are_not_replaced(
+    model_file: Path, pictures: Path
+) -> None:
+    assert predict(model_file, "photos", "--save-labels", "coco").exit_code == 0
+    before = Path("predictions/labels_coco.json").read_bytes()
+    again = predict(model_file, "photos", "--save-labels", "coco", "--score-threshold", "0")
+
+    assert again.exit_code == 2
+    assert "the output already exists\n  in: predictions/labels_coco.json" in again.output
+    assert Path("predictions/labels_coco.json").read_bytes() == before
+
+
+def test_labels_need_files_with_names_that_the_format_can_hold(model_file: Path, pictures: Path) -> None:
+    Path("photos/a.png").write_bytes(Path("photos/a.jpg").read_bytes())
+    with mock.patch("fcos.detector.Detector.load", side_effect=AssertionError("no work yet")):
+        same = predict(model_file, "photos", "--save-labels", "yolo")
+        address = predict(model_file, "http://127.0.0.1:9/a.jpg", "--save-labels", "coco")
+
+    assert same.exit_code == address.exit_code == 2
+    assert "would share its annotation file with" in same.output
+    assert "labels can only be saved for image files\n  in: http://127.0.0.1:9/a.jpg" in address.output
+
+
+def test_classes_leaves_out_the_others(model_file: Path, pictures: Path) -> None:
+    predict(model_file, "photos/a.jpg", "--score-threshold", "0.05")
+    [every] = written()["pictures"]
+    result = predict(model_file, "photos/a.jpg", "--score-threshold", "0.05", "--classes", "cat, bird")
+    [some] = written()["pictures"]
+
+    assert result.exit_code == 0
+    names = {entry["class_name"] for entry in every["detections"]}
+    assert names == {"cat", "dog", "bird"}
+    assert some["detections"] == [entry for entry in every["detections"] if entry["class_name"] != "dog"]
+    assert written()["class_names"] == ["cat", "dog", "bird"]
+
+
+def test_an_unknown_class_is_an_error_that_lists_the_classes(model_file: Path, pictures: Path) -> None:
+    result = predict(model_file, "photos/a.jpg", "--classes", "cat,cow")
+
+    assert result.exit_code == 2
+    assert "the model has no class 'cow'\n  fix: choose from its classes: cat, dog, bird" in result.output
+
+
+def test_crops_are_the_pixels_of_the_boxes(model_file: Path, pictures: Path) -> None:
+    result = predict(model_file, "photos", "--save-crops", "--score-threshold", "0.55")
+
+    assert result.exit_code == 0, result.output
+    about = next(about for about in written()["pictures"] if about["path"].endswith("图.png"))
+    boxes = Detector.load(model_file, "cpu").predict(about["path"], 0.55).boxes_xyxy
+    assert len(about["detections"]) == len(boxes) > 0
+    whole = np.asarray(Image.open(about["path"]))
+    for number, (entry, box) in enumerate(zip(about["detections"], boxes.tolist(), strict=True), start=1):
+        crop = Path(entry["crop"])
+        assert crop == Path(f"predictions/crops/{entry['class_name']}/sub/ünï 图_{number}.png")
+        left, top = map(math.floor, box[:2])
+        right, bottom = map(math.ceil, box[2:])
+        with Image.open(crop) as image:
+            assert np.array_equal(np.asarray(image), whole[top:bottom, left:right])
+
+
+def test_crops_of_an_earlier_call_are_not_mixed_with_new_ones(model_file: Path, pictures: Path) -> None:
+    assert predict(model_file, "photos", "--save-crops").exit_code == 0
+    again = predict(model_file, "photos", "--save-crops")
+
+    assert again.exit_code == 2
+    assert "crops of an earlier call are here\n  in: predictions/crops" in again.output
+
+
+def test_no_class_name_leaves_the_folder_of_crops() -> None:
+    for name, folder in [("traffic light", "traffic_light"), ("../..", "_"), ("", "_"), ("a/b", "a_b")]:
+        assert crop_path(Path("out"), Path("sub/x.jpg"), name, 3) == Path(f"out/crops/{folder}/sub/x_3.jpg")

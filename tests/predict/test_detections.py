@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
 from dataclasses import replace
 
@@ -254,3 +256,126 @@ def test_a_package_that_is_not_there_is_named(three: Detections, monkeypatch: py
 
     with pytest.raises(FcosError, match="this needs pandas\n  fix: pip install pandas"):
         three.to_pandas()
+
+
+def test_filter_by_class_score_and_area(three: Detections) -> None:
+    # areas: 10 x 20, 14.5 x 23.75, 10 x 40
+    assert three.filter(classes="dog").scores.tolist() == [0.75, 0.25]
+    assert three.filter(classes=0).scores.tolist() == [0.5]
+    assert three.filter(classes=["cat", 1]).scores.tolist() == [0.75, 0.5, 0.25]
+    assert three.filter(classes=[]).scores.tolist() == []
+    assert three.filter(min_score=0.5).scores.tolist() == [0.75, 0.5]
+    assert three.filter(min_area=344.375).scores.tolist() == [0.5, 0.25]
+    assert three.filter(min_area=200).scores.tolist() == [0.75, 0.5, 0.25]
+    assert three.filter(classes="dog", min_score=0.3, min_area=200).scores.tolist() == [0.75]
+    assert three.filter() == three
+
+
+@pytest.mark.parametrize("unknown", ["cow", 2, -1])
+def test_filter_names_a_class_that_is_not_there(three: Detections, unknown: str | int) -> None:
+    with pytest.raises(
+        FcosError, match=rf"the model has no class {unknown!r}\n  fix: choose from its classes: cat, dog"
+    ):
+        three.filter(classes=["cat", unknown])
+
+
+def test_equal_are_those_that_agree_in_everything_but_the_image(
+    three: Detections, nothing: Detections
+) -> None:
+    copied = replace(three, boxes_xyxy=three.boxes_xyxy.clone(), image=None)
+
+    assert copied == three
+    assert three != three[[1, 0, 2]]
+    assert three != three[:2]
+    assert three != replace(three, scores=three.scores + 1e-6)
+    assert three != replace(three, class_names=("cat", "cow"))
+    assert three != replace(three, found_at=None)
+    assert three != with_tracks(three)
+    assert nothing != three
+    assert three != "three"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(three)
+
+
+def test_sum_holds_both_best_score_first(three: Detections, nothing: Detections) -> None:
+    joined = three[[0, 2]] + three[1]
+
+    assert joined == three
+    assert joined.image is three.image
+    first, second = replace(three[0], image=None), replace(three[1], scores=torch.tensor([0.75]))
+    tied = first + second
+    assert tied.boxes_xyxy[:, 0].tolist() == [0.0, 5.5]  # of equal scores the first one's come first
+    assert tied.image is three.image
+    assert with_tracks(three)[0] + with_tracks(three)[1] == with_tracks(three)[:2]
+    partly = with_tracks(three)[0] + three[1:]
+    assert partly.track_ids is None
+    assert (three + nothing) == replace(three, found_at=None)  # `nothing` does not know its points
+
+
+def test_sum_needs_the_same_classes(three: Detections) -> None:
+    with pytest.raises(ValueError, match="detections of different class_names cannot be joined"):
+        three + replace(three, class_names=("cat", "cow"))
+
+
+def test_yolo_lines_by_hand(three: Detections) -> None:
+    # box 2: x 5.5 to 20, y 6.25 to 30, in an image of 100 x 100
+    assert three[1].to_yolo() == ["0 0.127500000 0.181250000 0.145000000 0.237500000 0.500000"]
+    assert three[1].to_yolo((50, 200), with_scores=False) == [
+        "0 0.063750000 0.362500000 0.072500000 0.475000000"
+    ]
+
+
+@pytest.mark.parametrize("name", ["three", "nothing"])
+def test_yolo_lines_and_back(name: str, request: pytest.FixtureRequest) -> None:
+    detections = request.getfixturevalue(name)
+    lines = detections.to_yolo((100, 100))
+
+    assert_same(Detections.from_yolo([*lines[::-1], ""], CLASSES, (100, 100)), detections)
+    unscored = Detections.from_yolo(detections.to_yolo((100, 100), with_scores=False), CLASSES, (100, 100))
+    assert unscored.scores.tolist() == [1.0] * len(detections)
+    assert_same(replace(unscored, scores=detections.scores), detections)
+
+
+def test_yolo_lines_need_the_size_and_boxes(three: Detections, nothing: Detections) -> None:
+    with pytest.raises(
+        ValueError, match=r"do not contain their image.*\n  fix: pass size_hw=\(height, width\)"
+    ):
+        nothing.to_yolo()
+    for line in ("0 0.1 0.1 0.2", "0 0.1 0.1 0.2 0.2 0.3 0.3"):
+        with pytest.raises(ValueError, match="has 5 numbers, or 6 with the score"):
+            Detections.from_yolo([line], CLASSES, image=three.image)
+
+
+def test_fiftyone_gets_fractions_names_and_tracks(three: Detections) -> None:
+    pytest.importorskip("fiftyone")
+    there = with_tracks(three).to_fiftyone().detections
+
+    assert [one.label for one in there] == ["dog", "cat", "dog"]
+    assert there[1].bounding_box == pytest.approx([0.055, 0.0625, 0.145, 0.2375])
+    assert [one.confidence for one in there] == [0.75, 0.5, 0.25]
+    assert [one.index for one in there] == [None, 4, 9]
+
+
+def test_a_notebook_shows_the_drawn_image_and_a_table(three: Detections, nothing: Detections) -> None:
+    named = replace(three, class_names=("<b>cat</b>", "dog"))
+    html = named._repr_html_()
+
+    content = base64.b64decode(html.partition("base64,")[2].partition('"')[0])
+    with Image.open(io.BytesIO(content)) as shown:
+        pixels = np.asarray(shown, int)
+    drawn, plain = (np.asarray(image, int) for image in (named.draw(), named.image))
+    assert np.abs(pixels - drawn).mean() < 0.5 * np.abs(plain - drawn).mean()  # JPEG changes pixels a little
+    assert "<td>dog</td><td>0.750</td><td>0.0</td><td>0.0</td><td>10.0</td><td>20.0</td>" in html
+    assert "&lt;b&gt;cat&lt;/b&gt;" in html
+    assert "<b>" not in html
+    assert "<img" not in nothing._repr_html_()
+
+
+def test_a_notebook_shows_the_best_of_many_and_a_large_image_smaller(three: Detections) -> None:
+    many = replace(three[[0] * 15 + [1] * 10], image=Image.new("RGB", (3000, 1500)))
+    html = many._repr_html_()
+
+    assert html.count("<tr>") == 1 + 20
+    assert "and 5 more" in html
+    content = base64.b64decode(html.partition("base64,")[2].partition('"')[0])
+    assert Image.open(io.BytesIO(content)).size == (1000, 500)

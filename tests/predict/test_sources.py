@@ -263,7 +263,7 @@ def test_an_address_is_a_source_whether_or_not_it_makes_sense(here: Path, addres
 
 
 @pytest.mark.parametrize(
-    "word", ["ftp://h/a.jpg", "s3://bucket/a.jpg", "rtsp://me:secret@h/live", "file:///a.jpg"]
+    "word", ["ftp://h/a.jpg", "s3://bucket/a.jpg", "srt://me:secret@h/live", "file:///a.jpg"]
 )
 def test_addresses_of_other_kinds_are_refused_by_name(word: str) -> None:
     with pytest.raises(DatasetError, match=f"{word.partition(':')[0]} URLs are not supported") as error:

@@ -28,6 +28,7 @@ COMMANDS = {  # each fits into a line of 80 columns
     "init": "Propose a train.json for a folder of images.",
     "train": "Train from a train.json or a folder.",
     "eval": "Compute COCO metrics and AP per class of a run or model file.",
+    "compare": "Measure AP, latency and size of several models, to choose one.",
     "analyze": "Print and plot the curves of one or more runs.",
     "report": "Write an HTML report on a run, or comparing two runs.",
     "predict": "Detect in images and videos; draw and write JSON.",

@@ -16,7 +16,8 @@ import click
 from fcos.cli.options import agnostic_nms_option, device_of, device_option
 from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import DatasetError, OutputError
-from fcos.files import check_writable, explained, reason_of, write_bytes
+from fcos.files import check_writable, reason_of, write_bytes
+from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from fcos.detector import Detector
-    from fcos.predict.detections import Detections
-    from fcos.predict.predictor import Predictor
     from fcos.predict.sources import Source
     from fcos.predict.video import VideoOptions
 
@@ -33,14 +32,16 @@ STOPPED_BY_CTRL_C = 130  # what shells expect
 MOST_NAMES = 3  # unreadable files that the last line names
 MANY_IMAGES = 100  # for fewer, starting processes takes longer than they save
 MOST_PROCESSES = 8  # by default: each needs memory
-JPEG_QUALITY = 92
 
 EPILOG = """\b
 Examples:
   fcos predict runs/train photo.jpg
   fcos predict runs/train photos/ --out found --score-threshold 0.5
   fcos predict best.safetensors "photos/**/*.png" https://example.org/street.jpg
+  fcos predict runs/train photos/ --classes person,car --save-crops
+  fcos predict runs/train photos/ --save-labels yolo   to train on, or to correct in a labelling tool
   fcos predict runs/train clip.mp4 --track
+  fcos predict runs/train rtsp://camera.local/live   until Ctrl-C, over broken connections
   fcos predict runs/train 0                          the first camera, until Ctrl-C
   find photos -name "*.jpg" | fcos predict runs/train - --json
 """
@@ -61,6 +62,15 @@ Examples:
     type=click.FloatRange(0, 1),
     help="Minimum score of a detection; default: the model's own, the best on its evaluation data.",
 )
+@click.option(
+    "--classes", metavar="NAME,...", help="Only these classes, by name; default: all classes of the model."
+)
+@click.option(
+    "--save-labels",
+    type=click.Choice(FORMAT_NAMES),
+    help="Also write the detections as annotations in this format, to labels_... in the output folder.",
+)
+@click.option("--save-crops", is_flag=True, help="Images: also write each box as an image, to crops/CLASS/.")
 @click.option("--track", is_flag=True, help="Videos: give an object the same number in all frames.")
 @click.option(
     "--every",
@@ -69,6 +79,9 @@ Examples:
     show_default=True,
     help="Videos: process every N-th frame and skip the others.",
     metavar="N",
+)
+@click.option(
+    "--stream", is_flag=True, help="URLs are live videos, reconnected when they break; rtsp:// always is."
 )
 @click.option("--draw/--no-draw", default=True, help="Write drawn images and videos, or JSON only.")
 @click.option(
@@ -90,8 +103,12 @@ def command(
     sources: tuple[str, ...],
     out: Path,
     score_threshold: float | None,
+    classes: str | None,
+    save_labels: str | None,
+    save_crops: bool,
     track: bool,
     every: int,
+    stream: bool,
     draw: bool,
     batch_size: int | None,
     as_json: bool,
@@ -102,9 +119,9 @@ def command(
     """Detect objects in images and videos; draw them and write the detections as JSON.
 
     MODEL is a run folder or a model file. A SOURCE is an image, a video, a folder (with its subfolders), a
-    pattern like "photos/*.jpg", the URL of an image or video (https://...), a text file with one path per
-    line, a camera number (0), or - for standard input (an image, or paths). Files that cannot be read are
-    reported and skipped, and the exit code is 1.
+    pattern like "photos/*.jpg", the URL of an image or video (https://...) or of a live stream (rtsp://...),
+    a text file with one path per line, a camera number (0), or - for standard input (an image, or paths).
+    Files that cannot be read are reported and skipped, and the exit code is 1.
     """
     from fcos.detector import Detector
     from fcos.predict.sources import FRAMES_FILE, RESULT_FILE, find_sources, plan
@@ -112,17 +129,22 @@ def command(
 
     check_writable(out)
     # Planned before other processes start, so that their output is not mistaken for the user's files.
-    planned = plan(find_sources(sources, out), out) if is_first_process() else []
+    planned = plan(find_sources(sources, out, streams=stream), out) if is_first_process() else []
     images = [source for source in planned if source.kind == "image"]
     videos = [source for source in planned if source.kind != "image"]
     check_video_options(videos, track, every)
+    check_image_options(planned, save_labels, save_crops, out)
     device = device_of(model, device)
     num_forks = (num_processes or usual_processes(len(images))) if can_fork(model, device) else 1
     with _processes(device, 1 if num_forks > 1 else num_processes or 1) as (torch_device, fabric):
         detector = Detector.load(model, torch_device, agnostic_nms=agnostic_nms)
+        if classes is not None:
+            detector = detector.only([name.strip() for name in classes.split(",")])
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
-        outcomes = _predict_images(detector, images, out, threshold, draw, batch_size, num_forks, fabric)
+        outcomes = _predict_images(
+            detector, images, out, threshold, draw, save_crops, batch_size, num_forks, fabric
+        )
     if fabric and not fabric.is_global_zero:
         return
     images_s = time.perf_counter() - started_at
@@ -138,9 +160,10 @@ def command(
         "videos": [video for video in outcomes_of_videos if "num_frames" in video],
         "failed": [{"path": outcome["path"], "error": outcome["error"]} for outcome in failed],
     }
-    # backslashreplace: a file name that is no Unicode becomes a JSON escape instead of an error
-    text = json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
-    write_bytes(out / RESULT_FILE, text)
+    write_json(out / RESULT_FILE, content)
+    if save_labels and content["pictures"]:
+        content["labels"] = _save_labels(detector, content["pictures"], save_labels, out)
+        write_json(out / RESULT_FILE, content)
     if as_json:
         print_json(content)
     elif images and not content["pictures"]:
@@ -151,6 +174,13 @@ def command(
             f"{counted(len(content['pictures']), 'image')}, {counted(num_detections, 'detection')} "
             f"with a score of at least {threshold:.2f}, {len(content['pictures']) / images_s:.1f} images/s; "
             f"saved to {out}, all boxes in {out / RESULT_FILE}"
+        )
+    if "labels" in content and not as_json:
+        labels = content["labels"]
+        click.echo(
+            f"labels saved to {printable_line(labels['path'])}"
+            + (f", root of the images: {printable_line(labels['root'])}" if labels["root"] else "")
+            + (f", class names: {printable_line(labels['name_file'])}" if labels["name_file"] else "")
         )
     if videos and not as_json:
         click.echo(f"boxes of all frames in {out / FRAMES_FILE}")
@@ -163,6 +193,11 @@ def command(
         raise click.exceptions.Exit(1)
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A JSON file; a file name that is no Unicode becomes a JSON escape instead of an error."""
+    write_bytes(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace"))
+
+
 # Images -----------------------------------------------------------------------------------------------------
 
 
@@ -172,12 +207,14 @@ def _predict_images(
     out: Path,
     threshold: float,
     draw: bool,
+    crops: bool,
     batch_size: int | None,
     num_forks: int,
     fabric: Fabric | None,
 ) -> list[dict[str, Any]]:
     """What `detections.json` says about each image, on the first process; each process predicts its share."""
     from fcos.predict.device import gather
+    from fcos.predict.images import predict_images
 
     if fabric:
         images = fabric.broadcast(images)
@@ -185,7 +222,14 @@ def _predict_images(
     outcomes: list[tuple[int, dict[str, Any]]] = []
     with progress_bar(len(mine), "predicting") as advance:
         results = predict_images(
-            detector, [images[place] for place in mine], out, threshold, draw, batch_size, num_forks
+            detector,
+            [images[place] for place in mine],
+            out,
+            threshold,
+            draw=draw,
+            crops=crops,
+            batch_size=batch_size,
+            num_processes=num_forks,
         )
         for place, outcome in zip(mine, results, strict=True):
             if "error" in outcome:
@@ -195,48 +239,38 @@ def _predict_images(
     return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]
 
 
-def predict_images(
-    detector: Predictor,
-    images: Sequence[Source],
-    out: Path,
-    threshold: float,
-    draw: bool = True,
-    batch_size: int | None = None,
-    num_forks: int = 1,
-) -> Iterator[dict[str, Any]]:
-    """What `detections.json` says about each image; its drawn copy is written.
+def check_image_options(planned: Sequence[Source], save_labels: str | None, crops: bool, out: Path) -> None:
+    """Reject options that need image files, and output that is there already, before the work."""
+    from fcos.predict.images import CROPS
+    from fcos.predict.labels import check_labels
 
-    For one that cannot be read: path and error.
-    """
-    from fcos.predict.detections import as_dicts
-    from fcos.predict.sources import read_picture
-    from fcos.predict.stream import predict_each
+    if not is_first_process():
+        return
+    if save_labels:
+        check_labels(planned, save_labels, out)
+    if crops and any(source.kind != "image" for source in planned):
+        raise click.UsageError("--save-crops works on images, but a source is a video.")
+    if crops and (out / CROPS).exists():
+        raise OutputError(
+            "crops of an earlier call are here",
+            where=str(out / CROPS),
+            fix="remove the folder, or choose another one with --out",
+        )
 
-    def outcome(source: Source, detections: Detections) -> dict[str, Any]:
-        assert detections.image is not None, "Detector.predict keeps the image"
-        about: dict[str, Any] = {"path": source.where}
-        if draw:
-            target = out / source.name
-            with explained(
-                target, "free some disk space, choose another folder with --out, or use --no-draw"
-            ):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                detections.draw().save(target, quality=JPEG_QUALITY)  # other formats ignore it
-            about["drawn"] = str(target)
-        about |= {"width": detections.image.width, "height": detections.image.height}
-        return about | {"detections": as_dicts(detections)}
 
-    results = predict_each(
-        detector,
-        images,
-        read_picture,
-        outcome,
-        score_threshold=threshold,
-        batch_size=batch_size,
-        num_processes=num_forks,
-    )
-    for source, result in zip(images, results, strict=True):
-        yield {"path": source.where, "error": result.what} if isinstance(result, DatasetError) else result
+def _save_labels(
+    detector: Detector, pictures: Sequence[dict[str, Any]], format: str, out: Path
+) -> dict[str, Any]:
+    """Write the labels; what `detections.json` says about them."""
+    from fcos.predict.labels import labels_path, save_labels
+
+    written = save_labels(detector.class_names, detector.category_ids, pictures, format, out)
+    return {
+        "format": format,
+        "path": str(labels_path(out, format)),
+        "root": None if written.root is None else str(written.root),
+        "name_file": None if written.name_file is None else str(written.name_file),
+    }
 
 
 # Several processes ------------------------------------------------------------------------------------------

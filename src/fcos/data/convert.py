@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fcos.data.annotations import Annotations
 from fcos.data.image_files import common_root
-from fcos.data.names import check_names
+from fcos.data.names import check_names, read_names
 from fcos.data.registry import Format, format_named, read_annotations
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults
@@ -45,26 +45,40 @@ def convert(
     `out` is a file or a folder, as the format has it. Image names in a file are relative to the result's
     `root`; a folder holds the images itself, as links or copies.
     """
+    check_output(to, out, copy_images=copy_images)
+    beside = find_name_file(source, root, format) if names is None else None
+    if beside is not None:
+        names = read_names(beside)[0]
+    result = write_annotations(
+        read_annotations(source, root=root, names=names, format=format), to, out, copy_images=copy_images
+    )
+    if beside is None:
+        return result
+    return replace(result, notes=(f"the class names are from {beside}", *result.notes))
+
+
+def write_annotations(
+    annotations: Annotations, to: str, out: Path, *, copy_images: bool = False
+) -> Converted:
+    """Write annotations in a format; call `check_output` first."""
+    target = format_named(to)
+    check_boxes(annotations)
+    check_names(annotations.class_names, where=str(annotations.source))
+    _check_names_can_be_written(annotations)
+    images_root = common_root(annotations)
+    assert target.write is not None
+    target.write(annotations, out, root=images_root, copy_images=copy_images)
+    root = images_root if target.written_suffix else None
+    return Converted(annotations, root, _name_file(target, out), tuple(_losses(annotations, target)))
+
+
+def check_output(to: str, out: Path, *, copy_images: bool = False) -> None:
+    """Refuse a place that the format is not written to, or where something is, before the work is done."""
     target = format_named(to)
     if target.write is None:
         raise DatasetError(
             f"format {to} can only be read, not written", where=str(out), fix="choose another with --to"
         )
-    name_file = target.names_beside(out) if target.names_beside else None
-    _check_out(out, target, name_file, copy_images)
-    beside = find_name_file(source, root, format) if names is None else None
-    annotations = read_annotations(source, root=root, names=names, format=format)
-    check_boxes(annotations)
-    check_names(annotations.class_names, where=str(annotations.source))
-    _check_names_can_be_written(annotations)
-    images_root = common_root(annotations)
-    target.write(annotations, out, root=images_root, copy_images=copy_images)
-    notes = [f"the class names are from {beside}"] if beside is not None else []
-    notes += _losses(annotations, target)
-    return Converted(annotations, images_root if target.written_suffix else None, name_file, tuple(notes))
-
-
-def _check_out(out: Path, target: Format, name_file: Path | None, copy_images: bool) -> None:
     suffix = target.written_suffix
     if suffix and out.suffix != suffix:
         raise DatasetError(
@@ -76,12 +90,16 @@ def _check_out(out: Path, target: Format, name_file: Path | None, copy_images: b
             where=str(out),
             fix="omit --copy-images",
         )
-    for path in filter(None, (out, name_file)):
+    for path in filter(None, (out, _name_file(target, out))):
         if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
             raise DatasetError(
                 "the output already exists", where=str(path), fix="remove it, or choose another name"
             )
     check_writable(out)
+
+
+def _name_file(target: Format, out: Path) -> Path | None:
+    return target.names_beside(out) if target.names_beside else None
 
 
 def check_boxes(annotations: Annotations) -> None:

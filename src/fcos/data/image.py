@@ -29,6 +29,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from fcos.data.annotations import Record
+from fcos.data.arrays import Color, array_pixels
 from fcos.errors import DatasetError
 from fcos.files import check_regular, reason_of
 
@@ -305,8 +306,12 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def pixels_of(image: object) -> Tensor:
+def pixels_of(image: object, color: Color = "rgb") -> Tensor:
     """An image as an upright RGB uint8 tensor `(3, height, width)` on the CPU, channels last in memory.
+
+    Args:
+        image: a path, a PIL image, or an array or tensor as `array_pixels` takes it.
+        color: order of the channels of an array or tensor.
 
     Raises:
         DatasetError: a file that cannot be read, or an array that is not such an image.
@@ -316,39 +321,9 @@ def pixels_of(image: object) -> Tensor:
     if isinstance(image, Image.Image):
         return to_pixels(image)
     if isinstance(image, np.ndarray | Tensor):
-        _check_array(image)
-        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-        if values.ndim == 2:
-            values = values[..., None]
-        elif isinstance(image, Tensor):
-            values = values.transpose(1, 2, 0)
-        values = values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2)
-        return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # a copy: may be read-only
+        return array_pixels(image, color)
     raise DatasetError(
         f"{type(image).__name__} is not an image",
-        fix="give a path, a PIL image, a uint8 array (height, width, 3), a uint8 tensor (3, height, width), "
-        "or a list of them",
+        fix="give a path, a PIL image, an array (height, width, 3), a tensor (3, height, width), or a list "
+        "of them",
     )
-
-
-def _check_array(image: NDArray[Any] | Tensor) -> None:
-    """Reject what is not a uint8 image: a guess would sometimes be wrong without notice."""
-    shape, dtype = tuple(image.shape), image.dtype
-    is_array = isinstance(image, np.ndarray)
-    kind, layout = ("an array", "(height, width, 3)") if is_array else ("a tensor", "(3, height, width)")
-    num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0
-    if num_channels not in (1, 3, 4):
-        hint = "; to pass a batch, use list(batch)" if len(shape) == 4 else ""
-        raise DatasetError(
-            f"an image given as {kind} must have shape {layout} or (height, width); this one has "
-            f"{shape} and dtype {dtype}",
-            fix=f"reorder its axes{hint}",
-        )
-    if dtype not in (np.uint8, torch.uint8):
-        raise DatasetError(
-            f"an image given as {kind} must be uint8, with values 0 to 255; this one has {dtype} and shape "
-            f"{shape}",
-            fix="undo its normalisation and convert it: multiply values in [0, 1] by 255, then cast to uint8",
-        )
-    if 0 in shape:
-        raise DatasetError(f"the image is empty: it has shape {shape}", fix="remove it")

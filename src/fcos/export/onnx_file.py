@@ -191,7 +191,7 @@ def _reader(calibration: Calibration) -> Any:
 
 def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
     """Metadata and runner of a file."""
-    session = _session(path, torch.get_num_threads())
+    session = open_session(path, torch.get_num_threads())
     try:
         metadata = dict(session.get_modelmeta().custom_metadata_map)
     except UnicodeDecodeError as error:
@@ -201,7 +201,8 @@ def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
     return metadata, OnnxRunner(session, path)
 
 
-def _session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
+def open_session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
+    """A file in onnxruntime, with so many threads; what is not safe to open is refused."""
     with needs("onnx"):
         import onnx
         import onnxruntime
@@ -244,4 +245,4 @@ class OnnxRunner:
 
     def side_by_side(self, num_calls: int) -> OnnxRunner:
         """With a session whose calls take their share of the cores each."""
-        return OnnxRunner(_session(self._path, max(1, torch.get_num_threads() // num_calls)), self._path)
+        return OnnxRunner(open_session(self._path, max(1, torch.get_num_threads() // num_calls)), self._path)

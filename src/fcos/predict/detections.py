@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from fcos.errors import FcosError
-from fcos.terminal import counted
+from fcos.predict import conversions
 
+TENSORS = ("boxes_xyxy", "scores", "labels", "found_at", "track_ids")
 Index = int | slice | Tensor | NDArray[Any] | Sequence[int] | Sequence[bool]
 
 
-@dataclass(frozen=True, eq=False, repr=False)  # tensors have no single truth value to compare by
+@dataclass(frozen=True, eq=False, repr=False)
 class Detections:
     """Boxes that the detector predicted in one image, best score first.
 
     Index it like an array: `detections[detections.labels == 2]`, `detections[:10]`; every index, even an
-    integer, returns `Detections`.
+    integer, returns `Detections`. `first + second` joins two of one image, and `==` compares everything but
+    the image. As the last line of a notebook cell it shows the drawn image and a table.
 
     Attributes:
         boxes_xyxy: `(N, 4)` float32, xyxy, pixels of the upright original image.
@@ -81,17 +81,39 @@ class Detections:
             index = torch.as_tensor(index, device=self.scores.device)
             if index.numel() == 0 and index.dtype != torch.bool:
                 index = index.long()  # an empty list becomes a float tensor, which cannot index
-        return replace(
-            self,
-            boxes_xyxy=self.boxes_xyxy[index],
-            scores=self.scores[index],
-            labels=self.labels[index],
-            found_at=None if self.found_at is None else self.found_at[index],
-            track_ids=None if self.track_ids is None else self.track_ids[index],
-        )
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        chosen: dict[str, Any] = {
+            name: tensor if tensor is None else tensor[index] for name, tensor in tensors.items()
+        }
+        return replace(self, **chosen)
 
     def __iter__(self) -> Iterator[Detections]:
         return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Detections):
+            return NotImplemented
+        return self.class_names == other.class_names and all(
+            mine is theirs if mine is None or theirs is None else torch.equal(mine, theirs)
+            for mine, theirs in ((getattr(self, name), getattr(other, name)) for name in TENSORS)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # tensors can be changed
+
+    def __add__(self, other: Detections) -> Detections:
+        """Both in one, best score first.
+
+        `found_at` and `track_ids` are kept where both have them; the image is the first one's.
+        """
+        if self.class_names != other.class_names:
+            raise ValueError("detections of different class_names cannot be joined")
+        parts = {name: (getattr(self, name), getattr(other, name)) for name in TENSORS}
+        joined: dict[str, Any] = {
+            name: None if first is None or second is None else torch.cat([first, second])
+            for name, (first, second) in parts.items()
+        }
+        image = other.image if self.image is None else self.image
+        return replace(self, **joined, image=image).by_score()
 
     def __repr__(self) -> str:
         counts = Counter(self.class_name(index) for index in range(len(self)))
@@ -100,6 +122,12 @@ class Detections:
         size = f", image {self.image.width} x {self.image.height}" if self.image is not None else ""
         return f"Detections({classes}{best}{size})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from fcos.predict.notebook import as_html  # not needed elsewhere
+
+        return as_html(self)
+
     def class_name(self, index: int) -> str:
         """Name of the class of one detection."""
         return self.class_names[int(self.labels[index])]
@@ -107,6 +135,31 @@ class Detections:
     def above(self, threshold: float) -> Detections:
         """The detections with a score of at least `threshold`."""
         return self[self.scores >= threshold]
+
+    def by_score(self) -> Detections:
+        """The same, best score first; equal scores keep their order."""
+        return self[self.scores.argsort(descending=True, stable=True)]
+
+    def filter(
+        self,
+        *,
+        classes: str | int | Iterable[str | int] | None = None,
+        min_score: float | int = 0,
+        min_area: float | int = 0,
+    ) -> Detections:
+        """The detections that fulfil every condition.
+
+        Args:
+            classes: a name or label, or several.
+            min_score: minimum score.
+            min_area: minimum area of a box, in square pixels of the original image.
+        """
+        sides = self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
+        kept = (self.scores >= min_score) & (sides.prod(dim=1) >= min_area)
+        if classes is not None:
+            wanted = labels_of(classes, self.class_names)
+            kept &= torch.isin(self.labels, torch.tensor(wanted, device=self.labels.device))
+        return self[kept]
 
     def draw(self, score_threshold: float | None = None) -> Image.Image:
         """A copy of the image with the boxes (of at least `score_threshold`) drawn on it."""
@@ -127,101 +180,28 @@ class Detections:
             track_ids=shown.track_ids,
         )
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Entries of a COCO results file.
+    to_coco, from_coco = conversions.to_coco, classmethod(conversions.from_coco)
+    to_yolo, from_yolo = conversions.to_yolo, classmethod(conversions.from_yolo)
+    to_pandas, from_pandas = conversions.to_pandas, classmethod(conversions.from_pandas)
+    to_supervision = conversions.to_supervision
+    from_supervision = classmethod(conversions.from_supervision)
+    to_fiftyone = conversions.to_fiftyone
 
-        Args:
-            image_id: the id of this image in the annotation file.
-            category_ids: the id of each label in the annotation file; default: 1, 2, ...
 
-        Returns:
-            One dict per box: `image_id`, `category_id`, `bbox` (xywh, original pixels), `score`.
-        """
-        ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
-        if len(ids) != len(self.class_names):
-            raise ValueError(
-                f"{len(ids)} category_ids for {counted(len(self.class_names), 'class', 'classes')}"
-            )
-        boxes_xywh = self.boxes_xyxy.double().cpu().numpy().copy()
-        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-        return [
-            {"image_id": image_id, "category_id": int(ids[label]), "bbox": box, "score": score}
-            for box, score, label in zip(
-                boxes_xywh.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
-            )
-        ]
+def labels_of(classes: str | int | Iterable[str | int], class_names: Sequence[str]) -> list[int]:
+    """The labels of one or several classes that are given by name or label.
 
-    @classmethod
-    def from_coco(
-        cls,
-        entries: Sequence[Mapping[str, Any]],
-        class_names: Sequence[str],
-        category_ids: Sequence[int] | None = None,
-        image: Image.Image | None = None,
-    ) -> Detections:
-        """From the entries of one image in a COCO results file; the inverse of `to_coco`."""
-        ids = list(range(1, len(class_names) + 1) if category_ids is None else category_ids)
-        boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
-        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-        scores = torch.tensor([entry["score"] for entry in entries], dtype=torch.float32)
-        labels = torch.tensor([ids.index(entry["category_id"]) for entry in entries], dtype=torch.int64)
-        order = scores.argsort(descending=True, stable=True)
-        return cls(boxes[order], scores[order], labels[order], tuple(class_names), image)
-
-    def to_pandas(self) -> Any:
-        """A `pandas.DataFrame`, one row per box: x1, y1, x2, y2 (original pixels), score, label, class_name.
-
-        Also track_id, if a tracker set it.
-        """
-        pandas = _needed("pandas")
-        table = pandas.DataFrame(self.boxes_xyxy.cpu().numpy(), columns=["x1", "y1", "x2", "y2"])
-        table["score"] = self.scores.cpu().numpy()
-        table["label"] = self.labels.cpu().numpy()
-        table["class_name"] = [self.class_name(index) for index in range(len(self))]
-        if self.track_ids is not None:
-            table["track_id"] = self.track_ids.cpu().numpy()
-        return table
-
-    @classmethod
-    def from_pandas(
-        cls, table: Any, class_names: Sequence[str], image: Image.Image | None = None
-    ) -> Detections:
-        """From a table like that of `to_pandas`, in its order; other columns are ignored."""
-        tracked = "track_id" in table.columns
-        return cls(
-            torch.tensor(table[["x1", "y1", "x2", "y2"]].to_numpy("float32")),
-            torch.tensor(table["score"].to_numpy("float32")),
-            torch.tensor(table["label"].to_numpy("int64")),
-            tuple(class_names),
-            image,
-            track_ids=torch.tensor(table["track_id"].to_numpy("int64")) if tracked else None,
+    Raises:
+        FcosError: there is no such class.
+    """
+    wanted = [classes] if isinstance(classes, str | int) else list(classes)
+    unknown = [one for one in wanted if one not in class_names and one not in range(len(class_names))]
+    if unknown:
+        raise FcosError(
+            f"the model has no class {', '.join(map(repr, unknown))}",
+            fix=f"choose from its classes: {', '.join(class_names)}",
         )
-
-    def to_supervision(self) -> Any:
-        """`supervision.Detections`, for its annotators, trackers and zones; names under ``class_name``."""
-        supervision = _needed("supervision")
-        return supervision.Detections(
-            xyxy=self.boxes_xyxy.cpu().numpy(),
-            confidence=self.scores.cpu().numpy(),
-            class_id=self.labels.cpu().numpy(),
-            tracker_id=None if self.track_ids is None else self.track_ids.cpu().numpy(),
-            data={"class_name": np.array([self.class_name(index) for index in range(len(self))], dtype=str)},
-        )
-
-    @classmethod
-    def from_supervision(
-        cls, found: Any, class_names: Sequence[str], image: Image.Image | None = None
-    ) -> Detections:
-        """From `supervision.Detections` (a tracker's, for example), in its order; masks are ignored."""
-        ids = found.tracker_id
-        return cls(
-            torch.as_tensor(found.xyxy, dtype=torch.float32).reshape(-1, 4),
-            torch.as_tensor(found.confidence, dtype=torch.float32).reshape(-1),
-            torch.as_tensor(found.class_id, dtype=torch.int64).reshape(-1),
-            tuple(class_names),
-            image,
-            track_ids=None if ids is None else torch.as_tensor(ids, dtype=torch.int64).reshape(-1),
-        )
+    return [class_names.index(one) if isinstance(one, str) else one for one in wanted]
 
 
 def as_dicts(detections: Detections) -> list[dict[str, Any]]:
@@ -242,11 +222,3 @@ def as_dicts(detections: Detections) -> list[dict[str, Any]]:
         for entry, track_id in zip(entries, detections.track_ids.tolist(), strict=True):
             entry["track_id"] = track_id if track_id >= 0 else None
     return entries
-
-
-def _needed(package: str) -> Any:
-    """A package that only one method needs."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise FcosError(f"this needs {package}", fix=f"pip install {package}") from error

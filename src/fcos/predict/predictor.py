@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -22,6 +22,7 @@ from fcos.config.conventions import CONVENTIONS
 from fcos.cpu.fold import folded
 from fcos.cpu.predicting import for_predicting
 from fcos.data.annotations import Annotations
+from fcos.data.arrays import Color
 from fcos.data.batch import Batch
 from fcos.data.image import pixels_of
 from fcos.data.loader import PADDING_MULTIPLE, build_eval_loader, build_eval_transform
@@ -33,7 +34,7 @@ from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS, HeadOutput
 from fcos.model.points import PointGrid
 from fcos.model.postprocess import ImageDetections, PostProcess
-from fcos.predict.detections import Detections
+from fcos.predict.detections import Detections, labels_of
 from fcos.predict.device import gather
 from fcos.predict.stream import predict_each
 from fcos.terminal import counted
@@ -72,6 +73,7 @@ class Predictor:
         self.class_names, self.category_ids = card.class_names, card.category_ids
         self.threshold, self.path = card.threshold, path
         self._transform = build_eval_transform(config)
+        self._labels: list[int] | None = None  # that `predict` gives; None: all
 
     @classmethod
     def of(cls: type[P], loaded: LoadedModel, device: torch.device) -> P:
@@ -115,6 +117,12 @@ class Predictor:
         detector._backend = self._backend.side_by_side
         return detector
 
+    def only(self: P, class_names: Sequence[str]) -> P:
+        """A copy whose `predict` and `stream` give detections of these classes only."""
+        detector = copy.copy(self)
+        detector._labels = labels_of(class_names, self.class_names)
+        return detector
+
     @overload  # a str is a Sequence of str too; it matches here first, as it does below
     def predict(  # type: ignore[overload-overlap]
         self,
@@ -123,6 +131,7 @@ class Predictor:
         *,
         batch_size: int | None = ...,
         agnostic_nms: bool | None = ...,
+        color: Color = ...,
     ) -> Detections: ...
 
     @overload
@@ -133,6 +142,7 @@ class Predictor:
         *,
         batch_size: int | None = ...,
         agnostic_nms: bool | None = ...,
+        color: Color = ...,
     ) -> list[Detections]: ...
 
     def predict(
@@ -142,14 +152,15 @@ class Predictor:
         *,
         batch_size: int | None = None,
         agnostic_nms: bool | None = None,
+        color: Color = "rgb",
     ) -> Detections | list[Detections]:
         """Predict an image, or each image of a list.
 
         Args:
-            images: a path, a PIL image, a uint8 array `(height, width, 3)` RGB, or a list of them, of any
-                sizes. Arrays may also be grey, `(height, width)` or `(height, width, 1)`, or have a fourth
-                channel, which is dropped; tensors have their channels first, `(3, height, width)`. Paths and
-                PIL images are turned upright as their EXIF says.
+            images: a path, a PIL image, an array `(height, width, 3)` or a tensor `(3, height, width)`, uint8
+                or floats in [0, 1], or a list of them, of any sizes. Arrays and tensors may also be grey,
+                with one channel or none, or have a fourth channel, which is dropped; with four dimensions
+                they are a batch. Paths and PIL images are turned upright as their EXIF says.
             score_threshold: minimum score of a detection; None: the model's own `threshold`; 0: everything
                 that the evaluation counts.
             batch_size: images per forward pass; None: 8 on a GPU; on a CPU, where large images gain
@@ -157,20 +168,25 @@ class Predictor:
                 the detections that it gets alone.
             agnostic_nms: NMS over all classes together, so that an object does not get boxes of two; None:
                 the model's setting `agnostic_nms`.
+            color: order of the channels of arrays and tensors; "bgr" for images that OpenCV read.
 
         Returns:
-            `Detections` that hold the image, or a list of them, one per image. (A list of thousands fills
-            the memory: use `stream`.)
+            `Detections` that hold the image, or a list of them, one per image of a list or batch. (A list of
+            thousands fills the memory: use `stream`.)
         """
         if agnostic_nms is not None:
-            return self._with_nms(agnostic_nms).predict(images, score_threshold, batch_size=batch_size)
+            return self._with_nms(agnostic_nms).predict(
+                images, score_threshold, batch_size=batch_size, color=color
+            )
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+            images = list(images)
         if isinstance(images, str) or not isinstance(images, Sequence):
-            return self._predict_group([pixels_of(images)], score_threshold)[0]
+            return self._predict_group([pixels_of(images, color)], score_threshold)[0]
         max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
         size = batch_size or self.group_size
         found: list[Detections] = []
         for first in range(0, len(images), size):
-            group = [pixels_of(image) for image in images[first : first + size]]
+            group = [pixels_of(image, color) for image in images[first : first + size]]
             found += self._predict_group(group, score_threshold, max_pixels)
         return found
 
@@ -181,6 +197,7 @@ class Predictor:
         *,
         batch_size: int | None = None,
         agnostic_nms: bool | None = None,
+        color: Color = "rgb",
     ) -> Iterator[Detections]:
         """Predict any number of images, in order, and faster than one by one.
 
@@ -195,6 +212,7 @@ class Predictor:
             score_threshold: as in `predict`.
             batch_size: images to wait for and pass through the network together; None: 1 on a CPU, else 8.
             agnostic_nms: as in `predict`.
+            color: as in `predict`.
 
         Raises:
             DatasetError: where an image cannot be read; the stream ends there.
@@ -202,7 +220,7 @@ class Predictor:
         for found in predict_each(
             self._with_nms(agnostic_nms),
             images,
-            pixels_of,
+            partial(pixels_of, color=color),
             lambda image, detections: detections,
             score_threshold=score_threshold,
             batch_size=batch_size or self._backend.batch_size,
@@ -267,9 +285,10 @@ class Predictor:
 
     def _detections(self, image: Tensor, found: ImageDetections) -> Detections:
         pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        return Detections(
+        detections = Detections(
             found.boxes_xyxy, found.scores, found.labels, self.class_names, pil_image, found_at=found.found_at
         )
+        return detections if self._labels is None else detections.filter(classes=self._labels)
 
 
 # What computes the detections: the network, or a file exported from one (`export/exported.py`) --------------

@@ -24,6 +24,7 @@ from fcos.files import check_regular, files_below, is_hidden, read_bytes
 from fcos.predict.download import download, without_secrets
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
+STREAM_SUFFIXES = frozenset({".m3u8", ".mjpg", ".mjpeg", ".sdp"})  # of addresses
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 STANDARD_INPUT = "-"
 RESULT_FILE, FRAMES_FILE = "detections.json", "detections.jsonl"  # in the output folder
@@ -34,7 +35,7 @@ NUM_BYTES_TO_KNOW = 4096  # of a file without a known suffix
 
 @dataclass(frozen=True)
 class Source:
-    """One image, video or camera.
+    """One image, video, live stream or camera.
 
     Attributes:
         kind: what it is.
@@ -44,7 +45,7 @@ class Source:
         address: the whole address, secrets included, if it is one.
     """
 
-    kind: Literal["image", "video", "camera"]
+    kind: Literal["image", "video", "stream", "camera"]
     where: str
     name: Path
     content: bytes | None = None
@@ -53,7 +54,8 @@ class Source:
     @property
     def path(self) -> Path | None:
         """The file, if it is one."""
-        return None if self.kind == "camera" or self.content or is_address(self.where) else Path(self.where)
+        no_file = self.kind in ("camera", "stream") or self.content or is_address(self.where)
+        return None if no_file else Path(self.where)
 
 
 def read_picture(source: Source) -> Tensor:
@@ -74,12 +76,13 @@ def is_address(word: str) -> bool:
     return word.lower().startswith(("http://", "https://"))
 
 
-def find_sources(words: Iterable[str], out: Path) -> list[Source]:
+def find_sources(words: Iterable[str], out: Path, *, streams: bool = False) -> list[Source]:
     """The sources that the arguments name, each once.
 
     Args:
         words: as typed.
         out: the output folder: what an earlier call drew there is no source.
+        streams: every address is a live stream.
 
     Raises:
         DatasetError: an argument that names nothing.
@@ -87,6 +90,8 @@ def find_sources(words: Iterable[str], out: Path) -> list[Source]:
     found: dict[tuple[str, str], Source] = {}
     for word in words:
         for source in _expand(word, real_path(out)):
+            if streams and source.address:
+                source = replace(source, kind="stream")
             found.setdefault((source.kind, source.address or source.where), source)
     return list(found.values())
 
@@ -117,9 +122,11 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
         yield from _found(path, path, sorted(files_below(path)), out)
     elif os.path.lexists(path):
         check_regular(path)
+    elif re.match(r"(rtsps?|rtmps?)://", word, re.IGNORECASE):
+        yield replace(_at_address(word), kind="stream")
     elif re.match(r"[a-z][a-z0-9+.-]+://", word, re.IGNORECASE):
         raise DatasetError(
-            f"{word.partition(':')[0]} URLs are not supported, only http and https",
+            f"{word.partition(':')[0]} URLs are not supported, only http, https, rtsp and rtmp",
             where=without_secrets(word),
             fix="download it yourself and give the file",
         )
@@ -240,7 +247,9 @@ def _at_address(address: str) -> Source:
     name = re.sub(r"[\\\x00-\x1f\x7f]", "_", name)[-MAX_NAME:]
     if name in ("", ".", ".."):
         name = "image"
-    return replace(_by_suffix(Path(name), Path(name)), where=without_secrets(address), address=address)
+    source = _by_suffix(Path(name), Path(name))
+    kind = "stream" if Path(name).suffix.lower() in STREAM_SUFFIXES else source.kind
+    return replace(source, kind=kind, where=without_secrets(address), address=address)
 
 
 def _decoded(content: bytes, where: str) -> str:
@@ -352,7 +361,7 @@ def plan(sources: Iterable[Source], out: Path) -> list[Source]:
 
 
 def _drawn_name(source: Source) -> Path:
-    if source.kind == "camera":
+    if source.kind in ("camera", "stream"):
         return source.name.with_name(source.name.name + ".mp4")
     if source.kind == "video":
         return source.name.with_suffix(".mp4")

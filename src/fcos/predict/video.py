@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fcos.predict.detections import Detections, as_dicts
+from fcos.predict.live import LiveReader
 from fcos.predict.sources import Source
 from fcos.predict.stream import predict_each
 from fcos.predict.tracker import Tracker
@@ -64,9 +65,8 @@ def predict_video(
         DatasetError: it cannot be opened.
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(
-            VideoReader(source.address or source.where, camera=source.kind == "camera")
-        )
+        reader = _open(source, is_stopped)
+        stack.enter_context(reader)
         num_frames = reader.num_frames and -(-reader.num_frames // options.every)
         advance = stack.enter_context(progress(num_frames))
         rate = reader.frame_rate / options.every
@@ -105,12 +105,20 @@ def predict_video(
             advance(1)
             if is_stopped():
                 return about | {"stopped": True}
+    if isinstance(reader, LiveReader):
+        about["num_reconnects"] = reader.num_reconnects
     if reader.num_damaged:
         about["num_damaged"] = reader.num_damaged
     if reader.problem or reader.num_damaged or not about["num_frames"]:
         damaged = f"{reader.num_damaged} of its frames are damaged" if reader.num_damaged else ""
         about["error"] = reader.problem or damaged or "it has no decodable frame"
     return about
+
+
+def _open(source: Source, is_stopped: Callable[[], bool]) -> VideoReader | LiveReader:
+    if source.kind == "stream":
+        return LiveReader(source.address, is_stopped)
+    return VideoReader(source.address or source.where, camera=source.kind == "camera")
 
 
 def _found(

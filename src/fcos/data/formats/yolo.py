@@ -80,12 +80,19 @@ def write(
 
 def _lines(record: Record) -> list[str]:
     header = read_header(record.path)
-    height, width = header.size_hw
-    x1, y1, x2, y2 = (upright(record, header).boxes_xyxy / [width, height, width, height]).T
+    return label_lines(upright(record, header).boxes_xyxy, record.labels.tolist(), header.size_hw)
+
+
+def label_lines(
+    boxes_xyxy: NDArray[np.float64], labels: Sequence[int], size_hw: tuple[int, int]
+) -> list[str]:
+    """Lines of a label file for `(N, 4)` boxes in pixels of the upright image."""
+    height, width = size_hw
+    x1, y1, x2, y2 = (boxes_xyxy / [width, height, width, height]).T
     numbers = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1).tolist()
     return [
         " ".join([str(label), *(f"{value:.9f}" for value in box)])
-        for label, box in zip(record.labels.tolist(), numbers, strict=True)
+        for label, box in zip(labels, numbers, strict=True)
     ]
 
 

@@ -1,0 +1,86 @@
+"""Predicting images: what `detections.json` says of each, its drawn copy, and its crops."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from fcos.errors import DatasetError
+from fcos.files import explained
+from fcos.predict.detections import Detections, as_dicts
+from fcos.predict.sources import Source, read_picture
+from fcos.predict.stream import predict_each
+
+if TYPE_CHECKING:
+    from fcos.predict.predictor import Predictor
+
+JPEG_QUALITY = 92
+CROPS = "crops"  # in the output folder
+NO_SPACE = "free some disk space, or choose another folder with --out"
+
+
+def predict_images(
+    detector: Predictor,
+    images: Sequence[Source],
+    out: Path,
+    threshold: float,
+    *,
+    draw: bool = True,
+    crops: bool = False,
+    batch_size: int | None = None,
+    num_processes: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """What `detections.json` says about each image; its drawn copy and its crops are written to `out`.
+
+    For one that cannot be read: path and error.
+    """
+
+    def outcome(source: Source, detections: Detections) -> dict[str, Any]:
+        assert detections.image is not None, "Detector.predict keeps the image"
+        about: dict[str, Any] = {"path": source.where}
+        if draw:
+            about["drawn"] = _saved(detections.draw(), out / source.name)
+        entries = as_dicts(detections)
+        if crops:
+            for number, (entry, one) in enumerate(zip(entries, detections, strict=True), start=1):
+                entry["crop"] = _saved(_crop(one), crop_path(out, source.name, one.class_name(0), number))
+        about |= {"width": detections.image.width, "height": detections.image.height}
+        return about | {"detections": entries}
+
+    results = predict_each(
+        detector,
+        images,
+        read_picture,
+        outcome,
+        score_threshold=threshold,
+        batch_size=batch_size,
+        num_processes=num_processes,
+    )
+    for source, result in zip(images, results, strict=True):
+        yield {"path": source.where, "error": result.what} if isinstance(result, DatasetError) else result
+
+
+def crop_path(out: Path, name: Path, class_name: str, number: int) -> Path:
+    """Where the crop of one detection goes: ``crops/cat/photo_1.jpg``."""
+    folder = re.sub(r"[^\w.-]+", "_", class_name).strip(".") or "_"
+    return out / CROPS / folder / name.with_stem(f"{name.stem}_{number}")
+
+
+def _crop(one: Detections) -> Image.Image:
+    """The pixels of a box, those that it covers in part included."""
+    assert one.image is not None
+    x1, y1, x2, y2 = one.boxes_xyxy[0].tolist()
+    right, bottom = min(math.ceil(x2), one.image.width), min(math.ceil(y2), one.image.height)
+    return one.image.crop((min(math.floor(x1), right - 1), min(math.floor(y1), bottom - 1), right, bottom))
+
+
+def _saved(image: Image.Image, target: Path) -> str:
+    with explained(target, f"{NO_SPACE}, or use --no-draw"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        image.save(target, quality=JPEG_QUALITY)  # other formats ignore it
+    return str(target)

@@ -1,0 +1,81 @@
+"""Predictions as annotations, to correct or to train on: `fcos predict --save-labels`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fcos.data.annotations import Annotations, Record
+from fcos.data.convert import Converted, check_output, write_annotations
+from fcos.data.image_files import unique_stems
+from fcos.data.names import is_no_class
+from fcos.data.registry import format_named
+from fcos.errors import DatasetError
+from fcos.predict.sources import Source
+
+
+def labels_path(out: Path, format: str) -> Path:
+    """Where the annotations go: ``labels_coco.json``, ``labels_list.txt``, folders for the others."""
+    return out / f"labels_{format}{format_named(format).written_suffix}"
+
+
+def check_labels(sources: Sequence[Source], format: str, out: Path) -> None:
+    """Refuse before the work what could not be written after it.
+
+    Raises:
+        DatasetError: a source is no image file, labels are there already, or images have names that the
+            format cannot hold.
+    """
+    other = next((source for source in sources if source.path is None or source.kind != "image"), None)
+    if other is not None:
+        raise DatasetError(
+            "labels can only be saved for image files",
+            where=other.where,
+            fix="leave out this source, or --save-labels",
+        )
+    check_output(format, labels_path(out, format))
+    if not format_named(format).written_suffix:
+        paths = [Path(source.where) for source in sources]
+        records = [Record.make(path, [], [], image_id=0, where=str(path)) for path in paths]
+        unique_stems(Annotations.from_records(records, (), source=out, format=format))
+
+
+def save_labels(
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    outcomes: Sequence[Mapping[str, Any]],
+    format: str,
+    out: Path,
+) -> Converted:
+    """Write the detections of images as annotations of all classes of the model.
+
+    Args:
+        class_names: of the model.
+        category_ids: of the model.
+        outcomes: of images that could be read, as in `detections.json`; one without detections is an image
+            without boxes.
+        format: of the annotations.
+        out: the output folder.
+    """
+    path = labels_path(out, format)
+    labels = [label for label, name in enumerate(class_names) if not is_no_class(name)]
+    records = [
+        Record.make(
+            Path(about["path"]),
+            [entry["box_xyxy"] for entry in about["detections"]],
+            [labels.index(entry["label"]) for entry in about["detections"]],
+            image_id,
+            size_hw=(about["height"], about["width"]),
+            where=about["path"],
+        )
+        for image_id, about in enumerate(outcomes, start=1)
+    ]
+    annotations = Annotations.from_records(
+        records,
+        [class_names[label] for label in labels],
+        category_ids=[category_ids[label] for label in labels],
+        source=path,
+        format=format,
+    )
+    return write_annotations(annotations, format, path)

@@ -1,0 +1,43 @@
+"""Detections as a notebook shows them: the drawn image, and a table of its boxes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+
+from fcos.predict.detections import Detections
+
+MAX_SIDE = 1000  # pixels of the image shown; the notebook file holds it
+MAX_ROWS = 20
+
+
+def as_html(detections: Detections) -> str:
+    """The image with its boxes, if there is one, above a table of the best detections."""
+    columns = ("class", "score", "x1", "y1", "x2", "y2")
+    rows = [
+        (
+            escape(one.class_name(0)),
+            f"{float(one.scores):.3f}",
+            *(f"{x:.1f}" for x in one.boxes_xyxy[0].tolist()),
+        )
+        for one in detections[:MAX_ROWS]
+    ]
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    head = "".join(f"<th>{name}</th>" for name in columns)
+    hidden = len(detections) - len(rows)
+    return (
+        f"{_image(detections)}<p>{escape(repr(detections))}</p>"
+        f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        + (f"<p>and {hidden} more</p>" if hidden > 0 else "")
+    )
+
+
+def _image(detections: Detections) -> str:
+    if detections.image is None:
+        return ""
+    drawn = detections.draw()
+    drawn.thumbnail((MAX_SIDE, MAX_SIDE))
+    file = io.BytesIO()
+    drawn.save(file, "JPEG", quality=90)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
