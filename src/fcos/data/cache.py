@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDER_VARIABLE = "FCOS_CACHE"
-LEAST_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
+MIN_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
 ALIGNMENT = 64
 MARK = b"fcos arrays 2\n"
 CHECKSUM_BYTES = 4
@@ -78,7 +78,7 @@ def cached(
         status = source.stat()
     except OSError:
         return _in_memory(*read())  # says what is wrong
-    if status.st_size < LEAST_BYTES:
+    if status.st_size < MIN_BYTES:
         return _in_memory(*read())
     # One file for a source read in one way, whatever became of it meanwhile: old ones do not pile up.
     what = json.dumps([str(source.resolve()), how])

@@ -183,3 +183,8 @@ def _ambiguous(folder: Path, part: str, found: dict[str, Path]) -> DatasetError:
         where=str(folder),
         fix="set list_train / list_eval to the right one",
     )
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices, evenly over `range(count)`."""
+    return [int(index) for index in np.linspace(0, count - 1, min(count, wanted)).round()]
