@@ -3,7 +3,7 @@
 The evaluation is hotcoco's, a Rust port of pycocotools that gives the same numbers a hundred times faster.
 What is ours is how annotations and results get in, because that decides what is measured:
 
-- A crowd region is COCO's `iscrowd`: nobody has to find it, and any number of detections may lie on it; the
+- A crowd region is COCO's `iscrowd`: it need not be detected, and any number of detections may lie on it; the
   overlap counts the detection's own area only, since one person covers little of a crowd.
 - A Pascal VOC `difficult` box is ignored too, but it is a single object: the VOC development kit compares
   it by the ordinary IoU and ignores every detection that fits, the second and third too. COCO's format
@@ -103,8 +103,8 @@ def evaluate_detections(annotations: Annotations, results: Results) -> CocoMetri
     """COCO's numbers for the images of `annotations`; results on other images are left out.
 
     Args:
-        annotations: what is there.
-        results: what was found: entries of a COCO results file (`image_id`, `category_id`, `bbox` xywh in
+        annotations: the ground truth.
+        results: the detections: entries of a COCO results file (`image_id`, `category_id`, `bbox` xywh in
             original pixels, `score`), or the same as an array, see `metrics.rows`.
     """
     return numbers_of(match(annotations, result_array(annotations, results)), annotations)

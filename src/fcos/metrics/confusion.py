@@ -35,7 +35,7 @@ class Pairs:
     num_classes: int
 
     def matrix(self) -> NDArray[np.int64]:
-        """`(classes + 1, classes + 1)` counts: what is there by what was found, background last."""
+        """`(classes + 1, classes + 1)` counts: true label by predicted label, background last."""
         side = self.num_classes + 1
         counts = np.bincount(self.there * side + self.found, minlength=side * side)
         return counts.reshape(side, side)
@@ -52,7 +52,7 @@ def pair_up(annotations: Annotations, results: Rows, counted: NDArray[np.bool_])
     """Each detection, best score first, takes the free object that it covers best, from an IoU of 0.5.
 
     Args:
-        annotations: what is there; crowd and difficult objects are left out.
+        annotations: the ground truth; crowd and difficult objects are left out.
         results: those that are shown.
         counted: `(N,)` False for detections that the evaluation ignores.
     """

@@ -55,7 +55,7 @@ class Change:
     """What the share would be with other settings.
 
     Attributes:
-        what: the settings, as one writes them.
+        what: the settings, as in a train.json.
         share: of objects without a point.
         note: what it costs, or why it is more than a setting.
     """

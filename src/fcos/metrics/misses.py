@@ -23,7 +23,7 @@ from fcos.model.postprocess import ImageDetections
 
 NEAR_IOU = 0.1  # TIDE's limit between a box that is off and one that means something else
 
-# In the order in which they are tried: the first that holds is told.
+# In the order in which they are tried: the first that holds is reported.
 REASONS = {
     "no point": "no positive point at this size: the detector cannot learn such objects",
     "nms": "suppressed by NMS: it overlaps a box with a higher score",
@@ -73,7 +73,7 @@ def why_missed(
     """A reason for each object that is missed at the threshold.
 
     Args:
-        annotations: what is there.
+        annotations: the ground truth.
         analysis: of the results.
         without_point: `(boxes,)` objects without a positive point.
         candidates: by image id, what entered NMS in the images that were predicted again.

@@ -150,7 +150,7 @@ class _View:
         return zip(accumulate(counts, initial=0), counts, strict=False)
 
     def name(self, label: int) -> str:
-        """Of a class."""
+        """The name of a class."""
         return self.image.annotations.class_names[label]
 
     def objects_pane(self) -> Pane:

@@ -43,8 +43,8 @@ class Box:
         title: what it says where the mouse is.
         text_x, text_y: where the label's baseline begins (`with_labels`).
         score: of a detection; None for ground truth.
-        found_with: score of the detection that found this object, -1 if none did; None for detections, and
-            for objects that nobody has to find.
+        found_with: score of the detection that matches this object, -1 if none does; None for detections, and
+            for objects that the evaluation does not count.
         is_wrong: a detection that answers no object.
         is_ignored: a detection that the evaluation does not count.
     """
@@ -82,7 +82,7 @@ class Example:
         jpeg: base64.
         width, height: of the JPEG, in which the boxes are given.
         threshold: from which its detections are shown.
-        caption: what there is to see.
+        caption: what the image shows.
         notes: more of it, a line each.
         tags: by which the page can choose it.
     """
@@ -145,7 +145,7 @@ class ReportImage:
 
         Args:
             first_box: index of the first box of this image among all.
-            told: of boxes among all, why they were missed.
+            told: why boxes (by index among all) were missed.
             analysis: to mark what was missed; None: all are drawn alike.
         """
         boxes = []
