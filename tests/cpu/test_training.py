@@ -110,13 +110,13 @@ def test_a_whole_network_learns_the_same_with_and_without_winograd(monkeypatch: 
     model = build_model(load_config({"model": "fcos_r18", "pretrain": False}), 3).train()
     twin = for_training(model.to(memory_format=torch.channels_last))
     called: list[tuple[int, ...]] = []
-    convolve = winograd._convolve
+    convolve = winograd.conv3x3_ahead
 
     def counted(x: Tensor, *others: Tensor | None) -> Tensor:
         called.append(tuple(x.shape))
         return convolve(x, *others)
 
-    monkeypatch.setattr(winograd, "_convolve", counted)
+    monkeypatch.setattr(winograd, "conv3x3_ahead", counted)
     found: list[dict[str, Tensor]] = []
     for channels in (64, 10**6):  # 64: nearly every 3x3 convolution, those of the backbone too
         monkeypatch.setattr(winograd, "MIN_CHANNELS", channels)

@@ -34,7 +34,7 @@ class Reader:
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cache, "LEAST_BYTES", 1)
+    monkeypatch.setattr(cache, "MIN_BYTES", 1)
     monkeypatch.setenv("FCOS_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "numbers.txt"
     file.write_text("1 2 3 4")
@@ -146,7 +146,7 @@ def test_an_interrupted_writing_leaves_nothing(source: Path, monkeypatch: pytest
 
 
 def test_small_files_leave_nothing_behind(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "LEAST_BYTES", 1000)
+    monkeypatch.setattr(cache, "MIN_BYTES", 1000)
     cached(source, {}, Reader(source))
     assert not cache_folder().exists()
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.splits import select
-from fcos.metrics.analysis import MAX_RESAMPLES, MIN_RESAMPLES, Analysis, analyse, resamples_for
+from fcos.metrics.analysis import MAX_RESAMPLES, MIN_RESAMPLES, Analysis, analyse, margins_of, resamples_for
 from fcos.metrics.coco import evaluate_detections, measure
 from fcos.metrics.rows import rows_of
 
@@ -68,7 +68,6 @@ def test_every_detection_and_object_has_its_fate(
     assert analysis.is_right.tolist() == [1, 0, 0, 0, 0, 1]
     assert analysis.found_with.tolist() == [0.9, -1, 0.1]
     assert 0.8 < analysis.threshold < 0.9  # only the first: F1 is 2 / (1 + 3)
-    assert analysis.shown.rows.tolist() == [0]
     assert analysis.shown.missed.tolist() == [False, True, True]
     assert analysis.shown.num_right.tolist() == [1, 0]
     assert analysis.shown.num_missed.tolist() == [1, 1]
@@ -91,12 +90,13 @@ def test_each_class_has_its_own_threshold() -> None:
 
 
 def test_what_cannot_be_measured_has_no_number() -> None:
-    analysis = analyse(annotations_of(([A], [CAT])), [found(1, A, 0.9, CAT)])
+    annotations, results = annotations_of(([A], [CAT])), [found(1, A, 0.9, CAT)]
+    analysis = analyse(annotations, results)
     dog = analysis.classes[DOG]
     assert (dog.ap, dog.best, dog.calibration_error, dog.num_boxes) == (None, None, None, 0)
     assert analysis.classes[CAT].by_size[:2] == (None, None)
     assert analysis.classes[CAT].by_size[2] == pytest.approx(1)
-    assert analysis.margins == (None,) * 12  # one picture
+    assert margins_of(annotations, results) == [None] * 12  # one picture
 
 
 def test_confident_detections_that_the_annotations_contradict_are_told() -> None:
@@ -198,10 +198,9 @@ def test_margins_are_those_of_drawing_pictures_one_by_one() -> None:
             part["image_id"] = image_id
             parts.append(part)
         values.append(evaluate_detections(sample, np.concatenate(parts)).map_mean)
-    analysis = analyse(annotations, rows)
-    assert analysis.num_resamples == MAX_RESAMPLES
-    assert analysis.margins[0] == pytest.approx(1.96 * np.std(values), rel=0.25)
-    assert analysis.margins[3] is None  # there are no small objects
+    margins = margins_of(annotations, rows)
+    assert margins[0] == pytest.approx(1.96 * np.std(values), rel=0.25)
+    assert margins[3] is None  # there are no small objects
 
 
 def test_large_evaluations_are_resampled_less_often() -> None:

@@ -60,7 +60,7 @@ def test_it_is_what_a_training_would_learn(rules: str) -> None:
         of_record = np.zeros(12, bool)
         of_record[np.flatnonzero(~record.is_crowd)[np.unique(matched[matched >= 0])]] = True
         learned.append(of_record)
-    found = eligibility(annotations, config).learned
+    found = eligibility(annotations, config, range(len(annotations))).learned
     assert 0 < found.sum() < len(found) - annotations.is_crowd.sum()
     np.testing.assert_array_equal(found, np.concatenate(learned))
 
@@ -113,5 +113,5 @@ def test_of_a_large_data_set_evenly_spread_pictures_are_looked_at(monkeypatch: p
     ]
     annotations = Annotations.from_records(records, ("thing",), source=Path("x"), format="list")
     found = cover(annotations, CONFIG)
-    assert len(found.annotations) == 5
-    assert found.annotations.image_ids[[0, -1]].tolist() == [1, 20]
+    assert found.images == [0, 5, 10, 14, 19]
+    assert found.targets.nonzero()[0].tolist() == [0, 1, 10, 11, 20, 21, 28, 29, 38, 39]

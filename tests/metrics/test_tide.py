@@ -109,6 +109,6 @@ def slow_costs(annotations: Annotations, rows: Rows) -> dict[str, float]:
 
 
 def test_costs_of_errors_are_those_of_a_slow_version(made: tuple[Annotations, NDArray[np.float64]]) -> None:
-    costs = analyse(*made, margins=False).error_costs
+    costs = analyse(*made).error_costs
     assert costs == pytest.approx(slow_costs(*made), abs=1e-9)
     assert min(costs[kind] for kind in ("Loc", "Cls", "Bkg", "Miss")) > 0.001

@@ -14,7 +14,6 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.coverage import eligibility
 from fcos.report.assignment import assigned_image, choose_assigned, range_words
-from fcos.report.second_look import PointAnswers
 
 CONFIG = load_config(
     {
@@ -37,13 +36,13 @@ def annotations_of(folder: Path, *pictures: list[list[float]]) -> Annotations:
 def test_the_points_of_one_box_by_hand(tmp_path: Path) -> None:
     # at the network 64 to 96, centre at 80: points of stride 8 less than 12 from it lie at 76 and 84
     annotations = annotations_of(tmp_path, [[128, 128, 192, 192]])
-    shown = assigned_image(annotations, 0, CONFIG)
-    assert [(level.name, level.stride, len(level.learned)) for level in shown.levels] == [
+    _, levels = assigned_image(annotations, 0, CONFIG)
+    assert [(level.name, level.stride, len(level.learned)) for level in levels] == [
         ("P3", 8, 4),
         ("P4", 16, 0),
         ("P5", 32, 0),
     ]
-    first = shown.levels[0].learned[0]
+    first = levels[0].learned[0]
     scale = 480 / 256  # the example is 480 pixels wide
     assert (first.x, first.y, first.side) == (72 * scale, 72 * scale, 8 * scale)
     # left 12, right 20: (12 / 20 * 12 / 20) ** 0.5
@@ -53,8 +52,11 @@ def test_the_points_of_one_box_by_hand(tmp_path: Path) -> None:
 
 def test_a_box_between_the_points_is_marked(tmp_path: Path) -> None:
     annotations = annotations_of(tmp_path, [[58, 58, 70, 70], [128, 128, 192, 192]])
-    boxes = assigned_image(annotations, 0, CONFIG).example.panes[0].boxes
-    assert [(box.is_wrong, box.title) for box in boxes] == [(True, "cat: no positive point"), (False, "cat")]
+    example, _ = assigned_image(annotations, 0, CONFIG)
+    assert [(box.is_wrong, box.title) for box in example.panes[0].boxes] == [
+        (True, "cat: no positive point"),
+        (False, "cat"),
+    ]
 
 
 def test_crowds_take_no_points(tmp_path: Path) -> None:
@@ -62,14 +64,14 @@ def test_crowds_take_no_points(tmp_path: Path) -> None:
     boxes = [[0, 0, 512, 512], [128, 128, 192, 192]]
     record = Record.make(path, boxes, [0, 0], 1, is_crowd=[True, False], size_hw=(512, 512))
     annotations = Annotations.from_records([record], ("cat",), source=tmp_path, format="list")
-    levels = assigned_image(annotations, 0, CONFIG).levels
+    _, levels = assigned_image(annotations, 0, CONFIG)
     assert [level.num_objects for level in levels] == [1, 0, 0]
 
 
 def test_pictures_with_objects_that_no_point_learns_and_many_sizes_are_chosen(tmp_path: Path) -> None:
     plain, between = [128.0, 128.0, 192.0, 192.0], [58.0, 58.0, 70.0, 70.0]
     annotations = annotations_of(tmp_path, [plain], [], [plain, between], [plain, [0.0, 0.0, 500.0, 500.0]])
-    chosen = choose_assigned(annotations, ~eligibility(annotations, CONFIG).learned, 2)
+    chosen = choose_assigned(annotations, ~eligibility(annotations, CONFIG, range(4)).learned, 2)
     assert chosen == [2, 3]
 
 
@@ -88,8 +90,7 @@ def test_points_say_their_best_class(tmp_path: Path) -> None:
     scores, labels = np.full(32**2 + 16**2 + 8**2, -1, np.float32), np.zeros(32**2 + 16**2 + 8**2, np.int64)
     scores[[3, 5, 7]] = 0.5, 0.7, 0.05  # the last is too little to be drawn
     scores[32**2 + 16] = 0.25  # the first point of the second row of stride 16
-    answers = PointAnswers(scores, labels, None)
-    fine, middle, coarse = assigned_image(annotations, 0, CONFIG, answers).levels
+    _, (fine, middle, coarse) = assigned_image(annotations, 0, CONFIG, (scores, labels, None))
     assert [cell.title for cell in fine.said] == ["cat 0.70; point 44, 4", "cat 0.50; point 28, 4"]
     assert [cell.opacity for cell in fine.said] == [0.7, 0.5]
     [cell] = middle.said
@@ -105,7 +106,7 @@ def test_centerness_is_a_heat_map_of_a_pixel_a_point(tmp_path: Path) -> None:
     quality = np.zeros(num_points, np.float32)
     scores[0] = 0.5
     quality[32 * 2 + 3] = 0.6  # third row, fourth column of stride 8
-    levels = assigned_image(annotations, 0, CONFIG, PointAnswers(scores, labels, quality)).levels
+    _, levels = assigned_image(annotations, 0, CONFIG, (scores, labels, quality))
     heat = levels[0].quality
     assert heat is not None
     assert [level.quality for level in levels[1:]] == [None, None]  # they say nothing
@@ -122,7 +123,7 @@ def test_a_corner_point_is_drawn_as_the_cell_to_its_right_and_below(tmp_path: Pa
     annotations = annotations_of(tmp_path, [[128, 128, 192, 192]])
     config = CONFIG.model_copy(update={"rules": "torchvision"})
     # at the network 64 to 96, centre at 80: corners of stride 8 less than 12 from it lie at 72, 80 and 88
-    fine = assigned_image(annotations, 0, config).levels[0]
+    _, (fine, *_) = assigned_image(annotations, 0, config)
     scale = 480 / 256
     assert sorted({(cell.x, cell.y) for cell in fine.learned})[0] == (72 * scale, 72 * scale)
     assert len(fine.learned) == 9

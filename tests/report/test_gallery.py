@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
+from fcos.data.splits import spread
 from fcos.metrics.analysis import Analysis, analyse
-from fcos.report.examples import place_box, spread, with_labels
+from fcos.report.examples import place_box, with_labels
 from fcos.report.gallery import choose_images, confusions, disagreement_crops, gallery, tally
 
 BOX = [10.0, 20.0, 50.0, 60.0]
@@ -78,7 +79,7 @@ def test_boxes_know_what_they_were_found_with(analysed: tuple[Annotations, Analy
 def test_crops_show_the_surroundings_of_a_box(analysed: tuple[Annotations, Analysis]) -> None:
     annotations, analysis = analysed
     dog, thing = disagreement_crops(annotations, analysis, shown=[6])
-    assert (dog.caption, dog.example, dog.picture) == (
+    assert (dog.caption, dog.example, dog.name) == (
         "dog 0.90, annotated as cat; elsewhere 0 of 0 right",
         "picture-7",
         "7.png",

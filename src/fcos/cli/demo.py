@@ -107,7 +107,7 @@ def images_of(folder: Path) -> list[Path]:
 def images_of_run(run: Path, detector: Detector) -> list[Path]:
     """Some of the images that a run was evaluated on, where they still exist."""
     from fcos.config import load_config
-    from fcos.report.examples import spread
+    from fcos.data.splits import spread
 
     settings = run / "config.json"
     if not settings.is_file():

@@ -216,7 +216,7 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     from fcos.data.names import is_no_class
     from fcos.terminal import printable_line
 
-    of_boxes = annotations.labels[~annotations.is_crowd & ~annotations.is_difficult]
+    of_boxes = annotations.labels[annotations.is_counted]
     num_boxes = np.bincount(of_boxes, minlength=annotations.num_classes).tolist()
     rows = zip(metrics.per_class_ap.items(), num_boxes, strict=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -112,9 +112,9 @@ def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:
 def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
     """Draw held-out images; print the numbers, and what to do next."""
     from fcos.cli.train import show_result
+    from fcos.data.splits import spread
     from fcos.detector import Detector
     from fcos.predict.draw import draw_side_by_side
-    from fcos.report.examples import spread
 
     detector = Detector.load(run)
     annotations = detector.read_annotations(list_eval, root=root_eval)

@@ -47,11 +47,6 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return result
 
 
-def conv3x3_ahead(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`conv3x3` without gradients, by what `transform_weight` gives, which is four times as large."""
-    return _convolve(x, transformed, bias)
-
-
 def pays(x: Tensor, conv: Any, *, ahead: bool = False) -> bool:
     """Whether `conv3x3` gives what a convolution (with the shape of an `nn.Conv2d`) gives, and sooner.
 
@@ -80,7 +75,7 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, transform_weight(weight), bias)
+        return conv3x3_ahead(x, transform_weight(weight), bias)
 
     @staticmethod
     @once_differentiable
@@ -88,7 +83,7 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _convolve(gradient, transform_weight(weight.transpose(0, 1), turned=True)) if for_x else None,
+            conv3x3_ahead(gradient, transform_weight(weight.transpose(0, 1), turned=True)) if for_x else None,
             _weight_gradient(x, gradient) if for_weight else None,
             gradient.sum((0, 2, 3)) if for_bias else None,
         )
@@ -103,7 +98,8 @@ def transform_weight(weight: Tensor, *, turned: bool = False) -> Tensor:
     return (matrix @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, weight.shape[1], 1, 1)
 
 
-def _convolve(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv3x3_ahead(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`conv3x3` without gradients, by what `transform_weight` gives, which is four times as large."""
     channels_out, channels_in = len(transformed) // 36, transformed.shape[1]
     images = x.permute(0, 2, 3, 1).contiguous()
     count, height, width, _ = images.shape

@@ -142,6 +142,11 @@ class Annotations(Sequence[Record]):
         )
 
     @property
+    def is_counted(self) -> NDArray[np.bool_]:
+        """`(boxes,)` whether evaluation expects a box to be detected: neither crowd nor difficult."""
+        return ~self.is_crowd & ~self.is_difficult
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, without background."""
         return len(self.class_names)

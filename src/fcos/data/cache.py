@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDER_VARIABLE = "FCOS_CACHE"
-LEAST_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
+MIN_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
 ALIGNMENT = 64
 VERSION = 3  # of the layout of the file
 CHECKSUM_BYTES = 4
@@ -74,7 +74,7 @@ def cached(
         read: makes arrays, and plain values that go with them.
     """
     status = source.stat()
-    if status.st_size < LEAST_BYTES:
+    if status.st_size < MIN_BYTES:
         return _in_memory(*read())
     # One file for a source read in one way, whatever became of it meanwhile: old ones do not pile up.
     what = json.dumps([str(source.resolve()), how])

@@ -170,3 +170,8 @@ def _rest(name: str) -> tuple[str, ...]:
     """A name without the word for its part: ``voc_test`` and ``voc_trainval`` belong together."""
     split_words = {*TRAIN_WORDS, "trainval", *EVAL_WORDS, *TEST_WORDS}
     return tuple(word for word in words_of(name) if word not in split_words)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices, evenly over `range(count)`."""
+    return [int(index) for index in np.linspace(0, count - 1, min(count, wanted)).round()]

@@ -33,7 +33,7 @@ from fcos.predict.detections import Detections
 from fcos.predict.draw import class_colour
 from fcos.terminal import counted, printable_line
 
-LEAST_SCORE = 0.05  # the page gets everything above it and filters itself
+MIN_SCORE = 0.05  # the page gets everything above it and filters itself
 WAIT_SECONDS = 60.0  # for others to be done
 IMAGES_IN_MEMORY = 2  # decoded: one is in the network, the next is being read
 
@@ -149,7 +149,7 @@ def build_app(
     )
     async def predict(
         request: Request,
-        score_threshold: Annotated[float, Query(ge=0, le=1, description="least score")] = LEAST_SCORE,
+        score_threshold: Annotated[float, Query(ge=0, le=1, description="least score")] = MIN_SCORE,
     ) -> Answer:
         """Detections of the image in the request body (an image file: JPEG, PNG, WebP, ...)."""
         content = await inbox.read(request)

@@ -10,26 +10,24 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.errors import FcosError, WeightsError
 from fcos.weights.model_file import (
-    Entry,
+    CARD_CHECKS,
     ModelCard,
-    check_entries,
+    Text,
+    card_of,
     check_version,
-    is_list_of,
-    is_number,
-    is_text,
-    is_whole,
+    checked_card,
     parse_card,
 )
-from fcos.weights.model_file import card_of as read_model_card
 
 Precision = Literal["fp32", "int8"]
 
@@ -37,17 +35,6 @@ FORMAT_VERSION = 1
 ENTRY = "fcos"
 
 GIVE = "give a file that `fcos export` wrote"
-
-ENTRIES: dict[str, Entry] = {
-    "pixel_mean": (lambda value: is_list_of(is_number, value) and len(value) == 3, "three numbers"),
-    "pixel_std": (
-        lambda value: is_list_of(lambda std: is_number(std) and std > 0, value) and len(value) == 3,
-        "three numbers above 0",
-    ),
-    "precision": (lambda value: value in get_args(Precision), "fp32 or int8"),
-    "num_parameters": (is_whole, "a whole number"),
-    "notes": (partial(is_list_of, is_text), "a list of text"),
-}
 
 
 @dataclass(frozen=True)
@@ -63,12 +50,14 @@ class ExportCard:
         notes: how it was made, in sentences.
     """
 
+    __pydantic_config__: ClassVar = CARD_CHECKS
+
     model: ModelCard
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
+    pixel_mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+    pixel_std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)]
     precision: Precision = "fp32"
     num_parameters: int = 0
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
 
 
 def cannot_open(path: Path, how: str, reason: str, fix: str = GIVE) -> WeightsError:
@@ -138,7 +127,5 @@ def from_metadata(entries: Mapping[str, str], path: Path) -> ExportCard:
     content = parse_card(entries[ENTRY], path)
     check_version(content, "export_version", FORMAT_VERSION, path)
     del content["export_version"]
-    model = read_model_card(content.pop("model", None), path)
-    check_entries(content, ExportCard, ENTRIES, path)
-    lists = {key: tuple(content[key]) for key in ("pixel_mean", "pixel_std", "notes") if key in content}
-    return ExportCard(model, **{**content, **lists})
+    card_of(content.get("model"), path)  # says what is wrong with it
+    return checked_card(ExportCard, content, path)

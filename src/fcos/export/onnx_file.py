@@ -178,9 +178,6 @@ def _reader(calibration: Calibration) -> Any:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
-            self.rewind()
-
-        def rewind(self) -> None:
             self.inputs = iter(calibration)
 
         def get_next(self) -> Any:

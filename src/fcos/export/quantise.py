@@ -8,7 +8,7 @@ sensitive parts together.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,23 +64,17 @@ def search(ap_before: float, measure: Measure, max_loss: float) -> Search:
     """
     trials: list[Trial] = []
 
-    def is_enough(*in_float32: str) -> bool:
+    def choices() -> Iterator[tuple[str, ...]]:
+        yield ()
+        yield from ((part,) for part in PARTS)
+        sensitive = [trial.in_float32[0] for trial in sorted(trials[1:], key=lambda trial: -trial.ap)]
+        yield from (tuple(sensitive[:count]) for count in range(2, len(sensitive) + 1))
+
+    for in_float32 in choices():
         trials.append(Trial(in_float32, measure(frozenset(in_float32))))
-        return trials[-1].ap >= ap_before - max_loss
-
-    def outcome(chosen: Trial, *, is_within: bool) -> Search:
-        return Search(ap_before, tuple(trials), chosen, is_within)
-
-    if is_enough():
-        return outcome(trials[-1], is_within=True)
-    for part in PARTS:
-        if is_enough(part):
-            return outcome(trials[-1], is_within=True)
-    sensitive = [trial.in_float32[0] for trial in sorted(trials[1:], key=lambda trial: -trial.ap)]
-    for count in range(2, len(sensitive) + 1):
-        if is_enough(*sensitive[:count]):
-            return outcome(trials[-1], is_within=True)
-    return outcome(max(trials, key=lambda trial: trial.ap), is_within=False)
+        if trials[-1].ap >= ap_before - max_loss:
+            return Search(ap_before, tuple(trials), trials[-1], is_within=True)
+    return Search(ap_before, tuple(trials), max(trials, key=lambda trial: trial.ap), is_within=False)
 
 
 def export_int8(
@@ -103,10 +97,8 @@ def export_int8(
         max_loss: of AP, in [0, 1].
         on_trial: called before each trial with what stays in float32.
     """
-    check_int8(name)
-    format = FORMATS[name]
-    assert format.quantise is not None
-    quantise = format.quantise
+    format, quantise = FORMATS[name], FORMATS[name].quantise
+    assert quantise is not None, "the caller has checked it (`check_int8`)"
     model = format.convert(*graph_of(loaded, name))
     card = card_of(loaded)
 

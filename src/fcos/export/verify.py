@@ -15,12 +15,12 @@ from torchvision.ops import box_iou
 from fcos.predict.detections import Detections
 from fcos.predict.predictor import Predictor
 
-MOST_PIXELS = 0.5  # difference of a side of a box, original pixels
-MOST_SCORE = 1e-3
+MAX_PIXELS = 0.5  # difference of a side of a box, original pixels
+MAX_SCORE = 1e-3
 EQUAL_SCORES = 1e-5  # rounding of scores in float32
 AT_LIMIT = 1e-4  # and of overlaps
 ROUNDS = 7
-MOST_SECONDS = 60.0  # of timing
+MAX_SECONDS = 60.0  # of timing
 SHOWN_PROBLEMS = 5
 
 
@@ -107,7 +107,7 @@ def check_export(before: Predictor, after: Predictor, images: Sequence[Path]) ->
 def compare(
     first: Detections, second: Detections, nms_iou: float, *, agnostic_nms: bool = False
 ) -> Difference:
-    """Which detections are the same: class, box to `MOST_PIXELS`, score to `MOST_SCORE`.
+    """Which detections are the same: class, box to `MAX_PIXELS`, score to `MAX_SCORE`.
 
     Two computations round differently. Where scores or overlaps are equal up to rounding, it decides which of
     two overlapping boxes NMS keeps (and then which of their neighbours), and which detections are the last
@@ -115,7 +115,7 @@ def compare(
     """
     pixels = (first.boxes_xyxy[:, None] - second.boxes_xyxy[None]).abs().amax(dim=2)
     scores = (first.scores[:, None] - second.scores[None]).abs()
-    same = (pixels <= MOST_PIXELS) & (scores <= MOST_SCORE) & (first.labels[:, None] == second.labels[None])
+    same = (pixels <= MAX_PIXELS) & (scores <= MAX_SCORE) & (first.labels[:, None] == second.labels[None])
     pairs: list[tuple[int, int]] = []
     free = torch.ones(len(second), dtype=torch.bool)
     for i in range(len(first)):
@@ -126,12 +126,13 @@ def compare(
     taken = {i for i, _ in pairs}
     only_first = [i for i in range(len(first)) if i not in taken]
     only_second: list[int] = free.nonzero()[:, 0].tolist()
-    ties_first, ties_second = _ties(first, second, only_first, only_second, nms_iou, agnostic_nms)
+    ties = _ties(first, second, only_first, only_second, nms_iou, agnostic_nms=agnostic_nms)
+    ties_first, ties_second = ties[: len(only_first)], ties[len(only_first) :]
     return Difference(
         tuple(pairs),
-        tuple(i for i in only_first if i not in ties_first),
-        tuple(j for j in only_second if j not in ties_second),
-        max(len(ties_first), len(ties_second)),
+        tuple(i for i, is_tie in zip(only_first, ties_first, strict=True) if not is_tie),
+        tuple(j for j, is_tie in zip(only_second, ties_second, strict=True) if not is_tie),
+        max(sum(ties_first), sum(ties_second)),
     )
 
 
@@ -141,54 +142,45 @@ def _ties(
     only_first: list[int],
     only_second: list[int],
     nms_iou: float,
+    *,
     agnostic_nms: bool,
-) -> tuple[set[int], set[int]]:
-    """Those that only one has, but that rounding explains.
+) -> list[bool]:
+    """Which of those that only one has rounding explains.
 
-    These are groups of overlapping detections whose best scores are equal, detections whose overlap with
-    another is the threshold of NMS, and those with the score of the last within the limit of the image.
+    These are detections with the score of the last within the limit of the image, detections whose overlap
+    with another is the threshold of NMS, and groups of overlapping detections whose best scores are equal.
     """
-    overlap = box_iou(first.boxes_xyxy[only_first], second.boxes_xyxy[only_second])
-    one_class = first.labels[only_first][:, None] == second.labels[only_second][None]
-    competes = (overlap > nms_iou - MOST_SCORE) & (one_class | agnostic_nms)
-    last = 0.0
-    if len(first) == len(second) > 0:
-        last = float(torch.minimum(first.scores.min(), second.scores.min())) + EQUAL_SCORES
-    ties_first = {i for i in only_first if first.scores[i] <= last}
-    ties_second = {j for j in only_second if second.scores[j] <= last}
-    ties_first |= {i for i in only_first if _at_the_limit(first, i, nms_iou, agnostic_nms)}
-    ties_second |= {j for j in only_second if _at_the_limit(second, j, nms_iou, agnostic_nms)}
-    for rows, columns in _groups(competes):
-        mine, theirs = [only_first[row] for row in rows], [only_second[column] for column in columns]
-        if abs(float(first.scores[mine].max() - second.scores[theirs].max())) <= EQUAL_SCORES:
-            ties_first.update(mine)
-            ties_second.update(theirs)
-    return ties_first, ties_second
+    alone = (first, only_first), (second, only_second)
+    boxes, scores, labels = (
+        torch.cat([getattr(found, name)[indices] for found, indices in alone])
+        for name in ("boxes_xyxy", "scores", "labels")
+    )
+    if not len(boxes):
+        return []
+    ties = torch.zeros(len(boxes), dtype=torch.bool)
+    if len(first) == len(second):
+        ties |= scores <= torch.minimum(first.scores.min(), second.scores.min()) + EQUAL_SCORES
+    ties |= torch.cat([_at_the_limit(found, indices, nms_iou, agnostic_nms) for found, indices in alone])
+    of_second = torch.arange(len(boxes)) >= len(only_first)
+    linked = box_iou(boxes, boxes) > nms_iou - MAX_SCORE
+    linked &= (labels[:, None] == labels) | agnostic_nms
+    linked &= of_second[:, None] != of_second
+    linked |= torch.eye(len(boxes), dtype=torch.bool)
+    for _ in range(len(boxes).bit_length()):  # then also through others
+        linked = linked.float() @ linked.float() > 0
+    best, other_best = (
+        torch.where(linked & side, scores, -1).amax(dim=1) for side in (of_second, ~of_second)
+    )
+    ties |= (best - other_best).abs() <= EQUAL_SCORES
+    return [bool(is_tie) for is_tie in ties]
 
 
-def _at_the_limit(found: Detections, index: int, nms_iou: float, agnostic_nms: bool) -> bool:
-    """Whether a detection overlaps another that NMS compares it with by just the limit."""
-    overlap = box_iou(found.boxes_xyxy[index : index + 1], found.boxes_xyxy)[0]
-    compared = (found.labels == found.labels[index]) | agnostic_nms
-    return bool((((overlap - nms_iou).abs() < AT_LIMIT) & compared).any())
-
-
-def _groups(linked: Tensor) -> list[tuple[list[int], list[int]]]:
-    """Rows and columns of a table that are linked with each other, directly or through others."""
-    groups = []
-    rows_left = set(range(linked.shape[0]))
-    while rows_left:
-        rows, columns = {min(rows_left)}, set[int]()
-        while True:
-            more_columns = set(linked[sorted(rows)].any(dim=0).nonzero()[:, 0].tolist())
-            more_rows = rows | set(linked[:, sorted(more_columns)].any(dim=1).nonzero()[:, 0].tolist())
-            if (more_rows, more_columns) == (rows, columns):
-                break
-            rows, columns = more_rows, more_columns
-        rows_left -= rows
-        if columns:
-            groups.append((sorted(rows), sorted(columns)))
-    return groups
+def _at_the_limit(found: Detections, indices: list[int], nms_iou: float, agnostic_nms: bool) -> Tensor:
+    """Whether detections overlap another that NMS compares them with by just the limit."""
+    overlap = box_iou(found.boxes_xyxy[indices], found.boxes_xyxy)
+    compared = (found.labels[indices][:, None] == found.labels) | agnostic_nms
+    is_at_limit: Tensor = (((overlap - nms_iou).abs() < AT_LIMIT) & compared).any(dim=1)
+    return is_at_limit
 
 
 def _in_words(found: Detections, index: int) -> str:
@@ -196,18 +188,18 @@ def _in_words(found: Detections, index: int) -> str:
     return f"{found.class_name(index)} {float(found.scores[index]):.4f} at [{box}]"
 
 
-def latencies(predictors: Sequence[Predictor], image: Path, rounds: int = ROUNDS) -> list[float]:
+def latencies(predictors: Sequence[Predictor], image: Path) -> list[float]:
     """Median ms of each from file to detections; in turn, so that all get the same share of the machine."""
     times: list[list[float]] = [[] for _ in predictors]
     for predictor in predictors:
         predictor.predict(image, 0.0)
     began_at = time.perf_counter()
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for predictor, mine in zip(predictors, times, strict=True):
             started_at = time.perf_counter()
             predictor.predict(image, 0.0)
             mine.append((time.perf_counter() - started_at) * 1000)
-        if time.perf_counter() - began_at > MOST_SECONDS:
+        if time.perf_counter() - began_at > MAX_SECONDS:
             break
     return [statistics.median(mine) for mine in times]
 

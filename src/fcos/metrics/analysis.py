@@ -6,16 +6,14 @@ what AP is about, and of what is shown from the best threshold on, which is what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from hotcoco import compare
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-from fcos.data.summary import COCO_LARGE, COCO_SMALL
+from fcos.data.summary import COCO_LARGE, COCO_SMALL, image_of_box
 from fcos.metrics.coco import (
     F1_IOU,
     NOTHING_FOUND_THRESHOLD,
@@ -26,7 +24,6 @@ from fcos.metrics.coco import (
     label_order,
     match,
     mean_of_valid,
-    num_counted,
     numbers_of,
     result_array,
     status_of_rows,
@@ -98,15 +95,13 @@ class Shown:
     """The detections at the threshold, and the result of each image.
 
     Attributes:
-        rows: `(N,)` index of the detections among all results.
-        pairs: which answers which; `pairs.rows` index all results too.
+        pairs: which answers which.
         num_right, num_wrong, num_missed: `(images,)`.
         error_counts: of TIDE's kinds.
         disagreements: most trusted first, then by score.
         missed: `(boxes,)` objects that no detection of their class found.
     """
 
-    rows: NDArray[np.int64]
     pairs: Pairs
     num_right: NDArray[np.int64]
     num_wrong: NDArray[np.int64]
@@ -129,8 +124,6 @@ class Analysis:
 
     Attributes:
         rows: `(N, 7)` image_id, x, y, w, h, score, category_id: all that was found.
-        margins: half of the 95 % interval of each of the twelve numbers; None where there is too little.
-        num_resamples: number of bootstrap samples for the margins.
         curves: precision at 101 recalls 0, 0.01, ..., of all classes, by name.
         class_precision: `(classes, 101)` at IoU 0.5; -1 for classes without boxes.
         error_costs: AP50 that each kind of TIDE's errors costs.
@@ -143,8 +136,6 @@ class Analysis:
 
     rows: Rows
     metrics: CocoMetrics
-    margins: tuple[float | None, ...]
-    num_resamples: int
     classes: tuple[ClassResult, ...]
     curves: dict[str, NDArray[np.float64]]
     class_precision: NDArray[np.float64]
@@ -158,20 +149,16 @@ class Analysis:
     shown: Shown
 
 
-def analyse(annotations: Annotations, results: Results, *, margins: bool = True) -> Analysis:
-    """Everything about the results; arguments as in `metrics.coco.evaluate_detections`.
-
-    Without `margins` no resampling is done, which takes most of the time.
-    """
+def analyse(annotations: Annotations, results: Results) -> Analysis:
+    """Everything about the results; arguments as in `metrics.coco.evaluate_detections`."""
     rows = result_array(annotations, results)
     evaluation = match(annotations, rows)
     metrics = numbers_of(evaluation, annotations)
-    num_resamples = resamples_for(len(rows)) if margins else 0
     diagnostics = evaluation.image_diagnostics(iou_thr=F1_IOU)
     is_right = np.full(len(rows), -1, np.int8)
     counted, right = status_of_rows(diagnostics["dt_status"])
     is_right[counted] = right
-    best = best_f1(rows["score"][counted], right, num_counted(annotations))
+    best = best_f1(rows["score"][counted], right, int(annotations.is_counted.sum()))
     threshold = NOTHING_FOUND_THRESHOLD if best is None else best.threshold
     calibration = evaluation.calibration(n_bins=10, iou_threshold=F1_IOU)
     curves = evaluation.report()["curves"]
@@ -181,8 +168,6 @@ def analyse(annotations: Annotations, results: Results, *, margins: bool = True)
     return Analysis(
         rows=rows,
         metrics=metrics,
-        margins=_margins(annotations, evaluation, metrics.stats, num_resamples),
-        num_resamples=num_resamples,
         classes=_classes(annotations, rows, is_right, precision, calibration["per_category"]),
         curves={f"IoU {iou:.2f}": np.array(curves[f"pr@{iou:.2f}"]) for iou in (0.5, 0.75, 0.9)},
         class_precision=precision[0, :, np.argsort(order), 0],
@@ -197,41 +182,39 @@ def analyse(annotations: Annotations, results: Results, *, margins: bool = True)
     )
 
 
-def margins_of(annotations: Annotations, results: Results) -> tuple[tuple[float | None, ...], int]:
-    """Margins and number of resamples, as in `Analysis`; for a thread of its own: hotcoco lets others run."""
+def margins_of(annotations: Annotations, results: Results) -> list[float | None]:
+    """Half of the 95 % interval of each of COCO's numbers, compared with a detector that finds nothing.
+
+    It takes as long as all of `analyse`; in a thread of its own, hotcoco lets others run.
+    """
     rows = result_array(annotations, results)
-    evaluation = match(annotations, rows)
-    stats, num_resamples = numbers_of(evaluation, annotations).stats, resamples_for(len(rows))
-    return _margins(annotations, evaluation, stats, num_resamples), num_resamples
+    return margins_between(annotations, np.zeros(0, ROW), rows, resamples_for(len(rows)))
 
 
-def _margins(
-    annotations: Annotations, evaluation: Any, stats: Sequence[float], num_resamples: int
-) -> tuple[float | None, ...]:
-    """Of COCO's numbers: the bootstrap of hotcoco's `compare`, with a detector that finds nothing."""
-    if not num_resamples:
-        return (None,) * len(STATS)
-    nothing = match(annotations, np.zeros(0, ROW))
-    errors = compare(nothing, evaluation, n_bootstrap=num_resamples, seed=0)["ci"]
-    enough = np.array(images_by_size(annotations)) >= MIN_IMAGES
-    margins = (
-        STANDARD_ERRORS * float(errors[name]["std_err"]) if stat >= 0 and enough[size] else None
-        for name, stat, size in zip(STATS, stats, SIZE_OF_STAT, strict=True)
-    )
-    return tuple(margins)
+def margins_between(
+    annotations: Annotations, first: Rows, second: Rows, num_resamples: int
+) -> list[float | None]:
+    """Half of the 95 % interval of the change of each of COCO's numbers, by hotcoco's paired bootstrap.
+
+    None where too few images hold such an object.
+    """
+    one, other = (match(annotations, rows) for rows in (first, second))
+    errors = compare(one, other, n_bootstrap=num_resamples, seed=0)["ci"]
+    size = 1 + np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
+    images = image_of_box(annotations)
+    num_images = [
+        len(np.unique(images[annotations.is_counted & ((size == place) | (place == 0))]))
+        for place in range(len(SIZES))
+    ]
+    return [
+        STANDARD_ERRORS * float(errors[name]["std_err"]) if num_images[place] >= MIN_IMAGES else None
+        for name, place in zip(STATS, SIZE_OF_STAT, strict=True)
+    ]
 
 
 def resamples_for(num_rows: int) -> int:
     """Number of bootstrap samples: as many as a report has time for."""
     return int(np.clip(RESAMPLED_DETECTIONS // max(1, num_rows), MIN_RESAMPLES, MAX_RESAMPLES))
-
-
-def images_by_size(annotations: Annotations) -> list[int]:
-    """Pictures that hold an object of each of `SIZES`."""
-    counted = ~annotations.is_crowd & ~annotations.is_difficult
-    images = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
-    size = 1 + np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
-    return [len(np.unique(images[counted & ((size == place) | (place == 0))])) for place in range(len(SIZES))]
 
 
 def _classes(
@@ -242,9 +225,8 @@ def _classes(
     calibration: dict[str, float],
 ) -> tuple[ClassResult, ...]:
     """In the order of the labels."""
-    counted = ~annotations.is_crowd & ~annotations.is_difficult
     counts, *counts_by_size = (
-        np.bincount(annotations.labels[counted & of_size], minlength=annotations.num_classes)
+        np.bincount(annotations.labels[annotations.is_counted & of_size], minlength=annotations.num_classes)
         for of_size in _of_sizes(annotations.areas)
     )
     place_of = {label: place for place, label in enumerate(label_order(annotations))}
@@ -295,15 +277,14 @@ def _shown(annotations: Annotations, rows: Rows, is_right: NDArray[np.int8], thr
     missed = np.zeros(len(annotations.labels), bool)
     for box_id, status in diagnostics["gt_status"].items():
         missed[box_of[box_id - 1]] = status == "fn"
-    missed &= ~annotations.is_crowd & ~annotations.is_difficult
+    missed &= annotations.is_counted
 
     image_of = {image_id: image for image, image_id in enumerate(annotations.image_ids.tolist())}
     image_of_row = np.array([image_of[image_id] for image_id in shown["image_id"].tolist()], np.int64)
-    image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
     fate = is_right[chosen]
     num_right, num_wrong, num_missed = (
         np.bincount(images, minlength=len(annotations))
-        for images in (image_of_row[fate == 1], image_of_row[fate == 0], image_of_box[missed])
+        for images in (image_of_row[fate == 1], image_of_row[fate == 0], image_of_box(annotations)[missed])
     )
     counts = evaluation.tide_errors(pos_thr=F1_IOU)["counts"]
     errors = [error for error in diagnostics["label_errors"] if fate[error["dt_id"] - 1] == 0]
@@ -319,8 +300,7 @@ def _shown(annotations: Annotations, rows: Rows, is_right: NDArray[np.int8], thr
         for error in errors
     ]
     return Shown(
-        rows=chosen,
-        pairs=pair_up(annotations, shown, fate >= 0).of_all(chosen),
+        pairs=pair_up(annotations, shown, fate >= 0),
         num_right=num_right,
         num_wrong=num_wrong,
         num_missed=num_missed,

@@ -3,7 +3,7 @@
 The evaluation is hotcoco's, a Rust port of pycocotools that gives the same numbers a hundred times faster.
 What is ours is how annotations and results get in, because that decides what is measured:
 
-- A crowd region is COCO's `iscrowd`: nobody has to find it, and any number of detections may lie on it; the
+- A crowd region is COCO's `iscrowd`: it need not be detected, and any number of detections may lie on it; the
   overlap counts the detection's own area only, since one person covers little of a crowd.
 - A Pascal VOC `difficult` box is ignored too, but it is a single object: the VOC development kit compares
   it by the ordinary IoU and ignores every detection that fits, the second and third too. COCO's format
@@ -26,6 +26,7 @@ from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
+from fcos.data.summary import image_of_box
 from fcos.metrics.rows import Results, Rows, rows_of
 
 IGNORED_AREA = 1e15  # COCO's widest range, "all", ends at 1e10 square pixels
@@ -102,8 +103,8 @@ def evaluate_detections(annotations: Annotations, results: Results) -> CocoMetri
     """COCO's numbers for the images of `annotations`; results on other images are left out.
 
     Args:
-        annotations: what is there.
-        results: what was found: entries of a COCO results file (`image_id`, `category_id`, `bbox` xywh in
+        annotations: the ground truth.
+        results: the detections: entries of a COCO results file (`image_id`, `category_id`, `bbox` xywh in
             original pixels, `score`), or the same as an array, see `metrics.rows`.
     """
     return numbers_of(match(annotations, result_array(annotations, results)), annotations)
@@ -148,16 +149,10 @@ def measure(annotations: Annotations, results: Results) -> tuple[CocoMetrics, fl
     """`evaluate_detections`, and the score with the best F1 over all classes at IoU 0.5."""
     rows = result_array(annotations, results)
     evaluation = match(annotations, rows)
-    threshold = threshold_of(evaluation, annotations, rows)
+    counted, is_right = status_of_rows(evaluation.image_diagnostics(iou_thr=F1_IOU)["dt_status"])
+    best = best_f1(rows["score"][counted], is_right, int(annotations.is_counted.sum()))
+    threshold = NOTHING_FOUND_THRESHOLD if best is None else best.threshold
     return numbers_of(evaluation, annotations), threshold
-
-
-def threshold_of(evaluation: Any, annotations: Annotations, rows: Rows) -> float:
-    """The best threshold of what `match` returned for these rows."""
-    status = evaluation.image_diagnostics(iou_thr=F1_IOU)["dt_status"]
-    counted, is_right = status_of_rows(status)
-    best = best_f1(rows["score"][counted], is_right, num_counted(annotations))
-    return NOTHING_FOUND_THRESHOLD if best is None else best.threshold
 
 
 def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_objects: int) -> BestF1 | None:
@@ -192,11 +187,6 @@ def status_of_rows(status: Mapping[int, str]) -> tuple[NDArray[np.int64], NDArra
     return rows, np.array([value == "tp" for value in status.values()], bool)
 
 
-def num_counted(annotations: Annotations) -> int:
-    """Objects that there are to find: neither crowd nor difficult."""
-    return int((~annotations.is_crowd & ~annotations.is_difficult).sum())
-
-
 def coco_ground_truth(annotations: Annotations, results: Results = ()) -> dict[str, Any]:
     """The annotations as a COCO JSON, for hotcoco or pycocotools.
 
@@ -205,7 +195,7 @@ def coco_ground_truth(annotations: Annotations, results: Results = ()) -> dict[s
     category_ids = np.asarray(annotations.category_ids, np.int64)
     # -1 would silently count as the last class
     assert ((annotations.labels >= 0) & (annotations.labels < len(category_ids))).all(), "unchecked labels"
-    image_ids = np.repeat(annotations.image_ids, np.diff(annotations.first_box))
+    image_ids = annotations.image_ids[image_of_box(annotations)]
     box_categories = category_ids[annotations.labels]
     boxes_xywh = annotations.boxes_xyxy.copy()
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
@@ -242,7 +232,7 @@ def boxes_by_id(annotations: Annotations, results: Results = ()) -> NDArray[np.i
     repeats = np.ones(num_boxes, np.int64)
     rows = result_array(annotations, results)
     num_results = Counter(zip(rows["image_id"].tolist(), rows["category_id"].tolist(), strict=True))
-    image_ids = np.repeat(annotations.image_ids, np.diff(annotations.first_box))
+    image_ids = annotations.image_ids[image_of_box(annotations)]
     for box in np.flatnonzero(annotations.is_difficult):
         category_id = annotations.category_ids[annotations.labels[box]]
         repeats[box] = max(1, num_results[image_ids[box], category_id])

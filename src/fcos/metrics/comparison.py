@@ -9,20 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from hotcoco import compare
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-from fcos.metrics.analysis import (
-    MIN_IMAGES,
-    SIZE_OF_STAT,
-    STANDARD_ERRORS,
-    STATS,
-    Analysis,
-    images_by_size,
-    resamples_for,
-)
-from fcos.metrics.coco import match
+from fcos.metrics.analysis import Analysis, margins_between, resamples_for
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class Delta:
 
     first: float | None
     second: float | None
-    margin: float | None
+    margin: float | None = None
 
     @property
     def change(self) -> float | None:
@@ -49,19 +39,12 @@ class Delta:
         return self.change is not None and self.margin is not None and abs(self.change) > self.margin
 
 
-@dataclass(frozen=True)
-class ClassChange:
-    """AP of a class; None where there is nothing to find."""
+@dataclass(frozen=True, kw_only=True)
+class ClassChange(Delta):
+    """AP of a class of both detectors."""
 
     name: str
     num_boxes: int
-    first: float | None
-    second: float | None
-
-    @property
-    def change(self) -> float | None:
-        """Second minus first."""
-        return None if self.first is None or self.second is None else self.second - self.first
 
 
 @dataclass(frozen=True)
@@ -84,22 +67,14 @@ class Comparison:
 def compare_results(annotations: Annotations, first: Analysis, second: Analysis) -> Comparison:
     """Compare two analyses of the same annotations."""
     num_resamples = resamples_for(len(first.rows) + len(second.rows))
-    one, other = (match(annotations, analysis.rows) for analysis in (first, second))
-    errors = compare(one, other, n_bootstrap=num_resamples, seed=0)["ci"]
-    enough = np.array(images_by_size(annotations)) >= MIN_IMAGES
-    deltas = []
-    for place, (name, size) in enumerate(zip(STATS, SIZE_OF_STAT, strict=True)):
-        before, after = (_known(analysis.metrics.stats[place]) for analysis in (first, second))
-        is_known = before is not None and after is not None and bool(enough[size])
-        deltas.append(
-            Delta(before, after, STANDARD_ERRORS * float(errors[name]["std_err"]) if is_known else None)
-        )
+    margins = margins_between(annotations, first.rows, second.rows, num_resamples)
+    stats = zip(first.metrics.stats, second.metrics.stats, margins, strict=True)
     classes = [
-        ClassChange(before.name, before.num_boxes, before.ap, after.ap)
+        ClassChange(before.ap, after.ap, name=before.name, num_boxes=before.num_boxes)
         for before, after in zip(first.classes, second.classes, strict=True)
     ]
     return Comparison(
-        deltas=tuple(deltas),
+        deltas=tuple(Delta(_known(before), _known(after), margin) for before, after, margin in stats),
         num_resamples=num_resamples,
         classes=tuple(sorted(classes, key=lambda row: -abs(row.change or 0))),
         f1_change=second.shown.f1() - first.shown.f1(),

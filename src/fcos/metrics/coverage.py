@@ -7,7 +7,7 @@ the configuration answers it before a training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,8 @@ from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.data.splits import select
+from fcos.data.splits import spread
+from fcos.data.summary import image_of_box
 from fcos.data.transforms import padded_size, resized_size
 from fcos.model.build import build_known_assigner
 from fcos.model.points import PointGrid, make_grid
@@ -54,7 +55,7 @@ class Change:
     """What the share would be with other settings.
 
     Attributes:
-        what: the settings, as one writes them.
+        what: the settings, as in a train.json.
         share: of objects without a point.
         note: what it costs, or why it is more than a setting.
     """
@@ -69,14 +70,15 @@ class Coverage:
     """Which objects get a point.
 
     Attributes:
-        annotations: the images that were looked at: all, or evenly spread ones of a large data set.
-        targets: `(boxes,)` objects to learn: no crowd, in images of known size.
+        images: indices of those that were examined: all, or evenly spread ones of a large data set.
+        targets: `(boxes,)` objects to learn: no crowd, in examined images of known size.
         without: `(boxes,)` those of them without a positive point.
         reasons: how many for each of `REASONS`.
         changes: what would help, best first.
     """
 
     annotations: Annotations
+    images: Sequence[int]
     targets: NDArray[np.bool_]
     without: NDArray[np.bool_]
     reasons: dict[str, int]
@@ -102,20 +104,19 @@ def place_objects(record: Record, config: TrainConfig) -> Placed:
 
 def cover(annotations: Annotations, config: TrainConfig) -> Coverage:
     """Which objects get a positive point with this configuration, and which settings would help."""
-    if len(annotations) > MAX_IMAGES:
-        chosen = np.linspace(0, len(annotations) - 1, MAX_IMAGES).round().astype(int)
-        annotations = select(annotations, chosen.tolist())
-    is_known = np.repeat(annotations.sizes_hw[:, 0] > 0, np.diff(annotations.first_box))
-    targets = ~annotations.is_crowd & is_known
-    found = eligibility(annotations, config)
+    images = spread(len(annotations), MAX_IMAGES)
+    known = [image for image in images if annotations.sizes_hw[image, 0] > 0]
+    targets = ~annotations.is_crowd & np.isin(image_of_box(annotations), known)
+    found = eligibility(annotations, config, known)
     without = targets & ~found.learned
     holds = (~found.inside, found.inside & ~found.in_range, found.in_range)
     return Coverage(
         annotations=annotations,
+        images=images,
         targets=targets,
         without=without,
         reasons={reason: int((without & held).sum()) for reason, held in zip(REASONS, holds, strict=True)},
-        changes=tuple(_changes(annotations, config, targets, without)),
+        changes=tuple(_changes(annotations, config, known, targets, without)),
     )
 
 
@@ -127,12 +128,13 @@ class Eligibility(NamedTuple):
     learned: NDArray[np.bool_]
 
 
-def eligibility(annotations: Annotations, config: TrainConfig) -> Eligibility:
-    """The result of the configuration's assigner for each box; crowd regions are ignored."""
+def eligibility(annotations: Annotations, config: TrainConfig, images: Iterable[int]) -> Eligibility:
+    """The result of the configuration's assigner for each box of some images; crowd regions are ignored."""
     assigner = build_known_assigner(config)
     result = Eligibility(*np.zeros((3, len(annotations.labels)), bool))
-    for image, first in enumerate(annotations.first_box[:-1].tolist()):
-        if annotations.sizes_hw[image, 0] <= 0 or first == annotations.first_box[image + 1]:
+    for image in images:
+        first = annotations.first_box[image]
+        if first == annotations.first_box[image + 1]:
             continue
         _, grid, boxes, objects = place_objects(annotations[image], config)
         inside, in_range = assigner.eligible(grid, boxes)
@@ -144,12 +146,16 @@ def eligibility(annotations: Annotations, config: TrainConfig) -> Eligibility:
 
 
 def _changes(
-    annotations: Annotations, config: TrainConfig, targets: NDArray[np.bool_], without: NDArray[np.bool_]
+    annotations: Annotations,
+    config: TrainConfig,
+    images: Sequence[int],
+    targets: NDArray[np.bool_],
+    without: NDArray[np.bool_],
 ) -> list[Change]:
     """Settings that would leave fewer objects without a point, best first."""
     changes = []
     for what, changed, note in _candidates(config) if without.any() else ():
-        left = targets & ~eligibility(annotations, config.model_copy(update=changed)).learned
+        left = targets & ~eligibility(annotations, config.model_copy(update=changed), images).learned
         if left.sum() < without.sum():
             changes.append(Change(what, float(left.sum() / targets.sum()), note))
     return sorted(changes, key=lambda change: change.share)

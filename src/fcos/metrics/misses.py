@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 
 from fcos.data.annotations import Annotations
+from fcos.data.summary import image_of_box
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.coco import F1_IOU
-from fcos.metrics.confusion import box_overlap, rows_by_image, xyxy_of
+from fcos.metrics.confusion import box_overlap, labels_of, rows_by_image, xyxy_of
 from fcos.model.postprocess import ImageDetections
 
 NEAR_IOU = 0.1  # TIDE's limit between a box that is off and one that means something else
 
-# In the order in which they are tried: the first that holds is told.
+# In the order in which they are tried: the first that holds is reported.
 REASONS = {
     "no point": "no positive point at this size: the detector cannot learn such objects",
     "nms": "suppressed by NMS: it overlaps a box with a higher score",
@@ -43,14 +44,12 @@ class Miss:
         box: index of the object among all boxes.
         reason: a key of `REASONS`.
         told: the reason with its class, score or overlap.
-        other_xyxy: the box that took its place or came near, original pixels; None: there is none.
     """
 
     image: int
     box: int
     reason: str
     told: str
-    other_xyxy: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,32 +73,27 @@ def why_missed(
     """A reason for each object that is missed at the threshold.
 
     Args:
-        annotations: what is there.
+        annotations: the ground truth.
         analysis: of the results.
         without_point: `(boxes,)` objects without a positive point.
         candidates: by image id, what entered NMS in the images that were predicted again.
         nms_iou, agnostic_nms: of the detector.
     """
-    label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
-    image_of_box = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
     rows_of = rows_by_image(annotations, analysis.rows)
     misses = []
-    for image in np.unique(image_of_box[analysis.shown.missed]).tolist():
+    for image in np.unique(image_of_box(annotations)[analysis.shown.missed]).tolist():
         rows = analysis.rows[rows_of[image]]
-        labels = np.array([label_of[category_id] for category_id in rows["category_id"].tolist()], np.int64)
-        found = Found(xyxy_of(rows), rows["score"], labels)
+        found = Found(xyxy_of(rows), rows["score"], labels_of(annotations, rows))
         entered = (candidates or {}).get(int(annotations.image_ids[image]))
         suppressed = (
             _Suppressed(entered, analysis.threshold, nms_iou, agnostic_nms) if entered is not None else None
         )
         first, last = annotations.first_box[image : image + 2]
         for box in first + np.flatnonzero(analysis.shown.missed[first:last]):
-            reason, told, other = next(
-                _reasons(
-                    annotations, int(box), found, analysis.threshold, bool(without_point[box]), suppressed
-                )
+            reasons = _reasons(
+                annotations, int(box), found, analysis.threshold, bool(without_point[box]), suppressed
             )
-            misses.append(Miss(image, int(box), reason, told, other))
+            misses.append(Miss(image, int(box), *next(reasons)))
     return misses
 
 
@@ -110,30 +104,26 @@ def _reasons(
     threshold: float,
     is_without_point: bool,
     suppressed: _Suppressed | None,
-) -> Iterator[tuple[str, str, NDArray[np.float64] | None]]:
-    """All that hold, in the order of `REASONS`: key, words, other box."""
+) -> Iterator[tuple[str, str]]:
+    """All that hold, in the order of `REASONS`: key, words."""
     label, place = int(annotations.labels[box]), annotations.boxes_xyxy[box]
     if is_without_point:
-        yield "no point", "no positive point at this size", None
-    if suppressed is not None and (taken := suppressed.by(place, label)) is not None:
-        own, other_score, other = taken
-        yield "nms", f"its score {own:.2f} was suppressed by NMS for a box with {other_score:.2f}", other
+        yield "no point", "no positive point at this size"
+    if suppressed is not None and (scores := suppressed.by(place, label)) is not None:
+        own, other = scores
+        yield "nms", f"its score {own:.2f} was suppressed by NMS for a box with {other:.2f}"
     overlap = box_overlap(place[None], found.boxes_xyxy)[0]
     fits, same, shown = overlap >= F1_IOU, found.labels == label, found.scores >= threshold
     if (others := np.flatnonzero(fits & ~same & shown)).size:
         best = int(others[0])
-        name = annotations.class_names[found.labels[best]]
-        yield "class", f"detected as {name}, {found.scores[best]:.2f}", found.boxes_xyxy[best]
+        yield "class", f"detected as {annotations.class_names[found.labels[best]]}, {found.scores[best]:.2f}"
     if (own_rows := np.flatnonzero(fits & same & ~shown)).size:
-        best = int(own_rows[0])
-        yield "score", f"its score {found.scores[best]:.2f} is below the threshold", found.boxes_xyxy[best]
-    if (own_rows := np.flatnonzero(fits & same & shown)).size:
-        best = int(own_rows[0])
-        yield "shared", "one detection for two objects", found.boxes_xyxy[best]
-    if (near := np.flatnonzero((overlap >= NEAR_IOU) & same & shown)).size:
-        best = int(near[overlap[near].argmax()])
-        yield "box", f"the closest box has an IoU of {overlap[best]:.2f}", found.boxes_xyxy[best]
-    yield "nothing", "no detection of its class nearby", None
+        yield "score", f"its score {found.scores[own_rows[0]]:.2f} is below the threshold"
+    if (fits & same & shown).any():
+        yield "shared", "one detection for two objects"
+    if (near := (overlap >= NEAR_IOU) & same & shown).any():
+        yield "box", f"the closest box has an IoU of {overlap[near].max():.2f}"
+    yield "nothing", "no detection of its class nearby"
 
 
 class _Suppressed:
@@ -156,10 +146,8 @@ class _Suppressed:
         )
         self.nms_iou, self.agnostic_nms = nms_iou, agnostic_nms
 
-    def by(
-        self, box_xyxy: NDArray[np.float64], label: int
-    ) -> tuple[float, float, NDArray[np.float64]] | None:
-        """Score of the object's best suppressed candidate, and score and box of what suppressed it."""
+    def by(self, box_xyxy: NDArray[np.float64], label: int) -> tuple[float, float] | None:
+        """Score of the object's best suppressed candidate, and of what suppressed it."""
         fits = box_overlap(box_xyxy[None], self.lost.boxes_xyxy)[0] >= F1_IOU
         own = np.flatnonzero(fits & (self.lost.labels == label))
         if not own.size:
@@ -170,5 +158,4 @@ class _Suppressed:
         winners = np.flatnonzero(competes & (self.kept.scores >= self.lost.scores[best]))
         if not winners.size:  # rounding at the very limit
             return None
-        winner = int(winners[self.kept.scores[winners].argmax()])
-        return float(self.lost.scores[best]), float(self.kept.scores[winner]), self.kept.boxes_xyxy[winner]
+        return float(self.lost.scores[best]), float(self.kept.scores[winners].max())

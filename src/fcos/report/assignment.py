@@ -1,4 +1,4 @@
-"""Label assignment in pictures: the objects of the points of each level, and the predictions there.
+"""Label assignment drawn on images: the objects of the points of each level, and the predictions there.
 
 The points are those of the assigner that trains (`model/assign.py`), at the size of the resized images.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -23,11 +24,11 @@ from fcos.metrics.coverage import place_objects
 from fcos.model.build import build_known_assigner
 from fcos.model.points import level_name
 from fcos.predict.draw import class_colour
-from fcos.report.examples import Example, Pane, Picture
+from fcos.report.examples import Example, Pane, ReportImage
 from fcos.report.second_look import PointAnswers
 
 MAX_OBJECTS = 25  # of an image that is easy to read
-LEAST_SCORE = 0.1  # of a point that is drawn
+MIN_SCORE = 0.1  # of a point that is drawn
 MAX_CELLS = 400  # of a level, those with the best scores
 
 
@@ -45,15 +46,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A value at every point of a level.
+    """A value at every point of a level, one pixel a point; sides are pixels of the example image."""
 
-    Attributes:
-        png: base64, one pixel a point.
-        width, height: of the whole level, pixels of the example image.
-        largest: of the values.
-    """
-
-    png: str
+    png: str  # base64
     width: float
     height: float
     largest: float
@@ -80,24 +75,17 @@ class Level:
     quality: HeatMap | None
 
 
-@dataclass(frozen=True)
-class Assigned:
-    """An image with its objects, and each level with its points."""
-
-    example: Example
-    levels: tuple[Level, ...]
-
-
 def assigned_image(
     annotations: Annotations, image: int, config: TrainConfig, answers: PointAnswers | None = None
-) -> Assigned:
+) -> tuple[Example, tuple[Level, ...]]:
     """An annotated image with the targets of each level, and the predictions of a detector."""
     view = _View(annotations, image, config)
     levels = []
-    for level, first, count in view.levels():
+    for level, (first, count) in enumerate(view.levels()):
         points = np.arange(first, first + count)
         positive = points[view.matched[points] >= 0]
         said = view.said_cells(points, answers) if answers is not None else ()
+        quality = answers[2] if said and answers is not None else None
         levels.append(
             Level(
                 name=level_name(config.strides[level]),
@@ -106,17 +94,15 @@ def assigned_image(
                 num_objects=len(np.unique(view.matched[positive])),
                 learned=tuple(view.learned_cell(point) for point in positive.tolist()),
                 said=said,
-                quality=view.heat_map(level, answers.quality[points])
-                if said and answers is not None and answers.quality is not None
-                else None,
+                quality=None if quality is None else view.heat_map(level, points, quality),
             )
         )
     unused = [level.name for level in levels if not level.learned]
     caption = f"at {view.size_hw[1]} x {view.size_hw[0]} pixels"
     if unused:
         caption += f"; {', '.join(unused)} have no positive points here"
-    example = view.picture.example(f"assigned-{image + 1}", [view.objects_pane()], 0.0, caption=caption)
-    return Assigned(example, tuple(levels))
+    panes = [view.objects_pane()]
+    return view.image.example(f"assigned-{image + 1}", panes, 0.0, caption=caption), tuple(levels)
 
 
 def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
@@ -148,24 +134,24 @@ class _View:
 
     def __init__(self, annotations: Annotations, image: int, config: TrainConfig) -> None:
         self.record = annotations[image]
-        self.picture = Picture(self.record, annotations)
+        self.image = ReportImage(self.record, annotations)
         self.size_hw, self.grid, boxes, self.objects = place_objects(self.record, config)
         labels = torch.from_numpy(self.record.labels[self.objects])
         self.targets = build_known_assigner(config)(self.grid, [boxes], [labels])
         # The square of a point: the cell of the feature map that it stands for.
         self.cell_begin = 0.0 if CONVENTIONS[config.rules].points == "corner" else 0.5
         self.matched = self.targets.matched[0].numpy()
-        small = self.picture.small
+        small = self.image.small
         self.scale = (small.width / self.size_hw[1], small.height / self.size_hw[0])  # x, y
 
-    def levels(self) -> list[tuple[int, int, int]]:
-        """Number, first point and number of points of each level."""
+    def levels(self) -> Iterator[tuple[int, int]]:
+        """First point and number of points of each level."""
         counts = self.grid.points_per_level
-        return list(zip(range(len(counts)), accumulate(counts, initial=0), counts, strict=False))
+        return zip(accumulate(counts, initial=0), counts, strict=False)
 
     def name(self, label: int) -> str:
-        """Of a class."""
-        return self.picture.annotations.class_names[label]
+        """The name of a class."""
+        return self.image.annotations.class_names[label]
 
     def objects_pane(self) -> Pane:
         """The objects, each in its own colour; dashed if it has no positive point."""
@@ -176,8 +162,8 @@ class _View:
         ):
             name = self.name(label)
             title = name if place in learned else f"{name}: no positive point"
-            boxes.append(self.picture.box(box, place, name, title, is_wrong=place not in learned))
-        return self.picture.pane("objects", boxes)
+            boxes.append(self.image.box(box, place, name, title, is_wrong=place not in learned))
+        return self.image.pane("objects", boxes)
 
     def learned_cell(self, point: int) -> Cell:
         """A positive point."""
@@ -188,13 +174,12 @@ class _View:
         sides = f"left {left}, top {top}, right {right}, bottom {bottom}"
         return self._cell(point, place, 0.1 + 0.8 * centerness, f"{words}; {self._place(point)}; {sides}")
 
-    def heat_map(self, level: int, values: NDArray[np.float32]) -> HeatMap:
-        """The values in [0, 1] of a level's points, row by row."""
-        height, width = self.grid.level_sizes[level]
-        stride = float(self.grid.strides[self.levels()[level][1]])
+    def heat_map(self, level: int, points: NDArray[np.int64], quality: NDArray[np.float32]) -> HeatMap:
+        """The quality of a level's points, row by row."""
+        (height, width), values = self.grid.level_sizes[level], quality[points]
+        stride = float(self.grid.strides[points[0]])
         image = Image.fromarray((255 * values).round().astype(np.uint8).reshape(height, width))
-        colours = colormaps["viridis"](np.arange(256), bytes=True)[:, :3]
-        image.putpalette(colours.tobytes())
+        image.putpalette(colormaps["viridis"](np.arange(256), bytes=True)[:, :3].tobytes())
         content = io.BytesIO()
         image.save(content, "PNG")
         return HeatMap(
@@ -208,7 +193,7 @@ class _View:
         """Points whose best class has a score."""
         scores, labels, _ = answers
         assert len(scores) == len(self.matched), "the same points"
-        said = points[scores[points] >= LEAST_SCORE]
+        said = points[scores[points] >= MIN_SCORE]
         said = said[np.argsort(-scores[said], kind="stable")][:MAX_CELLS]
         return tuple(
             self._cell(

@@ -1,4 +1,4 @@
-"""The geometry of charts (lines, points, columns, ticks), for the SVG of a page."""
+"""The geometry of line charts (lines, points, ticks), for the SVG of a page."""
 
 from __future__ import annotations
 
@@ -35,22 +35,19 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A mark of an axis, in SVG units along it."""
-
-    place: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Chart:
-    """A whole line chart. `reach` is how near to a point the mouse must be to make it speak."""
+    """A whole line chart.
+
+    Attributes:
+        x_ticks, y_ticks: places along the axis, in SVG units, with their texts.
+        reach: how near to a point the mouse must be to make it speak.
+    """
 
     title: str
     x_name: str
     lines: tuple[Line, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    x_ticks: Mapping[float, str]
+    y_ticks: Mapping[float, str]
     show_dots: bool
     reach: int
     width: int = WIDTH
@@ -58,31 +55,6 @@ class Chart:
     left: int = LEFT
     right: int = WIDTH - RIGHT
     top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a histogram. `middle` is where its name and number go."""
-
-    name: str
-    value: int
-    title: str
-    x: float
-    y: float
-    width: float
-    height: float
-    middle: float
-
-
-@dataclass(frozen=True)
-class ColumnChart:
-    """A histogram."""
-
-    title: str
-    columns: tuple[Column, ...]
-    width: int = WIDTH
-    height: int = HEIGHT
     bottom: int = HEIGHT - BOTTOM
 
 
@@ -138,33 +110,11 @@ def line_chart(
         title=title,
         x_name=x_name,
         lines=tuple(lines),
-        x_ticks=tuple(Tick(x_place(x), f"{x:g}") for x in x_ticks if x_range[0] <= x <= x_range[1]),
-        y_ticks=tuple(Tick(y_place(y), _short(y)) for y in y_ticks),
+        x_ticks={x_place(x): f"{x:g}" for x in x_ticks if x_range[0] <= x <= x_range[1]},
+        y_ticks={y_place(y): _short(y) for y in y_ticks},
         show_dots=is_few,
         reach=9 if is_few else 5,
     )
-
-
-def column_chart(title: str, counts: Mapping[str, int]) -> ColumnChart:
-    """A histogram; the names are those of its classes, in order."""
-    total, largest = max(1, sum(counts.values())), max(1, *counts.values())
-    step = WIDTH / len(counts)
-    columns = []
-    for place, (name, value) in enumerate(counts.items()):
-        height = round((HEIGHT - BOTTOM - TOP - 12) * value / largest, 1)  # 12: room for the number above
-        columns.append(
-            Column(
-                name=name,
-                value=value,
-                title=f"{name}: {value:,} ({100 * value / total:.1f} %)",
-                x=round(place * step + step / 10, 1),
-                y=round(HEIGHT - BOTTOM - height, 1),
-                width=round(step * 0.8, 1),
-                height=height,
-                middle=round((place + 0.5) * step, 1),
-            )
-        )
-    return ColumnChart(title, tuple(columns))
 
 
 def _short(value: float) -> str:

@@ -19,7 +19,7 @@ from fcos.metrics.confusion import rows_by_image
 from fcos.metrics.rows import Results, Rows
 from fcos.report.chart import Chart, line_chart
 from fcos.report.curves import curve, read_metrics, run_names
-from fcos.report.examples import Example, Picture
+from fcos.report.examples import Example, ReportImage
 from fcos.report.gallery import image_key, tally
 from fcos.report.page import template
 from fcos.report.run_folder import FinishedRun
@@ -41,19 +41,20 @@ def write_comparison(
     first_results, second_results = _results_of(first), _results_of(second)
     check_same_images(first, second)
     annotations = first.annotations
-    before = analyse(annotations, first_results, margins=False)
-    in_same_ids = _in_ids_of(annotations, second.annotations, second_results)
-    after = analyse(annotations, in_same_ids, margins=False)
+    before = analyse(annotations, first_results)
+    after = analyse(annotations, _in_ids_of(annotations, second.annotations, second_results))
     compared = compare_results(annotations, before, after)
     names = run_names([first.folder, second.folder])
     page = template("comparison.html").render(
         name=f"{names[0]} and {names[1]}",
         names=names,
-        num_pictures=len(annotations),
+        num_images=len(annotations),
         verdict=_verdict(compared),
         deltas=[
-            (title, compared.deltas[place], boxes)
-            for (title, place, _), boxes in zip(NUMBERS, boxes_of_numbers(before), strict=True)
+            (title, delta, boxes)
+            for (title, _), delta, boxes in zip(
+                NUMBERS, compared.deltas, boxes_of_numbers(before), strict=True
+            )
         ],
         num_resamples=compared.num_resamples,
         classes=compared.classes,
@@ -158,11 +159,11 @@ def _examples(
     rows_of = [rows_by_image(annotations, analysis.rows) for analysis in (before, after)]
     examples = []
     for image in images:
-        picture = Picture(annotations[image], annotations)
-        panes = [picture.ground_truth(int(annotations.first_box[image]), {})]
+        view = ReportImage(annotations[image], annotations)
+        panes = [view.ground_truth(int(annotations.first_box[image]), {})]
         for letter, analysis, rows in zip("AB", (before, after), rows_of, strict=True):
             shown = rows[image][analysis.rows["score"][rows[image]] >= analysis.threshold]
-            panes.append(picture.detections(f"{letter}: {tally(analysis, image)}", shown, analysis))
+            panes.append(view.detections(f"{letter}: {tally(analysis, image)}", shown, analysis))
         caption = f"B is {'better' if change[image] > 0 else 'worse'}: F1 {change[image]:+.2f}"
-        examples.append(picture.example(image_key(image), panes, threshold=0.0, caption=caption))
+        examples.append(view.example(image_key(image), panes, threshold=0.0, caption=caption))
     return examples

@@ -6,8 +6,7 @@ read it again.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,7 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.summary import COCO_LARGE, COCO_SMALL
 from fcos.errors import DatasetError
-from fcos.files import read_bytes, write_text
+from fcos.files import read_bytes, write_bytes
 from fcos.metrics.coverage import REASONS, Change, Coverage, cover
 
 FILE_NAME = "coverage.json"
@@ -39,13 +38,14 @@ class CoverageRow:
     cells: tuple[CoverageCell, ...]
 
 
-@dataclass(frozen=True)
-class CoverageFacts:
+class CoverageFacts(
+    msgspec.Struct, frozen=True, rename={"num_images": "num_pictures", "num_all_images": "num_all_pictures"}
+):
     """The report's facts about objects without a positive point.
 
     Attributes:
         share: of the objects.
-        num_pictures: that were looked at, of `num_all_pictures`.
+        num_images: that were examined, of `num_all_images`.
         size: that images are resized to, in words.
         reasons: reason, meaning, number of objects.
         by_class: classes with such objects, most first.
@@ -54,15 +54,15 @@ class CoverageFacts:
     share: float
     num_without: int
     num_objects: int
-    num_pictures: int
-    num_all_pictures: int
+    num_images: int
+    num_all_images: int
     size: str
     reasons: tuple[tuple[str, str, int], ...]
     changes: tuple[Change, ...]
     by_class: tuple[CoverageRow, ...]
 
 
-def coverage_facts(coverage: Coverage, config: TrainConfig, num_all_pictures: int) -> CoverageFacts:
+def coverage_facts(coverage: Coverage, config: TrainConfig) -> CoverageFacts:
     """Coverage by class and size, in words and numbers."""
     annotations, without, targets = coverage.annotations, coverage.without, coverage.targets
     size = np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
@@ -78,8 +78,8 @@ def coverage_facts(coverage: Coverage, config: TrainConfig, num_all_pictures: in
         share=coverage.share,
         num_without=int(without.sum()),
         num_objects=int(targets.sum()),
-        num_pictures=len(annotations),
-        num_all_pictures=num_all_pictures,
+        num_images=len(coverage.images),
+        num_all_images=len(annotations),
         size=f"{short}longer side at most {config.view_size}",
         reasons=tuple(
             (reason, REASONS[reason], count) for reason, count in coverage.reasons.items() if count
@@ -91,8 +91,8 @@ def coverage_facts(coverage: Coverage, config: TrainConfig, num_all_pictures: in
 
 def keep_coverage(run: Path, train_set: Annotations, config: TrainConfig) -> None:
     """Compute the coverage of the training set and write it to the run folder."""
-    facts = coverage_facts(cover(train_set, config), config, len(train_set))
-    write_text(run / FILE_NAME, json.dumps(asdict(facts), indent=1, ensure_ascii=False))
+    facts = coverage_facts(cover(train_set, config), config)
+    write_bytes(run / FILE_NAME, msgspec.json.format(msgspec.json.encode(facts), indent=1))
 
 
 def read_coverage(run: Path) -> CoverageFacts | None:

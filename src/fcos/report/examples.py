@@ -19,7 +19,7 @@ from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image import read_image
 from fcos.metrics.analysis import Analysis
-from fcos.metrics.confusion import xyxy_of
+from fcos.metrics.confusion import labels_of, xyxy_of
 from fcos.predict.draw import class_colour, hidden_pixels, label_font, place_of_label, readable_on
 from fcos.terminal import printable_line
 
@@ -27,10 +27,11 @@ LONGEST_SIDE = 480  # of an example image, pixels
 CROP_SIDE = 170  # of a crop
 CROP_MARGIN = 0.6  # of the box's longer side, on each side of it
 JPEG_QUALITY = 75
-LEAST_SCORE = 0.05  # of a detection that the threshold slider can bring up
+MIN_SCORE = 0.05  # of a detection that the threshold slider can bring up
 FEW_OBJECTS = 8  # with more in an image, their labels are smaller
 MAX_DETECTIONS = 60  # of an example image
 FONT_TO_MEASURE = 32  # pixels
+OUTCOMES = {1: "correct", 0: "wrong", -1: "not counted"}
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,9 @@ class Box:
         title: what it says where the mouse is.
         text_x, text_y: where the label's baseline begins (`with_labels`).
         score: of a detection; None for ground truth.
-        found_with: score of the detection that found this object, -1 if none did; None for detections, and
-            for objects that nobody has to find.
+        found_with: score of the detection that matches this object, -1 if none does; None for detections, and
+            for objects that the evaluation does not count.
         is_wrong: a detection that answers no object.
-        is_rival: the detection that took a missed object's place.
         is_ignored: a detection that the evaluation does not count.
     """
 
@@ -62,7 +62,6 @@ class Box:
     score: float | None = None
     found_with: float | None = None
     is_wrong: bool = False
-    is_rival: bool = False
     is_ignored: bool = False
 
 
@@ -83,7 +82,7 @@ class Example:
         jpeg: base64.
         width, height: of the JPEG, in which the boxes are given.
         threshold: from which its detections are shown.
-        caption: what there is to see.
+        caption: what the image shows.
         notes: more of it, a line each.
         tags: by which the page can choose it.
     """
@@ -116,11 +115,11 @@ class Crop:
     box: Box
     annotated: tuple[Box, ...]
     caption: str
-    picture: str
+    name: str
     example: str | None
 
 
-class Picture:
+class ReportImage:
     """A small copy of an image, and how to scale boxes to it."""
 
     def __init__(self, record: Record, annotations: Annotations) -> None:
@@ -146,7 +145,7 @@ class Picture:
 
         Args:
             first_box: index of the first box of this image among all.
-            told: of boxes among all, why they were missed.
+            told: why boxes (by index among all) were missed.
             analysis: to mark what was missed; None: all are drawn alike.
         """
         boxes = []
@@ -166,28 +165,16 @@ class Picture:
 
     def detections(self, title: str, rows: NDArray[np.int64], analysis: Analysis) -> Pane:
         """The detections; `rows` of the analysis, best score first."""
-        label_of = {category_id: label for label, category_id in enumerate(self.annotations.category_ids)}
-        rows = rows[analysis.rows["score"][rows] >= LEAST_SCORE][:MAX_DETECTIONS]
+        rows = rows[analysis.rows["score"][rows] >= MIN_SCORE][:MAX_DETECTIONS]
+        rows = rows[::-1]  # the best is drawn last, on top of the others
+        found, is_right = analysis.rows[rows], analysis.is_right[rows].tolist()
+        labels = labels_of(self.annotations, found).tolist()
         boxes = []
-        for row in rows[::-1].tolist():  # the best is drawn last, on top of the others
-            label, score = (
-                label_of[int(analysis.rows["category_id"][row])],
-                float(analysis.rows["score"][row]),
-            )
+        for box, label, score, right in zip(xyxy_of(found), labels, found["score"], is_right, strict=True):
             text = f"{self.annotations.class_names[label]} {score:.2f}"
-            is_wrong = bool(analysis.is_right[row] == 0)
-            words = {1: "correct", 0: "wrong", -1: "not counted"}[int(analysis.is_right[row])]
-            boxes.append(
-                self.box(
-                    xyxy_of(analysis.rows[[row]])[0],
-                    label,
-                    text,
-                    f"{text}, {words}",
-                    score=round(score, 4),
-                    is_wrong=is_wrong,
-                    is_ignored=bool(analysis.is_right[row] < 0),
-                )
-            )
+            words = f"{text}, {OUTCOMES[right]}"
+            marks = {"is_wrong": right == 0, "is_ignored": right < 0}
+            boxes.append(self.box(box, label, text, words, score=round(float(score), 4), **marks))
         return self.pane(title, boxes)
 
     def example(self, key: str, panes: Sequence[Pane], threshold: float, **more: Any) -> Example:
@@ -231,7 +218,7 @@ class Picture:
             box=place_box(inside, "", caption, class_colour(label), piece.size),
             annotated=tuple(box for box in annotated if box.width and box.height),
             caption=caption,
-            picture=self.record.path.name,
+            name=self.record.path.name,
             example=example,
         )
 
@@ -292,8 +279,3 @@ def jpeg_of(image: Image.Image) -> str:
     content = io.BytesIO()
     image.save(content, "JPEG", quality=JPEG_QUALITY)
     return base64.b64encode(content.getvalue()).decode()
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices, evenly over `range(count)`."""
-    return [int(index) for index in np.linspace(0, count - 1, min(count, wanted)).round()]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from fcos.data.annotations import Annotations
+from fcos.data.splits import spread
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import rows_by_image
 from fcos.metrics.misses import Miss
-from fcos.report.examples import Box, Crop, Example, Picture, spread
+from fcos.report.examples import Crop, Example, ReportImage
 
-PICTURES_OF_A_CELL = 3  # of the confusion matrix
+IMAGES_OF_A_CELL = 3  # of the confusion matrix
 MAX_NOTES = 5  # reasons of misses under an image
 MAX_CROPS = 24  # of disagreements
 
@@ -39,7 +39,7 @@ def choose_images(annotations: Annotations, analysis: Analysis, most: int) -> di
     for there, found in confusions(analysis):
         if len(chosen) >= most * 5 // 6:
             break
-        add(shown.pairs.images_of(there, found)[:PICTURES_OF_A_CELL], "", most * 5 // 6)
+        add(shown.pairs.images_of(there, found)[:IMAGES_OF_A_CELL], "", most * 5 // 6)
     add(spread(len(annotations), most), "", most)
     add(range(len(annotations)), "", most)
     return chosen
@@ -89,16 +89,15 @@ def gallery(
             tags[image].append(cell_tag(there, found))
     examples = []
     for image, what in chosen.items():
-        picture = Picture(annotations[image], annotations)
+        view = ReportImage(annotations[image], annotations)
         told = {miss.box: miss.told for miss in misses_of[image]}
-        truth = picture.ground_truth(int(annotations.first_box[image]), told, analysis)
         panes = (
-            replace(truth, boxes=truth.boxes + _rivals(picture, annotations, misses_of[image])),
-            picture.detections("detections", rows_of[image], analysis),
+            view.ground_truth(int(annotations.first_box[image]), told, analysis),
+            view.detections("detections", rows_of[image], analysis),
         )
         of_misses = (miss_tag(miss.reason) for miss in misses_of[image])
         examples.append(
-            picture.example(
+            view.example(
                 image_key(image),
                 panes,
                 analysis.threshold,
@@ -108,21 +107,6 @@ def gallery(
             )
         )
     return examples
-
-
-def _rivals(picture: Picture, annotations: Annotations, misses: Sequence[Miss]) -> tuple[Box, ...]:
-    """The boxes that suppressed the boxes of missed objects."""
-    return tuple(
-        picture.box(
-            miss.other_xyxy,
-            int(annotations.labels[miss.box]),
-            "",
-            f"instead of it: {miss.told}",
-            is_rival=True,
-        )
-        for miss in misses
-        if miss.reason in ("nms", "shared") and miss.other_xyxy is not None
-    )
 
 
 def tally(analysis: Analysis, image: int) -> str:
@@ -146,14 +130,14 @@ def disagreement_crops(annotations: Annotations, analysis: Analysis, shown: Iter
     """The first disagreements; `shown` are the images that the page shows in full."""
     shown = set(shown)
     crops = []
-    pictures: dict[int, Picture] = {}
+    views: dict[int, ReportImage] = {}
     for one in analysis.shown.disagreements[:MAX_CROPS]:
-        if one.image not in pictures:
-            pictures[one.image] = Picture(annotations[one.image], annotations)
+        if one.image not in views:
+            views[one.image] = ReportImage(annotations[one.image], annotations)
         there = f"annotated as {one.there}" if one.there else "not annotated"
         elsewhere = f"elsewhere {one.num_right} of {one.num_elsewhere} right"
         crops.append(
-            pictures[one.image].crop(
+            views[one.image].crop(
                 one.box_xyxy,
                 annotations.class_names.index(one.found),
                 f"{one.found} {one.score:.2f}, {there}; {elsewhere}",

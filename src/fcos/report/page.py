@@ -11,7 +11,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.files import write_text
-from fcos.metrics.analysis import MIN_IMAGES, Analysis, ClassResult, analyse, margins_of
+from fcos.metrics.analysis import MIN_IMAGES, Analysis, ClassResult, analyse, margins_of, resamples_for
 from fcos.metrics.coverage import Coverage, cover
 from fcos.metrics.misses import Miss, why_missed
 from fcos.metrics.rows import Results
-from fcos.report.assignment import Assigned, assigned_image, choose_assigned
-from fcos.report.chart import Chart, ColumnChart, column_chart, line_chart
+from fcos.report.assignment import Level, assigned_image, choose_assigned
+from fcos.report.chart import Chart, line_chart
 from fcos.report.coverage import CoverageFacts, coverage_facts, read_coverage
 from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics, train_curves
 from fcos.report.examples import Example
@@ -83,7 +82,7 @@ def write_report(
         _facts_of(run, config, {what: summarize(annotations), **given}),
         **measured,
         is_measured=results is not None,
-        coverages=_coverages(run, {what: coverage_facts(coverage, config, len(annotations))}),
+        coverages=_coverages(run, {what: coverage_facts(coverage, config)}),
         assigned=_assigned(coverage, config, look) if max_images else [],
         quality_name=QUALITY_NAMES[config.quality],
         has_model=look is not None,
@@ -118,7 +117,7 @@ def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataSummary]) 
         "charts": training_charts(metrics),
         "cards": cards,
         "data_rows": data_rows(list(cards.values())),
-        "data_charts": _data_charts(cards),
+        "histograms": _histograms(cards),
         "settings": _setting_rows(config),
         "versions": _versions(),
     }
@@ -166,12 +165,12 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _data_charts(cards: Mapping[str, DataSummary]) -> list[ColumnChart]:
-    """Of the training set where it is known."""
+def _histograms(cards: Mapping[str, DataSummary]) -> list[tuple[str, Mapping[str, int]]]:
+    """Of the training set where it is known: title, number of boxes of each bin."""
     what, card = next(iter(cards.items()))
     return [
-        column_chart(f"Boxes by size: root of the area, pixels ({what})", card.box_sides),
-        column_chart(f"Boxes by aspect ratio: width / height ({what})", card.box_ratios),
+        (f"Boxes by size: root of the area, pixels ({what})", card.box_sides),
+        (f"Boxes by aspect ratio: width / height ({what})", card.box_ratios),
     ]
 
 
@@ -210,24 +209,22 @@ def _measured(
     # Resampling takes about as long as all the rest.
     with ThreadPoolExecutor(1) as resampling:
         margins = resampling.submit(margins_of, annotations, results)
-        analysis = analyse(annotations, results, margins=False)
+        analysis = analyse(annotations, results)
         chosen = choose_images(annotations, analysis, max_images)
         with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
         candidates = look.candidates(annotations, with_misses) if look else {}
         misses = why_missed(
             annotations,
             analysis,
-            _without_point(annotations, coverage),
+            coverage.without,
             candidates,
             config.nms_iou,
             agnostic_nms=config.agnostic_nms,
         )
         examples = gallery(annotations, analysis, chosen, misses)
-        values, num_resamples = margins.result()
-    analysis = replace(analysis, margins=values, num_resamples=num_resamples)
     return {
-        **_numbers(annotations, analysis),
-        **_pictures(examples, misses, len(annotations)),
+        **_numbers(annotations, analysis, margins.result()),
+        **_images(examples, misses, len(annotations)),
         **_disagreements(annotations, analysis, chosen),
         "misses": miss_rows(misses),
         "num_missed": len(misses),
@@ -248,12 +245,12 @@ def _disagreements(annotations: Annotations, analysis: Analysis, chosen: Mapping
     }
 
 
-def _numbers(annotations: Annotations, analysis: Analysis) -> dict[str, Any]:
+def _numbers(annotations: Annotations, analysis: Analysis, margins: Sequence[float | None]) -> dict[str, Any]:
     """Numbers, classes, errors and scores."""
     ranked = sorted(analysis.classes, key=lambda row: -1.0 if row.ap is None else row.ap, reverse=True)
     return {
-        "numbers": number_cards(analysis),
-        "num_resamples": analysis.num_resamples,
+        "numbers": number_cards(analysis, margins),
+        "num_resamples": resamples_for(len(analysis.rows)),
         "min_images": MIN_IMAGES,
         "coco_lines": analysis.metrics.summary(),
         "classes": ranked,
@@ -263,7 +260,7 @@ def _numbers(annotations: Annotations, analysis: Analysis) -> dict[str, Any]:
         "score_charts": _score_charts(analysis),
         "best": analysis.best,
         "calibration_error": analysis.calibration_error,
-        "num_objects": int((~annotations.is_crowd & ~annotations.is_difficult).sum()),
+        "num_objects": int(annotations.is_counted.sum()),
     }
 
 
@@ -325,7 +322,7 @@ def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
 # Images -----------------------------------------------------------------------------------------------------
 
 
-def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures: int) -> dict[str, Any]:
+def _images(examples: Sequence[Example], misses: Sequence[Miss], num_images: int) -> dict[str, Any]:
     """The examples, and by which tags the page can choose them."""
     by_tag: dict[str, list[str]] = {"all": [example.key for example in examples]}
     for example in examples:
@@ -335,13 +332,15 @@ def _pictures(examples: Sequence[Example], misses: Sequence[Miss], num_pictures:
     words |= {row.tag: f"missed: {row.short}" for row in miss_rows(misses)}
     return {
         "examples": examples,
-        "pictures": by_tag,
+        "images": by_tag,
         "choices": [(tag, word) for tag, word in words.items() if tag in by_tag],
-        "num_pictures": num_pictures,
+        "num_images": num_images,
     }
 
 
-def _assigned(coverage: Coverage, config: TrainConfig, look: SecondLook | None) -> list[Assigned]:
+def _assigned(
+    coverage: Coverage, config: TrainConfig, look: SecondLook | None
+) -> list[tuple[Example, tuple[Level, ...]]]:
     images = choose_assigned(coverage.annotations, coverage.without, MAX_ASSIGNED)
     return [
         assigned_image(
@@ -358,17 +357,3 @@ def _coverages(run: Path, known: Mapping[str, CoverageFacts]) -> list[tuple[str,
     """By data set, the training first."""
     training = read_coverage(run)
     return list(({"training": training, **known} if training else known).items())
-
-
-def _without_point(annotations: Annotations, coverage: Coverage) -> NDArray[np.bool_]:
-    """`(boxes,)` of all images; what was not looked at counts as learned."""
-    if len(coverage.without) == len(annotations.labels):
-        return coverage.without
-    without = np.zeros(len(annotations.labels), bool)
-    first_of = dict(zip(annotations.image_ids.tolist(), annotations.first_box.tolist(), strict=False))
-    seen = coverage.annotations
-    for image, image_id in enumerate(seen.image_ids.tolist()):
-        start, end = seen.first_box[image : image + 2]
-        first = first_of[image_id]
-        without[first : first + end - start] = coverage.without[start:end]
-    return without

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,17 +33,9 @@ def second_look(run: Path, device: torch.device) -> SecondLook | None:
     return SecondLook(load_model(run), device)
 
 
-class PointAnswers(NamedTuple):
-    """The predictions of a detector at each of the points that `model.points.make_grid` gives for one image.
-
-    Attributes:
-        scores, labels: of the best class; score -1 where it is under the threshold.
-        quality: centerness or expected IoU; None without that branch.
-    """
-
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    quality: NDArray[np.float32] | None
+# At each of the points that `model.points.make_grid` gives for an image: score of the best class (-1 where it
+# is below the threshold), its label, and centerness or expected IoU (None without that branch).
+PointAnswers = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32] | None]
 
 
 class SecondLook:
@@ -75,7 +66,7 @@ class SecondLook:
         output = self.backend.fastest(batch.images, batch.sizes_hw)
         scores, labels = self.postprocess.scores(output)[0].max(dim=1)
         quality = None if output.quality is None else output.quality[0].float().sigmoid().cpu().numpy()
-        return PointAnswers(scores.cpu().numpy(), labels.cpu().numpy(), quality)
+        return scores.cpu().numpy(), labels.cpu().numpy(), quality
 
     def _loader(self, annotations: Annotations, images: Sequence[int]) -> DataLoader[Batch]:
         return build_eval_loader(self.config, select(annotations, images), self.config.nbatch_eval)

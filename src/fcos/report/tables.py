@@ -19,19 +19,19 @@ from fcos.terminal import counted
 MAX_CONFUSED = 20  # classes of the table that is shown
 MAX_WORST = 8  # confusions that are named
 
-NUMBERS = (  # title, place among COCO's twelve, meaning
-    ("AP", 0, "averaged over IoU 0.50 to 0.95"),
-    ("AP50", 1, "at IoU 0.50: roughly located"),
-    ("AP75", 2, "at IoU 0.75: precisely located"),
-    ("AP small", 3, "below 32² square pixels"),
-    ("AP medium", 4, "up to 96² square pixels"),
-    ("AP large", 5, "from 96² square pixels"),
-    ("AR1", 6, "recall with 1 detection per image"),
-    ("AR10", 7, "recall with 10"),
-    ("AR100", 8, "recall with 100"),
-    ("AR small", 9, "recall on small objects"),
-    ("AR medium", 10, "on medium objects"),
-    ("AR large", 11, "on large objects"),
+NUMBERS = (  # title and meaning of COCO's twelve, in their order
+    ("AP", "averaged over IoU 0.50 to 0.95"),
+    ("AP50", "at IoU 0.50: roughly located"),
+    ("AP75", "at IoU 0.75: precisely located"),
+    ("AP small", "below 32² square pixels"),
+    ("AP medium", "up to 96² square pixels"),
+    ("AP large", "from 96² square pixels"),
+    ("AR1", "recall with 1 detection per image"),
+    ("AR10", "recall with 10"),
+    ("AR100", "recall with 100"),
+    ("AR small", "recall on small objects"),
+    ("AR medium", "on medium objects"),
+    ("AR large", "on large objects"),
 )
 ERROR_MEANINGS = {
     "Cls": ("classification", "right place, wrong class"),
@@ -55,17 +55,19 @@ SHORT_REASONS = {
 NO_OBJECT, NO_DETECTION = "no object", "no detection"  # last row and last column of the confusion matrix
 
 
-def number_cards(analysis: Analysis) -> list[tuple[str, str, str, str, str]]:
+def number_cards(analysis: Analysis, margins: Sequence[float | None]) -> list[tuple[str, str, str, str, str]]:
     """The twelve COCO metrics: title, value, half interval, meaning, number of boxes."""
     return [
         (
             title,
-            fraction(analysis.metrics.stats[place]),
-            fraction(analysis.margins[place], ""),
+            fraction(value),
+            fraction(margin, ""),
             meaning,
             counted(boxes, "box", "boxes"),
         )
-        for (title, place, meaning), boxes in zip(NUMBERS, boxes_of_numbers(analysis), strict=True)
+        for (title, meaning), value, margin, boxes in zip(
+            NUMBERS, analysis.metrics.stats, margins, boxes_of_numbers(analysis), strict=True
+        )
     ]
 
 
@@ -128,25 +130,18 @@ class ConfusionCell:
 
 
 @dataclass(frozen=True)
-class ConfusionRow:
-    """What the objects of a class were found as, or which detections match no object."""
-
-    name: str
-    cells: tuple[ConfusionCell, ...]
-
-
-@dataclass(frozen=True)
 class ConfusionTable:
     """The confusion matrix of the classes that are confused most; no object, no detection last.
 
     Attributes:
         names: of its columns.
+        rows: what the objects of each class were detected as; last, the detections that match no object.
         num_left_out: classes that are not in it.
         worst: largest confusions of two classes.
     """
 
     names: tuple[str, ...]
-    rows: tuple[ConfusionRow, ...]
+    rows: tuple[tuple[str, tuple[ConfusionCell, ...]], ...]
     num_left_out: int
     worst: tuple[ConfusionCell, ...]
 
@@ -174,8 +169,7 @@ def confusion_table(analysis: Analysis, class_names: Sequence[str]) -> Confusion
     return ConfusionTable(
         names=tuple((*class_names, NO_DETECTION)[label] for label in kept),
         rows=tuple(
-            ConfusionRow((*class_names, NO_OBJECT)[there], tuple(cell(there, found) for found in kept))
-            for there in kept
+            ((*class_names, NO_OBJECT)[there], tuple(cell(there, found) for found in kept)) for there in kept
         ),
         num_left_out=background + 1 - len(kept),
         worst=tuple(cell(there, found) for there, found in of_classes[:MAX_WORST]),

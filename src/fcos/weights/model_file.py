@@ -6,16 +6,14 @@ One safetensors file; its metadata entry "fcos" is the card as JSON. Opening one
 from __future__ import annotations
 
 import json
-import math
 import os
-import reprlib
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -27,11 +25,36 @@ from fcos.weights.archive import UnsafeFileError, parse_json
 
 FORMAT_VERSION = 1
 MAX_ID = 2**63 - 1
+MAX_PROBLEMS = 10  # in a message
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 DTYPES = (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 UPGRADE = "pip install --upgrade fcos-torch"
 GIVE = "give a *.safetensors file that `fcos train` wrote, a run folder, or a published weight file"
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+def check_text(text: str) -> str:
+    """Refuse text that cannot be shown as it is."""
+    if not is_printable(text):
+        raise ValueError("contains control characters")
+    return text
+
+
+def check_different(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Refuse equal entries."""
+    if len(set(values)) < len(values):
+        raise ValueError("contains the same entry twice")
+    return values
+
+
+Text = Annotated[str, AfterValidator(check_text)]
+Id = Annotated[int, Field(ge=-MAX_ID, le=MAX_ID)]
+Name = Annotated[str, Field(min_length=1)]
+Setting = Annotated[Any, AfterValidator(lambda value: check_text(value) if isinstance(value, str) else value)]
+CARD_CHECKS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -49,14 +72,16 @@ class ModelCard:
         origin: the code base that trained the weights; empty: this one.
     """
 
-    settings: dict[str, Any]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    threshold: float = 0.3
-    metrics: dict[str, float | int] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    __pydantic_config__: ClassVar = CARD_CHECKS
+
+    settings: dict[Text, Setting]
+    class_names: Annotated[tuple[Name, ...], AfterValidator(check_different)]
+    category_ids: Annotated[tuple[Id, ...], AfterValidator(check_different)]
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.3
+    metrics: dict[Text, float | int] = field(default_factory=dict)
+    versions: dict[Text, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
-    origin: str = ""
+    origin: Text = ""
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -104,6 +129,9 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     return card, tensors
 
 
+# Cards of model files and of exported files -----------------------------------------------------------------
+
+
 def card_of(content: Any, path: Path) -> ModelCard:
     """The card of a file from its parsed JSON.
 
@@ -111,14 +139,12 @@ def card_of(content: Any, path: Path) -> ModelCard:
         WeightsError: a newer version wrote it, or entries are wrong; all of them are listed.
     """
     check_version(content, "format_version", FORMAT_VERSION, path)
-    check_entries(content, ModelCard, ENTRIES, path)
-    names, ids = tuple(content["class_names"]), tuple(content["category_ids"])
-    if not len(names) == len(ids) > 0:
-        raise unreadable_card(path, f"{len(ids)} category_ids for {len(names)} classes")
-    return ModelCard(**{**content, "class_names": names, "category_ids": ids})
-
-
-# Cards of model files and of exported files -----------------------------------------------------------------
+    card = checked_card(ModelCard, content, path)
+    if not len(card.class_names) == len(card.category_ids) > 0:
+        raise unreadable_card(
+            path, f"{len(card.category_ids)} category_ids for {len(card.class_names)} classes"
+        )
+    return card
 
 
 def parse_card(text: str, path: Path) -> Any:
@@ -132,7 +158,7 @@ def parse_card(text: str, path: Path) -> Any:
 def check_version(content: Any, key: str, newest: int, path: Path) -> None:
     """Refuse a card without a version, or of a newer one than we know."""
     version = content.get(key) if isinstance(content, dict) else None
-    if not is_whole(version):
+    if type(version) is not int:
         raise unreadable_card(path, f"it has no {key}")
     if version > newest:
         raise WeightsError(
@@ -140,74 +166,21 @@ def check_version(content: Any, key: str, newest: int, path: Path) -> None:
         )
 
 
-def check_entries(content: dict[str, Any], kind: type, entries: Mapping[str, Entry], path: Path) -> None:
-    """Refuse entries that the data class `kind` does not have, does not have enough of, or has otherwise."""
-    known = {entry.name: entry for entry in fields(kind)}
-    wrong = [f"{key!r} is not known" for key in content if key not in known]
-    for key, (is_right, words) in entries.items():
-        has_default = known[key].default is not MISSING or known[key].default_factory is not MISSING
-        if key not in content and not has_default:
-            wrong.append(f"{key} is missing")
-        elif key in content and not is_right(content[key]):
-            wrong.append(f"{key} {reprlib.repr(content[key])} is not {words}")
-    if wrong:
-        raise unreadable_card(path, "; ".join(wrong))
+def checked_card(kind: type[C], content: Any, path: Path) -> C:
+    """A card from JSON; refuses entries that are missing, unknown or not as the data class has them."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(content))  # which has tuples as lists
+    except ValidationError as error:
+        wrong = (
+            f"{'.'.join(map(str, one['loc']))} {one['input']!r:.80}: {one['msg']}"
+            for one in error.errors()[:MAX_PROBLEMS]
+        )
+        raise unreadable_card(path, "; ".join(wrong)) from None
 
 
 def unreadable_card(path: Path, reason: str) -> WeightsError:
     """The error for a card that makes no sense."""
     return WeightsError(f"the card of {path.name} cannot be read: {reason}", where=str(path), fix=GIVE)
-
-
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value of JSON is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value of JSON is a finite number."""
-    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value of JSON is text without control characters."""
-    return isinstance(value, str) and is_printable(value)
-
-
-def is_list_of(is_right: Callable[[Any], bool], value: object) -> bool:
-    """Whether a value of JSON is a list of such values."""
-    return isinstance(value, list) and all(map(is_right, value))
-
-
-def _is_table_of(is_right: Callable[[Any], bool], value: object) -> bool:
-    return isinstance(value, dict) and all(map(is_text, value)) and all(map(is_right, value.values()))
-
-
-Entry = tuple[Callable[[Any], bool], str]  # whether a value is right, and what is right, in words
-ENTRIES: dict[str, Entry] = {
-    "settings": (
-        partial(_is_table_of, lambda value: not isinstance(value, str) or is_text(value)),
-        "an object with text that can be shown",
-    ),
-    "class_names": (
-        lambda value: (
-            is_list_of(lambda name: isinstance(name, str) and bool(name), value)
-            and len(set(value)) == len(value)
-        ),
-        "a list of different names",
-    ),
-    "category_ids": (
-        lambda value: (
-            is_list_of(lambda number: is_whole(number) and abs(number) <= MAX_ID, value)
-            and len(set(value)) == len(value)
-        ),
-        "a list of different whole numbers",
-    ),
-    "threshold": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
-    "metrics": (partial(_is_table_of, is_number), "numbers by name"),
-    "versions": (partial(_is_table_of, lambda value: isinstance(value, str)), "text by name"),
-    "origin": (is_text, "text that can be shown"),
-}
 
 
 def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -256,7 +229,6 @@ def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
         if key in tensors and tensors[key].shape != value.shape
     ]
     if problems:
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise WeightsError(
-            f"{path.name} does not fit its model:\n  " + "\n  ".join(problems[:10]) + more, where=str(path)
-        )
+        more = f"\n  and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+        listed = "\n  ".join(problems[:MAX_PROBLEMS])
+        raise WeightsError(f"{path.name} does not fit its model:\n  {listed}{more}", where=str(path))

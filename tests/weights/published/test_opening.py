@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fcos.errors import WeightsError
-from fcos.weights.published.opening import ONLY_TENSORS, open_state
+from fcos.weights.published.opening import ONLY_ARRAYS, ONLY_TENSORS, open_state
 
 
 class Evil:
@@ -98,49 +98,33 @@ def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path) -> None:
 # Pickles of numpy -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_arrays_of_numpy_are_read_as_tensors(protocol: int, tmp_path: Path) -> None:
-    arrays = {
-        "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "a.bias": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
-        "a.big": np.arange(3, dtype=">f4"),
-        "a.half": np.ones(2, np.float16),
-        "a.count": np.int64(5),
-        "a.empty": np.zeros((0, 2), np.float32),
-    }
-    path = tmp_path / "model.pkl"
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}, protocol=protocol))
-    file = open_state(path)
-    assert file.about["__author__"] == "somebody"
-    for key, array in arrays.items():
-        if isinstance(array, np.ndarray):
-            assert np.array_equal(file.tensors[key].numpy(), array), key
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_pickles_of_numpy_are_refused_with_a_command_that_converts_them(
+    protocol: int, tmp_path: Path
+) -> None:
+    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol=protocol))
+    with pytest.raises(WeightsError, match=r"in\.pkl cannot be read as a weight file") as caught:
+        open_state(tmp_path / "in.pkl")
+    assert ONLY_ARRAYS in caught.value.fix
+    command = ONLY_ARRAYS.partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
+    assert torch.equal(open_state(tmp_path / "out.pth").tensors["a.weight"], torch.tensor(arrays["a.weight"]))
 
 
-def test_pickles_of_anything_else_are_refused_and_run_no_code(tmp_path: Path) -> None:
+def test_pickles_run_no_code(tmp_path: Path) -> None:
     mark, path = tmp_path / "PWNED", tmp_path / "model.pkl"
-    objects = np.array([Evil(mark)], dtype=object)
     for content, words in (
-        ({"model": Evil(mark)}, r"holds more than arrays, \w+\.mkdir"),
-        ({"model": {"a": objects}}, "holds more than arrays|other than numbers"),
-        ({"model": {"a": np.zeros(2, "S4")}}, "an array of other than numbers"),
-        ({"model": {"a": np.zeros(2, "f4,i4")}}, "an array of other than numbers"),
-        ([1, 2], "it contains a list"),
+        ({"model": Evil(mark)}, r"contains more than tensors, \w+\.mkdir"),
+        ({"model": {"a": np.array([Evil(mark)], dtype=object)}}, "contains more than tensors, "),
+        ([1, 2], "cannot be read as a weight file"),
     ):
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
         with pytest.raises(WeightsError, match=words):
             open_state(path)
         assert not mark.exists()
-    forged = pickle.dumps({"a": np.zeros(3, np.float32)}, protocol=2).replace(b"K\x03\x85", b"K\x63\x85", 1)
-    path.write_bytes(forged)
-    with pytest.raises(WeightsError, match="do not fill its shape"):
-        open_state(path)
-
-
-def test_a_pickle_that_asks_for_a_table_of_billions_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.pkl"
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")  # the dict is to be number 2**31 - 1
-    with pytest.raises(WeightsError, match="numbers more objects than it holds"):
+    with pytest.raises(WeightsError, match="cannot be read as a weight file"):
         open_state(path)
 
 

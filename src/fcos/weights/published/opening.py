@@ -18,7 +18,6 @@ from fcos.errors import WeightsError
 from fcos.files import check_regular, first_line_of
 from fcos.weights.archive import PICKLE_STARTS, UnsafeFileError, load_tensors
 from fcos.weights.model_file import check_numbers
-from fcos.weights.published.arrays import load_arrays
 from fcos.weights.published.layouts import layout_of
 
 # Where training programs keep the weights among the other things that they save, averaged ones first: those
@@ -34,9 +33,7 @@ COMPILED = "_orig_mod."
 COUNTERS = ("n_averaged", "num_updates", "steps", "decay")
 PREFIX_OF_MMCV = "ema_"  # mmcv keeps the other weights so; those with plain names are the averaged ones
 
-# How pickles are called; how the first one in an old file of torch begins.
 PICKLE_SUFFIXES = (".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt")
-OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 ONLY_TENSORS = (
     "only tensors are loaded, never code. Where you trust this file, write its tensors and settings, in "
@@ -48,10 +45,9 @@ ONLY_TENSORS = (
 )
 
 ONLY_ARRAYS = (
-    "only arrays are loaded, never code. Where you trust this file, write its arrays, in an environment that "
-    "has its library: python -c \"import pickle, torch; c = pickle.load(open('in.pkl', 'rb'), "
-    "encoding='latin1'); torch.save({k: torch.as_tensor(v) for k, v in c.get('model', c).items()}, "
-    "'out.pth')\""
+    "only files of torch are read. Where you trust this file, write its arrays, in an environment that has "
+    "its library: python -c \"import pickle, torch; c = pickle.load(open('in.pkl', 'rb'), encoding='latin1')"
+    "; torch.save({k: torch.as_tensor(v) for k, v in c.get('model', c).items()}, 'out.pth')\""
 )
 
 
@@ -144,31 +140,23 @@ def load_without_code(path: Path) -> dict[Any, Any]:
     if not os.path.lexists(path):
         raise WeightsError(f"there is no weight file {path}", fix="correct the path")
     check_regular(path, WeightsError)
+    advice = ONLY_ARRAYS if path.suffix == ".pkl" else ONLY_TENSORS
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = load_arrays(path) if _is_plain_pickle(path) else load_tensors(path)
+        content = load_tensors(path)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
             f"it contains more than tensors, {wanted.group(1)}" if wanted else "it is a pickle of objects"
         )
-        raise unreadable(path, reason, ONLY_TENSORS) from None
+        raise unreadable(path, reason, advice) from None
     except (UnsafeFileError, SafetensorError) as error:
-        advice = ONLY_ARRAYS if path.suffix == ".pkl" else ONLY_TENSORS
         fix = f"it should be a .pth file of torch, or .safetensors; {advice}"
         raise unreadable(path, first_line_of(error), fix) from error
     if not isinstance(content, dict):
-        raise unreadable(path, f"it contains a {type(content).__name__}, not weights by name", ONLY_TENSORS)
+        raise unreadable(path, f"it contains a {type(content).__name__}, not weights by name", advice)
     return content
-
-
-def _is_plain_pickle(path: Path) -> bool:
-    """Whether it is a pickle that torch did not write."""
-    with path.open("rb") as file:
-        start = file.read(len(OLD_TORCH))
-    is_pickle = start.startswith(PICKLE_STARTS) or (path.suffix == ".pkl" and not start.startswith(b"PK"))
-    return is_pickle and start != OLD_TORCH
 
 
 def unreadable(path: Path, reason: str, fix: str) -> WeightsError:

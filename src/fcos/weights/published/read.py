@@ -56,11 +56,10 @@ ESSENTIAL = (
     *(f"pyramid.lateral.{i}.weight" for i in (0, 1, 2)),
     *("head.box_tower.0.weight", "head.logits.weight", "head.distances.weight", "head.quality.weight"),
 )
+# MMDetection's towers have biases either all or none.
+TOWER_BIAS = re.compile(r"bbox_head\.\w+_convs\..*\.conv\.bias")
 SHOWN_PROBLEMS = 20
 MAX_NAMES = 100_000
-# Ours has a convolution in the first shortcut wherever the widths are not the usual ones; a network whose
-# stem is as wide as its first stage has none, and gets one that changes nothing.
-FIRST_SHORTCUT = "backbone.body.layer1.0.downsample."
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,12 @@ class Published:
                 problems += [f"missing: {key}" for key in missing]
                 continue
             parts = [self._tensors[key] for key in theirs]
-            if name == "head.scales" and any(part.numel() != 1 for part in parts):
-                problems.append(f"{theirs[0]} is not one number")
-                continue
-            value = (
-                torch.stack([part.reshape(()) for part in parts]) if name == "head.scales" and parts else None
-            )
-            value = value if value is not None else (parts[0] if parts else _neutral(name, wanted))
+            if not parts:  # what their network does without
+                value = torch.ones(wanted.shape) if name == "head.scales" else torch.zeros(wanted.shape)
+            elif name == "head.scales" and all(part.numel() == 1 for part in parts):
+                value = torch.stack([part.reshape(()) for part in parts])
+            else:
+                value = parts[0]
             if value.shape != wanted.shape:
                 problems.append(f"{theirs[0]} has shape {tuple(value.shape)}, wanted {tuple(wanted.shape)}")
             found[name] = value.to(wanted.dtype)
@@ -127,18 +125,8 @@ class Published:
             scales = self._layout.scales
             return [scales.format(level) for level in range(count)] if scales else []
         key = self._layout.translate(name)
-        if name.startswith(FIRST_SHORTCUT) and key not in self._tensors and not self._has_first_shortcut:
-            return []
-        no_tower_bias = self.settings["rules"] == "mmdetection" and not any(
-            other.endswith(".conv.bias")
-            for other in self._tensors
-            if "_convs." in other and "bbox_head" in other
-        )
-        return [] if no_tower_bias and "_tower." in name and key.endswith(".conv.bias") else [key]
-
-    @property
-    def _has_first_shortcut(self) -> bool:
-        return any(key.startswith(self._layout.translate(FIRST_SHORTCUT)) for key in self._tensors)
+        is_optional = self.settings["rules"] == "mmdetection" and bool(TOWER_BIAS.match(key))
+        return [] if is_optional and not any(map(TOWER_BIAS.match, self._tensors)) else [key]
 
     def _adapted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._takes_bgr:  # ours is always RGB: the first convolution is turned round instead
@@ -280,19 +268,6 @@ def _stored_names(about: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(1, count + 1))
-
-
-def _neutral(name: str, wanted: Tensor) -> Tensor:
-    """The neutral value of a missing tensor: scales of 1, biases of 0, an identity as first shortcut."""
-    if name == "head.scales":
-        return torch.ones(wanted.shape)
-    if name == f"{FIRST_SHORTCUT}0.weight":
-        return torch.eye(*wanted.shape[:2])[:, :, None, None]
-    if name == f"{FIRST_SHORTCUT}1.running_var":
-        return torch.ones(wanted.shape)
-    if name == f"{FIRST_SHORTCUT}1.weight":
-        return torch.full(wanted.shape, (1 + NORM_EPS) ** 0.5)
-    return torch.zeros(wanted.shape)
 
 
 def _does_not_fit(path: Path, origin: str, problems: list[str]) -> WeightsError:

@@ -38,6 +38,27 @@ RESNETS: dict[tuple[tuple[int, ...], bool, int, int], str] = {
     ((3, 4, 23, 3), True, 32, 8): "resnext101_32x8d",
     ((3, 4, 23, 3), True, 64, 4): "resnext101_64x4d",
 }
+# The improved paper (2006.09214), which all code bases have by default.
+IMPROVED = {
+    "box_activation": "relu",
+    "normalize_targets": True,
+    "quality": "centerness",
+    "quality_tower": "box",
+    "threshold_on": "class",
+    "score_threshold": 0.05,
+    "nms_iou": 0.6,
+    "candidates_per_level": 1000,
+    "detections_per_image": 100,
+}
+# The first paper (1904.01355): exp, pixels, centerness beside the classes.
+FIRST_VERSION = {"box_activation": "exp", "normalize_targets": False, "quality_tower": "classification"}
+TORCHVISION = {
+    "stride_in_1x1": False,
+    "pixel_mean": list(IMAGENET_MEAN_RGB),
+    "pixel_std": list(IMAGENET_STD_RGB),
+    "threshold_on": "score",
+    "score_threshold": 0.2,
+}
 MAX_CONFIG = 10**6  # characters; they have some ten thousand
 USUAL_CHANNELS = [64, 64, 128, 256, 512]
 RANGES = [64.0, 128.0, 256.0, 512.0]
@@ -143,13 +164,12 @@ def profile(
             "bbox_head.reg_convs.0.conv.bias" in tensors and "bbox_head.reg_convs.0.gn.bias" in tensors
         )
         return _mmdetection(config_text(about), name, backbone, channel_order, has_tricks=has_tricks)
-    takes_bgr = channel_order != "rgb" if layout.rules != "torchvision" else channel_order == "bgr"
-    settings, notes = _default_settings(layout, backbone, tensors)
     if layout.rules == "torchvision":
-        notes = []
-    elif layout.rules == "official":
+        return Profile(IMPROVED | TORCHVISION, takes_bgr=channel_order == "bgr")
+    settings, notes = _default_settings(layout, backbone, tensors)
+    if layout.rules == "official":
         if is_first_version(name):
-            settings |= first_version()
+            settings |= FIRST_VERSION
             notes.append("named like models of the first paper: exp, centerness in the classification tower")
         else:
             notes.append("assumed to be of the improved paper (FCOS_R_50... would be of the first)")
@@ -160,7 +180,7 @@ def profile(
         notes.append("its file name says that the quality branch predicts IoU")
     else:
         notes.append("unknown whether the quality branch predicts centerness or IoU; detections are the same")
-    return Profile(settings, takes_bgr, tuple(notes))
+    return Profile(settings, channel_order != "rgb", tuple(notes))
 
 
 def _default_settings(
@@ -171,10 +191,8 @@ def _default_settings(
         "stride_in_1x1": has_bottlenecks(backbone) and backbone.startswith("resnet"),
         "pixel_mean": list(reversed(CAFFE_MEAN if layout.rules == "official" else DETECTRON_MEAN)),
         "pixel_std": [1.0, 1.0, 1.0],
-        **improved(),
+        **IMPROVED,
     }
-    if layout.rules == "torchvision":
-        return settings | _torchvision(), []
     stored = [key for key in ("pixel_mean", "pixel_std") if key in tensors and tensors[key].numel() == 3]
     if stored:
         settings |= {key: tensors[key].flatten().flip(0).tolist() for key in stored}
@@ -196,26 +214,6 @@ def has_bottlenecks(backbone: str) -> bool:
     return backbone not in ("resnet18", "resnet34")
 
 
-def improved() -> dict[str, Any]:
-    """The improved paper (2006.09214), which all code bases have by default."""
-    return {
-        "box_activation": "relu",
-        "normalize_targets": True,
-        "quality": "centerness",
-        "quality_tower": "box",
-        "threshold_on": "class",
-        "score_threshold": 0.05,
-        "nms_iou": 0.6,
-        "candidates_per_level": 1000,
-        "detections_per_image": 100,
-    }
-
-
-def first_version() -> dict[str, Any]:
-    """The first paper (1904.01355): exp, pixels, centerness beside the classes."""
-    return {"box_activation": "exp", "normalize_targets": False, "quality_tower": "classification"}
-
-
 def is_first_version(name: str) -> bool:
     """Whether a file of the official code has the name of a model of the first paper.
 
@@ -223,16 +221,6 @@ def is_first_version(name: str) -> bool:
     """
     lower = name.lower()
     return "imprv" not in lower and re.match(r"fcos_(syncbn_)?(bs\d+_)?(r|x|mnv2)_", lower) is not None
-
-
-def _torchvision() -> dict[str, Any]:
-    return {
-        "stride_in_1x1": False,
-        "pixel_mean": list(IMAGENET_MEAN_RGB),
-        "pixel_std": list(IMAGENET_STD_RGB),
-        "threshold_on": "score",
-        "score_threshold": 0.2,
-    }
 
 
 def config_text(about: Mapping[str, Any]) -> str:
@@ -250,7 +238,7 @@ def _mmdetection(
     Their configuration says both. Where a file carries none, the biases of the towers show the recipe (only
     the "tricks" have them before group norm); the kind is in the names that MMDetection gives to its files.
     """
-    settings = improved() | ({} if has_tricks else {**first_version(), "nms_iou": 0.5})
+    settings = IMPROVED | ({} if has_tricks else {**FIRST_VERSION, "nms_iou": 0.5})
     flags = {
         "normalize_targets": ("norm_on_bbox", True, False),
         "box_activation": ("norm_on_bbox", "relu", "exp"),
@@ -262,32 +250,34 @@ def _mmdetection(
             r"""nms['"]?\s*[=:]\s*(?:dict\(|\{)[^)}]{0,300}?iou_thr(?:eshold)?['"]?\s*[=:]\s*([\d.]+)""", text
         ):
             settings["nms_iou"] = float(overlap.group(1))
-    style = _stated_style(text) or _style_of_name(name, backbone)
     mean, std = (_numbers(text, word) for word in ("mean", "std"))
-    is_rgb = (
-        (_is_true(text, "to_rgb") or _is_true(text, "bgr_to_rgb")) if mean and std else style == "pytorch"
-    )
-    if channel_order is None and not (mean and std) and style is None:
+    stated_style, stated_rgb = _stated_style(text), _is_true(text, "(?:bgr_)?to_rgb")
+    style = stated_style or _style_of_name(name, backbone)
+    states_pixels = bool(mean and std)
+    if not (channel_order or states_pixels or style):
         raise Undecided(
             "it contains no configuration, and its name does not say whether its ImageNet weights were "
             'those of Caffe ("caffe": BGR, std 1, stride in the 1x1 convolutions) or of PyTorch '
             "(RGB, std 58.395, 57.12, 57.375, stride in the 3x3)"
         )
+    is_rgb = stated_rgb if states_pixels else style == "pytorch"
     if channel_order is not None:
         is_rgb = channel_order == "rgb"
     style = style or ("pytorch" if is_rgb else "caffe")
-    settings["stride_in_1x1"] = (
-        style == "caffe" and has_bottlenecks(backbone) and backbone.startswith("resnet")
-    )
-    usual = DETECTRON_MEAN if has_tricks or not backbone.startswith("resnet") else CAFFE_MEAN
-    settings |= {"pixel_mean": list(reversed(usual)), "pixel_std": [1.0, 1.0, 1.0]}
-    if mean and std:
-        stated_rgb = _is_true(text, "to_rgb") or _is_true(text, "bgr_to_rgb")
+    if states_pixels:
         step = 1 if stated_rgb else -1
-        settings |= {"pixel_mean": mean[::step], "pixel_std": std[::step]}
+        mean, std = mean[::step], std[::step]
     elif is_rgb:
-        settings |= {"pixel_mean": list(IMAGENET_MEAN_RGB), "pixel_std": list(IMAGENET_STD_RGB)}
-    if text and mean and std and _stated_style(text):
+        mean, std = list(IMAGENET_MEAN_RGB), list(IMAGENET_STD_RGB)
+    else:
+        usual = DETECTRON_MEAN if has_tricks or not backbone.startswith("resnet") else CAFFE_MEAN
+        mean, std = list(reversed(usual)), [1.0, 1.0, 1.0]
+    settings |= {
+        "stride_in_1x1": style == "caffe" and has_bottlenecks(backbone) and backbone.startswith("resnet"),
+        "pixel_mean": mean,
+        "pixel_std": std,
+    }
+    if states_pixels and stated_style:
         return Profile(settings, not is_rgb, ("read from the configuration in the file",))
     kind = "tricks" if has_tricks else "plain"
     source = "as channel_order was given" if channel_order else "as its name says"
@@ -298,7 +288,7 @@ def _mmdetection(
         (
             f"{found}: taken as the {kind} one, as the biases of its towers say, with ImageNet weights of "
             f"{'PyTorch' if style == 'pytorch' else 'Caffe'} (pixels as {'RGB' if is_rgb else 'BGR'} over "
-            f"{settings['pixel_std'][0]:g}), {source}; `fcos import` corrects it with channel_order, "
+            f"{std[0]:g}), {source}; `fcos import` corrects it with channel_order, "
             "stride_in_1x1, pixel_mean, pixel_std, box_activation, normalize_targets, quality_tower, nms_iou",
         ),
     )
