@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from fcos.cli.options import agnostic_nms_option, device_of, device_option
+from fcos.cli.options import agnostic_nms_option, device_of, device_option, views_options
 from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import DatasetError, OutputError
 from fcos.files import check_writable, explained, reason_of, write_bytes
@@ -40,6 +40,7 @@ Examples:
   fcos predict runs/train photo.jpg
   fcos predict runs/train photos/ --out found --score-threshold 0.5
   fcos predict best.safetensors "photos/**/*.png" https://example.org/street.jpg
+  fcos predict runs/train aerial.tif --tile 640      small objects in a large image
   fcos predict runs/train clip.mp4 --track
   fcos predict runs/train 0                          the first camera, until Ctrl-C
   find photos -name "*.jpg" | fcos predict runs/train - --json
@@ -76,6 +77,7 @@ Examples:
     type=click.IntRange(min=1),
     help="Images per forward pass; default: 8 on a GPU, up to 4 small ones on a CPU.",
 )
+@views_options
 @json_option
 @agnostic_nms_option
 @device_option
@@ -98,6 +100,9 @@ def command(
     agnostic_nms: bool | None,
     device: str | list[int],
     num_processes: int | None,
+    tile: int | None,
+    overlap: float | None,
+    tta: bool | None,
 ) -> None:
     """Detect objects in images and videos; draw them and write the detections as JSON.
 
@@ -119,7 +124,9 @@ def command(
     device = device_of(model, device)
     num_forks = (num_processes or usual_processes(len(images))) if can_fork(model, device) else 1
     with _processes(device, 1 if num_forks > 1 else num_processes or 1) as (torch_device, fabric):
-        detector = Detector.load(model, torch_device, agnostic_nms=agnostic_nms)
+        detector = Detector.load(
+            model, torch_device, agnostic_nms=agnostic_nms, tile=tile, overlap=overlap, tta=tta
+        )
         threshold = detector.threshold if score_threshold is None else score_threshold
         started_at = time.perf_counter()
         outcomes = _predict_images(detector, images, out, threshold, draw, batch_size, num_forks, fabric)
@@ -190,6 +197,8 @@ def _predict_images(
         for place, outcome in zip(mine, results, strict=True):
             if "error" in outcome:
                 _report(outcome)
+            elif draw and "drawn" not in outcome:
+                click.echo(f"not drawn: {printable_line(outcome['path'])}: too large", err=True)
             outcomes.append((place, outcome))
             advance(1)
     return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]
@@ -208,13 +217,18 @@ def predict_images(
 
     For one that cannot be read: path and error.
     """
+    from fcos.data.strips import LargeImage
     from fcos.predict.detections import as_dicts
     from fcos.predict.sources import read_picture
     from fcos.predict.stream import predict_each
 
     def outcome(source: Source, detections: Detections) -> dict[str, Any]:
-        assert detections.image is not None, "Detector.predict keeps the image"
         about: dict[str, Any] = {"path": source.where}
+        if detections.image is None:  # a large file, of which only strips were in memory
+            image = detector.read(source.where)
+            assert isinstance(image, LargeImage)
+            height, width = image.size_hw
+            return about | {"width": width, "height": height, "detections": as_dicts(detections)}
         if draw:
             target = out / source.name
             with explained(
@@ -229,7 +243,7 @@ def predict_images(
     results = predict_each(
         detector,
         images,
-        read_picture,
+        lambda source: detector.read(source.path) if source.path else read_picture(source),
         outcome,
         score_threshold=threshold,
         batch_size=batch_size,
