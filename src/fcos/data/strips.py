@@ -112,10 +112,13 @@ class Overview:
         rows = torch.cat([self._rest, strip[:, self._num_rows - top :]], dim=1)
         self._num_rows = top + strip.shape[1]
         complete = rows.shape[1] // self.reduction * self.reduction
-        if complete:
-            means = F.avg_pool2d(rows[:, :complete].float(), self.reduction)
-            self._reduced.append(means.round().to(torch.uint8))
         self._rest = rows[:, complete:]
+        if complete:
+            for some in rows[:, :complete].split(
+                16 * self.reduction, dim=1
+            ):  # floats are four times as large
+                means = F.avg_pool2d(some.float(), self.reduction)
+                self._reduced.append(means.round().to(torch.uint8))
 
     def pixels(self) -> UInt8[Tensor, "3 height width"]:
         """The reduced image."""
