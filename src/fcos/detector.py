@@ -37,6 +37,9 @@ class Detector(Predictor):
         device: str | Sequence[int] | torch.device = "auto",
         *,
         agnostic_nms: bool | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
+        tta: bool | None = None,
     ) -> Detector:
         """Load the best model of a run folder, a model file, an exported file, or published weights.
 
@@ -45,7 +48,7 @@ class Detector(Predictor):
                 file of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which keeps its
                 authors' preprocessing and post-processing.
             device: "auto", "cpu", "cuda", "mps", or a list with a GPU number. Exported files run on the CPU.
-            agnostic_nms: as in `predict`, for everything that this detector does.
+            agnostic_nms, tile, overlap, tta: as in `predict`, for everything that this detector does.
         """
         path = Path(source)
         if not isinstance(device, torch.device):
@@ -64,7 +67,7 @@ class Detector(Predictor):
             detector = cls(exported, exported.config, exported.card, exported.path)
         else:
             detector = cls.of(load_model(path), device)
-        return detector._with_nms(agnostic_nms)
+        return detector._with(agnostic_nms, tile, overlap, tta)
 
     @classmethod
     def train(cls, config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig) -> Detector:

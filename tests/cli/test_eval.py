@@ -254,3 +254,18 @@ def test_the_seeds_list_without_names_has_the_names_of_the_model(
     assert "3 images, " in result.stdout
     rows = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if len(line.split()) == 3}
     assert {name: rows[name] for name in ("cat", "dog", "bird")} == {"cat": "1", "dog": "1", "bird": "1"}
+
+
+def test_tiles_are_evaluated_as_the_detector_predicts_them(
+    model_file: Path, coco: Path, tmp_path: Path
+) -> None:
+    words = [model_file, "--list", coco, "--root", tmp_path / "images", "--out", tmp_path / "out"]
+    result = evaluate(*words, "--tile", "40", "--overlap", "0.1")
+    assert result.exit_code == 0, result.output
+    entries = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = Detector.load(model_file, "cpu").predict(
+        tmp_path / "images" / "77.png", 0.0, tile=40, overlap=0.1
+    )
+    scores = sorted(entry["score"] for entry in entries if entry["image_id"] == 77)
+    assert len(scores) == len(found) > 100  # more than the limit of a single view
+    np.testing.assert_allclose(scores, np.sort(found.scores.numpy()), atol=1e-5)

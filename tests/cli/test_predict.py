@@ -22,6 +22,7 @@ import fcos
 from fcos import Detector
 from fcos.cli import main
 from fcos.cli.predict import can_fork, usual_processes
+from fcos.data import strips
 from fcos.data.formats import read_annotations
 from fcos.predict.images import crop_path, predict_images
 from fcos.predict.labels import save_labels
@@ -545,3 +546,43 @@ def test_crops_of_an_earlier_call_are_not_mixed_with_new_ones(model_file: Path, 
 def test_no_class_name_leaves_the_folder_of_crops() -> None:
     for name, folder in [("traffic light", "traffic_light"), ("../..", "_"), ("", "_"), ("a/b", "a_b")]:
         assert crop_path(Path("out"), Path("sub/x.jpg"), name, 3) == Path(f"out/crops/{folder}/sub/x_3.jpg")
+
+
+# -- tiles and large files
+
+
+def test_tiles_and_augmentation_are_those_of_the_detector(model_file: Path, pictures: Path) -> None:
+    detector = Detector.load(model_file, "cpu")
+    for words, options in (
+        (["--tile", "40", "--overlap", "0.5"], {"tile": 40, "overlap": 0.5}),
+        (["--tta"], {"tta": True}),
+    ):
+        result = predict(model_file, "photos/a.jpg", *words)
+        found = detector.predict("photos/a.jpg", **options)  # type: ignore[call-overload]
+        assert result.exit_code == 0, result.output
+        [picture] = written()["pictures"]
+        boxes = [entry["box_xyxy"] for entry in picture["detections"]]
+        assert len(boxes) > 0
+        np.testing.assert_allclose(boxes, found.boxes_xyxy.tolist(), atol=0.01)
+
+
+@pytest.mark.parametrize("words", [["--overlap", "0.3"], ["--tile", "16"]])
+def test_tiles_that_make_no_sense_are_an_error(model_file: Path, pictures: Path, words: list[str]) -> None:
+    result = predict(model_file, "photos/a.jpg", *words)
+    assert result.exit_code != 0
+    assert "tiles" in str(result.exception) + result.output
+
+
+def test_a_file_that_is_read_in_strips_is_not_drawn(
+    model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strips, "LARGE", 0)
+    Path("photos/a.jpg").unlink()
+    result = predict(model_file, "photos/sub", "--tile", "40")
+    assert result.exit_code == 0, result.output
+    assert "not drawn: photos/sub/ünï 图.png: too large" in result.output
+    gif, png = written()["pictures"]
+    assert (png["width"], png["height"]) == (90, 60)
+    assert len(png["detections"]) > 0
+    assert "drawn" not in png
+    assert "drawn" in gif  # a format that is always read as a whole

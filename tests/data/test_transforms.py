@@ -475,3 +475,42 @@ def test_images_of_one_padded_size_go_together_and_large_ones_alone() -> None:
 
     assert same_padded_size(sizes_hw, 32) == [[0, 2], [1, 4], [3, 5]]
     assert same_padded_size(sizes_hw, 32, max_pixels=64 * 64) == [[0, 2], [1, 4], [3], [5]]
+
+
+# -- tiles
+
+
+def test_a_tile_is_a_part_of_the_image_with_its_boxes_at_their_own_size() -> None:
+    """Half of the tiles or more have the center of the box in them; the box is moved along."""
+    image = torch.zeros(3, 300, 400, dtype=torch.uint8)
+    image[:, 200:220, 300:330] = 255
+    transform = TrainTransform(None, 100, horizontal_flip=False, tile=100)
+    with_center, corners = 0, set()
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        tile, boxes, labels = transform(
+            image, torch.tensor([[300.0, 200.0, 330.0, 220.0]]), torch.tensor([2])
+        )
+        assert tuple(tile.shape) == (3, 100, 100)
+        rows, columns = (tile[0] > 0).nonzero(as_tuple=True)
+        shares = len(rows) / 600
+        assert labels.tolist() == ([2] if shares > 0.25 else [])
+        for box in boxes.tolist():  # what is visible of it
+            assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            corners.add(tuple(box[:2]))
+        with_center += shares >= 0.25
+    assert 0.6 < with_center / len(SEEDS) <= 1
+    assert len(corners) > 5
+
+
+def test_a_tile_is_resized_as_an_image_of_its_size() -> None:
+    image = torch.zeros(3, 300, 400, dtype=torch.uint8)
+    transform = TrainTransform(None, 160, horizontal_flip=False, tile=100)
+    tile, _, _ = transform(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert tuple(tile.shape) == (3, 160, 160)
+    high = TrainTransform(None, 160, tile=100)(image[:, :, :50], torch.zeros(0, 4), torch.zeros(0).long())
+    assert tuple(high[0].shape) == (3, 160, 80)  # of an image 50 wide, 100 x 50
+
+
+def test_images_that_are_cut_into_tiles_are_decoded_at_full_size() -> None:
+    assert TrainTransform(320, 532, reduced_decode=True, tile=640).enough((3000, 4000)) == (3000, 4000)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from fcos import Detector
 from fcos.errors import DeviceError, WeightsError
@@ -320,3 +321,16 @@ def test_a_graph_of_more_classes_than_the_card_names_is_refused_when_it_runs(
     detector = Detector.load(with_card(exported["onnx"], tmp_path / "few.onnx", fewer))
     with pytest.raises(WeightsError, match=r"few\.onnx does not match a detector of 1 class"):
         detector.predict(picture((60, 90)), 0.0)
+
+
+def test_tiles_of_a_file_are_those_of_the_network(exported: dict[str, Path], small_model: Path) -> None:
+    before, after = Detector.load(small_model, "cpu", tile=96), Detector.load(exported["onnx"], tile=96)
+    image = picture((150, 200))
+    wanted, found = before.predict(image, 0.2), after.predict(image, 0.2)
+    assert found.found_at is None
+    assert len(wanted) > len(before.predict(image, 0.2, tile=0)) > 0
+    same_class = wanted.labels[:, None] == found.labels
+    assert ((box_iou(wanted.boxes_xyxy, found.boxes_xyxy) > 0.99) & same_class).any(
+        dim=1
+    ).float().mean() > 0.95
+    assert len(found) == pytest.approx(len(wanted), rel=0.05)

@@ -27,7 +27,7 @@ from fcos.model.dynamic_assign import RULES, AtssAssigner
 from fcos.model.losses import FcosLoss
 from fcos.model.points import make_grid
 from fcos.train.optimizer import build_optimizer
-from fcos.weights.load import MODEL_SETTINGS, load_model, model_file_of
+from fcos.weights.load import MODEL_SETTINGS, load_model, model_file_of, settings_of
 from fcos.weights.model_file import ModelCard, read_model, save_model
 
 
@@ -253,6 +253,14 @@ def test_a_model_file_opens_without_any_config(model_file: Path) -> None:
 def test_the_settings_of_a_model_file_are_settings() -> None:
     assert set(MODEL_SETTINGS) <= set(TrainConfig.model_fields)
     assert len(set(MODEL_SETTINGS)) == len(MODEL_SETTINGS)
+
+
+def test_later_settings_are_only_in_the_files_that_need_them() -> None:
+    plain = settings_of(load_config({"model": "fcos_r18"}))
+    assert set(plain) == set(MODEL_SETTINGS) - {"tile", "horizontal_flip"}
+    assert settings_of(load_config({"model": "fcos_r18", "tile": 640})) == plain | {"tile": 640}
+    digits = settings_of(load_config({"model": "fcos_r18", "horizontal_flip": False}))
+    assert digits == plain | {"horizontal_flip": False}
 
 
 def test_a_run_folder_stands_for_its_best_model_else_its_last(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from fcos import Detector
 from fcos.config import load_config
 from fcos.errors import CheckpointError, WeightsError
 from fcos.report.curves import read_metrics
@@ -284,3 +285,16 @@ def test_run_folder_in_use_is_told_and_free_again_after_a_kill(tiny: Tiny) -> No
     first.wait()
     assert tiny.train("run", **LONG, load=True).finished
     assert not (tiny.runs / "run" / ".lock").exists()
+
+
+def test_run_on_tiles_goes_on_bit_by_bit_and_is_measured_as_fcos_eval_does(tiny: Tiny) -> None:
+    settings = FINE | {"tile": 40}
+    run = tiny.train("whole", **settings).folder
+    tiny.train_until(13, "stopped", **settings)
+    assert tiny.train("stopped", **settings, load=True).finished
+    assert_same_run(tiny, "stopped", str(run))
+
+    detector = Detector.load(run / "last.safetensors", "cpu")
+    assert detector.config.tile == 40
+    measured = detector.evaluate(tiny.data / "eval.txt", root=tiny.data / "eval", batch_size=4)
+    assert measured.map_mean == tiny.lines("whole", "eval")[-1]["map_mean"]

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.options import agnostic_nms_option, device_of, device_option, num_processes_option
+from fcos.cli.options import (
+    agnostic_nms_option,
+    device_of,
+    device_option,
+    num_processes_option,
+    views_options,
+)
 from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import ConfigError
 from fcos.files import check_writable, write_bytes
@@ -29,6 +35,8 @@ Examples:
   fcos eval runs/train --list test.json --root images   on other annotations
   fcos eval runs/train --json                           as JSON
   fcos eval best.safetensors --list VOC2007/ImageSets/Main/test.txt
+  fcos eval runs/train --tile 640                       on tiles too: small objects in large images
+  fcos eval runs/train --tta                            with test-time augmentation
 """
 
 
@@ -64,6 +72,7 @@ class Source:
     help="Format of the annotations.",
 )
 @click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes.")
+@views_options
 @agnostic_nms_option
 @device_option
 @num_processes_option
@@ -88,6 +97,9 @@ def command(
     out: Path | None,
     as_json: bool,
     agnostic_nms: bool | None,
+    tile: int | None,
+    overlap: float | None,
+    tta: bool | None,
 ) -> None:
     """Print the twelve COCO metrics and the AP of each class; write results.json.
 
@@ -101,9 +113,10 @@ def command(
 
     if out:
         check_writable(out)
+    views: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta}
     fabric = build_fabric(device_of(model, device), num_processes, one_by_default=True)
     with launched(fabric):
-        detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms)
+        detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms, **views)
         run = run_config(detector.path)
         source = (
             Source(list_, root, names, format, skip_invalid)

@@ -81,6 +81,33 @@ agnostic_nms_option = click.option(
 )
 
 
+def views_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--tile`, `--overlap` and `--tta`, which `Detector.load` takes."""
+    for option in (
+        click.option(
+            "--tta",
+            is_flag=True,
+            default=None,
+            help="Test-time augmentation: also predict mirrored and at other sizes; about 6 times slower.",
+        ),
+        click.option(
+            "--overlap",
+            type=click.FloatRange(0, 0.9),
+            metavar="SHARE",
+            help="Overlap of neighboring tiles, as a share of their side; default: 0.2.",
+        ),
+        click.option(
+            "--tile",
+            type=click.IntRange(min=0),
+            metavar="PIXELS",
+            help="For small objects in large images: also predict square tiles with this side; 0: none; "
+            "default: the model's setting.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def overrides_argument(name: str = "overrides", metavar: str = "[KEY=VALUE]...") -> Callable[[Any], Any]:
     """The settings to change: the last arguments of a command."""
     return click.argument(name, nargs=-1, metavar=metavar, shell_complete=_complete_setting)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from fcos.cli.options import agnostic_nms_option, device_of, device_option
+from fcos.cli.options import agnostic_nms_option, device_of, device_option, views_options
 from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import DatasetError, OutputError
 from fcos.files import check_writable, reason_of, write_bytes
@@ -40,6 +40,7 @@ Examples:
   fcos predict best.safetensors "photos/**/*.png" https://example.org/street.jpg
   fcos predict runs/train photos/ --classes person,car --save-crops
   fcos predict runs/train photos/ --save-labels yolo   to train on, or to correct in a labelling tool
+  fcos predict runs/train aerial.tif --tile 640      small objects in a large image
   fcos predict runs/train clip.mp4 --track
   fcos predict runs/train rtsp://camera.local/live   until Ctrl-C, over broken connections
   fcos predict runs/train 0                          the first camera, until Ctrl-C
@@ -89,6 +90,7 @@ Examples:
     type=click.IntRange(min=1),
     help="Images per forward pass; default: 8 on a GPU, up to 4 small ones on a CPU.",
 )
+@views_options
 @json_option
 @agnostic_nms_option
 @device_option
@@ -115,6 +117,9 @@ def command(
     agnostic_nms: bool | None,
     device: str | list[int],
     num_processes: int | None,
+    tile: int | None,
+    overlap: float | None,
+    tta: bool | None,
 ) -> None:
     """Detect objects in images and videos; draw them and write the detections as JSON.
 
@@ -137,7 +142,9 @@ def command(
     device = device_of(model, device)
     num_forks = (num_processes or usual_processes(len(images))) if can_fork(model, device) else 1
     with _processes(device, 1 if num_forks > 1 else num_processes or 1) as (torch_device, fabric):
-        detector = Detector.load(model, torch_device, agnostic_nms=agnostic_nms)
+        detector = Detector.load(
+            model, torch_device, agnostic_nms=agnostic_nms, tile=tile, overlap=overlap, tta=tta
+        )
         if classes is not None:
             detector = detector.only([name.strip() for name in classes.split(",")])
         threshold = detector.threshold if score_threshold is None else score_threshold
@@ -234,6 +241,8 @@ def _predict_images(
         for place, outcome in zip(mine, results, strict=True):
             if "error" in outcome:
                 _report(outcome)
+            elif draw and "drawn" not in outcome:
+                click.echo(f"not drawn: {printable_line(outcome['path'])}: too large", err=True)
             outcomes.append((place, outcome))
             advance(1)
     return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]

@@ -175,6 +175,12 @@ class TrainConfig(BaseModel):
     img_scale_min: float = setting(
         1.0, "multi-scale training: random scale in [img_scale_min, 1]", gt=0, le=1
     )
+    tile: int | None = setting(
+        None,
+        "for small objects in large images: side of the tiles to train on, and to predict on by default",
+        unit="pixels before resizing",
+        ge=32,
+    )
     reduced_decode: bool = setting(
         True, "training decodes large JPEGs at 1/2, 1/4 or 1/8 of their size where that is enough"
     )

@@ -21,6 +21,7 @@ from fcos.errors import ConfigError
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as torchvision and Pillow have it
 MEAN_STRIDE = 4  # the mean grey value is that of every fourth pixel of every fourth row
+TILES_WITH_A_BOX = 0.75  # share: background alone teaches less, but has to be seen everywhere
 SMALLEST_CROP = {"standard": 0.6, "overhead": 0.6, "strong": 0.4}  # share of each side
 POLICIES = {
     "color": "brightness, contrast, saturation",
@@ -111,6 +112,36 @@ class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has 
             shift = torch.tensor([params["left"], params["top"]]).repeat(2)
             return tv_tensors.wrap(inpt - shift, like=inpt, canvas_size=(params["height"], params["width"]))
         return v2.functional.crop(inpt, **params)
+
+
+class RandomTile(RandomCropOfBoxes):
+    """Crop a square tile; most have a random box in them, the others are anywhere.
+
+    Args:
+        side: pixels; an image that is smaller stays as it is along that side.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__(1.0)
+        self.side = side
+
+    def make_params(self, flat_inputs: Sequence[object]) -> dict[str, int]:
+        """Place and size of the tile."""
+        height, width = v2.functional.get_size(flat_inputs[0])
+        new_height, new_width = min(self.side, height), min(self.side, width)
+        lowest, highest = (0.0, 0.0), (width - new_width, height - new_height)  # left, top
+        chance, which, right, down = torch.rand(4).tolist()
+        boxes = next(entry for entry in flat_inputs if isinstance(entry, tv_tensors.BoundingBoxes))
+        if len(boxes) and chance < TILES_WITH_A_BOX:  # then its center is inside
+            x1, y1, x2, y2 = boxes[int(which * len(boxes))].tolist()
+            x, y = (x1 + x2) / 2, (y1 + y2) / 2
+            lowest = max(0, x - new_width), max(0, y - new_height)
+            highest = min(width - new_width, x), min(height - new_height, y)
+        left, top = (
+            round(low + share * (high - low))
+            for low, high, share in zip(lowest, highest, (right, down), strict=True)
+        )
+        return {"top": top, "left": left, "height": new_height, "width": new_width}
 
 
 @dataclass(frozen=True)

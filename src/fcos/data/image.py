@@ -107,7 +107,7 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
         enough: from height, width of the upright image to the smallest that it may be decoded at; None:
             full size.
     """
-    with _opened(path) as (image, header):
+    with opened(path) as (image, header):
         reduction = 1
         if enough is not None and image.format in JPEG_FORMATS:
             reduction = reduction_for(header.size_hw, enough(header.size_hw))
@@ -141,7 +141,7 @@ def _reduce(image: Image.Image, reduction: int) -> None:
 
 def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels, upright, of an image file that is in memory; `where` names it in messages."""
-    with _opened(io.BytesIO(content), where) as (image, header):
+    with opened(io.BytesIO(content), where) as (image, header):
         return _to_tensor(_upright_rgb(image, header))
 
 
@@ -154,7 +154,7 @@ def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
 
 def read_header(path: Path, *, decode: bool = False) -> Header:
     """Stored size and orientation; `decode` also makes sure that every pixel can be read."""
-    with _opened(path) as (image, header):
+    with opened(path) as (image, header):
         if decode:
             if image.format in JPEG_FORMATS:  # reads all of the file, and takes half of the time
                 _reduce(image, REDUCTIONS[0])
@@ -180,8 +180,12 @@ def upright(record: Record, header: Header) -> Record:
 
 
 @contextmanager
-def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Image, Header]]:
+def opened(
+    file: Path | io.BytesIO, where: str = "", *, any_size: bool = False
+) -> Iterator[tuple[Image.Image, Header]]:
     """An open image and its header; whatever goes wrong inside is a `DatasetError` with the path.
+
+    With `any_size` also one of more pixels than Pillow decodes.
 
     ``except Exception`` because Pillow's decoders raise nearly any kind on broken files (OSError,
     SyntaxError, struct.error, ValueError, IndexError, ...), and all of them mean the same to the user.
@@ -190,7 +194,7 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
     try:
         if isinstance(file, Path) and os.path.lexists(file):
             check_regular(file)  # opening a pipe waits for ever
-        with _open_quietly(file) as image:
+        with _open_quietly(file, any_size) as image:
             if 0 in image.size:
                 raise DatasetError("image without pixels", where=where, fix="remove it")
             if image.format == "EPS":  # a program, which Pillow has Ghostscript run
@@ -199,7 +203,7 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
                     where=where,
                     fix="convert it to PNG",
                 )
-            yield image, Header((image.height, image.width), _orientation(image))
+            yield image, Header((image.height, image.width), _orientation(image, may_decode=not any_size))
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -208,7 +212,9 @@ def _opened(file: Path | io.BytesIO, where: str = "") -> Iterator[tuple[Image.Im
         ) from None
     except Image.DecompressionBombError as error:
         raise DatasetError(
-            f"image has too many pixels ({error})", where=where, fix="crop or resize the image"
+            f"image has too many pixels ({error})",
+            where=where,
+            fix="predict on tiles (--tile 640) if it is a PNG or TIFF of 8 bits; otherwise crop or resize it",
         ) from error
     except Exception as error:
         raise DatasetError(
@@ -228,7 +234,7 @@ def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
     return f"image cannot be decoded: {error}"
 
 
-def _open_quietly(file: Path | io.BytesIO) -> Image.Image:
+def _open_quietly(file: Path | io.BytesIO, any_size: bool = False) -> Image.Image:
     """Open without Pillow's warnings about large images and odd metadata: neither asks for an action.
 
     Up to Pillow's hard limit (179 megapixels) a large image is just large; above it Pillow raises.
@@ -236,15 +242,25 @@ def _open_quietly(file: Path | io.BytesIO) -> Image.Image:
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(file)
+        limit = Image.MAX_IMAGE_PIXELS
+        try:
+            Image.MAX_IMAGE_PIXELS = None if any_size else limit
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; 1 where there is none or it makes no sense."""
+def _orientation(image: Image.Image, *, may_decode: bool = True) -> int:
+    """EXIF orientation; 1 where there is none or it makes no sense.
+
+    Pillow decodes a PNG for it, since it may stand behind the pixels; without `may_decode` only what stands
+    before them counts.
+    """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            exif = image.getexif() if may_decode else Image.Image.getexif(image)
+            orientation = exif.get(EXIF_ORIENTATION, 1)
         except Exception:  # the pixels may be fine: damaged metadata must not cost the image
             return 1
     return orientation if orientation in TURN_UPRIGHT else 1

@@ -53,6 +53,7 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
         size=CONVENTIONS[config.rules].size,
         method=CONVENTIONS[config.rules].resize,
         reduced_decode=config.reduced_decode,
+        tile=config.tile,
     )
 
 

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from fcos.config.conventions import ResizeMethod, SizeRule
-from fcos.data.augmentation import NO_AUGMENTATION, Augmentation
+from fcos.data.augmentation import NO_AUGMENTATION, Augmentation, RandomTile
 
 Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]
@@ -62,7 +62,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Augmentation, resizing at a random scale, mirror.
+    """Cutting out a tile, augmentation, resizing at a random scale, mirror.
 
     Attributes:
         short_side: pixels, or None.
@@ -74,6 +74,7 @@ class TrainTransform:
         size: how the new sides become whole numbers, see `resized_size`.
         method: how the new pixels are computed, see `resize`; here they are always rounded.
         reduced_decode: large images need not be decoded at full size.
+        tile: train on a random tile of this side, original pixels, instead of the whole image.
     """
 
     short_side: int | None
@@ -85,11 +86,12 @@ class TrainTransform:
     size: SizeRule = "round"
     method: ResizeMethod = "antialiased"
     reduced_decode: bool = False
+    tile: int | None = None
 
     def enough(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """The smallest height, width that an image of this size may be decoded at."""
-        if not self.reduced_decode or self.method != "antialiased":
-            return size_hw  # the other ways of resizing are exact against their originals
+        if not self.reduced_decode or self.tile or self.method != "antialiased":
+            return size_hw  # tiles are in original pixels; the other ways are exact against their originals
         height, width = resized_size(size_hw, self.short_side, self.longest_side, self.size)
         margin = max(DECODE_MARGIN, 1 / self.augment.smallest_crop)
         return math.ceil(height * margin), math.ceil(width * margin)
@@ -100,6 +102,8 @@ class TrainTransform:
         `turned` rotates them by 90 degrees. The caller draws it once for a whole step: in a batch of portrait
         and landscape images all are padded to squares, and a third of the work is done on padding.
         """
+        if self.tile is not None:
+            image, boxes_xyxy, labels = _apply(RandomTile(self.tile), image, boxes_xyxy, labels)
         if self.augment.geometry is not None:
             image, boxes_xyxy, labels = _apply(self.augment.geometry, image, boxes_xyxy, labels)
         scale = 1 - (1 - self.scale_min) * float(torch.rand(()))

@@ -101,7 +101,7 @@ class PostProcess:
         """
         detections = []
         for entered, scale, original in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
-            kept = entered.of(self._suppress(entered))
+            kept = entered.of(self.suppress(entered))
             kept = kept._replace(boxes_xyxy=kept.boxes_xyxy * scale)
             if self.clip == "after_nms":
                 boxes = self.clip_boxes(kept.boxes_xyxy, original)
@@ -233,7 +233,7 @@ class PostProcess:
             first += len(level)
         return torch.cat(points), torch.cat(labels)
 
-    def _suppress(self, found: ImageDetections) -> Tensor:
+    def suppress(self, found: ImageDetections) -> Tensor:
         """Index of what NMS and the limit of the image leave."""
         scores = found.scores
         boxes, labels = self.compared_by_nms(found.boxes_xyxy, found.labels)

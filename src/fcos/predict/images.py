@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from fcos.data.strips import LargeImage
 from fcos.errors import DatasetError
 from fcos.files import explained
 from fcos.predict.detections import Detections, as_dicts
@@ -41,8 +42,12 @@ def predict_images(
     """
 
     def outcome(source: Source, detections: Detections) -> dict[str, Any]:
-        assert detections.image is not None, "Detector.predict keeps the image"
         about: dict[str, Any] = {"path": source.where}
+        if detections.image is None:  # a large file, of which only strips were in memory
+            image = detector.read(source.where)
+            assert isinstance(image, LargeImage)
+            height, width = image.size_hw
+            return about | {"width": width, "height": height, "detections": as_dicts(detections)}
         if draw:
             about["drawn"] = _saved(detections.draw(), out / source.name)
         entries = as_dicts(detections)
@@ -55,7 +60,7 @@ def predict_images(
     results = predict_each(
         detector,
         images,
-        read_picture,
+        lambda source: detector.read(source.path) if source.path else read_picture(source),
         outcome,
         score_threshold=threshold,
         batch_size=batch_size,

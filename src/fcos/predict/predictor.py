@@ -6,6 +6,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +27,8 @@ from fcos.data.arrays import Color
 from fcos.data.batch import Batch
 from fcos.data.image import pixels_of
 from fcos.data.loader import PADDING_MULTIPLE, build_eval_loader, build_eval_transform
-from fcos.data.transforms import pad, same_padded_size
+from fcos.data.strips import LargeImage, open_image
+from fcos.data.transforms import EvalTransform, pad, same_padded_size
 from fcos.data.workers import loading
 from fcos.errors import DatasetError, WeightsError
 from fcos.metrics.rows import ROW, Rows, result_rows
@@ -36,7 +38,8 @@ from fcos.model.points import PointGrid
 from fcos.model.postprocess import ImageDetections, PostProcess
 from fcos.predict.detections import Detections, labels_of
 from fcos.predict.device import gather
-from fcos.predict.stream import predict_each
+from fcos.predict.stream import in_order, predict_each
+from fcos.predict.tiles import Views, detect_in_views
 from fcos.terminal import counted
 from fcos.weights.load import LoadedModel
 from fcos.weights.model_file import ModelCard
@@ -53,7 +56,7 @@ CALLS_OF_GPU = 2  # one prepares its batch while the other computes
 P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it function by function
 
 ToDetections = Callable[[HeadOutput, PointGrid, Tensor, Tensor], list[ImageDetections]]
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor | LargeImage
 
 
 class Predictor:
@@ -74,6 +77,7 @@ class Predictor:
         self.threshold, self.path = card.threshold, path
         self._transform = build_eval_transform(config)
         self._labels: list[int] | None = None  # that `predict` gives; None: all
+        self._views = Views(config.tile or 0)
 
     @classmethod
     def of(cls: type[P], loaded: LoadedModel, device: torch.device) -> P:
@@ -132,6 +136,9 @@ class Predictor:
         batch_size: int | None = ...,
         agnostic_nms: bool | None = ...,
         color: Color = ...,
+        tile: int | None = ...,
+        overlap: float | None = ...,
+        tta: bool | None = ...,
     ) -> Detections: ...
 
     @overload
@@ -143,6 +150,9 @@ class Predictor:
         batch_size: int | None = ...,
         agnostic_nms: bool | None = ...,
         color: Color = ...,
+        tile: int | None = ...,
+        overlap: float | None = ...,
+        tta: bool | None = ...,
     ) -> list[Detections]: ...
 
     def predict(
@@ -153,6 +163,9 @@ class Predictor:
         batch_size: int | None = None,
         agnostic_nms: bool | None = None,
         color: Color = "rgb",
+        tile: int | None = None,
+        overlap: float | None = None,
+        tta: bool | None = None,
     ) -> Detections | list[Detections]:
         """Predict an image, or each image of a list.
 
@@ -169,26 +182,41 @@ class Predictor:
             agnostic_nms: NMS over all classes together, so that an object does not get boxes of two; None:
                 the model's setting `agnostic_nms`.
             color: order of the channels of arrays and tensors; "bgr" for images that OpenCV read.
+            tile: for small objects in large images: also predict square tiles with this side, original
+                pixels, and merge their detections with those of the whole image; 0: the whole image only;
+                None: the model's setting `tile`. `batch_size` then counts tiles. PNG and TIFF files of 50
+                megapixels and more are read strip by strip, and their detections hold no image.
+            overlap: of neighboring tiles, share of their side; None: 0.2.
+            tta: test-time augmentation: also predict each image, or tile, mirrored (if the model was trained
+                with `horizontal_flip`) and at other sizes; None: no.
 
         Returns:
             `Detections` that hold the image, or a list of them, one per image of a list or batch. (A list of
             thousands fills the memory: use `stream`.)
         """
-        if agnostic_nms is not None:
-            return self._with_nms(agnostic_nms).predict(
-                images, score_threshold, batch_size=batch_size, color=color
-            )
+        detector = self._with(agnostic_nms, tile, overlap, tta)
         if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
             images = list(images)
         if isinstance(images, str) or not isinstance(images, Sequence):
-            return self._predict_group([pixels_of(images, color)], score_threshold)[0]
-        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
+            return detector._predict_group([detector.read(images, color)], score_threshold, batch_size)[0]
         size = batch_size or self.group_size
         found: list[Detections] = []
         for first in range(0, len(images), size):
-            group = [pixels_of(image, color) for image in images[first : first + size]]
-            found += self._predict_group(group, score_threshold, max_pixels)
+            group = [detector.read(image, color) for image in images[first : first + size]]
+            found += detector._predict_group(group, score_threshold, batch_size)
         return found
+
+    def read(self, image: ImageLike, color: Color = "rgb") -> Tensor | LargeImage:
+        """What `predict` makes of an image before the network sees it: its pixels, or a large file.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        if isinstance(image, LargeImage):
+            return image
+        if self._views.tile and isinstance(image, str | os.PathLike):
+            return open_image(Path(image))
+        return pixels_of(image, color)
 
     def stream(
         self,
@@ -198,6 +226,9 @@ class Predictor:
         batch_size: int | None = None,
         agnostic_nms: bool | None = None,
         color: Color = "rgb",
+        tile: int | None = None,
+        overlap: float | None = None,
+        tta: bool | None = None,
     ) -> Iterator[Detections]:
         """Predict any number of images, in order, and faster than one by one.
 
@@ -211,16 +242,16 @@ class Predictor:
             images: each as `predict` takes it; an endless generator too.
             score_threshold: as in `predict`.
             batch_size: images to wait for and pass through the network together; None: 1 on a CPU, else 8.
-            agnostic_nms: as in `predict`.
-            color: as in `predict`.
+            agnostic_nms, color, tile, overlap, tta: as in `predict`.
 
         Raises:
             DatasetError: where an image cannot be read; the stream ends there.
         """
+        detector = self._with(agnostic_nms, tile, overlap, tta)
         for found in predict_each(
-            self._with_nms(agnostic_nms),
+            detector,
             images,
-            partial(pixels_of, color=color),
+            partial(detector.read, color=color),
             lambda image, detections: detections,
             score_threshold=score_threshold,
             batch_size=batch_size or self._backend.batch_size,
@@ -251,28 +282,85 @@ class Predictor:
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         size = batch_size or self._backend.batch_size
-        loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
-        with loading(loader) as batches:
-            found = self._backend.detect(batches, on_batch)
+        if self._views.tile or self._views.tta:
+            found = self._find_in_views(annotations, range(rank, len(annotations), world), size, on_batch)
+        else:
+            loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
+            with loading(loader) as batches:
+                found = self._backend.detect(batches, on_batch)
         found = gather(found, fabric)
         if rank != 0:
             return np.zeros(0, ROW)
         return result_rows(found, annotations, inclusive_boxes=CONVENTIONS[self.config.rules].inclusive_boxes)
 
-    def _with_nms(self: P, agnostic_nms: bool | None) -> P:
-        """The same with NMS over all classes together, or within each."""
-        if agnostic_nms in (None, self.config.agnostic_nms):
+    def _find_in_views(
+        self, annotations: Annotations, mine: range, batch_size: int, on_batch: Callable[[int], None]
+    ) -> list[tuple[int, ImageDetections]]:
+        """Detections of some images with their ids; a thread reads the next image meanwhile."""
+        found = []
+        images = in_order(ThreadPoolExecutor(1), lambda place: self.read(annotations[place].path), mine, 1)
+        for place, image in zip(mine, images, strict=True):
+            found.append((int(annotations.image_ids[place]), self._detect_in_views(image, batch_size)))
+            on_batch(1)
+        return found
+
+    def _with(
+        self: P, agnostic_nms: bool | None, tile: int | None, overlap: float | None, tta: bool | None
+    ) -> P:
+        """The same with other options of `predict`."""
+        if (agnostic_nms, tile, overlap, tta) == (None, None, None, None):
+            return self
+        views = self._views.changed(tile, overlap, tta)
+        other_nms = agnostic_nms not in (None, self.config.agnostic_nms)
+        if views == self._views and not other_nms:
             return self
         detector = copy.copy(self)
-        detector._backend = self._backend.with_agnostic_nms(bool(agnostic_nms))
-        detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
+        detector._views = views
+        if other_nms:
+            detector._backend = self._backend.with_agnostic_nms(bool(agnostic_nms))
+            detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
         return detector
 
     def _predict_group(
-        self, images: list[Tensor], score_threshold: float | None, max_pixels: int | None = None
+        self,
+        images: list[Tensor | LargeImage],
+        score_threshold: float | None,
+        batch_size: int | None,
     ) -> list[Detections]:
+        threshold = self.threshold if score_threshold is None else score_threshold
+        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
+        if self._views.tile or self._views.tta:
+            size = batch_size or self.group_size
+            found = [self._detect_in_views(image, size, max_pixels, threshold) for image in images]
+        else:
+            whole = [image for image in images if isinstance(image, Tensor)]
+            assert len(whole) == len(images), "only tiles are read in strips"
+            found = self._detect(whole, self._transform, max_pixels)
+        return [self._detections(image, of).above(threshold) for image, of in zip(images, found, strict=True)]
+
+    def _detect_in_views(
+        self,
+        image: Tensor | LargeImage,
+        batch_size: int,
+        max_pixels: int | None = None,
+        score_threshold: float = 0.0,
+    ) -> ImageDetections:
+        return detect_in_views(
+            image,
+            self._views,
+            lambda pixels, transform: self._detect(pixels, transform, max_pixels),
+            self._transform,
+            build_postprocess(self.config),
+            mirrors=self.config.horizontal_flip,
+            batch_size=batch_size,
+            score_threshold=score_threshold,
+        )
+
+    def _detect(
+        self, images: list[Tensor], transform: EvalTransform, max_pixels: int | None
+    ) -> list[ImageDetections]:
         """In one forward pass for each padded size; alone those of more than `max_pixels`."""
-        resized = [self._transform(image) for image in images]
+        resized = [transform(image) for image in images]
         sizes_hw = [(image.shape[1], image.shape[2]) for image in resized]
         original_sizes_hw = torch.tensor([image.shape[1:] for image in images])
         found: dict[int, ImageDetections] = {}
@@ -280,11 +368,12 @@ class Predictor:
             padded, inside_hw = pad([resized[i] for i in group], PADDING_MULTIPLE)
             detections = self._backend.detect_batch(padded, inside_hw, original_sizes_hw[group])
             found |= zip(group, detections, strict=True)
-        threshold = self.threshold if score_threshold is None else score_threshold
-        return [self._detections(image, found[i]).above(threshold) for i, image in enumerate(images)]
+        return [found[i] for i in range(len(images))]
 
-    def _detections(self, image: Tensor, found: ImageDetections) -> Detections:
-        pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    def _detections(self, image: Tensor | LargeImage, found: ImageDetections) -> Detections:
+        pil_image = None
+        if isinstance(image, Tensor):
+            pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         detections = Detections(
             found.boxes_xyxy, found.scores, found.labels, self.class_names, pil_image, found_at=found.found_at
         )

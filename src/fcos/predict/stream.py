@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fcos.data.strips import LargeImage
 from fcos.data.workers import Loader, start_worker
 from fcos.errors import DatasetError, FcosError
 from fcos.predict.detections import Detections
@@ -34,7 +35,7 @@ Result = TypeVar("Result")
 def predict_each(
     detector: Predictor,
     sources: Iterable[Source],
-    read: Callable[[Source], Tensor],
+    read: Callable[[Source], Tensor | LargeImage],
     then: Callable[[Source, Detections], Result],
     *,
     score_threshold: float | None = None,
@@ -46,8 +47,8 @@ def predict_each(
     Args:
         detector: predicts several images at once where that is faster.
         sources: taken one by one, a few ahead of the results that have been yielded.
-        read: pixels of a source, uint8 RGB `(3, height, width)`; called in threads. Its `DatasetError` takes
-            the place of the result.
+        read: pixels of a source, uint8 RGB `(3, height, width)`, or a file to read strip by strip; called in
+            threads. Its `DatasetError` takes the place of the result.
         then: called in threads.
         score_threshold: as in `Detector.predict`.
         batch_size: as in `Detector.predict`.
@@ -66,11 +67,12 @@ def predict_each(
     def work(group: list[Source]) -> list[Result | DatasetError]:
         results: list[Result | DatasetError] = []
         for some in _read_some(read, group, most_pixels):
-            good = [image for _, image in some if isinstance(image, Tensor)]
+            good = [image for _, image in some if not isinstance(image, DatasetError)]
             with predicting:
                 found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
             results += [
-                then(source, next(found)) if isinstance(image, Tensor) else image for source, image in some
+                image if isinstance(image, DatasetError) else then(source, next(found))
+                for source, image in some
             ]
         return results
 
@@ -108,14 +110,14 @@ def in_order(
 
 
 def _read_some(
-    read: Callable[[Source], Tensor], group: list[Source], most_pixels: int | None
-) -> Iterator[list[tuple[Source, Tensor | DatasetError]]]:
+    read: Callable[[Source], Tensor | LargeImage], group: list[Source], most_pixels: int | None
+) -> Iterator[list[tuple[Source, Tensor | LargeImage | DatasetError]]]:
     """The images of a group with their sources; what has `most_pixels` or more at once, before the next."""
-    some: list[tuple[Source, Tensor | DatasetError]] = []
+    some: list[tuple[Source, Tensor | LargeImage | DatasetError]] = []
     num_pixels = 0
     for source in group:
         try:
-            image: Tensor | DatasetError = read(source)
+            image: Tensor | LargeImage | DatasetError = read(source)
         except DatasetError as error:
             image = error
         some.append((source, image))

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
@@ -17,14 +16,13 @@ from fcos.config import TrainConfig
 from fcos.cpu.training import for_training
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch
-from fcos.data.loader import build_eval_loader, build_train_loader
+from fcos.data.loader import build_train_loader
 from fcos.data.workers import loading
 from fcos.metrics.coco import measure
-from fcos.metrics.rows import ROW, Rows, result_rows, results_json
+from fcos.metrics.rows import Rows, results_json
 from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
-from fcos.predict.device import gather
-from fcos.predict.predictor import TorchBackend
+from fcos.predict.predictor import Predictor, TorchBackend
 from fcos.predict.stop import StopSignal
 from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
@@ -264,18 +262,16 @@ class Trainer:
         are equal to the last digit. (Under autocast to bfloat16 the third digit differed.)
         """
         fabric = self.fabric
-        rank, world = fabric.global_rank, fabric.world_size
-        share = max(1, self.config.nbatch_eval // world)
-        loader = build_eval_loader(self.config, annotations, share, rank=rank, world=world)
         self.model.eval()  # with activation_checkpointing parts of it run in its copy
-        with loading(loader) as batches:
-            on_batch = self.display.evaluating(-(-len(annotations) // world))
-            found = TorchBackend(self.evaluated_model, self.postprocess).detect(batches, on_batch)
+        backend = TorchBackend(self.evaluated_model, self.postprocess)
+        rows = Predictor(backend, self.config, self.card, self.run).find(
+            annotations,
+            batch_size=max(1, self.config.nbatch_eval // fabric.world_size),
+            on_batch=self.display.evaluating(-(-len(annotations) // fabric.world_size)),
+            fabric=fabric,
+        )
         self.model.train()
-        found = gather(found, fabric)
-        if not fabric.is_global_zero:
-            return np.zeros(0, ROW)
-        return result_rows(found, annotations, inclusive_boxes=self.postprocess.inclusive_boxes)
+        return rows
 
     def _save_model_file(self, name: str, metrics: dict[str, Any], threshold: float) -> None:
         if self.config.save and self.fabric.is_global_zero:

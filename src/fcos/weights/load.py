@@ -33,6 +33,7 @@ MOST = {
 MOST_LEVELS = 12
 
 # The settings that a model file carries: enough to build the model, feed it and read its output.
+LATER_SETTINGS = ("tile", "horizontal_flip")  # of the training, but prediction follows them
 MODEL_SETTINGS = (
     *("model", "backbone", "backbone_channels", "stride_in_1x1", "pixel_mean", "pixel_std"),
     *("fpn_channels", "fpn_extra_from", "strides", "regress_ranges"),
@@ -40,6 +41,7 @@ MODEL_SETTINGS = (
     *("quality", "quality_tower", "view_size", "short_side", "rules"),
     *("score_threshold", "threshold_on", "nms_iou", "agnostic_nms"),
     *("candidates_per_level", "detections_per_image"),
+    *LATER_SETTINGS,
 )
 
 
@@ -190,5 +192,13 @@ def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
 
 
 def settings_of(config: TrainConfig) -> dict[str, object]:
-    """The settings that a model file carries."""
-    return {key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS}
+    """The settings that a model file carries; `LATER_SETTINGS` where they are not the default.
+
+    So versions that do not know these open all other files.
+    """
+    return {
+        key: value
+        for key, value in config.model_dump(mode="json").items()
+        if key in MODEL_SETTINGS
+        and (key not in LATER_SETTINGS or value != TrainConfig.model_fields[key].default)
+    }

@@ -12,14 +12,14 @@ from fcos.config import TrainConfig
 from fcos.config.checks import broken_rules
 from fcos.errors import ConfigError
 from fcos.model.fcos import FCOS
-from fcos.weights.load import MODEL_SETTINGS, LoadedModel, load_model
+from fcos.weights.load import LATER_SETTINGS, MODEL_SETTINGS, LoadedModel, load_model
 from fcos.weights.model_file import is_model_file, load_tensors
 from fcos.weights.published.coco import coco_file
 from fcos.weights.published.layouts import layout_of
 from fcos.weights.published.opening import is_published, open_state
 
 # Settings of the training itself: how many detections are evaluated does not depend on the weights.
-NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image")
+NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image", *LATER_SETTINGS)
 # The weights of one class each.
 CLASS_TENSORS = ("head.logits.weight", "head.logits.bias")
 

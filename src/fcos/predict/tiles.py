@@ -1,0 +1,269 @@
+"""Predict one image from many views of it: large images tile by tile, and test-time augmentation.
+
+The views of a large image are overlapping tiles, for small objects, and the whole image, for objects larger
+than a tile. Test-time augmentation adds mirrored and resized versions of each view. The detections of all
+views are merged: boxes cut off by the border of their tile are removed where another view shows the object
+whole, then NMS runs over the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from fcos.data.strips import LargeImage, Overview
+from fcos.data.transforms import EvalTransform
+from fcos.errors import FcosError
+from fcos.model.postprocess import ImageDetections, PostProcess
+
+OVERLAP, MOST_OVERLAP = 0.2, 0.9  # default and limit: of the side of a tile
+SMALLEST_TILE = 32  # pixels
+TTA_SCALES = (0.75, 1.0, 1.25)  # of the sides of the network input
+MARGIN = 0.02  # of the side of a tile: a box that ends this close to its border is cut off there
+INSIDE = 0.6  # share of such a box that lies in another one of the same object
+SCORE_SHARE = 0.5  # of such a box that the other one has at least: rather a part than a guess
+
+Detect = Callable[[list[Tensor], EvalTransform], list[ImageDetections]]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of an image are predicted.
+
+    Attributes:
+        tile: side of the tiles, original pixels; 0: the image as a whole only.
+        overlap: of neighboring tiles, at least, share of their side.
+        tta: each view also mirrored and at other sizes.
+    """
+
+    tile: int = 0
+    overlap: float = OVERLAP
+    tta: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tile and self.tile < SMALLEST_TILE:
+            raise FcosError(
+                f"tiles of {self.tile} pixels", fix=f"use at least {SMALLEST_TILE}, or 0 for none"
+            )
+        if not 0 <= self.overlap <= MOST_OVERLAP:
+            raise FcosError(f"tiles that overlap by {self.overlap}", fix=f"use a share, 0 to {MOST_OVERLAP}")
+
+    def changed(self, tile: int | None, overlap: float | None, tta: bool | None) -> Views:
+        """The same with other values; None: as they are."""
+        if overlap is not None and not (self.tile if tile is None else tile):
+            raise FcosError("an overlap without tiles", fix="give their size too: --tile 640, tile=640")
+        return Views(
+            self.tile if tile is None else tile,
+            self.overlap if overlap is None else overlap,
+            self.tta if tta is None else tta,
+        )
+
+
+class Part(NamedTuple):
+    """A tile, or the whole image.
+
+    Attributes:
+        pixels: uint8 RGB.
+        left, top: its corner, original pixels.
+        reduction: original pixels per pixel, along each side.
+        inner: whether there is more of the image at the left, top, right, bottom.
+    """
+
+    pixels: Tensor
+    left: int = 0
+    top: int = 0
+    reduction: int = 1
+    inner: tuple[bool, bool, bool, bool] = (False, False, False, False)
+
+
+class Found(NamedTuple):
+    """Detections of one view, on the image.
+
+    Attributes:
+        detections: original image pixels.
+        is_cut: which of their boxes end where their tile does.
+    """
+
+    detections: ImageDetections
+    is_cut: Bool[Tensor, " detections"]
+
+
+def detect_in_views(
+    image: Tensor | LargeImage,
+    views: Views,
+    detect: Detect,
+    transform: EvalTransform,
+    postprocess: PostProcess,
+    *,
+    mirrors: bool = True,
+    batch_size: int = 1,
+    score_threshold: float = 0.0,
+) -> ImageDetections:
+    """Detections of an image, best first.
+
+    Args:
+        image: uint8 RGB `(3, height, width)`, or a file that is read strip by strip.
+        views: of it.
+        detect: images and their resizing to detections of each, in its own pixels.
+        transform: the model's resizing.
+        postprocess: the model's; its limit of detections is that of a tile, not of an image with tiles.
+        mirrors: test-time augmentation mirrors; not for text.
+        batch_size: views of one size that are predicted together.
+        score_threshold: minimum score; what is below it removes nothing else.
+    """
+    found: list[Found] = []
+    remaining = parts_of(image, views, transform.longest_side)
+    while group := list(islice(remaining, batch_size)):
+        for variant, mirrored in variants(transform, views.tta, mirrors):
+            pixels = [part.pixels.flip(-1) if mirrored else part.pixels for part in group]
+            for part, detections in zip(group, detect(pixels, variant), strict=True):
+                above = detections.of(detections.scores >= score_threshold)
+                if mirrored:
+                    above = mirror(above, part.pixels.shape[2], postprocess.inclusive_boxes)
+                found.append(_on_image(above, part))
+    if len(found) == 1:
+        return found[0].detections
+    if views.tile:
+        postprocess = replace(postprocess, detections_per_image=sum(len(one.is_cut) for one in found))
+    return merge(found, postprocess)
+
+
+def variants(transform: EvalTransform, tta: bool, mirrors: bool) -> list[tuple[EvalTransform, bool]]:
+    """The ways in which a view is resized, and whether it is mirrored."""
+    if not tta:
+        return [(transform, False)]
+    short, longest = transform.short_side, transform.longest_side
+    sizes = [
+        replace(transform, short_side=short and round(short * scale), longest_side=round(longest * scale))
+        for scale in TTA_SCALES
+    ]
+    return [(size, mirrored) for size in sizes for mirrored in ((False, True) if mirrors else (False,))]
+
+
+# Cutting ----------------------------------------------------------------------------------------------------
+
+
+def parts_of(image: Tensor | LargeImage, views: Views, longest_side: int) -> Iterator[Part]:
+    """The tiles of an image, row by row, then the whole image; only that where one tile would hold all of it.
+
+    Args:
+        image: as in `detect_in_views`.
+        views: what is asked for.
+        longest_side: pixels; the whole of a file that is read in strips is reduced to twice this, or more.
+    """
+    height, width = image.size_hw if isinstance(image, LargeImage) else image.shape[1:]
+    tile = views.tile or max(height, width)
+    tops, lefts = starts(height, tile, views.overlap), starts(width, tile, views.overlap)
+    if len(tops) * len(lefts) == 1 and isinstance(image, Tensor):
+        yield Part(image)
+        return
+    rows, columns = min(tile, height), min(tile, width)
+    overview = Overview(width, max(1, max(height, width) // (2 * longest_side)))
+    for top, strip in zip(tops, _strips(image, tops, rows), strict=True):
+        if isinstance(image, LargeImage):
+            overview.add(strip, top)
+        for left in lefts:
+            inner = (left > 0, top > 0, left + columns < width, top + rows < height)
+            yield Part(strip[:, :, left : left + columns], left, top, inner=inner)
+    yield Part(image) if isinstance(image, Tensor) else Part(overview.pixels(), reduction=overview.reduction)
+
+
+def _strips(image: Tensor | LargeImage, tops: Sequence[int], rows: int) -> Iterator[Tensor]:
+    if isinstance(image, LargeImage):
+        return image.strips(tops, rows)
+    return (image[:, top : top + rows] for top in tops)
+
+
+def starts(side: int, tile: int, overlap: float) -> list[int]:
+    """Where the tiles along a side begin: as few as overlap by this share, evenly spread."""
+    if side <= tile:
+        return [0]
+    step = max(1, int(tile * (1 - overlap)))
+    last = -(-(side - tile) // step)
+    return [(side - tile) * number // last for number in range(last + 1)]
+
+
+# Putting together -------------------------------------------------------------------------------------------
+
+
+def mirror(found: ImageDetections, width: int, inclusive_boxes: bool = False) -> ImageDetections:
+    """Detections of a mirrored image on the image itself, of this width."""
+    left, top, right, bottom = found.boxes_xyxy.unbind(dim=1)
+    last = width - inclusive_boxes
+    boxes = torch.stack([last - right, top, last - left, bottom], dim=1)
+    if found.found_at is None:
+        return found._replace(boxes_xyxy=boxes)
+    x, y, stride = found.found_at.unbind(dim=1)
+    return found._replace(boxes_xyxy=boxes, found_at=torch.stack([width - x, y, stride], dim=1))
+
+
+def _on_image(found: ImageDetections, part: Part) -> Found:
+    """Detections of a part on the image that it is a part of."""
+    height, width = part.pixels.shape[1:]
+    far = torch.tensor([0, 0, width, height])
+    margin = MARGIN * torch.tensor([width, height, width, height])
+    is_cut = (((found.boxes_xyxy - far).abs() <= margin) & torch.tensor(part.inner)).any(dim=1)
+    corner = torch.tensor([part.left, part.top])
+    placed = found._replace(boxes_xyxy=found.boxes_xyxy * part.reduction + corner.repeat(2))
+    if found.found_at is not None:
+        points = found.found_at[:, :2] * part.reduction + corner
+        placed = placed._replace(found_at=torch.cat([points, found.found_at[:, 2:]], dim=1))
+    return Found(placed, is_cut)
+
+
+def merge(found: Sequence[Found], postprocess: PostProcess) -> ImageDetections:
+    """The detections of all views, each object once, best first."""
+    points = [one.detections.found_at for one in found]
+    together = ImageDetections(
+        torch.cat([one.detections.boxes_xyxy for one in found]),
+        torch.cat([one.detections.scores for one in found]),
+        torch.cat([one.detections.labels for one in found]),
+        None if any(at is None for at in points) else torch.cat([at for at in points if at is not None]),
+    )
+    boxes, labels = postprocess.compared_by_nms(together.boxes_xyxy, together.labels)
+    cut = [one.is_cut for one in found]
+    together = together.of(~fragments(boxes, together.scores, labels, cut))
+    together = together.of(postprocess.suppress(together))
+    return together.of(together.scores.argsort(descending=True, stable=True))
+
+
+def fragments(
+    boxes_xyxy: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, " boxes"],
+    labels: Int64[Tensor, " boxes"],
+    cut: Sequence[Bool[Tensor, " _"]],
+) -> Bool[Tensor, " boxes"]:
+    """Which boxes are cut off and lie mostly inside another one of their class that is whole, or larger.
+
+    NMS would keep most of them, since their IoU with the whole object is low, and where it is not, NMS may
+    keep the fragment.
+
+    Args:
+        boxes_xyxy, scores, labels: of all views, one after the other.
+        cut: of each view, which of its boxes are cut off.
+    """
+    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1)
+    is_cut = torch.cat(list(cut))
+    is_fragment = torch.zeros_like(is_cut)
+    first = 0
+    for of_view in cut:  # not all pairs at once: those of a large image would fill the memory
+        mine = of_view.nonzero()[:, 0] + first
+        first += len(of_view)
+        if len(mine) == 0:
+            continue
+        low, high = boxes_xyxy[mine, :2].amin(dim=0), boxes_xyxy[mine, 2:].amax(dim=0)
+        near = ((boxes_xyxy[:, :2] < high) & (boxes_xyxy[:, 2:] > low)).all(dim=1).nonzero()[:, 0]
+        one, other = boxes_xyxy[mine, None], boxes_xyxy[near]
+        sides = torch.minimum(one[..., 2:], other[:, 2:]) - torch.maximum(one[..., :2], other[:, :2])
+        is_inside = sides.clamp(min=0).prod(dim=2) > INSIDE * areas[mine, None]
+        is_same = labels[mine, None] == labels[near]
+        is_likely = scores[near] >= SCORE_SHARE * scores[mine, None]
+        is_more = ~is_cut[near] | (areas[near] > areas[mine, None])
+        is_fragment[mine] = (is_inside & is_same & is_likely & is_more).any(dim=1)
+    return is_fragment
