@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from fcos.config import load_config as load_config
     from fcos.detector import Detector as Detector
     from fcos.predict.detections import Detections as Detections
+    from fcos.train.callbacks import Callback as Callback
+    from fcos.train.callbacks import TrainEvent as TrainEvent
 
     __version__: str
 
 _LAZY = {
+    "Callback": "fcos.train.callbacks",
+    "TrainEvent": "fcos.train.callbacks",
     "Detector": "fcos.detector",
     "Detections": "fcos.predict.detections",
     "TrainConfig": "fcos.config",
@@ -31,6 +35,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "DatasetError",
@@ -40,6 +45,7 @@ __all__ = [
     "FcosError",
     "OutputError",
     "TrainConfig",
+    "TrainEvent",
     "TrainingError",
     "WeightsError",
     "__version__",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
 from fcos.predict.predictor import Predictor
 from fcos.weights.load import format_of, load_model
+
+if TYPE_CHECKING:
+    from fcos.train.callbacks import Callback
 
 
 class Detector(Predictor):
@@ -70,17 +73,23 @@ class Detector(Predictor):
         return detector._with(agnostic_nms, tile, overlap, tta)
 
     @classmethod
-    def train(cls, config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig) -> Detector:
+    def train(
+        cls,
+        config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+        *,
+        callbacks: Sequence[Callback] = (),
+    ) -> Detector:
         """Train, and return the best model (the last one if there is no evaluation).
 
         Args:
             config: a train.json, its content as a dict, or the result of `load_config`.
+            callbacks: are told of each step and epoch, and may end the training.
         """
         from fcos.report.after_training import train_and_draw  # not needed to predict
 
         if not isinstance(config, TrainConfig):
             config = load_config(config if isinstance(config, Mapping) else Path(config))
-        return cls.load(train_and_draw(config).folder, config.device)
+        return cls.load(train_and_draw(config, callbacks).folder, config.device)
 
     def evaluate(
         self,

@@ -224,6 +224,9 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(folder: Path) -> None:
         ("weights", '"pretrain" ('),
         ("data", '"list_train" ('),
         ("conf", '"score_threshold" ('),
+        ("early_stopping", '"patience" ('),
+        ("oversample_thr", '"repeat_threshold" ('),
+        ("time", '"time_limit" (most minutes of training'),
         ("optim_wrapper.optimizer.lr", '"lr_base" ('),
     ],
 )
@@ -234,7 +237,7 @@ def test_key_of_another_tool_is_answered_with_ours(key: str, ours: str) -> None:
 
 
 def test_key_without_an_equivalent_says_so() -> None:
-    for key, why in (("patience", "best.safetensors is of the best epoch"), ("mosaic", "never mixed")):
+    for key, why in (("cache", "read as they are needed"), ("mosaic", "never mixed")):
         assert "fix: remove it: there is no equivalent; " in message({key: 8})
         assert why in message(None, f"{key}=8")
 
@@ -634,3 +637,9 @@ def test_a_value_that_python_does_not_read_is_one_message(folder: Path, value: s
     with pytest.raises(ConfigError, match=r'"lr_base": .* is not') as caught:
         load_config({}, [f"lr_base={value}"])
     assert len(str(caught.value)) < 5000
+
+
+def test_weights_of_classes_must_be_positive() -> None:
+    assert load_config(None, ['class_weights={"cat": 2, "dog": 0.5}']).class_weights == {"cat": 2, "dog": 0.5}
+    assert 'class_weights {"cat": 0.0} must be above 0' in message({"class_weights": {"cat": 0, "dog": 1}})
+    assert "give names with numbers or null" in message({"class_weights": [1, 2]})

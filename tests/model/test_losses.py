@@ -442,3 +442,32 @@ def giou_loss_plus_one(predicted: Tensor, wanted: Tensor) -> Tensor:
     areas = [(d[:, 0] + d[:, 2]) * (d[:, 1] + d[:, 3]) for d in (predicted, wanted, overlap, hull)]
     union = areas[0] + areas[1] - areas[2]
     return 1 - (areas[2] + 1) / (union + 1) + (areas[3] - union) / areas[3]
+
+
+@pytest.mark.parametrize("classes", get_args(ClassLoss))
+def test_weight_of_a_class_counts_its_points_so_often(classes: ClassLoss) -> None:
+    """Against losses of which only the points of one label are left."""
+    output, grid, targets = random_batch()
+    ones = torch.ones(3)
+    plain = FcosLoss(classes=classes)
+    of_label = targets.labels == 2
+    left = HeadOutput(
+        output.logits[of_label][None], output.distances[of_label][None], output.quality[of_label][None]
+    )
+    strides = grid.strides.expand_as(targets.labels)[of_label]
+    alone = plain(
+        left,
+        PointGrid(grid.points.expand(2, -1, 2)[of_label], strides, grid.level_sizes),
+        Targets(*(tensor[of_label][None] for tensor in targets)),
+        ones,
+    )
+    weighted = FcosLoss(classes=classes, class_weights=(1.0, 1.0, 2.5))(output, grid, targets, ones)
+    for name, loss in plain(output, grid, targets, ones).items():
+        torch.testing.assert_close(weighted[name], loss + 1.5 * alone[name])
+    assert of_label.sum() > 0
+
+
+def test_weights_of_classes_that_are_absent_change_nothing() -> None:
+    output, grid, targets = random_batch()
+    plain, weighted = FcosLoss(), FcosLoss(class_weights=(1.0, 7.0, 1.0))
+    assert weighted(output, grid, targets, torch.ones(3)) == plain(output, grid, targets, torch.ones(3))

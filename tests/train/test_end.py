@@ -20,6 +20,7 @@ MOST_SECONDS = 10.0
 FAULTY = """
 import multiprocessing, os, signal, sys, time
 import torch
+import fcos.train.evaluation
 import fcos.train.loop as engine
 from fcos.data.batch import EvalDataset, TrainDataset
 from fcos.train.log import Meter
@@ -93,7 +94,8 @@ elif fault == "bug, worker stuck":
     engine.OptimizerStep.__call__ = after(2, engine.OptimizerStep.__call__, bug)
     TrainDataset.__getitem__ = stuck
 elif fault == "bug in evaluation":
-    engine.TorchBackend.detect = after(1, engine.TorchBackend.detect, bug)
+    backend = fcos.train.evaluation.TorchBackend
+    backend.detect = after(1, backend.detect, bug)
 elif fault == "worker killed":
     Meter.add = after(2, Meter.add, kill_worker)
 elif fault == "Ctrl-C twice":

@@ -100,6 +100,31 @@ def test_few_images_are_augmented() -> None:
     assert values(make(3000), CPU)["augmentation"] is False
 
 
+def with_rare_dog(num_dogs: int) -> Annotations:
+    """200 images, each with a cat; some with a dog too."""
+    records = [
+        Record.make(
+            Path(f"{index}.jpg"),
+            [[0, 0, 90, 90]] * (1 + (index < num_dogs)),
+            [0, 1][: 1 + (index < num_dogs)],
+            index + 1,
+            size_hw=(480, 640),
+        )
+        for index in range(200)
+    ]
+    return Annotations.from_records(records, ["cat", "dog"], source=Path("x"), format="list")
+
+
+def test_images_of_a_rare_class_are_repeated() -> None:
+    # The median of 200 and 10 is 105: more than ten times 10. Of 200 and 11 it is 105.5.
+    assert values(with_rare_dog(10), CPU)["repeat_threshold"] == 0.53
+    assert reasons(with_rare_dog(10), CPU)["repeat_threshold"] == (
+        'class "dog" is in 10 images, the median class in 105: repeat images of classes below the median'
+    )
+    assert "repeat_threshold" not in values(with_rare_dog(11), CPU)
+    assert "repeat_threshold" not in values(with_rare_dog(0), CPU)  # nothing to repeat
+
+
 @pytest.mark.parametrize(
     "class_names",
     [

@@ -65,6 +65,20 @@ def test_run_stopped_within_an_epoch_goes_on_bit_by_bit(tiny: Tiny, fine: str, n
     assert len(tiny.lines("stopped")) == len(tiny.lines(fine)) == 10
 
 
+def test_run_with_repeats_and_weights_resumes_bit_by_bit(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both classes are in 13 of 20 images, 3 have none: 17 factors of sqrt(20 / 13) make 24.1 images."""
+    balanced = {"nbatch_train": 4, "repeat_threshold": 1, "class_weights": {"red": 2}, "epochs": 2}
+    tiny.train("whole", **balanced)
+    assert "20 images for training, 25 in an epoch with repeats, 7 for" in capsys.readouterr().err
+    tiny.train_until(7, "stopped", **balanced)
+    tiny.train("stopped", **balanced, load=True)
+    assert_same_run(tiny, "stopped", str(tiny.runs / "whole"))
+    assert [line["epoch"] for line in tiny.lines("whole", "eval")] == [1, 2]
+    assert tiny.lines("whole")[-1]["step"] == 13  # 2 x 25 images in steps of 4
+
+
 def test_run_stopped_at_the_end_of_an_epoch_measures_it_when_it_goes_on(tiny: Tiny, fine: str) -> None:
     tiny.train_until(10, "stopped", **FINE)
     assert tiny.lines("stopped", "eval") == []

@@ -253,3 +253,10 @@ def test_checkpointing_that_does_nothing_is_said(
         tiny.train("run", activation_checkpointing=True, epochs=1, eval_epochs=1)
     said = "activation_checkpointing does nothing in the backbone: test_efficientnet has no blocks"
     assert (said in capsys.readouterr().err) == (not has_blocks)
+
+
+def test_weights_of_unknown_classes_are_refused_with_the_names(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny.train("run", class_weights={"blue": 2, "green": 3})
+    assert caught.value.what == '"class_weights" has "green", which the data has not'
+    assert caught.value.fix == 'the classes are "red", "blue"'

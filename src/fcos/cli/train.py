@@ -22,6 +22,9 @@ Examples:
   fcos train images/                        proposes and writes a train.json, then trains
   fcos train train.json                     trains with a config file
   fcos train train.json epochs=24 lr_base=0.02
+  fcos train train.json time_limit=60 patience=10
+                                            ends after an hour, or 10 evaluations without a
+                                            better AP
   fcos train train.json load=true           resumes where the run stopped
   fcos train runs/birds/config.json load=true epochs=48
                                             resumes this run, or extends it

@@ -35,7 +35,7 @@ class Broken(NamedTuple):
 
 def broken_rules(config: TrainConfig) -> Iterator[Broken]:
     """Every rule between settings that this config breaks."""
-    rules = (_levels, _backbone, _image_size, _schedule, _devices, _batch, _settings_without_effect)
+    rules = (_levels, _backbone, _image_size, _weights, _schedule, _devices, _batch, _settings_without_effect)
     for rule in rules:
         yield from rule(config)
 
@@ -76,6 +76,15 @@ def _image_size(config: TrainConfig) -> Iterator[Broken]:
             ("short_side", "view_size"),
             f"short_side {config.short_side} is more than view_size {config.view_size}, the longest side",
             f"give view_size at least {config.short_side}, or short_side null",
+        )
+
+
+def _weights(config: TrainConfig) -> Iterator[Broken]:
+    if wrong := {name: weight for name, weight in (config.class_weights or {}).items() if weight <= 0}:
+        yield Broken(
+            ("class_weights",),
+            f"class_weights {json.dumps(wrong)} must be above 0",
+            "give for example 0.5 or 2",
         )
 
 
@@ -178,6 +187,14 @@ def check_paths(config: TrainConfig) -> None:
                 fix="give list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
             )
         )
+    if config.patience and not config.list_eval:
+        problems.append(
+            ConfigError(
+                '"patience" has no effect without evaluation data',
+                where=config.origin("patience"),
+                fix='give list_eval, or remove "patience"',
+            )
+        )
     raise_all([*problems, *missing_paths(config)])
 
 
@@ -197,7 +214,13 @@ def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:
 
 
 def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
-    """Refuse a number of `classes` that is not the number of names (without background)."""
+    """Refuse a number of `classes` that is not that of the names, and `class_weights` of other names."""
+    if unknown := [name for name in config.class_weights or () if name not in class_names]:
+        raise ConfigError(
+            f'"class_weights" has {", ".join(map(json.dumps, unknown))}, which the data has not',
+            where=config.origin("class_weights"),
+            fix=f"the classes are {', '.join(map(json.dumps, class_names))}",
+        )
     if config.classes is None or config.classes == len(class_names):
         return
     named = counted(len(class_names), "class name")

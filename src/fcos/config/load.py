@@ -251,11 +251,13 @@ def _plain(value: Any) -> Any:
 
 
 def _read_value(key: str, value: Any, folder: Path) -> Any:
-    """A value as the model takes it: absolute paths, a list of one GPU for its number."""
+    """A value as the model takes it: absolute paths, a list of one GPU for its number, of one logger."""
     if key == "device":
         return _read_device(value)
     if not isinstance(value, str) or not value:
         return value
+    if key == "loggers":
+        return value.split(",")
     if key in DATA_PATHS or (key == "pretrain" and value != "coco"):
         return _absolute(value, folder)
     # Runs are kept where one works, as every tool does, not beside a config file that may be shared.

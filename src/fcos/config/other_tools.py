@@ -22,6 +22,8 @@ SAME = {
     "img_scale_min": "scale multi_scale multiscale min_size_train_sampling random_scale",
     "epochs": "max_epochs num_epochs n_epochs epoch nepochs total_epochs max_iter max_iters max_steps "
     "iters iterations",
+    "patience": "early_stopping early_stop early_stopping_patience",
+    "time_limit": "time max_time max_hours train_time max_train_time",
     "eval_epochs": "val_interval val_period eval_interval evaluation.interval eval_period "
     "check_val_every_n_epoch",
     "save_steps": "save_period checkpoint_period checkpoint_config.interval save_interval save_freq "
@@ -49,6 +51,7 @@ SAME = {
     "log_dir output",
     "save": "no_save nosave",
     "tensorboard": "use_tensorboard vis_backends",
+    "loggers": "logger wandb use_wandb mlflow use_mlflow report_to log_with",
     "model": "preset arch architecture cfg config meta_architecture",
     "backbone": "model.backbone.name backbone.type depth encoder",
     "freeze_stages": "freeze frozen_stages freeze_at trainable_backbone_layers",
@@ -89,12 +92,14 @@ SAME = {
     "compile": "torch_compile",
     "num_processes": "nproc world_size nproc_per_node num_machines",
     "activation_checkpointing": "with_cp gradient_checkpointing grad_checkpointing use_checkpoint",
+    "class_weights": "cls_pw class_weight loss_cls.class_weight",
+    "repeat_threshold": "oversample_thr repeat_thr dataloader.repeat_threshold balanced_sampling "
+    "class_balanced image_weights",
     "skip_invalid": "ignore_errors skip_broken",
 }
 
 # What has no equivalent, and what is the nearest, or why.
 NONE = {
-    "patience early_stopping early_stop": "best.safetensors is of the best epoch",
     "lrf final_lr min_lr lr_min eta_min": 'with "lr_policy": "cosine" the rate falls to 0',
     "warmup_momentum warmup_bias_lr warmup_factor warmup_ratio": (
         '"warmup_iter" is how long the warm-up is; it is linear, from 0'
@@ -102,7 +107,7 @@ NONE = {
     "mosaic close_mosaic mixup cutmix copy_paste copy_paste_mode erasing random_erasing": (
         'images are never mixed; the strongest changes are "augmentation": "strong"'
     ),
-    "box cls dfl pose kobj loss_weight label_smoothing class_weights cls_pw": "the losses have equal weights",
+    "box cls dfl pose kobj loss_weight label_smoothing": "the losses have equal weights",
     "cache cache_images": "images are read as they are needed",
     "rect aspect_ratio_group_factor": "wide and tall images are always in separate batches",
     "single_cls": "give annotations with one class",
@@ -114,7 +119,6 @@ NONE = {
     "fraction": "shorten the list of annotations",
     "auto_scale_lr": 'without "lr_base" the rate follows "nbatch_train"',
     "plots plot verbose profile print_freq log_interval log_period": "curves and report are always made",
-    "time": 'Ctrl-C stops a training, and "load": true resumes it',
     "task mode": "`fcos train` trains detectors; the other commands are in `fcos --help`",
     "tta test_time_augmentation": "one image is one forward pass",
     "dist_url dist_backend start_epoch test_only": "nothing takes its place",

@@ -82,6 +82,9 @@ class TrainConfig(BaseModel):
         False, "recompute activations in the backward pass: less memory, slower, same results"
     )
     tensorboard: bool = setting(True, "write TensorBoard files")
+    loggers: list[Literal["wandb", "mlflow"]] = setting(
+        [], "also log to Weights & Biases (wandb) and MLflow, which their environment variables configure"
+    )
 
     # Model
     model: str = setting("fcos_r50", "preset, see `fcos config --presets`")
@@ -163,6 +166,9 @@ class TrainConfig(BaseModel):
         0.25, "weight of positives in the focal loss, of background in the varifocal loss", ge=0, le=1
     )
     focal_gamma: float = setting(2.0, "focusing parameter of the classification loss", ge=0)
+    class_weights: dict[str, float] | None = setting(
+        None, 'factors on the losses of the objects of some classes, such as {"cat": 2}; 1 for the others'
+    )
 
     # Images
     view_size: int = setting(1333, "longest side after resizing (the seed's was 1025)", unit="pixels", ge=32)
@@ -193,8 +199,28 @@ class TrainConfig(BaseModel):
         0.0, "training ignores boxes smaller than this after resizing", unit="pixels^2", ge=0
     )
 
+    repeat_threshold: float = setting(
+        0.0,
+        "class imbalance: images of classes that are in a smaller fraction of the images than this come "
+        "several times an epoch (LVIS's repeat factor sampling); 0: off",
+        ge=0,
+        le=1,
+    )
+
     # Optimisation
     epochs: int = setting(12, "passes over the training data", ge=1)
+    patience: int | None = setting(
+        None,
+        "early stopping: train no further after this many evaluations without a better map_mean",
+        unit="evaluations",
+        ge=1,
+    )
+    time_limit: float | None = setting(
+        None,
+        "most minutes of training and evaluation; the schedule is laid out over the epochs that fit",
+        unit="minutes",
+        gt=0,
+    )
     nbatch_train: int = setting(
         16, "batch size: images per optimizer step, over all devices", unit="images", ge=1
     )
@@ -298,6 +324,8 @@ def unit(key: str) -> str:
 def _kind_in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(json.dumps(choice) for choice in get_args(kind))
+    if get_origin(kind) is list and get_origin(get_args(kind)[0]) is Literal:
+        return f"a list of {_kind_in_words(get_args(kind)[0])}"
     words = {
         bool: "true or false",
         int: "a whole number",
@@ -306,5 +334,6 @@ def _kind_in_words(kind: Any) -> str:
         types.NoneType: "null",
         list[int]: "a list of whole numbers",
         list[float]: "a list of numbers",
+        dict[str, float]: "names with numbers",
     }
     return words[kind]

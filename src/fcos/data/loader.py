@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -21,6 +21,7 @@ from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.augmentation import build_policy
+from fcos.data.balance import epoch_length, repeated
 from fcos.data.batch import (
     Batch,
     EvalDataset,
@@ -58,12 +59,21 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
 
 
 def build_train_loader(
-    config: TrainConfig, annotations: Annotations, *, micro_batch: int, rank: int, world: int, start_step: int
+    config: TrainConfig,
+    annotations: Annotations,
+    *,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    start_step: int,
+    factors: Float64[Tensor, " images"] | None = None,
 ) -> DataLoader[Batch]:
-    """Endless micro-batches of one device, starting at an optimizer step."""
+    """Endless micro-batches of one device, starting at an optimizer step; `factors` of `repeat_factors`."""
     dataset = TrainDataset(annotations, build_train_transform(config), config.seed, config.nbatch_train)
     is_wide = torch.from_numpy(annotations.sizes_hw[:, 1] > annotations.sizes_hw[:, 0])
-    sampler = StreamSampler(is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step)
+    sampler = StreamSampler(
+        is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step, factors
+    )
     return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
 
 
@@ -118,6 +128,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         rank: of this device.
         world: number of devices.
         start_step: first optimizer step.
+        factors: how often each image comes in an epoch (`balance.py`); None: once.
     """
 
     def __init__(
@@ -129,12 +140,15 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         rank: int,
         world: int,
         start_step: int = 0,
+        factors: Float64[Tensor, " images"] | None = None,
     ) -> None:
+        self.factors = factors
         self.is_wide, self.batch_size, self.micro_batch = is_wide, batch_size, micro_batch
         self.seed, self.rank, self.world, self.start_step = seed, rank, world, start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        num_images, share = len(self.is_wide), self.batch_size // self.world
+        num_images = len(self.is_wide) if self.factors is None else epoch_length(self.factors)
+        share = self.batch_size // self.world
         step, epoch, order = self.start_step, -1, torch.empty(0)
         while True:
             first = step * self.batch_size + self.rank * share
@@ -142,7 +156,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
             for position in range(first, first + share):
                 if position // num_images != epoch:
                     epoch = position // num_images
-                    order = epoch_order(self.is_wide, self.batch_size, self.seed, epoch)
+                    order = epoch_order(self.is_wide, self.batch_size, self.seed, epoch, self.factors)
                 micro.append((int(order[position % num_images]), position))
                 if len(micro) == self.micro_batch:
                     yield micro
@@ -151,16 +165,22 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
 
 def epoch_order(
-    is_wide: Bool[Tensor, " images"], batch_size: int, seed: int, epoch: int
-) -> Int64[Tensor, " images"]:
-    """The permutation of one pass over the data: steps of landscape and of portrait images, in random order.
+    is_wide: Bool[Tensor, " images"],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    factors: Float64[Tensor, " images"] | None = None,
+) -> Int64[Tensor, " places"]:
+    """One pass over the data: steps of landscape and of portrait images, in random order.
 
-    Only the step that the previous pass began, and what is left over at the end, are mixed.
+    A permutation, or with `factors` the images as often as those say. Only the step that the previous pass
+    began, and what is left over at the end, are mixed.
     """
     random = torch.Generator().manual_seed(stream_seed(seed, epoch))
-    num_images = len(is_wide)
-    order = torch.randperm(num_images, generator=random)
-    begun = -epoch * num_images % batch_size
+    order = torch.randperm(len(is_wide), generator=random)
+    if factors is not None:
+        order = repeated(order, factors, random)
+    begun = -epoch * len(order) % batch_size
     rest = order[begun:]
     steps, left = [], []
     for alike in (rest[is_wide[rest]], rest[~is_wide[rest]]):

@@ -115,7 +115,7 @@ class Overview:
         self._rest = rows[:, complete:]
         if complete:
             # a few rows at a time, since floats are four times as large
-            for some in torch.split(rows[:, :complete], 16 * self.reduction, dim=1):  # type: ignore[no-untyped-call]
+            for some in torch.split(rows[:, :complete], 16 * self.reduction, dim=1):
                 means = F.avg_pool2d(some.float(), self.reduction)
                 self._reduced.append(means.round().to(torch.uint8))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fcos.config import TrainConfig
@@ -84,9 +86,10 @@ def build_static_assigner(config: TrainConfig) -> StaticAssigner:
     )
 
 
-def build_loss(config: TrainConfig) -> FcosLoss:
-    """Output and targets to losses."""
+def build_loss(config: TrainConfig, class_names: Sequence[str] = ()) -> FcosLoss:
+    """Output and targets to losses; the names are needed for `class_weights` only."""
     conventions = CONVENTIONS[config.rules]
+    weights = config.class_weights or {}
     return FcosLoss(
         config.quality,
         config.box_loss,
@@ -97,6 +100,7 @@ def build_loss(config: TrainConfig) -> FcosLoss:
         config.box_loss_weight,
         normalize_targets=config.normalize_targets,
         iou_plus_one=conventions.iou_plus_one,
+        class_weights=tuple(weights.get(name, 1.0) for name in class_names) if weights else (),
     )
 
 

@@ -127,6 +127,8 @@ class FcosLoss:
         box_weight: factor of the box loss.
         normalize_targets: the box branch regresses in strides; matters with `iou_plus_one` only.
         iou_plus_one: add 1 to intersection and union (official code, AdelaiDet).
+        class_weights: factor of each label on all losses of its points; empty: 1. The normalizers do not
+            count it, so an object with the factor 2 is as much as two of them.
     """
 
     quality: Literal["centerness", "iou", "none"] = "centerness"
@@ -138,6 +140,7 @@ class FcosLoss:
     box_weight: float = 1.0
     normalize_targets: bool = True
     iou_plus_one: bool = False
+    class_weights: tuple[float, ...] = ()
 
     def __call__(
         self, output: HeadOutput, grid: PointGrid, targets: Targets, normalizers: Float[Tensor, " 3"]
@@ -160,14 +163,23 @@ class FcosLoss:
             units = torch.ones_like(units)
         predicted = output.distances.float()[positive] / units
         wanted = targets.distances[positive] / units
-        box = (box_loss(predicted, wanted, self.box, added) * targets.box_weights[positive]).sum()
+        box_weights, weights = targets.box_weights[positive], None
+        if self.class_weights:
+            weights = box_weights.new_tensor(self.class_weights)[targets.labels[positive]]
+            box_weights = box_weights * weights
+        box = (box_loss(predicted, wanted, self.box, added) * box_weights).sum()
         ious = pairwise_box_terms(predicted.detach(), wanted, added)[0]
         if self.score_by_iou:
             scores = targets.class_scores.masked_scatter(positive, ious.clamp(0, 1))
             targets = targets._replace(class_scores=scores)
-        classification = self._class_loss_sum(
-            output.logits.float().flatten(0, 1), targets.class_targets(output.logits.shape[-1]).flatten(0, 1)
-        )
+        logits = output.logits.float().flatten(0, 1)
+        class_targets = targets.class_targets(output.logits.shape[-1]).flatten(0, 1)
+        classification = self._class_loss_sum(logits, class_targets)
+        for label, weight in enumerate(self.class_weights):
+            if weight != 1:  # its points are in the sum once
+                of_label = targets.labels.flatten() == label
+                more = self._class_loss_sum(logits[of_label], class_targets[of_label])
+                classification = classification + (weight - 1) * more
         losses = {
             "classification": classification / divisor[0].clamp(min=1),
             "box": self.box_weight * box / divisor[1],
@@ -179,7 +191,7 @@ class FcosLoss:
         else:
             quality_target = targets.centerness[positive]
         quality = F.binary_cross_entropy_with_logits(
-            output.quality.float()[positive], quality_target, reduction="sum"
+            output.quality.float()[positive], quality_target, weights, reduction="sum"
         )
         return losses | {"quality": quality / divisor[2]}
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from fcos.config import TrainConfig
 from fcos.files import read_text
 from fcos.report.coverage import keep_coverage
 from fcos.report.curves import plot_curves
 from fcos.report.page import write_report
+from fcos.train.callbacks import Callback
 from fcos.train.run import Run, train
 
 
-def train_and_draw(config: TrainConfig) -> Run:
+def train_and_draw(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
     """Train; once finished, write curves.png and report.html to the run folder."""
-    run = train(config)
+    run = train(config, callbacks)
     if run.trained is None:
         return run
     trained, folder = run.trained, run.folder

@@ -27,7 +27,9 @@ from fcos.report.tables import NUMBERS, boxes_of_numbers, error_rows
 
 MAX_IMAGES = 24
 # Where a run was made says nothing about its result.
-NOT_COMPARED = frozenset(("run_folder", "load", "save", "save_steps", "device", "num_workers", "tensorboard"))
+NOT_COMPARED = frozenset(
+    ("run_folder", "load", "save", "save_steps", "device", "num_workers", "tensorboard", "loggers")
+)
 
 
 def write_comparison(

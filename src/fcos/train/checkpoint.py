@@ -21,7 +21,7 @@ from fcos.weights.archive import load_tensors
 # they are is compared by `fingerprint`).
 FREE_SETTINGS = frozenset(
     "load save save_steps device num_processes num_workers micro_batch tensorboard activation_checkpointing "
-    "run_folder pretrain nbatch_eval eval_epochs "
+    "run_folder pretrain nbatch_eval eval_epochs patience time_limit loggers "
     "root_train list_train root_eval list_eval name_file data_format skip_invalid classes".split()
 )
 

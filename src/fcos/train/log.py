@@ -146,6 +146,11 @@ class Display:
             left = (now - self.started_at) / max(1, step - self.first_step) * (self.total_steps - step)
             self.line(f"step {step}/{self.total_steps}  {numbers}  left {clock(left)}")
 
+    def resize(self, total_steps: int) -> None:
+        """The training has become longer or shorter."""
+        self.total_steps = total_steps
+        self.progress.update(self.task, total=total_steps)
+
     def evaluating(self, num_images: int) -> Callable[[int], None]:
         """A second bar for an evaluation; call the result with the number of images done."""
         task = self.progress.add_task("evaluate", total=num_images, numbers="images")

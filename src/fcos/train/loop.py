@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -15,41 +16,29 @@ from torch.utils.data import DataLoader
 from fcos.config import TrainConfig
 from fcos.cpu.training import for_training
 from fcos.data.annotations import Annotations
+from fcos.data.balance import epoch_length, repeat_factors
 from fcos.data.batch import Batch
 from fcos.data.loader import build_train_loader
 from fcos.data.workers import loading
 from fcos.metrics.coco import measure
-from fcos.metrics.rows import Rows, results_json
+from fcos.metrics.rows import results_json
 from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
-from fcos.predict.predictor import Predictor, TorchBackend
 from fcos.predict.stop import StopSignal
+from fcos.train.callbacks import Callback, TrainEvent
 from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
+from fcos.train.evaluation import detect
+from fcos.train.length import Length
 from fcos.train.log import Display, Meter
-from fcos.train.optimizer import Schedule, build_optimizer
+from fcos.train.loggers import open_loggers
+from fcos.train.optimizer import Schedule, build_optimizer, build_schedule
 from fcos.train.recompute import recompute_activations
+from fcos.train.state import RunState
 from fcos.train.step import OptimizerStep
 from fcos.train.throughput import EpochClock, advice, describe
 from fcos.train.writers import MetricsWriter, open_writers
 from fcos.weights.model_file import ModelCard, save_model
-
-
-@dataclass
-class RunState:
-    """Where a run stands, besides weights and optimizer.
-
-    Attributes:
-        step: optimizer steps done.
-        epoch_evaluated: last epoch whose end was dealt with: measured where due, model files written.
-        best_map: best map_mean so far.
-        elapsed_s: seconds of training and evaluation, over all sessions of the run.
-    """
-
-    step: int = 0
-    epoch_evaluated: int = 0
-    best_map: float = -math.inf
-    elapsed_s: float = 0.0
 
 
 @dataclass
@@ -66,6 +55,7 @@ class Trainer:
         micro_batch: images of one forward pass.
         accumulation: forward passes of one step on each device.
         card: for the model files.
+        callbacks: of the user.
     """
 
     fabric: Fabric
@@ -77,19 +67,21 @@ class Trainer:
     micro_batch: int
     accumulation: int
     card: ModelCard
+    callbacks: Sequence[Callback] = ()
     state: RunState = field(default_factory=RunState)
 
     def __post_init__(self) -> None:
         config = self.config
         self.postprocess = build_postprocess(config)
-        self.steps_per_epoch = len(self.train_set) / config.nbatch_train
-        self.total_steps = self.steps_of(config.epochs)
-        self.schedule = Schedule(
-            self.total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma
-        )
+        self.factors = repeat_factors(self.train_set, config.repeat_threshold)
+        self.images_per_epoch = len(self.train_set) if self.factors is None else epoch_length(self.factors)
+        self.steps_per_epoch = self.images_per_epoch / config.nbatch_train
+        self.state.total_steps = self.steps_of(config.epochs)
+        self.length = self._new_length()
         self.meter = Meter(config.nbatch_train)
         self.clock = EpochClock()
         self.advice_given: set[str] = set()
+        self.measured: dict[str, float] = {}  # by the last evaluation
 
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
@@ -102,8 +94,25 @@ class Trainer:
         network = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.fabric.setup(network, build_optimizer(config, self.model))
         self.take_step = OptimizerStep(
-            self.fabric, config, self.model, self.network, self.optimizer, self.schedule, self.run
+            self.fabric,
+            config,
+            self.model,
+            self.network,
+            self.optimizer,
+            self.schedule,
+            self.run,
+            self.train_set.class_names,
         )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate over the whole training, as long as it is now."""
+        return build_schedule(self.config, self.state.total_steps)
+
+    def _new_length(self) -> Length:
+        num_eval_images = 0 if self.eval_set is None else len(self.eval_set)
+        full_steps = self.steps_of(self.config.epochs)
+        return Length(self.config, full_steps, self.steps_per_epoch, num_eval_images, self.state.step)
 
     @property
     def evaluated_model(self) -> FCOS:
@@ -118,31 +127,35 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """Passes over the data that are complete."""
-        return min(self.config.epochs, self.state.step * self.config.nbatch_train // len(self.train_set))
+        return min(self.config.epochs, self.state.step * self.config.nbatch_train // self.images_per_epoch)
 
     def steps_of(self, epochs: int) -> int:
         """Optimizer steps of so many passes over the data."""
-        return math.ceil(epochs * len(self.train_set) / self.config.nbatch_train)
+        return math.ceil(epochs * self.images_per_epoch / self.config.nbatch_train)
 
     # The loop ---------------------------------------------------------------------------------------------
 
     def fit(self, stop: StopSignal) -> bool:
         """Train to the end, or until a signal on any device; True if the end was reached."""
         config, state, is_first = self.config, self.state, self.fabric.is_global_zero
-        self.display = Display(self.total_steps, state.step, enabled=is_first)
+        self.display = Display(state.total_steps, state.step, enabled=is_first)
         self.writers: list[MetricsWriter] = []
         if is_first:
-            self.writers = open_writers(self.run, state.step + 1, tensorboard=config.tensorboard)
+            writers = open_writers(self.run, state.step + 1, tensorboard=config.tensorboard)
+            self.writers = [*writers, *open_loggers(self.run, config)]
         self.started_at = time.monotonic() - state.elapsed_s
         self.network.train()
         stopping = False
         try:
             self._end_epoch()  # of a run that was stopped there
             stopping = self._take_steps(stop)
+            if not stopping:
+                self._finish()
         finally:
             self.display.close()
             for writer in self.writers:
                 writer.close()
+            self._tell("on_end", self.measured)
         return not stopping
 
     def _take_steps(self, stop: StopSignal) -> bool:
@@ -151,7 +164,7 @@ class Trainer:
         log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
         stopping = False
         with loading(self._loader()) as batches:
-            while state.step < self.total_steps and not stopping:
+            while state.step < state.total_steps and not stopping:
                 with self.clock.waiting():
                     window = [
                         next(batches).to(self.fabric.device, self.memory_format)
@@ -165,9 +178,14 @@ class Trainer:
                 state.elapsed_s = time.monotonic() - self.started_at
                 self.meter.add(report)
                 self.display.step(state.step, self.meter.text)
-                if state.step % log_every == 0 or state.step == self.total_steps:
+                is_due = self.length.after_step(state.step, state.elapsed_s)
+                self._tell("on_step", report.numbers())
+                if self.callbacks:
+                    is_due = self.fabric.broadcast(is_due or self.length.stop_asked)
+                changed = is_due and self._decide_length()
+                if state.step % log_every == 0 or state.step == state.total_steps:
                     self._log_line()
-                if stopping or state.step % config.save_steps == 0:
+                if stopping or changed or state.step % config.save_steps == 0:
                     self._save()
                 if not stopping:  # an evaluation may take longer than there is time
                     self._end_epoch()
@@ -181,6 +199,7 @@ class Trainer:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
             start_step=self.state.step,
+            factors=self.factors,
         )
 
     # Between steps ----------------------------------------------------------------------------------------
@@ -194,25 +213,74 @@ class Trainer:
         for writer in self.writers:
             writer.write(kind, entry)
 
+    def _tell(self, moment: Literal["on_step", "on_epoch", "on_end"], metrics: dict[str, float]) -> None:
+        """Call the callbacks."""
+        if not self.callbacks or not self.fabric.is_global_zero:
+            return
+        epoch = self.state.step / self.steps_per_epoch
+        event = TrainEvent(self.state.step, epoch, metrics, self.run, self.length.stop)
+        for callback in self.callbacks:
+            getattr(callback, moment)(event)
+
+    def _decide_length(self) -> bool:
+        """Ask how long the training is by now; whether that has changed."""
+        state = self.state
+        decision = self.length.decide(state.step, state.total_steps, state.elapsed_s, state.since_best)
+        decision = self.fabric.broadcast(decision)  # the first device's clock counts
+        state.decided_by, former = decision.decided_by, state.total_steps
+        if decision.line:
+            self.display.line(decision.line)
+        self.lay_out(decision.total_steps)
+        self.display.resize(state.total_steps)
+        return state.total_steps != former
+
+    def lay_out(self, total_steps: int) -> None:
+        """Lay the schedule out over so many steps."""
+        self.state.total_steps = total_steps
+        self.take_step.schedule = self.schedule
+
     def _end_epoch(self) -> None:
-        """At the end of an epoch: measure where it is due, write the model files."""
+        """At the end of an epoch: measure where it is due, write model files, decide how long to train."""
         state, epoch = self.state, self.epoch
-        if epoch == state.epoch_evaluated:
+        if epoch <= state.epoch_evaluated:
             return
         self._tell_times(epoch)
         self._save()  # an evaluation that fails costs no step
         interval = self.config.eval_epochs
         is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epochs
-        if self.eval_set is not None and is_due:
-            self._evaluate(self.eval_set)
-        else:
-            self._save_model_file("last", {"epoch": epoch}, self.card.threshold)
+        self._write_model(epoch, evaluate=is_due)
         state.epoch_evaluated = epoch
-        state.elapsed_s = time.monotonic() - self.started_at
-        self.meter.restart_clock()
+        self._tell("on_epoch", self.measured if is_due else {})
+        self._decide_length()
+        if state.step < state.total_steps:
+            self._save()
+
+    def _finish(self) -> None:
+        """At the end of the training, which may be within an epoch."""
+        if self.meter.num_steps:
+            self._log_line()
+        if self.state.step_measured < self.state.step:
+            epoch = round(self.state.step / self.steps_per_epoch, 2)
+            self._tell_times(epoch)
+            self._save()
+            self._write_model(epoch, evaluate=True)
+        self.state.finished = True
         self._save()
 
-    def _tell_times(self, epoch: int) -> None:
+    def _write_model(self, epoch: int | float, *, evaluate: bool) -> None:
+        """Write the model files, with what was measured where that is wanted and possible."""
+        state, started_at = self.state, time.monotonic()
+        if self.eval_set is not None and evaluate:
+            self._evaluate(self.eval_set, epoch)
+            self.length.after_evaluation(time.monotonic() - started_at)
+        else:
+            self._save_model_file("last", {"epoch": epoch}, self.card.threshold)
+        if evaluate:
+            state.step_measured = state.step
+        state.elapsed_s = time.monotonic() - self.started_at
+        self.meter.restart_clock()
+
+    def _tell_times(self, epoch: int | float) -> None:
         """Print the bottleneck of this epoch; nothing if this session only evaluates the end of one."""
         times = self.clock.take()
         if not times.num_images:
@@ -229,49 +297,44 @@ class Trainer:
             line += f": {change}"
         self.display.line(line)
 
-    def _evaluate(self, annotations: Annotations) -> None:
+    def _evaluate(self, annotations: Annotations, epoch: int | float) -> None:
         """Compute and log COCO metrics; write the files of the last and the best model."""
         started_at = time.monotonic()
-        rows = self._find(annotations)
+        on_batch = self.display.evaluating(-(-len(annotations) // self.fabric.world_size))
+        self.model.eval()  # with activation_checkpointing parts of it run in its copy
+        rows = detect(
+            self.fabric,
+            self.config,
+            self.evaluated_model,
+            self.postprocess,
+            self.card,
+            annotations,
+            on_batch,
+        )
+        self.model.train()
         if not self.fabric.is_global_zero:
             return
         network_s = time.monotonic() - started_at
         measured, threshold = measure(annotations, rows)
         numbers = {"map_mean": measured.map_mean, "map_50": measured.map_50, "map_75": measured.map_75}
-        entry = {"step": self.state.step, "epoch": self.epoch, **numbers, "stats": list(measured.stats)}
+        self.measured = numbers
+        entry = {"step": self.state.step, "epoch": epoch, **numbers, "stats": list(measured.stats)}
         elapsed_s = time.monotonic() - started_at
         times = {"elapsed_s": elapsed_s, "network_s": network_s}
         self._write("eval", {**entry, "per_class": measured.per_class_ap, **times})
         is_best = measured.map_mean > self.state.best_map
+        self.state.since_best = 0 if is_best else self.state.since_best + 1
         described = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.display.line(
-            f"epoch {self.epoch:3d}/{self.config.epochs}  {described}" + ("  best" if is_best else "")
+            f"epoch {epoch:3g}/{self.config.epochs}  {described}" + ("  best" if is_best else "")
         )
 
-        self._save_model_file("last", {"epoch": self.epoch, **numbers}, threshold)
+        self._save_model_file("last", {"epoch": epoch, **numbers}, threshold)
         if is_best:
             self.state.best_map = measured.map_mean
-            self._save_model_file("best", {"epoch": self.epoch, **numbers}, threshold)
+            self._save_model_file("best", {"epoch": epoch, **numbers}, threshold)
             with written_in_run(self.run / "results.json") as partial:
                 partial.write_bytes(results_json(rows))
-
-    def _find(self, annotations: Annotations) -> Rows:
-        """Detections of the evaluated model in every image, as rows of results; on the first device.
-
-        Predicts like `fcos eval` and `Detector`, in float32 and with folded batch norm, so that the metrics
-        are equal to the last digit. (Under autocast to bfloat16 the third digit differed.)
-        """
-        fabric = self.fabric
-        self.model.eval()  # with activation_checkpointing parts of it run in its copy
-        backend = TorchBackend(self.evaluated_model, self.postprocess)
-        rows = Predictor(backend, self.config, self.card, self.run).find(
-            annotations,
-            batch_size=max(1, self.config.nbatch_eval // fabric.world_size),
-            on_batch=self.display.evaluating(-(-len(annotations) // fabric.world_size)),
-            fabric=fabric,
-        )
-        self.model.train()
-        return rows
 
     def _save_model_file(self, name: str, metrics: dict[str, Any], threshold: float) -> None:
         if self.config.save and self.fabric.is_global_zero:
@@ -302,13 +365,20 @@ class Trainer:
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Resume from a checkpoint."""
         check_same_data(checkpoint["data"], self._fingerprints(), self.run / "last.ckpt")
-        self.state = RunState(**checkpoint["state"])
+        self.state = RunState(**({"total_steps": self.state.total_steps} | checkpoint["state"]))
+        self.lay_out(self.state.total_steps)
         self.meter.load_state_dict(checkpoint["meter"])
         self.model.load_state_dict(checkpoint["model"])
         if self.ema:
             self.ema.module.load_state_dict(checkpoint["ema"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+
+    def extend(self) -> None:
+        """Train as long as the settings say now, which the checkpoint had otherwise."""
+        self.state.finished, self.state.since_best = False, 0
+        self.lay_out(self.steps_of(self.config.epochs))
+        self.length = self._new_length()
 
     def _fingerprints(self) -> dict[str, str]:
         return {"training": fingerprint(self.train_set), "evaluation": fingerprint(self.eval_set)}

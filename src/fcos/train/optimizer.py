@@ -63,6 +63,11 @@ class Schedule:
         return rise * self.gamma ** bisect.bisect_right(moments, step)
 
 
+def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:
+    """The schedule of a training of so many steps."""
+    return Schedule(total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma)
+
+
 def in_steps(entry: float, total_steps: int) -> float:
     """A moment of the training in steps: entries below 1 are fractions of it."""
     return entry * total_steps if entry < 1 else entry

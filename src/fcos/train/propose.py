@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fcos.config.load import preset_default
 from fcos.data.annotations import Annotations
+from fcos.data.balance import images_per_class
 from fcos.data.check import require_boxes
 from fcos.data.convert import check_boxes
 from fcos.data.formats import (
@@ -38,6 +39,7 @@ SMALLEST_BOX = 12  # pixels after resizing: one and a half cells of the finest l
 MANY_IMAGES = 2000  # from here on flips alone keep a detector from learning its images by heart
 SHARE_HELD_OUT = 0.2  # of the images, where a folder brings no evaluation part
 SPLIT_SEED = 0
+RARE = 10  # times fewer images than the median class
 READ_SIZES = 200  # images whose size is read from the file where the annotations do not tell it
 
 
@@ -162,6 +164,7 @@ def propose(train: Annotations, hardware: Hardware) -> list[Proposal]:
         view_size,
         _flip(train.class_names),
         _augmentation(len(train)),
+        *_balance(train),
         *_length(len(train), hardware),
         *batch,
         *_speed(hardware),
@@ -248,6 +251,23 @@ def _augmentation(num_images: int) -> Proposal:
     if num_images < MANY_IMAGES:
         return Proposal("augmentation", True, f"{_few(num_images)}: vary colours and crops")
     return Proposal("augmentation", False, f"{num_images:,} images vary enough by themselves")
+
+
+def _balance(train: Annotations) -> Iterator[Proposal]:
+    """Repeat images of rare classes where the rarest is in under a tenth of the median class's images."""
+    counts = images_per_class(train)
+    there = np.flatnonzero(counts)
+    if not len(there):
+        return
+    rarest, median = there[counts[there].argmin()], float(np.median(counts[there]))
+    if counts[rarest] * RARE < median:
+        threshold = float(f"{median / len(train):.2g}")
+        yield Proposal(
+            "repeat_threshold",
+            threshold,
+            f'class "{train.class_names[rarest]}" is in {counted(int(counts[rarest]), "image")}, the median '
+            f"class in {median:.0f}: repeat images of classes below the median",
+        )
 
 
 def _length(num_images: int, hardware: Hardware) -> Iterator[Proposal]:

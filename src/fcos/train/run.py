@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from fcos.errors import TrainingError
 from fcos.model.build import build_model
 from fcos.predict.stop import StopSignal
 from fcos.terminal import counted
+from fcos.train.callbacks import Callback
 from fcos.train.checkpoint import (
     check_checkpoint,
     check_same_settings,
@@ -32,8 +33,11 @@ from fcos.train.checkpoint import (
 from fcos.train.data import check_same_everywhere, load_data
 from fcos.train.devices import build_fabric, slow_precision
 from fcos.train.launch import launched
+from fcos.train.length import LENGTH_SETTINGS
 from fcos.train.log import say
+from fcos.train.loggers import check_loggers
 from fcos.train.loop import Trainer
+from fcos.train.optimizer import Schedule
 from fcos.train.recompute import backbone_blocks
 from fcos.train.run_folder import (
     check_run_folder,
@@ -79,7 +83,7 @@ class Run:
     trained: Trained | None = None
 
 
-def train(config: TrainConfig) -> Run:
+def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
     """Train with these settings; with `load`, resume a stopped run.
 
     With more than one device, the other processes run the same command again: from a script of your own,
@@ -87,15 +91,16 @@ def train(config: TrainConfig) -> Run:
     """
     check_paths(config)
     check_backbone(config)
+    check_loggers(config)
     check_run_folder(config)
     fabric = build_fabric(config.device, config.num_processes, config.precision)
     with launched(fabric), ExitStack() as held, memory_in_words(fabric):
         config, start = adopt_start(config, fabric)
         config, folder, checkpoint = claim(config, fabric, held)
         if checkpoint is not None and is_finished(config, checkpoint):
-            say(fabric, already_finished(folder, config))
+            say(fabric, already_finished(folder, config, checkpoint))
             return Run(folder, True)
-        trainer = prepare(config, fabric, start, folder, checkpoint, held)
+        trainer = prepare(config, fabric, start, folder, checkpoint, held, callbacks)
         say(fabric, describe(trainer))
         if too_many := too_many_workers(config, trainer.local_world_size):
             say(fabric, f"warning: {too_many}")
@@ -160,9 +165,12 @@ def claim(
 
 
 def is_finished(config: TrainConfig, checkpoint: dict[str, Any]) -> bool:
-    """Whether the run has already finished."""
-    epochs = settings_of(checkpoint)["epochs"]
-    return bool(config.epochs == epochs == checkpoint["state"]["epoch_evaluated"])
+    """Whether the run has already finished; a time limit that is used up is not extended by more epochs."""
+    former, state = settings_of(checkpoint), checkpoint["state"]
+    changed = [key for key in LENGTH_SETTINGS if getattr(config, key) != former[key]]
+    if state.get("decided_by") == "time_limit" and "time_limit" not in changed:
+        changed = []
+    return not changed and bool(state.get("finished", state["epoch_evaluated"] == former["epochs"]))
 
 
 def prepare(
@@ -172,6 +180,7 @@ def prepare(
     folder: Path,
     checkpoint: dict[str, Any] | None,
     held: ExitStack,
+    callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """Data, model and run folder; restored from a checkpoint if there is one."""
     micro_batch, accumulation = split_batch(config.nbatch_train, fabric.world_size, config.micro_batch)
@@ -202,14 +211,18 @@ def prepare(
         versions={name: importlib.metadata.version(name) for name in ("fcos-torch", "torch", "timm")},
     )
     check_same_everywhere(fabric, train_set, eval_set)
-    trainer = Trainer(fabric, config, model, train_set, eval_set, folder, micro_batch, accumulation, card)
+    trainer = Trainer(
+        fabric, config, model, train_set, eval_set, folder, micro_batch, accumulation, card, callbacks
+    )
     if checkpoint is not None:
         trainer.restore(checkpoint)
-        say(fabric, f"resuming after step {trainer.state.step} of {trainer.total_steps}")
-        former = settings_of(checkpoint)["epochs"]
-        if config.epochs > former:
-            say(fabric, extended(trainer, former))
-            if fabric.is_global_zero:  # the next `load=true` from it resumes the longer training
+        say(fabric, f"resuming after step {trainer.state.step} of {trainer.state.total_steps}")
+        former = settings_of(checkpoint)
+        if any(getattr(config, key) != former[key] for key in LENGTH_SETTINGS):
+            before = trainer.schedule
+            trainer.extend()
+            say(fabric, extended(trainer, before, former["epochs"]))
+            if fabric.is_global_zero:  # the next `load=true` from it resumes with these
                 as_new = config.model_copy(update={"run_folder": str(folder), "load": False})
                 dump_config(as_new, folder / "config.json")
     return trainer
@@ -232,11 +245,14 @@ def describe(trainer: Trainer) -> str:
     millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
     device = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
     evaluation = f", {len(trainer.eval_set)} for evaluation" if trainer.eval_set is not None else ""
+    repeated = (
+        f", {trainer.images_per_epoch:,} in an epoch with repeats" if trainer.factors is not None else ""
+    )
     return (
         f"{config.model} ({config.backbone}, {millions:.1f} M parameters), "
         f"{counted(trainer.train_set.num_classes, 'class', 'classes')}, "
-        f"{counted(len(trainer.train_set), 'image')} for training{evaluation}\n"
-        f"{counted(config.epochs, 'epoch')}, {counted(trainer.total_steps, 'step')} of "
+        f"{counted(len(trainer.train_set), 'image')} for training{repeated}{evaluation}\n"
+        f"{counted(config.epochs, 'epoch')}, {counted(trainer.state.total_steps, 'step')} of "
         f"{counted(config.nbatch_train, 'image')} "
         f"({trainer.accumulation} x {trainer.micro_batch} on each device), {device}, {config.precision}\n"
         f"learning rate {config.lr_base:g} ({config.origin('lr_base')})\n"
@@ -246,33 +262,40 @@ def describe(trainer: Trainer) -> str:
 
 def how_to_resume(trainer: Trainer) -> str:
     """The command that resumes a stopped run."""
-    stopped = f"stopped after step {trainer.state.step} of {trainer.total_steps}"
+    stopped = f"stopped after step {trainer.state.step} of {trainer.state.total_steps}"
     if not trainer.config.save:
         return f"{stopped}; nothing was saved, because save=false"
     return f"{stopped}; resume with: {resume_command(trainer.run)}"
 
 
-def already_finished(folder: Path, config: TrainConfig) -> str:
+def already_finished(folder: Path, config: TrainConfig, checkpoint: dict[str, Any]) -> str:
     """The message about a run that has already finished."""
-    return (
-        f"already finished: {folder} has completed all {counted(config.epochs, 'epoch')}\n"
-        f"train longer with: {resume_command(folder)} epochs={2 * config.epochs}"
-    )
+    state, longer = checkpoint["state"], f"epochs={2 * config.epochs}"
+    ended = f"has completed all {counted(config.epochs, 'epoch')}"
+    if state.get("decided_by") == "time_limit":
+        ended, longer = "has used up its time_limit", f"time_limit={2 * (config.time_limit or 0):g}"
+    elif state.get("decided_by") == "patience":
+        ended, longer = "ended by patience", f"patience={2 * (config.patience or 0)}"
+    elif state.get("decided_by") == "callback":
+        ended = "was ended by a callback"
+    return f"already finished: {folder} {ended}\ntrain longer with: {resume_command(folder)} {longer}"
 
 
-def extended(trainer: Trainer, former_epochs: int) -> str:
-    """Describe how more epochs change the learning rate, whose schedule depends on step and length only."""
+def extended(trainer: Trainer, former: Schedule, former_epochs: int) -> str:
+    """Describe how another length changes the learning rate, a function of step and length only."""
     config, step = trainer.config, trainer.state.step
-    before = replace(trainer.schedule, total_steps=trainer.steps_of(former_epochs)).factor(max(0, step - 1))
-    after = trainer.schedule.factor(step)
+    before, after = former.factor(max(0, step - 1)), trainer.schedule.factor(step)
     if config.lr_policy == "cosine":
         rule = f"the cosine schedule now ends at epoch {config.epochs}"
     elif any(entry < 1 for entry in config.lr_schedule):
         rule = f"the fractions in lr_schedule now refer to all {config.epochs}"
     else:
         rule = "lr_schedule keeps its iterations"
+    done = f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}"
+    if config.epochs == former_epochs:
+        done = f"the training again has up to {counted(config.epochs, 'epoch')}"
     return (
-        f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}: {rule}; learning rate "
+        f"{done}: {rule}; learning rate "
         f"{config.lr_base * before:.3g} in the last step, {config.lr_base * after:.3g} in the next"
     )
 

@@ -9,6 +9,7 @@ divided by a guess, and the gradients are rescaled after the last backward pass,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -42,6 +43,7 @@ class OptimizerStep:
         optimizer: of its weights.
         schedule: of the learning rate.
         run: folder of the run, for a batch whose loss is not finite.
+        class_names: of the labels.
     """
 
     fabric: Fabric
@@ -51,11 +53,12 @@ class OptimizerStep:
     optimizer: Any
     schedule: Schedule
     run: Path
+    class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.first_assigner: Assigner = build_static_assigner(self.config)
         self.assigner: Assigner = build_assigner(self.config)
-        self.loss = build_loss(self.config)
+        self.loss = build_loss(self.config, self.class_names)
 
     def __call__(self, window: list[Batch], step: int, stop: StopSignal) -> tuple[StepReport, bool]:
         """Step over a window of micro-batches.

@@ -91,10 +91,10 @@ def busy_share() -> float:
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
-def describe(times: EpochTimes, epoch: int) -> str:
+def describe(times: EpochTimes, epoch: int | float) -> str:
     """How long an epoch took, and what was waited for; `times` of the device that waited longest."""
     rate = times.num_images / max(times.elapsed_s, 1e-9)
-    took = f"epoch {epoch}: {times.elapsed_s:.0f} s, {rate:.1f} img/s"
+    took = f"epoch {epoch:g}: {times.elapsed_s:.0f} s, {rate:.1f} img/s"
     return f"{took}, {times.waited_share:.0%} waiting for images"
 
 

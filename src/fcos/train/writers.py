@@ -1,6 +1,7 @@
 """Where training metrics are written: `metrics.jsonl` in the run folder, and TensorBoard.
 
-Another logger is a class with `write` and `close`, and a line in `open_writers`.
+Another logger is a class with `write` and `close`, and a line in `open_writers`; those of the setting
+`loggers` are in `loggers.py`.
 """
 
 from __future__ import annotations
@@ -88,17 +89,24 @@ class TensorBoard:
         from tensorboardX.summary import scalar
 
         with writing(self.folder):
-            for name, value in entry.items():
-                if isinstance(value, int | float) and name not in ("step", "epoch"):
-                    summary = scalar(f"{kind}/{name}", float(value))
-                    event = Event(wall_time=time.time(), step=entry["step"], summary=summary)
-                    self.writer.write_event(event)
+            for name, value in numbers_of(kind, entry).items():
+                event = Event(wall_time=time.time(), step=entry["step"], summary=scalar(name, value))
+                self.writer.write_event(event)
             self.writer.flush()
 
     def close(self) -> None:
         """Finish the file."""
         with suppress(OSError):
             self.writer.close()
+
+
+def numbers_of(kind: str, entry: Mapping[str, Any]) -> dict[str, float]:
+    """Every single number of an entry, as ``kind/name``."""
+    return {
+        f"{kind}/{name}": float(value)
+        for name, value in entry.items()
+        if isinstance(value, int | float) and name not in ("step", "epoch")
+    }
 
 
 def open_writers(run: Path, next_step: int, *, tensorboard: bool) -> list[MetricsWriter]:

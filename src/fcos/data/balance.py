@@ -1,0 +1,75 @@
+"""Repeat-factor sampling (LVIS, arXiv 1908.03195): images of rare classes come several times an epoch.
+
+A class in a fraction f of the images has the factor max(1, sqrt(t / f)), an image the largest factor of its
+classes. Fractions are rounded at random, anew in each epoch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fcos.data.annotations import Annotations
+
+
+def images_per_class(annotations: Annotations) -> NDArray[np.int64]:
+    """In how many images each class has a box to learn."""
+    pairs = np.unique(np.stack(_images_and_labels(annotations)), axis=1)
+    return np.bincount(pairs[1], minlength=annotations.num_classes)
+
+
+def _images_and_labels(annotations: Annotations) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Image and label of each box to learn."""
+    labels = annotations.labels
+    images = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
+    learned = ~annotations.is_crowd & (labels >= 0) & (labels < annotations.num_classes)
+    return images[learned], labels[learned]
+
+
+def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor, " images"] | None:
+    """How often each image is wanted in an epoch, at least once; None where all are wanted once.
+
+    They are scaled up so that their sum is a whole number: every epoch has the same length, and the place of
+    a position in the stream is known without the epochs before it.
+
+    Args:
+        annotations: of the training images.
+        threshold: t above; classes in a smaller fraction of the images are repeated.
+    """
+    share = images_per_class(annotations) / len(annotations)
+    of_class = np.sqrt(np.maximum(1, threshold / np.maximum(share, 1 / len(annotations))))
+    if (of_class == 1).all():
+        return None
+    images, labels = _images_and_labels(annotations)
+    factors = np.ones(len(annotations))
+    np.maximum.at(factors, images, of_class[labels])
+    total = float(factors.sum())
+    return torch.from_numpy(factors * (math.ceil(round(total, 6)) / total))
+
+
+def epoch_length(factors: Float64[Tensor, " images"]) -> int:
+    """Images of an epoch, counted as often as they come."""
+    return round(float(factors.sum()))
+
+
+def repeated(
+    order: Int64[Tensor, " images"], factors: Float64[Tensor, " images"], random: torch.Generator
+) -> Int64[Tensor, " places"]:
+    """The images of an epoch in random order, each as often as its factor says, rounded up or down.
+
+    Image i comes as often as a whole number lies between the sums of the factors before and with it, shifted
+    by one random number: each count is the factor on average, and their sum is always the same.
+
+    Args:
+        order: the images, in random order.
+    """
+    ends = factors[order].cumsum(0)
+    ends[-1] = epoch_length(factors)
+    ends = (ends + torch.rand((), generator=random, dtype=torch.float64)).floor().long()
+    places = order.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
+    return places[torch.randperm(len(places), generator=random)]

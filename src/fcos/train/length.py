@@ -1,0 +1,136 @@
+"""When a training ends: after its epochs, or before by `time_limit`, `patience` or a callback.
+
+Each of them decides one number, the steps of the training. The learning rate depends on that number and the
+step alone, and a checkpoint is written as soon as the number changes, so a resumed run has the schedule of
+the run that was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from fcos.config import TrainConfig
+from fcos.terminal import counted
+
+# What may change when a run resumes: the schedule is then laid out anew.
+LENGTH_SETTINGS = ("epochs", "time_limit", "patience")
+FIRST_STEPS = (5, 20)  # after which the time per step is measured; later, whenever a checkpoint is due
+WORTH_A_LINE = 0.05  # a smaller change of the length is not printed
+FORWARD_SHARE = 1 / 3  # of the time of a training step, until an evaluation has been timed
+
+
+class Decision(NamedTuple):
+    """How long the training is, by what is known now.
+
+    Attributes:
+        total_steps: of the whole training; the current step ends it.
+        decided_by: "epochs", "time_limit", "patience" or "callback".
+        line: for the user; empty where nothing worth a line has changed.
+    """
+
+    total_steps: int
+    decided_by: str
+    line: str = ""
+
+
+class Length:
+    """Decides how long a training is.
+
+    Args:
+        config: of the run.
+        full_steps: steps of all epochs.
+        steps_per_epoch: not rounded.
+        num_eval_images: that each evaluation takes.
+        laid_out_at: step at which these settings were first used: 0, or that of a resumed run whose length
+            was changed.
+
+    Attributes:
+        stop_asked: a callback wants the training to end here.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        full_steps: int,
+        steps_per_epoch: float,
+        num_eval_images: int,
+        laid_out_at: int = 0,
+    ) -> None:
+        self.config, self.full_steps, self.laid_out_at = config, full_steps, laid_out_at
+        self.steps_per_epoch, self.num_eval_images = steps_per_epoch, num_eval_images
+        self.limit_s = math.inf if config.time_limit is None else 60 * config.time_limit
+        self.first: tuple[int, float] | None = None
+        self.evaluating_s, self.evaluation_s = 0.0, 0.0
+        self.stop_asked = False
+
+    def stop(self) -> None:
+        """End the training after this step."""
+        self.stop_asked = True
+
+    def after_step(self, step: int, elapsed_s: float) -> bool:
+        """Note the time; whether the length should be decided now.
+
+        The time until the end of a session's first step, which includes the start of the loader, is not
+        part of the time per step.
+        """
+        if self.first is None:
+            self.first, self.evaluating_s = (step, elapsed_s), 0.0
+        is_early = step - self.laid_out_at in FIRST_STEPS
+        return self.limit_s < math.inf and (is_early or step % self.config.save_steps == 0)
+
+    def after_evaluation(self, elapsed_s: float) -> None:
+        """Note how long an evaluation took."""
+        self.evaluation_s = elapsed_s
+        self.evaluating_s += elapsed_s
+
+    def decide(self, step: int, total_steps: int, elapsed_s: float, since_best: int) -> Decision:
+        """How long the training is.
+
+        Args:
+            step: that has been done.
+            total_steps: as decided before.
+            elapsed_s: of the run, over all sessions.
+            since_best: evaluations since the best one.
+        """
+        patience = self.config.patience
+        if self.stop_asked:
+            return Decision(step, "callback", "a callback ended the training")
+        if patience and since_best >= patience:
+            line = f"no better map_mean in {counted(since_best, 'evaluation')} (patience): training ends here"
+            return Decision(step, "patience", line)
+        fits = self._fits(step, elapsed_s)
+        if fits is None:
+            return Decision(total_steps, "epochs" if total_steps == self.full_steps else "time_limit")
+        if fits >= self.full_steps:
+            return Decision(self.full_steps, "epochs", self._line(total_steps, self.full_steps))
+        return Decision(fits, "time_limit", self._line(total_steps, fits))
+
+    def _fits(self, step: int, elapsed_s: float) -> int | None:
+        """Steps of the whole training that fit into the time limit; None if that is not known."""
+        if self.limit_s == math.inf or self.first is None or step == self.first[0]:
+            return None
+        first_step, started_s = self.first
+        step_s = (elapsed_s - started_s - self.evaluating_s) / (step - first_step)
+        image_s = FORWARD_SHARE * step_s / self.config.nbatch_train
+        evaluation_s = self.evaluation_s or image_s * self.num_eval_images
+        between = self.steps_per_epoch * self.config.eval_epochs
+        return step + steps_that_fit(self.limit_s - elapsed_s, step_s, evaluation_s, between)
+
+    def _line(self, former: int, now: int) -> str:
+        if abs(now - former) < WORTH_A_LINE * former:
+            return ""
+        epochs = min(self.config.epochs, now / self.steps_per_epoch)
+        return f"{counted(now, 'step')} ({epochs:.1f} epochs) fit into time_limit={self.config.time_limit:g}"
+
+
+def steps_that_fit(left_s: float, step_s: float, evaluation_s: float, steps_between: float) -> int:
+    """Further steps for which there is time, together with their evaluations and the last one.
+
+    Args:
+        left_s: until the limit.
+        step_s: of a step.
+        evaluation_s: of an evaluation.
+        steps_between: evaluations.
+    """
+    return max(0, math.floor((left_s - evaluation_s) / (step_s + evaluation_s / steps_between)))

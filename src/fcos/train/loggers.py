@@ -1,0 +1,158 @@
+"""Weights & Biases and MLflow (setting `loggers`), each configured by its own environment variables.
+
+A resumed run goes on in the run of the logger that it began: its id is kept in the run folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fcos.config import TrainConfig
+from fcos.errors import ConfigError, OutputError
+from fcos.files import write_text
+from fcos.terminal import printable
+from fcos.train.writers import MetricsWriter, numbers_of
+
+PROJECT = "fcos"  # where the environment names none
+
+
+def check_loggers(config: TrainConfig) -> None:
+    """Refuse loggers whose packages are not installed, before the work.
+
+    Raises:
+        ConfigError: names the first of them, and how to install it.
+    """
+    for name in config.loggers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f'"loggers" has "{name}", whose package is not installed',
+                where=config.origin("loggers"),
+                fix=f"pip install 'fcos-torch[{name}]'",
+            )
+
+
+def open_loggers(run: Path, config: TrainConfig) -> list[MetricsWriter]:
+    """Those that the settings name."""
+    return [LOGGERS[name](run, config) for name in config.loggers]
+
+
+class WeightsAndBiases:
+    """Logs by a process of its own, which also keeps trying where the network fails.
+
+    The step is a value like the others: wandb's own never goes back, and a run that was killed repeats some.
+    """
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        import wandb
+
+        try:
+            self.run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                name=run.name,
+                id=_remembered(run, "wandb", lambda: secrets.token_hex(4)),
+                resume="allow",
+                dir=run,
+                config=config.model_dump(mode="json"),
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as error:
+            raise OutputError(
+                f"Weights & Biases cannot be used: {error}",
+                where='setting "loggers"',
+                fix="run `wandb login`, set WANDB_MODE=offline, or remove it from loggers",
+            ) from error
+        self.run.define_metric("*", step_metric="step")
+
+    def write(self, kind: str, entry: Mapping[str, Any]) -> None:
+        """All numbers of an entry, at its step."""
+        self.run.log({"step": entry["step"], **numbers_of(kind, entry)})
+
+    def close(self) -> None:
+        """Wait until all is sent, or written."""
+        self.run.finish()
+
+
+class Mlflow:
+    """Logs to the server or store of MLFLOW_TRACKING_URI. A server that fails later ends only the logging."""
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self.client: Any = MlflowClient()
+        with _reaching_mlflow():
+            self.run_id = _remembered(run, "mlflow", lambda: self._create(run.name))
+            settings = config.model_dump(mode="json").items()
+            params = [Param(key, json.dumps(value, ensure_ascii=False)[:500]) for key, value in settings]
+            known = self.client.get_run(self.run_id).data.params  # a value cannot change later
+            self.client.log_batch(self.run_id, params=[param for param in params if param.key not in known])
+            self.client.update_run(self.run_id, status="RUNNING")
+
+    def _create(self, name: str) -> str:
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        known = self.client.get_experiment_by_name(experiment)
+        experiment_id = known.experiment_id if known else self.client.create_experiment(experiment)
+        return str(self.client.create_run(experiment_id, run_name=name).info.run_id)
+
+    def write(self, kind: str, entry: Mapping[str, Any]) -> None:
+        """All numbers of an entry, at its step."""
+        from mlflow.entities import Metric
+
+        now = round(1000 * time.time())
+        numbers = numbers_of(kind, entry).items()
+        self._send("log_batch", metrics=[Metric(key, value, now, entry["step"]) for key, value in numbers])
+
+    def close(self) -> None:
+        """Mark the run as ended."""
+        self._send("set_terminated")
+
+    def _send(self, method: str, **arguments: Any) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.client is not None:
+                getattr(self.client, method)(self.run_id, **arguments)
+        except MlflowException as error:
+            self.client = None
+            what = printable(str(error).splitlines()[0])
+            print(f"warning: MLflow fails and gets no more metrics: {what}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _reaching_mlflow() -> Iterator[None]:
+    """Explain an error of the first contact."""
+    from mlflow import get_tracking_uri
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise OutputError(
+            f"MLflow cannot be used: {str(error).splitlines()[0]}",
+            where=f"tracking URI {get_tracking_uri()}",
+            fix="set MLFLOW_TRACKING_URI to a server or folder, or remove mlflow from loggers",
+        ) from error
+
+
+def _remembered(run: Path, logger: str, new: Callable[[], str]) -> str:
+    """The id of a run at a logger: that of the former session, or a new one."""
+    file = run / f"{logger}_run_id.txt"
+    if file.exists():
+        return file.read_text(encoding="utf-8").strip()
+    write_text(file, f"{(run_id := new())}\n")
+    return run_id
+
+
+LOGGERS: dict[str, Callable[[Path, TrainConfig], MetricsWriter]] = {
+    "wandb": WeightsAndBiases,
+    "mlflow": Mlflow,
+}
