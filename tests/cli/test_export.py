@@ -54,7 +54,8 @@ def converted(exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Non
     """The conversion to ONNX, which takes seconds, is taken from the file that is there."""
     import onnx
 
-    ready = FORMATS["onnx"]._replace(convert=lambda graph, dtype: onnx.load(exported["onnx"]))
+    path = exported["onnx"]  # before the conversion that makes it is replaced
+    ready = FORMATS["onnx"]._replace(convert=lambda graph, dtype: onnx.load(path))
     monkeypatch.setitem(FORMATS, "onnx", ready)
 
 
