@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -53,6 +53,18 @@ P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it functi
 
 ToDetections = Callable[[HeadOutput, PointGrid, Tensor, Tensor], list[ImageDetections]]
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+
+
+class Prepared(NamedTuple):
+    """An image as the network takes it, before padding.
+
+    Attributes:
+        pixels: `(3, height, width)` RGB in 0..255, resized.
+        original_size_hw: height and width before resizing.
+    """
+
+    pixels: Tensor
+    original_size_hw: tuple[int, int]
 
 
 class Predictor:
@@ -166,12 +178,11 @@ class Predictor:
             return self._with_nms(agnostic_nms).predict(images, score_threshold, batch_size=batch_size)
         if isinstance(images, str) or not isinstance(images, Sequence):
             return self._predict_group([pixels_of(images)], score_threshold)[0]
-        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
         size = batch_size or self.group_size
         found: list[Detections] = []
         for first in range(0, len(images), size):
             group = [pixels_of(image) for image in images[first : first + size]]
-            found += self._predict_group(group, score_threshold, max_pixels)
+            found += self._predict_group(group, score_threshold, batch_size)
         return found
 
     def stream(
@@ -250,18 +261,32 @@ class Predictor:
         detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
         return detector
 
+    def prepare(self, image: Tensor) -> Prepared:
+        """Resize an image, `(3, height, width)` uint8 RGB."""
+        return Prepared(self._transform(image), (image.shape[1], image.shape[2]))
+
+    def passes(self, images: Sequence[Prepared], batch_size: int | None = None) -> list[list[int]]:
+        """Indices of the images that share a forward pass: of one padded size; on a CPU only small ones.
+
+        With a `batch_size` large ones too; the limit itself is up to the caller.
+        """
+        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
+        sizes_hw = [(image.pixels.shape[1], image.pixels.shape[2]) for image in images]
+        return same_padded_size(sizes_hw, PADDING_MULTIPLE, max_pixels)
+
+    def detect(self, images: Sequence[Prepared]) -> list[ImageDetections]:
+        """Everything that one forward pass predicts in images of one padded size."""
+        padded, sizes_hw = pad([image.pixels for image in images], PADDING_MULTIPLE)
+        original_sizes_hw = torch.tensor([image.original_size_hw for image in images])
+        return self._backend.detect_batch(padded, sizes_hw, original_sizes_hw)
+
     def _predict_group(
-        self, images: list[Tensor], score_threshold: float | None, max_pixels: int | None = None
+        self, images: list[Tensor], score_threshold: float | None, batch_size: int | None = None
     ) -> list[Detections]:
-        """In one forward pass for each padded size; alone those of more than `max_pixels`."""
-        resized = [self._transform(image) for image in images]
-        sizes_hw = [(image.shape[1], image.shape[2]) for image in resized]
-        original_sizes_hw = torch.tensor([image.shape[1:] for image in images])
+        prepared = [self.prepare(image) for image in images]
         found: dict[int, ImageDetections] = {}
-        for group in same_padded_size(sizes_hw, PADDING_MULTIPLE, max_pixels):
-            padded, inside_hw = pad([resized[i] for i in group], PADDING_MULTIPLE)
-            detections = self._backend.detect_batch(padded, inside_hw, original_sizes_hw[group])
-            found |= zip(group, detections, strict=True)
+        for group in self.passes(prepared, batch_size):
+            found |= zip(group, self.detect([prepared[i] for i in group]), strict=True)
         threshold = self.threshold if score_threshold is None else score_threshold
         return [self._detections(image, found[i]).above(threshold) for i, image in enumerate(images)]
 
