@@ -88,6 +88,6 @@ def _prepare_workers(workers: int, stack: ExitStack) -> None:
     import torch
 
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // workers))
-    # uvicorn ends them with the signal itself, so they leave locks of libraries behind, which Python cleans up.
+    # uvicorn ends them by the signal itself: locks of libraries stay behind, which Python cleans up.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
