@@ -26,7 +26,7 @@ Examples:
   fcos export runs/train --format openvino -o street_openvino --check images/
   fcos export fcos_R_50_1x.pth --format torch -o fcos.pt2
   fcos export runs/train --format openvino --int8 --calibrate train/ --list val.json
-  fcos export runs/train --format web && python -m http.server -d runs/train/best_web
+  fcos export runs/train --format web -o site
 """
 
 
