@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,17 +24,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import uvicorn
 from demo_load import image_file, measure
+from fastapi import FastAPI, Request
 from frame import save_random, start
+from PIL import Image
+
+from fcos import Detector
+from fcos.cpu.memory import keep_freed_memory
 
 
-def plain_app(model: Path) -> Any:
+def plain_app(model: Path) -> FastAPI:
     """The handler that one writes first."""
-    from fastapi import FastAPI, Request
-    from PIL import Image
-
-    from fcos import Detector
-
     detector = Detector.load(model, "cpu")
     app = FastAPI()
 
@@ -54,12 +56,6 @@ def plain_app(model: Path) -> Any:
 
 def serve_plain(model: Path) -> None:
     """In this process, at any free port, printed as `fcos serve` prints it."""
-    import socket
-
-    import uvicorn
-
-    from fcos.cpu.memory import keep_freed_memory
-
     keep_freed_memory()
     app = plain_app(model)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -131,6 +127,8 @@ def compare(ports: dict[str, int], num_clients: int, seconds: float, rounds: int
         for name, port in ports.items():
             load = asyncio.run(measure(port, options, 0, request))
             num_errors[name] += load.errors.total()
+            if not load.seconds:
+                raise SystemExit(f"{name}: no answers, {load.errors}")
             if number > 0:
                 p50, p99 = np.percentile(load.seconds, [50, 99]) * 1000
                 figures[name].append((len(load.seconds) / seconds, p50, p99))
