@@ -16,7 +16,7 @@ from fcos.cli import main
 from fcos.cli.output import print_json
 from fcos.cli.train import left_in
 
-COMMANDS_WITHOUT_RESULT = {"demo"}
+COMMANDS_WITHOUT_RESULT = {"demo", "serve"}
 
 
 @pytest.fixture

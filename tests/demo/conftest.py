@@ -1,13 +1,15 @@
-"""The demo page as a process of its own, as a user starts it."""
+"""The demo and the service as processes of their own, as a user starts them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +29,9 @@ main(sys.argv[1:])
 
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Address and process id of a demo, once it has said its address."""
+    """Address and process id of a server, once it has printed its address."""
     process = subprocess.Popen(
-        [*command, "--port", "0", "--no-open", "--device", "cpu"],
+        [*command, "--port", "0", "--device", "cpu"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -37,11 +39,25 @@ def running(command: Sequence[str]) -> Iterator[tuple[str, int]]:
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line.startswith("http://127.0.0.1:"), line
+    assert line.startswith(("http://127.0.0.1:", "http://0.0.0.0:")), line
     yield line.split()[0], process.pid
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert said == ""  # whatever clients did: no traceback
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium with a camera that shows a moving pattern."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +76,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(model_file: Path, examples: Path) -> Iterator[str]:
     """Where a demo of a tiny model answers."""
-    command = [sys.executable, "-m", "fcos", "demo", str(model_file), "--examples", str(examples)]
-    with running(command) as (address, _):
+    command = [sys.executable, "-m", "fcos", "demo", str(model_file), "--no-open", "--examples"]
+    with running([*command, str(examples)]) as (address, _):
         yield address
 
 
@@ -70,6 +86,6 @@ def impatient(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """Address and process id of a demo that waits 2 s for its clients, and may open 1024 files."""
     folder = tmp_path_factory.mktemp("large")
     Image.effect_noise((3000, 3000), 90).save(folder / "large.bmp")
-    command = [sys.executable, "-c", IMPATIENT, "demo", str(small_model), "--examples", str(folder)]
-    with running(command) as served:
+    command = [sys.executable, "-c", IMPATIENT, "demo", str(small_model), "--no-open", "--examples"]
+    with running([*command, str(folder)]) as served:
         yield served

@@ -15,17 +15,6 @@ from PIL import Image
 from .conftest import running
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -212,7 +201,9 @@ def hostile(small_model: Path, examples: Path, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("m") / "<b onclick='hurt()'>"
     folder.mkdir()
     save_file(load_file(small_model), folder / "best.safetensors", {"fcos": json.dumps(card)})
-    with running([sys.executable, "-m", "fcos", "demo", str(folder), "--examples", str(examples)]) as served:
+    with running(
+        [sys.executable, "-m", "fcos", "demo", str(folder), "--no-open", "--examples", str(examples)]
+    ) as served:
         yield served[0]
 
 

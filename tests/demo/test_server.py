@@ -267,7 +267,12 @@ def test_many_pictures_at_once_get_the_answers_of_one(address: str, examples: Pa
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda content: post(f"{address}/predict", content), contents))
 
-    assert [answer["detections"] for _, answer in answers] == alone
+    for (status, answer), wanted in zip(answers, alone, strict=True):
+        found = answer["detections"]
+        assert (status, [one["label"] for one in found]) == (200, [one["label"] for one in wanted])
+        for one, same in zip(found, wanted, strict=True):  # a batch rounds otherwise
+            assert one["score"] == pytest.approx(same["score"], abs=1e-5)
+            assert one["box_xyxy"] == pytest.approx(same["box_xyxy"], abs=1e-3)
     assert alone[0] != alone[1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import webbrowser
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcos.cli.options import agnostic_nms_option, device_option
+from fcos.cli.options import agnostic_nms_option, device_option, host_option, needs_demo, port_option
 from fcos.errors import FcosError
 from fcos.files import is_hidden
 
@@ -34,15 +33,8 @@ Examples:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of example images for the page; default: some of the run's evaluation images.",
 )
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0 accepts connections from the network.",
-)
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free port."
-)
+@host_option
+@port_option
 @click.option("--open/--no-open", "open_browser", default=True, help="Open the page in a browser.")
 @agnostic_nms_option
 @device_option
@@ -60,40 +52,22 @@ def command(
     The page sends images only to this server. Programs can use it too: POST an image file to /predict;
     /openapi.json describes the API. Needs pip install 'fcos-torch[demo]'.
     """
-    try:
-        from fcos.demo.connections import serve
+    with needs_demo():
+        from fcos.demo.connections import address_of, listen, serve
         from fcos.demo.guard import served_hosts
         from fcos.demo.server import build_app
-    except ImportError as error:
-        raise FcosError(f"the demo page needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
 
     from fcos.detector import Detector
 
     listening = listen(host, port)
     detector = Detector.load(model, device, agnostic_nms=agnostic_nms)
     pictures = images_of(examples) if examples else images_of_run(model, detector)
-    name = f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{listening.getsockname()[1]}"
+    address = address_of(listening, host)
     click.echo(f"{address}  (stop with Ctrl-C)")
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    serve(build_app(detector, pictures, hosts=served_hosts(host)), listening)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at this address, before the model is loaded: a port in use fails at once."""
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen()  # requests are accepted already, and wait until the model is loaded
-    except OSError as error:
-        listening.close()
-        raise FcosError(
-            f"cannot listen on {host}, port {port}: {error.strerror}",
-            fix="give another --port, or --port 0 for any free one",
-        ) from error
-    return listening
+    app = build_app(detector, pictures, hosts=served_hosts(host))
+    serve(lambda: app, listening)
 
 
 def images_of(folder: Path) -> list[Path]:

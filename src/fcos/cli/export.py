@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from fcos.cli.eval import run_config
-from fcos.cli.options import agnostic_nms_option
+from fcos.cli.options import agnostic_nms_option, needs_demo
 from fcos.cli.output import json_option, print_json
 from fcos.errors import FcosError
 from fcos.terminal import counted
@@ -26,6 +26,7 @@ Examples:
   fcos export runs/train --format openvino -o street_openvino --check images/
   fcos export fcos_R_50_1x.pth --format torch -o fcos.pt2
   fcos export runs/train --format openvino --int8 --calibrate train/ --list val.json
+  fcos export runs/train --format web -o site
 """
 
 
@@ -34,9 +35,10 @@ Examples:
 @click.option(
     "--format",
     "name",
-    type=click.Choice(["onnx", "openvino", "torch"]),
+    type=click.Choice(["onnx", "openvino", "torch", "web"]),
     required=True,
-    help="onnx: one file; openvino: a folder, fastest on Intel and AMD; torch: a torch.export program.",
+    help="onnx: one file; openvino: a folder, fastest on Intel and AMD; torch: a torch.export program; "
+    "web: a folder for a static host, in which a page runs the ONNX file.",
 )
 @click.option(
     "-o",
@@ -45,6 +47,11 @@ Examples:
     help="File or folder to write; default: next to the model file.",
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file or folder.")
+@click.option(
+    "--ort",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="With --format web: folder of the npm package onnxruntime-web; default: fetched with npm.",
+)
 @click.option(
     "--check",
     "check_on",
@@ -80,9 +87,10 @@ Examples:
 @json_option
 def command(
     model: Path,
-    name: ExportFormat,
+    name: ExportFormat | Literal["web"],
     output: Path | None,
     force: bool,
+    ort: Path | None,
     check_on: tuple[str, ...],
     int8: bool,
     calibrate: tuple[str, ...],
@@ -103,7 +111,7 @@ def command(
     kept in float32; if that does not help, nothing is written.
     """
     from fcos.data.samples import photographs
-    from fcos.export.formats import check_path, default_path, export_model
+    from fcos.export.formats import check_free, check_path, default_path, export_model
     from fcos.files import written
     from fcos.predict.sources import find_images
     from fcos.weights.load import load_model
@@ -111,6 +119,14 @@ def command(
     loaded = load_model(model)
     if agnostic_nms is not None:
         loaded = loaded.with_agnostic_nms(agnostic_nms)
+    if name == "web":
+        if int8:
+            raise FcosError("--format web has no 8-bit integers", fix="omit --int8")
+        path = output or loaded.path.with_name(f"{loaded.path.stem}_web")
+        check_free(path, overwrite=force)
+        images = find_images(check_on, path) if check_on else photographs()
+        _write_web(loaded, path, ort, images, as_json=as_json)
+        return
     path = output or default_path(loaded.path, name, int8=int8)
     check_path(path, name, overwrite=force)
     if not int8 and (calibrate or list_):
@@ -129,6 +145,31 @@ def command(
         _report(check, path, name, None, as_json=as_json)
         if check.problems:
             raise _differs(check, path)
+
+
+def _write_web(
+    loaded: LoadedModel, path: Path, ort: Path | None, images: list[Path], *, as_json: bool
+) -> None:
+    """An ONNX file, compared like any other, and the page that runs it."""
+    import torch
+
+    from fcos.detector import Detector
+    from fcos.export.formats import export_model
+    from fcos.files import written
+
+    with needs_demo():
+        from fcos.demo.web import MODEL, add_page, check_web, runtime
+    detector = Detector.of(loaded, torch.device("cpu"))
+    check_web(detector)
+    with runtime(ort) as package, written(path) as folder:
+        click.echo(f"writing {path} ...", err=True)
+        folder.mkdir()
+        export_model(loaded, "onnx", folder / MODEL)
+        check = _compare(loaded, folder / MODEL, images)
+        _report(check, path / MODEL, "onnx", None, as_json=as_json)
+        if check.problems:
+            raise _differs(check, path)
+        add_page(folder, detector, package)
 
 
 def _compare(loaded: LoadedModel, path: Path, images: list[Path]) -> Check:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from fcos.errors import FcosError
 from fcos.format_names import FORMAT_NAMES
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -79,6 +81,24 @@ agnostic_nms_option = click.option(
     default=None,
     help="Class-agnostic NMS: one box per object; default: the model's setting.",
 )
+host_option = click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 accepts connections from the network.",
+)
+port_option = click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free port."
+)
+
+
+@contextmanager
+def needs_demo() -> Iterator[None]:
+    """Explain an import that fails within the block: the extra of `fcos demo` and `fcos serve`."""
+    try:
+        yield
+    except ImportError as error:
+        raise FcosError(f"the server needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
 
 
 def views_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,1 +1,6 @@
-"""The demo page: `server.py` answers, `page.html`, `page.css` and `page.js` are what the browser shows."""
+"""Detections over HTTP: `fcos demo` (a page for people) and `fcos serve` (a service for programs).
+
+Read `endpoint.py` first (`POST /predict`, which both have), then `batching.py` (concurrent requests),
+`server.py` (the demo; its page is `page.html`, `page.css` and `page.js`) and `service.py` with `metrics.py`;
+last what keeps them from harm: `body.py`, `guard.py` and `connections.py`.
+"""

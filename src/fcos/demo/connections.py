@@ -11,6 +11,8 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import h11
@@ -19,12 +21,16 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
+from uvicorn.supervisors import Multiprocess
+
+from fcos.errors import FcosError
 
 HEADER_SECONDS = 10.0  # for the headers of a request, and before them on a new connection
 REQUEST_SECONDS = 60.0  # for its body: an image file over a slow network
 ANSWER_SECONDS = 60.0  # for a client to read its answer, once it lags behind
 IDLE_SECONDS = 5  # between two requests
 GOODBYE_SECONDS = 3  # for what is being answered when the server is stopped
+WORKER_SECONDS = 60  # for a worker to show that it is alive: importing PyTorch on a busy machine takes long
 MAX_FILES = 4096
 MAX_CONNECTIONS = 256  # above the number of people who try a model at once
 
@@ -126,11 +132,25 @@ class Connection(H11Protocol):
         self.transport.abort()  # what could be written at once has been
 
 
-def serve(app: Any, listening: socket.socket) -> None:
-    """Answer on this socket until Ctrl-C."""
+def serve(
+    make_app: Callable[[], ASGIApp],
+    listening: socket.socket,
+    *,
+    workers: int = 1,
+    goodbye_seconds: int = GOODBYE_SECONDS,
+) -> None:
+    """Answer on this socket until Ctrl-C or SIGTERM.
+
+    Args:
+        make_app: called in each process that answers; with several workers it is sent to them.
+        listening: closed at the end.
+        workers: processes.
+        goodbye_seconds: for what is being answered at the end.
+    """
     num_files = files_to_open()
     config = uvicorn.Config(
-        answered_when_cut(app),
+        partial(_app_of_process, make_app),
+        factory=True,
         http=Connection,
         ws="none",
         log_level="error",  # what clients do wrong is no news
@@ -139,10 +159,60 @@ def serve(app: Any, listening: socket.socket) -> None:
         limit_concurrency=min(MAX_CONNECTIONS, num_files // 4),
         backlog=num_files // 8,  # so many are accepted before the first of them is counted
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=GOODBYE_SECONDS,
+        timeout_graceful_shutdown=goodbye_seconds,
+        timeout_worker_healthcheck=WORKER_SECONDS,
+        workers=workers,
     )
+    if workers == 1:
+        uvicorn.Server(config).run(sockets=[listening])
+    else:
+        Workers(config, [listening]).run()
+
+
+class Workers(Multiprocess):
+    """Processes that share a socket; one that dies is replaced."""
+
+    def keep_subprocess_alive(self) -> None:
+        """Look after them only when one has died.
+
+        uvicorn also replaces those that do not answer it in time, on a busy machine again and again: they are
+        still importing PyTorch.
+        """
+        if not all(each.process.is_alive() for each in self.processes):
+            super().keep_subprocess_alive()
+
+    def terminate_all(self) -> None:
+        """Let new connections be refused at once, rather than at the end of the last worker."""
+        for listening in self.sockets:
+            listening.close()
+        super().terminate_all()
+
+
+def _app_of_process(make_app: Callable[[], ASGIApp]) -> ASGIApp:
     logging.getLogger("uvicorn.error").addFilter(_is_news)
-    uvicorn.Server(config).run(sockets=[listening])
+    return answered_when_cut(make_app())
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at this address, before the model is loaded: a port in use fails at once."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen()  # requests are accepted already, and wait until the model is loaded
+    except OSError as error:
+        listening.close()
+        raise FcosError(
+            f"cannot listen on {host}, port {port}: {error.strerror}",
+            fix="give another --port, or --port 0 for any free one",
+        ) from error
+    return listening
+
+
+def address_of(listening: socket.socket, host: str) -> str:
+    """Where a browser finds it."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listening.getsockname()[1]}"
 
 
 def answered_when_cut(app: ASGIApp) -> ASGIApp:

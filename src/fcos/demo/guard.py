@@ -59,7 +59,7 @@ class Guard:
         asked = headers.get("host", "localhost")  # every browser says it
         host = _name_of(asked)
         if self.hosts is not None and host not in self.hosts and not _is_address(host):
-            detail = f"{host or asked} is not served: set the host with `fcos demo --host ...`"
+            detail = f"{host or asked} is not served: set the host with --host"
             return JSONResponse({"detail": detail}, 421)
         if method not in SAFE_METHODS and not _is_own_page(headers):
             return JSONResponse({"detail": "requests from pages of another origin are rejected"}, 403)

@@ -90,6 +90,16 @@ def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
         raise WeightsError(f"{path}: OpenVINO's format is a folder", fix=f"give -o {path.with_suffix('')}")
     if name != "openvino" and path.suffix != ending:
         raise WeightsError(f"{path} is not a *{ending} file", fix=f"give -o {path.with_suffix(ending)}")
+    check_free(path, overwrite=overwrite)
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path that cannot be written, or must not be.
+
+    Raises:
+        WeightsError: it exists.
+        OutputError: nothing can be written there.
+    """
     if path.exists() and not overwrite:
         raise WeightsError(f"{path} already exists", fix="give another name with -o, or --force")
     check_writable(path)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -57,6 +57,18 @@ P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it functi
 
 ToDetections = Callable[[HeadOutput, PointGrid, Tensor, Tensor], list[ImageDetections]]
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor | LargeImage
+
+
+class Prepared(NamedTuple):
+    """An image as the network takes it, before padding.
+
+    Attributes:
+        pixels: `(3, height, width)` RGB in 0..255, resized.
+        original_size_hw: height and width before resizing.
+    """
+
+    pixels: Tensor
+    original_size_hw: tuple[int, int]
 
 
 class Predictor:
@@ -321,6 +333,25 @@ class Predictor:
             detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
         return detector
 
+    def prepare(self, image: Tensor, transform: EvalTransform | None = None) -> Prepared:
+        """Resize an image, `(3, height, width)` uint8 RGB, as the model does or with another transform."""
+        return Prepared((transform or self._transform)(image), (image.shape[1], image.shape[2]))
+
+    def passes(self, images: Sequence[Prepared], batch_size: int | None = None) -> list[list[int]]:
+        """Indices of the images that share a forward pass: of one padded size; on a CPU only small ones.
+
+        With a `batch_size` large ones too; the limit itself is up to the caller.
+        """
+        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
+        sizes_hw = [(image.pixels.shape[1], image.pixels.shape[2]) for image in images]
+        return same_padded_size(sizes_hw, PADDING_MULTIPLE, max_pixels)
+
+    def detect(self, images: Sequence[Prepared]) -> list[ImageDetections]:
+        """Everything that one forward pass predicts in images of one padded size."""
+        padded, sizes_hw = pad([image.pixels for image in images], PADDING_MULTIPLE)
+        original_sizes_hw = torch.tensor([image.original_size_hw for image in images])
+        return self._backend.detect_batch(padded, sizes_hw, original_sizes_hw)
+
     def _predict_group(
         self,
         images: list[Tensor | LargeImage],
@@ -328,46 +359,35 @@ class Predictor:
         batch_size: int | None,
     ) -> list[Detections]:
         threshold = self.threshold if score_threshold is None else score_threshold
-        max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
         if self._views.tile or self._views.tta:
-            size = batch_size or self.group_size
-            found = [self._detect_in_views(image, size, max_pixels, threshold) for image in images]
+            found = [self._detect_in_views(image, batch_size, threshold) for image in images]
         else:
             whole = [image for image in images if isinstance(image, Tensor)]
             assert len(whole) == len(images), "only tiles are read in strips"
-            found = self._detect(whole, self._transform, max_pixels)
+            found = self._detect(whole, self._transform, batch_size)
         return [self._detections(image, of).above(threshold) for image, of in zip(images, found, strict=True)]
 
     def _detect_in_views(
-        self,
-        image: Tensor | LargeImage,
-        batch_size: int,
-        max_pixels: int | None = None,
-        score_threshold: float = 0.0,
+        self, image: Tensor | LargeImage, batch_size: int | None, score_threshold: float = 0.0
     ) -> ImageDetections:
         return detect_in_views(
             image,
             self._views,
-            lambda pixels, transform: self._detect(pixels, transform, max_pixels),
+            lambda pixels, transform: self._detect(pixels, transform, batch_size),
             self._transform,
             build_postprocess(self.config),
             mirrors=self.config.horizontal_flip,
-            batch_size=batch_size,
+            batch_size=batch_size or self.group_size,
             score_threshold=score_threshold,
         )
 
     def _detect(
-        self, images: list[Tensor], transform: EvalTransform, max_pixels: int | None
+        self, images: list[Tensor], transform: EvalTransform, batch_size: int | None
     ) -> list[ImageDetections]:
-        """In one forward pass for each padded size; alone those of more than `max_pixels`."""
-        resized = [transform(image) for image in images]
-        sizes_hw = [(image.shape[1], image.shape[2]) for image in resized]
-        original_sizes_hw = torch.tensor([image.shape[1:] for image in images])
+        prepared = [self.prepare(image, transform) for image in images]
         found: dict[int, ImageDetections] = {}
-        for group in same_padded_size(sizes_hw, PADDING_MULTIPLE, max_pixels):
-            padded, inside_hw = pad([resized[i] for i in group], PADDING_MULTIPLE)
-            detections = self._backend.detect_batch(padded, inside_hw, original_sizes_hw[group])
-            found |= zip(group, detections, strict=True)
+        for group in self.passes(prepared, batch_size):
+            found |= zip(group, self.detect([prepared[i] for i in group]), strict=True)
         return [found[i] for i in range(len(images))]
 
     def _detections(self, image: Tensor | LargeImage, found: ImageDetections) -> Detections:

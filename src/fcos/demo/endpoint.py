@@ -1,0 +1,199 @@
+"""`POST /predict`: detections of the image in the body of a request. The demo and the service have it.
+
+    curl --data-binary @street.jpg http://127.0.0.1:8000/predict
+
+Images are never written to disk. ``/openapi.json`` describes the interface. What other pages may not ask is
+in `guard`, how long a client may take in `connections`, how large an image may be in `body`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+import torch
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from fcos import __version__
+from fcos.demo.batching import Batches
+from fcos.demo.body import MAX_BYTES, MAX_PIXELS, Inbox, busy, open_image
+from fcos.demo.guard import Guard
+from fcos.detector import Detector
+from fcos.model.points import level_name
+from fcos.model.postprocess import ImageDetections
+from fcos.predict.predictor import Prepared
+from fcos.terminal import printable_line
+
+MIN_SCORE = 0.05  # the page gets everything above it and filters itself
+WAIT_SECONDS = 60.0  # for others to be done
+DECODED_AT_ONCE = 2  # images in memory at their original size
+
+
+class Found(BaseModel):
+    """One detection, in pixels of the upright image.
+
+    Attributes:
+        box_xyxy: x1, y1, x2, y2.
+        level: of the pyramid that predicted it, such as P3; null where an exported model does not say.
+        point_xy: of this level that predicted it.
+    """
+
+    class_name: str
+    label: int
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+    level: str | None
+    point_xy: tuple[float, float] | None
+
+
+class Answer(BaseModel):
+    """Detections of one image, best score first; sizes in pixels of the upright image.
+
+    Attributes:
+        elapsed_ms: of the forward pass, in which other images may have taken part.
+    """
+
+    width: int
+    height: int
+    detections: list[Found]
+    elapsed_ms: float
+
+
+def build_endpoint(
+    detector: Detector,
+    *,
+    batch_size: int | None = None,
+    on_pass: Callable[[int, float], None] = lambda num_images, seconds: None,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
+    """An application of this one route, to which others can be added.
+
+    Args:
+        detector: ready to use.
+        batch_size: most images of a forward pass; None: as `Detector.predict` chooses.
+        on_pass: called after each forward pass with its number of images and seconds.
+        max_bytes: of the file of one image.
+        max_pixels: of one image.
+        hosts: names by which it may be asked, besides addresses; None: any.
+    """
+    app = FastAPI(  # FastAPI's own page of the interface loads scripts from elsewhere
+        title="fcos",
+        version=__version__,
+        description="Detections of one image.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, hosts=hosts)
+    app.add_exception_handler(RequestValidationError, _refuse)
+    class_names = tuple(map(printable_line, detector.class_names))
+    batches = Batches(detector, batch_size, on_pass)
+    inbox, turns = Inbox(max_bytes), Turns(2 * batches.most)  # of one pass, and of the next
+
+    @app.post(
+        "/predict",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+            }
+        },
+        responses={
+            403: {"description": "the request comes from a page of another origin"},
+            413: {"description": "the file is too large, or the image has too many pixels"},
+            415: {"description": "the file is not a readable image"},
+            503: {"description": "too many images at once"},
+        },
+    )
+    async def predict(
+        request: Request,
+        score_threshold: Annotated[float, Query(ge=0, le=1, description="minimum score")] = MIN_SCORE,
+    ) -> Answer:
+        """Detections of the image in the request body (an image file: JPEG, PNG, WebP, ...)."""
+        content = await inbox.read(request)
+        try:
+            async with turns.slot():
+                if await request.is_disconnected():
+                    raise HTTPException(400, "the client has disconnected")
+                async with turns.decoding:
+                    image = await asyncio.to_thread(prepare, content)
+                found, seconds = await batches.detect(image)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise HTTPException(503, "not enough memory for this image: resize it") from None
+        finally:
+            inbox.forget(len(content))
+        height, width = image.original_size_hw
+        return Answer(
+            width=width,
+            height=height,
+            detections=_found(found, score_threshold, class_names),
+            elapsed_ms=seconds * 1000,
+        )
+
+    def prepare(content: bytearray) -> Prepared:
+        return detector.prepare(open_image(content, max_pixels))
+
+    return app
+
+
+class Turns:
+    """Who may decode, and how many images may wait decoded, so that memory does not grow with the clients.
+
+    Whoever waits holds no thread: other routes are answered meanwhile.
+
+    Args:
+        num_slots: images that are resized or in the network.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
+        self._slots = asyncio.Semaphore(num_slots)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Room for one image.
+
+        Raises:
+            HTTPException: 503 after `WAIT_SECONDS`.
+        """
+        try:
+            await asyncio.wait_for(self._slots.acquire(), WAIT_SECONDS)
+        except asyncio.TimeoutError:
+            raise busy() from None
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+
+def _found(detections: ImageDetections, min_score: float, class_names: Sequence[str]) -> list[Found]:
+    """The detections from a score, best first, as they come."""
+    labels, scores, boxes = (
+        part.tolist() for part in (detections.labels, detections.scores, detections.boxes_xyxy)
+    )
+    places = [None] * len(labels) if detections.found_at is None else detections.found_at.tolist()
+    return [
+        Found(
+            class_name=class_names[label],
+            label=label,
+            score=score,
+            box_xyxy=box,
+            level=place and level_name(int(place[2])),
+            point_xy=place and place[:2],
+        )
+        for label, score, box, place in zip(labels, scores, boxes, places, strict=True)
+        if score >= min_score
+    ]
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    """A wrong parameter, in one sentence like every other refusal."""
+    assert isinstance(error, RequestValidationError)
+    wrong = (f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
+    return JSONResponse({"detail": printable_line("; ".join(wrong))}, 422)

@@ -1,0 +1,110 @@
+"""`fcos export --format web`: a folder for any static host, in which the demo's page runs the model itself.
+
+The page is that of the demo; `web.js` takes the place of its requests to a server. What runs the ONNX file is
+the npm package onnxruntime-web (MIT), of 11 MB: it is copied from a folder or fetched with `npm pack`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+from fcos.config.conventions import CONVENTIONS
+from fcos.data.loader import PADDING_MULTIPLE
+from fcos.demo.body import MAX_BYTES
+from fcos.demo.server import about_model
+from fcos.detector import Detector
+from fcos.errors import FcosError
+from fcos.files import first_line_of
+
+MODEL = "model.onnx"
+PACKAGE = "onnxruntime-web"
+VERSION = "1.22.0"
+RUNTIME = ("dist/ort.wasm.min.js", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm")
+FILES = (*RUNTIME, "package.json", "README.md")  # the last two name version, author and licence
+RESIZE = ("antialiased", "pillow")  # the same but for rounding; `web.js` does this
+SCRIPT = '<script src="page.js" defer></script>'
+MORE_SCRIPTS = '\n<script src="ort/ort.wasm.min.js" defer></script>\n<script src="web.js" defer></script>'
+FOOTER = """<footer>
+  <p>Images do not leave this browser. Page and model come from <span id="address"></span>.</p>
+</footer>"""
+
+
+def check_web(detector: Detector) -> None:
+    """Refuse a model whose images the page cannot prepare.
+
+    Raises:
+        FcosError: it resizes as another code base does.
+    """
+    conventions = CONVENTIONS[detector.config.rules]
+    if conventions.resize not in RESIZE or conventions.size != "round":
+        raise FcosError(
+            f'the page cannot resize images as this model needs it ("rules": "{detector.config.rules}")',
+            where=str(detector.path),
+            fix="use --format onnx, and write the preprocessing that docs/export.md describes",
+        )
+
+
+@contextmanager
+def runtime(given: Path | None) -> Iterator[Path]:
+    """Folder of the npm package onnxruntime-web: the one given, or a temporary one.
+
+    Raises:
+        FcosError: it is not there, and npm cannot fetch it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        package = given or _fetched(Path(folder))
+        if missing := [name for name in FILES if not (package / name).is_file()]:
+            raise FcosError(
+                f"the folder is not the npm package {PACKAGE}: {missing[0]} is missing",
+                where=str(package),
+                fix=f"npm install {PACKAGE}@{VERSION}, then give --ort node_modules/{PACKAGE}",
+            )
+        yield package
+
+
+def _fetched(folder: Path) -> Path:
+    command = ["npm", "pack", "--silent", f"{PACKAGE}@{VERSION}"]
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", "") or first_line_of(error)
+        raise FcosError(
+            f"the page needs the npm package {PACKAGE}, and `{' '.join(command)}` failed: {reason.strip()}",
+            fix=f"npm install {PACKAGE}@{VERSION} where npm works, then give --ort node_modules/{PACKAGE}",
+        ) from error
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "package"
+
+
+def add_page(folder: Path, detector: Detector, package: Path) -> None:
+    """Write the page beside the ONNX file in a folder.
+
+    Args:
+        folder: holds `MODEL`.
+        detector: the model that was exported.
+        package: that of npm.
+    """
+    (folder / "ort").mkdir()
+    for name in FILES:
+        shutil.copy(package / name, folder / "ort")
+    sources = files("fcos.demo")
+    for name in ("page.css", "page.js", "web.js"):
+        (folder / name).write_bytes(sources.joinpath(name).read_bytes())
+    page = sources.joinpath("page.html").read_text(encoding="utf-8")
+    page = page.replace(SCRIPT, SCRIPT + MORE_SCRIPTS)
+    page = re.sub(r"<footer>.*</footer>", FOOTER, page, flags=re.DOTALL)
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    config = detector.config
+    resizing = {"short_side": config.short_side, "longest_side": config.view_size}
+    about = about_model(detector, 0, MAX_BYTES).model_dump() | resizing | {"multiple": PADDING_MULTIPLE}
+    (folder / "about").write_text(json.dumps(about), encoding="utf-8")
