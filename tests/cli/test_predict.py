@@ -21,7 +21,7 @@ from PIL import Image
 import fcos
 from fcos import Detector
 from fcos.cli import main
-from fcos.cli.predict import can_fork, usual_processes
+from fcos.cli.predict import can_fork, split_arguments, usual_processes
 from fcos.data import strips
 from fcos.data.formats import read_annotations
 from fcos.predict.images import crop_path, predict_images
@@ -78,6 +78,47 @@ def test_a_folder_is_searched_with_its_subfolders_and_names_are_kept(
     assert content["failed"] == []
     assert content["class_names"] == ["cat", "dog", "bird"]
     assert content["score_threshold"] == 0.5
+
+
+def test_without_a_model_everyday_objects_are_found(pictures: Path) -> None:
+    result = CliRunner().invoke(main, ["predict", "photos/a.jpg", "photos/sub", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "everyday detector, which knows 20 classes" in result.stderr
+    assert "dog" in result.stderr
+    assert "fcos train FOLDER" in result.stderr
+    assert len(written()["pictures"]) == 3
+    assert Path(written()["model"]).name == "everyday.safetensors"
+
+
+@pytest.mark.parametrize("words", [["runs/birds"], ["best.safetensors"], ["everyday"]])
+def test_a_model_alone_is_no_source(words: list[str], pictures: Path) -> None:
+    (pictures / "runs" / "birds").mkdir(parents=True)
+    (pictures / "runs" / "birds" / "config.json").write_text("{}")
+    result = CliRunner().invoke(main, ["predict", *words])
+    assert result.exit_code == 2
+    assert f"nothing to predict on: give images after the model {words[0]!r}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        (["a.jpg"], "everyday"),
+        (["photos", "more.png"], "everyday"),
+        (["https://example.org/a", "b.jpg"], "everyday"),
+        (["0"], "everyday"),
+        (["photos/*.jpg"], "everyday"),
+        (["somewhere"], "everyday"),
+        (["runs/train", "a.jpg"], "runs/train"),
+        (["best.safetensors", "a.jpg"], "best.safetensors"),
+        (["coco.pth", "photos"], "coco.pth"),
+    ],
+)
+def test_the_first_word_is_the_model_unless_it_is_a_source(
+    words: list[str], model: str, pictures: Path
+) -> None:
+    found, sources = split_arguments(words)
+    assert str(found) == model
+    assert list(sources) == (words if model == "everyday" else words[1:])
 
 
 def test_the_json_holds_what_the_detector_finds(model_file: Path, pictures: Path) -> None:
@@ -308,7 +349,7 @@ print(*sys.modules)"""
     assert len(written()["pictures"]) == 1
 
 
-def test_an_image_goes_through_thirteen_files(model_file: Path, pictures: Path) -> None:
+def test_an_image_goes_through_twelve_files(model_file: Path, pictures: Path) -> None:
     """From the list of sources to the drawn copy, once the model is loaded and ready.
 
     What makes the network fast (`cpu`) gives the same, and what writes files and messages explains itself.
@@ -332,7 +373,7 @@ def test_an_image_goes_through_thirteen_files(model_file: Path, pictures: Path) 
 
     assert outcome["detections"]
     path = {file for file in files if not file.startswith(("cpu/", "files.py", "terminal.py"))}
-    assert len(path) <= 13, sorted(path)
+    assert len(path) <= 12, sorted(path)
     assert {"predict/images.py", "model/fcos.py", "predict/draw.py"} <= path
 
 

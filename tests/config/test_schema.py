@@ -336,8 +336,13 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
     ("settings", "what", "fix"),
     [
         (
-            {"strides": [4, 8, 16, 32, 64]},
-            "must start with 8, 16, 32",
+            {"strides": [16, 32, 64, 128, 256]},
+            "must start with 4 or 8",
+            "give for example [8, 16, 32, 64, 128]",
+        ),
+        (
+            {"strides": [4, 8, 16], "regress_ranges": [64, 128]},
+            "up to 32 or more",
             "give for example [8, 16, 32, 64, 128]",
         ),
         ({"strides": [8, 16, 32, 64, 100]}, "double from level to level", "give for example"),

@@ -57,6 +57,17 @@ def test_features_have_strides_8_16_and_32(name: str, channels: list[int], size_
     ]
 
 
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv2_100"])
+def test_features_at_stride_4_come_first_where_they_are_asked_for(name: str) -> None:
+    backbone = Backbone(name, (4, 8, 16, 32)).eval()
+    images = torch.rand(1, 3, 64, 96)
+    finest, *others = backbone(images)
+    assert finest.shape == (1, backbone.channels[0], 16, 24)
+    usual = Backbone(name).eval()
+    usual.load_state_dict(backbone.state_dict())
+    assert all(map(torch.equal, others, usual(images)))
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -84,6 +84,40 @@ def test_all_weights_but_those_of_unknown_classes_are_taken(vectors: Callable[[s
     assert torch.equal(weights[1:], theirs["head.logits.weight"][[4, 0]])
 
 
+def test_a_finer_level_leaves_the_predictions_of_the_others_as_they_were(model_file: Path) -> None:
+    start = load_model(model_file)
+    finer = {"strides": [4, 8, 16, 32, 64, 128], "regress_ranges": [32, 64, 128, 256, 512]}
+    config, _ = adopt_settings(configured(model_file, **finer), start)
+    model = build_model(config, 3).eval()
+    assert load_start(model, start.card.class_names, start) == ["cat", "dog", "bird"]
+    images, sizes = torch.randint(0, 256, (1, 3, 128, 160)).float(), torch.tensor([[128, 160]])
+    num_finer = 32 * 40
+    with torch.no_grad():
+        theirs, ours = start.model(images, sizes), model(images, sizes)
+    assert ours.logits.shape[1] == theirs.logits.shape[1] + num_finer
+    torch.testing.assert_close(ours.logits[:, num_finer:], theirs.logits)
+    torch.testing.assert_close(ours.distances[:, num_finer:], theirs.distances)
+    assert model.head.scales[0] == start.model.head.scales[0]
+
+
+def test_a_quality_branch_can_be_added_and_left_out(model_file: Path) -> None:
+    start = load_model(model_file)
+    assert start.model.head.quality is not None
+    config, _ = adopt_settings(configured(model_file, quality="none"), start)
+    without = build_model(config, 3)
+    load_start(without, start.card.class_names, start)
+    assert torch.equal(without.head.distances.weight, start.model.head.distances.weight)
+
+    other = type(start)(without, config, start.card, start.path)
+    config, _ = adopt_settings(configured(model_file, quality="iou"), other)
+    model = build_model(config, 3)
+    assert model.head.quality is not None
+    fresh = model.head.quality.weight.detach().clone()
+    load_start(model, start.card.class_names, other)
+    assert torch.equal(model.head.quality.weight, fresh)
+    assert torch.equal(model.head.distances.weight, start.model.head.distances.weight)
+
+
 def test_files_of_backbones_are_no_start(tmp_path: Path, model_file: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet50.pth")
     assert find_start(configured(tmp_path / "resnet50.pth")) is None

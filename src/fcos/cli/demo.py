@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcos.cli.options import agnostic_nms_option, device_option, host_option, needs_demo, port_option
+from fcos.cli.options import (
+    agnostic_nms_option,
+    announce,
+    device_option,
+    host_option,
+    needs_demo,
+    port_option,
+)
 from fcos.errors import FcosError
 from fcos.files import is_hidden
 
@@ -20,6 +27,7 @@ NUM_EXAMPLES = 12
 
 EPILOG = """\b
 Examples:
+  fcos demo                                      the detector of this package, for 20 everyday classes
   fcos demo runs/train                           the page, with examples from its evaluation list
   fcos demo best.safetensors --examples photos/
   curl --data-binary @street.jpg http://127.0.0.1:8000/predict
@@ -27,7 +35,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.argument("model", metavar="[RUN_OR_MODEL]", type=click.Path(path_type=Path), default="everyday")
 @click.option(
     "--examples",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -60,6 +68,7 @@ def command(
     from fcos.detector import Detector
 
     listening = listen(host, port)
+    announce(model)
     detector = Detector.load(model, device, agnostic_nms=agnostic_nms)
     pictures = images_of(examples) if examples else images_of_run(model, detector)
     address = address_of(listening, host)

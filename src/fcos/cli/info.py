@@ -87,6 +87,7 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
     from fcos.config.conventions import CONVENTIONS
     from fcos.export.exported import ExportedModel
     from fcos.export.formats import FORMATS
+    from fcos.model.points import level_name
 
     config, card, rules = loaded.config, loaded.card, CONVENTIONS[loaded.config.rules]
     mean, std = ([round(value, 4) for value in values] for values in loaded.pixel_statistics)
@@ -100,8 +101,9 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
     if config.short_side is not None:
         size = f"shorter side {config.short_side}, longest at most {config.view_size}"
     score = {"sqrt": f"sqrt(class * {config.quality})", "product": f"class * {config.quality}"}[rules.score]
+    levels = f"{level_name(config.strides[0])} to {level_name(config.strides[-1])}"
     lines = {
-        "network": f"{config.backbone}{widths}{stem}; levels P3 to P{2 + len(config.strides)} of "
+        "network": f"{config.backbone}{widths}{stem}; levels {levels} of "
         f"{config.fpn_channels}, head of {config.head_convs} x {config.head_channels} ({config.head_norm}); "
         f"{loaded.num_parameters / 1e6:.1f} M parameters",
         "classes": f"{len(card.class_names)}: {names}{', ...' * (len(card.class_names) > SHOWN_CLASSES)}; "

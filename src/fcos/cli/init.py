@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.options import minutes_option
 from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable, write_text
 
@@ -18,6 +19,7 @@ EPILOG = """\b
 Examples:
   fcos init images/                  writes train.json
   fcos init images/ -o birds.json
+  fcos init images/ --minutes 30     for a training of about half an hour on this machine
   fcos train birds.json              trains with it
 """
 
@@ -33,13 +35,14 @@ Examples:
     help="The config file to write.",
 )
 @click.option("--force", is_flag=True, help="Overwrite the config file.")
+@minutes_option
 @json_option
-def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
+def command(folder: Path, output: Path, force: bool, minutes: float | None, as_json: bool) -> None:
     """Propose a train.json for a FOLDER of annotated images.
 
     The annotation format is detected. The folder's own train/val split is used; if it has none, one is made.
     """
-    proposals = write_proposal(folder, output, overwrite=force)
+    proposals = write_proposal(folder, output, overwrite=force, minutes=minutes)
     if as_json:
         settings = {
             key: {"value": _portable(value, Path.cwd()), "because": reason}
@@ -52,7 +55,12 @@ def command(folder: Path, output: Path, force: bool, as_json: bool) -> None:
 
 
 def write_proposal(
-    folder: Path, output: Path, overrides: tuple[str, ...] = (), *, overwrite: bool = False
+    folder: Path,
+    output: Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    overwrite: bool = False,
+    minutes: float | None = None,
 ) -> list[Proposal]:
     """Write a config file for a folder; return the settings with their reasons.
 
@@ -61,6 +69,7 @@ def write_proposal(
         output: the config file.
         overrides: settings that the training changes; they are not written.
         overwrite: replace another file.
+        minutes: how long the training may take; None: as long as it takes.
 
     Raises:
         ConfigError: another file is there, or `overrides` do not go with the proposal; nothing is written.
@@ -70,12 +79,21 @@ def write_proposal(
     from fcos.config.load import settings_text
     from fcos.errors import ConfigError
     from fcos.files import read_text
-    from fcos.train.propose import Proposal, find_hardware, propose, propose_data, write_split
+    from fcos.train.propose import (
+        Proposal,
+        budget_of,
+        find_hardware,
+        propose,
+        propose_data,
+        write_split,
+    )
 
     check_writable(output)
     split_folder = output.with_name(f"{output.stem}_split")
     data = propose_data(folder, split_folder)
-    proposals = [*data.proposals, *propose(data.train, find_hardware())]
+    hardware = find_hardware()
+    budget = None if minutes is None else budget_of(minutes, len(data.train), hardware)
+    proposals = [*data.proposals, *propose(data.train, hardware, budget)]
     # Without the paths: a split has no files yet.
     settings = {key: value for key, value, _ in proposals if key not in DATA_PATHS}
     config = load_config(settings, overrides, origin="what is proposed")

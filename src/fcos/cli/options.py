@@ -32,6 +32,20 @@ def device_of(model: Path, device: str | list[int]) -> str | list[int]:
     return "cpu" if device == "auto" and format_of(model) else device
 
 
+def announce(model: Path) -> None:
+    """Say which classes the detector of this package knows, to whoever gave no model of their own."""
+    from fcos.weights.everyday import EVERYDAY, EVERYDAY_FILE
+    from fcos.weights.model_file import read_model
+
+    if str(model) == EVERYDAY:
+        names = read_model(EVERYDAY_FILE)[0].class_names
+        click.echo(
+            f"using the everyday detector, which knows {len(names)} classes: {', '.join(names)}\n"
+            "train one for your own classes with: fcos train FOLDER",
+            err=True,
+        )
+
+
 def _complete_setting(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the beginning of a key to `key=`, and `key=` to values where a setting has a few choices."""
     from fcos.config import TrainConfig, choices
@@ -74,6 +88,11 @@ format_option = click.option(
     type=click.Choice(["auto", *FORMAT_NAMES]),
     default="auto",
     help="Format of the annotations; default: detected automatically.",
+)
+minutes_option = click.option(
+    "--minutes",
+    type=click.FloatRange(min=1),
+    help="With FOLDER: how long the training may take on this machine; sizes and epochs are chosen for it.",
 )
 agnostic_nms_option = click.option(
     "--agnostic-nms",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from fcos.cli.options import agnostic_nms_option, device_of, device_option, views_options
+from fcos.cli.options import agnostic_nms_option, announce, device_of, device_option, views_options
 from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.errors import DatasetError, OutputError
 from fcos.files import check_writable, reason_of, write_bytes
@@ -35,6 +35,7 @@ MOST_PROCESSES = 8  # by default: each needs memory
 
 EPILOG = """\b
 Examples:
+  fcos predict photo.jpg                             20 everyday classes: no training needed
   fcos predict runs/train photo.jpg
   fcos predict runs/train photos/ --out found --score-threshold 0.5
   fcos predict best.safetensors "photos/**/*.png" https://example.org/street.jpg
@@ -49,8 +50,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("arguments", nargs=-1, required=True, metavar="[MODEL] SOURCE...")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -101,8 +101,7 @@ Examples:
     f"{MOST_PROCESSES}) for {MANY_IMAGES} images or more.",
 )
 def command(
-    model: Path,
-    sources: tuple[str, ...],
+    arguments: tuple[str, ...],
     out: Path,
     score_threshold: float | None,
     classes: str | None,
@@ -123,16 +122,20 @@ def command(
 ) -> None:
     """Detect objects in images and videos; draw them and write the detections as JSON.
 
-    MODEL is a run folder or a model file. A SOURCE is an image, a video, a folder (with its subfolders), a
-    pattern like "photos/*.jpg", the URL of an image or video (https://...) or of a live stream (rtsp://...),
-    a text file with one path per line, a camera number (0), or - for standard input (an image, or paths).
-    Files that cannot be read are reported and skipped, and the exit code is 1.
+    MODEL is a run folder or a model file; without one, the everyday detector of this package is used, which
+    knows 20 classes (person, car, dog, chair, ...). A SOURCE is an image, a video, a folder (with its
+    subfolders), a pattern like "photos/*.jpg", the URL of an image or video (https://...) or of a live stream
+    (rtsp://...), a text file with one path per line, a camera number (0), or - for standard input (an image,
+    or paths). Files that cannot be read are reported and skipped, and the exit code is 1.
     """
     from fcos.detector import Detector
     from fcos.predict.sources import FRAMES_FILE, RESULT_FILE, find_sources, plan
     from fcos.predict.video import VideoOptions
 
+    model, sources = split_arguments(arguments)
     check_writable(out)
+    if is_first_process():
+        announce(model)
     # Planned before other processes start, so that their output is not mistaken for the user's files.
     planned = plan(find_sources(sources, out, streams=stream), out) if is_first_process() else []
     images = [source for source in planned if source.kind == "image"]
@@ -203,6 +206,20 @@ def command(
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """A JSON file; a file name that is no Unicode becomes a JSON escape instead of an error."""
     write_bytes(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace"))
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Path, Sequence[str]]:
+    """The model and the sources; where the first argument is a source too, the everyday detector."""
+    from fcos.predict.sources import is_source
+    from fcos.weights.everyday import EVERYDAY
+    from fcos.weights.load import is_model
+
+    first, *rest = arguments
+    if is_model(first) and not rest:
+        raise click.UsageError(f"there is nothing to predict on: give images after the model {first!r}.")
+    if rest and (is_model(first) or not is_source(first)):
+        return Path(first), rest
+    return Path(EVERYDAY), arguments
 
 
 # Images -----------------------------------------------------------------------------------------------------

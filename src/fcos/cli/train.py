@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.options import overrides_argument
+from fcos.cli.options import minutes_option, overrides_argument
 from fcos.cli.output import json_option, print_json
 from fcos.cli.predict import is_first_process
 from fcos.errors import ConfigError, DatasetError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   fcos train images/                        proposes and writes a train.json, then trains
+  fcos train images/ --minutes 30           with sizes and epochs for half an hour on this machine
   fcos train train.json                     trains with a config file
   fcos train train.json epochs=24 lr_base=0.02
   fcos train train.json time_limit=60 patience=10
@@ -46,8 +47,11 @@ Examples:
     show_default=True,
     help="With FOLDER: the config file to write.",
 )
+@minutes_option
 @json_option
-def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: bool) -> None:
+def command(
+    source: Path, overrides: tuple[str, ...], output: Path, minutes: float | None, as_json: bool
+) -> None:
     """Train a detector.
 
     TRAIN_JSON contains the settings; KEY=VALUE overrides one of them. For a FOLDER of annotated images,
@@ -71,8 +75,11 @@ def command(source: Path, overrides: tuple[str, ...], output: Path, as_json: boo
                 fix=f"fcos init {source}, then train with the train.json that it writes",
             )
         if os.environ.get("LOCAL_RANK", "0") == "0":  # on several GPUs, each process runs this command again
-            print_proposal(write_proposal(source, output, overrides), output, err=as_json)
+            proposals = write_proposal(source, output, overrides, minutes=minutes)
+            print_proposal(proposals, output, err=as_json)
         source = output
+    elif minutes is not None:
+        raise click.UsageError("--minutes chooses settings for a FOLDER; a train.json has its own.")
     config = load_config(source, overrides)
 
     from fcos.report.after_training import train_and_draw  # imports torch: a wrong setting is reported before

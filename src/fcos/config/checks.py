@@ -22,6 +22,7 @@ from fcos.terminal import counted
 if TYPE_CHECKING:
     from fcos.config import TrainConfig
 
+NAMED_WEIGHTS = ("imagenet", "everyday", "coco")  # values of `pretrain` that are no paths
 DATA_PATHS = ("root_train", "list_train", "root_eval", "list_eval", "name_file")
 
 
@@ -43,10 +44,10 @@ def broken_rules(config: TrainConfig) -> Iterator[Broken]:
 def _levels(config: TrainConfig) -> Iterator[Broken]:
     strides, ranges = config.strides, config.regress_ranges
     doubled = all(b == 2 * a for a, b in pairwise(strides))
-    if strides[:3] != [8, 16, 32] or not doubled:
+    if strides[:1] not in ([4], [8]) or strides[-1] < 32 or not doubled:
         yield Broken(
             ("strides",),
-            f"strides {strides} must start with 8, 16, 32 and double from level to level",
+            f"strides {strides} must start with 4 or 8 and double from level to level, up to 32 or more",
             "give for example [8, 16, 32, 64, 128]",
         )
     if any(b <= a for a, b in pairwise([0, *ranges])):
@@ -201,7 +202,7 @@ def check_paths(config: TrainConfig) -> None:
 def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:
     """A problem for each path of the settings that does not exist."""
     paths = {key: getattr(config, key) for key in DATA_PATHS}
-    if isinstance(config.pretrain, str) and config.pretrain != "coco":
+    if isinstance(config.pretrain, str) and config.pretrain not in NAMED_WEIGHTS:
         paths["pretrain"] = config.pretrain
     for key, path in paths.items():
         if path and not os.path.exists(without_part(path)):

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fcos.config.checks import DATA_PATHS, broken_rules, missing_paths, raise_all
+from fcos.config.checks import DATA_PATHS, NAMED_WEIGHTS, broken_rules, missing_paths, raise_all
 from fcos.config.file import COMMAND_LINE, Given, read_file, read_override
 from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
@@ -258,7 +258,7 @@ def _read_value(key: str, value: Any, folder: Path) -> Any:
         return value
     if key == "loggers":
         return value.split(",")
-    if key in DATA_PATHS or (key == "pretrain" and value != "coco"):
+    if key in DATA_PATHS or (key == "pretrain" and value not in NAMED_WEIGHTS):
         return _absolute(value, folder)
     # Runs are kept where one works, as every tool does, not beside a config file that may be shared.
     return _absolute(value, Path.cwd()) if key == "run_folder" else value

@@ -88,11 +88,12 @@ class TrainConfig(BaseModel):
 
     # Model
     model: str = setting("fcos_r50", "preset, see `fcos config --presets`")
-    backbone: str = setting("resnet50", "timm model with features at strides 8, 16, 32")
+    backbone: str = setting("resnet50", "timm model with features at the strides 8, 16, 32")
     pretrain: bool | str = setting(
         True,
-        "initial weights: ImageNet weights of the backbone (true, or a file), a detector (any file that "
-        "`fcos info` reads), torchvision's COCO weights (coco), or random (false)",
+        "initial weights: ImageNet weights of the backbone (imagenet or true, or a file), a detector (any "
+        "file that `fcos info` reads, the everyday detector of this package: everyday, or torchvision's COCO "
+        "weights: coco), or random (false)",
     )
     backbone_channels: list[int] | None = setting(
         None,
@@ -119,7 +120,7 @@ class TrainConfig(BaseModel):
     fpn_channels: int = setting(256, "width of the feature pyramid", ge=1)
     fpn_extra_from: Literal["p5", "c5"] = setting("p5", "input of P6: P5 (papers) or C5 (seed)")
     strides: list[int] = setting(
-        [8, 16, 32, 64, 128], "stride of each level; the first three must be 8, 16, 32", unit="pixels"
+        [8, 16, 32, 64, 128], "stride of each level, from 8 or (for small objects; slow) 4 on", unit="pixels"
     )
     regress_ranges: list[float] = setting(
         [64.0, 128.0, 256.0, 512.0], "largest distance regressed on each level except the last", unit="pixels"

@@ -1,4 +1,4 @@
-"""The backbone: a timm network that returns C3, C4, C5 (features at strides 8, 16, 32)."""
+"""The backbone: a timm network that returns features at strides 8, 16, 32 (C3, C4, C5), or from 4 on (C2)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ TPU_STATISTICS = ((127.0,) * 3, (128.0,) * 3)
 
 
 class Backbone(nn.Module):
-    """A timm network cut to the features at strides 8, 16 and 32.
+    """A timm network cut to the features at some strides.
 
     Args:
         name: timm model name.
+        strides: of the features, finest first.
         freeze_bn: batch norm keeps its statistics and its affine weights (training the affine part of a
             converted backbone cost a peer more than 1 AP).
         freeze_stages: the stem and the first N stages (stage 1 ends at stride 4) are not trained, and their
@@ -43,6 +44,7 @@ class Backbone(nn.Module):
     def __init__(
         self,
         name: str,
+        strides: Sequence[int] = STRIDES,
         *,
         freeze_bn: bool = True,
         freeze_stages: int = 1,
@@ -50,13 +52,13 @@ class Backbone(nn.Module):
         stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
-        self.body = _create_body(name, channels)
+        self.body = _create_body(name, strides, channels)
         if stride_in_1x1:
             _step_in_1x1(self.body, name)
         info: Any = self.body.feature_info
-        self.levels = [info.reduction().index(stride) for stride in STRIDES]
+        self.levels = [info.reduction().index(stride) for stride in strides]
         self.channels: list[int] = [info.channels()[level] for level in self.levels]
-        _check_features(self, name)
+        _check_features(self, name, strides)
         if freeze_stages:
             _freeze_up_to(self.body, info.reduction().index(2 ** (freeze_stages + 1)))
         if freeze_bn:
@@ -67,7 +69,7 @@ class Backbone(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """C3, C4, C5 of normalised images."""
+        """C3, C4, C5 (with strides from 4 on: C2, C3, C4, C5) of normalised images."""
         features = self.body(images)
         return [features[level] for level in self.levels]
 
@@ -82,7 +84,7 @@ def check_name(name: str) -> None:
         raise _unsuitable(name, "timm has no network of this name")
 
 
-def _create_body(name: str, channels: Sequence[int] | None) -> nn.Module:
+def _create_body(name: str, strides: Sequence[int], channels: Sequence[int] | None) -> nn.Module:
     check_name(name)
     widths: dict[str, Any] = {} if channels is None else {"channels": tuple(channels[1:])}
     try:
@@ -97,7 +99,7 @@ def _create_body(name: str, channels: Sequence[int] | None) -> nn.Module:
         raise _unsuitable(name, f"timm says: {error}") from error
     info: Any = body.feature_info
     there = info.reduction()
-    if missing := [stride for stride in STRIDES if stride not in there]:
+    if missing := [stride for stride in strides if stride not in there]:
         raise _unsuitable(name, f"no features at stride {missing}, only at {there}")
     return body
 
@@ -131,11 +133,11 @@ def _step_in_1x1(body: nn.Module, name: str) -> None:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
-def _check_features(backbone: Backbone, name: str) -> None:
+def _check_features(backbone: Backbone, name: str, strides: Sequence[int]) -> None:
     """Refuse networks of one fixed image size, of another memory layout, and without padding."""
     wanted = [
         (1, width, 64 // stride, 64 // stride)
-        for width, stride in zip(backbone.channels, STRIDES, strict=True)
+        for width, stride in zip(backbone.channels, strides, strict=True)
     ]
     try:
         with torch.no_grad():

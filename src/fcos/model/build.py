@@ -9,7 +9,7 @@ import torch
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.model.assign import Assigner, StaticAssigner
-from fcos.model.backbone import Backbone, pixel_statistics
+from fcos.model.backbone import STRIDES, Backbone, pixel_statistics
 from fcos.model.dynamic_assign import RULES, AtssAssigner, DynamicAssigner
 from fcos.model.fcos import FCOS, FeaturePyramid, Head
 from fcos.model.losses import FcosLoss
@@ -22,6 +22,7 @@ def build_model(config: TrainConfig, num_classes: int) -> FCOS:
     """The network with fresh weights; the same within `torch.no_grad` and `torch.inference_mode`."""
     backbone = Backbone(
         config.backbone,
+        [stride for stride in config.strides if stride <= STRIDES[-1]],
         freeze_bn=config.freeze_bn,
         freeze_stages=config.freeze_stages,
         channels=config.backbone_channels,

@@ -1,7 +1,7 @@
 """The network: images in, predictions at every point out.
 
-C3..C5 of the backbone become P3..P7 (`FeaturePyramid`); one `Head`, shared by all levels, predicts classes,
-distances to the four sides, and quality (figure 2 of the paper).
+C3..C5 of the backbone become P3..P7 (`FeaturePyramid`; C2 adds P2); one `Head`, shared by all levels,
+predicts classes, distances to the four sides, and quality (figure 2 of the paper).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class FeaturePyramid(nn.Module):
     """Top-down pyramid with extra coarse levels (arXiv 1612.03144; P6 and P7 as in RetinaNet, 1708.02002).
 
     Args:
-        in_channels: of C3, C4, C5.
+        in_channels: of the backbone's features, finest first.
         channels: of every output level.
-        num_levels: of the output; 3 (P3..P5) or more.
+        num_levels: of the output: one for each feature, or more.
         extra_from: P6 is a convolution of P5 (all peers) or of C5 (the seed, and RetinaNet).
     """
 
@@ -54,7 +54,7 @@ class FeaturePyramid(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """P3, P4, ... finest first."""
+        """The levels, finest first: P3, P4, ..."""
         merged = [self.lateral[-1](features[-1])]
         for lateral, feature in zip(self.lateral[-2::-1], features[-2::-1], strict=True):
             above = F.interpolate(merged[0], size=feature.shape[-2:], mode="nearest")

@@ -210,12 +210,12 @@ class Predictor:
         if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
             images = list(images)
         if isinstance(images, str) or not isinstance(images, Sequence):
-            return detector._predict_group([detector.read(images, color)], score_threshold, batch_size)[0]
+            return detector.predict_group([detector.read(images, color)], score_threshold, batch_size)[0]
         size = batch_size or self.group_size
         found: list[Detections] = []
         for first in range(0, len(images), size):
             group = [detector.read(image, color) for image in images[first : first + size]]
-            found += detector._predict_group(group, score_threshold, batch_size)
+            found += detector.predict_group(group, score_threshold, batch_size)
         return found
 
     def read(self, image: ImageLike, color: Color = "rgb") -> Tensor | LargeImage:
@@ -352,12 +352,13 @@ class Predictor:
         original_sizes_hw = torch.tensor([image.original_size_hw for image in images])
         return self._backend.detect_batch(padded, sizes_hw, original_sizes_hw)
 
-    def _predict_group(
+    def predict_group(
         self,
         images: list[Tensor | LargeImage],
         score_threshold: float | None,
         batch_size: int | None,
     ) -> list[Detections]:
+        """Predict images that `read` has read, all at once; arguments as in `predict`."""
         threshold = self.threshold if score_threshold is None else score_threshold
         if self._views.tile or self._views.tta:
             found = [self._detect_in_views(image, batch_size, threshold) for image in images]

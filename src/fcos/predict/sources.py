@@ -76,6 +76,12 @@ def is_address(word: str) -> bool:
     return word.lower().startswith(("http://", "https://"))
 
 
+def is_source(word: str) -> bool:
+    """Whether a word is a source by its looks: an address, a camera, a folder, a pattern, or a suffix."""
+    known = word == STANDARD_INPUT or is_address(word) or word.isdecimal() or glob.has_magic(word)
+    return known or os.path.isdir(word) or is_image(word) or _is_video(Path(word))
+
+
 def find_sources(words: Iterable[str], out: Path, *, streams: bool = False) -> list[Source]:
     """The sources that the arguments name, each once.
 

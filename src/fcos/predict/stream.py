@@ -69,7 +69,7 @@ def predict_each(
         for some in _read_some(read, group, most_pixels):
             good = [image for _, image in some if not isinstance(image, DatasetError)]
             with predicting:
-                found = iter(detector.predict(good, score_threshold, batch_size=batch_size))
+                found = iter(detector.predict_group(good, score_threshold, batch_size))
             results += [
                 image if isinstance(image, DatasetError) else then(source, next(found))
                 for source, image in some

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fcos.config.load import preset_default
 from fcos.data.annotations import Annotations
@@ -29,18 +28,16 @@ from fcos.data.formats import (
     read_names,
     split_annotations,
 )
-from fcos.data.image import read_header
 from fcos.data.image_files import common_root
-from fcos.errors import DatasetError
 from fcos.terminal import counted
+from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, Budget, InputSize, choose_size, training_speed
 from fcos.train.throughput import num_cores
 
-SMALLEST_BOX = 12  # pixels after resizing: one and a half cells of the finest level (stride 8)
 MANY_IMAGES = 2000  # from here on flips alone keep a detector from learning its images by heart
 SHARE_HELD_OUT = 0.2  # of the images, where a folder brings no evaluation part
 SPLIT_SEED = 0
 RARE = 10  # times fewer images than the median class
-READ_SIZES = 200  # images whose size is read from the file where the annotations do not tell it
+MOST_EPOCHS = 3  # times the usual ones, where there is more time
 
 
 class Proposal(NamedTuple):
@@ -87,6 +84,14 @@ def find_hardware() -> Hardware:
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in gpus) / 2**30
     return Hardware(cores, len(gpus), memory, prefers_bf16("cuda"))
+
+
+def budget_of(minutes: float, num_images: int, hardware: Hardware) -> Budget:
+    """What a training on this machine can do in a time, measured in a few seconds."""
+    precision = "bf16" if hardware.bf16_is_faster else "fp32"
+    device = "cuda" if hardware.num_gpus else "cpu"
+    speed = training_speed(preset_for(hardware), precision, device) * max(1, hardware.num_gpus)
+    return Budget(minutes, speed, num_images * usual_epochs(num_images, hardware))
 
 
 @dataclass(frozen=True)
@@ -153,19 +158,29 @@ def write_split(data: FolderData, split_folder: Path) -> None:
         coco.write(part, split_folder / name, root=common_root(part))
 
 
-def propose(train: Annotations, hardware: Hardware) -> list[Proposal]:
-    """Settings for these training images on this machine, in the order of the config file."""
-    preset = "fcos_r50" if hardware.num_gpus else "fcos_lite0"
-    short_side, view_size = _input_size(train, preset, hardware)
-    batch = _batch(len(train), preset, hardware, short_side.value * view_size.value)
+def preset_for(hardware: Hardware) -> str:
+    """The preset that is trained on this machine."""
+    return "fcos_r50" if hardware.num_gpus else "fcos_lite0"
+
+
+def propose(train: Annotations, hardware: Hardware, budget: Budget | None = None) -> list[Proposal]:
+    """Settings for these training images on this machine, in the order of the config file.
+
+    Args:
+        train: the training images.
+        hardware: the machine.
+        budget: the time that the training may take; None: as long as it takes.
+    """
+    preset = preset_for(hardware)
+    size = choose_size(train, preset, budget)
+    batch = _batch(len(train), preset, hardware, size.short_side * size.view_size)
     return [
         Proposal("model", preset, f"{hardware}: {_WHY_PRESET[preset]}"),
-        short_side,
-        view_size,
+        *_input_size(size),
         _flip(train.class_names),
         _augmentation(len(train)),
         *_balance(train),
-        *_length(len(train), hardware),
+        *_length(len(train), hardware, size, budget),
         *batch,
         *_speed(hardware),
     ]
@@ -174,57 +189,13 @@ def propose(train: Annotations, hardware: Hardware) -> list[Proposal]:
 _WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_lite0": "the small model made for CPUs"}
 
 
-def _input_size(train: Annotations, preset: str, hardware: Hardware) -> tuple[Proposal, Proposal]:
-    """The preset's size; larger if boxes would be too small, smaller if images are small."""
-    usual: int = preset_default(preset, "short_side")
-    usual_view: int = preset_default(preset, "view_size")
-    sizes, box_sides = image_sizes(train)
-    if not len(sizes):
-        unread = "the preset's; no image could be read"
-        return Proposal("short_side", usual, unread), Proposal("view_size", usual_view, unread)
-
-    short, long = sizes.min(axis=1), sizes.max(axis=1)
-    sharpest = max(64, int(2 * np.median(short)))  # beyond twice its pixels an image shows no more
-    candidates = [min(round(usual * factor), sharpest) for factor in (1, 1.2, 1.4, 1.6)]
-    seen = [float(np.percentile(box_sides * side, 10)) if len(box_sides) else np.inf for side in candidates]
-    enough = [side for side, smallest in zip(candidates, seen, strict=True) if smallest >= SMALLEST_BOX]
-    side = enough[0] if enough else candidates[-1]
-    smallest = seen[candidates.index(side)]
-    boxes = f"9 of 10 boxes are then larger than {smallest:.0f} pixels" if len(box_sides) else "no boxes"
-    typical = f"images are {np.median(long):.0f} x {np.median(short):.0f}"
-    limit = ", as large as is affordable" if not enough else ""
-    ratio = float(np.clip(np.percentile(long / short, 90), usual_view / usual, 2.5))
-    view = round(side * ratio)
-    return (
-        Proposal("short_side", side, f"{typical}; {boxes}{limit}"),
-        Proposal("view_size", view, f"longest side, for images of {ratio:.2f} : 1"),
-    )
-
-
-def image_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sizes of images and boxes, of all or of an even sample.
-
-    Returns:
-        `(images, 2)` height, width in pixels; `(boxes,)` square root of each box's area, relative to the
-        shorter side of its image. Images that cannot be read are left out.
-    """
-    known = (annotations.sizes_hw > 0).all(axis=1)
-    if known.all():
-        indices = np.arange(len(annotations))
-    else:
-        indices = np.unique(np.linspace(0, len(annotations) - 1, READ_SIZES).astype(int))
-    sizes, box_sides = [], []
-    for index in indices:
-        record = annotations[int(index)]
-        try:
-            size = record.size_hw or read_header(record.path).size_hw
-        except DatasetError:
-            continue  # training reports every broken image before it starts
-        sizes.append(size)
-        sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
-        box_sides.append(np.sqrt(np.clip(sides, 0, None).prod(axis=1)) / min(size))
-    boxes = np.concatenate(box_sides) if box_sides else np.zeros(0)
-    return np.array(sizes, np.float64).reshape(-1, 2), boxes[np.isfinite(boxes)]
+def _input_size(size: InputSize) -> Iterator[Proposal]:
+    yield Proposal("short_side", size.short_side, size.reason)
+    yield Proposal("view_size", size.view_size, size.view_reason)
+    if size.finer_level:
+        why = "a level of stride 4: objects this small in images that show no more when enlarged"
+        yield Proposal("strides", FINER_STRIDES, why)
+        yield Proposal("regress_ranges", FINER_RANGES, "for these levels")
 
 
 # Words after which a mirrored image means something else.
@@ -270,11 +241,22 @@ def _balance(train: Annotations) -> Iterator[Proposal]:
         )
 
 
-def _length(num_images: int, hardware: Hardware) -> Iterator[Proposal]:
+def usual_epochs(num_images: int, hardware: Hardware) -> int:
     """Enough samples even for few images; at least the papers' 12 epochs."""
     goal = 120_000 if hardware.num_gpus else 6_000
-    epochs = int(np.clip(round(goal / max(1, num_images)), 12, 200))
+    return int(np.clip(round(goal / max(1, num_images)), 12, 200))
+
+
+def _length(
+    num_images: int, hardware: Hardware, size: InputSize, budget: Budget | None
+) -> Iterator[Proposal]:
+    """As many epochs as are of use, or as the time allows."""
+    epochs = usual_epochs(num_images, hardware)
     reason = f"{counted(num_images, 'image')}, {num_images * epochs:,} samples in total"
+    if budget is not None:
+        affordable = int(budget.num_images(size.short_side * size.view_size) / num_images)
+        epochs = max(1, min(affordable, MOST_EPOCHS * epochs))
+        reason = f"{counted(num_images, 'image')}, {budget.describe(size, epochs * num_images)}"
     yield Proposal("epochs", epochs, reason)
     if epochs > 50:
         yield Proposal("eval_epochs", round(epochs / 25), "epochs are short: 25 evaluations in total")

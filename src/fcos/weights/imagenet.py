@@ -38,7 +38,7 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> 
     Args:
         backbone: changed in place.
         name: its timm name.
-        source: a file, or True: a pip package if one has them, else timm's download.
+        source: a file; or True or "imagenet": a pip package if one has them, else timm's download.
 
     Returns:
         Where the weights came from, for the log.
@@ -46,7 +46,7 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> 
     Raises:
         WeightsError: there are none, or the file does not fit. It never falls back to random weights.
     """
-    if isinstance(source, str):
+    if isinstance(source, str) and source != "imagenet":
         _copy_into_body(backbone.body, classifier_from_file(name, Path(source)))
         return source
     if (packaged := pip_weights_file(name)) is not None:

@@ -17,13 +17,16 @@ from fcos.errors import ConfigError, WeightsError
 from fcos.files import first_line_of
 from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
+from fcos.weights.everyday import EVERYDAY, EVERYDAY_FILE
 from fcos.weights.model_file import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
-from fcos.weights.published.opening import is_published
+from fcos.weights.published.opening import PICKLE_SUFFIXES, is_published
 from fcos.weights.published.read import read_published
 from fcos.weights.published.settings import ChannelOrder
 
 ExportFormat = Literal["onnx", "openvino", "torch"]
 OPENVINO_GRAPH = "model.xml"  # in its folder
+
+MODELS_OF_A_RUN = ("best.safetensors", "last.safetensors")
 
 # More than any model needs; a file that asks for more would only fill the memory.
 MOST = {
@@ -87,11 +90,25 @@ def format_of(path: Path) -> ExportFormat | None:
     return {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}.get(path.suffix)  # type: ignore[return-value]
 
 
+def is_model(word: str) -> bool:
+    """Whether a word names a model by its looks: a run folder, a suffix, or the everyday detector."""
+    path = Path(word)
+    in_folder = any((path / name).is_file() for name in (*MODELS_OF_A_RUN, "config.json"))
+    return (
+        word == EVERYDAY
+        or in_folder
+        or bool(format_of(path))
+        or path.suffix.lower() in (".safetensors", *PICKLE_SUFFIXES)
+    )
+
+
 def model_file_of(source: Path) -> Path:
-    """The model file of a run folder (the best one), or the file itself."""
+    """The model file of a run folder (the best one), of "everyday", or the file itself."""
+    if str(source) == EVERYDAY and not source.exists():
+        return EVERYDAY_FILE
     if not source.is_dir():
         return source
-    for name in ("best.safetensors", "last.safetensors"):
+    for name in MODELS_OF_A_RUN:
         if (source / name).is_file():
             return source / name
     raise WeightsError(
@@ -102,10 +119,10 @@ def model_file_of(source: Path) -> Path:
 
 
 def load_model(source: Path | str, channel_order: ChannelOrder | None = None) -> LoadedModel:
-    """The model of a run folder, a model file, or a weight file of another code base.
+    """The model of a run folder, a model file, "everyday", or a weight file of another code base.
 
     Args:
-        source: of the model.
+        source: of the model; "everyday" is the one that comes with the package.
         channel_order: of the pixels that the network takes, if the file does not say so or says it wrongly.
 
     Raises:

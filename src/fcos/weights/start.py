@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fcos.config import TrainConfig
 from fcos.config.checks import broken_rules
 from fcos.errors import ConfigError
 from fcos.model.fcos import FCOS
-from fcos.weights.load import LATER_SETTINGS, MODEL_SETTINGS, LoadedModel, load_model
+from fcos.weights.load import LATER_SETTINGS, MODEL_SETTINGS, LoadedModel, load_model, model_file_of
 from fcos.weights.model_file import is_model_file, load_tensors
 from fcos.weights.published.coco import coco_file
 from fcos.weights.published.layouts import layout_of
@@ -20,15 +21,16 @@ from fcos.weights.published.opening import is_published, open_state
 
 # Settings of the training itself: how many detections are evaluated does not depend on the weights.
 NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image", *LATER_SETTINGS)
+QUALITY = "head.quality."  # the quality branch, which a training may add or leave out
 # The weights of one class each.
 CLASS_TENSORS = ("head.logits.weight", "head.logits.bias")
 
 
 def find_start(config: TrainConfig) -> LoadedModel | None:
     """The detector that `pretrain` names; None if it is a backbone's file, true or false."""
-    if not isinstance(config.pretrain, str):
+    if not isinstance(config.pretrain, str) or config.pretrain == "imagenet":
         return None
-    path = coco_file() if config.pretrain == "coco" else Path(config.pretrain)
+    path = coco_file() if config.pretrain == "coco" else model_file_of(Path(config.pretrain))
     if not (path.is_dir() or is_model_file(path) or is_published(path)):
         return None
     if is_published(path) and layout_of(open_state(path).tensors) is None:
@@ -60,7 +62,8 @@ def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig
 def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> list[str]:
     """Put a detector's weights into a model of other classes; returns the classes that both know.
 
-    The outputs of those classes are copied by name; the others keep their fresh weights.
+    The outputs of those classes are copied by name; the others keep their fresh weights, as does a quality
+    branch that the detector does not have.
     """
     fresh, tensors = model.state_dict(), dict(start.model.state_dict())
     known = [name for name in class_names if name in start.card.class_names]
@@ -69,6 +72,27 @@ def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> l
     for key in CLASS_TENSORS:
         if tensors[key].shape[1:] == fresh[key].shape[1:]:
             tensors[key] = fresh[key].clone().index_copy_(0, places, tensors[key][rows])
+    if model.strides[0] < start.model.strides[0]:
+        tensors = _with_finer_level(tensors, fresh)
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(QUALITY) or key in fresh}
+    tensors |= {k: v for k, v in fresh.items() if k.startswith(QUALITY) and start.model.head.quality is None}
     tensors |= {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
     load_tensors(model, tensors, start.path)
     return known
+
+
+def _with_finer_level(tensors: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a detector with one level more before its finest, whose layers are fresh."""
+    shifted = {}
+    for key, tensor in tensors.items():
+        part, _, rest = key.removeprefix("pyramid.").partition(".")
+        if key.startswith("pyramid.") and part in ("lateral", "output"):
+            index, _, name = rest.partition(".")
+            key = f"pyramid.{part}.{int(index) + 1}.{name}"
+        shifted[key] = tensor
+    scales = torch.cat([tensors["head.scales"][:1], tensors["head.scales"]])
+    return (
+        {key: tensor for key, tensor in fresh.items() if key.startswith("pyramid.")}
+        | shifted
+        | {"head.scales": scales}
+    )

@@ -1,0 +1,156 @@
+"""Train the detector that comes with the package, pack it, and measure it.
+
+    python benchmarks/everyday.py train --voc07 DIR --out everyday         on train, measured on val
+    python benchmarks/everyday.py train --voc07 DIR --out ship --list trainval --start everyday/small
+    python benchmarks/everyday.py pack ship/large -o src/fcos/weights/everyday.safetensors
+    python benchmarks/everyday.py measure everyday --voc07 DIR --coco-mini DIR
+
+`train` runs the stages below, each from the weights of the one before (the first from ImageNet's); a stage
+that was stopped resumes, one that is done is kept. With `--start`, only the last stage runs, from those
+weights. `pack` stores the weights in half precision, and renames the classes and their ids to COCO's, which
+users' data more often have. `measure` prints AP on VOC07's val and on COCO's 20 classes of the same objects.
+
+DIR of VOC07 holds JPEGImages, Annotations and ImageSets/Main, with train.txt and val.txt: the pictures are
+not part of this repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fcos import Detector
+from fcos.data.annotations import Annotations, select
+from fcos.data.check import check, drop_invalid
+from fcos.data.formats import read_annotations
+from fcos.data.names import with_classes_of
+from fcos.metrics.coco import evaluate_detections
+from fcos.weights.model_file import read_model, save_model
+from fcos.weights.published.coco import COCO_IDS, COCO_NAMES
+
+ALL = {
+    "model": "fcos_mobilenetv2",
+    "class_loss": "qfl",
+    "class_target": "iou",
+    "quality": "none",
+    "augmentation": "standard",
+    "ema_decay": 0.998,
+    "precision": "bf16",
+    "num_workers": 1,
+    "data_format": "voc",
+}
+STAGES: dict[str, dict[str, Any]] = {
+    # small images first: a third of the time of large ones, and most of what there is to learn
+    "small": {"epochs": 20, "eval_epochs": 4, "short_side": 192, "view_size": 320},
+    "large": {"epochs": 8, "eval_epochs": 4, "short_side": 320, "view_size": 532, "lr_base": 0.0005},
+}
+COCO_NAME = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+
+def train(args: argparse.Namespace) -> None:
+    """Each stage in a process of its own."""
+    start = str(args.start) if args.start else True
+    stages = {"large": STAGES["large"]} if args.start else STAGES
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, settings in stages.items():
+        run = args.out / name
+        lists, images = args.voc07 / "ImageSets" / "Main", args.voc07 / "JPEGImages"
+        settings = ALL | settings | {"pretrain": start, "run_folder": str(run.absolute())}
+        settings |= {"list_train": str(lists / f"{args.list}.txt"), "root_train": str(images)}
+        settings |= {"list_eval": str(lists / "val.txt"), "root_eval": str(images)}
+        config = args.out / f"{name}.json"
+        config.write_text(json.dumps(settings, indent=1))
+        resume = ["load=true"] if (run / "last.ckpt").exists() else []
+        subprocess.run([sys.executable, "-m", "fcos", "train", str(config), *resume], check=True)
+        start = str(run.absolute())
+
+
+def pack(args: argparse.Namespace) -> None:
+    """The best weights of a run, in half precision, with COCO's names."""
+    source = args.run / "best.safetensors"
+    card, tensors = read_model(source)
+    names = tuple(COCO_NAME.get(name, name) for name in card.class_names)
+    ids = tuple(COCO_IDS[COCO_NAMES.index(name)] for name in names)
+    half = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+    save_model(args.output, half, dataclasses.replace(card, class_names=names, category_ids=ids))
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB")
+
+
+def everyday_objects(annotations: Annotations, class_names: tuple[str, ...]) -> Annotations:
+    """The annotations with these classes alone; all images stay."""
+    names = [COCO_NAME.get(name, name) for name in annotations.class_names]
+    kept = np.array([name in class_names for name in names])
+    chosen = select(annotations, range(len(annotations)), kept[annotations.labels])
+    new = np.cumsum(kept) - 1
+    renamed = dataclasses.replace(
+        chosen,
+        class_names=tuple(name for name, keep in zip(names, kept, strict=True) if keep),
+        category_ids=tuple(i for i, keep in zip(annotations.category_ids, kept, strict=True) if keep),
+        labels=new[chosen.labels],
+    )
+    return with_classes_of(renamed, class_names)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """AP of models on both sets."""
+    torch.set_num_threads(args.threads)
+    val = args.voc07 / "ImageSets" / "Main" / "val.txt"
+    coco = args.coco_mini / "annotations" / "instances_val2017.json"
+    sets = {
+        "VOC07 val": read_annotations(val, root=args.voc07 / "JPEGImages", format="voc"),
+        "coco_mini val": read_annotations(coco, root=args.coco_mini / "val2017", format="coco"),
+    }
+    print("| model | images | AP | AP50 | AP75 | AP small |\n|---|---|---|---|---|---|")
+    for source in args.models:
+        detector = Detector.load(source, "cpu")
+        class_names = tuple(COCO_NAME.get(name, name) for name in detector.class_names)
+        for name, read in sets.items():
+            annotations = everyday_objects(drop_invalid(read, check(read)), class_names)
+            numbers = evaluate_detections(annotations, detector.find(annotations))
+            scores = numbers.map_mean, numbers.map_50, numbers.map_75, numbers.stats[3]
+            print(
+                f"| {source} | {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |", flush=True
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    trained = commands.add_parser("train", help="run the stages that are not done")
+    trained.add_argument("--out", type=Path, required=True)
+    trained.add_argument("--list", default="train", help="train, or trainval for the file that ships")
+    trained.add_argument("--start", type=Path, help="run only the last stage, from these weights")
+    packed = commands.add_parser("pack", help="write the file that ships")
+    packed.add_argument("run", type=Path)
+    packed.add_argument("-o", "--output", type=Path, required=True)
+    measured = commands.add_parser("measure", help="AP on VOC07's val and on COCO")
+    measured.add_argument("models", nargs="+")
+    measured.add_argument("--coco-mini", type=Path, required=True)
+    measured.add_argument("--threads", type=int, default=2)
+    for command, function in ((trained, train), (packed, pack), (measured, measure)):
+        command.set_defaults(function=function)
+        if function is not pack:
+            command.add_argument("--voc07", type=Path, required=True)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()

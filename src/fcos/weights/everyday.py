@@ -1,0 +1,12 @@
+"""The everyday detector: weights that come with the package, for 20 kinds of everyday objects.
+
+They detect on the user's own images at once, and are a better start for training than ImageNet weights.
+docs/everyday.md is their model card; `benchmarks/everyday.py` makes them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EVERYDAY = "everyday"
+EVERYDAY_FILE = Path(__file__).with_name("everyday.safetensors")
