@@ -57,12 +57,12 @@ function resizedSize({ height, width }) {
 
 // Bilinear and antialiased as in Pillow, rows first, each pass rounded: the canvas has no such filter. Gives RGB.
 function resized({ data, height, width }, newHeight, newWidth) {
-  const rows = new Uint8ClampedArray(height * newWidth * 3); // rounds to nearest
+  const rows = new Uint8Array(height * newWidth * 3);
   const columns = filters(width, newWidth);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < newWidth; x++) {
       const { first, weights } = columns[x];
-      let [red, green, blue] = [0, 0, 0];
+      let [red, green, blue] = [0.5, 0.5, 0.5]; // cut off below: rounded to the nearest
       for (let i = 0, from = 4 * (y * width + first); i < weights.length; i++, from += 4) {
         red += weights[i] * data[from];
         green += weights[i] * data[from + 1];
@@ -71,11 +71,11 @@ function resized({ data, height, width }, newHeight, newWidth) {
       rows.set([red, green, blue], 3 * (y * newWidth + x));
     }
   }
-  const pixels = new Uint8ClampedArray(newHeight * newWidth * 3);
+  const pixels = new Uint8Array(newHeight * newWidth * 3);
   const stride = 3 * newWidth;
   filters(height, newHeight).forEach(({ first, weights }, y) => {
     for (let x = 0; x < stride; x++) {
-      let sum = 0;
+      let sum = 0.5;
       for (let i = 0; i < weights.length; i++) sum += weights[i] * rows[(first + i) * stride + x];
       pixels[y * stride + x] = sum;
     }
