@@ -99,9 +99,9 @@ def test_two_pictures_are_searched_at_once_each_on_one_core(
     def predict(images: Any, *args: Any, **kwargs: Any) -> Any:
         cores.append(torch.get_num_threads())
         both.wait()
-        return Detector.predict(detector, images, *args, **kwargs)
+        return Detector.predict_group(detector, images, *args, **kwargs)
 
-    monkeypatch.setattr(detector, "predict", predict)
+    monkeypatch.setattr(detector, "predict_group", predict)
     assert len(list(detector.stream(pictures[:8]))) == 8  # four pairs, all taken at once
 
     assert set(cores) == {1}
@@ -121,7 +121,7 @@ def test_where_networks_may_not_run_side_by_side_the_rest_does(
         at_once.append(running)
         cores.append(torch.get_num_threads())
         time.sleep(0.02)
-        found = Detector.predict(detector, images, *args, **kwargs)
+        found = Detector.predict_group(detector, images, *args, **kwargs)
         running -= 1
         return found
 
@@ -129,7 +129,7 @@ def test_where_networks_may_not_run_side_by_side_the_rest_does(
         read_meanwhile.append(running)
         return of_picture(picture)
 
-    monkeypatch.setattr(detector, "predict", predict)
+    monkeypatch.setattr(detector, "predict_group", predict)
     found = list(predict_each(detector, pictures, read, lambda picture, detections: detections))
 
     assert len(found) == len(pictures)
@@ -179,9 +179,9 @@ def test_large_pictures_of_a_group_are_not_all_in_memory(
 
     def predict(images: Any, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(images))
-        return Detector.predict(detector, images, *args, **kwargs)
+        return Detector.predict_group(detector, images, *args, **kwargs)
 
-    monkeypatch.setattr(detector, "predict", predict)
+    monkeypatch.setattr(detector, "predict_group", predict)
     found = list(
         predict_each(detector, [pictures[0]] * 6, of_picture, lambda picture, detections: detections)
     )
