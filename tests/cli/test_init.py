@@ -111,7 +111,9 @@ def test_train_on_a_folder_writes_its_config_and_trains_with_it(
     Path("run").mkdir()
     line = {"kind": "eval", "step": 1, "epoch": 1, "map_mean": 0.5, "stats": [0.5] * 12}
     Path("run/metrics.jsonl").write_text(json.dumps(line) + "\n")
-    monkeypatch.setattr("fcos.report.after_training.train", lambda config: trained.append(config) or finished)
+    monkeypatch.setattr(
+        "fcos.report.after_training.train", lambda config, callbacks: trained.append(config) or finished
+    )
     answer = fcos("train", "birds", "epochs=3")
     assert answer.exit_code == 0, answer.output
     assert "written to train.json" in answer.output
@@ -162,7 +164,7 @@ def test_train_on_a_folder_takes_a_value_that_goes_with_the_proposal_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fcos.report.after_training.train", lambda config: Run(Path("run"), False, exit_code=143)
+        "fcos.report.after_training.train", lambda config, callbacks: Run(Path("run"), False, exit_code=143)
     )
     assert fcos("train", "birds", "view_size=700").exit_code == 143  # less than the default short_side
     assert Path("train.json").exists()
@@ -172,7 +174,7 @@ def test_stopped_training_ends_with_the_exit_code_of_its_signal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fcos.report.after_training.train", lambda config: Run(Path("run"), False, exit_code=143)
+        "fcos.report.after_training.train", lambda config, callbacks: Run(Path("run"), False, exit_code=143)
     )
     Path("train.json").write_text("{}")
     assert fcos("train", "train.json").exit_code == 143
@@ -186,7 +188,9 @@ def test_finished_training_without_its_metrics_ends_with_what_there_is(
     Path("run/best.safetensors").touch()
     if content:
         Path("run/metrics.jsonl").write_text(content)
-    monkeypatch.setattr("fcos.report.after_training.train", lambda config: Run(Path("run"), finished=True))
+    monkeypatch.setattr(
+        "fcos.report.after_training.train", lambda config, callbacks: Run(Path("run"), finished=True)
+    )
     Path("train.json").write_text("{}")
 
     answer, as_json = fcos("train", "train.json", "load=true"), fcos("train", "train.json", "--json")

@@ -25,6 +25,8 @@ from fcos.export.verify import compare
 
 from .test_page import drop, num_boxes, set_threshold, sync_api
 
+pytestmark = pytest.mark.slow  # fetches 20 MB with npm
+
 
 class Quiet(SimpleHTTPRequestHandler):
     """A static host that prints nothing."""

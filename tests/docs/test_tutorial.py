@@ -37,6 +37,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": package}
 
 
+@pytest.mark.slow
 def test_every_command_does_what_the_page_says(folder: Path, environment: dict[str, str]) -> None:
     lines = [line for line in commands_of(PAGE) if not line.startswith("pip ")]
     for whole, smaller in SMALLER.items():
@@ -55,6 +56,7 @@ def test_every_command_does_what_the_page_says(folder: Path, environment: dict[s
     assert len(list((folder / "found").rglob("*.jpg"))) == 8
 
 
+@pytest.mark.slow
 def test_python_of_the_page_runs(folder: Path, environment: dict[str, str]) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert blocks

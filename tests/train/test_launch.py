@@ -102,7 +102,7 @@ def long_alone(tiny_of_module: Tiny) -> str:
     return str(tiny_of_module.train("alone", **LONG).folder)
 
 
-@pytest.mark.parametrize("victim", ["first", "second"])
+@pytest.mark.parametrize("victim", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_killed_process_ends_the_run_with_one_message_and_the_run_goes_on_alone(
     tiny: Tiny, long_alone: str, victim: str
 ) -> None:
