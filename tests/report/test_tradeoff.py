@@ -15,6 +15,7 @@ from fcos.data.annotations import Annotations, Record
 from fcos.errors import WeightsError
 from fcos.metrics.coco import CocoMetrics
 from fcos.predict.detections import Detections
+from fcos.report import tradeoff
 from fcos.report.tradeoff import Candidate, Measured, marked, measure, plot
 
 
@@ -55,10 +56,12 @@ def test_ap_is_that_of_the_classes_by_name_and_the_fastest_is_first(annotations:
     assert [row.unknown for row in rows] == [("dog",), ()]
     assert rows[1].latency_ms >= 50 > rows[0].latency_ms
     assert [row.is_best for row in rows] == [True, True]
-    assert done == [1, 1]
+    assert done == [2]
 
 
-def test_each_image_goes_through_each_model_in_turn(annotations: Annotations) -> None:
+def test_models_take_turns_of_a_few_images_after_one_that_is_not_timed(
+    annotations: Annotations, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[str, int]] = []
 
     def named(name: str) -> Candidate:
@@ -69,10 +72,12 @@ def test_each_image_goes_through_each_model_in_turn(annotations: Annotations) ->
         return Candidate(name, predict, ("cat",), 0)
 
     measure([named("a"), named("b")], annotations)
+    assert seen == [("a", 1), ("a", 1), ("a", 2), ("b", 1), ("b", 1), ("b", 2)]
 
-    warm_up, measured = seen[:2], seen[2:]
-    assert warm_up == [("a", 1), ("b", 1)]
-    assert measured == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+    monkeypatch.setattr(tradeoff, "IMAGES_OF_A_TURN", 1)
+    seen.clear()
+    measure([named("a"), named("b")], annotations)
+    assert seen == [(name, image) for image in (1, 2) for name in "aabb"]
 
 
 def test_inclusive_boxes_are_a_pixel_larger(annotations: Annotations) -> None:

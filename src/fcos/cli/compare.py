@@ -75,7 +75,7 @@ def command(
     """Measure AP, AP50, latency and file size of several models, to choose one.
 
     A MODEL is a run folder, a model file, an exported file, or an ONNX file of DEIM, D-FINE, RT-DETR or YOLO;
-    write NAME=MODEL to name it in table and plot. Each image goes through each model in turn, one image at a
+    write NAME=MODEL to name it in table and plot. Models take turns of a few images, one image at a
     time: the latency is the median time from its pixels to detections, on this machine. Classes are matched
     by name.
     """
