@@ -26,6 +26,7 @@ from fcos import Detector
 from fcos.cli import main
 
 from .conftest import running
+from .test_server import post as post_to
 
 # A pass takes a second more than the network needs.
 SLOW = """
@@ -71,13 +72,7 @@ def wait_until_ready(process: int, folder: Path) -> None:
 
 
 def post(address: str, content: bytes, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-    request = urllib.request.Request(f"{address}/predict?score_threshold=0", content, headers or {})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
+    return post_to(f"{address}/predict?score_threshold=0", content, headers)
 
 
 def metrics(address: str) -> dict[str, float]:

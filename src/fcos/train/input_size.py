@@ -165,7 +165,7 @@ def training_speed(preset: str, precision: str, device: str) -> float:
         with torch.autocast(device, dtype, enabled=precision != "fp32"):
             output = network(images, sizes)
         sum(part.float().mean() for part in output if part is not None).backward()
-        elapsed_s.append(time.perf_counter() - started_at)
         if device == "cuda":
             torch.cuda.synchronize()
+        elapsed_s.append(time.perf_counter() - started_at)
     return IMAGES_AT_ONCE * short * view / min(elapsed_s[1:])
