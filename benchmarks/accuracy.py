@@ -359,7 +359,10 @@ def run_one(
         note |= {key: said[key] for key in ("cpu_s", "epochs", "imagenet")}
     else:
         model = folder / "run"
-        epochs, shown = epochs_within(budget_s, kind, settings, name, lists, model)
+        if args.epochs is None:
+            epochs, shown = epochs_within(budget_s, kind, settings, name, lists, model)
+        else:
+            epochs, shown = args.epochs, lists
         note["cpu_s"] = train_ours(kind, settings, name, shown, epochs, seed, model)
         note["epochs"] = epochs
     torch.set_num_threads(NUM_THREADS)
@@ -441,6 +444,7 @@ def main() -> None:
     run.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     run.add_argument("--budget", choices=BUDGETS_S, default="short")
     run.add_argument("--seeds", type=int, help="number of them, instead of the set's own")
+    run.add_argument("--epochs", type=int, help="of our methods, instead of those that fit into the budget")
     run.add_argument("--test", action="store_true", help="train on all but test, measure on test")
     run.add_argument("--download", action="store_true", help="ImageNet weights of MobileNetV3")
     table = commands.add_parser("table", help="print the results that there are")

@@ -108,7 +108,9 @@ def main(images: Path, annotations: Path, steps: int = 20, short_side: int = 256
          "short_side": short_side, "view_size": short_side * 2, "weight_decay": 0.0}
     )  # fmt: skip
     train_set = read_annotations(annotations, root=images)
-    loader = iter(build_train_loader(config, train_set, micro_batch=2, rank=0, world=1, start_step=0))
+    loader = iter(
+        build_train_loader(config, train_set, micro_batch=2, rank=0, world=1, start_step=0, total_steps=1)
+    )
     batches = [next(loader) for _ in range(steps)]
 
     peer = make_torchvision()

@@ -237,7 +237,7 @@ def test_key_of_another_tool_is_answered_with_ours(key: str, ours: str) -> None:
 
 
 def test_key_without_an_equivalent_says_so() -> None:
-    for key, why in (("cache", "read as they are needed"), ("mosaic", "never mixed")):
+    for key, why in (("cache", "read as they are needed"), ("cutmix", "mix images")):
         assert "fix: remove it: there is no equivalent; " in message({key: 8})
         assert why in message(None, f"{key}=8")
 

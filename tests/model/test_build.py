@@ -185,7 +185,7 @@ def test_training_goes_on_in_the_stream_where_it_is_told_to(annotations: Annotat
 
     def read(start_step: int, num_batches: int) -> list[tuple[int, ...]]:
         loader = build_train_loader(
-            settings, annotations, micro_batch=2, rank=0, world=1, start_step=start_step
+            settings, annotations, micro_batch=2, rank=0, world=1, start_step=start_step, total_steps=9
         )
         return [batch.positions for batch in islice(loader, num_batches)]
 

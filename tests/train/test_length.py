@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fcos.config import load_config
+from fcos.data.mixing import Mixing
 from fcos.errors import ConfigError
 from fcos.train.length import Decision, Length, steps_that_fit
 from fcos.train.step import OptimizerStep
@@ -114,6 +115,30 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr("fcos.train.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(OptimizerStep, "__call__", take)
     return now
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_part_without_mixed_images_moves_with_the_end(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[int] = []
+    mix = Mixing.__call__
+
+    def note(self: Mixing, *arguments: Any) -> Any:
+        ends.append(self.until)
+        return mix(self, *arguments)
+
+    monkeypatch.setattr(Mixing, "__call__", note)
+    timed = TIMED | {"mosaic": 1.0, "mix_until": 0.5, "num_workers": 0}
+    tiny.train("whole", **timed)
+    # 50 steps of 8 images are planned; 19 fit, which is known after step 3 (see the next test)
+    assert ends == [25 * 8] * 3 * 8 + [9 * 8] * 16 * 8
+
+    tiny.train_until(7, "stopped", **timed)
+    tiny.train("stopped", **timed, load=True)
+    ours, theirs = tiny.checkpoint("stopped"), tiny.checkpoint("whole")
+    del ours["config"], theirs["config"]
+    assert list(tiny.differences(ours, theirs)) == []
 
 
 def test_schedule_is_laid_out_over_the_steps_that_fit(

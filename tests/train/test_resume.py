@@ -79,6 +79,14 @@ def test_run_with_repeats_and_weights_resumes_bit_by_bit(
     assert tiny.lines("whole")[-1]["step"] == 13  # 2 x 25 images in steps of 4
 
 
+def test_run_with_mixed_images_resumes_bit_by_bit(tiny: Tiny) -> None:
+    mixed = FINE | {"mosaic": 0.5, "mixup": 0.3, "copy_paste": 0.5, "mix_until": 0.7}
+    tiny.train("whole", **mixed)
+    tiny.train_until(13, "stopped", **mixed)  # images are mixed until step 14
+    tiny.train("stopped", **mixed, load=True)
+    assert_same_run(tiny, "stopped", str(tiny.runs / "whole"))
+
+
 def test_run_stopped_at_the_end_of_an_epoch_measures_it_when_it_goes_on(tiny: Tiny, fine: str) -> None:
     tiny.train_until(10, "stopped", **FINE)
     assert tiny.lines("stopped", "eval") == []

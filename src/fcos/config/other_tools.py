@@ -83,6 +83,9 @@ SAME = {
     "data_format": "dataset_type",
     "augmentation": "augment augmentations aug hsv_h hsv_s hsv_v degrees shear perspective translate "
     "flipud auto_augment color_jitter rotate data_augmentation albumentations transforms train_pipeline",
+    "mix_until": "close_mosaic close_mosaic_epochs",
+    "mixup": "mix_up mixup_prob",
+    "mosaic": "mosaic_prob",
     "horizontal_flip": "fliplr flip flip_prob random_flip hflip",
     "score_threshold": "conf conf_thres conf_thresh confidence score_thr score_thresh inference_th_test "
     "box_score_thresh",
@@ -104,8 +107,8 @@ NONE = {
     "warmup_momentum warmup_bias_lr warmup_factor warmup_ratio": (
         '"warmup_iter" is how long the warm-up is; it is linear, from 0'
     ),
-    "mosaic close_mosaic mixup cutmix copy_paste copy_paste_mode erasing random_erasing": (
-        'images are never mixed; the strongest changes are "augmentation": "strong"'
+    "cutmix copy_paste_mode erasing random_erasing": (
+        'the strongest changes are "augmentation": "strong"; "mosaic", "mixup" and "copy_paste" mix images'
     ),
     "box cls dfl pose kobj loss_weight label_smoothing": "the losses have equal weights",
     "cache cache_images": "images are read as they are needed",
@@ -120,7 +123,7 @@ NONE = {
     "auto_scale_lr": 'without "lr_base" the rate follows "nbatch_train"',
     "plots plot verbose profile print_freq log_interval log_period": "curves and report are always made",
     "task mode": "`fcos train` trains detectors; the other commands are in `fcos --help`",
-    "tta test_time_augmentation": "one image is one forward pass",
+    "tta test_time_augmentation": "`fcos predict --tta` and `fcos eval --tta` do it",
     "dist_url dist_backend start_epoch test_only": "nothing takes its place",
 }
 

@@ -196,6 +196,14 @@ class TrainConfig(BaseModel):
         False,
         "augmentation of training images; true means standard; overhead is for aerial images",
     )
+    mosaic: float = setting(0.0, "share of the training images that are made of four", ge=0, le=1)
+    mixup: float = setting(0.0, "share of the training images that are the mean of two", ge=0, le=1)
+    copy_paste: float = setting(
+        0.0, "share of the training images with objects of another image pasted in", ge=0, le=1
+    )
+    mix_until: float = setting(
+        0.8, "mosaic, mixup and copy_paste end after this share of the training", ge=0, le=1
+    )
     boxarea_th: float = setting(
         0.0, "training ignores boxes smaller than this after resizing", unit="pixels^2", ge=0
     )
@@ -283,6 +291,11 @@ class TrainConfig(BaseModel):
     def eval_epoches(self) -> int:
         """`eval_epochs`, as the seed spells it."""
         return self.eval_epochs
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether training images are made of several."""
+        return max(self.mosaic, self.mixup, self.copy_paste) > 0
 
     def origin(self, key: str) -> str:
         """Where a value was given: "default", "preset fcos_r18", "file train.json, line 3" and so on."""

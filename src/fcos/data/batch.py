@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image import DecodedImage, EnoughSize, read_image, read_reduced
-from fcos.data.transforms import EvalTransform, TrainTransform, pad, same_padded_size
+from fcos.data.mixing import NO_MIXING, Mixing
+from fcos.data.transforms import Augmented, EvalTransform, TrainTransform, pad, same_padded_size
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,18 @@ class TrainDataset(Dataset[Sample]):
         transform: resizing and augmentation.
         seed: of the augmentation.
         batch_size: images of one optimizer step, which share what augmentation draws once for a step.
+        mixing: of several images into one.
     """
 
     def __init__(
-        self, annotations: Annotations, transform: TrainTransform, seed: int, batch_size: int
+        self,
+        annotations: Annotations,
+        transform: TrainTransform,
+        seed: int,
+        batch_size: int,
+        mixing: Mixing = NO_MIXING,
     ) -> None:
-        self.annotations, self.transform = annotations, transform
+        self.annotations, self.transform, self.mixing = annotations, transform, mixing
         self.seed, self.batch_size = seed, batch_size
 
     def __len__(self) -> int:
@@ -99,18 +106,24 @@ class TrainDataset(Dataset[Sample]):
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         index, position = place
-        record = self.annotations[index]
-        decoded, truth = read_sample(record, self.transform.enough)
+        # Whether the images of a step are turned: another stream of seeds than that of positions.
+        step_seed = stream_seed(self.seed, -1 - position // self.batch_size)
+        turned = self.transform.augment.quarter_turns and step_seed % 2 == 1
+
+        def augmented(index: int) -> tuple[Augmented, tuple[int, int]]:
+            decoded, truth = read_sample(self.annotations[index], self.transform.enough)
+            arguments = decoded.pixels, truth.boxes_xyxy, truth.labels
+            return self.transform(*arguments, turned=turned), decoded.size_hw
+
         with torch.random.fork_rng(devices=[]):
-            # Whether the images of a step are turned: another stream of seeds than that of positions.
-            step_seed = stream_seed(self.seed, -1 - position // self.batch_size)
-            turned = self.transform.augment.quarter_turns and step_seed % 2 == 1
             # torch.manual_seed keeps a stack trace for GPUs: a third of the time of a small image
             torch.default_generator.manual_seed(stream_seed(self.seed, position))
-            image, boxes, labels = self.transform(
-                decoded.pixels, truth.boxes_xyxy, truth.labels, turned=turned
+            first, size_hw = augmented(index)
+            image, boxes, labels = self.mixing(
+                first, position, lambda: augmented(int(torch.randint(len(self), ())))[0]
             )
-        return Sample(image, GroundTruth(boxes, labels), record.image_id, decoded.size_hw, position)
+        truth = GroundTruth(*self.transform.large_enough(boxes, labels))
+        return Sample(image, truth, self.annotations[index].image_id, size_hw, position)
 
 
 def stream_seed(seed: int, position: int) -> int:

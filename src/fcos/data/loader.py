@@ -30,6 +30,7 @@ from fcos.data.batch import (
     collate_by_size,
     stream_seed,
 )
+from fcos.data.mixing import Mixing
 from fcos.data.transforms import EvalTransform, TrainTransform, padded_size
 from fcos.data.workers import Loader, SplitLoader, start_worker
 
@@ -66,10 +67,19 @@ def build_train_loader(
     rank: int,
     world: int,
     start_step: int,
+    total_steps: int,
     factors: Float64[Tensor, " images"] | None = None,
 ) -> DataLoader[Batch]:
     """Endless micro-batches of one device, starting at an optimizer step; `factors` of `repeat_factors`."""
-    dataset = TrainDataset(annotations, build_train_transform(config), config.seed, config.nbatch_train)
+    mixing = Mixing(
+        config.mosaic,
+        config.mixup,
+        config.copy_paste,
+        until=int(config.mix_until * total_steps) * config.nbatch_train,
+    )
+    dataset = TrainDataset(
+        annotations, build_train_transform(config), config.seed, config.nbatch_train, mixing
+    )
     is_wide = torch.from_numpy(annotations.sizes_hw[:, 1] > annotations.sizes_hw[:, 0])
     sampler = StreamSampler(
         is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step, factors

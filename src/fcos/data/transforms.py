@@ -26,13 +26,15 @@ from fcos.data.augmentation import NO_AUGMENTATION, Augmentation, RandomTile
 Image = UInt8[Tensor, "3 _ _"]
 Boxes = Float[Tensor, "boxes 4"]
 Labels = Int64[Tensor, " boxes"]
-Augmented = tuple[Image, Float[Tensor, "kept 4"], Int64[Tensor, " kept"]]
+KeptBoxes = tuple[Float[Tensor, "kept 4"], Int64[Tensor, " kept"]]
+Augmented = tuple[Image, Float[Tensor, "_ 4"], Int64[Tensor, " _"]]
 Resized = UInt8[Tensor, "3 _ _"] | Float[Tensor, "3 _ _"]
 
 
 # An image is decoded no smaller than this times the size that it is resized to: reduced and full decoding
 # then differ by one grey level in the mean; by two and a half at 1.0 (docs/data.md).
 DECODE_MARGIN = 1.5
+MIN_VISIBLE = 0.25  # share of a box's area that a crop has to leave of it
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,12 @@ class TrainTransform:
             image, boxes_xyxy = mirror(image, boxes_xyxy)
         if turned:  # after resizing: fewer pixels; after both mirrors: in between, the second undid the first
             image, boxes_xyxy = quarter_turn(image, boxes_xyxy)
+        return image, *self.large_enough(boxes_xyxy, labels)
+
+    def large_enough(self, boxes_xyxy: Boxes, labels: Labels) -> KeptBoxes:
+        """The boxes to learn from, at network size."""
         kept = _areas(boxes_xyxy) >= max(self.min_area, 1e-6)
-        return image, boxes_xyxy[kept], labels[kept]
+        return boxes_xyxy[kept], labels[kept]
 
     def _recolored_and_resized(self, image: Image, new_hw: tuple[int, int]) -> Image:
         color = self.augment.color
@@ -145,18 +151,24 @@ def quarter_turn(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
 
 
 def _apply(transform: v2.Transform, image: Image, boxes_xyxy: Boxes, labels: Labels) -> Augmented:
-    """Run a v2 transform; boxes that lose three quarters of their area at a border are left out."""
+    """Run a v2 transform, and keep the boxes that are still visible."""
     boxes = tv_tensors.BoundingBoxes(
         boxes_xyxy, format="XYXY", canvas_size=(image.shape[1], image.shape[2]), clamping_mode=None
     )
     new_image, new_boxes, new_labels = transform(tv_tensors.Image(image), boxes, labels)
-    whole = new_boxes.as_subclass(Tensor)
     height, width = new_image.shape[-2:]
+    kept = keep_visible(new_boxes.as_subclass(Tensor), new_labels, (height, width))
+    return (new_image.as_subclass(Tensor), *kept)
+
+
+def keep_visible(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int]) -> KeptBoxes:
+    """Boxes clipped to an image; those that lose three quarters of their area or more are left out."""
+    height, width = size_hw
     clipped = torch.minimum(
-        whole.clamp(min=0), torch.tensor([width, height, width, height], dtype=whole.dtype)
+        boxes_xyxy.clamp(min=0), torch.tensor([width, height, width, height], dtype=boxes_xyxy.dtype)
     )
-    kept = _areas(clipped) > 0.25 * _areas(whole).clamp(min=1e-6)
-    return new_image.as_subclass(Tensor), clipped[kept], new_labels[kept]
+    kept = _areas(clipped) > MIN_VISIBLE * _areas(boxes_xyxy).clamp(min=1e-6)
+    return clipped[kept], labels[kept]
 
 
 def _areas(boxes_xyxy: Boxes) -> Float[Tensor, " boxes"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -160,35 +160,43 @@ class Trainer:
 
     def _take_steps(self, stop: StopSignal) -> bool:
         """The steps that are left; whether a signal stopped them."""
-        config, state = self.config, self.state
+        stopping = False
+        while self.state.step < self.state.total_steps and not stopping:
+            with loading(self._loader()) as batches:
+                stopping = self._take_steps_of(batches, stop)
+        return stopping
+
+    def _take_steps_of(self, batches: Iterator[Batch], stop: StopSignal) -> bool:
+        """Steps until the end, a signal, or a change of the length that the images depend on."""
+        config, state, total_steps = self.config, self.state, self.state.total_steps
         log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
         stopping = False
-        with loading(self._loader()) as batches:
-            while state.step < state.total_steps and not stopping:
-                with self.clock.waiting():
-                    window = [
-                        next(batches).to(self.fabric.device, self.memory_format)
-                        for _ in range(self.accumulation)
-                    ]
-                with self.clock.computing(config.nbatch_train):
-                    report, stopping = self.take_step(window, state.step, stop)
-                    if self.ema:
-                        self.ema.update(self.model, state.step)
-                state.step += 1
-                state.elapsed_s = time.monotonic() - self.started_at
-                self.meter.add(report)
-                self.display.step(state.step, self.meter.text)
-                is_due = self.length.after_step(state.step, state.elapsed_s)
-                self._tell("on_step", report.numbers())
-                if self.callbacks:
-                    is_due = self.fabric.broadcast(is_due or self.length.stop_asked)
-                changed = is_due and self._decide_length()
-                if state.step % log_every == 0 or state.step == state.total_steps:
-                    self._log_line()
-                if stopping or changed or state.step % config.save_steps == 0:
-                    self._save()
-                if not stopping:  # an evaluation may take longer than there is time
-                    self._end_epoch()
+        while state.step < state.total_steps and not stopping:
+            with self.clock.waiting():
+                window = [
+                    next(batches).to(self.fabric.device, self.memory_format) for _ in range(self.accumulation)
+                ]
+            with self.clock.computing(config.nbatch_train):
+                report, stopping = self.take_step(window, state.step, stop)
+                if self.ema:
+                    self.ema.update(self.model, state.step)
+            state.step += 1
+            state.elapsed_s = time.monotonic() - self.started_at
+            self.meter.add(report)
+            self.display.step(state.step, self.meter.text)
+            is_due = self.length.after_step(state.step, state.elapsed_s)
+            self._tell("on_step", report.numbers())
+            if self.callbacks:
+                is_due = self.fabric.broadcast(is_due or self.length.stop_asked)
+            changed = is_due and self._decide_length()
+            if state.step % log_every == 0 or state.step == state.total_steps:
+                self._log_line()
+            if stopping or changed or state.step % config.save_steps == 0:
+                self._save()
+            if not stopping:  # an evaluation may take longer than there is time
+                self._end_epoch()
+            if config.mixes_images and state.total_steps != total_steps:
+                break  # the last part of the training, without mixed images, begins elsewhere
         return stopping
 
     def _loader(self) -> DataLoader[Batch]:
@@ -199,6 +207,7 @@ class Trainer:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
             start_step=self.state.step,
+            total_steps=self.state.total_steps,
             factors=self.factors,
         )
 
