@@ -11,6 +11,7 @@ from fcos.data.formats import read_annotations
 from fcos.errors import DatasetError
 from fcos.train.input_size import Budget, image_sizes
 from fcos.train.propose import Hardware, budget_of, find_hardware, propose, propose_data, write_split
+from fcos.weights.start import adopt_settings, find_start
 
 CPU = Hardware(num_cores=2)
 GPU = Hardware(num_cores=16, num_gpus=1, gpu_memory_gb=80.0, bf16_is_faster=True)
@@ -55,10 +56,20 @@ def test_every_proposal_loads_and_has_a_reason(num_images: int, hardware: Hardwa
 
 
 def test_machine_decides_the_preset() -> None:
-    assert values(make(), CPU)["model"] == "fcos_lite0"
+    assert values(make(), CPU)["model"] == "fcos_mobilenetv2"
     assert values(make(), GPU)["model"] == "fcos_r50"
     assert reasons(make(), CPU)["model"].startswith("no GPU, 2 CPU cores: ")
     assert reasons(make(), GPU)["model"].startswith("1 GPU with 80 GB, 16 CPU cores: ")
+
+
+def test_training_on_a_cpu_starts_from_the_detector_in_the_package() -> None:
+    assert values(make(), CPU)["pretrain"] == "everyday"
+    assert "pretrain" not in values(make(), GPU)
+    proposed = load_config({**values(make(), CPU), "list_train": "none"})
+    start = find_start(proposed)
+    assert start is not None
+    _, changes = adopt_settings(proposed, start)
+    assert changes == ['quality "none"'], "all other settings of its network are the preset's"
 
 
 def test_large_boxes_keep_the_presets_size() -> None:
@@ -208,7 +219,7 @@ def test_batch_is_shared_by_all_gpus_and_fits_their_memory() -> None:
 
 def test_few_images_get_half_the_batch_and_with_it_half_the_rate() -> None:
     proposed = values(make(50), CPU)
-    usual = load_config({"model": "fcos_lite0"})
+    usual = load_config({"model": "fcos_mobilenetv2"})
     assert proposed["nbatch_train"] == usual.nbatch_train // 2
     assert load_config(proposed).lr_base == usual.lr_base / 2
 

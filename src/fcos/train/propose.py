@@ -32,6 +32,7 @@ from fcos.data.image_files import common_root
 from fcos.terminal import counted
 from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, Budget, InputSize, choose_size, training_speed
 from fcos.train.throughput import num_cores
+from fcos.weights.everyday import EVERYDAY
 
 MANY_IMAGES = 2000  # from here on flips alone keep a detector from learning its images by heart
 SHARE_HELD_OUT = 0.2  # of the images, where a folder brings no evaluation part
@@ -160,7 +161,7 @@ def write_split(data: FolderData, split_folder: Path) -> None:
 
 def preset_for(hardware: Hardware) -> str:
     """The preset that is trained on this machine."""
-    return "fcos_r50" if hardware.num_gpus else "fcos_lite0"
+    return "fcos_r50" if hardware.num_gpus else "fcos_mobilenetv2"
 
 
 def propose(train: Annotations, hardware: Hardware, budget: Budget | None = None) -> list[Proposal]:
@@ -176,6 +177,7 @@ def propose(train: Annotations, hardware: Hardware, budget: Budget | None = None
     batch = _batch(len(train), preset, hardware, size.short_side * size.view_size)
     return [
         Proposal("model", preset, f"{hardware}: {_WHY_PRESET[preset]}"),
+        *_pretrain(preset),
         *_input_size(size),
         _flip(train.class_names),
         _augmentation(len(train)),
@@ -186,7 +188,13 @@ def propose(train: Annotations, hardware: Hardware, budget: Budget | None = None
     ]
 
 
-_WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_lite0": "the small model made for CPUs"}
+_WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_mobilenetv2": "the small model for CPUs"}
+
+
+def _pretrain(preset: str) -> Iterator[Proposal]:
+    if preset == "fcos_mobilenetv2":
+        why = "a start from the detector that comes with fcos learns faster than one from ImageNet weights"
+        yield Proposal("pretrain", EVERYDAY, why)
 
 
 def _input_size(size: InputSize) -> Iterator[Proposal]:
