@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -63,65 +64,84 @@ FORMAT = Format(
 )
 '''
 
-AS_TRAINING_READS = """
+# Commands as the process of a user runs them, one after the other in one process: importing takes longest.
+EACH_COMMAND = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from fcos.cli import main
+
+answers = []
+for words in json.load(sys.stdin):
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        try:
+            main(words, prog_name="fcos")
+        except SystemExit:
+            pass
+    answers.append(said.getvalue())
+
 from lightning_fabric import Fabric
 from fcos.config import load_config
 from fcos.train.data import load_data
 config = load_config({"list_train": "a.toy", "data_format": "toy"})
 annotations, _, _ = load_data(config, Fabric(accelerator="cpu", devices=1))
-print(annotations.format, annotations.class_names, annotations[0].boxes_xyxy.tolist())
+answers.append(f"{annotations.format} {annotations.class_names} {annotations[0].boxes_xyxy.tolist()}")
+print(json.dumps(answers))
 """
 
 
 @pytest.fixture
 def with_toy(tmp_path: Path, make_picture):
-    """Runs Python code with a copy of the package that has one module more; answers with what it printed."""
+    """Runs commands with a copy of the package that has one module more; answers with what each printed, and
+    with the annotations of a.toy as a training reads them."""
     package = shutil.copytree(Path(fcos.__file__).parent, tmp_path / "copy" / "fcos")
     (package / "data" / "formats" / "toy.py").write_text(TOY)
     data = tmp_path / "data"
     data.mkdir()
     make_picture("data/0.jpg", 40, 30)
     (data / "a.toy").write_text("0.jpg;ball;1;2;30;20\n")
+    make_picture("data/bad/0.jpg", 40, 30)
+    (data / "bad" / "a.toy").write_text("0.jpg;ball;1;2;60;20\n")
+    (data / "bad" / "a.tox").write_text("")
 
-    def run(code: str, *words: str) -> str:
+    def run(*commands: str) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-c", code, *words],
+            [sys.executable, "-c", EACH_COMMAND],
             cwd=data,
             env={**os.environ, "PYTHONPATH": str(tmp_path / "copy"), "OMP_NUM_THREADS": "1"},
+            input=json.dumps([command.split() for command in commands]),
             capture_output=True,
             text=True,
-            check=False,
+            check=True,
         )
-        return done.stdout + done.stderr
+        answers: list[str] = json.loads(done.stdout)
+        return answers
 
     return run
 
 
-FCOS = "import sys; sys.argv[0] = 'fcos'; from fcos.cli import main; main()"
-
-
 def test_one_module_more_is_a_format_of_every_command(with_toy, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    assert "coco, list, toy, voc, yolo" in with_toy(FCOS, "--help")
-    assert "(toy)" in with_toy(FCOS, "check", ".")
-    assert "no problems" in with_toy(FCOS, "check", "a.toy", "--format", "toy")
-
-    assert "1 image, 1 box, 1 class" in with_toy(FCOS, "convert", "a.toy", "--to", "coco", "-o", "b.json")
-    with_toy(FCOS, "convert", "b.json", "--to", "toy", "-o", "c.toy")
-    assert (data / "c.toy").read_text() == "0.jpg;ball;1.0;2.0;30.0;20.0\n"
-    assert "format toy is written to a .toy file" in with_toy(
-        FCOS, "convert", "b.json", "--to", "toy", "-o", "c"
+    helped, recognised, named, to_coco, _, to_folder, refused, outside, unknown, annotations = with_toy(
+        "--help",
+        "check .",
+        "check a.toy --format toy",
+        "convert a.toy --to coco -o b.json",
+        "convert b.json --to toy -o c.toy",
+        "convert b.json --to toy -o c",
+        "config data_format=tox",
+        "check bad/a.toy",
+        "check bad/a.tox",
     )
-
-    assert '"yolo"' in with_toy(FCOS, "config", "data_format=tox")
-    assert "toy ('ball',) [[1.0, 2.0, 30.0, 20.0]]" in with_toy(AS_TRAINING_READS)
-
-    (data / "a.toy").write_text("0.jpg;ball;1;2;60;20\n")
-    assert "toy box 1, image '0.jpg': box [1, 2, 60, 20] extends beyond the image" in with_toy(
-        FCOS, "check", "a.toy"
-    )
-    (data / "a.tox").write_text("")
-    assert "toys (*.toy)" in with_toy(FCOS, "check", "a.tox")
+    assert "coco, list, toy, voc, yolo" in helped
+    assert "(toy)" in recognised
+    assert "no problems" in named
+    assert "1 image, 1 box, 1 class" in to_coco
+    assert (tmp_path / "data" / "c.toy").read_text() == "0.jpg;ball;1.0;2.0;30.0;20.0\n"
+    assert "format toy is written to a .toy file" in to_folder
+    assert '"yolo"' in refused
+    assert annotations == "toy ('ball',) [[1.0, 2.0, 30.0, 20.0]]"
+    assert "toy box 1, image '0.jpg': box [1, 2, 60, 20] extends beyond the image" in outside
+    assert "toys (*.toy)" in unknown
 
 
 def test_the_settings_take_the_formats_there_are() -> None:

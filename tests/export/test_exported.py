@@ -75,27 +75,37 @@ def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
 
 
 @pytest.mark.parametrize(
-    ("name", "code_base"),
+    ("code_base", "names"),
     [
-        ("onnx", "torchvision_r50"),
-        ("onnx", "official_r50_imprv"),
-        ("openvino", "official_r50_imprv"),
-        ("openvino", "mmdet_r50_caffe_tricks"),
-        ("openvino", "detectron2_r50"),
-        ("torch", "adelaidet_r50_1x_iou"),
-        ("torch", "mmdet_r50_caffe"),
-        ("torch", "detectron2_r50"),
+        ("torchvision_r50", ["onnx"]),
+        ("official_r50_imprv", ["onnx", "openvino"]),
+        ("mmdet_r50_caffe_tricks", ["openvino"]),
+        ("detectron2_r50", ["openvino", "torch"]),
+        ("adelaidet_r50_1x_iou", ["torch"]),
+        ("mmdet_r50_caffe", ["torch"]),
     ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_weights_of_other_code_bases_are_exported_with_their_rules(
-    name: ExportFormat, code_base: str, vectors: Callable[[str], Path], tmp_path: Path
+    code_base: str,
+    names: list[ExportFormat],
+    vectors: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = shallow(load_model(vectors(code_base) / "state_dict.pth"))
-    out = tmp_path / f"it{FORMATS[name].ending}"
-    export_model(loaded, name, out)
-    before, after = Detector.of(loaded, torch.device("cpu")), Detector.load(out)
-    for seed, size in enumerate([(130, 190), (200, 140)]):
-        assert_same(after.predict(picture(size, seed), 0.0), before.predict(picture(size, seed), 0.0))
+    before = Detector.of(loaded, torch.device("cpu"))
+    for name in names:
+        out = tmp_path / f"it{FORMATS[name].ending}"
+        export_model(loaded, name, out)
+        after = Detector.load(out)
+        for seed, size in enumerate([(130, 190), (200, 140)]):
+            assert_same(after.predict(picture(size, seed), 0.0), before.predict(picture(size, seed), 0.0))
+        if name == "onnx":  # OpenVINO begins with the same conversion, which takes longest
+            import onnx
+
+            model = onnx.load(out)
+            monkeypatch.setattr("fcos.export.onnx_file.convert", lambda *_, model=model: model)
 
 
 def blind(name: ExportFormat, exported: dict[str, Path], folder: Path) -> Any:

@@ -138,6 +138,7 @@ def flower_detector(photograph: Image.Image, tmp_path_factory: pytest.TempPathFa
         "short_side": None,
         "nbatch_train": 8,
         "epochs": 12,
+        "eval_epochs": 12,
         "warmup_iter": 0,
         "lr_base": 0.002,
         "num_workers": 0,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # Everything that could depend on the split is on; pictures of 19 to 64 pixels are padded to 32 or 64.
 SPLIT = {"epochs": 4, "augmentation": True, "img_scale_min": 0.3, "ema_decay": 0.9, "eval_epochs": 2}
 
+# The paper's assigner first, then one that depends on predictions.
+SOFT = SPLIT | {"epochs": 2, "static_start": 0.3, "assigner": "tal"}
+
 LEARNS = {"epochs": 40, "eval_epochs": 40, "optimizer": "adamw", "lr_base": 0.003, "lr_policy": "cosine"}
 
 # Trains with each list of arguments in turn: starting processes takes far longer than a tiny training.
@@ -59,11 +62,13 @@ def run_script(script: str, tiny: Tiny, trainings: list[list[str]]) -> subproces
 
 @pytest.fixture(scope="module")
 def split(tiny_of_module: Tiny) -> Tiny:
-    """The same training as a whole and in every split; and what else needs two processes."""
+    """The same trainings as a whole and in every split; and what else needs two processes."""
     tiny = tiny_of_module
     torch.set_num_threads(1)
     tiny.train("whole", **SPLIT)
     tiny.train("accumulated", **SPLIT, micro_batch=2)
+    tiny.train("soft_whole", **SOFT)
+    tiny.train("soft_accumulated", **SOFT, micro_batch=2)
     tiny.train_until(4, "resumed", **SPLIT)
 
     lines = (tiny.data / "train.txt").read_text().splitlines()
@@ -74,21 +79,8 @@ def split(tiny_of_module: Tiny) -> Tiny:
         tiny.arguments("two_accumulated", **SPLIT, num_processes=2, micro_batch=2),
         tiny.arguments("resumed", **SPLIT, num_processes=2, load=True),
         tiny.arguments("one_rank_empty", list_train=str(one_with_boxes), nbatch_train=2, num_processes=2),
-    ]
-    done = run_script(TRAIN_EACH, tiny, trainings)
-    assert done.returncode == 0, done.stderr
-    return tiny
-
-
-@pytest.fixture(scope="module")
-def soft_split(tiny_of_module: Tiny) -> Tiny:
-    """The same training in every split: papers' assigner first, then one that depends on predictions."""
-    tiny, settings = tiny_of_module, SPLIT | {"epochs": 2, "static_start": 0.3, "assigner": "tal"}
-    trainings = [
-        tiny.arguments("soft_whole", **settings),
-        tiny.arguments("soft_accumulated", **settings, micro_batch=2),
-        tiny.arguments("soft_two_processes", **settings, num_processes=2),
-        tiny.arguments("soft_two_accumulated", **settings, num_processes=2, micro_batch=2),
+        tiny.arguments("soft_two_processes", **SOFT, num_processes=2),
+        tiny.arguments("soft_two_accumulated", **SOFT, num_processes=2, micro_batch=2),
     ]
     done = run_script(TRAIN_EACH, tiny, trainings)
     assert done.returncode == 0, done.stderr
@@ -96,15 +88,13 @@ def soft_split(tiny_of_module: Tiny) -> Tiny:
 
 
 @pytest.mark.parametrize("name", ["soft_accumulated", "soft_two_processes", "soft_two_accumulated"])
-def test_a_split_step_is_the_whole_step_where_targets_depend_on_predictions(
-    soft_split: Tiny, name: str
-) -> None:
-    whole, lines = soft_split.lines("soft_whole"), soft_split.lines(name)
+def test_a_split_step_is_the_whole_step_where_targets_depend_on_predictions(split: Tiny, name: str) -> None:
+    whole, lines = split.lines("soft_whole"), split.lines(name)
     assert len(whole) == len(lines) > 3
     for entry, wanted in zip(lines, whole, strict=True):
         assert entry == pytest.approx(wanted, rel=5e-5)
-    norm = weights(soft_split, "soft_whole").norm()
-    assert (weights(soft_split, name) - weights(soft_split, "soft_whole")).norm() < 1e-6 * norm
+    norm = weights(split, "soft_whole").norm()
+    assert (weights(split, name) - weights(split, "soft_whole")).norm() < 1e-6 * norm
 
 
 def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(tiny: Tiny) -> None:
