@@ -161,7 +161,7 @@ class Detector(Predictor):
                 names = own  # the order of the list's class ids
         annotations = read_annotations(source, root=folder, names=names, format=known)
         annotations = with_classes_of(annotations, self.class_names, self.category_ids)
-        report = check(annotations)
+        report = check(annotations, on_tiles=bool(self._views.tile))
         if not skip_invalid:
             report.raise_problems(may_lack_boxes=True)
         return drop_invalid(annotations, report)
