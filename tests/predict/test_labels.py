@@ -66,7 +66,12 @@ def test_the_converter_of_label_studio_reads_coco(folder: Path) -> None:
     coco = pytest.importorskip("label_studio_sdk.converter.imports.coco", exc_type=ImportError)
     out = folder / "tasks.json"
     coco.convert_coco_to_ls(
-        str(folder / "labels_coco.json"), str(out), to_name="image", from_name="label", out_type="annotations"
+        str(folder / "labels_coco.json"),
+        str(out),
+        to_name="image",
+        from_name="label",
+        out_type="annotations",
+        image_root_url="/photos",
     )
     found: dict[str, list[tuple[str, Any]]] = {}
     for task in json.loads(out.read_text()):
