@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +15,10 @@ from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import check, drop_invalid
 from fcos.data.formats import find_name_file, read_annotations, read_names
+from fcos.data.in_memory import Names, write_items
 from fcos.data.names import is_no_class, with_classes_of
 from fcos.data.registry import format_named, recognise
-from fcos.errors import DeviceError
+from fcos.errors import ConfigError, DeviceError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
 from fcos.predict.predictor import Predictor
@@ -77,23 +80,34 @@ class Detector(Predictor):
         cls,
         config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
         *,
+        data: Any = None,
+        eval_data: Any = None,
+        names: Names | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Detector:
         """Train, and return the best model (the last one if there is no evaluation).
 
         Args:
             config: a train.json, its content as a dict, or the result of `load_config`.
+            data: training data in memory, in place of `list_train`: a list or torch `Dataset` of (image,
+                {"boxes": xyxy, "labels": ...}), or a `supervision.DetectionDataset`. They are read once and
+                written to the folder `<run_folder>-data`.
+            eval_data: evaluation data of the same kinds, in place of `list_eval`.
+            names: class names of the labels of `data`, such as ["cat", "dog"] or {1: "cat", 3: "dog"};
+                "background" at 0 is no class. Default: `data.classes`.
             callbacks: are told of each step and epoch, and may end the training.
         """
         from fcos.report.after_training import train_and_draw  # not needed to predict
 
         if not isinstance(config, TrainConfig):
             config = load_config(config if isinstance(config, Mapping) else Path(config))
+        for split, items in (("train", data), ("eval", eval_data)):
+            config = config if items is None else with_items(config, split, items, names)
         return cls.load(train_and_draw(config, callbacks).folder, config.device)
 
     def evaluate(
         self,
-        list: str | os.PathLike[str],
+        list: Any,
         *,
         root: str | os.PathLike[str] | None = None,
         names: Sequence[str] | None = None,
@@ -104,13 +118,18 @@ class Detector(Predictor):
         """Compute COCO metrics on annotations with the classes of this model.
 
         Args:
-            list: the annotations, as in the setting `list_eval`.
+            list: the annotations, as in the setting `list_eval`, or data in memory, as in `train`.
             root: folder of the images.
-            names: class names, if the file has none; default: those of the model.
+            names: class names, if the file has none, or of the labels in memory; default: those of the model.
             format: "auto", or the name of a format ("coco").
             skip_invalid: skip broken images and invalid boxes instead of raising an error.
             batch_size: images per forward pass.
         """
+        if not isinstance(list, str | os.PathLike):
+            of_model = dict(zip(self.category_ids, self.class_names, strict=True))
+            with TemporaryDirectory() as folder:
+                file = write_items(list, names or getattr(list, "classes", None) or of_model, Path(folder))
+                return self.evaluate(file, skip_invalid=skip_invalid, batch_size=batch_size)
         annotations = self.read_annotations(
             list, root=root, names=names, format=format, skip_invalid=skip_invalid
         )
@@ -142,7 +161,21 @@ class Detector(Predictor):
                 names = own  # the order of the list's class ids
         annotations = read_annotations(source, root=folder, names=names, format=known)
         annotations = with_classes_of(annotations, self.class_names, self.category_ids)
-        report = check(annotations)
+        report = check(annotations, on_tiles=bool(self._views.tile))
         if not skip_invalid:
             report.raise_problems(may_lack_boxes=True)
         return drop_invalid(annotations, report)
+
+
+def with_items(config: TrainConfig, split: str, items: Any, names: Names | None) -> TrainConfig:
+    """The settings with data in memory, which are written to files, as its "train" or "eval" list."""
+    from fcos.train.log import track
+
+    key = f"list_{split}"
+    if given := getattr(config, key):
+        raise ConfigError(
+            f'"{key}" is {given}, and data in memory are given too', where=config.origin(key), fix="keep one"
+        )
+    folder = Path(f"{config.run_folder}-data")
+    file = write_items(items, names, folder, partial(track, what=f"writing {split} data"))
+    return config.model_copy(update={key: str(file), f"root_{split}": str(folder), "data_format": "auto"})

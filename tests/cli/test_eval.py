@@ -269,3 +269,25 @@ def test_tiles_are_evaluated_as_the_detector_predicts_them(
     scores = sorted(entry["score"] for entry in entries if entry["image_id"] == 77)
     assert len(scores) == len(found) > 100  # more than the limit of a single view
     np.testing.assert_allclose(scores, np.sort(found.scores.numpy()), atol=1e-5)
+
+
+def test_images_that_pillow_calls_bombs_are_evaluated_on_tiles(
+    model_file: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [model_file, "--list", coco, "--root", tmp_path / "images"]
+    as_usual = evaluate(*words, "--out", tmp_path / "usual", "--tile", "40")
+    assert as_usual.exit_code == 0, as_usual.output
+    monkeypatch.setattr("fcos.data.strips.LARGE", 1)
+    monkeypatch.setattr("fcos.data.strips.ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # an error from 2,000 on; the smallest has 2,500
+
+    refused = evaluate(*words, "--out", tmp_path / "whole")
+    assert refused.exit_code == 2
+    assert "5 images cannot be used" in refused.output
+    assert "too many pixels" in refused.output
+
+    in_strips = evaluate(*words, "--out", tmp_path / "strips", "--tile", "40")
+    assert in_strips.exit_code == 0, in_strips.output
+    assert "5 images, " in in_strips.stdout
+    usual, strips = (tmp_path / name / "results.json" for name in ("usual", "strips"))
+    assert strips.read_bytes() == usual.read_bytes()

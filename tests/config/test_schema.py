@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -502,12 +502,30 @@ def test_keys_are_found_on_their_lines_in_any_flat_json(values: dict[str, object
 # Division of a batch
 
 
+def test_micro_batch_takes_auto_and_the_batch_size_says_so() -> None:
+    assert load_config({"micro_batch": "auto"}).micro_batch == "auto"
+    assert load_config({"micro_batch": 4}).micro_batch == 4
+    with pytest.raises(
+        ConfigError, match=r'"micro_batch": 0 is not a valid value[\s\S]*at least 1, or "auto"'
+    ):
+        load_config({"micro_batch": 0})
+    with pytest.raises(ConfigError, match=r'"nbatch_train": "auto" is[\s\S]*micro_batch="auto" fits it into'):
+        load_config({"nbatch_train": "auto"})
+
+
 @pytest.mark.parametrize(
     ("batch_size", "num_devices", "micro_batch", "split"),
-    [(16, 1, None, (16, 1)), (16, 8, None, (2, 1)), (16, 2, 2, (2, 4)), (8, 1, 1, (1, 8)), (6, 3, 2, (2, 1))],
+    [
+        (16, 1, None, (16, 1)),
+        (16, 8, None, (2, 1)),
+        (16, 2, 2, (2, 4)),
+        (8, 1, 1, (1, 8)),
+        (6, 3, 2, (2, 1)),
+        (16, 2, "auto", (8, 1)),
+    ],
 )
 def test_batch_is_divided_exactly(
-    batch_size: int, num_devices: int, micro_batch: int | None, split: tuple[int, int]
+    batch_size: int, num_devices: int, micro_batch: int | Literal["auto"] | None, split: tuple[int, int]
 ) -> None:
     assert split_batch(batch_size, num_devices, micro_batch) == split
     assert split[0] * split[1] * num_devices == batch_size
@@ -597,6 +615,7 @@ def test_every_setting_says_what_it_means_and_takes() -> None:
         assert field.description, key
         assert expects(key), key
     assert expects("classes") == "a whole number, at least 1, or null"
+    assert expects("micro_batch") == 'a whole number, at least 1, or "auto", or null'
     assert unit("view_size") == "pixels"
     assert unit("seed") == ""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fcos.data import strips
 from fcos.data.image import read_image
-from fcos.data.strips import LargeImage, open_image
+from fcos.data.strips import LargeImage, open_image, read_large_header
 from fcos.errors import DatasetError
 
 SIZE = (91, 300)  # width, height: more than two pieces of 128 rows
@@ -238,3 +238,26 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     assert path.stat().st_size < 250_000
     result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 90
+
+
+def test_the_header_of_a_large_file_is_read_without_its_pixels_or_with_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture("RGB").save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 130 * SIZE[0] // 2 + 1)  # a piece is allowed
+    for decode in (False, True):
+        assert read_large_header(tmp_path / "a.png", decode=decode).size_hw == (SIZE[1], SIZE[0])
+    assert read_large_header(tmp_path / "cut.png").size_hw == (SIZE[1], SIZE[0])
+    with pytest.raises(DatasetError, match=r"cut\.png"):
+        read_large_header(tmp_path / "cut.png", decode=True)
+
+
+def test_other_headers_are_read_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcos.data.strips.LARGE", 10**9)
+    turned = Image.new("RGB", (40, 30))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_large_header(tmp_path / "turned.jpg", decode=True) == ((30, 40), 6)

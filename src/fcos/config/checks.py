@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fcos.errors import ConfigError
 from fcos.files import without_part
@@ -147,17 +147,21 @@ def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
             )
 
 
-def split_batch(batch_size: int, num_devices: int, micro_batch: int | None) -> tuple[int, int]:
+def split_batch(
+    batch_size: int, num_devices: int, micro_batch: int | Literal["auto"] | None
+) -> tuple[int, int]:
     """How the batch of an optimizer step is split.
 
     Args:
         batch_size: images of one optimizer step, over all devices.
         num_devices: devices that the batch is split over.
-        micro_batch: images of one forward pass on one device; None: the device's whole share.
+        micro_batch: images of one forward pass on one device; None, and "auto" before it is known: the
+            device's whole share.
 
     Returns:
         Images of one forward pass on one device, and the number of passes that accumulate.
     """
+    micro_batch = None if micro_batch == "auto" else micro_batch
     unit = num_devices * (micro_batch or 1)
     if batch_size % unit == 0:
         share = batch_size // num_devices

@@ -9,7 +9,7 @@ import json
 import re
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -231,12 +231,15 @@ class TrainConfig(BaseModel):
         gt=0,
     )
     nbatch_train: int = setting(
-        16, "batch size: images per optimizer step, over all devices", unit="images", ge=1
-    )
-    micro_batch: int | None = setting(
-        None,
-        "images per forward pass on one device; gradients accumulate where this is below its share",
+        16,
+        'batch size: images per optimizer step, over all devices (micro_batch="auto" fits it into memory)',
+        unit="images",
         ge=1,
+    )
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = setting(
+        None,
+        "images per forward pass on one device; gradients accumulate where this is below its share of "
+        "nbatch_train. null: all of its share; auto: as much of it as fits into the GPU's memory",
     )
     nbatch_eval: int = setting(16, "batch size of evaluation, over all devices", unit="images", ge=1)
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "optimizer")
@@ -312,12 +315,16 @@ def expects(key: str) -> str:
     is_union = get_origin(field.annotation) in (Union, types.UnionType)
     kinds = get_args(field.annotation) if is_union else (field.annotation,)
     names = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    stated = [
+        limit for kind in kinds for info in getattr(kind, "__metadata__", ()) for limit in info.metadata
+    ]
     limits = "".join(
         f", {words} {getattr(limit, name)}"
-        for limit in field.metadata
+        for limit in (*field.metadata, *stated)
         for name, words in names.items()
         if hasattr(limit, name)
     )
+    kinds = tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds)
     described = [_kind_in_words(kind) + (limits if kind in (int, float) else "") for kind in kinds]
     return (", or " if limits else " or ").join(described)
 

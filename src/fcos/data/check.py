@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, select
 from fcos.data.image import NOT_FOUND, Header, read_header, upright
 from fcos.data.registry import Format, format_named
+from fcos.data.strips import read_large_header
 from fcos.data.summary import Counts, count, image_of_box
 from fcos.data.text import number_text, shown
 from fcos.errors import DatasetError
@@ -96,15 +98,19 @@ class CheckReport:
             )
 
 
-def check(annotations: Annotations, *, decode: bool = True, track: Track | None = None) -> CheckReport:
+def check(
+    annotations: Annotations, *, decode: bool = True, on_tiles: bool = False, track: Track | None = None
+) -> CheckReport:
     """Check every image and every box.
 
     Args:
         annotations: as read.
         decode: decode every image; False reads headers only: much faster, but misses truncated files.
+        on_tiles: the images are predicted on tiles, so large ones are read strip by strip, of any size.
         track: shows progress: gets an iterable and its length, yields the same.
     """
-    headers, broken = _read_headers(annotations, decode, track)
+    read = read_large_header if on_tiles else read_header
+    headers, broken = _read_headers(annotations, partial(read, decode=decode), track)
     sizes_hw = np.array([h.size_hw if h else (-1, -1) for h in headers], np.int32).reshape(-1, 2)
     boxes_xyxy = annotations.boxes_xyxy.copy()
     for index, header in enumerate(headers):
@@ -168,11 +174,11 @@ def require_boxes(annotations: Annotations) -> None:
 
 
 def _read_headers(
-    annotations: Annotations, decode: bool, track: Track | None
+    annotations: Annotations, read: Callable[[Path], Header], track: Track | None
 ) -> tuple[list[Header | None], list[Problem]]:
     def try_header(path: Path) -> Header | DatasetError:
         try:
-            return read_header(path, decode=decode)
+            return read(path)
         except DatasetError as error:
             return error
 

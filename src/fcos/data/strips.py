@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from PIL import ImageFile
 from torch import Tensor
 
-from fcos.data.image import opened, read_image, to_pixels
+from fcos.data.image import Header, opened, read_header, read_image, to_pixels
 
 LARGE = 50_000_000  # pixels: smaller images are read as a whole
 ROWS_AT_ONCE = 128
@@ -78,22 +78,38 @@ class LargeImage(ABC):
 def open_image(path: Path) -> Tensor | LargeImage:
     """The pixels of an image, as `read_image` has them; what reads it in strips, where it is large.
 
-    That are PNG, not interlaced, and TIFF of strips or tiles, both of 8 bits.
-
     Raises:
         DatasetError: it cannot be read.
     """
+    return open_large(path) or read_image(path)
+
+
+def open_large(path: Path) -> LargeImage | None:
+    """What reads a large image in strips: PNG, not interlaced, or TIFF of strips or tiles, both of 8 bits."""
     with opened(path, any_size=True) as (image, header):
         size_hw = header.raw_size_hw
-        if size_hw[0] * size_hw[1] >= LARGE and header.orientation == 1:
-            assert isinstance(image, ImageFile.ImageFile)
-            if image.format == "PNG" and image.tile[0][3] in PNG_MODES and not image.info.get("interlace"):
-                return _LargePng(path, size_hw, len(image.getbands()))
-            tags = dict(getattr(image, "tag_v2", {}))
-            if image.format == "TIFF" and tags.get(PLANES, 1) == 1 and set(tags.get(BITS, (1,))) == {8}:
-                if large := _large_tiff(path, size_hw, tags):
-                    return large
-    return read_image(path)
+        if size_hw[0] * size_hw[1] < LARGE or header.orientation != 1:
+            return None
+        assert isinstance(image, ImageFile.ImageFile)
+        if image.format == "PNG" and image.tile[0][3] in PNG_MODES and not image.info.get("interlace"):
+            return _LargePng(path, size_hw, len(image.getbands()))
+        tags = dict(getattr(image, "tag_v2", {}))
+        if image.format == "TIFF" and tags.get(PLANES, 1) == 1 and set(tags.get(BITS, (1,))) == {8}:
+            return _large_tiff(path, size_hw, tags)
+    return None
+
+
+def read_large_header(path: Path, *, decode: bool = False) -> Header:
+    """As `read_header`, for images that are read with `open_image`."""
+    large = open_large(path)
+    if large is None:
+        return read_header(path, decode=decode)
+    height = large.size_hw[0]
+    if decode:
+        num_rows = min(height, ROWS_AT_ONCE)
+        for _ in large.strips([*range(0, height - num_rows, num_rows), height - num_rows], num_rows):
+            pass  # a damaged one raises an error
+    return Header(large.size_hw, orientation=1)
 
 
 class Overview:

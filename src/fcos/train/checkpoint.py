@@ -13,6 +13,7 @@ import torch
 
 from fcos.config import ALIASES, TrainConfig
 from fcos.data.annotations import Annotations
+from fcos.data.in_memory import content_name
 from fcos.errors import CheckpointError, OutputError
 from fcos.files import reason_of, written
 from fcos.weights.archive import load_tensors
@@ -129,10 +130,14 @@ def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> Non
 
 
 def fingerprint(annotations: Annotations | None) -> str:
-    """Changes when images, boxes or classes do; not when the files are moved."""
+    """Changes when the sizes of images, boxes or classes do; of data in memory, when pixels do.
+
+    Not when the files are moved.
+    """
     if annotations is None:
         return "none"
     content = hashlib.sha256(repr((annotations.class_names, annotations.sizes_hw.tolist())).encode())
     for array in (annotations.first_box, annotations.labels, annotations.boxes_xyxy, annotations.is_crowd):
         content.update(array.tobytes())
+    content.update(content_name(annotations.source).encode())
     return content.hexdigest()

@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from fcos.errors import DeviceError
 from fcos.predict.device import choose_device
@@ -93,6 +94,16 @@ def build_fabric(
         num_nodes=launch.num_machines,
         plugins=[launch.environment],  # for one process too: Fabric would look for SLURM by itself, and warn
         strategy="ddp" if count > 1 else "auto",
+        precision=PRECISIONS[precision],  # type: ignore[arg-type]
+    )
+
+
+def fabric_of_one(device: torch.device, precision: str) -> Fabric:
+    """A Fabric for this device alone, also in a process of several; needs no launch."""
+    return Fabric(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        plugins=[LightningEnvironment()],
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
     )
 

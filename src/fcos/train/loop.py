@@ -363,6 +363,7 @@ class Trainer:
         return {
             "config": self.config.model_dump(mode="json"),
             "data": self._fingerprints(),
+            "micro_batch": self.micro_batch,
             "state": asdict(self.state),
             "meter": self.meter.state_dict(),
             "model": self.model.state_dict(),

@@ -37,6 +37,7 @@ from fcos.train.length import LENGTH_SETTINGS
 from fcos.train.log import say
 from fcos.train.loggers import check_loggers
 from fcos.train.loop import Trainer
+from fcos.train.micro_batch import find_micro_batch
 from fcos.train.optimizer import Schedule
 from fcos.train.recompute import backbone_blocks
 from fcos.train.run_folder import (
@@ -185,6 +186,10 @@ def prepare(
     """Data, model and run folder; restored from a checkpoint if there is one."""
     micro_batch, accumulation = split_batch(config.nbatch_train, fabric.world_size, config.micro_batch)
     train_set, eval_set, cards = load_data(config, fabric)
+    if config.micro_batch == "auto":
+        share = micro_batch
+        micro_batch = find_micro_batch(config, fabric, train_set, share, checkpoint)
+        accumulation = share // micro_batch
 
     torch.manual_seed(config.seed)
     model = build_model(config, train_set.num_classes)
@@ -310,6 +315,6 @@ def memory_in_words(fabric: Fabric) -> Iterator[None]:
             raise
         raise TrainingError(
             f"out of memory on {fabric.device}: {str(error).splitlines()[0]}",
-            fix="use a smaller micro_batch (same optimizer step), activation_checkpointing=true, "
-            "precision=bf16, or a smaller view_size and short_side",
+            fix="use a smaller micro_batch, or micro_batch=auto (same optimizer step), "
+            "activation_checkpointing=true, precision=bf16, or a smaller view_size and short_side",
         ) from error

@@ -34,7 +34,7 @@ from fcos.data.registry import Format
 from fcos.data.splits import SPLIT_FOLDERS, Split, Splits, arranged, pick, split_folders
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
-from fcos.files import files_below, read_text, written
+from fcos.files import files_below, read_text, write_text, written
 from fcos.terminal import counted
 
 
@@ -119,7 +119,8 @@ def write(
     """Write a VOC data set into the folder `out`; images are linked, or copied.
 
     Names are relative to `root` (without it, to the deepest folder with all images). Crowd regions become
-    `difficult`. ``names.txt`` keeps the order of the classes, which xml files cannot.
+    `difficult`. ``names.txt`` keeps the order of the classes, which xml files cannot; ``labelmap.txt`` is for
+    CVAT, which without it knows the classes of VOC only.
     """
     names = unique_stems(annotations, root)
     stems = [name.with_suffix("").as_posix() for name in names]
@@ -140,6 +141,9 @@ def write(
         sets.mkdir(parents=True, exist_ok=True)
         (sets / "trainval.txt").write_text("\n".join(stems) + "\n", encoding="utf-8")
         write_names(annotations.class_names, folder / "names.txt")
+        lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
+        lines += [f"{name}:::" for name in annotations.class_names]
+        write_text(folder / "labelmap.txt", "\n".join(lines) + "\n")
 
 
 def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
