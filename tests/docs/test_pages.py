@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -26,6 +27,12 @@ def test_commands_have_these_options(page: Path) -> None:
             command = main.get_command(click.Context(main), name)
             assert command is not None, f"{line}: there is no command {name}"
             command.make_context(name, list(words[2:]))  # a wrong option or number of words raises
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_examples_parse(page: Path) -> None:
+    for example in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        ast.parse(example)
 
 
 def split_commands(line: str) -> list[list[str]]:
