@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -161,6 +162,9 @@ class Exported(dict[str, Path]):
         from fcos.export.formats import FORMATS, export_model
         from fcos.weights.load import load_model
 
+        for package in {"ncnn": ["ncnn", "pnnx"], "litert": ["ai_edge_litert", "litert_torch"]}.get(name, []):
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"the extra {name} is not installed")
         path = self.folder / f"best{FORMATS[name].ending}"
         with FileLock(self.folder / f"{name}.lock"):  # several workers of xdist share the folder
             if not path.exists():

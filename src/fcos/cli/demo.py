@@ -30,6 +30,7 @@ Examples:
   fcos demo                                      the detector of this package, for 20 everyday classes
   fcos demo runs/train                           the page, with examples from its evaluation list
   fcos demo best.safetensors --examples photos/
+  fcos export everyday --format web              the page for any static host: no server, no installation
   curl --data-binary @street.jpg http://127.0.0.1:8000/predict
 """
 

@@ -26,7 +26,10 @@ Examples:
   fcos export runs/train --format openvino -o street_openvino --check images/
   fcos export fcos_R_50_1x.pth --format torch -o fcos.pt2
   fcos export runs/train --format openvino --int8 --calibrate train/ --list val.json
+  fcos export runs/train --format ncnn
+  fcos export runs/train --format litert --int8 --calibrate train/ --list val.json
   fcos export runs/train --format web -o site
+  fcos export everyday --format web
 """
 
 
@@ -35,16 +38,17 @@ Examples:
 @click.option(
     "--format",
     "name",
-    type=click.Choice(["onnx", "openvino", "torch", "web"]),
+    type=click.Choice(["onnx", "openvino", "torch", "ncnn", "litert", "web"]),
     required=True,
     help="onnx: one file; openvino: a folder, fastest on Intel and AMD; torch: a torch.export program; "
+    "ncnn, litert: folders for phones and small boards, in which decode.py does decoding and NMS; "
     "web: a folder for a static host, in which a page runs the ONNX file.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="File or folder to write; default: next to the model file.",
+    help="File or folder to write; default: next to the model file (everyday: the current folder).",
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file or folder.")
 @click.option(
@@ -104,14 +108,15 @@ def command(
     """Export a model to a file that runs without PyTorch or this package.
 
     The file includes decoding and NMS, takes batches and images of any size, and stores class names,
-    preprocessing and thresholds. Detector.load, fcos predict, eval, info and demo open it like any other
-    model. Its detections are compared with PyTorch's; if they differ, the file is deleted.
+    preprocessing and thresholds. (ncnn and litert: folders in which decode.py decodes the output of the
+    network; the input of litert has one size.) Detector.load, fcos predict, eval, info and demo open it like
+    any other model. Its detections are compared with PyTorch's; if they differ, the file is deleted.
 
     With --int8, AP is compared instead. If it drops by more than --max-ap-loss, parts of the network are
     kept in float32; if that does not help, nothing is written.
     """
     from fcos.data.samples import photographs
-    from fcos.export.formats import check_free, check_path, default_path, export_model
+    from fcos.export.formats import beside, check_free, check_path, default_path, export_model
     from fcos.files import written
     from fcos.predict.sources import find_images
     from fcos.weights.load import load_model
@@ -122,7 +127,7 @@ def command(
     if name == "web":
         if int8:
             raise FcosError("--format web has no 8-bit integers", fix="omit --int8")
-        path = output or loaded.path.with_name(f"{loaded.path.stem}_web")
+        path = output or beside(loaded.path, "_web")
         check_free(path, overwrite=force)
         images = find_images(check_on, path) if check_on else photographs()
         _write_web(loaded, path, ort, images, as_json=as_json)
@@ -137,11 +142,11 @@ def command(
         calibration = _calibration(loaded, name, calibrate, path)
         annotations = _annotations(loaded, list_, root, skip_invalid=skip_invalid)
         search = _write_int8(loaded, name, path, calibration, annotations, max_ap_loss / 100)
-        _report(_compare(loaded, path, images), path, name, search, as_json=as_json)
+        _report(_compare(loaded, path, name, images), path, name, search, as_json=as_json)
         return
     with written(path) as partial:
         export_model(loaded, name, partial)
-        check = _compare(loaded, partial, images)
+        check = _compare(loaded, partial, name, images)
         _report(check, path, name, None, as_json=as_json)
         if check.problems:
             raise _differs(check, path)
@@ -165,20 +170,19 @@ def _write_web(
         click.echo(f"writing {path} ...", err=True)
         folder.mkdir()
         export_model(loaded, "onnx", folder / MODEL)
-        check = _compare(loaded, folder / MODEL, images)
+        check = _compare(loaded, folder / MODEL, "onnx", images)
         _report(check, path / MODEL, "onnx", None, as_json=as_json)
         if check.problems:
             raise _differs(check, path)
         add_page(folder, detector, package)
 
 
-def _compare(loaded: LoadedModel, path: Path, images: list[Path]) -> Check:
-    import torch
-
+def _compare(loaded: LoadedModel, path: Path, name: ExportFormat, images: list[Path]) -> Check:
     from fcos.detector import Detector
+    from fcos.export.formats import reference_of
     from fcos.export.verify import check_export
 
-    return check_export(Detector.of(loaded, torch.device("cpu")), Detector.load(path), images)
+    return check_export(reference_of(loaded, name), Detector.load(path), images)
 
 
 # 8-bit integers ---------------------------------------------------------------------------------------------

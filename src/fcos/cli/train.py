@@ -104,7 +104,7 @@ def show_result(folder: Path, more: tuple[tuple[str, Path], ...] = ()) -> None:
     click.echo(
         f"\nNext steps:\n  fcos predict {run} PHOTO.jpg     draw its detections\n"
         f"  fcos demo {run}                  try it in the browser\n"
-        f"  fcos export {run} --format onnx  or openvino, torch"
+        f"  fcos export {run} --format onnx  or openvino, torch, ncnn, litert"
     )
 
 

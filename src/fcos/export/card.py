@@ -100,6 +100,7 @@ def _in_words(card: ExportCard, config: TrainConfig) -> list[tuple[str, Any]]:
         ("resize", conventions.resize),
         ("input_dtype", input_dtype(config)),
         ("padding_multiple", PADDING_MULTIPLE),
+        ("strides", config.strides),
         ("score_threshold", config.score_threshold),
         ("threshold_on", config.threshold_on),
         ("nms_iou", config.nms_iou),

@@ -146,7 +146,7 @@ def open_exported(path: Path) -> ExportedModel:
     name = format_of(path)
     if name is None or not os.path.lexists(path):
         raise WeightsError(f"there is no exported file {path}", fix=GIVE)
-    if name != "openvino":
+    if not path.is_dir() and name != "openvino":
         check_regular(path, WeightsError)
     metadata, runner = FORMATS[name].open(path)
     card = from_metadata(metadata, path)

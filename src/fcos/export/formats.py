@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 import torch
 
 from fcos.errors import WeightsError
-from fcos.export import onnx_file, openvino_folder, torch_program
+from fcos.export import litert_folder, ncnn_folder, onnx_file, openvino_folder, torch_program
 from fcos.export.calibration import Calibration
 from fcos.export.card import ExportCard, input_dtype, to_metadata
 from fcos.export.graph import DetectionGraph
 from fcos.export.torch_program import traced
+from fcos.export.undecoded import FixedSize
 from fcos.files import check_writable, written
 from fcos.model.build import build_postprocess
+from fcos.predict.predictor import Predictor, TorchBackend
+from fcos.weights.everyday import EVERYDAY_FILE
 from fcos.weights.load import ExportFormat, LoadedModel
 
 
@@ -70,12 +73,36 @@ FORMATS: dict[ExportFormat, Format] = {
         quantise=None,
         about="torch.export program, run by torch",
     ),
+    "ncnn": Format(
+        ending="_ncnn",
+        torchvision_nms=False,
+        convert=ncnn_folder.convert,
+        save=ncnn_folder.save,
+        open=ncnn_folder.open_file,
+        quantise=None,
+        about="ncnn, run on the CPU",
+    ),
+    "litert": Format(
+        ending="_litert",
+        torchvision_nms=False,
+        convert=litert_folder.convert,
+        save=litert_folder.save,
+        open=litert_folder.open_file,
+        quantise=litert_folder.quantise,
+        about="LiteRT (TensorFlow Lite), run on the CPU",
+    ),
 }
 
 
 def default_path(model_file: Path, name: ExportFormat, *, int8: bool = False) -> Path:
     """Next to the model file: best.safetensors -> best.onnx, best_openvino, best.pt2, best_int8.onnx."""
-    return model_file.with_name(model_file.stem + "_int8" * int8 + FORMATS[name].ending)
+    return beside(model_file, "_int8" * int8 + FORMATS[name].ending)
+
+
+def beside(model_file: Path, ending: str) -> Path:
+    """Next to the model file; for the everyday detector, which is in this package: in the current folder."""
+    name = model_file.stem + ending
+    return Path(name) if model_file == EVERYDAY_FILE else model_file.with_name(name)
 
 
 def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
@@ -88,7 +115,7 @@ def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
     ending = FORMATS[name].ending
     if name == "openvino" and path.suffix in (".xml", ".bin"):
         raise WeightsError(f"{path}: OpenVINO's format is a folder", fix=f"give -o {path.with_suffix('')}")
-    if name != "openvino" and path.suffix != ending:
+    if ending.startswith(".") and path.suffix != ending:
         raise WeightsError(f"{path} is not a *{ending} file", fix=f"give -o {path.with_suffix(ending)}")
     check_free(path, overwrite=overwrite)
 
@@ -108,8 +135,22 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, torch.dtype]:
     """The graph of a model for a format, and the dtype of its pixels."""
     postprocess = build_postprocess(loaded.config)
-    graph = DetectionGraph(loaded.model, postprocess, torchvision_nms=FORMATS[name].torchvision_nms)
+    graph = DetectionGraph(
+        loaded.model,
+        postprocess,
+        torchvision_nms=FORMATS[name].torchvision_nms,
+        longest_side=loaded.config.view_size,
+    )
     return graph, getattr(torch, input_dtype(loaded.config))
+
+
+def reference_of(loaded: LoadedModel, name: ExportFormat) -> Predictor:
+    """The network on the CPU, to compare a file with: on inputs of one size where the file takes no other."""
+    model, postprocess = loaded.model.cpu(), build_postprocess(loaded.config)
+    backend = TorchBackend(model, postprocess)
+    if name == "litert":
+        backend = FixedSize(model, postprocess, litert_folder.input_hw(loaded.config.view_size))
+    return Predictor(backend, loaded.config, loaded.card, loaded.path)
 
 
 def card_of(loaded: LoadedModel) -> ExportCard:

@@ -45,12 +45,15 @@ class DetectionGraph(nn.Module):
         postprocess: its rules.
         torchvision_nms: with torchvision's NMS operator, for torch programs; otherwise with one that becomes
             ONNX's.
+        longest_side: of an image after resizing, for formats with inputs of one size.
     """
 
-    def __init__(self, model: FCOS, postprocess: PostProcess, *, torchvision_nms: bool = False) -> None:
+    def __init__(
+        self, model: FCOS, postprocess: PostProcess, *, torchvision_nms: bool = False, longest_side: int = 0
+    ) -> None:
         super().__init__()
         self.network, self.rules, self.torchvision_nms = baked(model), postprocess, torchvision_nms
-        self.num_classes = self.network.num_classes
+        self.num_classes, self.longest_side = self.network.num_classes, longest_side
 
     def forward(
         self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor

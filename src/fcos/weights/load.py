@@ -23,8 +23,10 @@ from fcos.weights.published.opening import PICKLE_SUFFIXES, is_published
 from fcos.weights.published.read import read_published
 from fcos.weights.published.settings import ChannelOrder
 
-ExportFormat = Literal["onnx", "openvino", "torch"]
-OPENVINO_GRAPH = "model.xml"  # in its folder
+ExportFormat = Literal["onnx", "openvino", "torch", "ncnn", "litert"]
+# In their folders.
+OPENVINO_GRAPH, NCNN_GRAPH, LITERT_GRAPH = "model.xml", "model.ncnn.param", "model.tflite"
+GRAPHS: dict[str, ExportFormat] = {OPENVINO_GRAPH: "openvino", NCNN_GRAPH: "ncnn", LITERT_GRAPH: "litert"}
 
 MODELS_OF_A_RUN = ("best.safetensors", "last.safetensors")
 
@@ -86,7 +88,7 @@ class LoadedModel:
 def format_of(path: Path) -> ExportFormat | None:
     """The format of an exported file or folder, by its name; None if it is none."""
     if path.is_dir():
-        return "openvino" if (path / OPENVINO_GRAPH).is_file() else None
+        return next((name for graph, name in GRAPHS.items() if (path / graph).is_file()), None)
     return {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}.get(path.suffix)  # type: ignore[return-value]
 
 

@@ -1,0 +1,151 @@
+"""LiteRT (TensorFlow Lite), for phones and small boards: a folder with `model.tflite`; see `undecoded.py`.
+
+`litert-torch` converts the network. Its input is `(1, side, side, 3)`, a square that holds every image, since
+TensorFlow Lite enlarges feature maps to sizes that are constants. 8-bit integers are ai-edge-quantizer's.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.transforms import padded_size
+from fcos.errors import WeightsError
+from fcos.export.calibration import Calibration
+from fcos.export.card import cannot_open, needs
+from fcos.export.graph import DetectionGraph
+from fcos.export.torch_program import quiet
+from fcos.export.undecoded import (
+    Compute,
+    Undecoded,
+    UndecodedRunner,
+    on_mean,
+    read_metadata,
+    save_beside,
+)
+from fcos.files import first_line_of, read_bytes
+from fcos.weights.load import LITERT_GRAPH
+
+MAX_BYTES = 2**31
+SIGNATURE, INPUT = "serving_default", "args_0"
+# Where operations are, as litert-torch names them after modules.
+OUTPUTS = "Conv2d_(logits|distances|quality)"
+SCOPES = {"outputs": OUTPUTS, "pyramid": "_pyramid", "head": f"_tower|{OUTPUTS}"}
+CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
+BETWEEN = ("ADD", "PAD", "MAX_POOL_2D")  # convolutions of backbone and pyramid; in the head it is group norm
+
+
+class Network(NamedTuple):
+    """A `.tflite` file, and what its input is padded with."""
+
+    content: bytes
+    pixel_mean: list[float]
+
+
+def input_hw(longest_side: int) -> tuple[int, int]:
+    """The input of a network for images up to this size."""
+    return padded_size([(longest_side, longest_side)], PADDING_MULTIPLE)
+
+
+def convert(graph: DetectionGraph, dtype: torch.dtype) -> Network:
+    """The network of a graph as a `.tflite` file."""
+    del dtype  # the input is float32
+    with needs("litert"):
+        import ai_edge_litert  # noqa: F401  # asked for now, not after the work
+    network = pickle.dumps(Undecoded(graph).eval())
+    # In a process of its own: litert-torch imports jax, with which later forks (a loader's) may deadlock.
+    with needs("litert"), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        content = pool.submit(_converted, network, input_hw(graph.longest_side)).result()
+    return Network(content, graph.network.pixel_mean.flatten().tolist())
+
+
+def _converted(network: bytes, size_hw: tuple[int, int]) -> bytes:
+    for stream in (1, 2):  # its log
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    with quiet():
+        import litert_torch
+
+        module = litert_torch.to_channel_last_io(pickle.loads(network), args=[0])
+        return bytes(litert_torch.convert(module, (torch.zeros(1, *size_hw, 3),)).model_content())
+
+
+def quantise(model: Network, calibration: Calibration, parts: frozenset[str]) -> Network:
+    """A model in 8-bit integers except for some parts; its input and output stay float32."""
+    with needs("litert"), quiet():
+        from ai_edge_quantizer import quantizer
+
+    kept = [SCOPES[part] for part in parts if part in SCOPES]
+    if "stem" in parts:  # its filters are the ones of three channels
+        tensors = _interpreter(model.content, 1).get_tensor_details()
+        filters = (each for each in tensors if len(each["shape"]) == 4 and each["shape"][0] > 1)
+        kept += [re.escape(each["name"].split(";")[0]) for each in filters if each["shape"][3] == 3]
+    work = quantizer.Quantizer(model.content)
+    for name in CONVOLUTIONS:
+        work.add_static_config(".*", name, 8, 8)
+    for name in BETWEEN[1:] if "sums" in parts else BETWEEN:
+        work.add_static_config("_(backbone|pyramid)", name, 8, 8)
+    for scope in kept:
+        for name in CONVOLUTIONS:
+            work.update_quantization_recipe(scope, name, algorithm_key="no_quantize")
+    ranges = None
+    with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its progress bars
+        for inputs in calibration:
+            [(height, width)], size_hw = inputs["sizes_hw"].tolist(), input_hw(calibration.config.view_size)
+            pixels = on_mean(inputs["images"][0], (height, width), size_hw, model.pixel_mean)
+            feed = {SIGNATURE: [{INPUT: pixels.transpose(1, 2, 0)[None]}]}
+            ranges = work.calibrate(feed, ranges, torch.get_num_threads())
+        return model._replace(content=bytes(work.quantize(ranges).quantized_model))
+
+
+def save(model: Network, metadata: Mapping[str, str], path: Path) -> None:
+    """Write a `.tflite` file and what goes with it."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / LITERT_GRAPH).write_bytes(model.content)
+    save_beside(metadata, path)
+
+
+def _interpreter(model: bytes, num_threads: int) -> Any:
+    with needs("litert"):
+        from ai_edge_litert.interpreter import Interpreter
+    interpreter = Interpreter(model_content=model, num_threads=num_threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def open_file(path: Path) -> tuple[dict[str, str], UndecodedRunner]:
+    """Metadata and runner of a folder."""
+    content = read_bytes(path / LITERT_GRAPH, WeightsError, max_bytes=MAX_BYTES)
+    try:
+        [pixels] = _interpreter(content, 1).get_input_details()
+    except ValueError as error:
+        raise cannot_open(path / LITERT_GRAPH, "by LiteRT", first_line_of(error)) from error
+    of_thread = threading.local()  # an interpreter takes one call at a time
+
+    def open_interpreters(num_calls: int) -> Compute:
+        num_threads = max(1, torch.get_num_threads() // num_calls)
+
+        def compute(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+            if getattr(of_thread, "num_threads", 0) != num_threads:
+                of_thread.num_threads = num_threads
+                of_thread.run = _interpreter(content, num_threads).get_signature_runner(SIGNATURE)
+            [output] = of_thread.run(**{INPUT: pixels.transpose(1, 2, 0)[None]}).values()
+            return np.array(output[0])
+
+        return compute
+
+    metadata = read_metadata(path)
+    return metadata, UndecodedRunner(open_interpreters, metadata, tuple(pixels["shape"][1:3].tolist()))

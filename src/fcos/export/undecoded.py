@@ -1,0 +1,151 @@
+"""What formats share whose runtimes cannot hold decoding and NMS: their graph stops before them.
+
+Such a format is a folder with the network, `metadata.json`, and `decode.py`, which does the rest. We run
+it too, so that the comparison with PyTorch covers it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fcos.errors import FcosError, WeightsError
+from fcos.export.card import cannot_open
+from fcos.export.decode import decode
+from fcos.export.graph import DetectionGraph
+from fcos.files import read_text
+from fcos.model.fcos import FCOS
+from fcos.model.postprocess import ImageDetections, PostProcess
+from fcos.predict.predictor import TorchBackend
+
+METADATA, DECODER = "metadata.json", "decode.py"
+
+Compute = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # `(3, H, W)` to `(classes + 5, points)`
+
+
+class Undecoded(nn.Module):
+    """The network of a graph: padded pixels to predictions at every point."""
+
+    def __init__(self, graph: DetectionGraph) -> None:
+        super().__init__()
+        rules = graph.rules
+        counts = rules.candidates_per_level, rules.detections_per_image
+        ours = PostProcess(
+            rules.score_threshold,
+            rules.nms_iou,
+            *counts,
+            threshold_on=rules.threshold_on,
+            agnostic_nms=rules.agnostic_nms,
+        )
+        if rules != ours or graph.network.points != "center":
+            raise FcosError(
+                "this format does not support the conventions of other code bases",
+                fix="use --format onnx, openvino or torch",
+            )
+        self.network = graph.network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(1, 3, H, W)` float32 RGB in 0..255, padded with the mean, to what `decode` takes."""
+        network = self.network
+        pixels = (images - network.pixel_mean) / network.pixel_std
+        features = network.pyramid(network.backbone(pixels))
+        levels = [network.head.level(feature, index) for index, feature in enumerate(features)]
+        maps = [torch.cat([each for each in level if each is not None], dim=1) for level in levels]
+        return torch.cat([each.flatten(2) for each in maps], dim=2)
+
+
+def save_beside(metadata: Mapping[str, str], folder: Path) -> None:
+    """Write what goes with the network."""
+    content = {key: json.loads(text) for key, text in metadata.items()}
+    (folder / METADATA).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    (folder / DECODER).write_bytes(files("fcos.export").joinpath(DECODER).read_bytes())
+
+
+def read_metadata(folder: Path) -> dict[str, str]:
+    """The entries of a folder, as `to_metadata` makes them."""
+    path = folder / METADATA
+    try:
+        return {key: json.dumps(value) for key, value in json.loads(read_text(path, WeightsError)).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise cannot_open(path, "as JSON", str(error)) from error
+
+
+def on_mean(
+    image: NDArray[Any], size_hw: tuple[int, int], input_hw: tuple[int, int], mean: Sequence[float]
+) -> NDArray[np.float32]:
+    """The input of the network, `(3, height, width)`: an image without its padding, padded with the mean."""
+    (height, width), channels = size_hw, np.array(mean, np.float32)
+    pixels = np.tile(channels[:, None, None], (1, *input_hw))
+    pixels[:, :height, :width] = image[:, :height, :width]
+    return pixels
+
+
+class UndecodedRunner:
+    """Runs such a network; see `fcos.export.exported.Runner`.
+
+    Args:
+        open: makes `Compute` for so many concurrent calls.
+        metadata: of the folder.
+        input_hw: the only size that the network takes; None: any.
+        num_calls: to prepare for.
+    """
+
+    def __init__(
+        self,
+        open: Callable[[int], Compute],
+        metadata: Mapping[str, str],
+        input_hw: tuple[int, int] | None = None,
+        num_calls: int = 1,
+    ) -> None:
+        self._side_by_side = partial(UndecodedRunner, open, metadata, input_hw)
+        self._compute, self._input_hw = open(num_calls), input_hw
+        self._card = {key: json.loads(text) for key, text in metadata.items()}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Detections of a batch, see `DetectionGraph.forward`."""
+        images, *sizes = inputs
+        found = []
+        for index, (image, size, original) in enumerate(
+            zip(images.numpy(), *map(_pairs, sizes), strict=True)
+        ):
+            input_hw = self._input_hw or image.shape[1:]
+            pixels = on_mean(image, size, input_hw, self._card["pixel_mean"])
+            detections = decode(self._compute(pixels), self._card, input_hw, size, original)
+            found.append((*detections, np.full(len(detections[1]), index)))
+        return tuple(torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
+
+    def side_by_side(self, num_calls: int) -> UndecodedRunner:
+        """See `fcos.export.exported.Runner`."""
+        return self._side_by_side(num_calls)
+
+
+def _pairs(sizes_hw: Tensor) -> list[tuple[int, int]]:
+    return [(height, width) for height, width in sizes_hw.tolist()]
+
+
+class FixedSize(TorchBackend):
+    """The network on inputs of one size, to compare with a file that takes no other.
+
+    Group norm counts the padding.
+    """
+
+    def __init__(self, model: FCOS, postprocess: PostProcess, input_hw: tuple[int, int]) -> None:
+        super().__init__(model, postprocess)
+        self.input_hw = input_hw
+
+    def detect_batch(
+        self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
+    ) -> list[ImageDetections]:
+        """See `Backend`."""
+        below, right = (side - old for side, old in zip(self.input_hw, images.shape[2:], strict=True))
+        return super().detect_batch(F.pad(images, (0, right, 0, below)), sizes_hw, original_sizes_hw)
