@@ -26,7 +26,7 @@ from fcos.demo.guard import Guard
 from fcos.detector import Detector
 from fcos.model.points import level_name
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.predictor import Prepared
+from fcos.predict.pipeline import Prepared
 from fcos.terminal import printable_line
 
 MIN_SCORE = 0.05  # the page gets everything above it and filters itself

@@ -18,7 +18,7 @@ from fcos.predict.sources import Source, read_picture
 from fcos.predict.stream import predict_each
 
 if TYPE_CHECKING:
-    from fcos.predict.predictor import Predictor
+    from fcos.predict.pipeline import Pipeline
 
 JPEG_QUALITY = 92
 CROPS = "crops"  # in the output folder
@@ -26,7 +26,7 @@ NO_SPACE = "free some disk space, or choose another folder with --out"
 
 
 def predict_images(
-    detector: Predictor,
+    detector: Pipeline,
     images: Sequence[Source],
     out: Path,
     threshold: float,

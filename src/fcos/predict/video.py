@@ -18,7 +18,7 @@ from fcos.predict.video_reader import Frame, VideoReader
 from fcos.predict.video_writer import VideoWriter
 
 if TYPE_CHECKING:
-    from fcos.predict.predictor import Predictor
+    from fcos.predict.pipeline import Pipeline
 
 Progress = AbstractContextManager[Callable[[int], None]]  # call what it gives with the number of frames done
 
@@ -41,7 +41,7 @@ class VideoOptions:
 
 
 def predict_video(
-    detector: Predictor,
+    detector: Pipeline,
     source: Source,
     target: Path,
     lines: IO[str],
@@ -122,7 +122,7 @@ def _open(source: Source, is_stopped: Callable[[], bool]) -> VideoReader | LiveR
 
 
 def _found(
-    detector: Predictor, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
+    detector: Pipeline, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
 ) -> Generator[tuple[Frame, Detections], None, None]:
     """Each processed frame with its detections."""
     results = predict_each(

@@ -18,7 +18,7 @@ from fcos.data.splits import select
 from fcos.errors import WeightsError
 from fcos.model.build import build_postprocess
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.predictor import TorchBackend
+from fcos.predict.pipeline import TorchBackend
 from fcos.weights.load import LoadedModel, load_model, model_file_of
 
 MAX_SECONDS = 3.0  # a large network on a CPU predicts fewer images
