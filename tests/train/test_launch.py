@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fcos.cli.predict import was_started_with_others
+from fcos.cli.processes import was_started_with_others
 from fcos.errors import DeviceError
 from fcos.train.devices import build_fabric
 from fcos.train.launch import find_launch, free_port, start_others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -120,31 +121,36 @@ def needs_demo() -> Iterator[None]:
         raise FcosError(f"the server needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
 
 
-def views_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--tile`, `--overlap` and `--tta`, which `Detector.load` takes."""
-    for option in (
-        click.option(
-            "--tta",
-            is_flag=True,
-            default=None,
-            help="Test-time augmentation: also predict mirrored and at other sizes; about 6 times slower.",
-        ),
-        click.option(
-            "--overlap",
-            type=click.FloatRange(0, 0.9),
-            metavar="SHARE",
-            help="Overlap of neighboring tiles, as a share of their side; default: 0.2.",
-        ),
-        click.option(
-            "--tile",
-            type=click.IntRange(min=0),
-            metavar="PIXELS",
-            help="For small objects in large images: also predict square tiles with this side; 0: none; "
-            "default: the model's setting.",
-        ),
-    ):
-        command = option(command)
-    return command
+def group(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one, in the order in which `--help` lists them."""
+
+    def declare(command: Any) -> Any:
+        return reduce(lambda declared, option: option(declared), reversed(options), command)
+
+    return declare
+
+
+views_options = group(  # `Detector.load` takes them
+    click.option(
+        "--tile",
+        type=click.IntRange(min=0),
+        metavar="PIXELS",
+        help="For small objects in large images: also predict square tiles with this side; 0: none; "
+        "default: the model's setting.",
+    ),
+    click.option(
+        "--overlap",
+        type=click.FloatRange(0, 0.9),
+        metavar="SHARE",
+        help="Overlap of neighboring tiles, as a share of their side; default: 0.2.",
+    ),
+    click.option(
+        "--tta",
+        is_flag=True,
+        default=None,
+        help="Test-time augmentation: also predict mirrored and at other sizes; about 6 times slower.",
+    ),
+)
 
 
 def overrides_argument(name: str = "overrides", metavar: str = "[KEY=VALUE]...") -> Callable[[Any], Any]:

@@ -11,7 +11,7 @@ import click
 
 from fcos.cli.options import minutes_option, overrides_argument
 from fcos.cli.output import json_option, print_json
-from fcos.cli.predict import is_first_process
+from fcos.cli.processes import is_first_process
 from fcos.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
