@@ -15,6 +15,8 @@ from fcos.errors import FcosError
 from fcos.format_names import FORMAT_NAMES
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PATH = click.Path(path_type=Path)
+FILE, FOLDER = click.Path(path_type=Path, dir_okay=False), click.Path(path_type=Path, file_okay=False)
 
 
 def _convert_device(ctx: click.Context, param: click.Parameter, value: str) -> str | list[int]:
@@ -76,20 +78,6 @@ num_processes_option = click.option(
     show_default=True,
     help="Processes to split the images between, with --device cpu.",
 )
-root_option = click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the images; default: found automatically."
-)
-names_option = click.option(
-    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
-)
-format_option = click.option(
-    "--from",
-    "--format",
-    "format",
-    type=click.Choice(["auto", *FORMAT_NAMES]),
-    default="auto",
-    help="Format of the annotations; default: detected automatically.",
-)
 minutes_option = click.option(
     "--minutes",
     type=click.FloatRange(min=1),
@@ -100,15 +88,6 @@ agnostic_nms_option = click.option(
     is_flag=True,
     default=None,
     help="Class-agnostic NMS: one box per object; default: the model's setting.",
-)
-host_option = click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0 accepts connections from the network.",
-)
-port_option = click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free port."
 )
 
 
@@ -130,6 +109,41 @@ def group(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return declare
 
 
+def output_option(help: str, **options: Any) -> Callable[[Any], Any]:
+    """`--output`, a file."""
+    return click.option("-o", "--output", type=FILE, help=help, **options)
+
+
+model_argument = click.argument("model", metavar="RUN_OR_MODEL", type=PATH)
+annotation_options = group(
+    click.option("--root", type=PATH, help="Folder of the images; default: found automatically."),
+    click.option("--names", type=PATH, help="Class names, one per line, the first 'background'."),
+    click.option(
+        "--from",
+        "--format",
+        "format",
+        type=click.Choice(["auto", *FORMAT_NAMES]),
+        default="auto",
+        help="Format of the annotations; default: detected automatically.",
+    ),
+)
+server_options = group(
+    click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen on; 0.0.0.0 accepts connections from the network.",
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        show_default=True,
+        help="Port; 0: any free port.",
+    ),
+    agnostic_nms_option,
+    device_option,
+)
 views_options = group(  # `Detector.load` takes them
     click.option(
         "--tile",

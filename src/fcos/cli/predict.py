@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli import processes
-from fcos.cli.options import agnostic_nms_option, announce, device_of, device_option, group, views_options
+from fcos.cli.options import (
+    FOLDER,
+    agnostic_nms_option,
+    announce,
+    device_of,
+    device_option,
+    group,
+    views_options,
+)
 from fcos.cli.output import json_option, print_json, progress_bar
-from fcos.cli.predict_output import print_failed, print_images, print_skipped, print_video, write_json
+from fcos.cli.predict_output import print_failed, print_images, print_skipped, print_video, write_result
 from fcos.cli.processes import MANY_IMAGES, MOST_PROCESSES, is_first_process
 from fcos.files import check_writable
 from fcos.format_names import FORMAT_NAMES
@@ -73,7 +81,7 @@ class Options:
 output_options = group(
     click.option(
         "--out",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=FOLDER,
         default=Path("predictions"),
         show_default=True,
         help="Folder for drawn copies, detections.json and (videos) detections.jsonl.",
@@ -160,7 +168,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     or paths). Files that cannot be read are reported and skipped, and the exit code is 1.
     """
     from fcos.detector import Detector
-    from fcos.predict.images import FRAMES_FILE, RESULT_FILE, plan
+    from fcos.predict.images import FRAMES_FILE, plan
     from fcos.predict.sources import find_sources
 
     options = Options(**values)
@@ -210,14 +218,14 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
         "videos": [video for video in of_videos if "num_frames" in video],
         "failed": [{"path": outcome["path"], "error": outcome["error"]} for outcome in failed],
     }
-    write_json(out / RESULT_FILE, content)
+    write_result(out, content)
     if options.save_labels and content["pictures"]:
         from fcos.predict.labels import save_labels
 
         content["labels"] = save_labels(
             detector.class_names, detector.category_ids, content["pictures"], options.save_labels, out
         )
-        write_json(out / RESULT_FILE, content)
+        write_result(out, content)
     if options.as_json:
         print_json(content)
     else:

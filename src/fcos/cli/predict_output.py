@@ -15,14 +15,17 @@ from fcos.terminal import counted, printable_line
 MOST_NAMES = 3  # unreadable files that the last line names
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A JSON file; a file name that is no Unicode becomes a JSON escape instead of an error."""
-    write_bytes(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace"))
+def write_result(out: Path, content: dict[str, Any]) -> None:
+    """`RESULT_FILE`; a file name that is no Unicode becomes a JSON escape instead of an error."""
+    from fcos.predict.images import RESULT_FILE  # imports torch
+
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    write_bytes(out / RESULT_FILE, text.encode("utf-8", "backslashreplace"))
 
 
 def print_images(content: dict[str, Any], elapsed_s: float | None, out: Path) -> None:
     """What was found in images, and where it was written; the speed, if `elapsed_s` tells it."""
-    from fcos.predict.images import RESULT_FILE  # imports torch
+    from fcos.predict.images import RESULT_FILE
 
     images = content["pictures"]
     if not images:

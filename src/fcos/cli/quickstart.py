@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fcos.cli.options import overrides_argument
+from fcos.cli.options import FOLDER, overrides_argument
 from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable
 from fcos.terminal import counted
@@ -25,7 +25,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default=Path("quickstart"),
     show_default=True,
     help="Folder for the data set and the run.",

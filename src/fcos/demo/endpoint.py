@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from fcos import __version__
 from fcos.demo.batching import Batches
-from fcos.demo.body import MAX_BYTES, MAX_PIXELS, Inbox, busy, open_image
+from fcos.demo.body import Inbox, busy, open_image
 from fcos.demo.guard import Guard
 from fcos.detector import Detector
 from fcos.model.points import level_name
@@ -69,18 +69,14 @@ def build_endpoint(
     *,
     batch_size: int | None = None,
     on_pass: Callable[[int, float], None] = lambda num_images, seconds: None,
-    max_bytes: int = MAX_BYTES,
-    max_pixels: int = MAX_PIXELS,
     hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """An application of this one route, to which others can be added.
 
     Args:
-        detector: ready to use.
+        detector: its images run together.
         batch_size: most images of a forward pass; None: as `Detector.predict` chooses.
         on_pass: called after each forward pass with its number of images and seconds.
-        max_bytes: of the file of one image.
-        max_pixels: of one image.
         hosts: names by which it may be asked, besides addresses; None: any.
     """
     app = FastAPI(  # FastAPI's own page of the interface loads scripts from elsewhere
@@ -94,7 +90,7 @@ def build_endpoint(
     app.add_exception_handler(RequestValidationError, _refuse)
     class_names = tuple(map(printable_line, detector.class_names))
     batches = Batches(detector, batch_size, on_pass)
-    inbox, turns = Inbox(max_bytes), Turns(2 * batches.most)  # of one pass, and of the next
+    inbox, turns = Inbox(), Turns(2 * batches.most)  # of one pass, and of the next
 
     @app.post(
         "/predict",
@@ -137,7 +133,7 @@ def build_endpoint(
         )
 
     def prepare(content: bytearray) -> Prepared:
-        return detector.prepare(open_image(content, max_pixels))
+        return detector.prepare(open_image(content))
 
     return app
 

@@ -96,11 +96,9 @@ def predict_video(
     """What `detections.json` says about a video; its frames go to `lines` and, drawn, to `target`.
 
     Args:
-        detector: the model.
-        source: a video or camera.
+        detector, source, options: what predicts which video how.
         target: the drawn mp4 file.
         lines: gets a line of JSON per frame, complete lines only.
-        options: how.
         progress: makes a progress bar for so many frames, if their number is known.
 
     Raises:

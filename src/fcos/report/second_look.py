@@ -39,12 +39,7 @@ PointAnswers = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]
 
 
 class SecondLook:
-    """A model, one image at a time.
-
-    Args:
-        loaded: the model.
-        device: where it runs.
-    """
+    """A model, one image at a time."""
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
         self.config = loaded.config.model_copy(update={"num_workers": 0, "nbatch_eval": 1})
