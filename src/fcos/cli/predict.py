@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -170,6 +170,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     from fcos.detector import Detector
     from fcos.predict.images import FRAMES_FILE, plan
     from fcos.predict.sources import find_sources
+    from fcos.predict.window import Window
 
     options = Options(**values)
     out = options.out
@@ -184,13 +185,10 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     images = [source for source in planned if source.kind == "image"]
     videos = [source for source in planned if source.kind != "image"]
     device = device_of(model, options.device)
-    num_forks = (
-        (options.num_processes or processes.usual_processes(len(images)))
-        if processes.can_fork(model, device)
-        else 1
-    )
-    num_processes = 1 if num_forks > 1 else options.num_processes or 1
-    with shown(options) as window:
+    num_processes, num_forks = options.num_processes or 1, 1
+    if processes.can_fork(model, device):
+        num_processes, num_forks = 1, options.num_processes or processes.usual_processes(len(images))
+    with closing(Window()) if options.show and is_first_process() else nullcontext() as window:
         with processes.connected(device, num_processes) as (torch_device, fabric):
             detector = Detector.load(
                 model,
@@ -261,37 +259,23 @@ def check_options(options: Options, planned: Sequence[Source]) -> None:
     from fcos.predict.tracker import import_trackers
     from fcos.predict.video_reader import import_av
 
-    kinds = {source.kind == "image" for source in planned}
+    num_images = sum(source.kind == "image" for source in planned)
+    has_videos = num_images < len(planned)
     if options.save_labels:
         check_labels(planned, options.save_labels, options.out)
     if options.save_crops:
-        if False in kinds:
+        if has_videos:
             raise click.UsageError("--save-crops works on images, but a source is a video.")
         check_crops(options.out)
-    if options.show and not options.draw and True in kinds:
+    if options.show and not options.draw and num_images:
         raise click.UsageError("--show shows the drawn copies of images: leave out --no-draw.")
-    if False in kinds:
+    if has_videos:
         import_av()
         if options.track:
             import_trackers()
     elif options.track or options.every > 1:
         option = "--track" if options.track else "--every"
         raise click.UsageError(f"{option} works on videos, but no source is a video.")
-
-
-@contextmanager
-def shown(options: Options) -> Iterator[Window | None]:
-    """The window of `--show`, in the first process."""
-    if not options.show or not is_first_process():
-        yield None
-        return
-    from fcos.predict.window import Window
-
-    window = Window()
-    try:
-        yield window
-    finally:
-        window.close()
 
 
 def _predict_images(
@@ -331,24 +315,20 @@ def _predict_images(
                 click.echo(f"not drawn: {printable_line(outcome['path'])}: too large", err=True)
             elif window:
                 with Image.open(outcome["drawn"]) as drawn:
-                    window.show(drawn, outcome["path"], wait=True)
+                    window.show(drawn, printable_line(outcome["path"]), wait=True)
             outcomes.append((place, outcome))
             advance(1)
     return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]
 
 
 def _predict_videos(
-    detector: Detector,
-    videos: Sequence[Source],
-    threshold: float,
-    options: Options,
-    window: Window | None,
+    detector: Detector, videos: Sequence[Source], threshold: float, options: Options, window: Window | None
 ) -> list[dict[str, Any]]:
     """What `detections.json` says about each video."""
     from fcos.predict.video import VideoOptions, predict_videos
 
     of_videos = VideoOptions(threshold, options.every, options.track, options.draw)
-    if window:
+    if window and window.is_open:
         of_videos = replace(
             of_videos,
             on_drawn=lambda drawn: window.show(drawn, "fcos predict"),

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import time
 
-from PIL import Image, ImageTk
+from PIL import Image
 
 from fcos.errors import FcosError
 
 SHARE_OF_SCREEN = 0.9
-EVENTS_EVERY_S = 0.02
 
 
 class Window:
-    """A window until its user closes it; to be used in the main thread.
-
-    Raises:
-        FcosError: there is no screen, or no Tk.
-    """
+    """A window until its user closes it, for the main thread; an `FcosError` where no screen or no Tk is."""
 
     def __init__(self) -> None:
         try:
-            import tkinter
+            import tkinter  # only here: some Pythons come without it
+
+            from PIL import ImageTk
 
             self._root = tkinter.Tk(className="fcos")
         except ImportError as error:
@@ -34,7 +31,7 @@ class Window:
                 f"--show cannot open a window: {error}",
                 fix="run it where a screen is, or omit --show and open the drawn copies in --out",
             ) from error
-        self._label = tkinter.Label(self._root)
+        self._label, self._photo_image = tkinter.Label(self._root), ImageTk.PhotoImage
         self._label.pack()
         self._root.protocol("WM_DELETE_WINDOW", self.close)
         self._root.bind("<Key>", lambda event: setattr(self, "_key_pressed", True))
@@ -48,13 +45,13 @@ class Window:
         width, height = self._root.winfo_screenwidth(), self._root.winfo_screenheight()
         image = image.copy()
         image.thumbnail((round(SHARE_OF_SCREEN * width), round(SHARE_OF_SCREEN * height)))
-        self._pixels = ImageTk.PhotoImage(image, master=self._root)  # Tk itself keeps no reference
+        self._pixels = self._photo_image(image, master=self._root)  # Tk itself keeps no reference
         self._label.configure(image=self._pixels)
         self._root.title(title)
         self._key_pressed = False
         self._root.update()
         while wait and self.is_open and not self._key_pressed:
-            time.sleep(EVENTS_EVERY_S)
+            time.sleep(0.02)
             self._root.update()
 
     def close(self) -> None:
