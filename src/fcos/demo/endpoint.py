@@ -90,7 +90,10 @@ def build_endpoint(
     app.add_exception_handler(RequestValidationError, _refuse)
     class_names = tuple(map(printable_line, detector.class_names))
     batches = Batches(detector, batch_size, on_pass)
-    inbox, turns = Inbox(), Turns(2 * batches.most)  # of one pass, and of the next
+    inbox = Inbox()
+    # Memory does not grow with the clients; whoever waits holds no thread, so other routes are answered.
+    slots = asyncio.Semaphore(2 * batches.most)  # images of one pass, and of the next
+    decoding = asyncio.Semaphore(DECODED_AT_ONCE)
 
     @app.post(
         "/predict",
@@ -114,10 +117,10 @@ def build_endpoint(
         """Detections of the image in the request body (an image file: JPEG, PNG, WebP, ...)."""
         content = await inbox.read(request)
         try:
-            async with turns.slot():
+            async with _one_of(slots):
                 if await request.is_disconnected():
                     raise HTTPException(400, "the client has disconnected")
-                async with turns.decoding:
+                async with decoding:
                     image = await asyncio.to_thread(prepare, content)
                 found, seconds = await batches.detect(image)
         except (MemoryError, torch.OutOfMemoryError):
@@ -138,34 +141,17 @@ def build_endpoint(
     return app
 
 
-class Turns:
-    """Who may decode, and how many images may wait decoded, so that memory does not grow with the clients.
-
-    Whoever waits holds no thread: other routes are answered meanwhile.
-
-    Args:
-        num_slots: images that are resized or in the network.
-    """
-
-    def __init__(self, num_slots: int) -> None:
-        self.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
-        self._slots = asyncio.Semaphore(num_slots)
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Room for one image.
-
-        Raises:
-            HTTPException: 503 after `WAIT_SECONDS`.
-        """
-        try:
-            await asyncio.wait_for(self._slots.acquire(), WAIT_SECONDS)
-        except asyncio.TimeoutError:
-            raise busy() from None
-        try:
-            yield
-        finally:
-            self._slots.release()
+@asynccontextmanager
+async def _one_of(slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Room for one image; 503 after `WAIT_SECONDS`."""
+    try:
+        await asyncio.wait_for(slots.acquire(), WAIT_SECONDS)
+    except asyncio.TimeoutError:
+        raise busy() from None
+    try:
+        yield
+    finally:
+        slots.release()
 
 
 def _found(detections: ImageDetections, min_score: float, class_names: Sequence[str]) -> list[Found]:

@@ -233,16 +233,10 @@ class Predictor(Pipeline):
     def _with(
         self: P, agnostic_nms: bool | None, tile: int | None, overlap: float | None, tta: bool | None
     ) -> P:
-        """The same with other options of `predict`."""
-        if (agnostic_nms, tile, overlap, tta) == (None, None, None, None):
-            return self
-        views = self._views.changed(tile, overlap, tta)
-        other_nms = agnostic_nms not in (None, self.config.agnostic_nms)
-        if views == self._views and not other_nms:
-            return self
+        """A copy with other options of `predict`."""
         detector = copy.copy(self)
-        detector._views = views
-        if other_nms:
+        detector._views = self._views.changed(tile, overlap, tta)
+        if agnostic_nms not in (None, self.config.agnostic_nms):
             detector._backend = self._backend.with_agnostic_nms(bool(agnostic_nms))
             detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
         return detector

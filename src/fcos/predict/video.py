@@ -34,7 +34,6 @@ class VideoOptions:
     """How videos are predicted.
 
     Attributes:
-        score_threshold: minimum score of a detection.
         every: process every `every`th frame and skip the others.
         track: give an object the same number in all frames.
         draw: write the drawn video.

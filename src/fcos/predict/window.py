@@ -1,7 +1,4 @@
-"""A window that shows drawn images and frames: `fcos predict --show`.
-
-By Tk, which comes with most Pythons. OpenCV, which only the extra `track` brings, may be without windows.
-"""
+"""A window that shows drawn images and frames, by Tk: `fcos predict --show`."""
 
 from __future__ import annotations
 

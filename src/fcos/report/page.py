@@ -27,7 +27,7 @@ from fcos.metrics.misses import Miss, why_missed
 from fcos.metrics.rows import Results
 from fcos.report.analysis_charts import precision_charts, score_charts
 from fcos.report.assignment import Level, assigned_image, choose_assigned
-from fcos.report.coverage import CoverageFacts, coverage_facts, read_coverage
+from fcos.report.coverage import coverage_facts, read_coverage
 from fcos.report.curves import best_evaluation, read_metrics, training_charts
 from fcos.report.examples import Example
 from fcos.report.gallery import choose_images, disagreement_crops, gallery
@@ -74,11 +74,12 @@ def write_report(
     what = "training" if results is None else "evaluation"
     given = read_summaries(run) if cards is None else cards
     out = out or run / "report.html"
+    coverages = {"training": read_coverage(run), what: coverage_facts(coverage, config)}
     page = template("report.html").render(
         _facts_of(run, config, {what: summarize(annotations), **given}),
         **measured,
         is_measured=results is not None,
-        coverages=_coverages(run, {what: coverage_facts(coverage, config)}),
+        coverages=[entry for entry in coverages.items() if entry[1]],
         assigned=_assigned(coverage, config, look) if max_images else [],
         quality_name=QUALITY_NAMES[config.quality],
         has_model=look is not None,
@@ -272,9 +273,3 @@ def _assigned(
         )
         for image in images
     ]
-
-
-def _coverages(run: Path, known: Mapping[str, CoverageFacts]) -> list[tuple[str, CoverageFacts]]:
-    """By data set, the training first."""
-    training = read_coverage(run)
-    return list(({"training": training, **known} if training else known).items())
