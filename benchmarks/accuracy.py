@@ -263,7 +263,14 @@ def train_ours(
     """`fcos train` in a process; the CPU seconds that it took."""
     known = SETS[name]
     settings = {"model": preset, "precision": "bf16"} | known.settings | settings
-    settings |= {"epochs": epochs, "seed": seed, "num_workers": 1, "skip_invalid": True, "run_folder": run}
+    settings |= {
+        "epochs": epochs,
+        "eval_epochs": epochs,
+        "seed": seed,
+        "num_workers": 1,
+        "skip_invalid": True,
+        "run_folder": run,
+    }
     settings |= {"list_train": lists.train, "root_train": lists.train_images}
     settings["data_format"] = "coco" if lists.train.suffix == ".json" else "voc"
     if known.names is not None:

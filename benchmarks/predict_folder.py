@@ -32,10 +32,10 @@ from frame import in_process, in_turn, start
 from PIL import Image
 
 from fcos import Detector
-from fcos.cli.predict import can_fork, usual_processes
+from fcos.cli.processes import can_fork, usual_processes
 from fcos.cpu.memory import keep_freed_memory
-from fcos.predict.images import predict_images
-from fcos.predict.sources import Source, find_sources, plan
+from fcos.predict.images import plan, predict_images
+from fcos.predict.sources import Source, find_sources
 from fcos.predict.video import VideoOptions, predict_video
 from fcos.predict.video_reader import Frame, VideoReader, import_av
 from fcos.predict.video_writer import VideoWriter

@@ -30,7 +30,7 @@ def make_run(kind: str, name: str) -> Callable[[], object]:
     from fcos.cpu.memory import keep_freed_memory
     from fcos.data.batch import Batch, GroundTruth
     from fcos.model.build import build_assigner, build_loss, build_model, build_postprocess
-    from fcos.predict.predictor import TorchBackend
+    from fcos.predict.pipeline import TorchBackend
     from fcos.train.optimizer import build_optimizer
 
     try:

@@ -17,8 +17,8 @@ from fcos.data.annotations import Annotations
 from fcos.data.image import pixels_of
 from fcos.errors import DatasetError, DeviceError, WeightsError
 from fcos.metrics.rows import results_json
-from fcos.predict import predictor
-from fcos.predict.predictor import TorchBackend
+from fcos.predict import pipeline
+from fcos.predict.pipeline import TorchBackend
 
 EXIF_ORIENTATION = 0x0112
 
@@ -152,7 +152,7 @@ def test_small_pictures_of_one_size_go_through_the_network_together(
     assert sizes[0][2:] == sizes[1][:1:-1]
 
     sizes.clear()
-    monkeypatch.setattr(predictor, "MOST_PIXELS_OF_SMALL", 100)
+    monkeypatch.setattr(pipeline, "MOST_PIXELS_OF_SMALL", 100)
     alone = detector.predict(pictures, score_threshold=0.0)
     assert [size[0] for size in sizes] == [1] * 6
     for first, second in zip(together, alone, strict=True):

@@ -21,12 +21,13 @@ from PIL import Image
 import fcos
 from fcos import Detector
 from fcos.cli import main
-from fcos.cli.predict import can_fork, split_arguments, usual_processes
+from fcos.cli.predict import split_arguments
+from fcos.cli.processes import can_fork, usual_processes
 from fcos.data import strips
 from fcos.data.formats import read_annotations
-from fcos.predict.images import crop_path, predict_images
+from fcos.predict.images import crop_path, plan, predict_images
 from fcos.predict.labels import save_labels
-from fcos.predict.sources import find_sources, plan
+from fcos.predict.sources import find_sources
 from fcos.predict.stream import predict_each
 
 SOURCE = Path(fcos.__file__).parent
@@ -311,7 +312,7 @@ def test_many_pictures_are_shared_by_processes_and_the_files_are_the_same(
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)  # nor are there two in truth
     outputs = []
     for out, number in (("few", 100), ("many", 4), ("told", 100)):
-        monkeypatch.setattr("fcos.cli.predict.MANY_IMAGES", number)
+        monkeypatch.setattr("fcos.cli.processes.MANY_IMAGES", number)
         words = ("--num-processes", "3") if out == "told" else ()
         result = predict(model_file, "photos", "--out", out, "--score-threshold", "0", *words)
         assert result.exit_code == 1, result.output

@@ -13,7 +13,7 @@ import torch
 from fcos import Detector
 from fcos.demo.batching import Batches
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.predictor import Prepared
+from fcos.predict.pipeline import Prepared
 
 
 class Recorded(Detector):

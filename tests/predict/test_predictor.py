@@ -22,7 +22,7 @@ from fcos.model.build import build_model, build_postprocess
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections
 from fcos.predict.device import gather
-from fcos.predict.predictor import TorchBackend
+from fcos.predict.pipeline import TorchBackend
 
 from .conftest import flowers_at, window
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from fcos.data.registry import recognise
 from fcos.errors import DatasetError
-from fcos.predict.sources import Source, find_images, find_sources, is_address, plan, read_picture
+from fcos.predict.images import plan
+from fcos.predict.sources import Source, find_images, find_sources, is_address, read_picture
 from fcos.predict.video_reader import VideoReader
 
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from fcos.cli import main
-from fcos.cli.predict import was_started_with_others
+from fcos.cli.processes import was_started_with_others
 from fcos.errors import DeviceError
 from fcos.train.devices import build_fabric
 from fcos.train.launch import find_launch, free_port, start_others

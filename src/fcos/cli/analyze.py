@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fcos.cli.options import PATH, output_option
 from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable
 from fcos.terminal import printable_line
@@ -21,13 +22,10 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The image to write, as png, pdf or svg by its suffix. Default: curves.png in the run folder, or in "
-    "the working directory for several runs.",
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=PATH)
+@output_option(
+    "The image to write, as png, pdf or svg by its suffix. Default: curves.png in the run folder, or in the "
+    "working directory for several runs."
 )
 @click.option("--arrays", is_flag=True, help="Print the curves as arrays, in the seed's format.")
 @json_option

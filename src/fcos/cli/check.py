@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.options import format_option, names_option, root_option
+from fcos.cli.options import annotation_options
 from fcos.cli.output import json_option, print_json
 from fcos.terminal import counted, printable_line
 
@@ -36,9 +36,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@root_option
-@names_option
-@format_option
+@annotation_options
 @click.option(
     "--headers-only", is_flag=True, help="Do not decode images: faster, but misses truncated files."
 )

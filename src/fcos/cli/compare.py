@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.options import device_of, device_option, format_option, names_option, root_option
+from fcos.cli.options import PATH, annotation_options, device_of, device_option, output_option
 from fcos.cli.output import json_option, print_json, progress_bar
 from fcos.files import check_writable
 from fcos.terminal import counted, printable_line
@@ -33,29 +33,22 @@ Examples:
     "--data",
     "--list",
     "data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Annotations in any format, with classes that all models have.",
 )
-@root_option
-@names_option
-@format_option
+@annotation_options
 @click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes.")
 @click.option(
     "--other-names",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Class names of ONNX files that do not hold them, one per line; default: those of the data.",
 )
 @click.option(
     "--num-images", type=click.IntRange(min=1), help="Only the first images of the data; AP is theirs, too."
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("compare.png"),
-    show_default=True,
-    help="The plot to write, as png, pdf or svg by its suffix.",
+@output_option(
+    "The plot to write, as png, pdf or svg by its suffix.", default=Path("compare.png"), show_default=True
 )
 @device_option
 @json_option

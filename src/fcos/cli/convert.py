@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fcos.cli.options import format_option, names_option, root_option
+from fcos.cli.options import PATH, annotation_options
 from fcos.cli.output import json_option, print_json
 from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import counted
@@ -22,18 +22,16 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
 @click.option("--to", type=click.Choice(FORMAT_NAMES), required=True, help="Format to write.")
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="File (list: .txt, COCO: .json) or folder (VOC, YOLO) to write; it must not exist yet.",
 )
-@root_option
-@names_option
-@format_option
+@annotation_options
 @click.option(
     "--copy-images", is_flag=True, help="With --to voc or yolo: copy the images instead of linking them."
 )

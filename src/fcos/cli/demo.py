@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcos.cli.options import (
-    agnostic_nms_option,
-    announce,
-    device_option,
-    host_option,
-    needs_demo,
-    port_option,
-)
+from fcos.cli.eval import run_config
+from fcos.cli.options import PATH, announce, needs_demo, server_options
 from fcos.errors import FcosError
 from fcos.files import is_hidden
 
@@ -36,17 +30,14 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("model", metavar="[RUN_OR_MODEL]", type=click.Path(path_type=Path), default="everyday")
+@click.argument("model", metavar="[RUN_OR_MODEL]", type=PATH, default="everyday")
 @click.option(
     "--examples",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of example images for the page; default: some of the run's evaluation images.",
 )
-@host_option
-@port_option
+@server_options
 @click.option("--open/--no-open", "open_browser", default=True, help="Open the page in a browser.")
-@agnostic_nms_option
-@device_option
 def command(
     model: Path,
     examples: Path | None,
@@ -71,12 +62,12 @@ def command(
     listening = listen(host, port)
     announce(model)
     detector = Detector.load(model, device, agnostic_nms=agnostic_nms)
-    pictures = images_of(examples) if examples else images_of_run(model, detector)
+    example_files = images_of(examples) if examples else images_of_run(detector)
     address = address_of(listening, host)
     click.echo(f"{address}  (stop with Ctrl-C)")
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    app = build_app(detector, pictures, hosts=served_hosts(host))
+    app = build_app(detector, example_files, hosts=served_hosts(host))
     serve(lambda: app, listening)
 
 
@@ -88,16 +79,12 @@ def images_of(folder: Path) -> list[Path]:
     return [file for file in images if file.is_file()][:NUM_EXAMPLES]
 
 
-def images_of_run(run: Path, detector: Detector) -> list[Path]:
+def images_of_run(detector: Detector) -> list[Path]:
     """Some of the images that a run was evaluated on, where they still exist."""
-    from fcos.config import load_config
     from fcos.data.splits import spread
 
-    settings = run / "config.json"
-    if not settings.is_file():
-        return []
-    config = load_config(settings)
-    if not config.list_eval:
+    config = run_config(detector.path)
+    if config is None or not config.list_eval:
         return []
     try:
         annotations = detector.read_annotations(

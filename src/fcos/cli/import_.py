@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fcos.cli.options import overrides_argument
+from fcos.cli.options import PATH, output_option, overrides_argument
 from fcos.cli.output import json_option, print_json
 from fcos.terminal import counted
 
@@ -19,16 +19,10 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @overrides_argument("changes")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The model file to write, *.safetensors.",
-)
-@click.option("--names", type=click.Path(path_type=Path), help="File with class names, one per line.")
+@output_option("The model file to write, *.safetensors.", required=True)
+@click.option("--names", type=PATH, help="File with class names, one per line.")
 @click.option("--force", is_flag=True, help="Overwrite an existing model file.")
 @json_option
 def command(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.options import model_argument
 from fcos.cli.output import json_option, print_json
 from fcos.terminal import printable_line
 
@@ -38,7 +39,7 @@ SHOWN_CLASSES = 8
 
 
 @click.command(epilog=EPILOG)
-@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@model_argument
 @json_option
 def command(model: Path, as_json: bool) -> None:
     """Describe a model file: its origin, classes, preprocessing, conventions and assumptions.

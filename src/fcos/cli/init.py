@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.options import minutes_option
+from fcos.cli.options import PATH, minutes_option, output_option
 from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable, write_text
 
@@ -25,15 +25,8 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("train.json"),
-    show_default=True,
-    help="The config file to write.",
-)
+@click.argument("folder", type=PATH)
+@output_option("The config file to write.", default=Path("train.json"), show_default=True)
 @click.option("--force", is_flag=True, help="Overwrite the config file.")
 @minutes_option
 @json_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fcos.errors import FcosError
 from fcos.format_names import FORMAT_NAMES
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PATH = click.Path(path_type=Path)
+FILE, FOLDER = click.Path(path_type=Path, dir_okay=False), click.Path(path_type=Path, file_okay=False)
 
 
 def _convert_device(ctx: click.Context, param: click.Parameter, value: str) -> str | list[int]:
@@ -75,20 +78,6 @@ num_processes_option = click.option(
     show_default=True,
     help="Processes to split the images between, with --device cpu.",
 )
-root_option = click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the images; default: found automatically."
-)
-names_option = click.option(
-    "--names", type=click.Path(path_type=Path), help="Class names, one per line, the first 'background'."
-)
-format_option = click.option(
-    "--from",
-    "--format",
-    "format",
-    type=click.Choice(["auto", *FORMAT_NAMES]),
-    default="auto",
-    help="Format of the annotations; default: detected automatically.",
-)
 minutes_option = click.option(
     "--minutes",
     type=click.FloatRange(min=1),
@@ -99,15 +88,6 @@ agnostic_nms_option = click.option(
     is_flag=True,
     default=None,
     help="Class-agnostic NMS: one box per object; default: the model's setting.",
-)
-host_option = click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0 accepts connections from the network.",
-)
-port_option = click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: any free port."
 )
 
 
@@ -120,31 +100,71 @@ def needs_demo() -> Iterator[None]:
         raise FcosError(f"the server needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
 
 
-def views_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--tile`, `--overlap` and `--tta`, which `Detector.load` takes."""
-    for option in (
-        click.option(
-            "--tta",
-            is_flag=True,
-            default=None,
-            help="Test-time augmentation: also predict mirrored and at other sizes; about 6 times slower.",
-        ),
-        click.option(
-            "--overlap",
-            type=click.FloatRange(0, 0.9),
-            metavar="SHARE",
-            help="Overlap of neighboring tiles, as a share of their side; default: 0.2.",
-        ),
-        click.option(
-            "--tile",
-            type=click.IntRange(min=0),
-            metavar="PIXELS",
-            help="For small objects in large images: also predict square tiles with this side; 0: none; "
-            "default: the model's setting.",
-        ),
-    ):
-        command = option(command)
-    return command
+def group(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one, in the order in which `--help` lists them."""
+
+    def declare(command: Any) -> Any:
+        return reduce(lambda declared, option: option(declared), reversed(options), command)
+
+    return declare
+
+
+def output_option(help: str, **options: Any) -> Callable[[Any], Any]:
+    """`--output`, a file."""
+    return click.option("-o", "--output", type=FILE, help=help, **options)
+
+
+model_argument = click.argument("model", metavar="RUN_OR_MODEL", type=PATH)
+annotation_options = group(
+    click.option("--root", type=PATH, help="Folder of the images; default: found automatically."),
+    click.option("--names", type=PATH, help="Class names, one per line, the first 'background'."),
+    click.option(
+        "--from",
+        "--format",
+        "format",
+        type=click.Choice(["auto", *FORMAT_NAMES]),
+        default="auto",
+        help="Format of the annotations; default: detected automatically.",
+    ),
+)
+server_options = group(
+    click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen on; 0.0.0.0 accepts connections from the network.",
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        show_default=True,
+        help="Port; 0: any free port.",
+    ),
+    agnostic_nms_option,
+    device_option,
+)
+views_options = group(  # `Detector.load` takes them
+    click.option(
+        "--tile",
+        type=click.IntRange(min=0),
+        metavar="PIXELS",
+        help="For small objects in large images: also predict square tiles with this side; 0: none; "
+        "default: the model's setting.",
+    ),
+    click.option(
+        "--overlap",
+        type=click.FloatRange(0, 0.9),
+        metavar="SHARE",
+        help="Overlap of neighboring tiles, as a share of their side; default: 0.2.",
+    ),
+    click.option(
+        "--tta",
+        is_flag=True,
+        default=None,
+        help="Test-time augmentation: also predict mirrored and at other sizes; about 6 times slower.",
+    ),
+)
 
 
 def overrides_argument(name: str = "overrides", metavar: str = "[KEY=VALUE]...") -> Callable[[Any], Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fcos.cli.options import device_option
+from fcos.cli.options import PATH, device_option, output_option
 from fcos.cli.output import json_option, print_json
 from fcos.files import check_writable
 from fcos.terminal import printable_line
@@ -20,14 +20,9 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("other", metavar="[RUN_B]", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The page to write; default: report.html in RUN, or comparison.html in RUN_B.",
-)
+@click.argument("run", metavar="RUN", type=PATH)
+@click.argument("other", metavar="[RUN_B]", required=False, type=PATH)
+@output_option("The page to write; default: report.html in RUN, or comparison.html in RUN_B.")
 @click.option(
     "--images",
     "--pictures",  # its former name

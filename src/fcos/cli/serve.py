@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from fcos.cli.options import agnostic_nms_option, device_option, host_option, needs_demo, port_option
+from fcos.cli.options import model_argument, needs_demo, server_options
 
 GOODBYE_SECONDS = 25  # Kubernetes kills after 30
 
@@ -24,9 +24,8 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@host_option
-@port_option
+@model_argument
+@server_options
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -39,8 +38,6 @@ Examples:
     show_default=True,
     help="Processes; each has the model in memory and its share of the cores.",
 )
-@agnostic_nms_option
-@device_option
 def command(
     model: Path,
     host: str,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.options import minutes_option, overrides_argument
+from fcos.cli.options import PATH, minutes_option, output_option, overrides_argument
 from fcos.cli.output import json_option, print_json
-from fcos.cli.predict import is_first_process
+from fcos.cli.processes import is_first_process
 from fcos.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -37,16 +37,9 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("source", type=click.Path(path_type=Path), metavar="TRAIN_JSON|FOLDER")
+@click.argument("source", type=PATH, metavar="TRAIN_JSON|FOLDER")
 @overrides_argument()
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("train.json"),
-    show_default=True,
-    help="With FOLDER: the config file to write.",
-)
+@output_option("With FOLDER: the config file to write.", default=Path("train.json"), show_default=True)
 @minutes_option
 @json_option
 def command(

@@ -10,7 +10,7 @@ from functools import partial
 
 from fcos.detector import Detector
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.predictor import Prepared
+from fcos.predict.pipeline import Prepared
 
 Pass = tuple[list[ImageDetections], float]  # detections of each image, and seconds
 Answer = asyncio.Future[tuple[ImageDetections, float]]

@@ -21,12 +21,12 @@ from pydantic import BaseModel
 
 from fcos import __version__
 from fcos.demo.batching import Batches
-from fcos.demo.body import MAX_BYTES, MAX_PIXELS, Inbox, busy, open_image
+from fcos.demo.body import Inbox, busy, open_image
 from fcos.demo.guard import Guard
 from fcos.detector import Detector
 from fcos.model.points import level_name
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.predictor import Prepared
+from fcos.predict.pipeline import Prepared
 from fcos.terminal import printable_line
 
 MIN_SCORE = 0.05  # the page gets everything above it and filters itself
@@ -69,18 +69,14 @@ def build_endpoint(
     *,
     batch_size: int | None = None,
     on_pass: Callable[[int, float], None] = lambda num_images, seconds: None,
-    max_bytes: int = MAX_BYTES,
-    max_pixels: int = MAX_PIXELS,
     hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """An application of this one route, to which others can be added.
 
     Args:
-        detector: ready to use.
+        detector: its images run together.
         batch_size: most images of a forward pass; None: as `Detector.predict` chooses.
         on_pass: called after each forward pass with its number of images and seconds.
-        max_bytes: of the file of one image.
-        max_pixels: of one image.
         hosts: names by which it may be asked, besides addresses; None: any.
     """
     app = FastAPI(  # FastAPI's own page of the interface loads scripts from elsewhere
@@ -94,7 +90,10 @@ def build_endpoint(
     app.add_exception_handler(RequestValidationError, _refuse)
     class_names = tuple(map(printable_line, detector.class_names))
     batches = Batches(detector, batch_size, on_pass)
-    inbox, turns = Inbox(max_bytes), Turns(2 * batches.most)  # of one pass, and of the next
+    inbox = Inbox()
+    # Memory does not grow with the clients; whoever waits holds no thread, so other routes are answered.
+    slots = asyncio.Semaphore(2 * batches.most)  # images of one pass, and of the next
+    decoding = asyncio.Semaphore(DECODED_AT_ONCE)
 
     @app.post(
         "/predict",
@@ -118,10 +117,10 @@ def build_endpoint(
         """Detections of the image in the request body (an image file: JPEG, PNG, WebP, ...)."""
         content = await inbox.read(request)
         try:
-            async with turns.slot():
+            async with _one_of(slots):
                 if await request.is_disconnected():
                     raise HTTPException(400, "the client has disconnected")
-                async with turns.decoding:
+                async with decoding:
                     image = await asyncio.to_thread(prepare, content)
                 found, seconds = await batches.detect(image)
         except (MemoryError, torch.OutOfMemoryError):
@@ -137,39 +136,22 @@ def build_endpoint(
         )
 
     def prepare(content: bytearray) -> Prepared:
-        return detector.prepare(open_image(content, max_pixels))
+        return detector.prepare(open_image(content))
 
     return app
 
 
-class Turns:
-    """Who may decode, and how many images may wait decoded, so that memory does not grow with the clients.
-
-    Whoever waits holds no thread: other routes are answered meanwhile.
-
-    Args:
-        num_slots: images that are resized or in the network.
-    """
-
-    def __init__(self, num_slots: int) -> None:
-        self.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
-        self._slots = asyncio.Semaphore(num_slots)
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Room for one image.
-
-        Raises:
-            HTTPException: 503 after `WAIT_SECONDS`.
-        """
-        try:
-            await asyncio.wait_for(self._slots.acquire(), WAIT_SECONDS)
-        except asyncio.TimeoutError:
-            raise busy() from None
-        try:
-            yield
-        finally:
-            self._slots.release()
+@asynccontextmanager
+async def _one_of(slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Room for one image; 503 after `WAIT_SECONDS`."""
+    try:
+        await asyncio.wait_for(slots.acquire(), WAIT_SECONDS)
+    except asyncio.TimeoutError:
+        raise busy() from None
+    try:
+        yield
+    finally:
+        slots.release()
 
 
 def _found(detections: ImageDetections, min_score: float, class_names: Sequence[str]) -> list[Found]:

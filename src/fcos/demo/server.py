@@ -34,19 +34,10 @@ class About(BaseModel):
     max_bytes: int
 
 
-def build_app(
-    detector: Detector, examples: Sequence[Path] = (), *, max_bytes: int = MAX_BYTES, **options: Any
-) -> FastAPI:
-    """The application.
-
-    Args:
-        detector: ready to use.
-        examples: image files that the page offers.
-        max_bytes: of the file of one image.
-        options: of `build_endpoint`.
-    """
-    app = build_endpoint(detector, max_bytes=max_bytes, **options)
-    described = about_model(detector, len(examples), max_bytes)
+def build_app(detector: Detector, examples: Sequence[Path] = (), **options: Any) -> FastAPI:
+    """The application; its page offers the `examples`. Options are those of `build_endpoint`."""
+    app = build_endpoint(detector, **options)
+    described = about_model(detector, len(examples))
 
     for name, path in (("page.html", "/"), ("page.css", "/page.css"), ("page.js", "/page.js")):
         app.add_api_route(path, _page_file(name), include_in_schema=False)
@@ -68,7 +59,7 @@ def build_app(
     return app
 
 
-def about_model(detector: Detector, num_examples: int, max_bytes: int) -> About:
+def about_model(detector: Detector, num_examples: int) -> About:
     """What the page shows of a model."""
     class_names = tuple(map(printable_line, detector.class_names))
     return About(
@@ -79,7 +70,7 @@ def about_model(detector: Detector, num_examples: int, max_bytes: int) -> About:
         ),
         threshold=detector.threshold,
         num_examples=num_examples,
-        max_bytes=max_bytes,
+        max_bytes=MAX_BYTES,
     )
 
 

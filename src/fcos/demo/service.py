@@ -33,9 +33,7 @@ class Health(BaseModel):
 def build_service(detector: Detector, **options: Any) -> FastAPI:
     """The application, once the detector has predicted an image: the first request is as fast as others.
 
-    Args:
-        detector: ready to use.
-        options: of `build_endpoint`.
+    Options are those of `build_endpoint`.
     """
     detector.predict(torch.zeros((3, *WARM_UP_HW), dtype=torch.uint8))
     metrics = Metrics()

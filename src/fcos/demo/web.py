@@ -19,7 +19,6 @@ from pathlib import Path
 
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.demo.body import MAX_BYTES
 from fcos.demo.server import about_model
 from fcos.detector import Detector
 from fcos.errors import FcosError
@@ -87,13 +86,7 @@ def _fetched(folder: Path) -> Path:
 
 
 def add_page(folder: Path, detector: Detector, package: Path) -> None:
-    """Write the page beside the ONNX file in a folder.
-
-    Args:
-        folder: holds `MODEL`.
-        detector: the model that was exported.
-        package: that of npm.
-    """
+    """Write the page into the folder that holds `MODEL`; `package` is that of npm."""
     (folder / "ort").mkdir()
     for name in FILES:
         shutil.copy(package / name, folder / "ort")
@@ -106,5 +99,5 @@ def add_page(folder: Path, detector: Detector, package: Path) -> None:
     (folder / "index.html").write_text(page, encoding="utf-8")
     config = detector.config
     resizing = {"short_side": config.short_side, "longest_side": config.view_size}
-    about = about_model(detector, 0, MAX_BYTES).model_dump() | resizing | {"multiple": PADDING_MULTIPLE}
+    about = about_model(detector, 0).model_dump() | resizing | {"multiple": PADDING_MULTIPLE}
     (folder / "about").write_text(json.dumps(about), encoding="utf-8")

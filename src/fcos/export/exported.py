@@ -17,7 +17,7 @@ from fcos.export.card import GIVE, ExportCard, from_metadata, input_dtype
 from fcos.export.formats import FORMATS
 from fcos.files import check_regular, first_line_of
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.predictor import Backend
+from fcos.predict.pipeline import Backend
 from fcos.terminal import counted
 from fcos.weights.load import ExportFormat, LoadedModel, format_of, load_model, settings_of_card
 from fcos.weights.model_file import ModelCard

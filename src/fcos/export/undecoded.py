@@ -26,7 +26,7 @@ from fcos.export.graph import DetectionGraph
 from fcos.files import read_text
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections, PostProcess
-from fcos.predict.predictor import TorchBackend
+from fcos.predict.pipeline import TorchBackend
 
 METADATA, DECODER = "metadata.json", "decode.py"
 

@@ -23,7 +23,6 @@ def to_coco(
     """Entries of a COCO results file.
 
     Args:
-        self: the detections.
         image_id: the id of this image in the annotation file.
         category_ids: the id of each label in the annotation file; default: 1, 2, ...
 
@@ -65,7 +64,6 @@ def to_yolo(
     """Lines of a YOLO label file: label, centre x, y, width, height as fractions of the image, score.
 
     Args:
-        self: the detections.
         size_hw: height, width of the image; default: that of `image`.
         with_scores: results have scores (``save_conf`` of Ultralytics); labels to train on have none.
     """
@@ -89,11 +87,8 @@ def from_yolo(
     """From lines of a YOLO label file; a box without a score has the score 1.
 
     Args:
-        cls: `Detections`.
         lines: as `to_yolo` writes them; boxes only, no polygons.
-        class_names: of each label.
-        size_hw: height, width of the image; default: that of `image`.
-        image: to keep in the detections.
+        size_hw: height, width of the image; default: that of `image`, which is kept in the detections.
     """
     rows = [[*map(float, line.split()), 1.0][:6] for line in lines if line.strip()]
     if any(len(line.split()) not in (0, 5, 6) for line in lines):  # a polygon, key points
@@ -164,12 +159,7 @@ def from_supervision(
 
 
 def to_fiftyone(self: Detections, size_hw: tuple[int, int] | None = None) -> Any:
-    """`fiftyone.Detections`, for a field of a sample; track ids become ``index``.
-
-    Args:
-        self: the detections.
-        size_hw: height, width of the image; default: that of `image`.
-    """
+    """`fiftyone.Detections`, for a field of a sample; `size_hw` as in `to_yolo`, track ids as ``index``."""
     fiftyone = _needed("fiftyone")
     height, width = _size_hw(self.image, size_hw)
     x1, y1, x2, y2 = (self.boxes_xyxy.double().cpu() / torch.tensor([width, height, width, height])).T

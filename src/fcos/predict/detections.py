@@ -151,7 +151,6 @@ class Detections:
 
         Args:
             classes: a name or label, or several.
-            min_score: minimum score.
             min_area: minimum area of a box, in square pixels of the original image.
         """
         sides = self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]

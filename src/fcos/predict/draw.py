@@ -6,11 +6,14 @@ choose the text's colour by its background in all versions that we support.
 
 from __future__ import annotations
 
+import base64
 import colorsys
+import io
 import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import get_data_path
@@ -95,6 +98,13 @@ def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Ima
         both.paste(one, (x, title_height))
         draw.text((x + GAP, GAP // 2), title, fill="black", font=font)
     return both
+
+
+def as_base64(image: Image.Image, format: str = "JPEG", **options: Any) -> str:
+    """An image file for a page."""
+    content = io.BytesIO()
+    image.save(content, format, **options)
+    return base64.b64encode(content.getvalue()).decode()
 
 
 def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[Box]:

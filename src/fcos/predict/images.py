@@ -1,32 +1,75 @@
-"""Predicting images: what `detections.json` says of each, its drawn copy, and its crops."""
+"""Predicting images: what `detections.json` says of each, its crops, and where drawn copies go."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from fcos.data.strips import LargeImage
-from fcos.errors import DatasetError
+from fcos.errors import DatasetError, OutputError
 from fcos.files import explained
 from fcos.predict.detections import Detections, as_dicts
-from fcos.predict.sources import Source, read_picture
+from fcos.predict.sources import Source, read_picture, real_path
 from fcos.predict.stream import predict_each
 
 if TYPE_CHECKING:
-    from fcos.predict.predictor import Predictor
+    from fcos.predict.pipeline import Pipeline
 
+RESULT_FILE, FRAMES_FILE = "detections.json", "detections.jsonl"  # in the output folder
+DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 JPEG_QUALITY = 92
 CROPS = "crops"  # in the output folder
 NO_SPACE = "free some disk space, or choose another folder with --out"
 
 
+def plan(sources: Iterable[Source], out: Path) -> list[Source]:
+    """Give each source a drawn copy of its own below `out`; later ones of the same name get numbers.
+
+    Raises:
+        DatasetError: a file would be overwritten that `fcos predict` did not write.
+    """
+    sources = list(sources)
+    given = {real_path(source.path) for source in sources if source.path is not None}
+    is_ours = (out / RESULT_FILE).is_file() or (out / FRAMES_FILE).is_file()
+    planned, taken = [], set[str]()
+    for source in sources:
+        first = name = _drawn_name(source)
+        number = 1
+        while str(name).casefold() in taken:
+            number += 1
+            name = first.with_stem(f"{first.stem}_{number}")
+        taken.add(str(name).casefold())
+        target = out / name
+        if real_path(target) in given or (os.path.lexists(target) and not is_ours):
+            what = "an image" if source.kind == "image" else "a video"
+            raise DatasetError(
+                f"{what} would be overwritten by the drawn copy",
+                where=str(target),
+                fix="choose another folder with --out",
+            )
+        planned.append(replace(source, name=name))
+    return planned
+
+
+def _drawn_name(source: Source) -> Path:
+    if source.kind in ("camera", "stream"):
+        return source.name.with_name(source.name.name + ".mp4")
+    if source.kind == "video":
+        return source.name.with_suffix(".mp4")
+    if source.name.suffix.lower() in DRAWN_SUFFIXES:
+        return source.name
+    return source.name.with_name(source.name.name + ".png")
+
+
 def predict_images(
-    detector: Predictor,
+    detector: Pipeline,
     images: Sequence[Source],
     out: Path,
     threshold: float,
@@ -68,6 +111,16 @@ def predict_images(
     )
     for source, result in zip(images, results, strict=True):
         yield {"path": source.where, "error": result.what} if isinstance(result, DatasetError) else result
+
+
+def check_crops(out: Path) -> None:
+    """Refuse to mix crops with those of an earlier call, before the work."""
+    if (out / CROPS).exists():
+        raise OutputError(
+            "crops of an earlier call are here",
+            where=str(out / CROPS),
+            fix="remove the folder, or choose another one with --out",
+        )
 
 
 def crop_path(out: Path, name: Path, class_name: str, number: int) -> Path:

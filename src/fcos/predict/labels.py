@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.convert import Converted, check_output, write_annotations
+from fcos.data.convert import check_output, write_annotations
 from fcos.data.image_files import unique_stems
 from fcos.data.names import is_no_class
 from fcos.data.registry import format_named
@@ -47,16 +47,18 @@ def save_labels(
     outcomes: Sequence[Mapping[str, Any]],
     format: str,
     out: Path,
-) -> Converted:
+) -> dict[str, str | None]:
     """Write the detections of images as annotations of all classes of the model.
 
     Args:
-        class_names: of the model.
-        category_ids: of the model.
+        class_names, category_ids: of the model.
         outcomes: of images that could be read, as in `detections.json`; one without detections is an image
             without boxes.
         format: of the annotations.
         out: the output folder.
+
+    Returns:
+        What `detections.json` says about them.
     """
     path = labels_path(out, format)
     labels = [label for label, name in enumerate(class_names) if not is_no_class(name)]
@@ -78,4 +80,6 @@ def save_labels(
         source=path,
         format=format,
     )
-    return write_annotations(annotations, format, path)
+    written = write_annotations(annotations, format, path)
+    root, name_file = (None if place is None else str(place) for place in (written.root, written.name_file))
+    return {"format": format, "path": str(path), "root": root, "name_file": name_file}

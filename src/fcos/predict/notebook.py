@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from html import escape
 
 from fcos.predict.detections import Detections
@@ -36,8 +34,8 @@ def as_html(detections: Detections) -> str:
 def _image(detections: Detections) -> str:
     if detections.image is None:
         return ""
+    from fcos.predict.draw import as_base64  # imports matplotlib, so only when drawing
+
     drawn = detections.draw()
     drawn.thumbnail((MAX_SIDE, MAX_SIDE))
-    file = io.BytesIO()
-    drawn.save(file, "JPEG", quality=90)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return f'<img src="data:image/jpeg;base64,{as_base64(drawn, quality=90)}">'

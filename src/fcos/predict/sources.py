@@ -27,8 +27,6 @@ VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv 
 STREAM_SUFFIXES = frozenset({".m3u8", ".mjpg", ".mjpeg", ".sdp"})  # of addresses
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 STANDARD_INPUT = "-"
-RESULT_FILE, FRAMES_FILE = "detections.json", "detections.jsonl"  # in the output folder
-DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 MAX_NAME = 200  # characters of a name that an address gives
 NUM_BYTES_TO_KNOW = 4096  # of a file without a known suffix
 
@@ -332,45 +330,3 @@ def _nothing_found(path: Path) -> DatasetError:
         fix="give an image, a video, a folder, a pattern, a list of paths, a URL, a camera "
         "number, or - for standard input",
     )
-
-
-# Drawn copies -----------------------------------------------------------------------------------------------
-
-
-def plan(sources: Iterable[Source], out: Path) -> list[Source]:
-    """Give each source a drawn copy of its own below `out`; later ones of the same name get numbers.
-
-    Raises:
-        DatasetError: a file would be overwritten that `fcos predict` did not write.
-    """
-    sources = list(sources)
-    given = {real_path(source.path) for source in sources if source.path is not None}
-    is_ours = (out / RESULT_FILE).is_file() or (out / FRAMES_FILE).is_file()
-    planned, taken = [], set[str]()
-    for source in sources:
-        first = name = _drawn_name(source)
-        number = 1
-        while str(name).casefold() in taken:
-            number += 1
-            name = first.with_stem(f"{first.stem}_{number}")
-        taken.add(str(name).casefold())
-        target = out / name
-        if real_path(target) in given or (os.path.lexists(target) and not is_ours):
-            what = "an image" if source.kind == "image" else "a video"
-            raise DatasetError(
-                f"{what} would be overwritten by the drawn copy",
-                where=str(target),
-                fix="choose another folder with --out",
-            )
-        planned.append(replace(source, name=name))
-    return planned
-
-
-def _drawn_name(source: Source) -> Path:
-    if source.kind in ("camera", "stream"):
-        return source.name.with_name(source.name.name + ".mp4")
-    if source.kind == "video":
-        return source.name.with_suffix(".mp4")
-    if source.name.suffix.lower() in DRAWN_SUFFIXES:
-        return source.name
-    return source.name.with_name(source.name.name + ".png")

@@ -24,7 +24,7 @@ from fcos.errors import DatasetError, FcosError
 from fcos.predict.detections import Detections
 
 if TYPE_CHECKING:
-    from fcos.predict.predictor import Predictor
+    from fcos.predict.pipeline import Pipeline
 
 MOST_PIXELS = 4 * 1920 * 1080  # in memory before they are predicted, without a given batch size
 
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 def predict_each(
-    detector: Predictor,
+    detector: Pipeline,
     sources: Iterable[Source],
     read: Callable[[Source], Tensor | LargeImage],
     then: Callable[[Source, Detections], Result],

@@ -46,9 +46,7 @@ class Tracker:
         tracked = Detections.from_supervision(found, detections.class_names, detections.image)
         assert tracked.track_ids is not None
         tracked.track_ids[tracked.track_ids >= 0] += 1
-        tracked = tracked[tracked.scores.argsort(descending=True, stable=True)]
-        assert tracked.track_ids is not None
-        return tracked[(tracked.track_ids > 0) | (tracked.scores >= self.threshold)]
+        return tracked[(tracked.track_ids > 0) | (tracked.scores >= self.threshold)].by_score()
 
 
 def import_trackers() -> Any:

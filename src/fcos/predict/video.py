@@ -1,24 +1,30 @@
-"""Predicting a video: frames, detections, tracks, JSON lines and the drawn video."""
+"""Predicting videos: frames, detections, tracks, JSON lines and the drawn video."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
+from PIL import Image
+
+from fcos.errors import DatasetError, OutputError
+from fcos.files import reason_of
 from fcos.predict.detections import Detections, as_dicts
+from fcos.predict.images import FRAMES_FILE, NO_SPACE
 from fcos.predict.live import LiveReader
 from fcos.predict.sources import Source
+from fcos.predict.stop import StopSignal
 from fcos.predict.stream import predict_each
 from fcos.predict.tracker import Tracker
 from fcos.predict.video_reader import Frame, VideoReader
 from fcos.predict.video_writer import VideoWriter
 
 if TYPE_CHECKING:
-    from fcos.predict.predictor import Predictor
+    from fcos.predict.pipeline import Pipeline
 
 Progress = AbstractContextManager[Callable[[int], None]]  # call what it gives with the number of frames done
 
@@ -28,44 +34,77 @@ class VideoOptions:
     """How videos are predicted.
 
     Attributes:
-        score_threshold: minimum score of a detection.
         every: process every `every`th frame and skip the others.
         track: give an object the same number in all frames.
         draw: write the drawn video.
+        on_drawn: called with each drawn frame; None: draw only for the video.
+        is_stopped: asked after each frame whether to stop; what has been written is kept.
     """
 
     score_threshold: float
     every: int = 1
     track: bool = False
     draw: bool = True
+    on_drawn: Callable[[Image.Image], None] | None = None
+    is_stopped: Callable[[], bool] = lambda: False
+
+
+def predict_videos(
+    detector: Pipeline,
+    videos: Sequence[Source],
+    out: Path,
+    options: VideoOptions,
+    progress: Callable[[int | None], Progress],
+) -> Iterator[dict[str, Any]]:
+    """What `detections.json` says about each video; frames go to `FRAMES_FILE`.
+
+    Ctrl-C stops after a frame and leaves complete files.
+    """
+    with StopSignal(after="frame") as stop, _lines_to(out / FRAMES_FILE) as lines:
+        asked = options.is_stopped
+        options = replace(options, is_stopped=lambda: stop.number != 0 or asked())
+        for video in videos:
+            try:
+                yield predict_video(detector, video, out / video.name, lines, options, progress)
+            except DatasetError as error:
+                yield {"path": video.where, "error": error.what}
+            if options.is_stopped():
+                return
+
+
+@contextmanager
+def _lines_to(path: Path) -> Iterator[TextIO]:
+    """A file that grows line by line; `OutputError` if it, or a file beside it, cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as lines:
+            yield lines
+    except OSError as error:
+        where = str(error.filename or path.parent)
+        raise OutputError(f"cannot be written: {reason_of(error)}", where=where, fix=NO_SPACE) from error
 
 
 def predict_video(
-    detector: Predictor,
+    detector: Pipeline,
     source: Source,
     target: Path,
     lines: IO[str],
     options: VideoOptions,
-    *,
     progress: Callable[[int | None], Progress] = lambda num_frames: nullcontext(lambda done: None),
-    is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """What `detections.json` says about a video; its frames go to `lines` and, drawn, to `target`.
 
     Args:
-        detector: the model.
-        source: a video or camera.
+        detector, source, options: what predicts which video how.
         target: the drawn mp4 file.
         lines: gets a line of JSON per frame, complete lines only.
-        options: how.
         progress: makes a progress bar for so many frames, if their number is known.
-        is_stopped: called after each frame: whether to stop; what has been written is kept.
 
     Raises:
         DatasetError: it cannot be opened.
     """
     with ExitStack() as stack:
-        reader = _open(source, is_stopped)
+        reader = _open(source, options.is_stopped)
         stack.enter_context(reader)
         num_frames = reader.num_frames and -(-reader.num_frames // options.every)
         advance = stack.enter_context(progress(num_frames))
@@ -94,16 +133,19 @@ def predict_video(
             line = _line(source, frame, detections)
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             lines.flush()
-            if writer:
-                writer.write(frame, detections.draw())
+            drawn = detections.draw() if writer or options.on_drawn else None
+            if writer and drawn:
+                writer.write(frame, drawn)
                 about["drawn"] = str(target)
+            if options.on_drawn and drawn:
+                options.on_drawn(drawn)
             if detections.track_ids is not None:
                 tracks |= {track for track in detections.track_ids.tolist() if track >= 0}
             about["num_frames"] += 1
             about["num_detections"] += len(detections)
             about |= {"width": line["width"], "height": line["height"], "num_tracks": len(tracks)}
             advance(1)
-            if is_stopped():
+            if options.is_stopped():
                 return about | {"stopped": True}
     if isinstance(reader, LiveReader):
         about["num_reconnects"] = reader.num_reconnects
@@ -122,7 +164,7 @@ def _open(source: Source, is_stopped: Callable[[], bool]) -> VideoReader | LiveR
 
 
 def _found(
-    detector: Predictor, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
+    detector: Pipeline, frames: Iterator[Frame], options: VideoOptions, tracker: Tracker | None
 ) -> Generator[tuple[Frame, Detections], None, None]:
     """Each processed frame with its detections."""
     results = predict_each(

@@ -23,7 +23,6 @@ class VideoWriter:
     """Writes a video; once closed, the file is complete, wherever it stopped.
 
     Args:
-        path: of the mp4 file.
         frame_rate: on average.
         time_base: of `Frame.pts`.
         audio: sound to come, of an open `VideoReader`.

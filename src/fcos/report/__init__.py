@@ -1,5 +1,6 @@
 """Reports: `page` writes report.html from `templates/`, `curves` the curves of trainings.
 
-`tables`, `chart`, `gallery`, `examples`, `assignment`, `coverage`, `second_look` fill the page; `comparison`
-is the page of several runs, `run_folder` reads a finished run, `after_training` writes both for a new one.
+`tables`, `chart`, `analysis_charts`, `gallery`, `examples`, `assignment`, `coverage`, `second_look` fill the
+page; `comparison` is the page of two runs, `run_folder` reads a finished run, `after_training` writes page
+and curves for a new one.
 """

@@ -5,8 +5,6 @@ The points are those of the assigner that trains (`model/assign.py`), at the siz
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,7 +21,7 @@ from fcos.data.annotations import Annotations
 from fcos.metrics.coverage import place_objects
 from fcos.model.build import build_known_assigner
 from fcos.model.points import level_name
-from fcos.predict.draw import class_colour
+from fcos.predict.draw import as_base64, class_colour
 from fcos.report.examples import Example, Pane, ReportImage
 from fcos.report.second_look import PointAnswers
 
@@ -180,10 +178,8 @@ class _View:
         stride = float(self.grid.strides[points[0]])
         image = Image.fromarray((255 * values).round().astype(np.uint8).reshape(height, width))
         image.putpalette(colormaps["viridis"](np.arange(256), bytes=True)[:, :3].tobytes())
-        content = io.BytesIO()
-        image.save(content, "PNG")
         return HeatMap(
-            png=base64.b64encode(content.getvalue()).decode(),
+            png=as_base64(image, "PNG"),
             width=round(width * stride * self.scale[0], 1),
             height=round(height * stride * self.scale[1], 1),
             largest=float(values.max()),

@@ -128,9 +128,9 @@ def _verdict(compared: Comparison) -> str:
     return f"B is {'better' if ap.change > 0 else 'worse'}: AP changed by {interval}."
 
 
-def _charts(runs: Sequence[Path]) -> list[Chart]:
+def _charts(runs: Sequence[Path]) -> list[Chart | None]:
     metrics = {letter: read_metrics(run) for letter, run in zip("AB", runs, strict=True)}
-    charts = (
+    return [
         line_chart(title, x, {letter: curve(lines, name, x) for letter, lines in metrics.items()})
         for title, name, x in (
             ("AP after each epoch", "map_mean", "epoch"),
@@ -138,8 +138,7 @@ def _charts(runs: Sequence[Path]) -> list[Chart]:
             ("Loss", "loss", "step"),
             ("Learning rate", "lr", "step"),
         )
-    )
-    return [chart for chart in charts if chart is not None]
+    ]
 
 
 def _different_settings(first: TrainConfig, second: TrainConfig) -> list[tuple[str, str, str, str]]:

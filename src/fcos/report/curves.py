@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from fcos.errors import DatasetError, OutputError
 from fcos.files import read_text, written
+from fcos.report.chart import Chart, line_chart
 from fcos.terminal import printable_line
 
 EVAL_CURVES = ("map_mean", "map_50", "map_75")
+EVAL_TITLES = ("AP", "AP50", "AP75")
 NUM_COLUMNS = 4
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
 
@@ -80,6 +82,25 @@ def train_curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
     """What is written of each step and worth a curve: the loss, its parts, the learning rate."""
     names = {name: None for entry in metrics if entry["kind"] == "train" for name in entry}
     return [*(name for name in names if name.startswith("loss")), "lr"]
+
+
+def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart | None]:
+    """Curves of a run, for its page."""
+    losses = [name for name in train_curves(metrics) if name != "lr"]
+    return [
+        line_chart(
+            "AP after each epoch",
+            "epoch",
+            {
+                title: curve(metrics, name, "epoch")
+                for title, name in zip(EVAL_TITLES, EVAL_CURVES, strict=True)
+            },
+            mark_best=True,
+        ),
+        line_chart("Losses", "step", {name.replace("loss_", ""): curve(metrics, name) for name in losses}),
+        line_chart("Learning rate", "step", {"lr": curve(metrics, "lr")}),
+        line_chart("Speed", "step", {"images per second": curve(metrics, "images_per_s")}),
+    ]
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:

@@ -5,8 +5,6 @@ The boxes are SVG, so that a page can hide them by score, and say more where the
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.image import read_image
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import labels_of, xyxy_of
-from fcos.predict.draw import class_colour, hidden_pixels, label_font, place_of_label, readable_on
+from fcos.predict.draw import as_base64, class_colour, hidden_pixels, label_font, place_of_label, readable_on
 from fcos.terminal import printable_line
 
 LONGEST_SIDE = 480  # of an example image, pixels
@@ -182,7 +180,7 @@ class ReportImage:
         return Example(
             key=key,
             name=self.record.path.name,
-            jpeg=jpeg_of(self.small),
+            jpeg=as_base64(self.small, quality=JPEG_QUALITY),
             width=self.small.width,
             height=self.small.height,
             font_size=round(self.font_size, 1),
@@ -212,7 +210,7 @@ class ReportImage:
             for other, name, other_label in zip(others, names, self.record.labels.tolist(), strict=True)
         ]
         return Crop(
-            jpeg=jpeg_of(piece),
+            jpeg=as_base64(piece, quality=JPEG_QUALITY),
             width=piece.width,
             height=piece.height,
             box=place_box(inside, "", caption, class_colour(label), piece.size),
@@ -272,10 +270,3 @@ def with_labels(boxes: Sequence[Box], size: tuple[int, int], font_size: float) -
             box = replace(box, text_x=round(x + 0.15 * font_size, 1), text_y=round(y + 0.95 * font_size, 1))
         placed.append(box)
     return tuple(reversed(placed))
-
-
-def jpeg_of(image: Image.Image) -> str:
-    """An image as a base64 JPEG."""
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=JPEG_QUALITY)
-    return base64.b64encode(content.getvalue()).decode()

@@ -14,23 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from numpy.typing import NDArray
 
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.files import write_text
-from fcos.metrics.analysis import MIN_IMAGES, Analysis, ClassResult, analyse, margins_of, resamples_for
+from fcos.metrics.analysis import MIN_IMAGES, Analysis, analyse, margins_of, resamples_for
 from fcos.metrics.coverage import Coverage, cover
 from fcos.metrics.misses import Miss, why_missed
 from fcos.metrics.rows import Results
+from fcos.report.analysis_charts import precision_charts, score_charts
 from fcos.report.assignment import Level, assigned_image, choose_assigned
-from fcos.report.chart import Chart, line_chart
-from fcos.report.coverage import CoverageFacts, coverage_facts, read_coverage
-from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics, train_curves
+from fcos.report.coverage import coverage_facts, read_coverage
+from fcos.report.curves import best_evaluation, read_metrics, training_charts
 from fcos.report.examples import Example
 from fcos.report.gallery import choose_images, disagreement_crops, gallery
 from fcos.report.second_look import SecondLook, second_look
@@ -38,10 +36,8 @@ from fcos.report.tables import confusion_table, data_rows, error_rows, fraction,
 from fcos.terminal import counted
 
 MAX_IMAGES = 48
-EVAL_TITLES = ("AP", "AP50", "AP75")  # of `EVAL_CURVES`
 MAX_ASSIGNED = 3
 MIN_AP50 = 0.5  # below, most detections that disagree with the annotations are errors of the model
-MAX_CURVES = 8  # of classes; as many as there are colours
 QUALITY_NAMES = {"centerness": "centerness", "iou": "expected IoU", "none": ""}
 PACKAGES = ("fcos-torch", "torch", "torchvision", "timm", "hotcoco", "numpy", "pillow")
 
@@ -78,11 +74,12 @@ def write_report(
     what = "training" if results is None else "evaluation"
     given = read_summaries(run) if cards is None else cards
     out = out or run / "report.html"
+    coverages = {"training": read_coverage(run), what: coverage_facts(coverage, config)}
     page = template("report.html").render(
         _facts_of(run, config, {what: summarize(annotations), **given}),
         **measured,
         is_measured=results is not None,
-        coverages=_coverages(run, {what: coverage_facts(coverage, config)}),
+        coverages=[entry for entry in coverages.items() if entry[1]],
         assigned=_assigned(coverage, config, look) if max_images else [],
         quality_name=QUALITY_NAMES[config.quality],
         has_model=look is not None,
@@ -143,26 +140,6 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return counted(round(seconds), "second")
     return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
-
-
-def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
-    """Curves of a run."""
-    losses = [name for name in train_curves(metrics) if name != "lr"]
-    charts = [
-        line_chart(
-            "AP after each epoch",
-            "epoch",
-            {
-                title: curve(metrics, name, "epoch")
-                for title, name in zip(EVAL_TITLES, EVAL_CURVES, strict=True)
-            },
-            mark_best=True,
-        ),
-        line_chart("Losses", "step", {name.replace("loss_", ""): curve(metrics, name) for name in losses}),
-        line_chart("Learning rate", "step", {"lr": curve(metrics, "lr")}),
-        line_chart("Speed", "step", {"images per second": curve(metrics, "images_per_s")}),
-    ]
-    return [chart for chart in charts if chart is not None]
 
 
 def _histograms(cards: Mapping[str, DataSummary]) -> list[tuple[str, Mapping[str, int]]]:
@@ -254,69 +231,14 @@ def _numbers(annotations: Annotations, analysis: Analysis, margins: Sequence[flo
         "min_images": MIN_IMAGES,
         "coco_lines": analysis.metrics.summary(),
         "classes": ranked,
-        "precision_charts": _precision_charts(analysis, ranked),
+        "precision_charts": precision_charts(analysis, ranked),
         "errors": error_rows(analysis),
         "confusion": confusion_table(analysis, annotations.class_names),
-        "score_charts": _score_charts(analysis),
+        "score_charts": score_charts(analysis),
         "best": analysis.best,
         "calibration_error": analysis.calibration_error,
         "num_objects": int(annotations.is_counted.sum()),
     }
-
-
-def _precision_charts(analysis: Analysis, ranked: Sequence[ClassResult]) -> list[Chart]:
-    recalls = np.linspace(0, 1, analysis.class_precision.shape[1])
-    overall = {
-        name: np.stack([recalls, np.where(values < 0, np.nan, values)], axis=1)
-        for name, values in analysis.curves.items()
-    }
-    measured = [row.name for row in ranked if row.ap is not None]
-    if len(measured) > MAX_CURVES:  # the ends of the list say most
-        measured = measured[: MAX_CURVES // 2] + measured[-MAX_CURVES // 2 :]
-    label_of = {row.name: label for label, row in enumerate(analysis.classes)}
-    by_class = {
-        name: np.stack([recalls, analysis.class_precision[label_of[name]]], axis=1) for name in measured
-    }
-    which = "each class" if len(by_class) == len(analysis.classes) else "the best and worst classes"
-    charts = (
-        line_chart("Precision over recall, all classes", "recall", overall, whole_x=False),
-        line_chart(f"Precision over recall of {which}, IoU 0.50", "recall", by_class, whole_x=False),
-    )
-    return [chart for chart in charts if chart is not None]
-
-
-def _score_charts(analysis: Analysis) -> list[Chart]:
-    bins = np.array([(score, right) for score, right, count in analysis.calibration if count])
-    diagonal = np.array([[0.0, 0.0], [1.0, 1.0]])
-    calibration = line_chart(
-        "Share of correct detections, by score",
-        "score",
-        {"detections": bins.reshape(-1, 2), "perfectly calibrated": diagonal},
-        whole_x=False,
-    )
-    thresholds = line_chart(
-        "F1, precision and recall, by threshold", "threshold", _by_threshold(analysis), whole_x=False
-    )
-    return [chart for chart in (calibration, thresholds) if chart is not None]
-
-
-def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
-    """Over all classes, at IoU 0.5."""
-    counted = analysis.is_right >= 0
-    scores, is_right = analysis.rows["score"][counted], analysis.is_right[counted] == 1
-    num_objects = sum(row.num_boxes for row in analysis.classes)
-    if not num_objects or not len(scores):
-        return {}
-    thresholds = np.linspace(0, 1, 101)
-    num_shown = np.array([(scores >= threshold).sum() for threshold in thresholds])
-    num_right = np.array([(scores[is_right] >= threshold).sum() for threshold in thresholds])
-    with np.errstate(invalid="ignore"):
-        values = {
-            "F1": 2 * num_right / (num_shown + num_objects),
-            "precision": num_right / num_shown,  # nan, a gap, where nothing is shown
-            "recall": num_right / num_objects,
-        }
-    return {name: np.stack([thresholds, value], axis=1) for name, value in values.items()}
 
 
 # Images -----------------------------------------------------------------------------------------------------
@@ -351,9 +273,3 @@ def _assigned(
         )
         for image in images
     ]
-
-
-def _coverages(run: Path, known: Mapping[str, CoverageFacts]) -> list[tuple[str, CoverageFacts]]:
-    """By data set, the training first."""
-    training = read_coverage(run)
-    return list(({"training": training, **known} if training else known).items())

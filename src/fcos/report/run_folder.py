@@ -54,11 +54,12 @@ def read_run(folder: Path) -> FinishedRun:
     results = read_results(folder) if config.list_eval else None  # first: annotations may take long
     cards = read_summaries(folder)
     if results is None or not cards:
-        train_set, checked = _train_set(config, cards)
+        train_set, checked = _usable(config.list_train, config.root_train, config, cards.get("training"))
         cards.setdefault("training", summarize(train_set, checked))
     if results is None:
         return FinishedRun(folder, config, train_set, None, cards)
-    annotations, checked = _eval_set(config, cards)
+    annotations, checked = _usable(config.list_eval, config.root_eval, config, cards.get("evaluation"))
+    annotations = with_classes_of(annotations, tuple(cards["training"].counts.boxes_per_class))
     cards.setdefault("evaluation", summarize(annotations, checked))
     return FinishedRun(folder, config, annotations, results, cards)
 
@@ -92,18 +93,6 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         where=str(folder / "results.json"),
         fix=f"`fcos eval {folder}` writes them",
     )
-
-
-def _eval_set(config: TrainConfig, cards: Mapping[str, DataSummary]) -> tuple[Annotations, CheckReport]:
-    """As the training read it."""
-    names = tuple(cards["training"].counts.boxes_per_class)
-    annotations, report = _usable(config.list_eval, config.root_eval, config, cards.get("evaluation"))
-    return with_classes_of(annotations, names), report
-
-
-def _train_set(config: TrainConfig, cards: Mapping[str, DataSummary]) -> tuple[Annotations, CheckReport]:
-    """As the training read it."""
-    return _usable(config.list_train, config.root_train, config, cards.get("training"))
 
 
 def _usable(

@@ -18,7 +18,7 @@ from fcos.data.splits import select
 from fcos.errors import WeightsError
 from fcos.model.build import build_postprocess
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.predictor import TorchBackend
+from fcos.predict.pipeline import TorchBackend
 from fcos.weights.load import LoadedModel, load_model, model_file_of
 
 MAX_SECONDS = 3.0  # a large network on a CPU predicts fewer images
@@ -39,12 +39,7 @@ PointAnswers = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]
 
 
 class SecondLook:
-    """A model, one image at a time.
-
-    Args:
-        loaded: the model.
-        device: where it runs.
-    """
+    """A model, one image at a time."""
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
         self.config = loaded.config.model_copy(update={"num_workers": 0, "nbatch_eval": 1})

@@ -12,7 +12,8 @@ from fcos.data.annotations import Annotations
 from fcos.metrics.rows import Rows
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import PostProcess
-from fcos.predict.predictor import Predictor, TorchBackend
+from fcos.predict.pipeline import TorchBackend
+from fcos.predict.predictor import Predictor
 from fcos.weights.model_file import ModelCard
 
 
