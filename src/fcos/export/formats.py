@@ -17,7 +17,8 @@ from fcos.export.torch_program import traced
 from fcos.export.undecoded import FixedSize
 from fcos.files import check_writable, written
 from fcos.model.build import build_postprocess
-from fcos.predict.pipeline import Predictor, TorchBackend
+from fcos.predict.pipeline import TorchBackend
+from fcos.predict.predictor import Predictor
 from fcos.weights.everyday import EVERYDAY_FILE
 from fcos.weights.load import ExportFormat, LoadedModel
 
