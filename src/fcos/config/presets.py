@@ -77,7 +77,7 @@ ALL_PRESETS: dict[str, Preset] = {
         },
     ),
     "fcos_lite0": Preset(
-        "a small model for CPUs with EfficientNet-Lite0, whose weights are installed with pip",
+        "a small model for CPUs with EfficientNet-Lite0",
         {
             "backbone": Change("tf_efficientnet_lite0", "made for CPUs: no squeeze-excite, ReLU6"),
             **_FOR_CPUS,
