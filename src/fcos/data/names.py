@@ -146,7 +146,7 @@ def with_classes_of(
         )
     new_label = np.array([class_names.index(name) for name in file_names], np.int64)
     labels = annotations.labels.copy()
-    known = (labels >= 0) & (labels < len(file_names))  # the others stay, for `check` to report
+    known = annotations.has_known_class  # the others stay, for `check` to report
     labels[known] = new_label[labels[known]]
     category_of = dict(zip(file_names, annotations.category_ids, strict=True))
     for name, category_id in zip(class_names, category_ids, strict=False):

@@ -21,7 +21,6 @@ from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.splits import spread
-from fcos.data.summary import image_of_box
 from fcos.data.transforms import padded_size, resized_size
 from fcos.model.build import build_known_assigner
 from fcos.model.points import PointGrid, make_grid
@@ -106,7 +105,7 @@ def cover(annotations: Annotations, config: TrainConfig) -> Coverage:
     """Which objects get a positive point with this configuration, and which settings would help."""
     images = spread(len(annotations), MAX_IMAGES)
     known = [image for image in images if annotations.sizes_hw[image, 0] > 0]
-    targets = ~annotations.is_crowd & np.isin(image_of_box(annotations), known)
+    targets = ~annotations.is_crowd & np.isin(annotations.image_of_box, known)
     found = eligibility(annotations, config, known)
     without = targets & ~found.learned
     holds = (~found.inside, found.inside & ~found.in_range, found.in_range)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fcos.errors import WeightsError
 from fcos.files import first_line_of
 from fcos.model.backbone import Backbone, check_name
+from fcos.weights.model_file import missing_or_other_shape
 from fcos.weights.published.opening import open_state
 
 # pip packages that ship ImageNet weights: backbone -> (module, file in it, how to install it).
@@ -83,13 +84,7 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
     wanted, loaded = _without_counters(classifier.state_dict()), _without_counters(open_state(path).tensors)
     if wanted.keys() - loaded.keys() and _kinds(wanted) == _kinds(loaded):
         loaded = dict(zip(wanted, loaded.values(), strict=True))
-    problems = [f"{key} is missing" for key in wanted if key not in loaded]
-    problems += [
-        f"{key} has shape {tuple(loaded[key].shape)}, expected {tuple(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in loaded and loaded[key].shape != tensor.shape
-    ]
-    if problems:
+    if problems := missing_or_other_shape(wanted, loaded):
         raise WeightsError(
             f"{path.name} does not fit {name}: {len(problems)} of {len(wanted)} tensors are missing or have "
             f"another shape, for example {'; '.join(problems[:3])}",

@@ -122,12 +122,10 @@ def _parse(source: Path) -> list[Line]:
     faults = Faults()
     for line_number, line in read_lines(source):
         name, words = split_line(line)
-        try:
+        with faults.at(f"{source}, line {line_number}"):
             if _NOT_SPACED.search(name):
                 raise ValueError("numbers must be separated by spaces")
             lines.append((line_number, slashed(name), parse_numbers(words)))
-        except ValueError as error:
-            faults.add(f"{source}, line {line_number}", str(error))
     format = "name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ..."
     faults.raise_any("line", "cannot be read", f"a line is: {format}")
     return lines

@@ -187,7 +187,7 @@ def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
 
 def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
     """Labels in the order of names given from outside; only classes that have boxes must be among those."""
-    known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
+    known = annotations.has_known_class
     used = np.unique(annotations.labels[known]).tolist()
     found = [annotations.class_names[label] for label in used]
     new_label = np.full(annotations.num_classes, -1)
