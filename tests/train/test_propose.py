@@ -9,8 +9,8 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats import read_annotations
 from fcos.errors import DatasetError
-from fcos.train.input_size import Budget, image_sizes
-from fcos.train.propose import Hardware, budget_of, find_hardware, propose, propose_data, write_split
+from fcos.train.input_size import image_sizes
+from fcos.train.propose import Hardware, find_hardware, propose, propose_data, write_split
 from fcos.weights.start import adopt_settings, find_start
 
 CPU = Hardware(num_cores=2)
@@ -103,39 +103,14 @@ def test_objects_too_small_in_images_that_show_no_more_get_a_finer_level() -> No
     assert "strides" not in values(make(size_hw=(200, 240), box_side=5.0), CPU)
 
 
-def with_budget(train: Annotations, minutes: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values and reasons where 320 x 532 pixels take a tenth of a second: 540 images a minute."""
-    budget = Budget(float(minutes), 10.0 * 320 * 532, 6000)
-    proposals = propose(train, CPU, budget)
-    return {key: value for key, value, _ in proposals}, {key: reason for key, _, reason in proposals}
-
-
-def test_a_time_that_is_enough_keeps_the_size_and_trains_longer() -> None:
-    proposed, why = with_budget(make(150, box_side=18.0), 60)
-    # 448 x 745 pixels take 0.196 s: 32,400 s of images hold 16,532 = 110 epochs of 150
-    assert (proposed["short_side"], proposed["epochs"]) == (448, 110)
-    assert why["epochs"] == "150 images, 16,500 samples in about 60 minutes"
-    assert with_budget(make(150), 600)[0]["epochs"] == 120, "three times the usual 40"
-
-
-def test_a_short_time_keeps_small_images_and_says_what_is_missed() -> None:
-    proposed, why = with_budget(make(150, box_side=18.0), 12)
-    # 12 minutes hold 6,480 images of 320 x 532, fewer than 6,000 of any larger size
-    assert (proposed["short_side"], proposed["epochs"]) == (320, 43)
-    assert why["short_side"].endswith("384 would be better, but takes 1.4 x the time")
-
-
-def test_where_too_little_fits_the_reason_says_so() -> None:
-    proposed, why = with_budget(make(150), 3)
-    assert (proposed["short_side"], proposed["epochs"]) == (320, 10)
-    assert why["epochs"] == "150 images, 1,500 samples in about 3 minutes; more would help, but does not fit"
-    assert with_budget(make(1000), 1)[0]["epochs"] == 1
-
-
-def test_the_speed_of_this_machine_is_measured() -> None:
-    budget = budget_of(10.0, 300, CPU)
-    assert (budget.minutes, budget.samples) == (10, 300 * 20)
-    assert 0.2 < budget.pixels_per_s / (320 * 532) < 2000, "images per second"
+def test_a_time_is_the_limit_of_up_to_three_times_the_usual_epochs() -> None:
+    proposals = propose(make(150, box_side=18.0), CPU, 60.0)
+    proposed = {key: value for key, value, _ in proposals}
+    usual = values(make(150, box_side=18.0), CPU)
+    assert (usual["epochs"], proposed["epochs"], proposed["time_limit"]) == (40, 120, 60)
+    assert "time_limit" not in usual
+    assert (proposed["short_side"], usual["short_side"]) == (448, 448)
+    assert load_config(proposed).time_limit == 60
 
 
 def test_small_images_are_not_blown_up() -> None:

@@ -81,7 +81,6 @@ def write_proposal(
     from fcos.files import read_text
     from fcos.train.propose import (
         Proposal,
-        budget_of,
         find_hardware,
         propose,
         propose_data,
@@ -92,8 +91,7 @@ def write_proposal(
     split_folder = output.with_name(f"{output.stem}_split")
     data = propose_data(folder, split_folder)
     hardware = find_hardware()
-    budget = None if minutes is None else budget_of(minutes, len(data.train), hardware)
-    proposals = [*data.proposals, *propose(data.train, hardware, budget)]
+    proposals = [*data.proposals, *propose(data.train, hardware, minutes)]
     # Without the paths: a split has no files yet.
     settings = {key: value for key, value, _ in proposals if key not in DATA_PATHS}
     config = load_config(settings, overrides, origin="what is proposed")

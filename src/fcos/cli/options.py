@@ -92,7 +92,7 @@ format_option = click.option(
 minutes_option = click.option(
     "--minutes",
     type=click.FloatRange(min=1),
-    help="With FOLDER: how long the training may take on this machine; sizes and epochs are chosen for it.",
+    help="With FOLDER: how long the training may take; it has as many epochs as fit (time_limit).",
 )
 agnostic_nms_option = click.option(
     "--agnostic-nms",

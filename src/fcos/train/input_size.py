@@ -17,14 +17,10 @@ from fcos.data.image import read_header
 from fcos.errors import DatasetError
 
 SMALLEST_BOX = 16.0  # pixels after resizing: two cells of the finest level (stride 8)
-FINER_BELOW = (
-    8.0  # where even the largest size leaves boxes smaller than a cell, a level of stride 4 is added
-)
+FINER_BELOW = 8.0  # pixels: a level of stride 4 is added where even the largest size leaves smaller boxes
 FACTORS = (1.0, 1.2, 1.4, 1.6, 2.0)  # on the preset's size: up to 4 times the time
 LARGEST_RATIO = 2.5  # of the sides of an image
 READ_SIZES = 200  # images whose size is read from the file where the annotations do not tell it
-TRAINING_SHARE = 0.9  # of the time; the rest is for evaluation, report and start
-IMAGES_AT_ONCE, TIMED_STEPS = 4, 2  # of the measurement of speed
 FINER_STRIDES = [4, 8, 16, 32, 64, 128]
 FINER_RANGES = [32.0, 64.0, 128.0, 256.0, 512.0]
 
@@ -46,32 +42,7 @@ class InputSize:
     finer_level: bool = False
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long a training may take, and what it can do in that time.
-
-    Attributes:
-        minutes: of the whole training.
-        pixels_per_s: of resized images that it trains on.
-        samples: images, each as often as it is seen, that a training needs.
-    """
-
-    minutes: float
-    pixels_per_s: float
-    samples: int
-
-    def num_images(self, pixels: int) -> float:
-        """How many images of this many pixels fit."""
-        return TRAINING_SHARE * 60 * self.minutes * self.pixels_per_s / pixels
-
-    def describe(self, size: InputSize, num_samples: int) -> str:
-        """How long a training takes, and whether that is enough."""
-        share = num_samples / self.num_images(size.short_side * size.view_size)
-        short = "" if num_samples >= self.samples else "; more would help, but does not fit"
-        return f"{num_samples:,} samples in about {max(1, round(share * self.minutes))} minutes{short}"
-
-
-def choose_size(train: Annotations, preset: str, budget: Budget | None = None) -> InputSize:
+def choose_size(train: Annotations, preset: str) -> InputSize:
     """The preset's size; larger if boxes would be too small, smaller if images are small."""
     usual: int = preset_default(preset, "short_side")
     usual_view: int = preset_default(preset, "view_size")
@@ -85,13 +56,7 @@ def choose_size(train: Annotations, preset: str, budget: Budget | None = None) -
     sharpest = max(64, int(2 * np.median(short)))  # beyond twice its pixels an image shows no more
     candidates = sorted({min(round(usual * factor), sharpest) for factor in FACTORS})
     smallest = float(np.percentile(box_sides, 10)) if len(box_sides) else np.inf
-    enough = next((side for side in candidates if smallest * side >= SMALLEST_BOX), candidates[-1])
-    fits = [
-        side
-        for side in candidates
-        if budget is None or budget.num_images(round(side**2 * ratio)) >= budget.samples
-    ]
-    side = min(enough, max(fits, default=candidates[0]))
+    side = next((side for side in candidates if smallest * side >= SMALLEST_BOX), candidates[-1])
     seen = smallest * side
 
     reasons = [f"images are {np.median(long):.0f} x {np.median(short):.0f}"]
@@ -99,11 +64,7 @@ def choose_size(train: Annotations, preset: str, budget: Budget | None = None) -
     if side > usual:
         reasons.append(f"{(side / usual) ** 2:.1f} x the training time of {usual}")
     if seen < SMALLEST_BOX:
-        larger = next((other for other in candidates if other > side), None)
-        if larger is not None:
-            reasons.append(f"{larger} would be better, but takes {(larger / side) ** 2:.1f} x the time")
-        else:
-            reasons.append("the images show no more" if side == sharpest else "as large as is affordable")
+        reasons.append("the images show no more" if side == sharpest else "as large as is affordable")
     finer = side == sharpest and seen < FINER_BELOW
     view = f"longest side, for images of {ratio:.2f} : 1"
     return InputSize(side, round(side * ratio), "; ".join(reasons), view, finer)
@@ -133,39 +94,3 @@ def image_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[
         box_sides.append(np.sqrt(np.clip(sides, 0, None).prod(axis=1)) / min(size))
     boxes = np.concatenate(box_sides) if box_sides else np.zeros(0)
     return np.array(sizes, np.float64).reshape(-1, 2), boxes[np.isfinite(boxes)]
-
-
-def training_speed(preset: str, precision: str, device: str) -> float:
-    """Pixels of resized images per second that a training goes through on this machine, measured.
-
-    The network alone, forward and backward: that is nearly all of a training step.
-    """
-    # only to measure
-    import time
-
-    import torch
-
-    from fcos.config import load_config
-    from fcos.cpu.training import for_training
-    from fcos.model.build import build_model
-
-    config = load_config({"model": preset, "pretrain": False, "precision": precision})
-    short, view = (-(-side // 32) * 32 for side in (config.short_side or config.view_size, config.view_size))
-    model = build_model(config, 1).to(device).to(memory_format=torch.channels_last).train()
-    network = for_training(model) if device == "cpu" else model
-    shape = (IMAGES_AT_ONCE, 3, short, view)
-    images = torch.zeros(shape, dtype=torch.uint8, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
-    sizes = torch.tensor([[short, view]] * IMAGES_AT_ONCE, device=device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    elapsed_s = []
-    for _ in range(TIMED_STEPS + 1):  # the first one is the start of the libraries
-        started_at = time.perf_counter()
-        with torch.autocast(device, dtype, enabled=precision != "fp32"):
-            output = network(images, sizes)
-        sum(part.float().mean() for part in output if part is not None).backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        elapsed_s.append(time.perf_counter() - started_at)
-    return IMAGES_AT_ONCE * short * view / min(elapsed_s[1:])

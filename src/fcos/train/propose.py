@@ -30,7 +30,7 @@ from fcos.data.formats import (
 )
 from fcos.data.image_files import common_root
 from fcos.terminal import counted
-from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, Budget, InputSize, choose_size, training_speed
+from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, InputSize, choose_size
 from fcos.train.throughput import num_cores
 from fcos.weights.everyday import EVERYDAY
 
@@ -85,14 +85,6 @@ def find_hardware() -> Hardware:
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     memory = min(gpu.total_memory for gpu in gpus) / 2**30
     return Hardware(cores, len(gpus), memory, prefers_bf16("cuda"))
-
-
-def budget_of(minutes: float, num_images: int, hardware: Hardware) -> Budget:
-    """What a training on this machine can do in a time, measured in a few seconds."""
-    precision = "bf16" if hardware.bf16_is_faster else "fp32"
-    device = "cuda" if hardware.num_gpus else "cpu"
-    speed = training_speed(preset_for(hardware), precision, device) * max(1, hardware.num_gpus)
-    return Budget(minutes, speed, num_images * usual_epochs(num_images, hardware))
 
 
 @dataclass(frozen=True)
@@ -164,16 +156,16 @@ def preset_for(hardware: Hardware) -> str:
     return "fcos_r50" if hardware.num_gpus else "fcos_mobilenetv2"
 
 
-def propose(train: Annotations, hardware: Hardware, budget: Budget | None = None) -> list[Proposal]:
+def propose(train: Annotations, hardware: Hardware, minutes: float | None = None) -> list[Proposal]:
     """Settings for these training images on this machine, in the order of the config file.
 
     Args:
         train: the training images.
         hardware: the machine.
-        budget: the time that the training may take; None: as long as it takes.
+        minutes: how long the training may take; None: as long as it takes.
     """
     preset = preset_for(hardware)
-    size = choose_size(train, preset, budget)
+    size = choose_size(train, preset)
     batch = _batch(len(train), preset, hardware, size.short_side * size.view_size)
     return [
         Proposal("model", preset, f"{hardware}: {_WHY_PRESET[preset]}"),
@@ -182,7 +174,7 @@ def propose(train: Annotations, hardware: Hardware, budget: Budget | None = None
         _flip(train.class_names),
         _augmentation(len(train)),
         *_balance(train),
-        *_length(len(train), hardware, size, budget),
+        *_length(len(train), hardware, minutes),
         *batch,
         *_speed(hardware),
     ]
@@ -255,17 +247,13 @@ def usual_epochs(num_images: int, hardware: Hardware) -> int:
     return int(np.clip(round(goal / max(1, num_images)), 12, 200))
 
 
-def _length(
-    num_images: int, hardware: Hardware, size: InputSize, budget: Budget | None
-) -> Iterator[Proposal]:
-    """As many epochs as are of use, or as the time allows."""
-    epochs = usual_epochs(num_images, hardware)
+def _length(num_images: int, hardware: Hardware, minutes: float | None) -> Iterator[Proposal]:
+    """As many epochs as are of use; with a time, more of them, of which training takes those that fit."""
+    epochs = usual_epochs(num_images, hardware) * (1 if minutes is None else MOST_EPOCHS)
     reason = f"{counted(num_images, 'image')}, {num_images * epochs:,} samples in total"
-    if budget is not None:
-        affordable = int(budget.num_images(size.short_side * size.view_size) / num_images)
-        epochs = max(1, min(affordable, MOST_EPOCHS * epochs))
-        reason = f"{counted(num_images, 'image')}, {budget.describe(size, epochs * num_images)}"
     yield Proposal("epochs", epochs, reason)
+    if minutes is not None:
+        yield Proposal("time_limit", minutes, "minutes: ends with the epochs that fit on this machine")
     if epochs > 50:
         yield Proposal("eval_epochs", round(epochs / 25), "epochs are short: 25 evaluations in total")
 
