@@ -1,11 +1,10 @@
-import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from fcos.cli import main
-from fcos.cli.quickstart import _proposed, busy_cores
+from fcos.cli.quickstart import _proposed
 from fcos.data.quickstart import QUICKSTART_SETTINGS
 from fcos.errors import OutputError
 
@@ -31,16 +30,6 @@ def test_the_result_does_not_depend_on_what_is_fast_on_the_machine() -> None:
     assert QUICKSTART_SETTINGS["precision"] == "fp32"
     assert _proposed(Path("digits"), ()) == ["run_folder=digits/run"]
     assert _proposed(Path("digits"), ("run_folder=here",)) == []
-
-
-def test_busy_processor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    cores = os.cpu_count() or 1
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.4 * cores, 9.0 * cores, 0.0), raising=False)
-    assert busy_cores() is None
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.75 * cores, 0.0, 0.0), raising=False)
-    assert "other programs keep 75% of the processor busy" in str(busy_cores())
-    monkeypatch.delattr(os, "getloadavg")  # as on Windows
-    assert busy_cores() is None
 
 
 def test_folder_that_cannot_be_written_is_refused_before_the_work(

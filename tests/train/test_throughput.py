@@ -125,16 +125,6 @@ def test_more_loader_processes_than_cores_are_told(monkeypatch: pytest.MonkeyPat
     assert said.endswith(", and fewer are as fast")
 
 
-def test_load_is_a_share_of_the_cores_and_0_where_the_system_does_not_say(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr("os.getloadavg", lambda: (1.0, 9.0, 9.0), raising=False)
-    assert waiting.busy_share() == 0.25
-    monkeypatch.delattr("os.getloadavg")  # as on Windows
-    assert waiting.busy_share() == 0.0
-
-
 def test_cores_are_counted_where_the_system_does_not_say_which_are_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

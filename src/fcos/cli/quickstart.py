@@ -12,7 +12,6 @@ from fcos.files import check_writable
 from fcos.terminal import counted
 
 NUM_DRAWN = 12
-BUSY = 0.5  # share of the processor in use from which we warn
 
 EPILOG = """\b
 Examples:
@@ -66,8 +65,6 @@ def command(
 
     from fcos.data.quickstart import make_digits
 
-    if not data_only and (busy := busy_cores()):
-        click.echo(f"warning: {busy}", err=True)
     check_writable(out)
     make_digits(out, num_train=num_train, num_eval=num_eval, seed=seed)
     click.echo(
@@ -89,18 +86,6 @@ def command(
         print_json(result_of(run))
         return
     _show(run.folder, Path(config.list_eval), Path(config.root_eval))
-
-
-def busy_cores() -> str | None:
-    """A warning if other programs keep the processor busy."""
-    from fcos.train.throughput import busy_share
-
-    share = busy_share()
-    if share < BUSY:
-        return None
-    return (
-        f"other programs keep {min(1.0, share):.0%} of the processor busy: this will take longer than usual"
-    )
 
 
 def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:

@@ -19,9 +19,9 @@ from torch import Tensor
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
-from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
 from fcos.data.splits import spread
-from fcos.data.transforms import padded_size, resized_size
+from fcos.data.transforms import padded_size
 from fcos.model.build import build_known_assigner
 from fcos.model.points import PointGrid, make_grid
 
@@ -92,9 +92,9 @@ class Coverage:
 def place_objects(record: Record, config: TrainConfig) -> Placed:
     """The points and objects of an image as the assigner of the configuration sees them."""
     assert record.size_hw is not None, "checked annotations have sizes"
-    conventions = CONVENTIONS[config.rules]
-    size_hw = resized_size(record.size_hw, config.short_side, config.view_size, conventions.size)
-    grid = make_grid(padded_size([size_hw], PADDING_MULTIPLE), config.strides, place=conventions.points)
+    size_hw = build_eval_transform(config).resized_size(record.size_hw)
+    padded_hw = padded_size([size_hw], PADDING_MULTIPLE)
+    grid = make_grid(padded_hw, config.strides, place=CONVENTIONS[config.rules].points)
     objects = np.flatnonzero(~record.is_crowd)
     scale_hw = np.array(size_hw) / np.array(record.size_hw)
     boxes = torch.from_numpy(record.boxes_xyxy[objects] * scale_hw[[1, 0, 1, 0]]).float()

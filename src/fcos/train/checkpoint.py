@@ -122,6 +122,11 @@ def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> Non
         )
 
 
+def fingerprints(train_set: Annotations, eval_set: Annotations | None) -> dict[str, str]:
+    """Of both data sets of a run."""
+    return {"training": fingerprint(train_set), "evaluation": fingerprint(eval_set)}
+
+
 def fingerprint(annotations: Annotations | None) -> str:
     """Changes when the sizes of images, boxes or classes do; of data in memory, when pixels do.
 

@@ -6,7 +6,7 @@ time by their number of pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,31 +25,18 @@ FINER_STRIDES = [4, 8, 16, 32, 64, 128]
 FINER_RANGES = [32.0, 64.0, 128.0, 256.0, 512.0]
 
 
-@dataclass(frozen=True)
-class InputSize:
-    """The settings `short_side` and `view_size`, and why.
+def choose_size(train: Annotations, preset: str) -> dict[str, tuple[Any, str]]:
+    """The preset's size; larger if boxes would be too small, smaller if images are small.
 
-    Attributes:
-        short_side, view_size: pixels.
-        reason, view_reason: of each.
-        finer_level: whether a level of stride 4 is needed.
+    Returns:
+        Settings, each with its value and why: the two sides in pixels, and a finer level where one is needed.
     """
-
-    short_side: int
-    view_size: int
-    reason: str
-    view_reason: str
-    finer_level: bool = False
-
-
-def choose_size(train: Annotations, preset: str) -> InputSize:
-    """The preset's size; larger if boxes would be too small, smaller if images are small."""
     usual: int = preset_default(preset, "short_side")
     usual_view: int = preset_default(preset, "view_size")
     sizes, box_sides = image_sizes(train)
     if not len(sizes):
         unread = "the preset's; no image could be read"
-        return InputSize(usual, usual_view, unread, unread)
+        return {"short_side": (usual, unread), "view_size": (usual_view, unread)}
 
     short, long = sizes.min(axis=1), sizes.max(axis=1)
     ratio = float(np.clip(np.percentile(long / short, 90), usual_view / usual, LARGEST_RATIO))
@@ -65,9 +52,14 @@ def choose_size(train: Annotations, preset: str) -> InputSize:
         reasons.append(f"{(side / usual) ** 2:.1f} x the training time of {usual}")
     if seen < SMALLEST_BOX:
         reasons.append("the images show no more" if side == sharpest else "as large as is affordable")
-    finer = side == sharpest and seen < FINER_BELOW
-    view = f"longest side, for images of {ratio:.2f} : 1"
-    return InputSize(side, round(side * ratio), "; ".join(reasons), view, finer)
+    chosen: dict[str, tuple[Any, str]] = {
+        "short_side": (side, "; ".join(reasons)),
+        "view_size": (round(side * ratio), f"longest side, for images of {ratio:.2f} : 1"),
+    }
+    if side == sharpest and seen < FINER_BELOW:
+        why = "a level of stride 4: objects this small in images that show no more when enlarged"
+        chosen |= {"strides": (FINER_STRIDES, why), "regress_ranges": (FINER_RANGES, "for these levels")}
+    return chosen
 
 
 def image_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

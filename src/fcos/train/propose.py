@@ -30,7 +30,7 @@ from fcos.data.formats import (
 )
 from fcos.data.image_files import common_root
 from fcos.terminal import counted
-from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, InputSize, choose_size
+from fcos.train.input_size import choose_size
 from fcos.train.throughput import num_cores
 from fcos.weights.everyday import EVERYDAY
 
@@ -166,11 +166,11 @@ def propose(train: Annotations, hardware: Hardware, minutes: float | None = None
     """
     preset = preset_for(hardware)
     size = choose_size(train, preset)
-    batch = _batch(len(train), preset, hardware, size.short_side * size.view_size)
+    batch = _batch(len(train), preset, hardware, size["short_side"][0] * size["view_size"][0])
     return [
         Proposal("model", preset, f"{hardware}: {_WHY_PRESET[preset]}"),
         *_pretrain(preset),
-        *_input_size(size),
+        *(Proposal(key, value, why) for key, (value, why) in size.items()),
         _flip(train.class_names),
         _augmentation(len(train)),
         *_balance(train),
@@ -187,15 +187,6 @@ def _pretrain(preset: str) -> Iterator[Proposal]:
     if preset == "fcos_mobilenetv2":
         why = "a start from the detector that comes with fcos learns faster than one from ImageNet weights"
         yield Proposal("pretrain", EVERYDAY, why)
-
-
-def _input_size(size: InputSize) -> Iterator[Proposal]:
-    yield Proposal("short_side", size.short_side, size.reason)
-    yield Proposal("view_size", size.view_size, size.view_reason)
-    if size.finer_level:
-        why = "a level of stride 4: objects this small in images that show no more when enlarged"
-        yield Proposal("strides", FINER_STRIDES, why)
-        yield Proposal("regress_ranges", FINER_RANGES, "for these levels")
 
 
 # Words after which a mirrored image means something else.

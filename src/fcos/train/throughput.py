@@ -84,13 +84,6 @@ def num_cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-def busy_share() -> float:
-    """CPU load of the last minute as a fraction of all cores; 0 where the system does not tell."""
-    if not hasattr(os, "getloadavg"):  # Windows
-        return 0.0
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
-
-
 def describe(times: EpochTimes, epoch: int | float) -> str:
     """How long an epoch took, and what was waited for; `times` of the device that waited longest."""
     rate = times.num_images / max(times.elapsed_s, 1e-9)

@@ -48,13 +48,15 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> 
         WeightsError: there are none, or the file does not fit. It never falls back to random weights.
     """
     if isinstance(source, str) and source != "imagenet":
-        _copy_into_body(backbone.body, classifier_from_file(name, Path(source)))
-        return source
-    if (packaged := pip_weights_file(name)) is not None:
-        _copy_into_body(backbone.body, classifier_from_file(name, packaged))
-        return f"pip package {PIP_WEIGHTS[name][0]}"
-    _copy_into_body(backbone.body, _timm_download(name))
-    return f"timm download of {name}"
+        classifier, where = classifier_from_file(name, Path(source)), source
+    elif (packaged := pip_weights_file(name)) is not None:
+        classifier, where = classifier_from_file(name, packaged), f"pip package {PIP_WEIGHTS[name][0]}"
+    else:
+        classifier, where = _timm_download(name), f"timm download of {name}"
+    # The tensors that the features need; timm may write "stages.0" as "stages_0" there.
+    tensors = {key.replace(".", "_"): value for key, value in classifier.state_dict().items()}
+    backbone.body.load_state_dict({key: tensors[key.replace(".", "_")] for key in backbone.body.state_dict()})
+    return where
 
 
 def pip_weights_file(name: str) -> Path | None:
@@ -135,9 +137,3 @@ def _check_hub(name: str) -> None:
     cached = [try_to_load_from_cache(repository, file, revision=revision or None) for file in files]
     if not any(isinstance(path, str) for path in cached):
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-
-
-def _copy_into_body(body: nn.Module, classifier: nn.Module) -> None:
-    """Copy the tensors that the features need; timm may write "stages.0" as "stages_0" there."""
-    source = {key.replace(".", "_"): value for key, value in classifier.state_dict().items()}
-    body.load_state_dict({key: source[key.replace(".", "_")] for key in body.state_dict()})

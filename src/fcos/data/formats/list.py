@@ -64,8 +64,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     if names is None and (name_file := find_name_file(source, root, "list")):
         names = read_names(name_file)[0]
     if names is None:
-        largest = (int(record.labels.max(initial=-1)) for record in records)
-        names = numbered_names(largest, 1, str(source))
+        names = numbered_names(records, 1, str(source))
     return Annotations.from_records(records, names, source=source, format="list")
 
 

@@ -50,8 +50,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     rows.raise_faults(source)
     file_names = description.class_names if description else None
     if file_names is None:
-        largest = (int(record.labels.max(initial=-1)) for record in records)
-        file_names = list(names or numbered_names(largest, 0, str(source)))
+        file_names = list(names or numbered_names(records, 0, str(source)))
     notes = []
     if without := [pair.image.name for pair in pairs if pair.label_file is None]:
         number = counted(
