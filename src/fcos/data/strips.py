@@ -190,6 +190,8 @@ def _inflated(pieces: Iterator[bytes], num_bytes: int) -> Iterator[bytes]:
         while len(held) == num_bytes:
             yield held
             held = inflate.decompress(inflate.unconsumed_tail, num_bytes)
+        if inflate.eof:  # what follows would be kept in memory
+            break
     if held:
         yield held
 
