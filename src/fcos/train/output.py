@@ -92,11 +92,8 @@ class RunOutput:
         waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
         times = times._replace(waited_s=round(waited_s.item(), 3))
         self._write("epoch", epoch, times._asdict())
-        device = self.fabric.device.type
-        line, change = (
-            describe(times, epoch),
-            advice(times, self.config, local_world_size(self.fabric), device),
-        )
+        line = describe(times, epoch)
+        change = advice(times, self.config, local_world_size(self.fabric), self.fabric.device.type)
         if change not in self.advice_given:  # each advice once
             self.advice_given.add(change)
             line += f": {change}"
