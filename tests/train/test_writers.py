@@ -53,7 +53,7 @@ def test_line_that_was_cut_off_is_not_continued(tmp_path: Path) -> None:
     whole = '{"kind": "train", "step": 1, "epoch": 0.5}\n'
     (tmp_path / "metrics.jsonl").write_text(whole + '{"kind": "train", "st')
     written(tmp_path, {"step": 2, "epoch": 1.0})
-    assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"kind": "train", "step": 2, "epoch": 1.0}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"kind":"train","step":2,"epoch":1.0}\n'
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2]
 
 

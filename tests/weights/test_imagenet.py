@@ -168,7 +168,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, state: dict[str, T
         WeightsError, match=r"resnet18\.pth does not fit resnet34: \d+ of \d+ tensors"
     ) as caught:
         load_imagenet_weights(Backbone("resnet34"), "resnet34", str(path))
-    assert "layer1.2.conv1.weight is missing" in str(caught.value)
+    assert "missing: layer1.2.conv1.weight" in str(caught.value)
     assert "timm's resnet34" in caught.value.fix
 
 

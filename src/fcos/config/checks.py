@@ -36,7 +36,7 @@ class Broken(NamedTuple):
 
 def broken_rules(config: TrainConfig) -> Iterator[Broken]:
     """Every rule between settings that this config breaks."""
-    rules = (_levels, _backbone, _image_size, _weights, _schedule, _devices, _batch, _settings_without_effect)
+    rules = (_levels, _backbone, _image_size, _schedule, _devices, _batch, _settings_without_effect)
     for rule in rules:
         yield from rule(config)
 
@@ -77,15 +77,6 @@ def _image_size(config: TrainConfig) -> Iterator[Broken]:
             ("short_side", "view_size"),
             f"short_side {config.short_side} is more than view_size {config.view_size}, the longest side",
             f"give view_size at least {config.short_side}, or short_side null",
-        )
-
-
-def _weights(config: TrainConfig) -> Iterator[Broken]:
-    if wrong := {name: weight for name, weight in (config.class_weights or {}).items() if weight <= 0}:
-        yield Broken(
-            ("class_weights",),
-            f"class_weights {json.dumps(wrong)} must be above 0",
-            "give for example 0.5 or 2",
         )
 
 

@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PrivateAttr, model_validator
 
 from fcos.config.conventions import ThresholdOn
 from fcos.config.presets import PRESETS
@@ -167,7 +167,7 @@ class TrainConfig(BaseModel):
         0.25, "weight of positives in the focal loss, of background in the varifocal loss", ge=0, le=1
     )
     focal_gamma: float = setting(2.0, "focusing parameter of the classification loss", ge=0)
-    class_weights: dict[str, float] | None = setting(
+    class_weights: dict[str, PositiveFloat] | None = setting(
         None, 'factors on the losses of the objects of some classes, such as {"cat": 2}; 1 for the others'
     )
 
@@ -355,6 +355,6 @@ def _kind_in_words(kind: Any) -> str:
         types.NoneType: "null",
         list[int]: "a list of whole numbers",
         list[float]: "a list of numbers",
-        dict[str, float]: "names with numbers",
+        dict[str, PositiveFloat]: "names with numbers above 0",
     }
     return words[kind]

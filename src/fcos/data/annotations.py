@@ -147,6 +147,16 @@ class Annotations(Sequence[Record]):
         return ~self.is_crowd & ~self.is_difficult
 
     @property
+    def has_known_class(self) -> NDArray[np.bool_]:
+        """`(boxes,)` whether a label is that of a class; the others are for `check` to report."""
+        return (self.labels >= 0) & (self.labels < self.num_classes)
+
+    @property
+    def image_of_box(self) -> NDArray[np.int64]:
+        """`(boxes,)` the index of each box's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first_box))
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, without background."""
         return len(self.class_names)

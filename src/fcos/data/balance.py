@@ -25,10 +25,8 @@ def images_per_class(annotations: Annotations) -> NDArray[np.int64]:
 
 def _images_and_labels(annotations: Annotations) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Image and label of each box to learn."""
-    labels = annotations.labels
-    images = np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
-    learned = ~annotations.is_crowd & (labels >= 0) & (labels < annotations.num_classes)
-    return images[learned], labels[learned]
+    learned = ~annotations.is_crowd & annotations.has_known_class
+    return annotations.image_of_box[learned], annotations.labels[learned]
 
 
 def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor, " images"] | None:

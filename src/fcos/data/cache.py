@@ -12,7 +12,6 @@ import hashlib
 import json
 import mmap
 import os
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -52,15 +51,10 @@ ToKeep = Mapping[str, NDArray[Any] | Taken]
 
 
 def cache_folder() -> Path:
-    """Where cache files are: $FCOS_CACHE, else `fcos` in the system's folder for them."""
+    """Where cache files are: $FCOS_CACHE, else `fcos` beside the caches of PyTorch and Hugging Face."""
     if given := os.environ.get(FOLDER_VARIABLE):
         return Path(given).expanduser()
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "fcos"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "fcos"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fcos"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcos"
 
 
 def cached(

@@ -23,7 +23,7 @@ from fcos.data.annotations import Annotations, select
 from fcos.data.image import NOT_FOUND, Header, read_header, upright
 from fcos.data.registry import Format, format_named
 from fcos.data.strips import read_large_header
-from fcos.data.summary import Counts, count, image_of_box
+from fcos.data.summary import Counts, count
 from fcos.data.text import number_text, shown
 from fcos.errors import DatasetError
 from fcos.terminal import counted
@@ -200,18 +200,17 @@ def _box_problems(
     annotations: Annotations, boxes_xyxy: NDArray[np.float64], sizes_hw: NDArray[np.int32]
 ) -> Iterator[Problem]:
     """Problems of boxes in images that open: all are tested at once, then the few bad ones told."""
-    image_of = image_of_box(annotations)
+    image_of = annotations.image_of_box
     height, width = sizes_hw[image_of].astype(np.float64).T
     x1, y1, x2, y2 = boxes_xyxy.T
     with np.errstate(invalid="ignore"):
         overhang = np.max([-x1, -y1, x2 - width, y2 - height], axis=0)
         inside_w = np.minimum(x2, width) - np.maximum(x1, 0)
         inside_h = np.minimum(y2, height) - np.maximum(y1, 0)
-    label_known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
     # The first kind that holds is told.
     kinds = {
         "has coordinates that are not finite": ~np.isfinite(boxes_xyxy).all(axis=1),
-        "class": ~label_known,
+        "class": ~annotations.has_known_class,
         "is inverted: a maximum is below its minimum": (x2 < x1) | (y2 < y1),
         "has no area": (x2 == x1) | (y2 == y1),
         "extends beyond the image": (overhang > MAX_OVERHANG) | (inside_w <= 0) | (inside_h <= 0),

@@ -104,11 +104,11 @@ def _name_file(target: Format, out: Path) -> Path | None:
 
 def check_boxes(annotations: Annotations) -> None:
     """Refuse boxes that no format can hold: without a class, or without numbers."""
-    labels_known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
-    usable = labels_known & np.isfinite(annotations.boxes_xyxy).all(axis=1)
+    usable = annotations.has_known_class & np.isfinite(annotations.boxes_xyxy).all(axis=1)
     faults = Faults()
+    image_of = annotations.image_of_box
     for box in np.flatnonzero(~usable):
-        image = int(np.searchsorted(annotations.first_box, box, side="right")) - 1
+        image = int(image_of[box])
         record = annotations[image]
         faults.add(f"{record.where}, box {box - annotations.first_box[image] + 1}", f"image '{record.path}'")
     faults.raise_any(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos.data.annotations import Annotations
+from fcos.data.annotations import Annotations, Record
 from fcos.data.numbers import cut, described
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
@@ -82,9 +82,9 @@ def check_number_of_classes(count: int, where: str) -> None:
         )
 
 
-def numbered_names(largest_labels: Iterable[int], first: int, where: str) -> list[str]:
+def numbered_names(records: Iterable[Record], first: int, where: str) -> list[str]:
     """Names ``class_1``, ``class_2``, ... (from `first`) for annotations that have none."""
-    num_classes = max((label + 1 for label in largest_labels), default=0)
+    num_classes = max((int(record.labels.max(initial=-1)) + 1 for record in records), default=0)
     check_number_of_classes(num_classes, where)
     return [f"class_{class_id}" for class_id in range(first, first + num_classes)]
 
@@ -146,7 +146,7 @@ def with_classes_of(
         )
     new_label = np.array([class_names.index(name) for name in file_names], np.int64)
     labels = annotations.labels.copy()
-    known = (labels >= 0) & (labels < len(file_names))  # the others stay, for `check` to report
+    known = annotations.has_known_class  # the others stay, for `check` to report
     labels[known] = new_label[labels[known]]
     category_of = dict(zip(file_names, annotations.category_ids, strict=True))
     for name, category_id in zip(class_names, category_ids, strict=False):

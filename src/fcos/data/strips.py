@@ -186,17 +186,12 @@ def _inflated(pieces: Iterator[bytes], num_bytes: int) -> Iterator[bytes]:
     """What was compressed, so many bytes at a time: a small piece may stand for gigabytes of one color."""
     inflate, held = zlib.decompressobj(), b""
     for piece in pieces:
-        while piece and not inflate.eof:
-            held += inflate.decompress(piece, num_bytes - len(held))
-            piece = inflate.unconsumed_tail
-            if len(held) == num_bytes:
-                yield held
-                held = b""
-    while more := inflate.decompress(b"", num_bytes - len(held)):
-        held += more
-        if len(held) == num_bytes:
+        held += inflate.decompress(piece, num_bytes - len(held))
+        while len(held) == num_bytes:
             yield held
-            held = b""
+            held = inflate.decompress(inflate.unconsumed_tail, num_bytes)
+        if inflate.eof:  # what follows would be kept in memory
+            break
     if held:
         yield held
 

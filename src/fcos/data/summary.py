@@ -49,8 +49,8 @@ def count(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -
     """Count what is in the annotations; `sizes_hw` as in `CheckReport`, else as stated."""
     sizes = annotations.sizes_hw if sizes_hw is None else sizes_hw
     counts = np.diff(annotations.first_box)
-    known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
-    labels, images = annotations.labels[known], image_of_box(annotations)[known]
+    known = annotations.has_known_class
+    labels, images = annotations.labels[known], annotations.image_of_box[known]
     boxes_of = np.bincount(labels, minlength=annotations.num_classes)
     # An image and a class as one number, so that each counts once.
     pairs = np.unique(images * max(annotations.num_classes, 1) + labels)
@@ -77,11 +77,6 @@ def count(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -
         if len(opened)
         else None,
     )
-
-
-def image_of_box(annotations: Annotations) -> NDArray[np.int64]:
-    """`(boxes,)` the index of each box's image."""
-    return np.repeat(np.arange(len(annotations)), np.diff(annotations.first_box))
 
 
 class DataSummary(msgspec.Struct, frozen=True, rename={"counts": "card"}):

@@ -13,7 +13,7 @@ from hotcoco import compare
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-from fcos.data.summary import COCO_LARGE, COCO_SMALL, image_of_box
+from fcos.data.summary import COCO_LARGE, COCO_SMALL
 from fcos.metrics.coco import (
     F1_IOU,
     NOTHING_FOUND_THRESHOLD,
@@ -24,6 +24,7 @@ from fcos.metrics.coco import (
     label_order,
     match,
     mean_of_valid,
+    measured,
     numbers_of,
     result_array,
     status_of_rows,
@@ -201,7 +202,7 @@ def margins_between(
     one, other = (match(annotations, rows) for rows in (first, second))
     errors = compare(one, other, n_bootstrap=num_resamples, seed=0)["ci"]
     size = 1 + np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
-    images = image_of_box(annotations)
+    images = annotations.image_of_box
     num_images = [
         len(np.unique(images[annotations.is_counted & ((size == place) | (place == 0))]))
         for place in range(len(SIZES))
@@ -238,9 +239,9 @@ def _classes(
             ClassResult(
                 name=name,
                 num_boxes=int(counts[label]),
-                ap=_measured(of_class[:, :, 0]),
-                ap_50=_measured(of_class[0, :, 0]),
-                by_size=tuple(_measured(of_class[:, :, size]) for size in (1, 2, 3)),
+                ap=measured(mean_of_valid(of_class[:, :, 0])),
+                ap_50=measured(mean_of_valid(of_class[0, :, 0])),
+                by_size=tuple(measured(mean_of_valid(of_class[:, :, size])) for size in (1, 2, 3)),
                 boxes_by_size=tuple(int(of_size[label]) for of_size in counts_by_size),
                 best=best_f1(rows["score"][mine], is_right[mine] == 1, int(counts[label])),
                 calibration_error=calibration.get(name) if mine.any() else None,
@@ -253,11 +254,6 @@ def _of_sizes(areas: NDArray[np.float64]) -> tuple[NDArray[np.bool_], ...]:
     """Which objects count in AP of each of `SIZES`; COCO's ranges hold both of their limits."""
     limits = ((0, np.inf), (0, COCO_SMALL), (COCO_SMALL, COCO_LARGE), (COCO_LARGE, np.inf))
     return tuple((areas >= least) & (areas <= most) for least, most in limits)
-
-
-def _measured(precision: NDArray[np.float64]) -> float | None:
-    mean = mean_of_valid(precision)
-    return None if mean < 0 else mean
 
 
 def _found_with(annotations: Annotations, rows: Rows, match_of: dict[int, int]) -> NDArray[np.float64]:
@@ -284,7 +280,7 @@ def _shown(annotations: Annotations, rows: Rows, is_right: NDArray[np.int8], thr
     fate = is_right[chosen]
     num_right, num_wrong, num_missed = (
         np.bincount(images, minlength=len(annotations))
-        for images in (image_of_row[fate == 1], image_of_row[fate == 0], image_of_box(annotations)[missed])
+        for images in (image_of_row[fate == 1], image_of_row[fate == 0], annotations.image_of_box[missed])
     )
     counts = evaluation.tide_errors(pos_thr=F1_IOU)["counts"]
     errors = [error for error in diagnostics["label_errors"] if fate[error["dt_id"] - 1] == 0]

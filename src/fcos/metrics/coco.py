@@ -26,7 +26,6 @@ from hotcoco import COCO, COCOeval
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
-from fcos.data.summary import image_of_box
 from fcos.metrics.rows import Results, Rows, rows_of
 
 IGNORED_AREA = 1e15  # COCO's widest range, "all", ends at 1e10 square pixels
@@ -96,7 +95,12 @@ def summary_of(stats: Sequence[float]) -> str:
 
 def named_numbers(stats: Sequence[float]) -> dict[str, float | None]:
     """COCO's twelve numbers by name, for programs; None where there is nothing to find."""
-    return {name: None if value < 0 else float(value) for name, value in zip(STAT_NAMES, stats, strict=True)}
+    return dict(zip(STAT_NAMES, map(measured, stats), strict=True))
+
+
+def measured(number: float) -> float | None:
+    """One of COCO's numbers; None for its -1, where there is nothing to find."""
+    return None if number < 0 else float(number)
 
 
 def evaluate_detections(annotations: Annotations, results: Results) -> CocoMetrics:
@@ -194,8 +198,8 @@ def coco_ground_truth(annotations: Annotations, results: Results = ()) -> dict[s
     """
     category_ids = np.asarray(annotations.category_ids, np.int64)
     # -1 would silently count as the last class
-    assert ((annotations.labels >= 0) & (annotations.labels < len(category_ids))).all(), "unchecked labels"
-    image_ids = annotations.image_ids[image_of_box(annotations)]
+    assert annotations.has_known_class.all(), "unchecked labels"
+    image_ids = annotations.image_ids[annotations.image_of_box]
     box_categories = category_ids[annotations.labels]
     boxes_xywh = annotations.boxes_xyxy.copy()
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
@@ -232,7 +236,7 @@ def boxes_by_id(annotations: Annotations, results: Results = ()) -> NDArray[np.i
     repeats = np.ones(num_boxes, np.int64)
     rows = result_array(annotations, results)
     num_results = Counter(zip(rows["image_id"].tolist(), rows["category_id"].tolist(), strict=True))
-    image_ids = annotations.image_ids[image_of_box(annotations)]
+    image_ids = annotations.image_ids[annotations.image_of_box]
     for box in np.flatnonzero(annotations.is_difficult):
         category_id = annotations.category_ids[annotations.labels[box]]
         repeats[box] = max(1, num_results[image_ids[box], category_id])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
 from fcos.metrics.analysis import Analysis, margins_between, resamples_for
+from fcos.metrics.coco import measured
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,8 @@ def compare_results(annotations: Annotations, first: Analysis, second: Analysis)
         for before, after in zip(first.classes, second.classes, strict=True)
     ]
     return Comparison(
-        deltas=tuple(Delta(_known(before), _known(after), margin) for before, after, margin in stats),
+        deltas=tuple(Delta(measured(before), measured(after), margin) for before, after, margin in stats),
         num_resamples=num_resamples,
         classes=tuple(sorted(classes, key=lambda row: -abs(row.change or 0))),
         f1_change=second.shown.f1() - first.shown.f1(),
     )
-
-
-def _known(stat: float) -> float | None:
-    return None if stat < 0 else stat

@@ -19,10 +19,9 @@ from torch import Tensor
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
-from fcos.data.loader import PADDING_MULTIPLE
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
 from fcos.data.splits import spread
-from fcos.data.summary import image_of_box
-from fcos.data.transforms import padded_size, resized_size
+from fcos.data.transforms import padded_size
 from fcos.model.build import build_known_assigner
 from fcos.model.points import PointGrid, make_grid
 
@@ -93,9 +92,9 @@ class Coverage:
 def place_objects(record: Record, config: TrainConfig) -> Placed:
     """The points and objects of an image as the assigner of the configuration sees them."""
     assert record.size_hw is not None, "checked annotations have sizes"
-    conventions = CONVENTIONS[config.rules]
-    size_hw = resized_size(record.size_hw, config.short_side, config.view_size, conventions.size)
-    grid = make_grid(padded_size([size_hw], PADDING_MULTIPLE), config.strides, place=conventions.points)
+    size_hw = build_eval_transform(config).resized_size(record.size_hw)
+    padded_hw = padded_size([size_hw], PADDING_MULTIPLE)
+    grid = make_grid(padded_hw, config.strides, place=CONVENTIONS[config.rules].points)
     objects = np.flatnonzero(~record.is_crowd)
     scale_hw = np.array(size_hw) / np.array(record.size_hw)
     boxes = torch.from_numpy(record.boxes_xyxy[objects] * scale_hw[[1, 0, 1, 0]]).float()
@@ -106,7 +105,7 @@ def cover(annotations: Annotations, config: TrainConfig) -> Coverage:
     """Which objects get a positive point with this configuration, and which settings would help."""
     images = spread(len(annotations), MAX_IMAGES)
     known = [image for image in images if annotations.sizes_hw[image, 0] > 0]
-    targets = ~annotations.is_crowd & np.isin(image_of_box(annotations), known)
+    targets = ~annotations.is_crowd & np.isin(annotations.image_of_box, known)
     found = eligibility(annotations, config, known)
     without = targets & ~found.learned
     holds = (~found.inside, found.inside & ~found.in_range, found.in_range)

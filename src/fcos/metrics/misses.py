@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 
 from fcos.data.annotations import Annotations
-from fcos.data.summary import image_of_box
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.coco import F1_IOU
 from fcos.metrics.confusion import box_overlap, labels_of, rows_by_image, xyxy_of
@@ -81,7 +80,7 @@ def why_missed(
     """
     rows_of = rows_by_image(annotations, analysis.rows)
     misses = []
-    for image in np.unique(image_of_box(annotations)[analysis.shown.missed]).tolist():
+    for image in np.unique(annotations.image_of_box[analysis.shown.missed]).tolist():
         rows = analysis.rows[rows_of[image]]
         found = Found(xyxy_of(rows), rows["score"], labels_of(annotations, rows))
         entered = (candidates or {}).get(int(annotations.image_ids[image]))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 from fcos.config import ALIASES, TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.in_memory import content_name
-from fcos.errors import CheckpointError, OutputError
-from fcos.files import reason_of, written
+from fcos.errors import CheckpointError
+from fcos.files import explained, first_line_of, written
 from fcos.weights.archive import load_tensors
 
 # Settings that may differ when a run resumes: where it runs, what it writes, and where the data are (what
@@ -27,15 +26,9 @@ FREE_SETTINGS = frozenset(
 )
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> AbstractContextManager[None]:
     """Around what adds to a file of the run: an error says what to do next."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {reason_of(error)}", where=str(path), fix=_how_to_resume(path.parent)
-        ) from error
+    return explained(path, fix=_how_to_resume(path.parent))
 
 
 def written_in_run(path: Path) -> AbstractContextManager[Path]:
@@ -77,7 +70,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = dict(load_tensors(path))
     except Exception as error:
         raise CheckpointError(
-            f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0]}",
+            f"{path.name} cannot be read: {first_line_of(error)}",
             where=str(path),
             fix="start a new run with load=false; best.safetensors of this run is still usable",
         ) from error
@@ -127,6 +120,11 @@ def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> Non
             where=str(path),
             fix="restore the annotations to resume, or start a new run with load=false",
         )
+
+
+def fingerprints(train_set: Annotations, eval_set: Annotations | None) -> dict[str, str]:
+    """Of both data sets of a run."""
+    return {"training": fingerprint(train_set), "evaluation": fingerprint(eval_set)}
 
 
 def fingerprint(annotations: Annotations | None) -> str:

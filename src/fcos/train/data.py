@@ -11,17 +11,16 @@ import numpy as np
 
 from fcos.config import TrainConfig
 from fcos.config.checks import check_classes
-from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, drop_invalid, require_boxes
 from fcos.data.formats import find_name_file, read_annotations, read_names
 from fcos.data.image_files import common_images
+from fcos.data.loader import build_eval_transform
 from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, summarize
-from fcos.data.transforms import resized_size
 from fcos.errors import DatasetError
 from fcos.terminal import counted
-from fcos.train.checkpoint import fingerprint
+from fcos.train.checkpoint import fingerprints
 from fcos.train.log import say, track
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def name_file_of(config: TrainConfig) -> Path | None:
 
 def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Annotations | None) -> None:
     """Raise an error if the copies of the data differ between machines."""
-    ours = [fingerprint(train_set), fingerprint(eval_set)]
+    ours = fingerprints(train_set, eval_set)
     if fabric.broadcast(ours) != ours:
         raise DatasetError(
             "the annotations on this machine differ from those on the first machine",
@@ -111,9 +110,8 @@ def usable(
 
 def left_out(annotations: Annotations, config: TrainConfig) -> str:
     """Describe how many boxes are smaller than `boxarea_th` at full size."""
-    sizes = annotations.sizes_hw.tolist()
-    rule = CONVENTIONS[config.rules].size
-    resized = [resized_size((h, w), config.short_side, config.view_size, rule) for h, w in sizes]
+    transform = build_eval_transform(config)
+    resized = [transform.resized_size((h, w)) for h, w in annotations.sizes_hw.tolist()]
     scale_hw = np.array(resized).reshape(-1, 2) / annotations.sizes_hw
     scale_xy = np.repeat(scale_hw[:, ::-1], np.diff(annotations.first_box), axis=0)
     sides = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]) * scale_xy

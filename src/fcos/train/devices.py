@@ -108,6 +108,11 @@ def fabric_of_one(device: torch.device, precision: str) -> Fabric:
     )
 
 
+def local_world_size(fabric: Fabric) -> int:
+    """Processes on this machine, one a device."""
+    return fabric.world_size // int(getattr(fabric.strategy, "num_nodes", 1))
+
+
 def _devices_of_launch(
     num_local: int, accelerator: str, devices: list[int] | int, num_processes: int
 ) -> list[int] | int:

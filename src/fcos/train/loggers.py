@@ -11,14 +11,13 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fcos.config import TrainConfig
 from fcos.errors import ConfigError, OutputError
-from fcos.files import write_text
+from fcos.files import first_line_of, write_text
 from fcos.terminal import printable
 from fcos.train.writers import MetricsWriter, numbers_of
 
@@ -85,17 +84,24 @@ class Mlflow:
     """Logs to the server or store of MLFLOW_TRACKING_URI. A server that fails later ends only the logging."""
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient, get_tracking_uri
         from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
 
         self.client: Any = MlflowClient()
-        with _reaching_mlflow():
+        try:
             self.run_id = _remembered(run, "mlflow", lambda: self._create(run.name))
             settings = config.model_dump(mode="json").items()
             params = [Param(key, json.dumps(value, ensure_ascii=False)[:500]) for key, value in settings]
             known = self.client.get_run(self.run_id).data.params  # a value cannot change later
             self.client.log_batch(self.run_id, params=[param for param in params if param.key not in known])
             self.client.update_run(self.run_id, status="RUNNING")
+        except MlflowException as error:
+            raise OutputError(
+                f"MLflow cannot be used: {first_line_of(error)}",
+                where=f"tracking URI {get_tracking_uri()}",
+                fix="set MLFLOW_TRACKING_URI to a server or folder, or remove mlflow from loggers",
+            ) from error
 
     def _create(self, name: str) -> str:
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -123,24 +129,8 @@ class Mlflow:
                 getattr(self.client, method)(self.run_id, **arguments)
         except MlflowException as error:
             self.client = None
-            what = printable(str(error).splitlines()[0])
+            what = printable(first_line_of(error))
             print(f"warning: MLflow fails and gets no more metrics: {what}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _reaching_mlflow() -> Iterator[None]:
-    """Explain an error of the first contact."""
-    from mlflow import get_tracking_uri
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise OutputError(
-            f"MLflow cannot be used: {str(error).splitlines()[0]}",
-            where=f"tracking URI {get_tracking_uri()}",
-            fix="set MLFLOW_TRACKING_URI to a server or folder, or remove mlflow from loggers",
-        ) from error
 
 
 def _remembered(run: Path, logger: str, new: Callable[[], str]) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -20,24 +20,20 @@ from fcos.data.balance import epoch_length, repeat_factors
 from fcos.data.batch import Batch
 from fcos.data.loader import build_train_loader
 from fcos.data.workers import loading
-from fcos.metrics.coco import measure
 from fcos.metrics.rows import results_json
-from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
 from fcos.predict.stop import StopSignal
-from fcos.train.callbacks import Callback, TrainEvent
-from fcos.train.checkpoint import check_same_data, fingerprint, save_checkpoint, written_in_run
+from fcos.train.callbacks import Callback
+from fcos.train.checkpoint import check_same_data, fingerprints, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
-from fcos.train.evaluation import detect
+from fcos.train.evaluation import evaluate
 from fcos.train.length import Length
-from fcos.train.log import Display, Meter
-from fcos.train.loggers import open_loggers
-from fcos.train.optimizer import Schedule, build_optimizer, build_schedule
+from fcos.train.log import Meter
+from fcos.train.optimizer import build_optimizer, build_schedule
+from fcos.train.output import RunOutput
 from fcos.train.recompute import recompute_activations
 from fcos.train.state import RunState
 from fcos.train.step import OptimizerStep
-from fcos.train.throughput import EpochClock, advice, describe
-from fcos.train.writers import MetricsWriter, open_writers
 from fcos.weights.model_file import ModelCard, save_model
 
 
@@ -72,16 +68,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.postprocess = build_postprocess(config)
         self.factors = repeat_factors(self.train_set, config.repeat_threshold)
         self.images_per_epoch = len(self.train_set) if self.factors is None else epoch_length(self.factors)
         self.steps_per_epoch = self.images_per_epoch / config.nbatch_train
         self.state.total_steps = self.steps_of(config.epochs)
         self.length = self._new_length()
         self.meter = Meter(config.nbatch_train)
-        self.clock = EpochClock()
-        self.advice_given: set[str] = set()
-        self.measured: dict[str, float] = {}  # by the last evaluation
 
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
@@ -93,21 +85,10 @@ class Trainer:
             recompute_activations(network)
         network = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.fabric.setup(network, build_optimizer(config, self.model))
+        schedule, names = build_schedule(config, self.state.total_steps), self.train_set.class_names
         self.take_step = OptimizerStep(
-            self.fabric,
-            config,
-            self.model,
-            self.network,
-            self.optimizer,
-            self.schedule,
-            self.run,
-            self.train_set.class_names,
+            self.fabric, config, self.model, self.network, self.optimizer, schedule, self.run, names
         )
-
-    @property
-    def schedule(self) -> Schedule:
-        """The learning rate over the whole training, as long as it is now."""
-        return build_schedule(self.config, self.state.total_steps)
 
     def _new_length(self) -> Length:
         num_eval_images = 0 if self.eval_set is None else len(self.eval_set)
@@ -118,11 +99,6 @@ class Trainer:
     def evaluated_model(self) -> FCOS:
         """The average where there is one, else the live model."""
         return self.ema.module if self.ema else self.model
-
-    @property
-    def local_world_size(self) -> int:
-        """Processes on this machine, one a device."""
-        return self.fabric.world_size // getattr(self.fabric.strategy, "num_nodes", 1)
 
     @property
     def epoch(self) -> int:
@@ -137,60 +113,45 @@ class Trainer:
 
     def fit(self, stop: StopSignal) -> bool:
         """Train to the end, or until a signal on any device; True if the end was reached."""
-        config, state, is_first = self.config, self.state, self.fabric.is_global_zero
-        self.display = Display(state.total_steps, state.step, enabled=is_first)
-        self.writers: list[MetricsWriter] = []
-        if is_first:
-            writers = open_writers(self.run, state.step + 1, tensorboard=config.tensorboard)
-            self.writers = [*writers, *open_loggers(self.run, config)]
-        self.started_at = time.monotonic() - state.elapsed_s
+        told = self.state, self.meter, self.steps_per_epoch
+        self.output = RunOutput(self.fabric, self.config, self.run, *told, self.callbacks, self.length.stop)
+        self.started_at = time.monotonic() - self.state.elapsed_s
         self.network.train()
         stopping = False
         try:
             self._end_epoch()  # of a run that was stopped there
-            stopping = self._take_steps(stop)
+            while self.state.step < self.state.total_steps and not stopping:
+                with loading(self._loader()) as batches:
+                    stopping = self._take_steps(batches, stop)
             if not stopping:
                 self._finish()
         finally:
-            self.display.close()
-            for writer in self.writers:
-                writer.close()
-            self._tell("on_end", self.measured)
+            self.output.close()
         return not stopping
 
-    def _take_steps(self, stop: StopSignal) -> bool:
-        """The steps that are left; whether a signal stopped them."""
-        stopping = False
-        while self.state.step < self.state.total_steps and not stopping:
-            with loading(self._loader()) as batches:
-                stopping = self._take_steps_of(batches, stop)
-        return stopping
-
-    def _take_steps_of(self, batches: Iterator[Batch], stop: StopSignal) -> bool:
-        """Steps until the end, a signal, or a change of the length that the images depend on."""
+    def _take_steps(self, batches: Iterator[Batch], stop: StopSignal) -> bool:
+        """Steps until the end, a signal (then True), or a change of the length that the images depend on."""
         config, state, total_steps = self.config, self.state, self.state.total_steps
         log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
         stopping = False
         while state.step < state.total_steps and not stopping:
-            with self.clock.waiting():
+            with self.output.clock.waiting():
                 window = [
                     next(batches).to(self.fabric.device, self.memory_format) for _ in range(self.accumulation)
                 ]
-            with self.clock.computing(config.nbatch_train):
+            with self.output.clock.computing(config.nbatch_train):
                 report, stopping = self.take_step(window, state.step, stop)
                 if self.ema:
                     self.ema.update(self.model, state.step)
             state.step += 1
             state.elapsed_s = time.monotonic() - self.started_at
-            self.meter.add(report)
-            self.display.step(state.step, self.meter.text)
             is_due = self.length.after_step(state.step, state.elapsed_s)
-            self._tell("on_step", report.numbers())
+            self.output.after_step(report)
             if self.callbacks:
                 is_due = self.fabric.broadcast(is_due or self.length.stop_asked)
             changed = is_due and self._decide_length()
             if state.step % log_every == 0 or state.step == state.total_steps:
-                self._log_line()
+                self.output.write_averages()
             if stopping or changed or state.step % config.save_steps == 0:
                 self._save()
             if not stopping:  # an evaluation may take longer than there is time
@@ -213,24 +174,6 @@ class Trainer:
 
     # Between steps ----------------------------------------------------------------------------------------
 
-    def _log_line(self) -> None:
-        state = self.state
-        entry = {"step": state.step, "epoch": state.step / self.steps_per_epoch, **self.meter.take()}
-        self._write("train", {**entry, "elapsed_s": state.elapsed_s})
-
-    def _write(self, kind: str, entry: dict[str, Any]) -> None:
-        for writer in self.writers:
-            writer.write(kind, entry)
-
-    def _tell(self, moment: Literal["on_step", "on_epoch", "on_end"], metrics: dict[str, float]) -> None:
-        """Call the callbacks."""
-        if not self.callbacks or not self.fabric.is_global_zero:
-            return
-        epoch = self.state.step / self.steps_per_epoch
-        event = TrainEvent(self.state.step, epoch, metrics, self.run, self.length.stop)
-        for callback in self.callbacks:
-            getattr(callback, moment)(event)
-
     def _decide_length(self) -> bool:
         """Ask how long the training is by now; whether that has changed."""
         state = self.state
@@ -238,28 +181,28 @@ class Trainer:
         decision = self.fabric.broadcast(decision)  # the first device's clock counts
         state.decided_by, former = decision.decided_by, state.total_steps
         if decision.line:
-            self.display.line(decision.line)
+            self.output.display.line(decision.line)
         self.lay_out(decision.total_steps)
-        self.display.resize(state.total_steps)
+        self.output.display.resize(state.total_steps)
         return state.total_steps != former
 
     def lay_out(self, total_steps: int) -> None:
         """Lay the schedule out over so many steps."""
         self.state.total_steps = total_steps
-        self.take_step.schedule = self.schedule
+        self.take_step.schedule = build_schedule(self.config, total_steps)
 
     def _end_epoch(self) -> None:
         """At the end of an epoch: measure where it is due, write model files, decide how long to train."""
         state, epoch = self.state, self.epoch
         if epoch <= state.epoch_evaluated:
             return
-        self._tell_times(epoch)
+        self.output.write_times(epoch)
         self._save()  # an evaluation that fails costs no step
         interval = self.config.eval_epochs
         is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epochs
         self._write_model(epoch, evaluate=is_due)
         state.epoch_evaluated = epoch
-        self._tell("on_epoch", self.measured if is_due else {})
+        self.output.tell("on_epoch", self.output.measured if is_due else {})
         self._decide_length()
         if state.step < state.total_steps:
             self._save()
@@ -267,10 +210,10 @@ class Trainer:
     def _finish(self) -> None:
         """At the end of the training, which may be within an epoch."""
         if self.meter.num_steps:
-            self._log_line()
+            self.output.write_averages()
         if self.state.step_measured < self.state.step:
             epoch = round(self.state.step / self.steps_per_epoch, 2)
-            self._tell_times(epoch)
+            self.output.write_times(epoch)
             self._save()
             self._write_model(epoch, evaluate=True)
         self.state.finished = True
@@ -289,61 +232,24 @@ class Trainer:
         state.elapsed_s = time.monotonic() - self.started_at
         self.meter.restart_clock()
 
-    def _tell_times(self, epoch: int | float) -> None:
-        """Print the bottleneck of this epoch; nothing if this session only evaluates the end of one."""
-        times = self.clock.take()
-        if not times.num_images:
-            return
-        # A device that waits for images makes the others wait for it in their own steps.
-        waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
-        waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
-        times = times._replace(waited_s=round(waited_s.item(), 3))
-        self._write("epoch", {"step": self.state.step, "epoch": epoch, **times._asdict()})
-        device = self.fabric.device.type
-        line, change = describe(times, epoch), advice(times, self.config, self.local_world_size, device)
-        if change not in self.advice_given:  # each advice once
-            self.advice_given.add(change)
-            line += f": {change}"
-        self.display.line(line)
-
     def _evaluate(self, annotations: Annotations, epoch: int | float) -> None:
         """Compute and log COCO metrics; write the files of the last and the best model."""
-        started_at = time.monotonic()
-        on_batch = self.display.evaluating(-(-len(annotations) // self.fabric.world_size))
+        on_batch = self.output.display.evaluating(-(-len(annotations) // self.fabric.world_size))
         self.model.eval()  # with activation_checkpointing parts of it run in its copy
-        rows = detect(
-            self.fabric,
-            self.config,
-            self.evaluated_model,
-            self.postprocess,
-            self.card,
-            annotations,
-            on_batch,
-        )
+        model = self.evaluated_model
+        found = evaluate(self.fabric, self.config, model, self.card, annotations, on_batch)
         self.model.train()
-        if not self.fabric.is_global_zero:
+        if found is None:
             return
-        network_s = time.monotonic() - started_at
-        measured, threshold = measure(annotations, rows)
-        numbers = {"map_mean": measured.map_mean, "map_50": measured.map_50, "map_75": measured.map_75}
-        self.measured = numbers
-        entry = {"step": self.state.step, "epoch": epoch, **numbers, "stats": list(measured.stats)}
-        elapsed_s = time.monotonic() - started_at
-        times = {"elapsed_s": elapsed_s, "network_s": network_s}
-        self._write("eval", {**entry, "per_class": measured.per_class_ap, **times})
-        is_best = measured.map_mean > self.state.best_map
+        is_best = found.metrics.map_mean > self.state.best_map
         self.state.since_best = 0 if is_best else self.state.since_best + 1
-        described = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        self.display.line(
-            f"epoch {epoch:3g}/{self.config.epochs}  {described}" + ("  best" if is_best else "")
-        )
-
-        self._save_model_file("last", {"epoch": epoch, **numbers}, threshold)
+        self.output.write_evaluation(epoch, found, is_best=is_best)
+        self._save_model_file("last", {"epoch": epoch, **found.numbers}, found.threshold)
         if is_best:
-            self.state.best_map = measured.map_mean
-            self._save_model_file("best", {"epoch": epoch, **numbers}, threshold)
+            self.state.best_map = found.metrics.map_mean
+            self._save_model_file("best", {"epoch": epoch, **found.numbers}, found.threshold)
             with written_in_run(self.run / "results.json") as partial:
-                partial.write_bytes(results_json(rows))
+                partial.write_bytes(results_json(found.rows))
 
     def _save_model_file(self, name: str, metrics: dict[str, Any], threshold: float) -> None:
         if self.config.save and self.fabric.is_global_zero:
@@ -362,7 +268,7 @@ class Trainer:
         """Everything that the next step depends on. (The order of the data depends on the step alone.)"""
         return {
             "config": self.config.model_dump(mode="json"),
-            "data": self._fingerprints(),
+            "data": fingerprints(self.train_set, self.eval_set),
             "micro_batch": self.micro_batch,
             "state": asdict(self.state),
             "meter": self.meter.state_dict(),
@@ -374,7 +280,8 @@ class Trainer:
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Resume from a checkpoint."""
-        check_same_data(checkpoint["data"], self._fingerprints(), self.run / "last.ckpt")
+        data = fingerprints(self.train_set, self.eval_set)
+        check_same_data(checkpoint["data"], data, self.run / "last.ckpt")
         self.state = RunState(**({"total_steps": self.state.total_steps} | checkpoint["state"]))
         self.lay_out(self.state.total_steps)
         self.meter.load_state_dict(checkpoint["meter"])
@@ -389,6 +296,3 @@ class Trainer:
         self.state.finished, self.state.since_best = False, 0
         self.lay_out(self.steps_of(self.config.epochs))
         self.length = self._new_length()
-
-    def _fingerprints(self) -> dict[str, str]:
-        return {"training": fingerprint(self.train_set), "evaluation": fingerprint(self.eval_set)}

@@ -17,11 +17,10 @@ import torch
 from lightning_fabric import Fabric
 
 from fcos.config import TrainConfig
-from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.batch import Batch, GroundTruth
-from fcos.data.loader import PADDING_MULTIPLE
-from fcos.data.transforms import padded_size, resized_size
+from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
+from fcos.data.transforms import padded_size
 from fcos.errors import TrainingError
 from fcos.model.build import build_model
 from fcos.predict.stop import StopSignal
@@ -116,8 +115,8 @@ def take_steps(config: TrainConfig, fabric: Fabric, train_set: Annotations, micr
 def largest_batch(config: TrainConfig, train_set: Annotations, micro_batch: int) -> Batch:
     """A batch of the images with most boxes, at the size that holds every image of the data."""
     sizes_hw = train_set.sizes_hw if config.tile is None else train_set.sizes_hw.clip(max=config.tile)
-    rule = CONVENTIONS[config.rules].size
-    resized = [resized_size((h, w), config.short_side, config.view_size, rule) for h, w in sizes_hw.tolist()]
+    transform = build_eval_transform(config)
+    resized = [transform.resized_size((h, w)) for h, w in sizes_hw.tolist()]
     height, width = padded_size(resized, PADDING_MULTIPLE)  # a step may hold landscape and portrait images
     order = np.resize(np.argsort(-np.diff(train_set.first_box), kind="stable"), micro_batch)
     records = [train_set[int(index)] for index in order]

@@ -31,7 +31,7 @@ from fcos.train.checkpoint import (
     without_new_presets,
 )
 from fcos.train.data import check_same_everywhere, load_data
-from fcos.train.devices import build_fabric, slow_precision
+from fcos.train.devices import build_fabric, local_world_size, slow_precision
 from fcos.train.launch import launched
 from fcos.train.length import LENGTH_SETTINGS
 from fcos.train.log import say
@@ -103,7 +103,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
             return Run(folder, True)
         trainer = prepare(config, fabric, start, folder, checkpoint, held, callbacks)
         say(fabric, describe(trainer))
-        if too_many := too_many_workers(config, trainer.local_world_size):
+        if too_many := too_many_workers(config, local_world_size(fabric)):
             say(fabric, f"warning: {too_many}")
         if fabric.is_global_zero and (slow := slow_precision(config.precision, fabric.device.type)):
             say(fabric, f"warning: {slow}")
@@ -224,7 +224,7 @@ def prepare(
         say(fabric, f"resuming after step {trainer.state.step} of {trainer.state.total_steps}")
         former = settings_of(checkpoint)
         if any(getattr(config, key) != former[key] for key in LENGTH_SETTINGS):
-            before = trainer.schedule
+            before = trainer.take_step.schedule
             trainer.extend()
             say(fabric, extended(trainer, before, former["epochs"]))
             if fabric.is_global_zero:  # the next `load=true` from it resumes with these
@@ -289,7 +289,7 @@ def already_finished(folder: Path, config: TrainConfig, checkpoint: dict[str, An
 def extended(trainer: Trainer, former: Schedule, former_epochs: int) -> str:
     """Describe how another length changes the learning rate, a function of step and length only."""
     config, step = trainer.config, trainer.state.step
-    before, after = former.factor(max(0, step - 1)), trainer.schedule.factor(step)
+    before, after = former.factor(max(0, step - 1)), trainer.take_step.schedule.factor(step)
     if config.lr_policy == "cosine":
         rule = f"the cosine schedule now ends at epoch {config.epochs}"
     elif any(entry < 1 for entry in config.lr_schedule):

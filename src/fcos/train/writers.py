@@ -6,13 +6,13 @@ Another logger is a class with `write` and `close`, and a line in `open_writers`
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import msgspec
 
 from fcos.train.checkpoint import writing
 
@@ -46,12 +46,12 @@ class JsonLines:
         self.path = run / "metrics.jsonl"
         with writing(self.path):
             _remove_torn_line(self.path)
-            self.file = self.path.open("a", encoding="utf-8")
+            self.file = self.path.open("ab")
 
     def write(self, kind: str, entry: Mapping[str, Any]) -> None:
         """One line, flushed; numbers that are not finite become null."""
         with writing(self.path):
-            self.file.write(json.dumps(_finite({"kind": kind, **entry}), ensure_ascii=False) + "\n")
+            self.file.write(msgspec.json.encode({"kind": kind, **entry}) + b"\n")
             self.file.flush()
 
     def close(self) -> None:
@@ -124,13 +124,3 @@ def _remove_torn_line(path: Path) -> None:
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fcos.errors import WeightsError
 from fcos.files import first_line_of
 from fcos.model.backbone import Backbone, check_name
+from fcos.weights.model_file import missing_or_other_shape
 from fcos.weights.published.opening import open_state
 
 # pip packages that ship ImageNet weights: backbone -> (module, file in it, how to install it).
@@ -47,13 +48,15 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> 
         WeightsError: there are none, or the file does not fit. It never falls back to random weights.
     """
     if isinstance(source, str) and source != "imagenet":
-        _copy_into_body(backbone.body, classifier_from_file(name, Path(source)))
-        return source
-    if (packaged := pip_weights_file(name)) is not None:
-        _copy_into_body(backbone.body, classifier_from_file(name, packaged))
-        return f"pip package {PIP_WEIGHTS[name][0]}"
-    _copy_into_body(backbone.body, _timm_download(name))
-    return f"timm download of {name}"
+        classifier, where = classifier_from_file(name, Path(source)), source
+    elif (packaged := pip_weights_file(name)) is not None:
+        classifier, where = classifier_from_file(name, packaged), f"pip package {PIP_WEIGHTS[name][0]}"
+    else:
+        classifier, where = _timm_download(name), f"timm download of {name}"
+    # The tensors that the features need; timm may write "stages.0" as "stages_0" there.
+    tensors = {key.replace(".", "_"): value for key, value in classifier.state_dict().items()}
+    backbone.body.load_state_dict({key: tensors[key.replace(".", "_")] for key in backbone.body.state_dict()})
+    return where
 
 
 def pip_weights_file(name: str) -> Path | None:
@@ -83,13 +86,7 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
     wanted, loaded = _without_counters(classifier.state_dict()), _without_counters(open_state(path).tensors)
     if wanted.keys() - loaded.keys() and _kinds(wanted) == _kinds(loaded):
         loaded = dict(zip(wanted, loaded.values(), strict=True))
-    problems = [f"{key} is missing" for key in wanted if key not in loaded]
-    problems += [
-        f"{key} has shape {tuple(loaded[key].shape)}, expected {tuple(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in loaded and loaded[key].shape != tensor.shape
-    ]
-    if problems:
+    if problems := missing_or_other_shape(wanted, loaded):
         raise WeightsError(
             f"{path.name} does not fit {name}: {len(problems)} of {len(wanted)} tensors are missing or have "
             f"another shape, for example {'; '.join(problems[:3])}",
@@ -140,9 +137,3 @@ def _check_hub(name: str) -> None:
     cached = [try_to_load_from_cache(repository, file, revision=revision or None) for file in files]
     if not any(isinstance(path, str) for path in cached):
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-
-
-def _copy_into_body(body: nn.Module, classifier: nn.Module) -> None:
-    """Copy the tensors that the features need; timm may write "stages.0" as "stages_0" there."""
-    source = {key.replace(".", "_"): value for key, value in classifier.state_dict().items()}
-    body.load_state_dict({key: source[key.replace(".", "_")] for key in body.state_dict()})

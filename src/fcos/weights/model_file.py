@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -221,14 +221,25 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
 def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors of a file that are not exactly those of a model (which may be on the meta device)."""
     wanted = model.state_dict()
-    problems = [f"missing: {key}" for key in wanted if key not in tensors]
-    problems += [f"unexpected: {key}" for key in tensors if key not in wanted]
-    problems += [
+    problems = [
+        *missing_or_other_shape(wanted, tensors),
+        *(f"unexpected: {key}" for key in tensors if key not in wanted),
+    ]
+    if problems:
+        raise WeightsError(f"{path.name} does not fit its model:{listed(problems)}", where=str(path))
+
+
+def missing_or_other_shape(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the wanted tensors among those of a file."""
+    missing = [f"missing: {key}" for key in wanted if key not in tensors]
+    return missing + [
         f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
-    if problems:
-        more = f"\n  and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-        listed = "\n  ".join(problems[:MAX_PROBLEMS])
-        raise WeightsError(f"{path.name} does not fit its model:\n  {listed}{more}", where=str(path))
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first problems, a line each, and how many more there are."""
+    more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+    return "".join(f"\n  {line}" for line in [*problems[:MAX_PROBLEMS], *more])

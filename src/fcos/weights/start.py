@@ -31,11 +31,9 @@ def find_start(config: TrainConfig) -> LoadedModel | None:
     if not isinstance(config.pretrain, str) or config.pretrain == "imagenet":
         return None
     path = coco_file() if config.pretrain == "coco" else model_file_of(Path(config.pretrain))
-    if not (path.is_dir() or is_model_file(path) or is_published(path)):
-        return None
-    if is_published(path) and layout_of(open_state(path).tensors) is None:
-        return None
-    return load_model(path)
+    if is_model_file(path) or (is_published(path) and layout_of(open_state(path).tensors) is not None):
+        return load_model(path)
+    return None
 
 
 def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig, list[str]]:

@@ -59,7 +59,7 @@ def read_entries(source: Path) -> Columns:
     images, faults = content["images"], Faults()
     image_ids: dict[int, None] = {}
     for place, image in enumerate(images, start=1):
-        try:
+        with faults.at(f"{source}, image {place}"):
             image_id = whole(image, "id")
             if image_id in image_ids:
                 raise ValueError(f"id {image_id} appears twice")
@@ -67,8 +67,6 @@ def read_entries(source: Path) -> Columns:
             name = image.get("file_name")
             if not isinstance(name, str) or not name:
                 raise ValueError(f"file_name is {described(name)}, not the name of a file")
-        except ValueError as error:
-            faults.add(f"{source}, image {place}", str(error))
     faults.raise_any("image", "cannot be used", "correct the images")
     rows = []
     for place, entry in enumerate(content["annotations"], start=1):

@@ -64,8 +64,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     if names is None and (name_file := find_name_file(source, root, "list")):
         names = read_names(name_file)[0]
     if names is None:
-        largest = (int(record.labels.max(initial=-1)) for record in records)
-        names = numbered_names(largest, 1, str(source))
+        names = numbered_names(records, 1, str(source))
     return Annotations.from_records(records, names, source=source, format="list")
 
 
@@ -122,12 +121,10 @@ def _parse(source: Path) -> list[Line]:
     faults = Faults()
     for line_number, line in read_lines(source):
         name, words = split_line(line)
-        try:
+        with faults.at(f"{source}, line {line_number}"):
             if _NOT_SPACED.search(name):
                 raise ValueError("numbers must be separated by spaces")
             lines.append((line_number, slashed(name), parse_numbers(words)))
-        except ValueError as error:
-            faults.add(f"{source}, line {line_number}", str(error))
     format = "name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ..."
     faults.raise_any("line", "cannot be read", f"a line is: {format}")
     return lines

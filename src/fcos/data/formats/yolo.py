@@ -50,8 +50,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     rows.raise_faults(source)
     file_names = description.class_names if description else None
     if file_names is None:
-        largest = (int(record.labels.max(initial=-1)) for record in records)
-        file_names = list(names or numbered_names(largest, 0, str(source)))
+        file_names = list(names or numbered_names(records, 0, str(source)))
     notes = []
     if without := [pair.image.name for pair in pairs if pair.label_file is None]:
         number = counted(
@@ -187,7 +186,7 @@ def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
 
 def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
     """Labels in the order of names given from outside; only classes that have boxes must be among those."""
-    known = (annotations.labels >= 0) & (annotations.labels < annotations.num_classes)
+    known = annotations.has_known_class
     used = np.unique(annotations.labels[known]).tolist()
     found = [annotations.class_names[label] for label in used]
     new_label = np.full(annotations.num_classes, -1)

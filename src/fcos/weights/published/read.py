@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.terminal import printable_line
+from fcos.weights.model_file import listed
 from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, torchvision_names
 from fcos.weights.published.layouts import LAYOUTS, MMDETECTION, MMDETECTION_WITHOUT_NORM, Layout, layout_of
 from fcos.weights.published.opening import StateFile, open_state
@@ -58,7 +59,6 @@ ESSENTIAL = (
 )
 # MMDetection's towers have biases either all or none.
 TOWER_BIAS = re.compile(r"bbox_head\.\w+_convs\..*\.conv\.bias")
-SHOWN_PROBLEMS = 20
 MAX_NAMES = 100_000
 
 
@@ -110,7 +110,7 @@ class Published:
             else:
                 value = parts[0]
             if value.shape != wanted.shape:
-                problems.append(f"{theirs[0]} has shape {tuple(value.shape)}, wanted {tuple(wanted.shape)}")
+                problems.append(f"{theirs[0]} has shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
             found[name] = value.to(wanted.dtype)
         problems += [
             f"unexpected: {key}" for key in self._tensors if key not in used and not is_harmless(key)
@@ -271,11 +271,8 @@ def _numbered(count: int) -> tuple[str, ...]:
 
 
 def _does_not_fit(path: Path, origin: str, problems: list[str]) -> WeightsError:
-    more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
     return WeightsError(
-        f"{path.name} looks like a file of {origin}, but does not fit its FCOS:\n  "
-        + "\n  ".join(problems[:SHOWN_PROBLEMS])
-        + more,
+        f"{path.name} looks like a file of {origin}, but does not fit its FCOS:{listed(problems)}",
         where=str(path),
         fix="give a complete file of an FCOS with a ResNet or ResNeXt backbone",
     )

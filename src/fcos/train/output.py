@@ -1,0 +1,114 @@
+"""What a run tells while it trains: the display, the metrics writers and the user's callbacks.
+
+It changes nothing in the training, but for a callback that ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+
+from fcos.config import TrainConfig
+from fcos.train.callbacks import Callback, TrainEvent
+from fcos.train.devices import local_world_size
+from fcos.train.evaluation import Evaluated
+from fcos.train.log import Display, Meter, StepReport
+from fcos.train.loggers import open_loggers
+from fcos.train.state import RunState
+from fcos.train.throughput import EpochClock, advice, describe
+from fcos.train.writers import MetricsWriter, open_writers
+
+
+class RunOutput:
+    """Tells of a run, on the first process only.
+
+    Args:
+        fabric, config, run, state, callbacks: those of the trainer.
+        meter: is given every step, and cleared as its averages are logged.
+        steps_per_epoch: not rounded.
+        stop: what a callback calls to end the training.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: TrainConfig,
+        run: Path,
+        state: RunState,
+        meter: Meter,
+        steps_per_epoch: float,
+        callbacks: Sequence[Callback],
+        stop: Callable[[], None],
+    ) -> None:
+        self.fabric, self.config, self.run, self.state, self.meter = fabric, config, run, state, meter
+        self.steps_per_epoch, self.callbacks, self.stop = steps_per_epoch, callbacks, stop
+        self.clock = EpochClock()
+        self.advice_given: set[str] = set()
+        self.measured: dict[str, float] = {}  # by the last evaluation
+        self.display = Display(state.total_steps, state.step, enabled=fabric.is_global_zero)
+        self.writers: list[MetricsWriter] = []
+        if fabric.is_global_zero:
+            writers = open_writers(run, state.step + 1, tensorboard=config.tensorboard)
+            self.writers = [*writers, *open_loggers(run, config)]
+
+    def close(self) -> None:
+        """At the end, also after an error."""
+        self.display.close()
+        for writer in self.writers:
+            writer.close()
+        self.tell("on_end", self.measured)
+
+    def tell(self, moment: Literal["on_step", "on_epoch", "on_end"], metrics: Mapping[str, float]) -> None:
+        """Call the callbacks."""
+        if not self.callbacks or not self.fabric.is_global_zero:
+            return
+        epoch = self.state.step / self.steps_per_epoch
+        event = TrainEvent(self.state.step, epoch, metrics, self.run, self.stop)
+        for callback in self.callbacks:
+            getattr(callback, moment)(event)
+
+    def after_step(self, report: StepReport) -> None:
+        """Show an optimizer step."""
+        self.meter.add(report)
+        self.display.step(self.state.step, self.meter.text)
+        self.tell("on_step", report.numbers())
+
+    def write_averages(self) -> None:
+        """Log the averages since the last time."""
+        epoch, averages = self.state.step / self.steps_per_epoch, self.meter.take()
+        self._write("train", epoch, {**averages, "elapsed_s": self.state.elapsed_s})
+
+    def write_times(self, epoch: int | float) -> None:
+        """Print the bottleneck of this epoch; nothing if this session only evaluates the end of one."""
+        times = self.clock.take()
+        if not times.num_images:
+            return
+        # A device that waits for images makes the others wait for it in their own steps.
+        waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
+        waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
+        times = times._replace(waited_s=round(waited_s.item(), 3))
+        self._write("epoch", epoch, times._asdict())
+        line = describe(times, epoch)
+        change = advice(times, self.config, local_world_size(self.fabric), self.fabric.device.type)
+        if change not in self.advice_given:  # each advice once
+            self.advice_given.add(change)
+            line += f": {change}"
+        self.display.line(line)
+
+    def write_evaluation(self, epoch: int | float, found: Evaluated, *, is_best: bool) -> None:
+        """Log and show the metrics of an evaluation."""
+        self.measured = found.numbers
+        more = {"stats": list(found.metrics.stats), "per_class": found.metrics.per_class_ap}
+        times = {"elapsed_s": found.elapsed_s, "network_s": found.network_s}
+        self._write("eval", epoch, {**found.numbers, **more, **times})
+        described = "  ".join(f"{name} {value:.4f}" for name, value in found.numbers.items())
+        best = "  best" if is_best else ""
+        self.display.line(f"epoch {epoch:3g}/{self.config.epochs}  {described}{best}")
+
+    def _write(self, kind: str, epoch: int | float, entry: Mapping[str, Any]) -> None:
+        for writer in self.writers:
+            writer.write(kind, {"step": self.state.step, "epoch": epoch, **entry})
