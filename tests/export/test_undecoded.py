@@ -163,7 +163,12 @@ def test_a_folder_is_recognized_and_describes_itself(name: ExportFormat, exporte
     done = CliRunner().invoke(main, ["info", str(exported[name])])
     assert f"{FORMATS[name].about}, fp32" in done.output
     imports = subprocess.run(
-        [sys.executable, "-c", "import sys, decode; print('torch' in sys.modules, 'fcos' in sys.modules)"],
+        [
+            sys.executable,
+            "-B",
+            "-c",
+            "import sys, decode; print('torch' in sys.modules, 'fcos' in sys.modules)",
+        ],
         cwd=exported[name],
         capture_output=True,
         text=True,

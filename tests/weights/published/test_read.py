@@ -225,7 +225,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(
     message = str(caught.value)
     assert case.origin in message
     assert f"missing: {keys[0]}" in message
-    assert f"{keys[1]} has shape (2,), wanted" in message
+    assert f"{keys[1]} has shape (2,), expected" in message
     assert "unexpected: backbone.something.else" in message
 
 
