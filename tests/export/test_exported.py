@@ -80,9 +80,9 @@ def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
         ("torchvision_r50", ["onnx"]),
         ("official_r50_imprv", ["onnx", "openvino"]),
         ("mmdet_r50_caffe_tricks", ["openvino"]),
-        ("detectron2_r50", ["openvino", "torch"]),
         ("adelaidet_r50_1x_iou", ["torch"]),
-        ("mmdet_r50_caffe", ["torch"]),
+        pytest.param("detectron2_r50", ["openvino", "torch"], marks=pytest.mark.slow),
+        pytest.param("mmdet_r50_caffe", ["torch"], marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
