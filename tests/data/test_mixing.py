@@ -168,7 +168,7 @@ def test_the_share_of_mixed_images_is_as_asked(annotations: Annotations) -> None
 
 def test_boxes_too_small_to_learn_from_are_left_out_of_a_mosaic_too(annotations: Annotations) -> None:
     transform = TrainTransform(None, 64, min_area=300.0)
-    dataset = TrainDataset(annotations, transform, 0, 4, Mixing(mosaic=1.0, until=100))
+    dataset = TrainDataset(annotations, transform, 0, 4, Mixing(mosaic=1.0, until=100, min_area=300.0))
     areas = [
         (boxes[2] - boxes[0]) * (boxes[3] - boxes[1])
         for position in range(40)

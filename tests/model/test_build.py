@@ -20,6 +20,7 @@ from fcos.data.loader import (
     build_train_loader,
     build_train_transform,
 )
+from fcos.data.mixing import Mixing
 from fcos.errors import ConfigError, WeightsError
 from fcos.model.backbone import pixel_statistics
 from fcos.model.build import build_assigner, build_known_assigner, build_loss, build_model, build_postprocess
@@ -191,6 +192,15 @@ def test_training_goes_on_in_the_stream_where_it_is_told_to(annotations: Annotat
 
     assert read(0, 6) == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)]
     assert read(2, 2) == [(8, 9), (10, 11)]
+
+
+def test_images_are_mixed_as_the_settings_say(annotations: Annotations) -> None:
+    settings = config(nbatch_train=4, mosaic=0.5, mixup=0.1, copy_paste=0.2, mix_until=0.7, boxarea_th=9.0)
+    loader = build_train_loader(
+        settings, annotations, micro_batch=4, rank=0, world=1, start_step=0, total_steps=11
+    )
+    # 7 of the 11 steps are not past 0.7 of them
+    assert loader.dataset.mixing == Mixing(0.5, 0.1, 0.2, until=7 * 4, min_area=9.0)  # type: ignore[attr-defined]
 
 
 def test_training_leaves_out_boxes_that_are_too_small() -> None:

@@ -122,8 +122,8 @@ class TrainDataset(Dataset[Sample]):
             image, boxes, labels = self.mixing(
                 first, position, lambda: augmented(int(torch.randint(len(self), ())))[0]
             )
-        truth = GroundTruth(*self.transform.large_enough(boxes, labels))
-        return Sample(image, truth, self.annotations[index].image_id, size_hw, position)
+        image_id = self.annotations[index].image_id
+        return Sample(image, GroundTruth(boxes, labels), image_id, size_hw, position)
 
 
 def stream_seed(seed: int, position: int) -> int:

@@ -76,6 +76,7 @@ def build_train_loader(
         config.mixup,
         config.copy_paste,
         until=int(config.mix_until * total_steps) * config.nbatch_train,
+        min_area=config.boxarea_th,
     )
     dataset = TrainDataset(
         annotations, build_train_transform(config), config.seed, config.nbatch_train, mixing

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fcos.data.transforms import Augmented, Image, keep_visible, resize
+from fcos.data.transforms import Augmented, Image, keep_large, keep_visible, resize
 
 GREY = 127  # where no image is, as in `RandomZoomOut`
 CENTER = 0.25, 0.75  # range of the point where the four images of a mosaic meet, share of each side
@@ -30,12 +30,14 @@ class Mixing:
         mixup: share that are the mean of two.
         copy_paste: share with objects of another image pasted in.
         until: position in the training stream from which on no image is mixed.
+        min_area: boxes that become smaller than this are left out, square pixels.
     """
 
     mosaic: float = 0.0
     mixup: float = 0.0
     copy_paste: float = 0.0
     until: int = 0
+    min_area: float = 0.0
 
     def __call__(self, first: Augmented, position: int, draw: Callable[[], Augmented]) -> Augmented:
         """The image at a position of the stream; `draw` makes another one, of a random index."""
@@ -48,7 +50,8 @@ class Mixing:
             first = paste_objects(first, draw())
         if chances[2] < self.mixup:
             first = mixup(first, draw())
-        return first
+        image, boxes, labels = first
+        return image, *keep_large(boxes, labels, self.min_area)
 
 
 NO_MIXING = Mixing()

@@ -118,12 +118,7 @@ class TrainTransform:
             image, boxes_xyxy = mirror(image, boxes_xyxy)
         if turned:  # after resizing: fewer pixels; after both mirrors: in between, the second undid the first
             image, boxes_xyxy = quarter_turn(image, boxes_xyxy)
-        return image, *self.large_enough(boxes_xyxy, labels)
-
-    def large_enough(self, boxes_xyxy: Boxes, labels: Labels) -> KeptBoxes:
-        """The boxes to learn from, at network size."""
-        kept = _areas(boxes_xyxy) >= max(self.min_area, 1e-6)
-        return boxes_xyxy[kept], labels[kept]
+        return image, *keep_large(boxes_xyxy, labels, self.min_area)
 
     def _recolored_and_resized(self, image: Image, new_hw: tuple[int, int]) -> Image:
         color = self.augment.color
@@ -159,6 +154,12 @@ def _apply(transform: v2.Transform, image: Image, boxes_xyxy: Boxes, labels: Lab
     height, width = new_image.shape[-2:]
     kept = keep_visible(new_boxes.as_subclass(Tensor), new_labels, (height, width))
     return (new_image.as_subclass(Tensor), *kept)
+
+
+def keep_large(boxes_xyxy: Boxes, labels: Labels, min_area: float) -> KeptBoxes:
+    """Boxes of at least this many square pixels; those without area never."""
+    kept = _areas(boxes_xyxy) >= max(min_area, 1e-6)
+    return boxes_xyxy[kept], labels[kept]
 
 
 def keep_visible(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int]) -> KeptBoxes:
