@@ -17,6 +17,8 @@ from fcos.data.summary import COCO_LARGE, COCO_SMALL
 from fcos.metrics.coco import (
     F1_IOU,
     NOTHING_FOUND_THRESHOLD,
+    SIZES,
+    STATS,
     BestF1,
     CocoMetrics,
     best_f1,
@@ -32,9 +34,6 @@ from fcos.metrics.coco import (
 from fcos.metrics.confusion import Pairs, pair_up, xyxy_of
 from fcos.metrics.rows import ROW, Results, Rows
 
-STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-SIZES = ("all", "small", "medium", "large")
-SIZE_OF_STAT = (0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 3)
 TIDE_ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 
 # A resample of the images costs 0.4 microseconds per detection.
@@ -203,13 +202,13 @@ def margins_between(
     errors = compare(one, other, n_bootstrap=num_resamples, seed=0)["ci"]
     size = 1 + np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
     images = annotations.image_of_box
-    num_images = [
-        len(np.unique(images[annotations.is_counted & ((size == place) | (place == 0))]))
-        for place in range(len(SIZES))
-    ]
+    num_images = {
+        name: len(np.unique(images[annotations.is_counted & ((size == place) | (name == "all"))]))
+        for place, name in enumerate(SIZES)
+    }
     return [
-        STANDARD_ERRORS * float(errors[name]["std_err"]) if num_images[place] >= MIN_IMAGES else None
-        for name, place in zip(STATS, SIZE_OF_STAT, strict=True)
+        STANDARD_ERRORS * float(errors[stat.key]["std_err"]) if num_images[stat.size] >= MIN_IMAGES else None
+        for stat in STATS
     ]
 
 

@@ -32,24 +32,44 @@ IGNORED_AREA = 1e15  # COCO's widest range, "all", ends at 1e10 square pixels
 F1_IOU = 0.5
 NOTHING_FOUND_THRESHOLD = 0.3  # no detection is right, so no threshold is best: some value to draw with
 
-_STATS = (  # title, IoU, area, largest number of detections: COCO's order
-    ("Average Precision  (AP)", "0.50:0.95", "all", 100),
-    ("Average Precision  (AP)", "0.50", "all", 100),
-    ("Average Precision  (AP)", "0.75", "all", 100),
-    ("Average Precision  (AP)", "0.50:0.95", "small", 100),
-    ("Average Precision  (AP)", "0.50:0.95", "medium", 100),
-    ("Average Precision  (AP)", "0.50:0.95", "large", 100),
-    ("Average Recall     (AR)", "0.50:0.95", "all", 1),
-    ("Average Recall     (AR)", "0.50:0.95", "all", 10),
-    ("Average Recall     (AR)", "0.50:0.95", "all", 100),
-    ("Average Recall     (AR)", "0.50:0.95", "small", 100),
-    ("Average Recall     (AR)", "0.50:0.95", "medium", 100),
-    ("Average Recall     (AR)", "0.50:0.95", "large", 100),
-)
-# The same in the words of our files.
-STAT_NAMES = (
-    *("map_mean", "map_50", "map_75", "map_small", "map_medium", "map_large"),
-    *("recall_1", "recall_10", "recall_100", "recall_small", "recall_medium", "recall_large"),
+
+class Stat(NamedTuple):
+    """One of COCO's twelve numbers.
+
+    Attributes:
+        key: hotcoco's name.
+        name: ours, in files and for programs.
+        iou, size, most: overlaps, objects and detections of an image that count, as pycocotools prints them.
+        meaning: for readers of a report.
+    """
+
+    key: str
+    name: str
+    iou: str
+    size: str
+    most: int
+    meaning: str
+
+    @property
+    def title(self) -> str:
+        """AP50, AP small, AR100."""
+        return self.key if self.size == "all" else f"{self.key[:2]} {self.size}"
+
+
+SIZES = ("all", "small", "medium", "large")
+STATS = (  # in COCO's order
+    Stat("AP", "map_mean", "0.50:0.95", "all", 100, "averaged over IoU 0.50 to 0.95"),
+    Stat("AP50", "map_50", "0.50", "all", 100, "at IoU 0.50: roughly located"),
+    Stat("AP75", "map_75", "0.75", "all", 100, "at IoU 0.75: precisely located"),
+    Stat("APs", "map_small", "0.50:0.95", "small", 100, "below 32² square pixels"),
+    Stat("APm", "map_medium", "0.50:0.95", "medium", 100, "up to 96² square pixels"),
+    Stat("APl", "map_large", "0.50:0.95", "large", 100, "from 96² square pixels"),
+    Stat("AR1", "recall_1", "0.50:0.95", "all", 1, "recall with 1 detection per image"),
+    Stat("AR10", "recall_10", "0.50:0.95", "all", 10, "recall with 10"),
+    Stat("AR100", "recall_100", "0.50:0.95", "all", 100, "recall with 100"),
+    Stat("ARs", "recall_small", "0.50:0.95", "small", 100, "recall on small objects"),
+    Stat("ARm", "recall_medium", "0.50:0.95", "medium", 100, "on medium objects"),
+    Stat("ARl", "recall_large", "0.50:0.95", "large", 100, "on large objects"),
 )
 
 
@@ -87,15 +107,17 @@ class CocoMetrics:
 
 def summary_of(stats: Sequence[float]) -> str:
     """COCO's twelve numbers in twelve lines, as pycocotools prints them."""
+    kinds = {"AP": "Average Precision  (AP)", "AR": "Average Recall     (AR)"}
     return "\n".join(
-        f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={count:>3} ] = {value:0.3f}"
-        for (title, iou, area, count), value in zip(_STATS, stats, strict=True)
+        f" {kinds[stat.key[:2]]} @[ IoU={stat.iou:<9} | area={stat.size:>6} | maxDets={stat.most:>3} ] = "
+        f"{value:.3f}"
+        for stat, value in zip(STATS, stats, strict=True)
     )
 
 
 def named_numbers(stats: Sequence[float]) -> dict[str, float | None]:
     """COCO's twelve numbers by name, for programs; None where there is nothing to find."""
-    return dict(zip(STAT_NAMES, map(measured, stats), strict=True))
+    return {stat.name: measured(value) for stat, value in zip(STATS, stats, strict=True)}
 
 
 def measured(number: float) -> float | None:

@@ -13,7 +13,7 @@ from fcos.data.annotations import Annotations
 from fcos.errors import DatasetError
 from fcos.files import write_text
 from fcos.metrics.analysis import Analysis, analyse
-from fcos.metrics.coco import result_array
+from fcos.metrics.coco import STATS, result_array
 from fcos.metrics.comparison import Comparison, Delta, compare_results
 from fcos.metrics.confusion import rows_by_image
 from fcos.metrics.rows import Results, Rows
@@ -23,7 +23,7 @@ from fcos.report.examples import Example, ReportImage
 from fcos.report.gallery import image_key, tally
 from fcos.report.page import template
 from fcos.report.run_folder import FinishedRun
-from fcos.report.tables import NUMBERS, boxes_of_numbers, error_rows
+from fcos.report.tables import boxes_of_numbers, error_rows
 
 MAX_IMAGES = 24
 # Where a run was made says nothing about its result.
@@ -53,10 +53,8 @@ def write_comparison(
         num_images=len(annotations),
         verdict=_verdict(compared),
         deltas=[
-            (title, delta, boxes)
-            for (title, _), delta, boxes in zip(
-                NUMBERS, compared.deltas, boxes_of_numbers(before), strict=True
-            )
+            (stat.title, delta, boxes)
+            for stat, delta, boxes in zip(STATS, compared.deltas, boxes_of_numbers(before), strict=True)
         ],
         num_resamples=compared.num_resamples,
         classes=compared.classes,

@@ -22,6 +22,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.files import write_text
 from fcos.metrics.analysis import MIN_IMAGES, Analysis, analyse, margins_of, resamples_for
+from fcos.metrics.coco import STATS
 from fcos.metrics.coverage import Coverage, cover
 from fcos.metrics.misses import Miss, why_missed
 from fcos.metrics.rows import Results
@@ -32,7 +33,7 @@ from fcos.report.curves import best_evaluation, read_metrics, training_charts
 from fcos.report.examples import Example
 from fcos.report.gallery import choose_images, disagreement_crops, gallery
 from fcos.report.second_look import SecondLook, second_look
-from fcos.report.tables import confusion_table, data_rows, error_rows, fraction, miss_rows, number_cards
+from fcos.report.tables import boxes_of_numbers, confusion_table, error_rows, fraction, miss_rows
 from fcos.terminal import counted
 
 MAX_IMAGES = 48
@@ -113,7 +114,6 @@ def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataSummary]) 
         "facts": _sentence(metrics, config, cards),
         "charts": training_charts(metrics),
         "cards": cards,
-        "data_rows": data_rows(list(cards.values())),
         "histograms": _histograms(cards),
         "settings": _setting_rows(config),
         "versions": _versions(),
@@ -226,7 +226,7 @@ def _numbers(annotations: Annotations, analysis: Analysis, margins: Sequence[flo
     """Numbers, classes, errors and scores."""
     ranked = sorted(analysis.classes, key=lambda row: -1.0 if row.ap is None else row.ap, reverse=True)
     return {
-        "numbers": number_cards(analysis, margins),
+        "numbers": list(zip(STATS, analysis.metrics.stats, margins, boxes_of_numbers(analysis), strict=True)),
         "num_resamples": resamples_for(len(analysis.rows)),
         "min_images": MIN_IMAGES,
         "coco_lines": analysis.metrics.summary(),

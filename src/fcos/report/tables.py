@@ -9,30 +9,15 @@ from itertools import chain
 
 import numpy as np
 
-from fcos.data.summary import Counts, DataSummary
-from fcos.metrics.analysis import SIZE_OF_STAT, TIDE_ERRORS, Analysis
+from fcos.metrics.analysis import TIDE_ERRORS, Analysis
+from fcos.metrics.coco import SIZES, STATS
 from fcos.metrics.misses import REASONS as MISS_REASONS
 from fcos.metrics.misses import Miss
 from fcos.report.gallery import cell_tag, confusions, miss_tag
-from fcos.terminal import counted
 
 MAX_CONFUSED = 20  # classes of the table that is shown
 MAX_WORST = 8  # confusions that are named
 
-NUMBERS = (  # title and meaning of COCO's twelve, in their order
-    ("AP", "averaged over IoU 0.50 to 0.95"),
-    ("AP50", "at IoU 0.50: roughly located"),
-    ("AP75", "at IoU 0.75: precisely located"),
-    ("AP small", "below 32² square pixels"),
-    ("AP medium", "up to 96² square pixels"),
-    ("AP large", "from 96² square pixels"),
-    ("AR1", "recall with 1 detection per image"),
-    ("AR10", "recall with 10"),
-    ("AR100", "recall with 100"),
-    ("AR small", "recall on small objects"),
-    ("AR medium", "on medium objects"),
-    ("AR large", "on large objects"),
-)
 ERROR_MEANINGS = {
     "Cls": ("classification", "right place, wrong class"),
     "Loc": ("localisation", "right class, inexact box"),
@@ -55,32 +40,16 @@ SHORT_REASONS = {
 NO_OBJECT, NO_DETECTION = "no object", "no detection"  # last row and last column of the confusion matrix
 
 
-def number_cards(analysis: Analysis, margins: Sequence[float | None]) -> list[tuple[str, str, str, str, str]]:
-    """The twelve COCO metrics: title, value, half interval, meaning, number of boxes."""
-    return [
-        (
-            title,
-            fraction(value),
-            fraction(margin, ""),
-            meaning,
-            counted(boxes, "box", "boxes"),
-        )
-        for (title, meaning), value, margin, boxes in zip(
-            NUMBERS, analysis.metrics.stats, margins, boxes_of_numbers(analysis), strict=True
-        )
-    ]
-
-
 def boxes_of_numbers(analysis: Analysis) -> list[int]:
     """How many boxes each of COCO's twelve numbers is about."""
     by_size = [sum(sizes) for sizes in zip(*(row.boxes_by_size for row in analysis.classes), strict=True)]
-    every = [sum(row.num_boxes for row in analysis.classes), *by_size]
-    return [every[size] for size in SIZE_OF_STAT]
+    of_size = dict(zip(SIZES, [sum(row.num_boxes for row in analysis.classes), *by_size], strict=True))
+    return [of_size[stat.size] for stat in STATS]
 
 
-def fraction(value: float | None, nothing: str = "–") -> str:
+def fraction(value: float | None) -> str:
     """A metric with the three digits of COCO's summary; its -1, and None, mean nothing to measure."""
-    return nothing if value is None or value < 0 else f"{value:.3f}"
+    return "–" if value is None or value < 0 else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -205,37 +174,3 @@ def miss_rows(misses: Iterable[Miss]) -> list[MissRow]:
         MissRow(MISS_REASONS[reason], SHORT_REASONS[reason], count, count / largest, miss_tag(reason))
         for reason, count in counts.most_common()
     ]
-
-
-def data_rows(data_cards: Sequence[DataSummary]) -> list[tuple[str, list[str]]]:
-    """What each data set holds: name of a fact, and its value for each."""
-    cards = [entry.counts for entry in data_cards]
-
-    def sized(card: Counts, size: str) -> str:
-        count = card.boxes_per_size[size]
-        return f"{count} ({100 * count / (card.num_boxes or 1):.0f} %)"
-
-    def sides(card: Counts, side: str) -> str:
-        return ", ".join(map(str, card.sides[side])) if card.sides else "–"
-
-    return [
-        ("images", [str(card.num_images) for card in cards]),
-        ("without boxes", [str(card.num_empty) for card in cards]),
-        ("boxes", [str(card.num_boxes) for card in cards]),
-        (
-            "boxes per image",
-            [f"{card.num_boxes / (card.num_images or 1):.1f}, at most {card.most_boxes}" for card in cards],
-        ),
-        ("small boxes (below 32² square pixels)", [sized(card, "small") for card in cards]),
-        ("medium boxes (to 96²)", [sized(card, "medium") for card in cards]),
-        ("large boxes (above)", [sized(card, "large") for card in cards]),
-        ("crowd, difficult boxes", [f"{card.num_crowd}, {card.num_difficult}" for card in cards]),
-        ("width: minimum, median, maximum", [sides(card, "width") for card in cards]),
-        ("height: minimum, median, maximum", [sides(card, "height") for card in cards]),
-        ("warnings of the data check", [_number(entry.num_warnings) for entry in data_cards]),
-        ("problems skipped", [_number(entry.num_problems) for entry in data_cards]),
-    ]
-
-
-def _number(value: int | None) -> str:
-    return "not checked" if value is None else str(value)
