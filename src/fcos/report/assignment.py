@@ -5,7 +5,9 @@ The points are those of the assigner that trains (`model/assign.py`), at the siz
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -76,16 +78,16 @@ def assigned_image(
 ) -> tuple[Example, tuple[Level, ...]]:
     """An annotated image with the targets of each level, and the predictions of a detector."""
     view = _View(annotations, image, config)
-    points_of = np.split(np.arange(len(view.matched)), np.cumsum(view.grid.points_per_level)[:-1])
     levels = []
-    for level, (stride, points) in enumerate(zip(config.strides, points_of, strict=True)):
+    for level, (first, count) in enumerate(view.levels()):
+        points = np.arange(first, first + count)
         positive = points[view.matched[points] >= 0]
         said = view.said_cells(points, answers) if answers is not None else ()
         quality = answers[2] if said and answers is not None else None
         levels.append(
             Level(
-                name=level_name(stride),
-                stride=stride,
+                name=level_name(config.strides[level]),
+                stride=config.strides[level],
                 range=range_words(config, level),
                 num_objects=len(np.unique(view.matched[positive])),
                 learned=tuple(view.learned_cell(point) for point in positive.tolist()),
@@ -103,7 +105,8 @@ def assigned_image(
 
 def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
     """Instructive images: first one with objects without a positive point, then those with many sizes."""
-    counts, images = np.diff(annotations.first_box), annotations.image_of_box
+    counts = np.diff(annotations.first_box)
+    images = np.repeat(np.arange(len(annotations)), counts)
     num_without = np.bincount(images[without], minlength=len(annotations))
     longest = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]).max(axis=1).clip(min=1)
     largest, smallest = np.ones(len(annotations)), np.full(len(annotations), np.inf)
@@ -128,7 +131,7 @@ class _View:
     """An image with its points and targets, and how to draw them."""
 
     def __init__(self, annotations: Annotations, image: int, config: TrainConfig) -> None:
-        self.record, self.names = annotations[image], annotations.class_names
+        self.record = annotations[image]
         self.image = ReportImage(self.record, annotations)
         self.size_hw, self.grid, boxes, self.objects = place_objects(self.record, config)
         labels = torch.from_numpy(self.record.labels[self.objects])
@@ -139,6 +142,15 @@ class _View:
         small = self.image.small
         self.scale = (small.width / self.size_hw[1], small.height / self.size_hw[0])  # x, y
 
+    def levels(self) -> Iterator[tuple[int, int]]:
+        """First point and number of points of each level."""
+        counts = self.grid.points_per_level
+        return zip(accumulate(counts, initial=0), counts, strict=False)
+
+    def name(self, label: int) -> str:
+        """The name of a class."""
+        return self.image.annotations.class_names[label]
+
     def objects_pane(self) -> Pane:
         """The objects, each in its own colour; dashed if it has no positive point."""
         learned = set(self.objects[np.unique(self.matched[self.matched >= 0])].tolist())
@@ -146,7 +158,7 @@ class _View:
         for place, (box, label) in enumerate(
             zip(self.record.boxes_xyxy, self.record.labels.tolist(), strict=True)
         ):
-            name = self.names[label]
+            name = self.name(label)
             title = name if place in learned else f"{name}: no positive point"
             boxes.append(self.image.box(box, place, name, title, is_wrong=place not in learned))
         return self.image.pane("objects", boxes)
@@ -200,8 +212,7 @@ class _View:
             x=round((x - self.cell_begin * stride) * self.scale[0], 1),
             y=round((y - self.cell_begin * stride) * self.scale[1], 1),
             side=round(stride * self.scale[0], 1),
-            colour="#{:02x}{:02x}{:02x}".format(*class_colour(place)),
-            opacity=round(0.1 + 0.8 * centerness, 2),
-            title=f"{self.names[self.record.labels[place]]}: centerness {centerness:.2f}; "
-            f"point {x:g}, {y:g}; left {left}, top {top}, right {right}, bottom {bottom}",
+            colour="#{:02x}{:02x}{:02x}".format(*class_colour(colour)),
+            opacity=round(opacity, 2),
+            title=title,
         )

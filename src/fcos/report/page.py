@@ -116,7 +116,10 @@ def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataSummary]) 
         "cards": cards,
         "histograms": _histograms(cards),
         "settings": _setting_rows(config),
-        "versions": _versions(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
     }
 
 
@@ -160,17 +163,6 @@ def _setting_rows(config: TrainConfig) -> list[tuple[str, str, str]]:
     ]
 
 
-def _versions() -> dict[str, str]:
-    """Of what made this report."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout without installing it
-            versions[package] = "not installed"
-    return versions
-
-
 # Measurements -----------------------------------------------------------------------------------------------
 
 
@@ -199,26 +191,18 @@ def _measured(
             agnostic_nms=config.agnostic_nms,
         )
         examples = gallery(annotations, analysis, chosen, misses)
+    # A weak detector's disagreements say nothing of the annotations.
+    is_weak = analysis.metrics.map_50 < MIN_AP50
     return {
+        "analysis": analysis,
         **_numbers(annotations, analysis, margins.result()),
         **_images(examples, misses, len(annotations)),
-        **_disagreements(annotations, analysis, chosen),
+        "is_weak": is_weak,
+        "min_ap_50": MIN_AP50,
+        "disagreements": [] if is_weak else disagreement_crops(annotations, analysis, chosen),
         "misses": miss_rows(misses),
         "num_missed": len(misses),
         "num_seen_again": len(candidates),
-        "threshold": analysis.threshold,
-    }
-
-
-def _disagreements(annotations: Annotations, analysis: Analysis, chosen: Mapping[int, str]) -> dict[str, Any]:
-    """Crops of them; none where the detector is too weak for them to say anything of the annotations."""
-    is_weak = analysis.metrics.map_50 < MIN_AP50
-    return {
-        "disagreements": [] if is_weak else disagreement_crops(annotations, analysis, chosen),
-        "num_disagreements": len(analysis.shown.disagreements),
-        "is_weak": is_weak,
-        "ap_50": analysis.metrics.map_50,
-        "min_ap_50": MIN_AP50,
     }
 
 
@@ -229,14 +213,11 @@ def _numbers(annotations: Annotations, analysis: Analysis, margins: Sequence[flo
         "numbers": list(zip(STATS, analysis.metrics.stats, margins, boxes_of_numbers(analysis), strict=True)),
         "num_resamples": resamples_for(len(analysis.rows)),
         "min_images": MIN_IMAGES,
-        "coco_lines": analysis.metrics.summary(),
         "classes": ranked,
         "precision_charts": precision_charts(analysis, ranked),
         "errors": error_rows(analysis),
         "confusion": confusion_table(analysis, annotations.class_names),
         "score_charts": score_charts(analysis),
-        "best": analysis.best,
-        "calibration_error": analysis.calibration_error,
         "num_objects": int(annotations.is_counted.sum()),
     }
 

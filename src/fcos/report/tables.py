@@ -157,20 +157,18 @@ def _confusion_words(names: Sequence[str], there: int, found: int, count: int) -
 
 @dataclass(frozen=True)
 class MissRow:
-    """A reason for which objects were missed; `share` is the length of its bar."""
+    """A reason for which objects were missed."""
 
     meaning: str
     short: str
     count: int
-    share: float
     tag: str
 
 
 def miss_rows(misses: Iterable[Miss]) -> list[MissRow]:
     """The reasons that occur, most frequent first."""
     counts = Counter(miss.reason for miss in misses)
-    largest = max(counts.values(), default=1)
     return [
-        MissRow(MISS_REASONS[reason], SHORT_REASONS[reason], count, count / largest, miss_tag(reason))
+        MissRow(MISS_REASONS[reason], SHORT_REASONS[reason], count, miss_tag(reason))
         for reason, count in counts.most_common()
     ]

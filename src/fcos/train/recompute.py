@@ -54,19 +54,15 @@ def _forward(segment: nn.Module, forward: Any, *inputs: Any) -> Any:
 def _statistics_kept(segment: nn.Module) -> Iterator[None]:
     """Batch norm counts a batch once, not again when it is computed again."""
     norms: list[Any] = [
-        module for module in segment.modules() if getattr(module, "track_running_stats", False)
+        module
+        for module in segment.modules()
+        if module.training and getattr(module, "track_running_stats", False)
     ]
-    before: list[tuple[Any, float | None, torch.Tensor | None]] = [
-        (norm, norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
-        for norm in norms
-        if norm.training
-    ]
-    for norm, _, _ in before:
-        norm.momentum = 0.0
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, momentum, count in before:
-            norm.momentum = momentum
-            if count is not None:
-                norm.num_batches_tracked.copy_(count)
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

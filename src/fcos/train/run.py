@@ -290,18 +290,12 @@ def extended(trainer: Trainer, former: Schedule, former_epochs: int) -> str:
     """Describe how another length changes the learning rate, a function of step and length only."""
     config, step = trainer.config, trainer.state.step
     before, after = former.factor(max(0, step - 1)), trainer.take_step.schedule.factor(step)
-    if config.lr_policy == "cosine":
-        rule = f"the cosine schedule now ends at epoch {config.epochs}"
-    elif any(entry < 1 for entry in config.lr_schedule):
-        rule = f"the fractions in lr_schedule now refer to all {config.epochs}"
-    else:
-        rule = "lr_schedule keeps its iterations"
     done = f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}"
     if config.epochs == former_epochs:
         done = f"the training again has up to {counted(config.epochs, 'epoch')}"
     return (
-        f"{done}: {rule}; learning rate "
-        f"{config.lr_base * before:.3g} in the last step, {config.lr_base * after:.3g} in the next"
+        f"{done}: learning rate {config.lr_base * before:.3g} in the last step, "
+        f"{config.lr_base * after:.3g} in the next"
     )
 
 
