@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import get_data_path
@@ -99,10 +100,10 @@ def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Ima
     return both
 
 
-def as_base64(image: Image.Image, quality: int) -> str:
-    """A JPEG file for a page."""
+def as_base64(image: Image.Image, format: str = "JPEG", **options: Any) -> str:
+    """An image file for a page."""
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=quality)
+    image.save(content, format, **options)
     return base64.b64encode(content.getvalue()).decode()
 
 

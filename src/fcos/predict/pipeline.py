@@ -26,7 +26,8 @@ from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
 from fcos.data.strips import LargeImage, open_image
 from fcos.data.transforms import EvalTransform, pad, same_padded_size
 from fcos.model.build import build_postprocess
-from fcos.model.fcos import FCOS
+from fcos.model.fcos import FCOS, HeadOutput
+from fcos.model.points import PointGrid
 from fcos.model.postprocess import ImageDetections, PostProcess
 from fcos.predict.detections import Detections
 from fcos.predict.tiles import Views, detect_in_views
@@ -40,6 +41,7 @@ CALLS_OF_GPU = 2  # one prepares its batch while the other computes
 
 P = TypeVar("P", bound="Pipeline")  # not Self: beartype cannot check it function by function
 
+ToDetections = Callable[[HeadOutput, PointGrid, Tensor, Tensor], list[ImageDetections]]
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor | LargeImage
 
 
@@ -232,10 +234,10 @@ class TorchBackend(Backend):
 
     Args:
         model: later changes of it may not reach this.
-        postprocess: output to detections.
+        postprocess: output to detections, such as a `PostProcess`, or its `candidates`.
     """
 
-    def __init__(self, model: FCOS, postprocess: PostProcess) -> None:
+    def __init__(self, model: FCOS, postprocess: ToDetections) -> None:
         self.model, self._postprocess = model, postprocess
         self.device = model.pixel_mean.device
         on_cpu = self.device.type == "cpu"
