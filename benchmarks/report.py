@@ -4,7 +4,8 @@
 
 The objects are those of the list `lists/coco_val2017.txt` there. The pictures are photographs of
 `voc100/images`, brought to the sizes that the boxes need and linked under the names of the list. The
-detections are made: as of a mediocre detector, 100 a picture, which is the most that there can be. What is
+detections are made: as of a mediocre detector, 100 a picture, which is the most that there can be. The model
+file has random weights: looking at pictures again takes its time, and what it says means nothing. What is
 timed is the command as a user types it.
 """
 
@@ -28,6 +29,9 @@ from fcos.data.annotations import Annotations
 from fcos.data.check import check
 from fcos.data.formats import read_annotations, read_names
 from fcos.data.summary import summarize, write_summaries
+from fcos.model.build import build_model
+from fcos.weights.load import MODEL_SETTINGS
+from fcos.weights.model_file import ModelCard, save_model
 
 STEP = 32  # pixels between the sizes of pictures
 PER_PICTURE = 100
@@ -100,6 +104,9 @@ def make_run(data: Path, folder: Path) -> Path:
     card = summarize(read, check(read, decode=False))
     write_summaries({"training": card, "evaluation": card}, run)
     (run / "results.json").write_text(json.dumps(make_results(annotations)))
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key in MODEL_SETTINGS}
+    model_card = ModelCard(settings, annotations.class_names, annotations.category_ids)
+    save_model(run / "best.safetensors", build_model(config, len(names)).state_dict(), model_card)
     return run
 
 
