@@ -14,7 +14,7 @@ from fcos.train.propose import Hardware, budget_of, find_hardware, propose, prop
 from fcos.weights.start import adopt_settings, find_start
 
 CPU = Hardware(num_cores=2)
-GPU = Hardware(num_cores=16, num_gpus=1, bf16_is_faster=True)
+GPU = Hardware(num_cores=16, num_gpus=1, gpu_memory_gb=80.0, bf16_is_faster=True)
 
 
 def make(
@@ -45,7 +45,7 @@ def reasons(train: Annotations, hardware: Hardware) -> dict[str, str]:
     return {key: reason for key, _, reason in propose(train, hardware)}
 
 
-@pytest.mark.parametrize("hardware", [CPU, GPU, Hardware(8, 3)])
+@pytest.mark.parametrize("hardware", [CPU, GPU, Hardware(8, 3, 11.0)])
 @pytest.mark.parametrize("num_images", [1, 30, 300, 5000])
 def test_every_proposal_loads_and_has_a_reason(num_images: int, hardware: Hardware) -> None:
     proposals = propose(make(num_images), hardware)
@@ -59,7 +59,7 @@ def test_machine_decides_the_preset() -> None:
     assert values(make(), CPU)["model"] == "fcos_mobilenetv2"
     assert values(make(), GPU)["model"] == "fcos_r50"
     assert reasons(make(), CPU)["model"].startswith("no GPU, 2 CPU cores: ")
-    assert reasons(make(), GPU)["model"].startswith("1 GPU, 16 CPU cores: ")
+    assert reasons(make(), GPU)["model"].startswith("1 GPU with 80 GB, 16 CPU cores: ")
 
 
 def test_training_on_a_cpu_starts_from_the_detector_in_the_package() -> None:
@@ -211,10 +211,10 @@ def test_other_classes_are_flipped(class_names: tuple[str, ...]) -> None:
 
 
 def test_batch_is_shared_by_all_gpus_and_fits_their_memory() -> None:
-    proposed = values(make(5000), Hardware(16, 2))
-    assert (proposed["nbatch_train"], proposed["micro_batch"]) == (16, "auto")
-    assert values(make(5000), Hardware(16, 3))["nbatch_train"] == 15
-    assert "micro_batch" not in values(make(5000), CPU)
+    proposed = values(make(5000), Hardware(16, 2, 8.0))
+    assert (proposed["nbatch_train"], proposed["micro_batch"]) == (16, 2)
+    assert "micro_batch" not in values(make(5000), GPU)
+    assert values(make(5000), Hardware(16, 3, 80.0))["nbatch_train"] == 15
 
 
 def test_few_images_get_half_the_batch_and_with_it_half_the_rate() -> None:
