@@ -7,8 +7,8 @@ program: class names, preprocessing, thresholds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,7 +18,7 @@ from pydantic import Field
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.errors import FcosError, WeightsError
+from fcos.errors import WeightsError, needs_extra
 from fcos.weights.model_file import (
     CARD_CHECKS,
     ModelCard,
@@ -65,15 +65,9 @@ def cannot_open(path: Path, how: str, reason: str, fix: str = GIVE) -> WeightsEr
     return WeightsError(f"{path.name} cannot be opened {how}: {reason}", where=str(path), fix=fix)
 
 
-@contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Explain an import that fails within the block: which extra to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise FcosError(
-            f"the format {extra} needs {error.name}", fix=f"pip install 'fcos-torch[{extra}]'"
-        ) from error
+def needs(name: str) -> AbstractContextManager[None]:
+    """Explain an import that fails within the block: the extra of a format has its name."""
+    return needs_extra(f"the format {name}", name)
 
 
 def input_dtype(config: TrainConfig) -> Literal["uint8", "float32"]:
