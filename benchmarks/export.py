@@ -38,7 +38,7 @@ def write(loaded: LoadedModel, names: list[str], folder: Path, calibrate_on: Pat
         if format_name not in FORMATS:
             continue
         format = FORMATS[format_name]
-        paths[name] = folder / (name + format.ending)
+        paths[name] = folder / (name + format.ENDING)
         if paths[name].exists():
             continue
         print(f"writing {paths[name].name} ...", flush=True)

@@ -237,7 +237,7 @@ def _models(folder: Path, only: list[str] | None) -> dict[str, bytes]:
     )
     exported = [path for path in ("model.pt2", "model.onnx", "model_openvino") if not only or path in only]
     for path in exported:
-        known = next(key for key, of in FORMATS.items() if of.ending == path.removeprefix("model"))
+        known = next(key for key, of in FORMATS.items() if of.ENDING == path.removeprefix("model"))
         export_model(load_model(file), known, folder / path)
     state = {f"backbone.{i}.weight": torch.zeros(4, 4, 3, 3) for i in range(4)}
     torch.save({"model": state, "meta": {"CLASSES": ("cat", "dog")}}, folder / "published.pth")

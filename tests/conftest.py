@@ -165,7 +165,7 @@ class Exported(dict[str, Path]):
         for package in {"ncnn": ["ncnn", "pnnx"], "litert": ["ai_edge_litert", "litert_torch"]}.get(name, []):
             if importlib.util.find_spec(package) is None:
                 pytest.skip(f"the extra {name} is not installed")
-        path = self.folder / f"best{FORMATS[name].ending}"
+        path = self.folder / f"best{FORMATS[name].ENDING}"
         with FileLock(self.folder / f"{name}.lock"):  # several workers of xdist share the folder
             if not path.exists():
                 with pytest.MonkeyPatch.context() as patch:

@@ -4,6 +4,9 @@ Every message that is meant for a user is one of these kinds; the command line p
 traceback. They are ``ValueError`` so that ``except ValueError`` in a user's script works too.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fcos.terminal import printable, shown
 
 
@@ -52,3 +55,12 @@ class DeviceError(FcosError):
 
 class TrainingError(FcosError):
     """A training that cannot go on (for example a loss that is not finite)."""
+
+
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Explain an import that fails within the block: which extra of this package to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise FcosError(f"{what} needs {error.name}", fix=f"pip install 'fcos-torch[{extra}]'") from error

@@ -203,7 +203,7 @@ def test_without_a_run_or_a_list_it_says_what_to_give(model_file: Path) -> None:
     result = evaluate(model_file)
 
     assert result.exit_code == 2
-    assert "no annotations to evaluate on: the model file is not in a run folder" in result.output
+    assert "no annotations to measure AP on: the model file is not in a run folder" in result.output
     assert "fix: give annotations with --list" in result.output
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fcos import Detector
 from fcos.cli import main
-from fcos.export import onnx_file
+from fcos.export.exported import ExportedModel
 from fcos.export.formats import FORMATS, beside, default_path
 from fcos.weights.everyday import EVERYDAY_FILE
 
@@ -56,8 +56,7 @@ def converted(exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Non
     import onnx
 
     path = exported["onnx"]  # before the conversion that makes it is replaced
-    ready = FORMATS["onnx"]._replace(convert=lambda graph, dtype: onnx.load(path))
-    monkeypatch.setitem(FORMATS, "onnx", ready)
+    monkeypatch.setattr(FORMATS["onnx"], "convert", lambda graph, dtype: onnx.load(path))
 
 
 def test_a_model_is_written_checked_and_measured(small_model: Path, photos: Path, tmp_path: Path) -> None:
@@ -91,13 +90,13 @@ def test_the_photographs_of_pip_are_checked_where_none_are_given(small_model: Pa
 def test_a_file_whose_detections_differ_is_not_kept(
     small_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = onnx_file.OnnxRunner.__call__
+    honest = ExportedModel._run
 
     def shifted(self: Any, *inputs: Any) -> Any:
         boxes, *others = honest(self, *inputs)
         return (boxes + 1, *others)
 
-    monkeypatch.setattr(onnx_file.OnnxRunner, "__call__", shifted)
+    monkeypatch.setattr(ExportedModel, "_run", shifted)
     out = tmp_path / "small.onnx"
     result = run("export", small_model, "--format", "onnx", "-o", out, "--check", photos)
     assert result.exit_code == 2
@@ -145,7 +144,7 @@ def test_predict_eval_and_info_take_an_exported_file(
 
     result = run("info", exported[name])
     assert result.exit_code == 0, result.output
-    assert f"{FORMATS[name].about}, fp32" in result.output  # type: ignore[index]
+    assert f"{FORMATS[name].ABOUT}, fp32" in result.output  # type: ignore[index]
     assert "3: cat, dog, bird" in result.output
 
 

@@ -62,8 +62,7 @@ def folder(
 
     converted = onnx.load(exported["onnx"])  # the conversion takes longest, and its result is there
     with pytest.MonkeyPatch.context() as patch:
-        ready = FORMATS["onnx"]._replace(convert=lambda graph, dtype: converted)
-        patch.setitem(FORMATS, "onnx", ready)
+        patch.setattr(FORMATS["onnx"], "convert", lambda graph, dtype: converted)
         answer = CliRunner().invoke(main, [*command, "--check", str(examples / "a.png")])
     assert answer.exit_code == 0, answer.output
     assert "detections in 1 images are the same" in answer.output

@@ -96,7 +96,7 @@ def test_weights_of_other_code_bases_are_exported_with_their_rules(
     loaded = shallow(load_model(vectors(code_base) / "state_dict.pth"))
     before = Detector.of(loaded, torch.device("cpu"))
     for name in names:
-        out = tmp_path / f"it{FORMATS[name].ending}"
+        out = tmp_path / f"it{FORMATS[name].ENDING}"
         export_model(loaded, name, out)
         after = Detector.load(out)
         for seed, size in enumerate([(130, 190), (200, 140)]):
@@ -130,8 +130,8 @@ def blind(name: ExportFormat, exported: dict[str, Path], folder: Path) -> Any:
 def test_a_picture_in_which_nothing_is_found(
     name: ExportFormat, exported: dict[str, Path], tmp_path: Path
 ) -> None:
-    metadata, _ = FORMATS[name].open(exported[name])
-    path = tmp_path / f"model{FORMATS[name].ending}"
+    metadata, _ = FORMATS[name].open_file(exported[name])
+    path = tmp_path / f"model{FORMATS[name].ENDING}"
     FORMATS[name].save(blind(name, exported, tmp_path), metadata, path)
     detector = Detector.load(path)
     assert [len(found) for found in detector.predict([picture((60, 90)), picture((40, 40))], 0.0)] == [0, 0]
@@ -185,7 +185,7 @@ print("all came back")
 def test_a_file_carries_classes_preprocessing_and_thresholds(
     name: ExportFormat, exported: dict[str, Path], small_model: Path
 ) -> None:
-    metadata, _ = FORMATS[name].open(exported[name])
+    metadata, _ = FORMATS[name].open_file(exported[name])
     card = {key: json.loads(text) for key, text in metadata.items()}
     assert card["class_names"] == ["cat", "dog", "bird"]
     assert card["category_ids"] == [1, 2, 3]

@@ -87,7 +87,7 @@ def test_convolutions_become_integers_and_detections_stay_close(
     assert len(in_integers) == num_convolutions - 9  # three outputs on three levels
     assert not [convolution for convolution in in_integers if convolution.startswith("head.logits")]
 
-    path = tmp_path / f"int8{format.ending}"
+    path = tmp_path / f"int8{format.ENDING}"
     format.save(integers, to_metadata(card_of(loaded), loaded.config), path)
     before, after = Detector.load(exported[name]), Detector.load(path)
     for picture in pictures:

@@ -161,7 +161,7 @@ def test_a_folder_is_recognized_and_describes_itself(name: ExportFormat, exporte
     assert metadata["class_names"] == ["cat", "dog", "bird"]
     assert (metadata["strides"], metadata["padding_multiple"]) == ([8, 16, 32], 32)
     done = CliRunner().invoke(main, ["info", str(exported[name])])
-    assert f"{FORMATS[name].about}, fp32" in done.output
+    assert f"{FORMATS[name].ABOUT}, fp32" in done.output
     imports = subprocess.run(
         [
             sys.executable,
@@ -218,7 +218,7 @@ def test_the_command_writes_a_folder_and_checks_it(
     if name == "litert":
         model = litert_folder.Network(ready["model.tflite"], [0.0] * 3)
     # The conversion takes seconds: take its result from the folder that is there.
-    monkeypatch.setitem(FORMATS, name, FORMATS[name]._replace(convert=lambda graph, dtype: model))
+    monkeypatch.setattr(FORMATS[name], "convert", lambda graph, dtype: model)
     Image.fromarray(picture((60, 90))).save(tmp_path / "a.png")
     out = tmp_path / "small"
     words = ["export", small_model, "--format", name, "-o", out, "--check", tmp_path / "a.png"]
@@ -254,10 +254,10 @@ def test_the_lines_of_the_documentation_run_without_this_package(
 
 
 def test_an_image_larger_than_the_input_of_litert_is_refused(exported: dict[str, Path]) -> None:
-    _, runner = FORMATS["litert"].open(exported["litert"])
+    _, open_run = FORMATS["litert"].open_file(exported["litert"])
     sizes = torch.tensor([[160, 64]])
     with pytest.raises(ValueError, match="could not broadcast"):
-        runner(torch.zeros(1, 3, 160, 64, dtype=torch.uint8), sizes, sizes)
+        open_run(1)(torch.zeros(1, 3, 160, 64, dtype=torch.uint8), sizes, sizes)
 
 
 def test_litert_in_integers(exported: dict[str, Path], small_model: Path, tmp_path: Path) -> None:

@@ -83,5 +83,5 @@ def test_what_the_tracker_wants_to_see_is_weaker_than_what_is_shown() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackers", None)
 
-    with pytest.raises(FcosError, match=r"package trackers\n  fix: pip install 'fcos-torch\[track\]"):
+    with pytest.raises(FcosError, match=r"tracking needs trackers\n  fix: pip install 'fcos-torch\[track\]"):
         Tracker(0.5, RATE)

@@ -143,7 +143,7 @@ def test_a_file_with_sound_only_holds_no_video(tmp_path: Path) -> None:
 def test_a_missing_library_is_named(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
 
-    with pytest.raises(FcosError, match=r"videos need PyAV\n  fix: pip install 'fcos-torch\[video\]'"):
+    with pytest.raises(FcosError, match=r"a video needs av\n  fix: pip install 'fcos-torch\[video\]'"):
         VideoReader(str(clip))
 
 

@@ -17,10 +17,10 @@ from fcos.predict.video_writer import VideoWriter
 from .conftest import NUM_FRAMES, RATE, SIZE, MakeClip
 
 
-def rewrite(source: Path, target: Path, codec: str | None = None) -> None:
+def rewrite(source: Path, target: Path) -> None:
     with (
         VideoReader(str(source)) as reader,
-        VideoWriter(target, reader.frame_rate, reader.time_base, reader.audio, codec=codec) as writer,
+        VideoWriter(target, reader.frame_rate, reader.time_base, reader.audio) as writer,
     ):
         for frame in reader.frames(writer.write_audio):
             writer.write(frame, Image.fromarray(frame.pixels().permute(1, 2, 0).numpy()))
@@ -38,21 +38,18 @@ def sound_of(path: Path) -> tuple[str, list[tuple[float, str]]]:
         return stream.codec_context.name, parts
 
 
-@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("mpeg4", "mpeg4"), (None, "h264")])
 def test_frames_keep_their_content_and_times(
-    make_clip: MakeClip, frames: list[Image.Image], tmp_path: Path, codec: str | None, name: str
+    make_clip: MakeClip, frames: list[Image.Image], tmp_path: Path
 ) -> None:
-    if codec != "mpeg4" and "libx264" not in av.codecs_available:
-        pytest.skip("this build of ffmpeg cannot write h264")
     times = [n / RATE + (1.5 if n >= 10 else 0) for n in range(NUM_FRAMES)]
     source = make_clip("source.mp4", times=times, sound=None)
 
-    rewrite(source, tmp_path / "drawn.mp4", codec)
+    rewrite(source, tmp_path / "drawn.mp4")
 
     with VideoReader(str(tmp_path / "drawn.mp4")) as reader:
         found = list(reader.frames())
     with av.open(str(tmp_path / "drawn.mp4")) as container:
-        assert container.streams.video[0].codec_context.name == name
+        assert container.streams.video[0].codec_context.name == "h264"
     assert [frame.time_s for frame in found] == pytest.approx(times, abs=1e-3)
     for frame, original in zip(found, frames, strict=True):
         difference = frame.pixels().permute(1, 2, 0).numpy() - np.asarray(original, np.float64)

@@ -18,7 +18,6 @@ from typing import IO, Any
 
 import click
 
-from fcos.cli.help import Context
 from fcos.errors import FcosError, OutputError
 from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import safe_output
@@ -68,13 +67,12 @@ class UserError(click.ClickException):
 class LazyGroup(click.Group):
     """Imports a command only when it is used."""
 
-    context_class = Context
-
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As in click; shell completion is answered by our own classes."""
-        if "_FCOS_COMPLETE" in os.environ:
-            import_module("fcos.cli.completion")
-            return super().main(*args, **kwargs)  # for the shell: no `safe_output`
+        """As in click; what is printed is safe for a terminal."""
+        if os.environ.get("NO_COLOR"):  # https://no-color.org; rich heeds it by itself
+            kwargs["color"] = False
+        if "_FCOS_COMPLETE" in os.environ:  # a shell reads what is printed, as bytes
+            return super().main(*args, **kwargs)
         with safe_output():
             return super().main(*args, **kwargs)
 
@@ -89,7 +87,6 @@ class LazyGroup(click.Group):
         file = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
         command = import_module(f"fcos.cli.{file}").command
         assert isinstance(command, click.Command)
-        command.context_class = Context
         return command
 
     def resolve_command(
@@ -97,7 +94,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As in click; for an unknown command, suggest the closest match."""
         name = args[0]
-        if name in COMMANDS or name.startswith("-"):
+        if name in COMMANDS or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         hint = f"Did you mean '{nearest[0]}'?" if nearest else f"Commands: {', '.join(COMMANDS)}."

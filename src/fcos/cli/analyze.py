@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fcos.cli.options import PATH, output_option
-from fcos.cli.output import json_option, print_json
+from fcos.cli.output import json_option, new_table, print_json, print_table
 from fcos.files import check_writable
 from fcos.terminal import printable_line
 
@@ -55,7 +55,6 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
 
 def _print_table(runs: dict[str, Path]) -> None:
     """A row with AP and loss for each evaluated epoch; the best is marked."""
-    from fcos.cli.config import new_table, print_table
     from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics
 
     for name, run in runs.items():

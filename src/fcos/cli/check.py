@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.options import annotation_options
-from fcos.cli.output import json_option, print_json
+from fcos.cli.output import json_option, new_table, print_json, print_table
 from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
@@ -152,8 +152,6 @@ def _is_config(source: Path) -> bool:
 
 
 def _print_report(title: str, annotations: Annotations, report: CheckReport) -> None:
-    from fcos.cli.config import print_table
-
     click.secho(f"{printable_line(title)} ({annotations.format})", bold=True)
     print_table(_summary_table(report.counts))
     print_table(_class_table(report.counts))
@@ -195,11 +193,7 @@ def _summary_table(counts: Counts) -> Any:
 
 
 def _class_table(counts: Counts) -> Any:
-    from fcos.cli.config import new_table
-
-    table = new_table("class", "boxes", "images")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = new_table("class", "boxes", "images", numbers=True)
     for name, boxes in counts.boxes_per_class.items():
         table.add_row(printable_line(name), str(boxes), str(counts.images_per_class[name]))
     return table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.options import PATH, annotation_options, device_of, device_option, output_option
-from fcos.cli.output import json_option, print_json, progress_bar
+from fcos.cli.output import json_option, new_table, print_json, print_table, progress_bar
 from fcos.files import check_writable
 from fcos.terminal import counted, printable_line
 
@@ -174,8 +174,6 @@ def _as_dicts(rows: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def _print(rows: Sequence[Measured]) -> None:
-    from fcos.cli.config import new_table, print_table
-
     table = new_table("model", "AP", "AP50", "ms per image", "MB", "device", "")
     for row in rows:
         scores = [f"{n:.3f}" if n >= 0 else "-" for n in (row.metrics.map_mean, row.metrics.map_50)]

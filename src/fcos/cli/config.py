@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.options import overrides_argument
-from fcos.cli.output import json_option, print_json
+from fcos.cli.output import json_option, new_table, print_json, print_table
 from fcos.terminal import printable_line
 
 if TYPE_CHECKING:
@@ -103,17 +103,6 @@ def show(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
 
 
-def new_table(*columns: str) -> Table:
-    """An empty table in the style of all commands; settings are never broken over lines."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "setting")
-    return table
-
-
 def _add(table: Table, key: str, *cells: str) -> None:
     """A row, under the title of the group that this setting opens."""
     from rich.text import Text
@@ -124,13 +113,3 @@ def _add(table: Table, key: str, *cells: str) -> None:
         table.add_section()
         table.add_row(Text(GROUPS[key], "bold cyan"))
     table.add_row(*map(printable_line, (key, *cells)))
-
-
-def print_table(table: Table, *, err: bool = False) -> None:
-    """Print as wide as the terminal; a name in a cell is not markup."""
-    from rich.console import Console
-
-    console = Console(stderr=err)
-    # A file or a pipe has no width of its own; 80 columns would fold every line.
-    width = console.width if console.is_terminal else 140
-    Console(width=width, stderr=err, markup=False, emoji=False, highlight=False).print(table)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import webbrowser
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fcos.cli.eval import run_config
+from fcos.cli.eval import evaluation_data
 from fcos.cli.options import PATH, announce, needs_demo, server_options
 from fcos.errors import FcosError
-from fcos.files import is_hidden
+from fcos.files import files_below
 
 if TYPE_CHECKING:
     from fcos.detector import Detector
@@ -72,24 +73,19 @@ def command(
 
 
 def images_of(folder: Path) -> list[Path]:
-    """The first images of a folder, by name."""
-    from fcos.data.image_files import is_image
+    """The first images of a folder and its subfolders, by name."""
+    from fcos.data.image_files import IMAGE_SUFFIXES
 
-    images = (file for file in sorted(folder.iterdir()) if is_image(file.name) and not is_hidden(file.name))
-    return [file for file in images if file.is_file()][:NUM_EXAMPLES]
+    files = (file for file in files_below(folder, *IMAGE_SUFFIXES) if file.is_file())
+    return list(islice(files, NUM_EXAMPLES))
 
 
 def images_of_run(detector: Detector) -> list[Path]:
     """Some of the images that a run was evaluated on, where they still exist."""
     from fcos.data.splits import spread
 
-    config = run_config(detector.path)
-    if config is None or not config.list_eval:
-        return []
     try:
-        annotations = detector.read_annotations(
-            config.list_eval, root=config.root_eval or None, format=config.data_format, skip_invalid=True
-        )
-    except FcosError:  # moved away since: the page works without them
+        annotations = evaluation_data(detector, skip_invalid=True)
+    except FcosError:  # no run, or moved away since: the page works without them
         return []
     return [annotations[index].path for index in spread(len(annotations), NUM_EXAMPLES)]

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fcos.cli.options import (
+    PATH,
     agnostic_nms_option,
+    annotation_options,
     device_of,
     device_option,
+    model_argument,
     num_processes_option,
     views_options,
 )
-from fcos.cli.output import json_option, print_json, progress_bar
+from fcos.cli.output import json_option, new_table, print_json, print_table, progress_bar
 from fcos.errors import ConfigError
 from fcos.files import check_writable, write_bytes
-from fcos.format_names import FORMAT_NAMES
 from fcos.terminal import counted
 
 if TYPE_CHECKING:
     from fcos.config import TrainConfig
     from fcos.data.annotations import Annotations
+    from fcos.detector import Detector
     from fcos.metrics.coco import CocoMetrics
     from fcos.metrics.rows import Rows
 
@@ -40,37 +42,10 @@ Examples:
 """
 
 
-@dataclass(frozen=True)
-class Source:
-    """Which annotations to evaluate on.
-
-    Attributes:
-        list: annotations, as `list_eval` takes them.
-        root: folder of the images, or None: found near the annotations.
-        names: names file, or None: the names of the model.
-        format: "auto" or the format of the annotations.
-        skip_invalid: skip broken images and invalid boxes.
-    """
-
-    list: Path
-    root: Path | None
-    names: Path | None
-    format: Any
-    skip_invalid: bool
-
-
 @click.command(epilog=EPILOG)
-@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@click.option("--list", "list_", type=click.Path(path_type=Path), help="Annotations in any format.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images.")
-@click.option("--names", type=click.Path(path_type=Path), help="Class names, one per line.")
-@click.option(
-    "--format",
-    type=click.Choice(["auto", *FORMAT_NAMES]),
-    default="auto",
-    show_default=True,
-    help="Format of the annotations.",
-)
+@model_argument
+@click.option("--list", "list_", type=PATH, help="Annotations in any format.")
+@annotation_options
 @click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes.")
 @views_options
 @agnostic_nms_option
@@ -79,7 +54,7 @@ class Source:
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images per forward pass.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder for results.json; default: eval/ next to the model file, or eval/NAME/ if the --list is not "
     "the run's own or the model is not its best.",
 )
@@ -106,7 +81,6 @@ def command(
     RUN_OR_MODEL is a run folder (its best model is evaluated) or a model file. Without --list, the model is
     evaluated on the evaluation list of its run.
     """
-    from fcos.data.names import read_names
     from fcos.detector import Detector
     from fcos.train.devices import build_fabric
     from fcos.train.launch import launched
@@ -118,20 +92,9 @@ def command(
     with launched(fabric):
         detector = Detector.load(model, fabric.device, agnostic_nms=agnostic_nms, **views)
         run = run_config(detector.path)
-        source = (
-            Source(list_, root, names, format, skip_invalid)
-            if list_
-            else _source_of_run(run, root, names, skip_invalid)
-        )
         folder = out or _results_folder(detector.path, run, list_)
         check_writable(folder)
-        annotations = detector.read_annotations(
-            source.list,
-            root=source.root,
-            names=read_names(source.names)[0] if source.names else None,
-            format=source.format,
-            skip_invalid=source.skip_invalid,
-        )
+        annotations = evaluation_data(detector, list_, root, names, format, skip_invalid=skip_invalid)
         with progress_bar(-(-len(annotations) // fabric.world_size), "evaluating") as advance:
             # Rounding depends on the batch size: with that of training we get training's numbers.
             batch_size = batch_size or (run.nbatch_eval if run else None)
@@ -200,42 +163,47 @@ def _results_folder(model: Path, run: TrainConfig | None, list_: Path | None) ->
     return usual / re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
-def _source_of_run(
-    config: TrainConfig | None, root: Path | None, names: Path | None, skip_invalid: bool
-) -> Source:
-    """The evaluation list of a run, read as the run read it unless told otherwise."""
-    if config is None or not config.list_eval:
-        raise ConfigError(
-            "no annotations to evaluate on: "
-            + ("the run has no list_eval" if config else "the model file is not in a run folder"),
-            fix="give annotations with --list, and the folder of their images with --root",
-        )
-    return Source(
-        Path(config.list_eval),
-        root or (Path(config.root_eval) if config.root_eval else None),
-        names or (Path(config.name_file) if config.name_file else None),
-        config.data_format,
-        skip_invalid or config.skip_invalid,
+def evaluation_data(
+    detector: Detector,
+    list_: Path | None = None,
+    root: Path | None = None,
+    names: Path | None = None,
+    format: str = "auto",
+    *,
+    skip_invalid: bool = False,
+) -> Annotations:
+    """The annotations of `--list`; without one those of the model's run, read as the run read them."""
+    from fcos.data.names import read_names
+
+    if list_ is None:
+        run = run_config(detector.path)
+        if run is None or not run.list_eval:
+            raise ConfigError(
+                "no annotations to measure AP on: "
+                + ("the run has no list_eval" if run else "the model file is not in a run folder"),
+                fix="give annotations with --list, and the folder of their images with --root",
+            )
+        list_, format = Path(run.list_eval), run.data_format
+        root = root or (Path(run.root_eval) if run.root_eval else None)
+        names = names or (Path(run.name_file) if run.name_file else None)
+        skip_invalid = skip_invalid or run.skip_invalid
+    class_names = read_names(names)[0] if names else None
+    return detector.read_annotations(
+        list_, root=root, names=class_names, format=format, skip_invalid=skip_invalid
     )
 
 
 def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     """A table of the classes, best AP first; those without boxes last."""
     import numpy as np
-    from rich import box
-    from rich.table import Table
 
-    from fcos.cli.config import print_table
     from fcos.data.names import is_no_class
     from fcos.terminal import printable_line
 
     of_boxes = annotations.labels[annotations.is_counted]
     num_boxes = np.bincount(of_boxes, minlength=annotations.num_classes).tolist()
     rows = zip(metrics.per_class_ap.items(), num_boxes, strict=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("class")
-    table.add_column("boxes", justify="right")
-    table.add_column("AP", justify="right")
+    table = new_table("class", "boxes", "AP", numbers=True)
     for (name, ap), count in sorted(rows, key=lambda row: -row[0][1]):
         if is_no_class(name):
             continue

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from fcos.cli.eval import run_config
-from fcos.cli.options import agnostic_nms_option, needs_demo
-from fcos.cli.output import json_option, print_json
+from fcos.cli.eval import evaluation_data
+from fcos.cli.options import PATH, agnostic_nms_option, model_argument, needs_demo
+from fcos.cli.output import json_option, new_table, print_json, print_table
 from fcos.errors import FcosError
 from fcos.terminal import counted
 
@@ -34,7 +34,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "--format",
     "name",
@@ -47,7 +47,7 @@ Examples:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File or folder to write; default: next to the model file (everyday: the current folder).",
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file or folder.")
@@ -75,10 +75,10 @@ Examples:
 @click.option(
     "--list",
     "list_",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="With --int8: annotations to measure AP on; default: the evaluation list of the run.",
 )
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the images of --list.")
+@click.option("--root", type=PATH, help="Folder of the images of --list.")
 @click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes of --list.")
 @click.option(
     "--max-ap-loss",
@@ -115,8 +115,11 @@ def command(
     With --int8, AP is compared instead. If it drops by more than --max-ap-loss, parts of the network are
     kept in float32; if that does not help, nothing is written.
     """
+    import torch
+
     from fcos.data.samples import photographs
-    from fcos.export.formats import beside, check_free, check_path, default_path, export_model
+    from fcos.detector import Detector
+    from fcos.export.formats import beside, check_free, check_path, default_path
     from fcos.files import written
     from fcos.predict.sources import find_images
     from fcos.weights.load import load_model
@@ -140,16 +143,35 @@ def command(
     click.echo(f"writing {path} ...", err=True)
     if int8:
         calibration = _calibration(loaded, name, calibrate, path)
-        annotations = _annotations(loaded, list_, root, skip_invalid=skip_invalid)
+        detector = Detector.of(loaded, torch.device("cpu"))
+        annotations = evaluation_data(detector, list_, root, skip_invalid=skip_invalid)
         search = _write_int8(loaded, name, path, calibration, annotations, max_ap_loss / 100)
         _report(_compare(loaded, path, name, images), path, name, search, as_json=as_json)
         return
     with written(path) as partial:
-        export_model(loaded, name, partial)
-        check = _compare(loaded, partial, name, images)
-        _report(check, path, name, None, as_json=as_json)
-        if check.problems:
-            raise _differs(check, path)
+        _write_checked(loaded, name, partial, path, images, as_json=as_json)
+
+
+def _write_checked(
+    loaded: LoadedModel, name: ExportFormat, partial: Path, path: Path, images: list[Path], *, as_json: bool
+) -> None:
+    """Write the file that will be at `path`, unless its detections differ from the network's."""
+    from fcos.export.formats import export_model
+    from fcos.export.verify import SHOWN_PROBLEMS
+
+    export_model(loaded, name, partial)
+    check = _compare(loaded, partial, name, images)
+    _report(check, path, name, None, as_json=as_json)
+    if not check.problems:
+        return
+    lines = list(check.problems[:SHOWN_PROBLEMS])
+    if more := len(check.problems) - len(lines):
+        lines.append(f"and {more} more")
+    raise FcosError(
+        f"the detections of {path.name} differ from PyTorch's; the file was deleted:\n  "
+        + "\n  ".join(lines),
+        fix="try another --format, and please report this with the output of `fcos info` for the model",
+    )
 
 
 def _write_web(
@@ -159,7 +181,6 @@ def _write_web(
     import torch
 
     from fcos.detector import Detector
-    from fcos.export.formats import export_model
     from fcos.files import written
 
     with needs_demo():
@@ -169,11 +190,7 @@ def _write_web(
     with runtime(ort) as package, written(path) as folder:
         click.echo(f"writing {path} ...", err=True)
         folder.mkdir()
-        export_model(loaded, "onnx", folder / MODEL)
-        check = _compare(loaded, folder / MODEL, "onnx", images)
-        _report(check, path / MODEL, "onnx", None, as_json=as_json)
-        if check.problems:
-            raise _differs(check, path)
+        _write_checked(loaded, "onnx", folder / MODEL, path / MODEL, images, as_json=as_json)
         add_page(folder, detector, package)
 
 
@@ -203,26 +220,6 @@ def _calibration(
             "for example training images (not those that AP is measured on)",
         )
     return Calibration(loaded.config, find_images(calibrate, path))
-
-
-def _annotations(
-    loaded: LoadedModel, list_: Path | None, root: Path | None, *, skip_invalid: bool
-) -> Annotations:
-    """The annotations that AP is measured on: those of `--list`, or of the run."""
-    import torch
-
-    from fcos.detector import Detector
-
-    if list_ is None:
-        run = run_config(loaded.path)
-        if run is None or not run.list_eval:
-            raise FcosError(
-                "no annotations to measure AP on: the model file is not in a run folder",
-                fix="give annotations with --list, and the folder of their images with --root",
-            )
-        list_, root = Path(run.list_eval), root or (Path(run.root_eval) if run.root_eval else None)
-    detector = Detector.of(loaded, torch.device("cpu"))
-    return detector.read_annotations(list_, root=root, skip_invalid=skip_invalid)
 
 
 def _write_int8(
@@ -261,10 +258,6 @@ def _report(check: Check, path: Path, name: ExportFormat, search: Search | None,
     """Print the comparison as a table or JSON."""
     from dataclasses import asdict
 
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from fcos.export.formats import FORMATS
 
     if as_json:
@@ -276,7 +269,7 @@ def _report(check: Check, path: Path, name: ExportFormat, search: Search | None,
             content |= {"ap_before": search.ap_before, "ap_after": chosen.ap, "in_float32": chosen.in_float32}
         print_json(content)
         return
-    click.echo(f"{path}: {FORMATS[name].about}")
+    click.echo(f"{path}: {FORMATS[name].ABOUT}")
     if search is None:
         click.echo(
             f"{check.num_same} of {check.num_detections} detections in {check.num_pictures} images are the "
@@ -287,10 +280,7 @@ def _report(check: Check, path: Path, name: ExportFormat, search: Search | None,
     else:
         kept = " and ".join(search.chosen.in_float32)
         click.echo(f"8-bit integers, {kept} in float32" if kept else "8-bit integers")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for title in ("PyTorch", name, "ratio"):
-        table.add_column(title, justify="right")
+    table = new_table("", "PyTorch", name, "ratio", numbers=True)
     for title, before, after, unit in (
         ("one image", check.before_ms, check.after_ms, "ms"),
         ("file", check.before_bytes / 1e6, check.after_bytes / 1e6, "MB"),
@@ -299,17 +289,4 @@ def _report(check: Check, path: Path, name: ExportFormat, search: Search | None,
     if search is not None:
         before, after = search.ap_before, search.chosen.ap
         table.add_row("AP", f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}" if before > 0 else "-")
-    Console(width=100).print(table)
-
-
-def _differs(check: Check, path: Path) -> FcosError:
-    from fcos.export.verify import SHOWN_PROBLEMS
-
-    lines = list(check.problems[:SHOWN_PROBLEMS])
-    if more := len(check.problems) - len(lines):
-        lines.append(f"and {more} more")
-    return FcosError(
-        f"the detections of {path.name} differ from PyTorch's; the file was deleted:\n  "
-        + "\n  ".join(lines),
-        fix="try another --format, and please report this with the output of `fcos info` for the model",
-    )
+    print_table(table)

@@ -121,7 +121,7 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
         "shown from": f"score {card.threshold:.2f} (`fcos predict`; --score-threshold changes it)",
     }
     if isinstance(loaded, ExportedModel):
-        lines = {"format": f"{FORMATS[loaded.format].about}, {loaded.export.precision}", **lines}
+        lines = {"format": f"{FORMATS[loaded.format].ABOUT}, {loaded.export.precision}", **lines}
     if card.metrics:
         lines["measured"] = ", ".join(f"{key} {round(value, 3):g}" for key, value in card.metrics.items())
     return lines

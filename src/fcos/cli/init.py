@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcos.cli.options import PATH, minutes_option, output_option
-from fcos.cli.output import json_option, print_json
+from fcos.cli.output import json_option, new_table, print_json, print_table
 from fcos.files import check_writable, write_text
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _portable(value: Any, folder: Path) -> Any:
 
 def print_proposal(proposals: list[Proposal], output: Path, *, err: bool = False) -> None:
     """Each setting with its reason, and the file that they are in."""
-    from fcos.cli.config import new_table, print_table, show
+    from fcos.cli.config import show
     from fcos.terminal import printable_line
 
     table = new_table("setting", "value", "reason")

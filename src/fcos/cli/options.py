@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from fcos.errors import FcosError
+from fcos.errors import needs_extra
 from fcos.format_names import FORMAT_NAMES
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -49,21 +47,6 @@ def announce(model: Path) -> None:
         )
 
 
-def _complete_setting(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the beginning of a key to `key=`, and `key=` to values where a setting has a few choices."""
-    from fcos.config import TrainConfig, choices
-
-    key, equals, beginning = incomplete.partition("=")
-    if not equals:
-        fields = TrainConfig.model_fields.items()
-        keys = [CompletionItem(f"{k}=", help=field.description) for k, field in fields if k.startswith(key)]
-        return keys or [CompletionItem(incomplete, type="file")]  # `fcos config` takes a train.json too
-    if key not in TrainConfig.model_fields:
-        return []
-    values = [value.strip('"') for value in choices(key)]
-    return [CompletionItem(f"{key}={value}") for value in values if value.startswith(beginning)]
-
-
 device_option = click.option(
     "--device",
     default="auto",
@@ -91,13 +74,7 @@ agnostic_nms_option = click.option(
 )
 
 
-@contextmanager
-def needs_demo() -> Iterator[None]:
-    """Explain an import that fails within the block: the extra of `fcos demo` and `fcos serve`."""
-    try:
-        yield
-    except ImportError as error:
-        raise FcosError(f"the server needs {error.name}", fix="pip install 'fcos-torch[demo]'") from error
+needs_demo = partial(needs_extra, "the server", "demo")
 
 
 def group(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -169,4 +146,4 @@ views_options = group(  # `Detector.load` takes them
 
 def overrides_argument(name: str = "overrides", metavar: str = "[KEY=VALUE]...") -> Callable[[Any], Any]:
     """The settings to change: the last arguments of a command."""
-    return click.argument(name, nargs=-1, metavar=metavar, shell_complete=_complete_setting)
+    return click.argument(name, nargs=-1, metavar=metavar)

@@ -1,4 +1,4 @@
-"""What commands write besides text: JSON for other programs on stdout, a progress bar on stderr."""
+"""What commands write besides text: JSON for other programs, tables, and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fcos.terminal import progress_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
 
@@ -55,3 +58,28 @@ def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]
     ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def new_table(*columns: str, numbers: bool = False) -> Table:
+    """An empty table in the style of all commands; settings are never broken over lines.
+
+    With `numbers`, all columns but the first are aligned on the right.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        justify: Any = "right" if numbers and place else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column == "setting")
+    return table
+
+
+def print_table(table: Table, *, err: bool = False) -> None:
+    """Print as wide as the terminal; a name in a cell is not markup."""
+    from rich.console import Console
+
+    console = Console(stderr=err)
+    # A file or a pipe has no width of its own; 80 columns would fold every line.
+    width = console.width if console.is_terminal else 140
+    Console(width=width, stderr=err, markup=False, emoji=False, highlight=False).print(table)

@@ -37,7 +37,8 @@ class Options:
     num_processes: int | None
 
 
-output_options = group(
+predict_options = group(
+    # Output
     click.option(
         "--out",
         type=FOLDER,
@@ -53,8 +54,7 @@ output_options = group(
         "which ends a video.",
     ),
     json_option,
-)
-detection_options = group(
+    # Detections
     click.option(
         "--score-threshold",
         type=click.FloatRange(0, 1),
@@ -67,8 +67,7 @@ detection_options = group(
     ),
     agnostic_nms_option,
     views_options,
-)
-image_options = group(
+    # Images
     click.option(
         "--save-labels",
         type=click.Choice(FORMAT_NAMES),
@@ -77,8 +76,7 @@ image_options = group(
     click.option(
         "--save-crops", is_flag=True, help="Images: also write each box as an image, to crops/CLASS/."
     ),
-)
-video_options = group(
+    # Videos
     click.option("--track", is_flag=True, help="Videos: give an object the same number in all frames."),
     click.option(
         "--every",
@@ -93,8 +91,7 @@ video_options = group(
         is_flag=True,
         help="URLs are live videos, reconnected when they break; rtsp:// always is.",
     ),
-)
-machine_options = group(
+    # The machine
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),
@@ -108,4 +105,3 @@ machine_options = group(
         f"most {MOST_PROCESSES}) for {MANY_IMAGES} images or more.",
     ),
 )
-predict_options = group(output_options, detection_options, image_options, video_options, machine_options)

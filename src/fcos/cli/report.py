@@ -25,8 +25,6 @@ Examples:
 @output_option("The page to write; default: report.html in RUN, or comparison.html in RUN_B.")
 @click.option(
     "--images",
-    "--pictures",  # its former name
-    "images",
     type=click.IntRange(min=0),
     help="Number of example images; default: 48, or 24 for two runs.",
 )

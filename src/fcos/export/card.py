@@ -7,18 +7,18 @@ program: class names, preprocessing, thresholds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.errors import FcosError, WeightsError
+from fcos.errors import WeightsError, needs_extra
 from fcos.weights.model_file import (
     CARD_CHECKS,
     ModelCard,
@@ -65,15 +65,9 @@ def cannot_open(path: Path, how: str, reason: str, fix: str = GIVE) -> WeightsEr
     return WeightsError(f"{path.name} cannot be opened {how}: {reason}", where=str(path), fix=fix)
 
 
-@contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Explain an import that fails within the block: which extra to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise FcosError(
-            f"the format {extra} needs {error.name}", fix=f"pip install 'fcos-torch[{extra}]'"
-        ) from error
+def needs(name: str) -> AbstractContextManager[None]:
+    """Explain an import that fails within the block: the extra of a format has its name."""
+    return needs_extra(f"the format {name}", name)
 
 
 def input_dtype(config: TrainConfig) -> Literal["uint8", "float32"]:
@@ -83,34 +77,31 @@ def input_dtype(config: TrainConfig) -> Literal["uint8", "float32"]:
 
 def to_metadata(card: ExportCard, config: TrainConfig) -> dict[str, str]:
     """The entries of a file."""
-    content = {"export_version": FORMAT_VERSION, **asdict(card)}
-    return {ENTRY: json.dumps(content), **{key: json.dumps(value) for key, value in _in_words(card, config)}}
-
-
-def _in_words(card: ExportCard, config: TrainConfig) -> list[tuple[str, Any]]:
     conventions = CONVENTIONS[config.rules]
-    return [
-        ("class_names", card.model.class_names),
-        ("category_ids", card.model.category_ids),
-        ("pixel_mean", card.pixel_mean),
-        ("pixel_std", card.pixel_std),
-        ("short_side", config.short_side),
-        ("longest_side", config.view_size),
-        ("size_rule", conventions.size),
-        ("resize", conventions.resize),
-        ("input_dtype", input_dtype(config)),
-        ("padding_multiple", PADDING_MULTIPLE),
-        ("strides", config.strides),
-        ("score_threshold", config.score_threshold),
-        ("threshold_on", config.threshold_on),
-        ("nms_iou", config.nms_iou),
-        ("agnostic_nms", config.agnostic_nms),
-        ("candidates_per_level", config.candidates_per_level),
-        ("detections_per_image", config.detections_per_image),
-        ("inclusive_boxes", conventions.inclusive_boxes),
-        ("show_from_score", card.model.threshold),
-        ("precision", card.precision),
-    ]
+    entries = {
+        ENTRY: {"export_version": FORMAT_VERSION, **asdict(card)},
+        "class_names": card.model.class_names,
+        "category_ids": card.model.category_ids,
+        "pixel_mean": card.pixel_mean,
+        "pixel_std": card.pixel_std,
+        "short_side": config.short_side,
+        "longest_side": config.view_size,
+        "size_rule": conventions.size,
+        "resize": conventions.resize,
+        "input_dtype": input_dtype(config),
+        "padding_multiple": PADDING_MULTIPLE,
+        "strides": config.strides,
+        "score_threshold": config.score_threshold,
+        "threshold_on": config.threshold_on,
+        "nms_iou": config.nms_iou,
+        "agnostic_nms": config.agnostic_nms,
+        "candidates_per_level": config.candidates_per_level,
+        "detections_per_image": config.detections_per_image,
+        "inclusive_boxes": conventions.inclusive_boxes,
+        "show_from_score": card.model.threshold,
+        "precision": card.precision,
+    }
+    return {key: json.dumps(value) for key, value in entries.items()}
 
 
 def from_metadata(entries: Mapping[str, str], path: Path) -> ExportCard:

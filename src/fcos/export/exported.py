@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from fcos.config import TrainConfig
 from fcos.errors import WeightsError
 from fcos.export.card import GIVE, ExportCard, from_metadata, input_dtype
 from fcos.export.formats import FORMATS
+from fcos.export.graph import OpenRun, Run
 from fcos.files import check_regular, first_line_of
 from fcos.model.postprocess import ImageDetections
 from fcos.predict.pipeline import Backend
@@ -25,32 +25,21 @@ from fcos.weights.model_file import ModelCard
 BATCH_SIZE = 1  # default of prediction: on a CPU a batch gains nothing, and its padding costs time
 
 
-@runtime_checkable
-class Runner(Protocol):
-    """Runs a `DetectionGraph` of a file."""
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Images, sizes_hw, original_sizes_hw to boxes_xyxy, scores, labels, image_index."""
-        ...
-
-    def side_by_side(self, num_calls: int) -> Runner:
-        """The same for `num_calls` concurrent calls in threads, which share the cores."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class ExportedModel(Backend):
     """An exported file, which predicts like a network.
 
     Attributes:
-        runner: of its graph.
+        run: runs its graph.
+        open_run: makes others, for concurrent calls.
         config: the settings of the model.
         export: what the file says about itself.
         path: of the file or folder.
         format: of the file.
     """
 
-    runner: Runner
+    run: Run
+    open_run: OpenRun
     config: TrainConfig
     export: ExportCard
     path: Path
@@ -84,7 +73,7 @@ class ExportedModel(Backend):
         """See `Backend`."""
         if self.calls_at_once == 1:
             return self
-        return replace(self, runner=self.runner.side_by_side(self.calls_at_once))
+        return replace(self, run=self.open_run(self.calls_at_once))
 
     def with_agnostic_nms(self, agnostic_nms: bool) -> ExportedModel:
         """Itself: NMS is in the graph."""
@@ -108,7 +97,7 @@ class ExportedModel(Backend):
         """Boxes, scores, labels (checked: of the file's classes) and image index."""
         num_classes = len(self.card.class_names)
         try:
-            outputs = self.runner(*inputs)
+            outputs = self.run(*inputs)
             boxes, scores, labels, image = outputs
             fits = len(boxes) == len(scores) == len(labels) == len(image) and boxes.shape[1:] == (4,)
             fits = fits and (len(labels) == 0 or 0 <= int(labels.min()) <= int(labels.max()) < num_classes)
@@ -148,9 +137,9 @@ def open_exported(path: Path) -> ExportedModel:
         raise WeightsError(f"there is no exported file {path}", fix=GIVE)
     if not path.is_dir() and name != "openvino":
         check_regular(path, WeightsError)
-    metadata, runner = FORMATS[name].open(path)
+    metadata, open_run = FORMATS[name].open_file(path)
     card = from_metadata(metadata, path)
-    return ExportedModel(runner, settings_of_card(card.model, path), card, path, name)
+    return ExportedModel(open_run(1), open_run, settings_of_card(card.model, path), card, path, name)
 
 
 def open_model(source: Path) -> LoadedModel | ExportedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import torch
 
@@ -12,8 +12,7 @@ from fcos.errors import WeightsError
 from fcos.export import litert_folder, ncnn_folder, onnx_file, openvino_folder, torch_program
 from fcos.export.calibration import Calibration
 from fcos.export.card import ExportCard, input_dtype, to_metadata
-from fcos.export.graph import DetectionGraph
-from fcos.export.torch_program import traced
+from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.undecoded import FixedSize
 from fcos.files import check_writable, written
 from fcos.model.build import build_postprocess
@@ -23,81 +22,38 @@ from fcos.weights.everyday import EVERYDAY_FILE
 from fcos.weights.load import ExportFormat, LoadedModel
 
 
-class Format(NamedTuple):
-    """One way to write a detector.
+class Format(Protocol):
+    """A module of this package that writes and opens one format."""
 
-    Attributes:
-        ending: of the name of the file or folder.
-        torchvision_nms: see `DetectionGraph`.
-        convert: a graph and the dtype of its pixels to a model of the format.
-        save: such a model and metadata to a path.
-        open: a path to metadata and runner.
-        quantise: such a model, images, and the parts of the network that stay in float32 to a quantized
-            model; None: the format has no 8-bit integers.
-        about: in words.
-    """
+    ENDING: str  # of the name of the file or folder
+    ABOUT: str  # in words
 
-    ending: str
-    torchvision_nms: bool
-    convert: Callable[[DetectionGraph, torch.dtype], Any]
-    save: Callable[[Any, Mapping[str, str], Path], None]
-    open: Callable[[Path], tuple[dict[str, str], Any]]
-    quantise: Callable[[Any, Calibration, frozenset[str]], Any] | None
-    about: str
+    def convert(self, graph: DetectionGraph, dtype: torch.dtype) -> Any:
+        """A graph and the dtype of its pixels to a model of the format."""
+
+    def save(self, model: Any, metadata: Mapping[str, str], path: Path) -> None:
+        """Write such a model and its metadata."""
+
+    def open_file(self, path: Path) -> tuple[dict[str, str], OpenRun]:
+        """Metadata of a file or folder, and what runs it."""
+
+    @property
+    def quantise(self) -> Callable[[Any, Calibration, frozenset[str]], Any] | None:
+        """Such a model in 8-bit integers but for some parts of the network; None: the format has none."""
 
 
 FORMATS: dict[ExportFormat, Format] = {
-    "onnx": Format(
-        ending=".onnx",
-        torchvision_nms=False,
-        convert=onnx_file.convert,
-        save=onnx_file.save,
-        open=onnx_file.open_file,
-        quantise=onnx_file.quantise,
-        about="ONNX, run by onnxruntime",
-    ),
-    "openvino": Format(
-        ending="_openvino",
-        torchvision_nms=False,
-        convert=openvino_folder.convert,
-        save=openvino_folder.save,
-        open=openvino_folder.open_file,
-        quantise=openvino_folder.quantise,
-        about="OpenVINO, run on the CPU",
-    ),
-    "torch": Format(
-        ending=".pt2",
-        torchvision_nms=True,
-        convert=traced,
-        save=torch_program.save,
-        open=torch_program.open_file,
-        quantise=None,
-        about="torch.export program, run by torch",
-    ),
-    "ncnn": Format(
-        ending="_ncnn",
-        torchvision_nms=False,
-        convert=ncnn_folder.convert,
-        save=ncnn_folder.save,
-        open=ncnn_folder.open_file,
-        quantise=None,
-        about="ncnn, run on the CPU",
-    ),
-    "litert": Format(
-        ending="_litert",
-        torchvision_nms=False,
-        convert=litert_folder.convert,
-        save=litert_folder.save,
-        open=litert_folder.open_file,
-        quantise=litert_folder.quantise,
-        about="LiteRT (TensorFlow Lite), run on the CPU",
-    ),
+    "onnx": onnx_file,
+    "openvino": openvino_folder,
+    "torch": torch_program,
+    "ncnn": ncnn_folder,
+    "litert": litert_folder,
 }
 
 
 def default_path(model_file: Path, name: ExportFormat, *, int8: bool = False) -> Path:
     """Next to the model file: best.safetensors -> best.onnx, best_openvino, best.pt2, best_int8.onnx."""
-    return beside(model_file, "_int8" * int8 + FORMATS[name].ending)
+    return beside(model_file, "_int8" * int8 + FORMATS[name].ENDING)
 
 
 def beside(model_file: Path, ending: str) -> Path:
@@ -113,7 +69,7 @@ def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
         WeightsError: it exists, or its name is not one of the format.
         OutputError: nothing can be written there.
     """
-    ending = FORMATS[name].ending
+    ending = FORMATS[name].ENDING
     if name == "openvino" and path.suffix in (".xml", ".bin"):
         raise WeightsError(f"{path}: OpenVINO's format is a folder", fix=f"give -o {path.with_suffix('')}")
     if ending.startswith(".") and path.suffix != ending:
@@ -137,10 +93,7 @@ def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, t
     """The graph of a model for a format, and the dtype of its pixels."""
     postprocess = build_postprocess(loaded.config)
     graph = DetectionGraph(
-        loaded.model,
-        postprocess,
-        torchvision_nms=FORMATS[name].torchvision_nms,
-        longest_side=loaded.config.view_size,
+        loaded.model, postprocess, torchvision_nms=name == "torch", longest_side=loaded.config.view_size
     )
     return graph, getattr(torch, input_dtype(loaded.config))
 

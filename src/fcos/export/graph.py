@@ -7,6 +7,7 @@ since a graph has no loops over as many candidates as there happen to be: choosi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,11 @@ from fcos.model.postprocess import INVALID, PostProcess, whwh
 
 INPUTS = ("images", "sizes_hw", "original_sizes_hw")
 OUTPUTS = ("boxes_xyxy", "scores", "labels", "image_index")
+
+# Runs the graph of a file, `INPUTS` to `OUTPUTS`; and makes such a function for so many concurrent calls in
+# threads, which share the cores.
+Run = Callable[..., tuple[Tensor, ...]]
+OpenRun = Callable[[int], Run]
 
 
 class Candidates(NamedTuple):
@@ -180,24 +186,16 @@ def baked(model: FCOS) -> FCOS:
     return network
 
 
-def _padded(conv: Conv2dSame) -> nn.Module:
-    """A convolution with TensorFlow's padding, as a layer of its own where the two sides differ."""
-    plain = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        0,
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-    )
-    plain.weight, plain.bias = conv.weight, conv.bias
+def _padded(conv: nn.Conv2d) -> nn.Module:
+    """The convolution with constant padding, which is a layer of its own where the two sides differ."""
+    # `Conv2dSame` adds no state, only the computation of the padding in each pass.
+    conv.__class__ = nn.Conv2d
     shape = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
     (top, bottom), (left, right) = (_same_padding(*side) for side in shape)
     if (top, left) == (bottom, right):
-        plain.padding = (top, left)
-        return plain
-    return nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), plain)
+        conv.padding = (top, left)
+        return conv
+    return nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), conv)
 
 
 def _same_padding(kernel: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -27,19 +27,13 @@ from fcos.data.transforms import padded_size
 from fcos.errors import WeightsError
 from fcos.export.calibration import Calibration
 from fcos.export.card import cannot_open, needs
-from fcos.export.graph import DetectionGraph
+from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.torch_program import quiet
-from fcos.export.undecoded import (
-    Compute,
-    Undecoded,
-    UndecodedRunner,
-    on_mean,
-    read_metadata,
-    save_beside,
-)
+from fcos.export.undecoded import Compute, Undecoded, decoding, on_mean, read_metadata, save_beside
 from fcos.files import first_line_of, read_bytes
 from fcos.weights.load import LITERT_GRAPH
 
+ENDING, ABOUT = "_litert", "LiteRT (TensorFlow Lite), run on the CPU"
 MAX_BYTES = 2**31
 SIGNATURE, INPUT = "serving_default", "args_0"
 # Where operations are, as litert-torch names them after modules.
@@ -126,21 +120,20 @@ def _interpreter(model: bytes, num_threads: int) -> Any:
     return interpreter
 
 
-def open_file(path: Path) -> tuple[dict[str, str], UndecodedRunner]:
-    """Metadata and runner of a folder."""
+def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
+    """Metadata of a folder, and what runs it."""
     content = read_bytes(path / LITERT_GRAPH, WeightsError, max_bytes=MAX_BYTES)
     try:
         [pixels] = _interpreter(content, 1).get_input_details()
     except ValueError as error:
         raise cannot_open(path / LITERT_GRAPH, "by LiteRT", first_line_of(error)) from error
-    of_thread = threading.local()  # an interpreter takes one call at a time
 
     def open_interpreters(num_calls: int) -> Compute:
         num_threads = max(1, torch.get_num_threads() // num_calls)
+        of_thread = threading.local()  # an interpreter takes one call at a time
 
         def compute(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-            if getattr(of_thread, "num_threads", 0) != num_threads:
-                of_thread.num_threads = num_threads
+            if not hasattr(of_thread, "run"):
                 of_thread.run = _interpreter(content, num_threads).get_signature_runner(SIGNATURE)
             [output] = of_thread.run(**{INPUT: pixels.transpose(1, 2, 0)[None]}).values()
             return np.array(output[0])
@@ -148,4 +141,4 @@ def open_file(path: Path) -> tuple[dict[str, str], UndecodedRunner]:
         return compute
 
     metadata = read_metadata(path)
-    return metadata, UndecodedRunner(open_interpreters, metadata, tuple(pixels["shape"][1:3].tolist()))
+    return metadata, decoding(open_interpreters, metadata, tuple(pixels["shape"][1:3].tolist()))

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from fcos.errors import FcosError, WeightsError
 from fcos.export.card import cannot_open, needs
-from fcos.export.graph import DetectionGraph
+from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.torch_program import quiet
-from fcos.export.undecoded import Compute, Undecoded, UndecodedRunner, read_metadata, save_beside
+from fcos.export.undecoded import Compute, Undecoded, decoding, read_metadata, save_beside
 from fcos.files import check_regular
 from fcos.weights.load import NCNN_GRAPH
 
+ENDING, ABOUT = "_ncnn", "ncnn, run on the CPU"
+quantise = None  # pnnx writes no 8-bit integers
 NCNN_WEIGHTS = "model.ncnn.bin"
 # What differs between two images is dynamic. In these two, no level has equally many points.
 EXAMPLE_SIZES_HW = ((352, 480), (160, 96))
@@ -62,8 +64,8 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     save_beside(metadata, path)
 
 
-def open_file(path: Path) -> tuple[dict[str, str], UndecodedRunner]:
-    """Metadata and runner of a folder."""
+def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
+    """Metadata of a folder, and what runs it."""
     with needs("ncnn"):
         import ncnn
 
@@ -89,4 +91,4 @@ def open_file(path: Path) -> tuple[dict[str, str], UndecodedRunner]:
         return compute
 
     metadata = read_metadata(path)
-    return metadata, UndecodedRunner(open_net, metadata)
+    return metadata, decoding(open_net, metadata)

@@ -11,16 +11,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fcos.errors import WeightsError
+from fcos.export import torch_program
 from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import GIVE, cannot_open, needs
-from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
-from fcos.export.torch_program import quiet, traced
+from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph, OpenRun, Run
+from fcos.export.torch_program import quiet
 from fcos.files import first_line_of, read_bytes
 from fcos.model.postprocess import INVALID
 from fcos.weights.archive import UnsafeFileError
@@ -28,6 +30,7 @@ from fcos.weights.archive import UnsafeFileError
 if TYPE_CHECKING:
     import onnxruntime
 
+ENDING, ABOUT = ".onnx", "ONNX, run by onnxruntime"
 OPSET = 18
 MAX_BYTES = 2**31  # protobuf's limit
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules of a node, outermost first
@@ -59,7 +62,7 @@ def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401  # asked for now, not after the work
         import onnxscript  # noqa: F401  # torch needs it
-    program = traced(graph, dtype)
+    program = torch_program.convert(graph, dtype)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad(), quiet():
@@ -150,6 +153,7 @@ def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
     kept = in_float32([node.name for node in nodes if node.op_type == "Conv"], parts)
     if "sums" in parts:
         kept |= {node.name for node in nodes if node.op_type == "Add"}
+    inputs = iter(calibration)
     copied = onnx.ModelProto()  # quantising moves the weights of its input into a file
     copied.CopyFrom(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +163,7 @@ def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
             quantization.quantize_static(
                 copied,
                 path,
-                _reader(calibration),
+                SimpleNamespace(get_next=lambda: next(inputs, None)),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=sorted({node.op_type for node in nodes}),
                 nodes_to_quantize=[node.name for node in nodes if node.name not in kept],
@@ -172,22 +176,8 @@ def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
         return onnx.load(path)
 
 
-def _reader(calibration: Calibration) -> Any:
-    """The images as onnxruntime takes them."""
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-        def __init__(self) -> None:
-            self.inputs = iter(calibration)
-
-        def get_next(self) -> Any:
-            return next(self.inputs, None)
-
-    return Reader()
-
-
-def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
-    """Metadata and runner of a file."""
+def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
+    """Metadata of a file, and what runs it."""
     session = open_session(path, torch.get_num_threads())
     try:
         metadata = dict(session.get_modelmeta().custom_metadata_map)
@@ -195,7 +185,18 @@ def open_file(path: Path) -> tuple[dict[str, str], OnnxRunner]:
         raise WeightsError(
             f"the metadata of {path.name} are not UTF-8 text", where=str(path), fix=GIVE
         ) from error
-    return metadata, OnnxRunner(session, path)
+
+    def open_run(num_calls: int) -> Run:
+        num_cores = max(1, torch.get_num_threads() // num_calls)
+        own = session if num_calls == 1 else open_session(path, num_cores)
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            feed = {name: tensor.contiguous().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
+            return tuple(torch.from_numpy(output) for output in own.run(list(OUTPUTS), feed))
+
+        return run
+
+    return metadata, open_run
 
 
 def open_session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
@@ -227,19 +228,3 @@ def _names_other_files(message: Any) -> bool:
     values = [value for field, value in message.ListFields() if field.message_type]  # a message or several
     parts = (part for value in values for part in ([value] if hasattr(value, "DESCRIPTOR") else value))
     return any(map(_names_other_files, parts))
-
-
-class OnnxRunner:
-    """An ONNX file in onnxruntime; see `fcos.export.exported.Runner`."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, path: Path) -> None:
-        self._session, self._path = session, path
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Detections of a batch, see `DetectionGraph.forward`."""
-        feed = {name: tensor.contiguous().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
-        return tuple(torch.from_numpy(output) for output in self._session.run(list(OUTPUTS), feed))
-
-    def side_by_side(self, num_calls: int) -> OnnxRunner:
-        """With a session whose calls take their share of the cores each."""
-        return OnnxRunner(open_session(self._path, max(1, torch.get_num_threads() // num_calls)), self._path)

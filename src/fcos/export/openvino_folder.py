@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from fcos.export import onnx_file
 from fcos.export.calibration import OUTPUTS as HEAD_OUTPUTS
 from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import cannot_open, needs
-from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph
+from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph, OpenRun, Run
 from fcos.files import check_regular, read_bytes
 from fcos.weights.load import OPENVINO_GRAPH
 
+ENDING, ABOUT = "_openvino", "OpenVINO, run on the CPU"
 SECTION = "fcos"  # of rt_info
 MAX_XML_BYTES = 256 * 2**20
 MAX_BIN_BYTES = 4 * 2**30
@@ -119,8 +120,8 @@ def _sources(operations: list[Any]) -> set[str]:
     return found
 
 
-def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
-    """Metadata and runner of a folder, or of the .xml in it."""
+def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
+    """Metadata of a folder, or of the .xml in it, and what runs it."""
     file = path / OPENVINO_GRAPH if path.is_dir() else path
     text, weights = _read_pair(file)
     try:
@@ -133,7 +134,24 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenVinoRunner]:
     entries = model.get_rt_info(SECTION).value if model.has_rt_info(SECTION) else {}
     if isinstance(entries, Mapping):
         metadata = {key: str(value) for key, value in entries.items()}
-    return metadata, OpenVinoRunner(model)
+
+    def open_run(num_calls: int) -> Run:
+        of_thread = threading.local()
+        # On first use: a folder of images needs it in another form than a single image.
+        compiled = cache(lambda: core().compile_model(model, "CPU", settings(num_calls)))
+        if num_calls > 1:
+            compiled()  # now, since each thread would compile it
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            if not hasattr(of_thread, "request"):
+                of_thread.request = compiled().create_infer_request()
+            feed = {name: tensor.contiguous().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
+            found = of_thread.request.infer(feed, share_inputs=True)
+            return tuple(torch.from_numpy(found[name].copy()) for name in OUTPUTS)
+
+        return run
+
+    return metadata, open_run
 
 
 def _read_pair(file: Path) -> tuple[bytes, bytes]:
@@ -155,33 +173,6 @@ def _read_part(part: Path, max_bytes: int) -> bytes:
             f"{part.name} is a link to a file outside its folder", where=str(part), fix="copy the file here"
         )
     return read_bytes(part, WeightsError, max_bytes=max_bytes)
-
-
-class OpenVinoRunner:
-    """A model of OpenVINO; see `fcos.export.exported.Runner`."""
-
-    def __init__(self, model: Any, num_calls: int = 1) -> None:
-        self._model, self._num_calls = model, num_calls
-        self._of_thread = threading.local()
-
-    @cached_property
-    def _compiled(self) -> Any:
-        """Compiled on first use: a folder needs it in another form than a single image."""
-        return core().compile_model(self._model, "CPU", settings(self._num_calls))
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Detections of a batch, see `DetectionGraph.forward`."""
-        if not hasattr(self._of_thread, "request"):
-            self._of_thread.request = self._compiled.create_infer_request()
-        feed = {name: tensor.contiguous().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
-        found = self._of_thread.request.infer(feed, share_inputs=True)
-        return tuple(torch.from_numpy(found[name].copy()) for name in OUTPUTS)
-
-    def side_by_side(self, num_calls: int) -> OpenVinoRunner:
-        """Compiled for so many concurrent calls."""
-        runner = OpenVinoRunner(self._model, num_calls)
-        runner._compiled  # noqa: B018  # now, since each thread would compile it
-        return runner
 
 
 def settings(num_calls: int) -> dict[str, Any]:

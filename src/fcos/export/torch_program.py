@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 import torchvision  # noqa: F401  # registers torchvision::nms, which the program calls
-from torch import Tensor
 
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.export.card import GIVE, cannot_open
-from fcos.export.graph import DetectionGraph
+from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.safe_program import EXTRA_FILE, read_program
 from fcos.files import first_line_of
 from fcos.weights.archive import UnsafeFileError
 
+ENDING, ABOUT = ".pt2", "torch.export program, run by torch"
+quantise = None  # it has no 8-bit integers
 # torch.export wants limits: of a batch, and of the cells of 32 pixels along a side.
 MOST_IMAGES = MOST_CELLS = 1024
 
 
-def traced(graph: DetectionGraph, dtype: torch.dtype) -> torch.export.ExportedProgram:
+def convert(graph: DetectionGraph, dtype: torch.dtype) -> torch.export.ExportedProgram:
     """The program, for any number of images and any size that is a multiple of 32."""
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
     height, width = (torch.export.Dim(name, min=1, max=MOST_CELLS) for name in ("rows", "columns"))
@@ -55,8 +56,8 @@ def save(program: Any, metadata: Mapping[str, str], path: Path) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:
-    """Metadata and runner of a file, without running code from it."""
+def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
+    """Metadata of a file, and what runs it; no code in the file is run."""
     try:
         with quiet():
             program, metadata = read_program(path)
@@ -67,25 +68,8 @@ def open_file(path: Path) -> tuple[dict[str, str], TorchRunner]:
     except Exception as error:  # zipfile, json and torch each raise kinds of their own
         fix = f"{GIVE}, with the version of torch that wrote it or a newer one"
         raise cannot_open(path, "as a program of torch.export", first_line_of(error), fix) from error
-    return metadata, TorchRunner(module)
-
-
-class TorchRunner:
-    """A program of torch; see `fcos.export.exported.Runner`."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    @torch.no_grad()
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Detections of a batch, see `DetectionGraph.forward`."""
-        found: tuple[Tensor, ...] = self._module(*inputs)
-        return found
-
-    def side_by_side(self, num_calls: int) -> TorchRunner:
-        """Itself: each thread computes on the cores that it was given."""
-        del num_calls
-        return self
+    # The same for any number of calls: each thread computes on the cores that it was given.
+    return metadata, lambda num_calls: torch.no_grad()(module)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from fcos.errors import FcosError, WeightsError
 from fcos.export.card import cannot_open
 from fcos.export.decode import decode
-from fcos.export.graph import DetectionGraph
+from fcos.export.graph import DetectionGraph, OpenRun, Run
 from fcos.files import read_text
 from fcos.model.fcos import FCOS
 from fcos.model.postprocess import ImageDetections, PostProcess
@@ -90,43 +89,36 @@ def on_mean(
     return pixels
 
 
-class UndecodedRunner:
-    """Runs such a network; see `fcos.export.exported.Runner`.
+def decoding(
+    open: Callable[[int], Compute], metadata: Mapping[str, str], input_hw: tuple[int, int] | None = None
+) -> OpenRun:
+    """What runs such a network and decodes its output.
 
     Args:
         open: makes `Compute` for so many concurrent calls.
         metadata: of the folder.
         input_hw: the only size that the network takes; None: any.
-        num_calls: to prepare for.
     """
+    card = {key: json.loads(text) for key, text in metadata.items()}
 
-    def __init__(
-        self,
-        open: Callable[[int], Compute],
-        metadata: Mapping[str, str],
-        input_hw: tuple[int, int] | None = None,
-        num_calls: int = 1,
-    ) -> None:
-        self._side_by_side = partial(UndecodedRunner, open, metadata, input_hw)
-        self._compute, self._input_hw = open(num_calls), input_hw
-        self._card = {key: json.loads(text) for key, text in metadata.items()}
+    def open_run(num_calls: int) -> Run:
+        compute = open(num_calls)
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Detections of a batch, see `DetectionGraph.forward`."""
-        images, *sizes = inputs
-        found = []
-        for index, (image, size, original) in enumerate(
-            zip(images.numpy(), *map(_pairs, sizes), strict=True)
-        ):
-            input_hw = self._input_hw or image.shape[1:]
-            pixels = on_mean(image, size, input_hw, self._card["pixel_mean"])
-            detections = decode(self._compute(pixels), self._card, input_hw, size, original)
-            found.append((*detections, np.full(len(detections[1]), index)))
-        return tuple(torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            images, *sizes = inputs
+            found = []
+            for index, (image, size, original) in enumerate(
+                zip(images.numpy(), *map(_pairs, sizes), strict=True)
+            ):
+                shape = input_hw or image.shape[1:]
+                pixels = on_mean(image, size, shape, card["pixel_mean"])
+                detections = decode(compute(pixels), card, shape, size, original)
+                found.append((*detections, np.full(len(detections[1]), index)))
+            return tuple(torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
 
-    def side_by_side(self, num_calls: int) -> UndecodedRunner:
-        """See `fcos.export.exported.Runner`."""
-        return self._side_by_side(num_calls)
+        return run
+
+    return open_run
 
 
 def _pairs(sizes_hw: Tensor) -> list[tuple[int, int]]:

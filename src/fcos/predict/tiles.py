@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -56,13 +56,11 @@ class Views:
 
     def changed(self, tile: int | None, overlap: float | None, tta: bool | None) -> Views:
         """The same with other values; None: as they are."""
-        if overlap is not None and not (self.tile if tile is None else tile):
+        given: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta}
+        views = replace(self, **{name: value for name, value in given.items() if value is not None})
+        if overlap is not None and not views.tile:
             raise FcosError("an overlap without tiles", fix="give their size too: --tile 640, tile=640")
-        return Views(
-            self.tile if tile is None else tile,
-            self.overlap if overlap is None else overlap,
-            self.tta if tta is None else tta,
-        )
+        return views
 
 
 class Part(NamedTuple):

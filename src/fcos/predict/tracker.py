@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcos.errors import FcosError
+from fcos.errors import needs_extra
 from fcos.predict.detections import Detections
 
 MIN_SCORE = 0.1  # below it there is surely no object; above it, a weak detection may continue a track
@@ -50,15 +50,7 @@ class Tracker:
 
 
 def import_trackers() -> Any:
-    """The package `trackers`.
-
-    Raises:
-        FcosError: it is not installed.
-    """
-    try:
+    """The package `trackers`, the extra "track"."""
+    with needs_extra("tracking", "track"):
         import trackers
-    except ImportError as error:
-        raise FcosError(
-            "tracking needs the package trackers", fix="pip install 'fcos-torch[track]'"
-        ) from error
     return trackers

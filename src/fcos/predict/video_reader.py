@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcos.errors import DatasetError, FcosError
+from fcos.errors import DatasetError, FcosError, needs_extra
 from fcos.files import check_regular
 from fcos.predict.download import without_secrets
 
@@ -183,16 +183,10 @@ class VideoReader:
 
 
 def import_av() -> Any:
-    """PyAV.
-
-    Raises:
-        FcosError: it is not installed.
-    """
-    try:
+    """PyAV, the extra "video"."""
+    with needs_extra("a video", "video"):
         import av
         import av.filter  # loads ffmpeg's devices too
-    except ImportError as error:
-        raise FcosError("videos need PyAV", fix="pip install 'fcos-torch[video]'") from error
     return av
 
 

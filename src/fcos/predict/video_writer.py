@@ -12,10 +12,7 @@ from PIL import Image
 
 from fcos.predict.video_reader import AudioStream, Frame, Packet, import_av
 
-H264 = "libx264"
-QUALITY_OF_H264 = {"crf": "23", "preset": "veryfast"}
-MPEG4_BITS_PER_PIXEL = 0.2
-MPEG4_UNITS = 60_000  # a second; its clock cannot count finer than 65,535
+QUALITY = {"crf": "23", "preset": "veryfast"}
 COPIED = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}  # what mp4 players expect; others become AAC
 
 
@@ -26,7 +23,6 @@ class VideoWriter:
         frame_rate: on average.
         time_base: of `Frame.pts`.
         audio: sound to come, of an open `VideoReader`.
-        codec: "libx264", or "mpeg4", which every build of ffmpeg has.
     """
 
     def __init__(
@@ -35,15 +31,12 @@ class VideoWriter:
         frame_rate: Fraction,
         time_base: Fraction,
         audio: Sequence[AudioStream] = (),
-        *,
-        codec: str | None = None,
     ) -> None:
         self._av = import_av()
-        self._path, self._frame_rate, self._time_base = path, frame_rate, time_base
-        self._codec = codec or (H264 if H264 in self._av.codecs_available else "mpeg4")
+        self._path, self._time_base = path, time_base
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container: Any = self._av.open(str(path), "w", format="mp4")
-        self._video = self._container.add_stream(self._codec, rate=frame_rate)
+        self._video = self._container.add_stream("h264", rate=frame_rate)
         self._audio = {stream.index: self._add_audio(stream) for stream in audio}
         self._early: list[Packet] = []  # sound before the first frame, whose size opens the file
         self._is_open = False
@@ -58,7 +51,7 @@ class VideoWriter:
     def write(self, frame: Frame, drawn: Image.Image) -> None:
         """The next frame: `drawn` at the time of `frame`."""
         if not self._is_open:
-            self._open(drawn.width, drawn.height, frame)
+            self._open(drawn.width, drawn.height)
         # 4:2:0 has a colour for two by two pixels: an odd last row or column is left out.
         pixels = np.asarray(drawn)[: self._video.height, : self._video.width]
         image = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -93,16 +86,11 @@ class VideoWriter:
         if not self._is_open:  # no frame came: nothing to see
             self._path.unlink(missing_ok=True)
 
-    def _open(self, width: int, height: int, frame: Frame) -> None:
+    def _open(self, width: int, height: int) -> None:
         video = self._video
         video.width, video.height = max(2, width // 2 * 2), max(2, height // 2 * 2)
         video.pix_fmt = "yuv420p"
-        if self._codec == H264:
-            video.codec_context.options = QUALITY_OF_H264
-            video.codec_context.time_base = self._time_base
-        else:
-            video.bit_rate = round(video.width * video.height * self._frame_rate * MPEG4_BITS_PER_PIXEL)
-            video.codec_context.time_base = Fraction(1, MPEG4_UNITS)
+        video.codec_context.options, video.codec_context.time_base = QUALITY, self._time_base
         self._is_open = True
         early, self._early = self._early, []
         for packet in early:
