@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record, unpack_name
-from fcos.data.cache import Taken, ToKeep, cached
+from fcos.data.cache import Arrays, cached
 from fcos.data.formats.coco_columns import Columns, read_columns
 from fcos.data.formats.coco_entries import Entry, load, read_entries, whole
 from fcos.data.image import read_header
@@ -36,7 +36,6 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
 
     ``ignore`` (a label of other COCO-like data sets) is kept as `is_difficult`: left out of evaluation, but
     not a crowd region. An annotation with an unknown category keeps the label -1, for `check` to report.
-    A large file is kept as arrays too (`fcos.data.cache`), which open at once and share their memory.
     """
     check_regular(source)
     arrays, described = cached(source, {"coco": 3, "names": names}, lambda: _arrays(source, names))
@@ -52,7 +51,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     )
 
 
-def _arrays(source: Path, names: Sequence[str] | None) -> tuple[ToKeep, dict[str, Any]]:
+def _arrays(source: Path, names: Sequence[str] | None) -> tuple[Arrays, dict[str, Any]]:
     """What is kept of a file: the arrays of `Annotations`, boxes by image; and its classes."""
     columns = read_columns(source) or read_entries(source)
     class_names, category_ids, label_of = _classes(source, columns, names)
@@ -71,12 +70,12 @@ def _arrays(source: Path, names: Sequence[str] | None) -> tuple[ToKeep, dict[str
     # The boxes of an image keep the order of the file; numbers that all differ sort faster than stably.
     order = np.argsort(index * len(index) + np.arange(len(index)))
     counts = np.bincount(index, minlength=len(columns.image_ids))
-    arrays: ToKeep = {
-        "boxes_xyxy": Taken(boxes, order),
-        "labels": Taken(labels, order),
-        "is_crowd": Taken(columns.is_crowd, order),
-        "is_difficult": Taken(columns.is_difficult, order),
-        "areas": Taken(areas, order),
+    arrays: Arrays = {
+        "boxes_xyxy": boxes[order],
+        "labels": labels[order],
+        "is_crowd": columns.is_crowd[order],
+        "is_difficult": columns.is_difficult[order],
+        "areas": areas[order],
         "first_box": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "image_ids": columns.image_ids,
         "sizes_hw": columns.sizes_hw,
