@@ -105,16 +105,20 @@ def test_a_damaged_file_is_written_anew(source: Path, damage: Any) -> None:
 
 
 def test_no_flipped_bit_makes_other_arrays(source: Path) -> None:
-    read = Reader(source)
-    expected, words = cached(source, {}, read)
+    expected, expected_words = cached(source, {}, Reader(source))
     [file] = files()
+    with file.open("rb") as opened, np.load(opened) as arrays:
+        state = json.loads(str(arrays["head"]))[0]
+    assert cache._load(file, state) is not None
     content = file.read_bytes()
     for place in range(len(content)):
         file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-        arrays, found_words = cached(source, {}, read)
-        assert arrays.keys() == expected.keys()
-        assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
-        assert found_words == words
+        if (
+            found := cache._load(file, state)
+        ) is not None:  # of most bits of a zip's directory nothing depends
+            assert found[0].keys() == expected.keys()
+            assert all(np.array_equal(found[0][name], expected[name]) for name in expected)
+            assert found[1] == expected_words
 
 
 def test_without_a_place_for_it_there_is_no_cache(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

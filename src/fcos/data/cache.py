@@ -56,7 +56,8 @@ def cached(
     arrays, words = read()
     # no cache, or no room in it: the next time takes as long as this one
     with suppress(OSError, OutputError), written(file) as partial, partial.open("wb") as out:
-        np.savez(out, allow_pickle=False, head=np.array(json.dumps([state, words])), **arrays)
+        head = np.array(json.dumps([state, words, list(arrays)]))
+        np.savez(out, allow_pickle=False, head=head, **arrays)
     return arrays, words
 
 
@@ -67,9 +68,7 @@ def _load(file: Path, state: list[Any]) -> tuple[Arrays, dict[str, Any]] | None:
     """
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
-            found_state, words = json.loads(str(content["head"]))
-            if found_state != state:
-                return None
-            return {name: content[name] for name in content.files if name != "head"}, words
+            found_state, words, names = json.loads(str(content["head"]))
+            return ({name: content[name] for name in names}, words) if found_state == state else None
     except Exception:
         return None
