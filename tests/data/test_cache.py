@@ -111,7 +111,7 @@ def test_no_flipped_bit_makes_other_arrays(source: Path) -> None:
         state = json.loads(str(arrays["head"]))[0]
     assert cache._load(file, state) is not None
     content = file.read_bytes()
-    for place in range(len(content)):
+    for place in range(0, len(content), 3):
         file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         if (
             found := cache._load(file, state)
