@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +73,11 @@ def check_name(name: object) -> None:
         raise ValueError("the name contains half of a surrogate pair, which is not text")
 
 
-def check_number_of_classes(count: int, where: str) -> None:
+def check_number_of_classes(number: int, where: str) -> None:
     """Refuse more classes than any data set has: a slip in one id must not make names by the billion."""
-    if count > MAX_CLASSES:
+    if number > MAX_CLASSES:
         raise DatasetError(
-            f"{count:,} classes; the limit is {MAX_CLASSES:,}",
+            f"{number:,} classes; the limit is {MAX_CLASSES:,}",
             where=where,
             fix="correct the class ids, or give the class names, so that ids beyond them are reported",
         )
@@ -135,10 +135,12 @@ def with_names(
     new_label = np.array([label_of.get(name, -1) for name in file_names], np.int64)
     labels[known] = new_label[annotations.labels[known]]
     id_of = dict(zip(file_names, annotations.category_ids, strict=True))
+    taken = {None, *id_of.values()}
+    fresh = count(max([*annotations.category_ids, *category_ids], default=0) + 1)
     for name, category_id in zip_longest(names, category_ids[: len(names)]):
         if name not in id_of:
-            taken = set(id_of.values())
-            id_of[name] = max(taken, default=0) + 1 if category_id in (None, *taken) else category_id
+            id_of[name] = next(fresh) if category_id in taken else category_id
+            taken.add(id_of[name])
     return replace(
         annotations,
         class_names=tuple(names),
