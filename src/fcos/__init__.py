@@ -34,23 +34,7 @@ _LAZY = {
     "load_config": "fcos.config",
 }
 
-__all__ = [
-    "Callback",
-    "CheckpointError",
-    "ConfigError",
-    "DatasetError",
-    "Detections",
-    "Detector",
-    "DeviceError",
-    "FcosError",
-    "OutputError",
-    "TrainConfig",
-    "TrainEvent",
-    "TrainingError",
-    "WeightsError",
-    "__version__",
-    "load_config",
-]
+__all__ = ["__version__", *_LAZY, *(name for name in globals() if name.endswith("Error"))]
 
 
 def __getattr__(name: str) -> Any:

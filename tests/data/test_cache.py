@@ -53,28 +53,8 @@ def test_the_second_opening_reads_nothing_and_gives_the_same(source: Path) -> No
         assert arrays["none"].shape == (0, 4)
         assert arrays["names"].tolist() == [b"a", b"bc"]
         assert words == {"words": ["x", "é"]}
-        assert not arrays["numbers"].flags.writeable
     assert read.count == 1
     assert len(files()) == 1
-
-
-@pytest.mark.parametrize("rows", [0, 1, 2, 5, 6])
-def test_what_is_in_another_order_is_put_into_it(
-    rows: int, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cache, "ROWS_AT_ONCE", 2)
-    array, order = np.random.default_rng(0).random((rows, 3)), np.arange(rows)[::-1]
-    flags = np.arange(rows) % 2 == 0
-
-    def read() -> tuple[cache.ToKeep, dict[str, Any]]:
-        return {"a": cache.Taken(array, order), "b": cache.Taken(flags, order), "c": np.arange(3)}, {}
-
-    for found in (cached(source, {}, read), cached(source, {}, read), cache._in_memory(*read())):
-        np.testing.assert_array_equal(found[0]["a"], array[::-1])
-        np.testing.assert_array_equal(found[0]["b"], flags[::-1])
-        assert found[0]["a"].shape == (rows, 3)
-        assert found[0]["b"].dtype == bool
-        assert found[0]["c"].tolist() == [0, 1, 2]
 
 
 def test_a_changed_source_is_read_again_and_its_old_arrays_go(source: Path) -> None:
@@ -97,37 +77,48 @@ def test_each_way_to_read_has_arrays_of_its_own(source: Path) -> None:
     assert read.count == 2
 
 
-def flipped(place: int) -> Any:
-    return lambda content: bytes(
-        byte ^ 4 if index == place % len(content) else byte for index, byte in enumerate(content)
-    )
-
-
 @pytest.mark.parametrize(
     "damage",
     [
         lambda content: content[:-1],
         lambda content: b"",
         lambda content: content[:20],
-        lambda content: b"x" + content,
-        lambda content: content + b"x",
         lambda content: b"\n" * len(content),
         lambda content: content.replace(b"<f8", b"|O8", 1),
         lambda content: content.replace(b"<f8", b"<i8", 1),
-        lambda content: content.replace(b"[2, 2]", b"[9, 2]", 1),
-        lambda content: content.replace(b"[2, 2]", b"[1, 2]", 1),
-        *(flipped(place) for place in (0, 30, -1, -5, -150, -180)),
+        lambda content: content.replace(b"(2, 2)", b"(9, 2)", 1),
+        lambda content: content.replace(b"(2, 2)", b"(1, 2)", 1),
+        lambda content: content.replace(np.float64(4).tobytes(), np.float64(5).tobytes()),
     ],
 )
 def test_a_damaged_file_is_written_anew(source: Path, damage: Any) -> None:
     read = Reader(source)
     cached(source, {}, read)
     [file] = files()
-    file.write_bytes(damage(file.read_bytes()))
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    assert file.read_bytes() != content
     assert cached(source, {}, read)[0]["numbers"].tolist() == [[1, 2], [3, 4]]
     assert read.count == 2
     cached(source, {}, read)
     assert read.count == 2
+
+
+def test_no_flipped_bit_makes_other_arrays(source: Path) -> None:
+    expected, expected_words = cached(source, {}, Reader(source))
+    [file] = files()
+    with file.open("rb") as opened, np.load(opened) as arrays:
+        state = json.loads(str(arrays["head"]))[0]
+    assert cache._load(file, state) is not None
+    content = file.read_bytes()
+    for place in range(0, len(content), 3):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        if (
+            found := cache._load(file, state)
+        ) is not None:  # of most bits of a zip's directory nothing depends
+            assert found[0].keys() == expected.keys()
+            assert all(np.array_equal(found[0][name], expected[name]) for name in expected)
+            assert found[1] == expected_words
 
 
 def test_without_a_place_for_it_there_is_no_cache(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcos.data.annotations import Annotations
+from fcos.data.annotations import Annotations, select
 from fcos.data.formats import (
     convert,
     find_splits,
@@ -16,7 +16,6 @@ from fcos.data.formats import (
     recognise,
     split_annotations,
 )
-from fcos.data.splits import select
 from fcos.errors import DatasetError
 
 

@@ -13,6 +13,7 @@ from fcos.data.names import (
     read_all_names,
     read_names,
     with_classes_of,
+    with_names,
     write_names,
 )
 from fcos.errors import DatasetError
@@ -87,6 +88,19 @@ def test_a_box_of_no_known_class_stays_one() -> None:
     annotations = with_classes_of(annotations_of(("dog", "cat"), [1, -1, 2]), ("cat", "dog"))
 
     assert annotations.labels.tolist() == [0, -1, 2]
+
+
+def test_a_class_id_beyond_the_file_does_not_become_one_of_more_names() -> None:
+    annotations = with_names(annotations_of(("dog", "cat"), [1, 2, 5]), ("bird", "cat", "dog"))
+
+    assert annotations.labels.tolist() == [1, -1, 5]
+
+
+def test_names_that_the_file_does_not_have_get_ids_that_are_free() -> None:
+    of_file = annotations_of(("dog", "cat"), [0, 1])  # ids 10, 20
+
+    assert with_names(of_file, ("bird", "cat", "cow", "dog")).category_ids == (21, 20, 22, 10)
+    assert with_names(of_file, ("bird", "cat", "cow", "dog"), (7, 8, 20, 9)).category_ids == (7, 20, 21, 10)
 
 
 def test_names_that_differ_are_listed_on_both_sides() -> None:

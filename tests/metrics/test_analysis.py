@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fcos.data.annotations import Annotations, Record
-from fcos.data.splits import select
+from fcos.data.annotations import Annotations, Record, select
 from fcos.metrics.analysis import MAX_RESAMPLES, MIN_RESAMPLES, Analysis, analyse, margins_of, resamples_for
 from fcos.metrics.coco import evaluate_detections, measure
 from fcos.metrics.rows import rows_of

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fcos.data.annotations import Annotations, Record
+from fcos.data.annotations import Annotations, Record, select
 from fcos.data.formats import read_annotations, read_names
-from fcos.data.splits import select
 from fcos.metrics.coco import match
 from fcos.metrics.confusion import box_overlap, pair_up, rows_by_image
 from fcos.metrics.rows import Rows, rows_of

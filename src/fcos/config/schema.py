@@ -286,16 +286,6 @@ class TrainConfig(BaseModel):
         }
 
     @property
-    def epoches(self) -> int:
-        """`epochs`, as the seed spells it."""
-        return self.epochs
-
-    @property
-    def eval_epoches(self) -> int:
-        """`eval_epochs`, as the seed spells it."""
-        return self.eval_epochs
-
-    @property
     def mixes_images(self) -> bool:
         """Whether training images are made of several."""
         return max(self.mosaic, self.mixup, self.copy_paste) > 0

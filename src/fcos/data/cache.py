@@ -1,53 +1,30 @@
 """A cache of annotations as arrays in the user's cache folder, so that a large file is parsed only once.
 
-A cache file holds arrays as they are in memory and is mapped, not read: it opens at once, only what is used
-comes into memory, and all processes of a machine share it. It is valid for one path, size and moment of
-change of the annotation file; a file that is not, or is damaged (a checksum tells), is written anew.
-Deleting the folder costs nothing but time.
+A cache file is valid for one path, size and moment of change of the annotation file; one that is not, or is
+damaged (the checksums of the zip tell), is written anew. Deleting the folder costs nothing but time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fcos.errors import OutputError
+from fcos.files import written
+
 FOLDER_VARIABLE = "FCOS_CACHE"
 MIN_BYTES = 8 * 2**20  # of an annotation file; smaller ones are read in a moment
-ALIGNMENT = 64
-VERSION = 3  # of the layout of the file
-CHECKSUM_BYTES = 4
-ROWS_AT_ONCE = 2**14
-MAX_HEAD_BYTES = 2**26
+VERSION = 4  # of what is in the file
 
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Taken:
-    """An array in another order, which is made only as it is written: memory never holds it twice."""
-
-    array: NDArray[Any]
-    order: NDArray[np.int64]
-
-    def pieces(self) -> Iterator[NDArray[Any]]:
-        """Some rows at a time."""
-        for first in range(0, len(self.order), ROWS_AT_ONCE):
-            yield self.array.take(self.order[first : first + ROWS_AT_ONCE], 0)
-
-
-ToKeep = Mapping[str, NDArray[Any] | Taken]
 
 
 def cache_folder() -> Path:
@@ -58,7 +35,7 @@ def cache_folder() -> Path:
 
 
 def cached(
-    source: Path, how: dict[str, Any], read: Callable[[], tuple[ToKeep, dict[str, Any]]]
+    source: Path, how: dict[str, Any], read: Callable[[], tuple[Arrays, dict[str, Any]]]
 ) -> tuple[Arrays, dict[str, Any]]:
     """Arrays and words made from a file: from the cache where it has them, else by `read`.
 
@@ -69,7 +46,7 @@ def cached(
     """
     status = source.stat()
     if status.st_size < MIN_BYTES:
-        return _in_memory(*read())
+        return read()
     # One file for a source read in one way, whatever became of it meanwhile: old ones do not pile up.
     what = json.dumps([str(source.resolve()), how])
     file = cache_folder() / f"{source.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.arrays"
@@ -77,63 +54,21 @@ def cached(
     if (found := _load(file, state)) is not None:
         return found
     arrays, words = read()
-    with suppress(OSError):  # no cache, or no room in it: the next time takes as long as this one
-        _save(file, state, arrays, words)
-    # The mapped arrays from here on: shared with other processes, and the rest of `arrays` is let go.
-    return _load(file, state) or _in_memory(arrays, words)
-
-
-def _in_memory(arrays: ToKeep, words: dict[str, Any]) -> tuple[Arrays, dict[str, Any]]:
-    return {
-        name: it.array.take(it.order, 0) if isinstance(it, Taken) else it for name, it in arrays.items()
-    }, words
-
-
-def _save(file: Path, state: list[Any], arrays: ToKeep, words: dict[str, Any]) -> None:
-    """Write beside it, then rename: a reader finds the old file or the new one, whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    places, end = {}, 0
-    for name, it in arrays.items():
-        array = it.array if isinstance(it, Taken) else it
-        places[name] = [array.dtype.str, array.shape, end]
-        end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    head = json.dumps({"state": state, "words": words, "arrays": places, "bytes": end}).encode()
-    head += b" " * (-(len(head) + 1) % ALIGNMENT) + b"\n"
-    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            checksum = zlib.crc32(head)
-            out.write(head)
-            for it in arrays.values():
-                for piece in it.pieces() if isinstance(it, Taken) else [it]:
-                    content = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-                    out.write(content)
-                    checksum = zlib.crc32(content, checksum)
-                gap = bytes(-out.tell() % ALIGNMENT)
-                out.write(gap)
-                checksum = zlib.crc32(gap, checksum)
-            out.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
-        os.replace(partial, file)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    # no cache, or no room in it: the next time takes as long as this one
+    with suppress(OSError, OutputError), written(file) as partial, partial.open("wb") as out:
+        head = np.array(json.dumps([state, words, list(arrays)]))
+        np.savez(out, allow_pickle=False, head=head, **arrays)
+    return arrays, words
 
 
 def _load(file: Path, state: list[Any]) -> tuple[Arrays, dict[str, Any]] | None:
-    """The content of a cache file, mapped; None if there is none, or it is of another state, or damaged."""
+    """The content of a cache file; None if there is none, or it is of another state, or damaged.
+
+    ``except Exception`` because zipfile and numpy raise many kinds on damaged files, and all mean the same.
+    """
     try:
-        with file.open("rb") as opened:
-            content = json.loads(opened.readline(MAX_HEAD_BYTES))
-            begin = opened.tell()
-            end = begin + content["bytes"]
-            if content["state"] != state or file.stat().st_size != end + CHECKSUM_BYTES:
-                return None
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        if zlib.crc32(memoryview(mapped)[:end]) != int.from_bytes(mapped[end:], "little"):
-            return None
-        arrays = {
-            name: np.frombuffer(mapped, dtype, int(np.prod(shape)), begin + place).reshape(shape)
-            for name, (dtype, shape, place) in content["arrays"].items()
-        }
-        return arrays, content["words"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
+            found_state, words, names = json.loads(str(content["head"]))
+            return ({name: content[name] for name in names}, words) if found_state == state else None
+    except Exception:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import count, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +73,11 @@ def check_name(name: object) -> None:
         raise ValueError("the name contains half of a surrogate pair, which is not text")
 
 
-def check_number_of_classes(count: int, where: str) -> None:
+def check_number_of_classes(number: int, where: str) -> None:
     """Refuse more classes than any data set has: a slip in one id must not make names by the billion."""
-    if count > MAX_CLASSES:
+    if number > MAX_CLASSES:
         raise DatasetError(
-            f"{count:,} classes; the limit is {MAX_CLASSES:,}",
+            f"{number:,} classes; the limit is {MAX_CLASSES:,}",
             where=where,
             fix="correct the class ids, or give the class names, so that ids beyond them are reported",
         )
@@ -94,22 +95,6 @@ def write_names(names: Sequence[str], out: Path) -> None:
     write_text(out, "\n".join(["background", *names]) + "\n")
 
 
-def match_names(found: Sequence[str], names: Sequence[str], *, where: str) -> list[int]:
-    """Label of each class that an annotation file names, when the names are given from outside.
-
-    Matching is by name, so a training and an evaluation file may order their classes differently.
-    """
-    label_of = {name: label for label, name in enumerate(names)}
-    unknown = [name for name in found if name not in label_of]
-    if unknown:
-        raise DatasetError(
-            f"classes that are not in the name file: {_listed(unknown)}",
-            where=where,
-            fix=f"add them to the name file, or correct the annotations (the names are {_listed(names)})",
-        )
-    return [label_of[name] for name in found]
-
-
 def _lines(name_file: Path) -> list[str]:
     text = read_text(Path(name_file)).rstrip()
     return [line.strip() for line in text.split("\n")] if text else []  # splitlines() splits at U+2028 too
@@ -120,22 +105,61 @@ def is_no_class(name: str) -> bool:
     return name.startswith("(no class ")
 
 
-def with_classes_of(
-    annotations: Annotations, class_names: Sequence[str], category_ids: Sequence[int] = ()
+def with_names(
+    annotations: Annotations, names: Sequence[str], category_ids: Sequence[int] = ()
 ) -> Annotations:
-    """The annotations with the labels of a model; category ids stay those of the file.
+    """The annotations with their labels in the order of `names`; category ids stay those of the file.
+
+    Classes are matched by name, so a training and an evaluation file may order theirs differently. Exporters
+    list classes that no box has: only those in use must be among the names.
 
     Args:
         annotations: of any order of classes.
-        class_names: of the model.
-        category_ids: of the model; outputs that stand for no class keep theirs.
+        names: of the classes.
+        category_ids: ids for names that the file does not have, where they are not taken.
+
+    Raises:
+        DatasetError: a box has a class that is not among the names.
+    """
+    file_names, known = annotations.class_names, annotations.has_known_class
+    label_of = {name: label for label, name in enumerate(names)}
+    used = [file_names[label] for label in np.unique(annotations.labels[known])]
+    if unknown := [name for name in used if name not in label_of]:
+        raise DatasetError(
+            f"classes that are not in the name file: {_listed(unknown)}",
+            where=str(annotations.source),
+            fix=f"add them to the name file, or correct the annotations (the names are {_listed(names)})",
+        )
+    labels = annotations.labels.copy()  # those of no class stay so, for `check` to report
+    labels[~known & (labels < len(names))] = -1
+    new_label = np.array([label_of.get(name, -1) for name in file_names], np.int64)
+    labels[known] = new_label[annotations.labels[known]]
+    id_of = dict(zip(file_names, annotations.category_ids, strict=True))
+    taken = {None, *id_of.values()}
+    fresh = count(max([*annotations.category_ids, *category_ids], default=0) + 1)
+    for name, category_id in zip_longest(names, category_ids[: len(names)]):
+        if name not in id_of:
+            id_of[name] = next(fresh) if category_id in taken else category_id
+            taken.add(id_of[name])
+    return replace(
+        annotations,
+        class_names=tuple(names),
+        category_ids=tuple(id_of[name] for name in names),
+        labels=labels,
+    )
+
+
+def with_classes_of(
+    annotations: Annotations, class_names: Sequence[str], category_ids: Sequence[int] = ()
+) -> Annotations:
+    """`with_names` of a model; outputs that stand for no class keep their ids.
 
     Raises:
         DatasetError: the names differ; it lists which.
     """
-    file_names = annotations.class_names
-    only_file = [name for name in file_names if name not in class_names]
-    only_model = [name for name in class_names if name not in file_names and not is_no_class(name)]
+    only_file = [name for name in annotations.class_names if name not in class_names]
+    only_model = [name for name in class_names if name not in annotations.class_names]
+    only_model = [name for name in only_model if not is_no_class(name)]
     if only_file or only_model:
         raise DatasetError(
             "the classes of the annotations differ from those of the model: "
@@ -144,21 +168,7 @@ def with_classes_of(
             fix="give the annotations that belong to this model, or a names file with the model's names; "
             "names must match exactly",
         )
-    new_label = np.array([class_names.index(name) for name in file_names], np.int64)
-    labels = annotations.labels.copy()
-    known = annotations.has_known_class  # the others stay, for `check` to report
-    labels[known] = new_label[labels[known]]
-    category_of = dict(zip(file_names, annotations.category_ids, strict=True))
-    for name, category_id in zip(class_names, category_ids, strict=False):
-        if name not in category_of:
-            taken = set(category_of.values())
-            category_of[name] = category_id if category_id not in taken else max(taken) + 1
-    return replace(
-        annotations,
-        class_names=tuple(class_names),
-        category_ids=tuple(category_of[name] for name in class_names),
-        labels=labels,
-    )
+    return with_names(annotations, class_names, category_ids)
 
 
 def _listed(names: Sequence[str]) -> str:

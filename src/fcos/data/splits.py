@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos.data.annotations import Annotations
-from fcos.data.annotations import select as select
+from fcos.data.annotations import Annotations, select
 from fcos.data.image_files import names_in
 from fcos.data.registry import format_named, recognise
 from fcos.data.text import several

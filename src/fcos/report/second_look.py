@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from fcos.data.annotations import Annotations
+from fcos.data.annotations import Annotations, select
 from fcos.data.batch import Batch
 from fcos.data.loader import build_eval_loader
-from fcos.data.splits import select
 from fcos.errors import WeightsError
 from fcos.model.build import build_postprocess
 from fcos.model.postprocess import ImageDetections

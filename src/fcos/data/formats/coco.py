@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record, unpack_name
-from fcos.data.cache import Taken, ToKeep, cached
+from fcos.data.cache import Arrays, cached
 from fcos.data.formats.coco_columns import Columns, read_columns
 from fcos.data.formats.coco_entries import Entry, load, read_entries, whole
 from fcos.data.image import read_header
 from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name
-from fcos.data.names import check_name, check_number_of_classes, match_names
+from fcos.data.names import check_name, check_number_of_classes, with_names
 from fcos.data.numbers import cut
 from fcos.data.registry import Format
 from fcos.data.text import Faults
@@ -36,11 +36,10 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
 
     ``ignore`` (a label of other COCO-like data sets) is kept as `is_difficult`: left out of evaluation, but
     not a crowd region. An annotation with an unknown category keeps the label -1, for `check` to report.
-    A large file is kept as arrays too (`fcos.data.cache`), which open at once and share their memory.
     """
     check_regular(source)
-    arrays, described = cached(source, {"coco": 3, "names": names}, lambda: _arrays(source, names))
-    return Annotations(
+    arrays, described = cached(source, {"coco": 4}, lambda: _arrays(source))
+    annotations = Annotations(
         class_names=tuple(described["class_names"]),
         category_ids=tuple(described["category_ids"]),
         source=source,
@@ -50,12 +49,14 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         _folder=root or find_root(folders_of(source), map(unpack_name, arrays["_paths"])),
         **arrays,
     )
+    return annotations if names is None else with_names(annotations, names)
 
 
-def _arrays(source: Path, names: Sequence[str] | None) -> tuple[ToKeep, dict[str, Any]]:
+def _arrays(source: Path) -> tuple[Arrays, dict[str, Any]]:
     """What is kept of a file: the arrays of `Annotations`, boxes by image; and its classes."""
     columns = read_columns(source) or read_entries(source)
-    class_names, category_ids, label_of = _classes(source, columns, names)
+    name_of = _category_names(source, columns)
+    category_ids = sorted(name_of)
     index = _find(columns.box_image_ids, columns.image_ids)
     places = np.arange(len(columns.image_ids))
     if (index < 0).any() or (_find(columns.image_ids, columns.image_ids) != places).any():
@@ -65,23 +66,22 @@ def _arrays(source: Path, names: Sequence[str] | None) -> tuple[ToKeep, dict[str
         if (unstated := np.isnan(areas)).any():
             areas[unstated] = boxes[unstated, 2] * boxes[unstated, 3]
         boxes[:, 2:] += boxes[:, :2]
-    known = np.array(list(label_of), np.int64)
-    label_at = np.array([*label_of.values(), -1], np.int64)  # place -1: no such category
-    labels = label_at[_find(columns.box_category_ids, known)]
+    labels = _find(columns.box_category_ids, np.array(category_ids, np.int64))
     # The boxes of an image keep the order of the file; numbers that all differ sort faster than stably.
     order = np.argsort(index * len(index) + np.arange(len(index)))
     counts = np.bincount(index, minlength=len(columns.image_ids))
-    arrays: ToKeep = {
-        "boxes_xyxy": Taken(boxes, order),
-        "labels": Taken(labels, order),
-        "is_crowd": Taken(columns.is_crowd, order),
-        "is_difficult": Taken(columns.is_difficult, order),
-        "areas": Taken(areas, order),
+    arrays: Arrays = {
+        "boxes_xyxy": boxes[order],
+        "labels": labels[order],
+        "is_crowd": columns.is_crowd[order],
+        "is_difficult": columns.is_difficult[order],
+        "areas": areas[order],
         "first_box": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "image_ids": columns.image_ids,
         "sizes_hw": columns.sizes_hw,
         "_paths": columns.names,
     }
+    class_names = [name_of[category_id] for category_id in category_ids]
     return arrays, {"class_names": class_names, "category_ids": category_ids}
 
 
@@ -135,29 +135,9 @@ def write(
     write_text(out, json.dumps(content))
 
 
-def _classes(
-    source: Path, columns: Columns, names: Sequence[str] | None
-) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, int]]:
-    """Class names, category id of each label, and label of each category id."""
-    used = set(np.unique(columns.box_category_ids).tolist())
-    name_of = _category_names(source, columns.categories, used)
-    ids = tuple(sorted(name_of))
-    if names is None:
-        label_of = {category_id: label for label, category_id in enumerate(ids)}
-        return tuple(name_of[category_id] for category_id in ids), ids, label_of
-    # Exporters list categories that no box has; only those in use must be among the given names.
-    wanted = set(names)
-    shown = [category_id for category_id in ids if category_id in used or name_of[category_id] in wanted]
-    labels = match_names([name_of[category_id] for category_id in shown], names, where=str(source))
-    label_of = dict(zip(shown, labels, strict=True))
-    id_of = {label: category_id for category_id, label in label_of.items()}
-    unused = max(ids, default=0) + 1
-    category_ids = tuple(id_of.get(label, unused + label) for label in range(len(names)))
-    return tuple(names), category_ids, label_of
-
-
-def _category_names(source: Path, categories: list[Any], used: set[int]) -> dict[int, str]:
+def _category_names(source: Path, columns: Columns) -> dict[int, str]:
     """Name by category id. Of categories with one name, those that no box has are left out."""
+    categories, used = columns.categories, set(np.unique(columns.box_category_ids).tolist())
     check_number_of_classes(len(categories), str(source))
     faults = Faults()
     name_of: dict[int, str] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from fcos.data.image_files import (
     slashed,
     unique_stems,
 )
-from fcos.data.names import check_number_of_classes, match_names, write_names
+from fcos.data.names import check_number_of_classes, with_names, write_names
 from fcos.data.registry import Format
 from fcos.data.splits import SPLIT_FOLDERS, Split, Splits, arranged, pick, split_folders
 from fcos.data.text import Faults, number_text, read_lines
@@ -56,8 +57,8 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     found = _class_names(parsed)
     check_number_of_classes(len(found), str(source))
     if names is None:
-        names = sorted({*found, *_class_names(_parse_all(folder, others, others))})
-    label_of = dict(zip(found, match_names(found, names, where=str(source)), strict=True))
+        found = sorted({*found, *_class_names(_parse_all(folder, others, others))})
+    label_of = {name: label for label, name in enumerate(found)}
     images = _image_folder(folder, root, stems)
     faults = Faults()
     records = [
@@ -76,7 +77,10 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         "annotation file", "with several images", "correct <filename>, or remove the other image"
     )
     notes = list(_unused_images(records, {*files, *others})) if os.path.isdir(source) else []
-    return Annotations.from_records(records, names, source=source, format="voc", notes=notes)
+    annotations = Annotations.from_records(records, found, source=source, format="voc", notes=notes)
+    if names is None:
+        return annotations
+    return replace(with_names(annotations, names), category_ids=tuple(range(1, len(names) + 1)))
 
 
 def _xml_files(folder: Path) -> dict[str, Path]:

@@ -25,7 +25,7 @@ from fcos.data.formats.yolo_description import YAML_SUFFIXES, find_description, 
 from fcos.data.formats.yolo_layout import LabelFiles, Pair, find_layout, is_label_file, list_pairs
 from fcos.data.image import read_header, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
-from fcos.data.names import match_names, numbered_names
+from fcos.data.names import numbered_names, with_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import Format
 from fcos.data.splits import Split, Splits, arranged, pick
@@ -58,7 +58,9 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         )
         notes = [f"{number} as background, for example '{without[0]}'"]
     annotations = Annotations.from_records(records, file_names, source=source, format="yolo", notes=notes)
-    return annotations if names is None else _renamed(annotations, names)
+    if names is None:
+        return annotations
+    return replace(with_names(annotations, names), category_ids=tuple(range(1, len(names) + 1)))
 
 
 def write(
@@ -182,19 +184,6 @@ def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
     height, width = size_hw or (np.nan, np.nan)
     boxes = np.array(fractions, np.float64).reshape(-1, 4) * [width, height, width, height]
     return Record.make(image, boxes, labels, image_id, size_hw=size_hw, where=str(label_file or image))
-
-
-def _renamed(annotations: Annotations, names: Sequence[str]) -> Annotations:
-    """Labels in the order of names given from outside; only classes that have boxes must be among those."""
-    known = annotations.has_known_class
-    used = np.unique(annotations.labels[known]).tolist()
-    found = [annotations.class_names[label] for label in used]
-    new_label = np.full(annotations.num_classes, -1)
-    new_label[used] = match_names(found, names, where=str(annotations.source))
-    labels = np.full_like(annotations.labels, -1)
-    labels[known] = new_label[annotations.labels[known]]
-    ids = tuple(range(1, len(names) + 1))
-    return replace(annotations, labels=labels, class_names=tuple(names), category_ids=ids)
 
 
 def _has_label_files(folder: Path) -> bool:
