@@ -63,7 +63,8 @@ def test_machine_decides_the_preset() -> None:
 
 
 def test_training_on_a_cpu_starts_from_the_detector_in_the_package() -> None:
-    assert values(make(), CPU)["pretrain"] == "everyday"
+    proposed = values(make(), CPU)
+    assert (proposed["pretrain"], proposed["lr_backbone"]) == ("everyday", 0.3)
     assert "pretrain" not in values(make(), GPU)
     proposed = load_config({**values(make(), CPU), "list_train": "none"})
     start = find_start(proposed)
