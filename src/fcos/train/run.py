@@ -249,17 +249,18 @@ def describe(trainer: Trainer) -> str:
     config, fabric = trainer.config, trainer.fabric
     millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
     device = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
-    evaluation = f", {len(trainer.eval_set)} for evaluation" if trainer.eval_set is not None else ""
+    evaluation = f", {len(trainer.eval_set):,} for evaluation" if trainer.eval_set is not None else ""
     repeated = (
         f", {trainer.images_per_epoch:,} in an epoch with repeats" if trainer.factors is not None else ""
     )
+    is_split = trainer.micro_batch < config.nbatch_train
+    split = f" ({trainer.accumulation} x {trainer.micro_batch} on each device)" if is_split else ""
     return (
         f"{config.model} ({config.backbone}, {millions:.1f} M parameters), "
         f"{counted(trainer.train_set.num_classes, 'class', 'classes')}, "
         f"{counted(len(trainer.train_set), 'image')} for training{repeated}{evaluation}\n"
         f"{counted(config.epochs, 'epoch')}, {counted(trainer.state.total_steps, 'step')} of "
-        f"{counted(config.nbatch_train, 'image')} "
-        f"({trainer.accumulation} x {trainer.micro_batch} on each device), {device}, {config.precision}\n"
+        f"{counted(config.nbatch_train, 'image')}{split}, {device}, {config.precision}\n"
         f"learning rate {config.lr_base:g} ({config.origin('lr_base')})\n"
         f"run folder: {trainer.run}"
     )
