@@ -226,7 +226,7 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(folder: Path) -> None:
         ("conf", '"score_threshold" ('),
         ("early_stopping", '"patience" ('),
         ("oversample_thr", '"repeat_threshold" ('),
-        ("time", '"time_limit" (most minutes of training'),
+        ("time", '"time_limit" (maximum time for training'),
         ("optim_wrapper.optimizer.lr", '"lr_base" ('),
     ],
 )

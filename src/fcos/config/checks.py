@@ -213,7 +213,7 @@ def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
     """Refuse a number of `classes` that is not that of the names, and `class_weights` of other names."""
     if unknown := [name for name in config.class_weights or () if name not in class_names]:
         raise ConfigError(
-            f'"class_weights" has {", ".join(map(json.dumps, unknown))}, which the data has not',
+            f'"class_weights" has {", ".join(map(json.dumps, unknown))}, which the data does not have',
             where=config.origin("class_weights"),
             fix=f"the classes are {', '.join(map(json.dumps, class_names))}",
         )
@@ -231,7 +231,7 @@ def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
 
 def check_backbone(config: TrainConfig) -> None:
     """Reject a backbone that timm does not know, and suggest the closest name."""
-    import timm  # takes seconds and brings torch: only where a network is built anyway
+    import timm  # takes seconds and imports torch: only where a network is built anyway
 
     if re.fullmatch(r"[\w.]+", config.backbone, re.ASCII) and timm.is_model(config.backbone):
         return
@@ -245,7 +245,7 @@ def check_backbone(config: TrainConfig) -> None:
 
 
 def raise_all(problems: Sequence[ConfigError]) -> None:
-    """Raise one error that holds all of them; return when there is none."""
+    """Raise one error that holds all of them; return if there are none."""
     if len(problems) == 1:
         raise problems[0]
     if problems:

@@ -28,7 +28,7 @@ class Given(NamedTuple):
 
 
 def read_file(path: Path) -> list[Given]:
-    """Every key of a config file in the order of its lines; a key that stands there twice comes twice."""
+    """Every key of a config file in line order; a key that is given twice comes twice."""
     if path.is_dir():
         what, fix = "this is a folder, not a config file", f"`fcos init {path}` writes a config file for it"
         raise ConfigError(what, where=f"file {path}", fix=fix)

@@ -101,7 +101,7 @@ SAME = {
     "skip_invalid": "ignore_errors skip_broken",
 }
 
-# What has no equivalent, and what is the nearest, or why.
+# Keys without an equivalent: the nearest setting, or why there is none.
 NONE = {
     "lrf final_lr min_lr lr_min eta_min": 'with "lr_policy": "cosine" the rate falls to 0',
     "warmup_momentum warmup_bias_lr warmup_factor warmup_ratio": (
@@ -143,7 +143,7 @@ def settings_for(key: str) -> list[str]:
 
 
 def why_none(key: str) -> str:
-    """What to do instead of a key that has no equivalent here; empty where it is not known."""
+    """What to do instead of a key that has no equivalent here; empty if unknown."""
     return _entry(_NONE, key)
 
 

@@ -35,18 +35,20 @@ _FOR_CPUS = {
         0, "a small backbone needs to train all weights (BCCD: +0.7 AP after 6 of 12 epochs)"
     ),
     "quality": Change("iou", "ranks boxes by localization quality; AdelaiDet gains 0.7 AP"),
-    "distance_init": Change(4.0, "boxes start with a realistic size, which saves time in short trainings"),
+    "distance_init": Change(
+        4.0, "boxes start with a realistic size, which saves time in short training runs"
+    ),
     "optimizer": Change("adamw", "needs no tuning of the learning rate per backbone"),
     "lr_base": Change(0.001, "for AdamW with batch size 8"),
     "lr_backbone": Change(
-        0.1, "the rate of fresh layers spoils pretrained weights (VOC07, 300 steps: AP50 3.5 to 12.2)"
+        0.1, "the rate of new layers spoils pretrained weights (VOC07, 300 steps: AP50 3.5 to 12.2)"
     ),
-    "head_init": Change("kaiming", "0.01 is too small a start for AdamW (with the above: to AP50 20.4)"),
+    "head_init": Change("kaiming", "0.01 is too small for AdamW (with the above: AP50 20.4)"),
     "weight_decay": Change(0.05, "AdamW's decay is decoupled from the gradient and needs a larger value"),
     "grad_clip": Change(10.0, "stabilizes the first steps"),
     "lr_policy": Change("cosine", "needs no milestones, whatever the length of the training"),
-    "warmup_iter": Change(0.05, "500 iterations may be a whole short training"),
-    "ema_decay": Change(0.99, "averages about the last hundred steps, since small batches are noisy"),
+    "warmup_iter": Change(0.05, "500 iterations may be the whole of a short training run"),
+    "ema_decay": Change(0.99, "averages about the last hundred steps: small batches are noisy"),
     "nbatch_train": Change(8, "more steps from few images"),
     "nbatch_eval": Change(8, "fits small memories"),
 }
@@ -69,11 +71,11 @@ ALL_PRESETS: dict[str, Preset] = {
             "box_activation": Change(
                 "exp", "as in the seed, but times the level's stride instead of its fixed factors 32 to 512"
             ),
-            "head_norm": Change("none", "the seed's towers have no normalisation"),
+            "head_norm": Change("none", "the seed's towers have no normalization"),
             "fpn_extra_from": Change("c5", "the seed makes P6 from C5"),
             "view_size": Change(1025, "the seed's longest side"),
             "short_side": Change(None, "the seed scales the longest side and ignores the shorter"),
-            "grad_clip": Change(3.0, "as in the seed; needed in the first steps, without normalisation"),
+            "grad_clip": Change(3.0, "as in the seed; needed in the first steps, without normalization"),
         },
     ),
     "fcos_lite0": Preset(

@@ -32,7 +32,7 @@ GROUPS = {
     "run_folder": "Run",
     "model": "Model",
     "view_size": "Images",
-    "epochs": "Optimisation",
+    "epochs": "Optimization",
     "eval_epochs": "Evaluation and prediction",
 }
 
@@ -67,7 +67,7 @@ class TrainConfig(BaseModel):
     load: bool = setting(False, "resume the run in run_folder exactly where it stopped")
     save: bool = setting(True, "write checkpoints")
     save_steps: int = setting(
-        500, "also write last.ckpt every this many steps, not only after each epoch", unit="steps", ge=1
+        500, "also write last.ckpt every N steps, not only after each epoch", unit="steps", ge=1
     )
     seed: int = setting(0, "seed of initial weights, data order and augmentation", ge=0)
     device: list[int] | Literal["auto", "cpu", "cuda", "mps"] = setting(
@@ -83,7 +83,7 @@ class TrainConfig(BaseModel):
     )
     tensorboard: bool = setting(True, "write TensorBoard files")
     loggers: list[Literal["wandb", "mlflow"]] = setting(
-        [], "also log to Weights & Biases (wandb) and MLflow, which their environment variables configure"
+        [], "also log to Weights & Biases (wandb) and MLflow, configured by their environment variables"
     )
 
     # Model
@@ -91,17 +91,17 @@ class TrainConfig(BaseModel):
     backbone: str = setting("resnet50", "timm model with features at the strides 8, 16, 32")
     pretrain: bool | str = setting(
         True,
-        "initial weights: ImageNet weights of the backbone (imagenet or true, or a file), a detector (any "
-        "file that `fcos info` reads, the everyday detector of this package: everyday, or torchvision's COCO "
-        "weights: coco), or random (false)",
+        "initial weights: ImageNet weights of the backbone (imagenet, true, or a file); a whole detector "
+        "(everyday: the one in this package; coco: torchvision's; or any file that `fcos info` reads); or "
+        "random (false)",
     )
     backbone_channels: list[int] | None = setting(
         None,
-        "channels of the stem and the four stages of a ResNet of another width (bottlenecks: inner width)",
+        "channels of stem and four stages, for a ResNet of non-standard width (bottlenecks: inner width)",
     )
     stride_in_1x1: bool = setting(
         False,
-        "ResNet bottlenecks have their stride in the first 1x1 convolution, as Caffe's ImageNet weights need",
+        "put the stride of ResNet bottlenecks in the first 1x1 convolution, as Caffe's ImageNet weights need",
     )
     pixel_mean: list[float] | None = setting(
         None, "mean of red, green, blue in 0..255; null: that of the backbone's ImageNet weights"
@@ -120,7 +120,9 @@ class TrainConfig(BaseModel):
     fpn_channels: int = setting(256, "width of the feature pyramid", ge=1)
     fpn_extra_from: Literal["p5", "c5"] = setting("p5", "input of P6: P5 (papers) or C5 (seed)")
     strides: list[int] = setting(
-        [8, 16, 32, 64, 128], "stride of each level, from 8 or (for small objects; slow) 4 on", unit="pixels"
+        [8, 16, 32, 64, 128],
+        "stride of each level, from 8 up, or from 4 (small objects; slow)",
+        unit="pixels",
     )
     regress_ranges: list[float] = setting(
         [64.0, 128.0, 256.0, 512.0], "largest distance regressed on each level except the last", unit="pixels"
@@ -130,16 +132,16 @@ class TrainConfig(BaseModel):
     head_conv: Literal["plain", "separable"] = setting(
         "plain", "3x3 convolutions (plain), or depthwise 5x5 plus 1x1 (separable)"
     )
-    head_norm: Literal["gn", "bn", "bn_per_level", "none"] = setting("gn", "normalisation in the towers")
-    box_activation: Literal["relu", "exp"] = setting("relu", "what makes the predicted distances positive")
+    head_norm: Literal["gn", "bn", "bn_per_level", "none"] = setting("gn", "normalization in the towers")
+    box_activation: Literal["relu", "exp"] = setting("relu", "activation that makes distances positive")
     normalize_targets: bool = setting(True, "regress distances in units of the level's stride")
     head_init: Literal["normal", "kaiming"] = setting(
         "normal",
-        "initialisation of the towers: standard deviation 0.01 (papers), or scaled by fan-in",
+        "initialization of the towers: standard deviation 0.01 (papers), or scaled by fan-in",
     )
     distance_init: float = setting(
         0.0,
-        "distance predicted before training (papers: 0; more helps short trainings)",
+        "distance predicted before training (papers: 0; a larger one helps in short training runs)",
         unit="strides",
         ge=0,
     )
@@ -147,7 +149,7 @@ class TrainConfig(BaseModel):
         "static", "label assignment: by position and size (static), or a dynamic assigner"
     )
     static_start: float = setting(
-        0.0, "fraction of the training that starts with the static assigner", ge=0, le=1
+        0.0, "use the static assigner for this first fraction of the training", ge=0, le=1
     )
     center_sampling: bool = setting(True, "only points near a box's centre are positive")
     center_radius: float = setting(
@@ -168,7 +170,7 @@ class TrainConfig(BaseModel):
     )
     focal_gamma: float = setting(2.0, "focusing parameter of the classification loss", ge=0)
     class_weights: dict[str, PositiveFloat] | None = setting(
-        None, 'factors on the losses of the objects of some classes, such as {"cat": 2}; 1 for the others'
+        None, 'loss weights of objects by class, such as {"cat": 2}; 1 for the others'
     )
 
     # Images
@@ -196,13 +198,13 @@ class TrainConfig(BaseModel):
         False,
         "augmentation of training images; true means standard; overhead is for aerial images",
     )
-    mosaic: float = setting(0.0, "share of the training images that are made of four", ge=0, le=1)
-    mixup: float = setting(0.0, "share of the training images that are the mean of two", ge=0, le=1)
+    mosaic: float = setting(0.0, "fraction of training images that are mosaics of four", ge=0, le=1)
+    mixup: float = setting(0.0, "fraction of training images that are the mean of two", ge=0, le=1)
     copy_paste: float = setting(
-        0.0, "share of the training images with objects of another image pasted in", ge=0, le=1
+        0.0, "fraction of training images with objects of another image pasted in", ge=0, le=1
     )
     mix_until: float = setting(
-        0.8, "mosaic, mixup and copy_paste end after this share of the training", ge=0, le=1
+        0.8, "mosaic, mixup and copy_paste end after this fraction of the training", ge=0, le=1
     )
     boxarea_th: float = setting(
         0.0, "training ignores boxes smaller than this after resizing", unit="pixels^2", ge=0
@@ -210,23 +212,23 @@ class TrainConfig(BaseModel):
 
     repeat_threshold: float = setting(
         0.0,
-        "class imbalance: images of classes that are in a smaller fraction of the images than this come "
-        "several times an epoch (LVIS's repeat factor sampling); 0: off",
+        "class imbalance: repeat the images of classes that are in a smaller fraction of the images than "
+        "this (LVIS's repeat factor sampling); 0: off",
         ge=0,
         le=1,
     )
 
-    # Optimisation
+    # Optimization
     epochs: int = setting(12, "passes over the training data", ge=1)
     patience: int | None = setting(
         None,
-        "early stopping: train no further after this many evaluations without a better map_mean",
+        "early stopping: end training after this many evaluations without a better map_mean",
         unit="evaluations",
         ge=1,
     )
     time_limit: float | None = setting(
         None,
-        "most minutes of training and evaluation; the schedule is laid out over the epochs that fit",
+        "maximum time for training and evaluation; the schedule is laid out over the steps that fit",
         unit="minutes",
         gt=0,
     )
@@ -238,8 +240,8 @@ class TrainConfig(BaseModel):
     )
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = setting(
         None,
-        "images per forward pass on one device; gradients accumulate where this is below its share of "
-        "nbatch_train. null: all of its share; auto: as much of it as fits into the GPU's memory",
+        "images per forward pass on one device; gradients accumulate if this is less than its share of "
+        "nbatch_train. null: the whole share; auto: as much of it as fits into the GPU's memory",
     )
     nbatch_eval: int = setting(16, "batch size of evaluation, over all devices", unit="images", ge=1)
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "optimizer")
@@ -259,11 +261,11 @@ class TrainConfig(BaseModel):
     weight_decay: float = setting(1e-4, "weight decay; none on norms and biases", ge=0)
     grad_clip: float = setting(0.0, "gradient clipping: largest norm; 0: off", ge=0)
     ema_decay: float = setting(
-        0.0, "decay of the EMA weights, which are then evaluated; 0: no EMA", ge=0, lt=1
+        0.0, "decay of the EMA weights, which evaluation then uses; 0: no EMA", ge=0, lt=1
     )
 
     # Evaluation and prediction
-    eval_epochs: int = setting(1, "evaluate every this many epochs, and after the last", unit="epochs", ge=1)
+    eval_epochs: int = setting(1, "evaluate every N epochs, and after the last", unit="epochs", ge=1)
     score_threshold: float = setting(0.05, "minimum score of a candidate", ge=0, le=1)
     threshold_on: ThresholdOn = setting(
         "class",
