@@ -583,7 +583,7 @@ def test_crops_of_an_earlier_call_are_not_mixed_with_new_ones(model_file: Path, 
     again = predict(model_file, "photos", "--save-crops")
 
     assert again.exit_code == 2
-    assert "crops of an earlier call are here\n  in: predictions/crops" in again.output
+    assert "there are crops of an earlier call here\n  in: predictions/crops" in again.output
 
 
 def test_no_class_name_leaves_the_folder_of_crops() -> None:

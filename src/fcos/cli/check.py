@@ -147,7 +147,7 @@ def _is_config(source: Path) -> bool:
     try:
         content = json.loads(read_text(source, max_bytes=MAX_CONFIG_BYTES))
     except (ValueError, RecursionError):
-        return False  # the reader of the annotations says what is wrong with it
+        return False  # the reader of the annotations reports what is wrong
     return isinstance(content, dict) and "list_train" in content
 
 

@@ -35,7 +35,7 @@ Examples:
     "data",
     type=PATH,
     required=True,
-    help="Annotations in any format, with classes that all models have.",
+    help="Annotations in any format; classes that a model does not have count as AP 0.",
 )
 @annotation_options
 @click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes.")
@@ -45,7 +45,7 @@ Examples:
     help="Class names of ONNX files that do not hold them, one per line; default: those of the data.",
 )
 @click.option(
-    "--num-images", type=click.IntRange(min=1), help="Only the first images of the data; AP is theirs, too."
+    "--num-images", type=click.IntRange(min=1), help="Only the first images of the data, for AP too."
 )
 @output_option(
     "The plot to write, as png, pdf or svg by its suffix.", default=Path("compare.png"), show_default=True

@@ -22,7 +22,7 @@ NUM_EXAMPLES = 12
 
 EPILOG = """\b
 Examples:
-  fcos demo                                      the detector of this package, for 20 everyday classes
+  fcos demo                                      the everyday detector, with 20 classes
   fcos demo runs/train                           the page, with examples from its evaluation list
   fcos demo best.safetensors --examples photos/
   fcos export everyday --format web              the page for any static host: no server, no installation

@@ -62,7 +62,7 @@ Examples:
     multiple=True,
     metavar="IMAGES",
     help="Images to compare with PyTorch on: image, folder, list or quoted pattern; default: three "
-    "photographs from installed packages.",
+    "sample photographs.",
 )
 @click.option("--int8", is_flag=True, help="Quantize convolutions to 8-bit integers; needs --calibrate.")
 @click.option(
@@ -85,7 +85,7 @@ Examples:
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="With --int8: largest accepted loss of AP, in points (of 100).",
+    help="With --int8: maximum loss of AP, in points (of 100).",
 )
 @agnostic_nms_option
 @json_option
@@ -105,7 +105,7 @@ def command(
     agnostic_nms: bool | None,
     as_json: bool,
 ) -> None:
-    """Export a model to a file that runs without PyTorch or this package.
+    """Export a model to a file that runs without this package.
 
     The file includes decoding and NMS, takes batches and images of any size, and stores class names,
     preprocessing and thresholds. (ncnn and litert: folders in which decode.py decodes the output of the

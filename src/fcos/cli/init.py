@@ -19,7 +19,7 @@ EPILOG = """\b
 Examples:
   fcos init images/                  writes train.json
   fcos init images/ -o birds.json
-  fcos init images/ --minutes 30     for a training of about half an hour on this machine
+  fcos init images/ --minutes 30     for about half an hour of training on this machine
   fcos train birds.json              trains with it
 """
 

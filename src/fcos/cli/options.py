@@ -34,7 +34,7 @@ def device_of(model: Path, device: str | list[int]) -> str | list[int]:
 
 
 def announce(model: Path) -> None:
-    """Say which classes the detector of this package knows, to whoever gave no model of their own."""
+    """If no model was given, say which classes the everyday detector knows."""
     from fcos.weights.everyday import EVERYDAY, EVERYDAY_FILE
     from fcos.weights.model_file import read_model
 
@@ -64,7 +64,7 @@ num_processes_option = click.option(
 minutes_option = click.option(
     "--minutes",
     type=click.FloatRange(min=1),
-    help="With FOLDER: how long the training may take on this machine; sizes and epochs are chosen for it.",
+    help="With FOLDER: how long training may take on this machine; image size and epochs are chosen to fit.",
 )
 agnostic_nms_option = click.option(
     "--agnostic-nms",

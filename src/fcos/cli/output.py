@@ -80,6 +80,6 @@ def print_table(table: Table, *, err: bool = False) -> None:
     from rich.console import Console
 
     console = Console(stderr=err)
-    # A file or a pipe has no width of its own; 80 columns would fold every line.
+    # A file or a pipe has no width; 80 columns would fold every line.
     width = console.width if console.is_terminal else 140
     Console(width=width, stderr=err, markup=False, emoji=False, highlight=False).print(table)

@@ -40,7 +40,7 @@ Examples:
   fcos predict runs/train photos/ --save-labels yolo   to train on, or to correct in a labelling tool
   fcos predict runs/train aerial.tif --tile 640      small objects in a large image
   fcos predict runs/train clip.mp4 --track
-  fcos predict runs/train rtsp://camera.local/live   until Ctrl-C, over broken connections
+  fcos predict runs/train rtsp://camera.local/live   until Ctrl-C; reconnects by itself
   fcos predict runs/train 0 --show                   the first camera, in a window
   find photos -name "*.jpg" | fcos predict runs/train - --json
 """

@@ -50,7 +50,7 @@ predict_options = group(
     click.option(
         "--show",
         is_flag=True,
-        help="Also show them in a window: images until a key is pressed, frames as they come. Esc closes it, "
+        help="Also show drawn images (each until a key is pressed) and frames in a window. Esc closes it, "
         "which ends a video.",
     ),
     json_option,
@@ -89,7 +89,7 @@ predict_options = group(
     click.option(
         "--stream",
         is_flag=True,
-        help="URLs are live videos, reconnected when they break; rtsp:// always is.",
+        help="Treat URLs as live streams, and reconnect when they break; rtsp:// always is one.",
     ),
     # The machine
     click.option(

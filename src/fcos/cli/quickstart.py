@@ -103,11 +103,11 @@ def _show(run: Path, list_eval: Path, root_eval: Path) -> None:
 
     detector = Detector.load(run)
     annotations = detector.read_annotations(list_eval, root=root_eval)
-    pictures = run / "pictures"
-    pictures.mkdir(exist_ok=True)
+    images = run / "images"
+    images.mkdir(exist_ok=True)
     for index in spread(len(annotations), NUM_DRAWN):
         record = annotations[index]
         drawn = draw_side_by_side(detector.predict(record.path), record)
-        drawn.save(pictures / record.path.name, quality=92)
-    show_result(run, (("pictures", pictures),))
+        drawn.save(images / record.path.name, quality=92)
+    show_result(run, (("images", images),))
     click.echo("\nYour own images with boxes (COCO, Pascal VOC, YOLO or a list):\n  fcos train FOLDER")

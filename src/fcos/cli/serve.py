@@ -29,7 +29,7 @@ Examples:
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Most images of a forward pass; default: 8 on a GPU, 4 small ones on a CPU.",
+    help="Maximum images per forward pass; default: 8 on a GPU, 4 small ones on a CPU.",
 )
 @click.option(
     "--workers",
@@ -50,10 +50,10 @@ def command(
     """Run a model as an HTTP service: POST an image file to /predict, get JSON.
 
     Requests that wait while the network is busy run together, up to --batch-size; none waits for others to
-    come. /healthz answers once the model is ready, /metrics is for Prometheus, /openapi.json describes the
+    arrive. /healthz answers once the model is ready, /metrics is for Prometheus, /openapi.json describes the
     API. SIGTERM or Ctrl-C ends it: new connections are refused, requests in progress are answered.
 
-    It has no encryption and no passwords: leave those to a reverse proxy. Needs pip install
+    It has no encryption or authentication: leave those to a reverse proxy. Needs pip install
     'fcos-torch[demo]'.
     """
     with needs_demo():

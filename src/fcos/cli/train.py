@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   fcos train images/                        proposes and writes a train.json, then trains
-  fcos train images/ --minutes 30           with sizes and epochs for half an hour on this machine
+  fcos train images/ --minutes 30           with image size and epochs for half an hour
   fcos train train.json                     trains with a config file
   fcos train train.json epochs=24 lr_base=0.02
   fcos train train.json time_limit=60 patience=10
