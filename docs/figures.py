@@ -91,7 +91,7 @@ class View:
         return np.asarray(self.targets.matched[0, self.level(index)])
 
     def show(self, ax: Axes, *, dim: float = 0.0, title: str = "") -> None:
-        """The photograph, perhaps whitened so that what is drawn on it stands out."""
+        """The photograph, optionally whitened so that drawings on it stand out."""
         ax.imshow((self.pixels * (1 - dim) + 255 * dim).astype(np.uint8))
         ax.set(xlim=(0, self.size_hw[1]), ylim=(self.size_hw[0], 0), xticks=[], yticks=[])
         ax.set_title(title, loc="left", fontsize=10, color=INK)
@@ -116,12 +116,12 @@ class View:
 
 @cache
 def view(short_side: int = 800) -> View:
-    """The papers' size, unless told otherwise."""
+    """The papers' size by default."""
     return View(short_side)
 
 
 def objects() -> Figure:
-    """The photograph and what is to be found."""
+    """The photograph and its objects."""
     figure, (ax,) = _figure(1, width=4.2, height=4.9)
     seen = view()
     seen.show(ax)
@@ -142,7 +142,7 @@ def points() -> Figure:
 
 
 def distances() -> Figure:
-    """Equation 1 at one point, and what centerness makes of it."""
+    """Equation 1 at one point, and its centerness."""
     figure, axes = _figure(2, width=10, height=5.9)
     seen = view()
     box = seen.boxes[NAMES.index("face")]
@@ -253,7 +253,7 @@ def centerness() -> Figure:
 
 
 def too_small() -> Figure:
-    """The same picture at three sizes: what no point learns."""
+    """The same image at three sizes: objects that no point learns."""
     figure, axes = _figure(3, width=12, height=5)
     for ax, short_side in zip(axes, (400, 100, 50), strict=True):
         seen = view(short_side)
@@ -269,7 +269,7 @@ def too_small() -> Figure:
 
 
 def focal_loss() -> Figure:
-    """What the focal loss does to points that are easy."""
+    """How little the focal loss weights easy points."""
     figure, axes = _figure(2, width=10, height=3.4)
     scores = torch.linspace(0.01, 0.99, 99)
     logits = scores.logit()[:, None]
@@ -305,7 +305,7 @@ def perfect_network() -> Figure:
 
 
 def perfect_output(seen: View) -> HeadOutput:
-    """What a network would say that has learned its targets, sure of what it says, and off by a little."""
+    """The output of a network that has learned its targets: confident, and off by a little."""
     random = torch.Generator().manual_seed(0)
     positive = seen.targets.labels >= 0
     classes = torch.arange(len(NAMES))
