@@ -95,7 +95,7 @@ class Detector(Predictor):
             eval_data: evaluation data of the same kinds, in place of `list_eval`.
             names: class names of the labels of `data`, such as ["cat", "dog"] or {1: "cat", 3: "dog"};
                 "background" at 0 is no class. Default: `data.classes`.
-            callbacks: are told of each step and epoch, and may end the training.
+            callbacks: called after each step and epoch; they may end the training.
         """
         from fcos.report.after_training import train_and_draw  # not needed to predict
 

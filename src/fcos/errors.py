@@ -11,7 +11,7 @@ from fcos.terminal import printable, shown
 
 
 class FcosError(ValueError):
-    """Something that the user can mend.
+    """Something that the user can fix.
 
     Args:
         what: what happened, one sentence.
@@ -50,11 +50,11 @@ class OutputError(FcosError):
 
 
 class DeviceError(FcosError):
-    """A device that is not there."""
+    """A device that is not available."""
 
 
 class TrainingError(FcosError):
-    """A training that cannot go on (for example a loss that is not finite)."""
+    """Training that cannot continue (for example because the loss is not finite)."""
 
 
 @contextmanager

@@ -28,7 +28,7 @@ WRITE_FAILURES = (
 
 
 def check_regular(path: Path, kind: type[FcosError] = DatasetError) -> None:
-    """Refuse what is not there, and what is no file: opening a pipe or a device may wait for ever.
+    """Reject missing paths and anything but a file: opening a pipe or a device may wait for ever.
 
     Raises:
         FcosError: of the given kind.
@@ -96,7 +96,7 @@ def is_hidden(name: str) -> bool:
 
 
 def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iterator[Path]:
-    """All files below a folder in sorted order, but for those that are hidden or in hidden folders.
+    """All files below a folder in sorted order, except those that are hidden or in hidden folders.
 
     Links to nothing, pipes and devices are among them: whoever opens one says what is wrong with it.
 

@@ -69,7 +69,7 @@ def _escaped(character: str) -> str:
 
 
 class SafeStream:
-    """A text stream that shows control characters as text, but for colours where there is a terminal.
+    """A text stream that shows control characters as text, except colours in a terminal.
 
     Args:
         stream: where the text goes.

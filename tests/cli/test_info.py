@@ -40,7 +40,7 @@ def test_info_says_whose_it_is_and_what_it_will_do(vectors: Callable[[str], Path
     assert "exp(scale * x), pixels" in lines["boxes"]
     assert lines["score"] == "class * centerness"
     assert lines["detections"] == "NMS per class at IoU 0.5, at most 100 per image"
-    assert "taken as the plain one" in result.output
+    assert "read as the plain one" in result.output
     assert "fcos import state_dict.pth -o model.safetensors" in result.output
 
 

@@ -127,7 +127,7 @@ def test_without_a_screen_it_says_so_before_the_work(
 
     assert result.exit_code == 2
     assert "--show cannot open a window: no display name" in result.output
-    assert "fix: run it where a screen is, or omit --show" in result.output
+    assert "fix: run it on a machine with a screen, or omit --show" in result.output
     assert not Path("predictions").exists()
     with pytest.raises(FcosError, match="cannot open a window"):
         Window()

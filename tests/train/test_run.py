@@ -258,5 +258,5 @@ def test_checkpointing_that_does_nothing_is_said(
 def test_weights_of_unknown_classes_are_refused_with_the_names(tiny: Tiny) -> None:
     with pytest.raises(ConfigError) as caught:
         tiny.train("run", class_weights={"blue": 2, "green": 3})
-    assert caught.value.what == '"class_weights" has "green", which the data has not'
+    assert caught.value.what == '"class_weights" has "green", which the data does not have'
     assert caught.value.fix == 'the classes are "red", "blue"'

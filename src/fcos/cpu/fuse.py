@@ -131,7 +131,7 @@ class _Tracer(fx.Tracer):
 
 
 def _leave_out_others(traced: fx.GraphModule, levels: Sequence[int]) -> None:
-    """Features that nobody reads need no memory, and may be overwritten."""
+    """Features that are not read need no memory, and may be overwritten."""
     output = next(node for node in traced.graph.nodes if node.op == "output")
     features = [feature if i in levels else None for i, feature in enumerate(output.args[0])]
     output.args = (features,)

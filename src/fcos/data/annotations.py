@@ -1,7 +1,7 @@
 """The annotations of a data set in memory, independent of their file format.
 
-`Annotations` is the one thing that readers make and everything else takes. It keeps its boxes in a few
-arrays, not in an object per box: a million boxes stay small, and loader workers that are forked share them.
+`Annotations` is what all readers return and everything else uses. It keeps its boxes in a few
+arrays, not in an object per box: a million boxes stay small, and forked loader workers share them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Annotations(Sequence[Record]):
         category_ids: the id in the file of each label (COCO's ids have gaps); 1, 2, ... elsewhere.
         source: the file or folder that was read.
         format: name of the format that it was read from.
-        notes: what `check` tells of the reading, such as images without annotations.
+        notes: for `check` to report, such as images without annotations.
     """
 
     class_names: tuple[str, ...]
@@ -226,7 +226,7 @@ def pack_names(names: Sequence[str], source: Path) -> NDArray[Any]:
             packed.append(b"\0")
         if b"\0" in packed[-1] or len(packed[-1]) > MAX_NAME_BYTES:
             raise DatasetError(
-                f"the name of image {place}, '{cut(name)}', is none that a file can have",
+                f"the name of image {place}, '{cut(name)}', is not a valid file name",
                 where=str(source),
                 fix="correct the file name",
             )

@@ -56,7 +56,7 @@ def _as_bytes(image: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
         raise _refused(
             image,
             "have values in [0, 1] if it has floats",
-            "divide by the largest possible value (255), or undo its normalisation",
+            "divide by the largest possible value (255), or undo its normalization",
             f", with values from {low:.4g} to {high:.4g}",
         )
     scaled: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)

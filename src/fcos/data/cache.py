@@ -47,7 +47,7 @@ def cached(
     status = source.stat()
     if status.st_size < MIN_BYTES:
         return read()
-    # One file for a source read in one way, whatever became of it meanwhile: old ones do not pile up.
+    # One file per source and way of reading, even if it has changed: old ones do not pile up.
     what = json.dumps([str(source.resolve()), how])
     file = cache_folder() / f"{source.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.arrays"
     state = [VERSION, what, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
@@ -62,7 +62,7 @@ def cached(
 
 
 def _load(file: Path, state: list[Any]) -> tuple[Arrays, dict[str, Any]] | None:
-    """The content of a cache file; None if there is none, or it is of another state, or damaged.
+    """The content of a cache file; None if it is missing, outdated or damaged.
 
     ``except Exception`` because zipfile and numpy raise many kinds on damaged files, and all mean the same.
     """

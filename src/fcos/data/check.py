@@ -1,9 +1,9 @@
 """Find all problems of a data set before training starts, and summarize it.
 
-*Problems* make an image or a box unusable: training refuses them, or leaves exactly those out. One problem
-is of the whole data set, that it has no box, and is never left out. *Warnings* are worth knowing and change
-nothing. A box that sticks out of its image by at most `MAX_OVERHANG` pixels is neither: rounding and the
-1-based pixels of VOC do that to correct boxes, and training clips them.
+*Problems* make an image or a box unusable: training refuses them, or leaves exactly those out; a data set
+without any box is a problem that cannot be left out. *Warnings* are worth knowing and change nothing. A box
+that sticks out of its image by at most `MAX_OVERHANG` pixels is neither: rounding and the 1-based pixels of
+VOC do that to correct boxes, and training clips them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CheckReport:
 
     source: Path
     problems: tuple[Problem, ...]  # what makes images or boxes unusable, in the order of the annotations
-    warnings: tuple[Problem, ...]  # what is worth knowing
+    warnings: tuple[Problem, ...]  # worth knowing
     counts: Counts
     boxes_xyxy: NDArray[np.float64] = field(repr=False)  # (N, 4), in the frame of the upright images
     sizes_hw: NDArray[np.int32] = field(repr=False)  # (images, 2) of the upright images, -1 where broken
@@ -199,7 +199,7 @@ def _read_headers(
 def _box_problems(
     annotations: Annotations, boxes_xyxy: NDArray[np.float64], sizes_hw: NDArray[np.int32]
 ) -> Iterator[Problem]:
-    """Problems of boxes in images that open: all are tested at once, then the few bad ones told."""
+    """Problems of boxes in images that open: all are tested at once, then the few bad ones described."""
     image_of = annotations.image_of_box
     height, width = sizes_hw[image_of].astype(np.float64).T
     x1, y1, x2, y2 = boxes_xyxy.T
@@ -207,7 +207,7 @@ def _box_problems(
         overhang = np.max([-x1, -y1, x2 - width, y2 - height], axis=0)
         inside_w = np.minimum(x2, width) - np.maximum(x1, 0)
         inside_h = np.minimum(y2, height) - np.maximum(y1, 0)
-    # The first kind that holds is told.
+    # The first kind that applies is reported.
     kinds = {
         "has coordinates that are not finite": ~np.isfinite(boxes_xyxy).all(axis=1),
         "class": ~annotations.has_known_class,

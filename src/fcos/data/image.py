@@ -3,7 +3,7 @@
 Cameras store an image as the sensor saw it, with an EXIF tag that says how to turn it. Pixels are always
 turned upright here. Boxes are turned only where the annotations can be seen to be in the sensor's frame: the
 annotation file states the size before turning, and turning swaps the sides. In every other case they are
-upright already, since that is what annotation tools show and what normalised (YOLO) boxes refer to.
+upright already, since that is what annotation tools show and what normalized (YOLO) boxes refer to.
 
 A JPEG can be decoded to a half, a quarter or an eighth of its sides (`read_reduced`): it holds its blocks of
 8 x 8 pixels as frequencies, and the high ones are left out. For training, which scales images down anyway.
@@ -77,7 +77,7 @@ class DecodedImage(NamedTuple):
 
     pixels: UInt8[Tensor, "3 _ _"]  # RGB, upright, channels last in memory
     size_hw: tuple[int, int]  # of the upright image in the file
-    reduction: int  # 1, 2, 4 or 8; each pixel stands for so many by so many of the file
+    reduction: int  # 1, 2, 4 or 8; each pixel stands for this many by this many of the file
     # Where the image begins in `pixels` times `reduction`: not at 0 where a part of a pixel at the end of the
     # stored image was turned to the left or the top.
     begin_xy: tuple[int, int] = (0, 0)
@@ -183,7 +183,7 @@ def upright(record: Record, header: Header) -> Record:
 def opened(
     file: Path | io.BytesIO, where: str = "", *, any_size: bool = False
 ) -> Iterator[tuple[Image.Image, Header]]:
-    """An open image and its header; whatever goes wrong inside is a `DatasetError` with the path.
+    """An open image and its header; any error inside is a `DatasetError` with the path.
 
     With `any_size` also one of more pixels than Pillow decodes.
 

@@ -105,7 +105,7 @@ class ImageFolder(FilesByStem):
         return self.find(place.parent, place.name)
 
     def same_name(self, name: str) -> Path | None:
-        """The image of this name, but for the case of its suffix; None where that is not one image."""
+        """The image of this name, up to the case of its suffix; None unless there is exactly one."""
         stem, suffix = os.path.splitext(name)
         found = [path for path in self.find_all(stem) if path.suffix.lower() == suffix.lower()]
         exact = [path for path in found if path.suffix == suffix]

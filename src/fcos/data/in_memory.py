@@ -91,7 +91,7 @@ def write_items(
 
 
 def content_name(source: Path) -> str:
-    """The name of an annotation file that `write_items` wrote, which tells its content; "" of other files."""
+    """The name of a file of `write_items`, which depends on its content; "" for other files."""
     return source.name if WRITTEN.fullmatch(source.name) else ""
 
 

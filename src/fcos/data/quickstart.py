@@ -34,7 +34,7 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
     "model": "fcos_mobilenetv2",
     "pretrain": "everyday",
     "epochs": 2,
-    "precision": "fp32",  # not what is fastest on the machine: the result is to be the same
+    "precision": "fp32",  # not the fastest on this machine: results must be the same everywhere
     "nbatch_train": 4,
     "lr_base": 0.0006,  # 0.001 is unstable at this batch: 0.55 and 0.69 AP in two runs
     "lr_backbone": 1.0,  # digits are unlike photographs

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fcos.data.splits import Splits
 
 
-# What tells a format: of the signs of all formats that hold, the one with the largest number decides. A text
+# How a format is detected: of all signs that apply, the one with the largest number decides. A text
 # file is given as its path, the folder of the images, and the lines that are not blank.
 FolderSign = tuple[int, Callable[[Path], bool]]
 TextSign = tuple[int, Callable[[Path, Path | None, list[str]], bool]]
@@ -46,13 +46,13 @@ class Format:
     # ``(source, *, root=None, names=None)``: `root` is the folder of the images, `names` the class names in
     # the order of the labels.
     read: Callable[..., Annotations]
-    folder_signs: tuple[FolderSign, ...]  # what tells it from other formats
+    folder_signs: tuple[FolderSign, ...]  # what distinguishes it from other formats
     text_signs: tuple[TextSign, ...] = ()
     # The annotation files in a folder, each of which is a source; their names tell the splits.
     files: Callable[[Path], Sequence[Path]] | None = None
     splits: Callable[[Path], Splits] | None = None  # of a folder, for a format without `files`
     class_names: Literal["none", "some", "all"] = "some"  # how many of its classes a source names
-    first_class_id: int | None = None  # None: classes have names or ids of their own
+    first_class_id: int | None = None  # None: classes have names or their own ids
     in_pixels: bool = True  # boxes are written in pixels, not as fractions of the image
     box_word: str = "box"  # what a box is called in its file
     # Where a box of an image stands, and what its file says of a class that is not known, if there is more to

@@ -48,7 +48,7 @@ class Splits:
 
 
 def find_splits(folder: Path) -> Splits:
-    """Recognise a data set folder and the splits it brings.
+    """Recognise a data set folder and its splits.
 
     Train and val are preferred to trainval and test: test is to be reported once, not to choose settings by.
     Where there is only a test split beside the training split, it is the evaluation.
@@ -92,7 +92,7 @@ def split_annotations(
 
 
 def find_name_file(source: Path, root: Path | None = None, format: str = "auto") -> Path | None:
-    """The name file beside annotations that have no class names of their own; None for other formats."""
+    """The name file beside annotations without class names; None for other formats."""
     known = format_named(recognise(source, root) if format == "auto" else format)
     if known.class_names != "none" or os.path.isdir(source):
         return None

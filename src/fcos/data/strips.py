@@ -113,7 +113,7 @@ def read_large_header(path: Path, *, decode: bool = False) -> Header:
 
 
 class Overview:
-    """A large image as a whole, reduced: each pixel is the mean of so many by so many.
+    """A large image as a whole, reduced: each pixel is the mean of a square.
 
     What is left over at the right and at the bottom is left out.
     """
@@ -183,7 +183,7 @@ def _compressed(file: BinaryIO, others: dict[bytes, bytes]) -> Iterator[bytes]:
 
 
 def _inflated(pieces: Iterator[bytes], num_bytes: int) -> Iterator[bytes]:
-    """What was compressed, so many bytes at a time: a small piece may stand for gigabytes of one color."""
+    """Decompressed data, some bytes at a time: a small piece may stand for gigabytes of one color."""
     inflate, held = zlib.decompressobj(), b""
     for piece in pieces:
         held += inflate.decompress(piece, num_bytes - len(held))

@@ -94,7 +94,7 @@ class DataSummary(msgspec.Struct, frozen=True, rename={"counts": "card"}):
 def summarize(
     annotations: Annotations, report: CheckReport | None = None, more_warnings: Sequence[str] = ()
 ) -> DataSummary:
-    """Describe annotations, with what their check found and what else there is to warn of."""
+    """Describe annotations, with the findings of their check and further warnings."""
     sides = annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]
     sides = sides[(np.isfinite(sides) & (sides > 0)).all(axis=1)]
     problems = [] if report is None else [str(problem) for problem in report.problems]

@@ -53,7 +53,7 @@ class SplitLoader(Loader[T]):
 
 @contextmanager
 def loading(loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
-    """The batches of a loader, whose workers end with the block, whatever happens in it.
+    """The batches of a loader, whose workers end with the block, even after an error.
 
     Raises:
         FcosError: what a worker said, as it would have been said without workers.
@@ -82,7 +82,7 @@ def end_workers(running: Any) -> None:
     workers: list[BaseProcess] = list(getattr(running, "_workers", ()))
     if not workers:
         return
-    if running._worker_pids_set:  # else PyTorch takes their end for an error
+    if running._worker_pids_set:  # else PyTorch reports their end as an error
         torch._C._remove_worker_pids(id(running))
         running._worker_pids_set = False
     killer = threading.Timer(SECONDS_TO_END, _kill, [workers])

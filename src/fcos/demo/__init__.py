@@ -2,5 +2,5 @@
 
 Read `endpoint.py` first (`POST /predict`, which both have), then `batching.py` (concurrent requests),
 `server.py` (the demo; its page is `page.html`, `page.css` and `page.js`) and `service.py` with `metrics.py`;
-last what keeps them from harm: `body.py`, `guard.py` and `connections.py`.
+last what protects them: `body.py`, `guard.py` and `connections.py`.
 """

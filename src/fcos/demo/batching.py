@@ -1,4 +1,4 @@
-"""Images of concurrent requests run through the network together, and none waits for others to come."""
+"""Images of concurrent requests run through the network together, and none waits for others to arrive."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Batches:
         if not error:
             self._on_pass(len(answers), seconds)
         for index, answer in enumerate(answers):
-            if answer.done():  # cancelled: nobody waits for it any more
+            if answer.done():  # cancelled: no one waits for it any more
                 continue
             if error:
                 answer.set_exception(error)

@@ -62,7 +62,7 @@ class Inbox:
                 raise HTTPException(415, "there is no image in the request: send the file as its body")
         except BaseException as error:
             self.forget(len(content))
-            if isinstance(error, ClientDisconnect):  # nobody reads this answer
+            if isinstance(error, ClientDisconnect):  # no one reads this answer
                 raise HTTPException(400, "the upload ended early") from None
             raise
         return content

@@ -29,7 +29,7 @@ HEADER_SECONDS = 10.0  # for the headers of a request, and before them on a new 
 REQUEST_SECONDS = 60.0  # for its body: an image file over a slow network
 ANSWER_SECONDS = 60.0  # for a client to read its answer, once it lags behind
 IDLE_SECONDS = 5  # between two requests
-GOODBYE_SECONDS = 3  # for what is being answered when the server is stopped
+GOODBYE_SECONDS = 3  # for requests in progress when the server is stopped
 WORKER_SECONDS = 60  # for a worker to show that it is alive: importing PyTorch on a busy machine takes long
 MAX_FILES = 4096
 MAX_CONNECTIONS = 256  # above the number of people who try a model at once
@@ -81,7 +81,7 @@ class Connection(H11Protocol):
         self._wait_for("")
 
     def shutdown(self) -> None:
-        """The server is stopped: wait for no client, only for what is being answered."""
+        """The server is stopped: wait only for requests in progress."""
         if self._waits_for:
             self._let_go("503 Service Unavailable")
         else:
@@ -113,7 +113,7 @@ class Connection(H11Protocol):
             self._timer = self.loop.call_later(seconds, self._let_go, "408 Request Timeout")
 
     def _make_room(self) -> None:
-        """Let go of the client that we have waited for longest; those that are sending an image come last."""
+        """Disconnect the client that we have waited for longest; those sending an image come last."""
         waiting = [one for one in self.connections if isinstance(one, Connection) and one._waits_for]
         if waiting:
             oldest = min(waiting, key=lambda one: (one._waits_for == "body", one._waits_since))
@@ -123,7 +123,7 @@ class Connection(H11Protocol):
     def _let_go(self, status: str) -> None:
         """Say why, where that is possible, and close."""
         if self.cycle is not None:
-            self.cycle.disconnected = True  # whoever waits for the rest of the body is told
+            self.cycle.disconnected = True  # tells code that waits for the rest of the body
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             self.transport.write(
@@ -145,7 +145,7 @@ def serve(
         make_app: called in each process that answers; with several workers it is sent to them.
         listening: closed at the end.
         workers: processes.
-        goodbye_seconds: for what is being answered at the end.
+        goodbye_seconds: for requests in progress at the end.
     """
     num_files = files_to_open()
     config = uvicorn.Config(
@@ -157,7 +157,7 @@ def serve(
         access_log=False,
         server_header=False,
         limit_concurrency=min(MAX_CONNECTIONS, num_files // 4),
-        backlog=num_files // 8,  # so many are accepted before the first of them is counted
+        backlog=num_files // 8,  # this many are accepted before the first of them is counted
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=goodbye_seconds,
         timeout_worker_healthcheck=WORKER_SECONDS,
@@ -182,7 +182,7 @@ class Workers(Multiprocess):
             super().keep_subprocess_alive()
 
     def terminate_all(self) -> None:
-        """Let new connections be refused at once, rather than at the end of the last worker."""
+        """Refuse new connections at once, instead of at the end of the last worker."""
         for listening in self.sockets:
             listening.close()
         super().terminate_all()

@@ -30,7 +30,7 @@ from fcos.predict.pipeline import Prepared
 from fcos.terminal import printable_line
 
 MIN_SCORE = 0.05  # the page gets everything above it and filters itself
-WAIT_SECONDS = 60.0  # for others to be done
+WAIT_SECONDS = 60.0  # for other requests to finish
 DECODED_AT_ONCE = 2  # images in memory at their original size
 
 
@@ -91,7 +91,7 @@ def build_endpoint(
     class_names = tuple(map(printable_line, detector.class_names))
     batches = Batches(detector, batch_size, on_pass)
     inbox = Inbox()
-    # Memory does not grow with the clients; whoever waits holds no thread, so other routes are answered.
+    # Memory does not grow with the clients; waiting holds no thread, so other routes are answered.
     slots = asyncio.Semaphore(2 * batches.most)  # images of one pass, and of the next
     decoding = asyncio.Semaphore(DECODED_AT_ONCE)
 

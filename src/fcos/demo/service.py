@@ -55,6 +55,6 @@ def build_service(detector: Detector, **options: Any) -> FastAPI:
 
 
 def worker(model: Path, device: str | Sequence[int], agnostic_nms: bool | None, **options: Any) -> FastAPI:
-    """The application of a process of its own."""
+    """The application of one worker process."""
     keep_freed_memory()
     return build_service(Detector.load(model, device, agnostic_nms=agnostic_nms), **options)

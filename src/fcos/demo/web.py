@@ -29,7 +29,7 @@ PACKAGE = "onnxruntime-web"
 VERSION = "1.22.0"
 RUNTIME = ("dist/ort.wasm.min.js", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm")
 FILES = (*RUNTIME, "package.json", "README.md")  # the last two name version, author and licence
-RESIZE = ("antialiased", "pillow")  # the same but for rounding; `web.js` does this
+RESIZE = ("antialiased", "pillow")  # the same up to rounding; `web.js` does this
 SCRIPT = '<script src="page.js" defer></script>'
 MORE_SCRIPTS = '\n<script src="ort/ort.wasm.min.js" defer></script>\n<script src="web.js" defer></script>'
 FOOTER = """<footer>

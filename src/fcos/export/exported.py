@@ -101,7 +101,7 @@ class ExportedModel(Backend):
             boxes, scores, labels, image = outputs
             fits = len(boxes) == len(scores) == len(labels) == len(image) and boxes.shape[1:] == (4,)
             fits = fits and (len(labels) == 0 or 0 <= int(labels.min()) <= int(labels.max()) < num_classes)
-        except Exception as error:  # onnxruntime, OpenVINO and torch each raise kinds of their own
+        except Exception as error:  # onnxruntime, OpenVINO and torch each raise their own kinds
             raise WeightsError(
                 f"the graph of {self.path.name} cannot be run: {first_line_of(error)}",
                 where=str(self.path),

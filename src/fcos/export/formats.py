@@ -39,7 +39,7 @@ class Format(Protocol):
 
     @property
     def quantise(self) -> Callable[[Any, Calibration, frozenset[str]], Any] | None:
-        """Such a model in 8-bit integers but for some parts of the network; None: the format has none."""
+        """Such a model in 8-bit integers except for some parts; None: the format has none."""
 
 
 FORMATS: dict[ExportFormat, Format] = {

@@ -159,7 +159,7 @@ class DetectionGraph(nn.Module):
 
 
 def _at_most(most: int, count: Size) -> Size:
-    """The smaller number, as a size of its own.
+    """The smaller number, as a separate size.
 
     Sizes are formulas while a graph is traced, and everything that has a size with a minimum in its formula
     is slow to trace and to load. A number that comes out of a tensor is just a name.
@@ -187,7 +187,7 @@ def baked(model: FCOS) -> FCOS:
 
 
 def _padded(conv: nn.Conv2d) -> nn.Module:
-    """The convolution with constant padding, which is a layer of its own where the two sides differ."""
+    """The convolution with constant padding, as a separate layer if the two sides differ."""
     # `Conv2dSame` adds no state, only the computation of the padding in each pass.
     conv.__class__ = nn.Conv2d
     shape = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)

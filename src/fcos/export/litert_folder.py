@@ -61,7 +61,7 @@ def convert(graph: DetectionGraph, dtype: torch.dtype) -> Network:
     with needs("litert"):
         import ai_edge_litert  # noqa: F401  # asked for now, not after the work
     network = pickle.dumps(Undecoded(graph).eval())
-    # In a process of its own: litert-torch imports jax, with which later forks (a loader's) may deadlock.
+    # In a separate process: litert-torch imports jax, with which later forks (a loader's) may deadlock.
     with needs("litert"), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         content = pool.submit(_converted, network, input_hw(graph.longest_side)).result()
     return Network(content, graph.network.pixel_mean.flatten().tolist())

@@ -1,6 +1,6 @@
 """ONNX: one file, for onnxruntime; its card is in its `metadata_props`.
 
-8-bit integers are onnxruntime's static quantisation, as QuantizeLinear and DequantizeLinear.
+8-bit integers are onnxruntime's static quantization, as QuantizeLinear and DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ INPUT_DIMS = {
     "original_sizes_hw": ("batch", 2),
 }
 OUTPUT_DIMS = {"boxes_xyxy": ("detections", 4), "scores": ("detections",), "labels": ("detections",)}
-# What is quantised, by the module that it is in: convolutions, their activations, and sums between them.
+# What is quantized, by the module that it is in: convolutions, their activations, and sums between them.
 QUANTISED = {
     "backbone": ("Conv", "Relu", "Clip", "Add", "MaxPool"),
     "pyramid": ("Conv", "Relu", "Add"),
@@ -154,7 +154,7 @@ def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
     if "sums" in parts:
         kept |= {node.name for node in nodes if node.op_type == "Add"}
     inputs = iter(calibration)
-    copied = onnx.ModelProto()  # quantising moves the weights of its input into a file
+    copied = onnx.ModelProto()  # quantizing moves the weights of its input into a file
     copied.CopyFrom(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"

@@ -1,6 +1,6 @@
 """OpenVINO: a folder with `model.xml` and `model.bin`; its card is in its `rt_info`.
 
-8-bit integers are NNCF's post-training quantisation.
+8-bit integers are NNCF's post-training quantization.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """How quantising went.
+    """How quantizing went.
 
     Attributes:
         ap_before: of the network.
@@ -128,7 +128,8 @@ def check_int8(name: ExportFormat) -> None:
     """Refuse a format without 8-bit integers."""
     if FORMATS[name].quantise is None:
         raise FcosError(
-            f"the format {name} does not support --int8", fix="use --format openvino (the fastest) or onnx"
+            f"the format {name} does not support --int8",
+            fix="use --format openvino (the fastest), onnx or litert",
         )
 
 

@@ -117,7 +117,7 @@ def _check_tensors(content: bytes, name: str) -> None:
     """Refuse more than tensors in a pickle: torch.export.load falls back to reading it without limits."""
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle each raise kinds of their own
+    except Exception as error:  # torch, zipfile and pickle each raise their own kinds
         raise UnsafeFileError(f'its part "{name}" holds more than tensors') from error
 
 

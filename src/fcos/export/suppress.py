@@ -17,7 +17,7 @@ from fcos.model.postprocess import INVALID
 
 
 def moved_apart(boxes_xyxy: Tensor, labels: Tensor, num_classes: int, *, images_too: bool = False) -> Tensor:
-    """Boxes `(N, K, 4)` with each class in a cell of its own; the IoU within a class does not change."""
+    """Boxes `(N, K, 4)` with each class in its own cell; the IoU within a class does not change."""
     side = math.ceil(math.sqrt(num_classes))
     step = boxes_xyxy.max() - boxes_xyxy.min() + 1
     row = torch.div(labels, side, rounding_mode="floor")

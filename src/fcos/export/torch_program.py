@@ -65,7 +65,7 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
             module = program.module(check_guards=False)
     except UnsafeFileError as error:
         raise cannot_open(path, "as a program of torch.export", str(error)) from error
-    except Exception as error:  # zipfile, json and torch each raise kinds of their own
+    except Exception as error:  # zipfile, json and torch each raise their own kinds
         fix = f"{GIVE}, with the version of torch that wrote it or a newer one"
         raise cannot_open(path, "as a program of torch.export", first_line_of(error), fix) from error
     # The same for any number of calls: each thread computes on the cores that it was given.

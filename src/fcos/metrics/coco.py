@@ -1,7 +1,7 @@
 """COCO metrics: overall, per class, and the score threshold with the best F1.
 
 The evaluation is hotcoco's, a Rust port of pycocotools that gives the same numbers a hundred times faster.
-What is ours is how annotations and results get in, because that decides what is measured:
+How annotations and results get in is ours, because that decides what is measured:
 
 - A crowd region is COCO's `iscrowd`: it need not be detected, and any number of detections may lie on it; the
   overlap counts the detection's own area only, since one person covers little of a crowd.
@@ -11,7 +11,7 @@ What is ours is how annotations and results get in, because that decides what is
   hotcoco), and `iscrowd` would forgive any small box inside the object. So a difficult box gets an area
   outside of all of COCO's area ranges, which ignores it at its ordinary IoU; and since such a box takes one
   detection only, it is repeated for as many detections as its class has in its image. A detection that fits
-  an ordinary box and a difficult one goes to the ordinary one, as COCO has it for all that it ignores.
+  an ordinary box and a difficult one goes to the ordinary one, as for everything that COCO ignores.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ STATS = (  # in COCO's order
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """What COCO reports; -1 wherever there is nothing to find, as pycocotools has it.
+    """What COCO reports; -1 where there are no objects, as in pycocotools.
 
     Attributes:
         stats: COCO's twelve numbers in COCO's order.
@@ -116,12 +116,12 @@ def summary_of(stats: Sequence[float]) -> str:
 
 
 def named_numbers(stats: Sequence[float]) -> dict[str, float | None]:
-    """COCO's twelve numbers by name, for programs; None where there is nothing to find."""
+    """COCO's twelve numbers by name, for programs; None where there are no objects."""
     return {stat.name: measured(value) for stat, value in zip(STATS, stats, strict=True)}
 
 
 def measured(number: float) -> float | None:
-    """One of COCO's numbers; None for its -1, where there is nothing to find."""
+    """One of COCO's numbers; None for its -1, where there are no objects."""
     return None if number < 0 else float(number)
 
 
@@ -160,8 +160,8 @@ class BestF1(NamedTuple):
     """Where F1 is best, at IoU 0.5.
 
     Attributes:
-        threshold: show detections from this score on; midway between the last score that is worth showing
-            and the first that is not, so that rounding a score does not hide a detection.
+        threshold: show detections from this score up; midway between the lowest score worth showing and
+            the next one below, so that rounding does not hide a detection.
         f1, precision, recall: of what is shown then.
     """
 
@@ -187,7 +187,7 @@ def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_object
     Args:
         scores: `(N,)` of the detections that count, in any order.
         is_right: `(N,)` whether each found an object.
-        num_objects: that there are to find.
+        num_objects: in the annotations.
     """
     if not is_right.any():
         return None

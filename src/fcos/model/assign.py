@@ -2,9 +2,9 @@
 
 A point is positive for a box if it lies inside (with centre sampling: near the centre), and if its level is
 the one for the box's size there (``lower <= max(l, t, r, b) <= upper``). Of several boxes the smallest wins.
-Other code bases differ in ties only; `eligible_pairs` and `smallest_box` can do as they do.
+Other code bases differ only in ties, which `eligible_pairs` and `smallest_box` can reproduce.
 
-`Assigner` is a seam. The targets of `StaticAssigner` depend on boxes and grid alone, so that the training
+`Assigner` is a seam. The targets of `StaticAssigner` depend on boxes and grid alone, so the training
 loop can count the positives of a whole optimizer step before the first forward pass; others may look at
 predictions.
 """
@@ -70,7 +70,7 @@ class Assigner(Protocol):
 
     @property
     def needs_predictions(self) -> bool:
-        """Whether targets depend on what the network says now."""
+        """Whether targets depend on the current predictions."""
         ...
 
     def __call__(
@@ -146,8 +146,8 @@ def eligible_pairs(
         points: x, y in input pixels.
         strides: of each point's level, input pixels.
         boxes_xyxy: xyxy in input pixels.
-        lower: smallest largest-distance that the point's level regresses, input pixels.
-        upper: the largest, input pixels; both inclusive, as in the official code.
+        lower: lower limit of the point's largest distance on its level, input pixels.
+        upper: its upper limit, input pixels; both inclusive, as in the official code.
         center_radius: in strides of the level; None: everywhere inside the box.
         strict_ranges: exclude both (detectron2, torchvision): a largest distance of exactly 64, 128, ...
             pixels is then positive nowhere instead of on two levels.
@@ -172,7 +172,7 @@ def smallest_box(
         candidate: which boxes each point may learn.
         boxes_xyxy: xyxy in input pixels.
         areas: how they are compared: exactly; as 1e8 - area in float32, which has steps of 8 square pixels,
-            so that the first of nearly equal boxes wins (detectron2, torchvision); or with sides that are 1
+            so the first of nearly equal boxes wins (detectron2, torchvision); or with sides that are 1
             longer (official code).
     """
     if len(boxes_xyxy) == 0:
@@ -245,11 +245,11 @@ def build_targets(
 
 @dataclass(frozen=True)
 class StaticAssigner:
-    """The papers' rule: place, size, smallest box.
+    """The papers' rule: position, size, smallest box.
 
     Attributes:
-        regress_ranges: upper end of each level's range but the last, input pixels; None: boxes of any size on
-            every level.
+        regress_ranges: upper end of each level's range except the last, input pixels; None: boxes of any
+            size on every level.
         center_radius: centre sampling radius in strides; None: off.
         strict_ranges: as in `eligible_pairs`.
         areas: as in `smallest_box`.

@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """C3, C4, C5 (with strides from 4 on: C2, C3, C4, C5) of normalised images."""
+        """C3, C4, C5 (with strides from 4 on: C2, C3, C4, C5) of normalized images."""
         features = self.body(images)
         return [features[level] for level in self.levels]
 

@@ -1,7 +1,7 @@
 """Assigners newer than FCOS, on the same points: ATSS, SimOTA, task alignment and dynamic soft labels.
 
-ATSS looks at the boxes alone. The others look at what the network predicts now: a box goes to the points
-whose predictions fit it already, and the wanted class score says how well they do (or is 1, for SimOTA).
+ATSS looks at the boxes alone. The others look at the current predictions: a box goes to the points
+whose predictions fit it best, and the class target says how well they fit (or is 1, for SimOTA).
 Each rule is a function from the pairs of points and boxes of one image to a `Match`.
 """
 
@@ -129,8 +129,8 @@ def match_aligned(pairs: Pairs, top: int = 13, alpha: float = 1.0, beta: float =
     matched = _largest(pairs.ious, _smallest_rows(-alignment, top) & pairs.inside)
     won = matched[:, None] == torch.arange(len(pairs.labels), device=matched.device)
     best, best_iou = (alignment * won).amax(dim=0), (pairs.ious * won).amax(dim=0)
-    normalised = alignment / best.clamp(min=1e-9) * best_iou
-    wanted = (normalised * won).sum(dim=1)
+    normalized = alignment / best.clamp(min=1e-9) * best_iou
+    wanted = (normalized * won).sum(dim=1)
     return Match(matched, wanted, wanted)
 
 

@@ -95,7 +95,7 @@ class LevelNorms(nn.ModuleList):
 
 
 class Tower(nn.Sequential):
-    """Layers one after another, in which levels may have norms of their own."""
+    """A sequence of layers; each level may have its own norms."""
 
     def forward(self, features: Tensor, level: int = 0) -> Tensor:
         """Features of one level; of a tower with `LevelNorms`, say which one."""
@@ -105,7 +105,7 @@ class Tower(nn.Sequential):
 
 
 class GroupNorm(nn.GroupNorm):
-    """PyTorch's refuses groups of one value (a level of 1 x 1) for one image, and takes them for two."""
+    """PyTorch's rejects groups of one value (a 1 x 1 level) for one image, but not for two."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The same, for any number of values: one alone is normalized to 0."""
@@ -122,16 +122,16 @@ class Head(nn.Module):
         num_convs: in each tower.
         strides: of the levels; one learnable scale each.
         conv: "plain" 3x3 as in the paper, or "separable" (depthwise 5x5 and 1x1), for CPUs: the plain head
-            is half of all work of the network.
+            is half of the work of the network.
         norm: in the towers; "none" is the paper's first version, "bn_per_level" AdelaiDet's FCOS-RT: its
-            levels share the convolutions, and not their statistics.
+            levels share convolutions but not statistics.
         quality_tower: which tower the quality branch reads (the improved paper: the box tower); None: no
             quality branch.
         box_activation: makes distances positive: relu (improved paper) or exp (first version).
         normalize_targets: the branch predicts in units of the level's stride.
-        distance_init: what a fresh box branch predicts, in strides (pixels without `normalize_targets`). The
-            papers start at 0, where half of the relu is dead and the boxes have no area; a small training has
-            no time to wait for that. (With exp, which cannot give 0, the papers' start is 1.)
+        distance_init: what an untrained box branch predicts, in strides (pixels without `normalize_targets`).
+            The papers start at 0, where half of the relu is dead and the boxes have no area; a short training
+            run has no time to wait for that. (With exp, which cannot give 0, the papers' start is 1.)
         init: of the towers: "normal", with a standard deviation of 0.01 (papers, for SGD), or "kaiming", by
             the number of inputs. AdamW changes each weight by about the learning rate in a step, a tenth of
             0.01: before a norm, which hides how small the weights are, such towers stay noise for long.
@@ -235,7 +235,7 @@ def _flatten(level: Tensor) -> Tensor:
 
 
 class FCOS(nn.Module):
-    """Backbone, pyramid and head, with the normalisation of the pixels that the backbone wants.
+    """Backbone, pyramid and head, with the pixel normalization that the backbone expects.
 
     Args:
         backbone: images to C3, C4, C5.
@@ -298,7 +298,7 @@ class FCOS(nn.Module):
     def normalize(
         self, images: Real[Tensor, "batch 3 height width"], sizes_hw: Int64[Tensor, "batch 2"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Pixels minus mean over std; the padding is 0 after normalisation, as all peers have it."""
+        """Pixels minus mean over std; the padding is 0 after normalization, as in all peers."""
         rows = torch.arange(images.shape[2], device=images.device) < sizes_hw[:, :1]
         columns = torch.arange(images.shape[3], device=images.device) < sizes_hw[:, 1:]
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -128,7 +128,7 @@ class FcosLoss:
         normalize_targets: the box branch regresses in strides; matters with `iou_plus_one` only.
         iou_plus_one: add 1 to intersection and union (official code, AdelaiDet).
         class_weights: factor of each label on all losses of its points; empty: 1. The normalizers do not
-            count it, so an object with the factor 2 is as much as two of them.
+            count it, so an object with the factor 2 counts as two.
     """
 
     quality: Literal["centerness", "iou", "none"] = "centerness"
@@ -145,14 +145,14 @@ class FcosLoss:
     def __call__(
         self, output: HeadOutput, grid: PointGrid, targets: Targets, normalizers: Float[Tensor, " 3"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """Losses of a batch by name, each divided by its normalizer; training minimises their sum.
+        """Losses of a batch by name, each divided by its normalizer; training minimizes their sum.
 
         Args:
             output: of the network, for the same batch.
             grid: its points.
             targets: of the same batch.
             normalizers: `Targets.normalizers` of the whole optimizer step (all devices, all accumulated
-                batches), so that the split does not change the gradient.
+                batches), so the split does not change the gradient.
         """
         divisor = normalizers.clamp(min=1e-6)
         # No positives: index with an empty mask, never branch, or DDP waits for gradients for ever.

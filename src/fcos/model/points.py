@@ -1,6 +1,6 @@
 """The locations at which FCOS predicts (section 3.1 of the paper).
 
-Level i is a grid over the padded network input; its cell at column x, row y looks at the input pixel
+Level i is a grid over the padded network input; its cell at column x, row y is at the input pixel
 ``(x + 0.5) * stride, (y + 0.5) * stride``, the centre of the cell.
 """
 

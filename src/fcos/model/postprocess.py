@@ -1,7 +1,7 @@
 """Predictions to detections (section 3.1 and 3.3 of the paper; rules of the official code).
 
-The defaults are the paper's rules as we apply them. Where another code base does otherwise, a parameter of
-`PostProcess` says what; `fcos.config.conventions` has the set of each.
+The defaults are our conventions. Where another code base differs, `PostProcess` has a parameter;
+`fcos.config.conventions` lists those of each code base.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PostProcess:
 
     Attributes:
         score_threshold: that a candidate must exceed.
-        nms_iou: overlap above which the lower of two detections of a class goes.
+        nms_iou: IoU above which the lower-scoring of two detections of a class is removed.
         candidates_per_level: (point, class) pairs of each level that enter NMS.
         detections_per_image: kept of each image.
         threshold_on: what must exceed the threshold: the classification score alone, its product with the
@@ -64,11 +64,11 @@ class PostProcess:
         rank_by: the best candidates of a level are those of the best final score, or class score.
         clip: boxes are clipped to the resized image, or to the original one, before NMS, which drops those in
             the padding; or to the original one after NMS.
-        keep_empty: boxes that clipping leaves without area stay.
+        keep_empty: keep boxes that clipping leaves without area.
         inclusive_boxes: sides are last pixels (official code): they end at width - 1, NMS adds 1 to widths
             and heights, and detections come in the order of the candidates, level by level.
-        keep_ties: keep all that score as the last of `detections_per_image`.
-        agnostic_nms: NMS over all classes together, so that an object has one box.
+        keep_ties: also keep those with the same score as the last of `detections_per_image`.
+        agnostic_nms: class-agnostic NMS: one box per object.
     """
 
     score_threshold: float = 0.05
@@ -188,7 +188,7 @@ class PostProcess:
     def compared_by_nms(
         self, boxes: Float[Tensor, "... 4"], labels: Int64[Tensor, " ..."]
     ) -> tuple[Float[Tensor, "... 4"], Int64[Tensor, " ..."]]:
-        """Boxes and labels that NMS is to compare."""
+        """Boxes and labels as NMS compares them."""
         if self.inclusive_boxes:
             boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1)
         return boxes, torch.zeros_like(labels) if self.agnostic_nms else labels
@@ -234,7 +234,7 @@ class PostProcess:
         return torch.cat(points), torch.cat(labels)
 
     def suppress(self, found: ImageDetections) -> Tensor:
-        """Index of what NMS and the limit of the image leave."""
+        """Indices that NMS and `detections_per_image` leave."""
         scores = found.scores
         boxes, labels = self.compared_by_nms(found.boxes_xyxy, found.labels)
         kept: Tensor = batched_nms(boxes, scores, labels, self.nms_iou)

@@ -91,7 +91,7 @@ def from_yolo(
         size_hw: height, width of the image; default: that of `image`, which is kept in the detections.
     """
     rows = [[*map(float, line.split()), 1.0][:6] for line in lines if line.strip()]
-    if any(len(line.split()) not in (0, 5, 6) for line in lines):  # a polygon, key points
+    if any(len(line.split()) not in (0, 5, 6) for line in lines):  # a polygon, keypoints
         raise ValueError("a line of a YOLO label file has 5 numbers, or 6 with the score")
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6)
     height, width = _size_hw(image, size_hw)

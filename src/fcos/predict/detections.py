@@ -35,8 +35,8 @@ class Detections:
         image: the upright image, if it was kept.
         found_at: `(N, 3)` float32: x, y of the point that predicted each, pixels of the upright original
             image, and the stride of its level, pixels of the resized one (P3 has stride 8); None: unknown.
-        track_ids: `(N,)` int64 from a tracker: the same object of a video has the same one in all its frames;
-            -1: none (yet).
+        track_ids: `(N,)` int64 from a tracker: an object's id is the same in all frames of a video; -1: none
+            (yet).
     """
 
     boxes_xyxy: Tensor

@@ -61,7 +61,7 @@ def download(
         return content.result()
     except DatasetError:
         raise
-    # The name is not found, refused, timed out; the answer is no HTTP; the address is none.
+    # Name not found, connection refused, timeout; the answer is not HTTP; the address is invalid.
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)  # urllib wraps what the system says
         raise DatasetError(
@@ -77,7 +77,7 @@ def _download(address: str, max_bytes: int, silence_s: float, max_s: float) -> b
     user, _, host = parts.netloc.rpartition("@")
     shown = without_secrets(address)
     address = parts._replace(netloc=host).geturl()
-    # Quoted: people type what no address may hold. A name of our own: some servers refuse urllib's.
+    # Quoted: people type characters that URLs must not contain. Our own name: some servers refuse urllib's.
     request = urllib.request.Request(quote(address, string.punctuation), headers={"User-Agent": "fcos"})
     if user:
         token = base64.b64encode(unquote(user).encode()).decode()

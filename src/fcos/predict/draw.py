@@ -204,7 +204,7 @@ def _font_file(characters: frozenset[str]) -> Path:
         return default
     from matplotlib.font_manager import fontManager  # looks through the machine's fonts, which takes a while
 
-    # "Last Resort", which matplotlib brings, claims to have every glyph and draws a box for each.
+    # "Last Resort", which comes with matplotlib, claims to have every glyph and draws a box for each.
     others = (Path(entry.fname) for entry in fontManager.ttflist if "Last Resort" not in entry.name)
     # Where no font has them, the default's empty boxes say that glyphs are missing.
     return next((file for file in others if _has_glyphs(file, characters)), default)

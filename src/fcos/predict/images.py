@@ -30,7 +30,7 @@ NO_SPACE = "free some disk space, or choose another folder with --out"
 
 
 def plan(sources: Iterable[Source], out: Path) -> list[Source]:
-    """Give each source a drawn copy of its own below `out`; later ones of the same name get numbers.
+    """Give each source its own drawn copy below `out`; later ones of the same name get numbers.
 
     Raises:
         DatasetError: a file would be overwritten that `fcos predict` did not write.
@@ -117,7 +117,7 @@ def check_crops(out: Path) -> None:
     """Refuse to mix crops with those of an earlier call, before the work."""
     if (out / CROPS).exists():
         raise OutputError(
-            "crops of an earlier call are here",
+            "there are crops of an earlier call here",
             where=str(out / CROPS),
             fix="remove the folder, or choose another one with --out",
         )

@@ -202,7 +202,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def side_by_side(self) -> Backend:
-        """The same for so many concurrent calls in threads, which share the cores."""
+        """The same for this many concurrent calls in threads, which share the cores."""
 
     @abstractmethod
     def with_agnostic_nms(self, agnostic_nms: bool) -> Backend:

@@ -111,19 +111,18 @@ class Predictor(Pipeline):
             images: a path, a PIL image, an array `(height, width, 3)` or a tensor `(3, height, width)`, uint8
                 or floats in [0, 1], or a list of them, of any sizes. Arrays and tensors may also be grey,
                 with one channel or none, or have a fourth channel, which is dropped; with four dimensions
-                they are a batch. Paths and PIL images are turned upright as their EXIF says.
+                they are a batch. Paths and PIL images are rotated upright by their EXIF.
             score_threshold: minimum score of a detection; None: the model's own `threshold`; 0: everything
                 that the evaluation counts.
             batch_size: images per forward pass; None: 8 on a GPU; on a CPU, where large images gain
                 nothing, up to 4 small ones. Only images of one padded size share a pass, so that each gets
                 the detections that it gets alone.
-            agnostic_nms: NMS over all classes together, so that an object does not get boxes of two; None:
-                the model's setting `agnostic_nms`.
+            agnostic_nms: class-agnostic NMS: one box per object; None: the model's setting `agnostic_nms`.
             color: order of the channels of arrays and tensors; "bgr" for images that OpenCV read.
             tile: for small objects in large images: also predict square tiles with this side, original
                 pixels, and merge their detections with those of the whole image; 0: the whole image only;
                 None: the model's setting `tile`. `batch_size` then counts tiles. PNG and TIFF files of 50
-                megapixels and more are read strip by strip, and their detections hold no image.
+                megapixels and more are read strip by strip, and their detections do not hold the image.
             overlap: of neighboring tiles, share of their side; None: 0.2.
             tta: test-time augmentation: also predict each image, or tile, mirrored (if the model was trained
                 with `horizontal_flip`) and at other sizes; None: no.

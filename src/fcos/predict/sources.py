@@ -110,7 +110,7 @@ def find_images(words: Iterable[str], out: Path) -> list[Path]:
     paths = [source.path for source in sources if source.kind == "image" and source.path is not None]
     if len(paths) < len(sources):
         other = next(source for source in sources if source.kind != "image" or source.path is None)
-        raise DatasetError(f"only image files can be used here, and {other.where!r} is none")
+        raise DatasetError(f"only image files can be used here, and {other.where!r} is not one")
     return paths
 
 
@@ -148,7 +148,7 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
     nothing = True
     for path in candidates:
         hidden = any(is_hidden(part) for part in path.relative_to(folder).parts)
-        # A pipe or a link to nothing is a source too: whoever reads it says what is wrong.
+        # A pipe or a broken link is a source too: its reader reports what is wrong.
         if (_is_video(path) or is_image(path)) and not hidden and not path.is_dir():
             if drawn and drawn in real_path(path).parents:
                 continue
@@ -275,7 +275,7 @@ def real_path(path: Path) -> Path:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is something, of any kind; a name may be none that a file can have."""
+    """Whether something exists there, of any kind; the name may be invalid for a file."""
     try:
         return os.path.lexists(path)
     except ValueError:
@@ -288,7 +288,7 @@ def is_encodable(text: str) -> bool:
 
 
 def _image_format(file: Path | io.BytesIO) -> str:
-    """Pillow's name of the format of an image file, by its first bytes; "" if it is none."""
+    """Pillow's name of the format of an image file, by its first bytes; "" if it is not one."""
     try:
         with Image.open(file) as image:
             return image.format or ""

@@ -26,8 +26,8 @@ OVERLAP, MOST_OVERLAP = 0.2, 0.9  # default and limit: of the side of a tile
 SMALLEST_TILE = 32  # pixels
 TTA_SCALES = (0.75, 1.0, 1.25)  # of the sides of the network input
 MARGIN = 0.02  # of the side of a tile: a box that ends this close to its border is cut off there
-INSIDE = 0.6  # share of such a box that lies in another one of the same object
-SCORE_SHARE = 0.5  # of such a box that the other one has at least: rather a part than a guess
+INSIDE = 0.6  # fraction of such a box that lies in another one of the same object
+SCORE_SHARE = 0.5  # of such a box that the other one must have, to be more than a guess
 
 Detect = Callable[[list[Tensor], EvalTransform], list[ImageDetections]]
 

@@ -10,7 +10,7 @@ from typing import Any
 from fcos.errors import needs_extra
 from fcos.predict.detections import Detections
 
-MIN_SCORE = 0.1  # below it there is surely no object; above it, a weak detection may continue a track
+MIN_SCORE = 0.1  # below it, there is hardly ever an object; above it, a weak detection may continue a track
 
 
 class Tracker:

@@ -26,7 +26,7 @@ class Window:
         except tkinter.TclError as error:
             raise FcosError(
                 f"--show cannot open a window: {error}",
-                fix="run it where a screen is, or omit --show and open the drawn copies in --out",
+                fix="run it on a machine with a screen, or omit --show and open the drawn copies in --out",
             ) from error
         self._label, self._photo_image = tkinter.Label(self._root), ImageTk.PhotoImage
         self._label.pack()

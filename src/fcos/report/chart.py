@@ -81,7 +81,7 @@ def line_chart(
     if not len(drawn):
         return None
     lowest, highest = float(drawn[:, 0].min()), float(drawn[:, 0].max())
-    is_single = lowest == highest  # drawn in the middle, with a tick of its own
+    is_single = lowest == highest  # drawn in the middle, with its own tick
     x_ticks = [lowest] if is_single else _ticks(drawn[:, 0], integer=whole_x)
     y_ticks = _ticks(np.append(drawn[:, 1], 0.0))
     x_range = min(lowest, x_ticks[0]) - is_single, max(highest, x_ticks[-1]) + is_single

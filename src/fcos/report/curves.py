@@ -104,7 +104,7 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart | None]:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """A short name for each run: the end of its path, as long as it takes to tell it from the others."""
+    """A short name for each run: the end of its path, long enough to be unique."""
     parts = [run.absolute().parts for run in runs]
     for length in range(1, max(map(len, parts), default=1)):
         names = ["/".join(part[-length:]) for part in parts]

@@ -1,4 +1,4 @@
-"""Your own code during a training: `Detector.train(config, callbacks=[...])`."""
+"""Your own code during training: `Detector.train(config, callbacks=[...])`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TrainEvent:
-    """What a callback is told.
+    """What a callback gets.
 
     Attributes:
         step: optimizer steps done.
@@ -18,7 +18,7 @@ class TrainEvent:
             of positive points, named as in metrics.jsonl. After an epoch, map_mean, map_50 and map_75, or
             nothing if it was not evaluated. At the end, those of the last evaluation.
         run: folder of the run.
-        stop: call it to end the training here: the weights are evaluated and saved, and the run is finished.
+        stop: call it to end training here: the weights are evaluated and saved, and the run is finished.
     """
 
     step: int

@@ -27,23 +27,23 @@ FREE_SETTINGS = frozenset(
 
 
 def writing(path: Path) -> AbstractContextManager[None]:
-    """Around what adds to a file of the run: an error says what to do next."""
+    """Wraps writing to a file of the run: an error says what to do next."""
     return explained(path, fix=_how_to_resume(path.parent))
 
 
 def written_in_run(path: Path) -> AbstractContextManager[Path]:
-    """Where to write a file of the run, which takes the place of `path` when it is whole."""
+    """Where to write a file of the run; it replaces `path` once it is complete."""
     return written(path, fix=_how_to_resume(path.parent))
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
-    """Write a checkpoint; the former one stays until the new one is whole (kill -9, full disk)."""
+    """Write a checkpoint; the previous one stays until the new one is complete (kill -9, full disk)."""
     with written_in_run(path) as partial, partial.open("wb") as file:  # a file's errors say what happened
         torch.save(payload, file)
 
 
 def resume_command(run: Path) -> str:
-    """What to type to resume a run, and no other."""
+    """The command that resumes this run and no other."""
     return f"fcos train {shlex.quote(str(run / 'config.json'))} load=true"
 
 
@@ -80,7 +80,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The settings that a checkpoint was written with, in today's spelling.
 
-    Settings that did not exist then have their defaults: those change nothing.
+    Settings that did not exist then have their defaults, which change nothing.
     """
     defaults = {key: field.default for key, field in TrainConfig.model_fields.items()}
     return defaults | {ALIASES.get(key, key): value for key, value in checkpoint["config"].items()}

@@ -119,6 +119,6 @@ def left_out(annotations: Annotations, config: TrainConfig) -> str:
     num_small = int((areas < config.boxarea_th).sum())
     return (
         f"{num_small} of {counted(len(areas), 'training box', 'training boxes')} "
-        f"({num_small / max(1, len(areas)):.1%}) get smaller than {config.boxarea_th:g} square pixels by "
-        "resizing and are not learned; evaluation counts all boxes"
+        f"({num_small / max(1, len(areas)):.1%}) are smaller than {config.boxarea_th:g} square pixels after "
+        "resizing and ignored in training; evaluation counts all boxes"
     )

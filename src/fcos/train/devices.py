@@ -57,7 +57,7 @@ def slow_precision(precision: str, device: str) -> str | None:
             "as with precision=fp32, a training step up to 30 times"
         )
     if device == "cuda" and not prefers_bf16(device):
-        return "precision=bf16 is slow on this GPU, which has no arithmetic for it; precision=fp16 is fast"
+        return "precision=bf16 is slow on this GPU, which only emulates it; precision=fp16 is fast"
     return None
 
 

@@ -27,7 +27,7 @@ class Ema(Generic[Network]):
     def update(self, model: Network, step: int) -> None:
         """Move towards the model after optimizer step number `step` (from 0).
 
-        The decay rises as (1 + step) / (10 + step), so that the random start is soon forgotten.
+        The decay rises as (1 + step) / (10 + step), to forget the random start quickly.
         """
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for average, live in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):

@@ -1,4 +1,4 @@
-"""Evaluation of the model in training."""
+"""Evaluation of the model during training."""
 
 from __future__ import annotations
 

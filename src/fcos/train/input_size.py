@@ -1,7 +1,7 @@
 """Choose the input size for objects of some size, and say what it costs in training time.
 
-A detector with stride 8 hardly finds what is smaller than two of its cells after resizing. Larger images cost
-time by their number of pixels.
+A detector with stride 8 detects hardly anything smaller than two of its cells after resizing. Larger images
+cost time in proportion to their pixels.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class InputSize:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a training may take, and what it can do in that time.
+    """How long training may take, and how many images that allows.
 
     Attributes:
         minutes: of the whole training.
@@ -65,7 +65,7 @@ class Budget:
         return TRAINING_SHARE * 60 * self.minutes * self.pixels_per_s / pixels
 
     def describe(self, size: InputSize, num_samples: int) -> str:
-        """How long a training takes, and whether that is enough."""
+        """How long training takes, and whether that is enough."""
         share = num_samples / self.num_images(size.short_side * size.view_size)
         short = "" if num_samples >= self.samples else "; more would help, but does not fit"
         return f"{num_samples:,} samples in about {max(1, round(share * self.minutes))} minutes{short}"
@@ -103,7 +103,7 @@ def choose_size(train: Annotations, preset: str, budget: Budget | None = None) -
         if larger is not None:
             reasons.append(f"{larger} would be better, but takes {(larger / side) ** 2:.1f} x the time")
         else:
-            reasons.append("the images show no more" if side == sharpest else "as large as is affordable")
+            reasons.append("larger would show no more" if side == sharpest else "as large as is affordable")
     finer = side == sharpest and seen < FINER_BELOW
     view = f"longest side, for images of {ratio:.2f} : 1"
     return InputSize(side, round(side * ratio), "; ".join(reasons), view, finer)
@@ -136,7 +136,7 @@ def image_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[
 
 
 def training_speed(preset: str, precision: str, device: str) -> float:
-    """Pixels of resized images per second that a training goes through on this machine, measured.
+    """Pixels of resized images per second in training on this machine, measured.
 
     The network alone, forward and backward: that is nearly all of a training step.
     """

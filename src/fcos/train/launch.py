@@ -61,7 +61,7 @@ def find_launch() -> Launch:
         if num_tasks % machines:
             raise DeviceError(
                 f"srun started {counted(num_tasks, 'process', 'processes')} "
-                f"on {counted(machines, 'machine')}: not equally many on each",
+                f"on {counted(machines, 'machine')}, not the same number on each",
                 where="environment of SLURM",
                 fix="srun --nodes=N --ntasks-per-node=M ...",
             )

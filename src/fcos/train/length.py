@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fcos.config import TrainConfig
 from fcos.terminal import counted
 
-# What may change when a run resumes: the schedule is then laid out anew.
+# What may change when a run resumes: the schedule is then recomputed.
 LENGTH_SETTINGS = ("epochs", "time_limit", "patience")
 FIRST_STEPS = (5, 20)  # after which the time per step is measured; later, whenever a checkpoint is due
 WORTH_A_LINE = 0.05  # a smaller change of the length is not printed
@@ -26,7 +26,7 @@ class Decision(NamedTuple):
     Attributes:
         total_steps: of the whole training; the current step ends it.
         decided_by: "epochs", "time_limit", "patience" or "callback".
-        line: for the user; empty where nothing worth a line has changed.
+        line: for the user; empty if nothing worth a line has changed.
     """
 
     total_steps: int
@@ -35,7 +35,7 @@ class Decision(NamedTuple):
 
 
 class Length:
-    """Decides how long a training is.
+    """Decides how long training is.
 
     Args:
         config: of the run.
@@ -46,7 +46,7 @@ class Length:
             was changed.
 
     Attributes:
-        stop_asked: a callback wants the training to end here.
+        stop_asked: a callback asked to end training here.
     """
 
     def __init__(

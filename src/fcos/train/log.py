@@ -41,7 +41,7 @@ class StepReport(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """What is minimised."""
+        """What is minimized."""
         return sum(self.losses.values())
 
     def numbers(self) -> dict[str, float]:
@@ -178,7 +178,7 @@ def clock(seconds: float) -> str:
 
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """The same items, with a bar that goes away when done; no bar where there is no terminal."""
+    """The same items, with a bar that disappears at the end; no bar without a terminal."""
     console = progress_console()
     return progress.track(
         items, what, total=total, console=console, transient=True, disable=not console.is_terminal

@@ -1,6 +1,6 @@
 """Weights & Biases and MLflow (setting `loggers`), each configured by its own environment variables.
 
-A resumed run goes on in the run of the logger that it began: its id is kept in the run folder.
+A resumed run continues its run in the logger, whose id is kept in the run folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def open_loggers(run: Path, config: TrainConfig) -> list[MetricsWriter]:
 
 
 class WeightsAndBiases:
-    """Logs by a process of its own, which also keeps trying where the network fails.
+    """Logs through a separate process, which also retries if the network fails.
 
     The step is a value like the others: wandb's own never goes back, and a run that was killed repeats some.
     """
@@ -81,7 +81,7 @@ class WeightsAndBiases:
 
 
 class Mlflow:
-    """Logs to the server or store of MLFLOW_TRACKING_URI. A server that fails later ends only the logging."""
+    """Logs to the server or store of MLFLOW_TRACKING_URI. A server that fails later ends logging only."""
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
         from mlflow import MlflowClient, get_tracking_uri
@@ -130,11 +130,15 @@ class Mlflow:
         except MlflowException as error:
             self.client = None
             what = printable(first_line_of(error))
-            print(f"warning: MLflow fails and gets no more metrics: {what}", file=sys.stderr, flush=True)
+            print(
+                f"warning: logging to MLflow failed and is off from now on: {what}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _remembered(run: Path, logger: str, new: Callable[[], str]) -> str:
-    """The id of a run at a logger: that of the former session, or a new one."""
+    """The id of a run in a logger: that of the previous session, or a new one."""
     file = run / f"{logger}_run_id.txt"
     if file.exists():
         return file.read_text(encoding="utf-8").strip()

@@ -106,7 +106,7 @@ class Trainer:
         return min(self.config.epochs, self.state.step * self.config.nbatch_train // self.images_per_epoch)
 
     def steps_of(self, epochs: int) -> int:
-        """Optimizer steps of so many passes over the data."""
+        """Optimizer steps of this many passes over the data."""
         return math.ceil(epochs * self.images_per_epoch / self.config.nbatch_train)
 
     # The loop ---------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class Trainer:
         return state.total_steps != former
 
     def lay_out(self, total_steps: int) -> None:
-        """Lay the schedule out over so many steps."""
+        """Lay the schedule out over this many steps."""
         self.state.total_steps = total_steps
         self.take_step.schedule = build_schedule(self.config, total_steps)
 

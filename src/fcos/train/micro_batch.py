@@ -1,7 +1,7 @@
 """`micro_batch: "auto"`: the largest micro-batch that fits into the memory of a GPU, found by trying.
 
-The batch of an optimizer step stays `nbatch_train`, whatever is found: only its split into forward passes
-changes. What was found is stored in the checkpoint, so that a resumed run rounds as before.
+The batch of an optimizer step stays `nbatch_train`: only its split into forward passes changes. The result is
+stored in the checkpoint, so a resumed run rounds as before.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def peak_memory(config: TrainConfig, fabric: Fabric, train_set: Annotations, mic
 
 
 def take_steps(config: TrainConfig, fabric: Fabric, train_set: Annotations, micro_batch: int) -> None:
-    """Training steps of up to two micro-batches each, with weights of their own, which are thrown away."""
+    """Training steps of up to two micro-batches each, with separate weights, which are thrown away."""
     accumulation = min(2, config.nbatch_train // fabric.world_size // micro_batch)
     card = ModelCard({}, train_set.class_names, train_set.category_ids)
     model = build_model(config, train_set.num_classes)

@@ -36,7 +36,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a step or cosine fall.
+    """Linear warm-up, then step or cosine decay.
 
     Attributes:
         total_steps: of the training.
@@ -64,7 +64,7 @@ class Schedule:
 
 
 def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:
-    """The schedule of a training of so many steps."""
+    """The schedule of this many steps."""
     return Schedule(total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma)
 
 

@@ -1,6 +1,6 @@
-"""What a run tells while it trains: the display, the metrics writers and the user's callbacks.
+"""What a run reports while it trains: the display, the metrics writers and the user's callbacks.
 
-It changes nothing in the training, but for a callback that ends it.
+Nothing here changes the training, except a callback that ends it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fcos.train.writers import MetricsWriter, open_writers
 
 
 class RunOutput:
-    """Tells of a run, on the first process only.
+    """Reports a run, on the first process only.
 
     Args:
         fabric, config, run, state, callbacks: those of the trainer.

@@ -34,8 +34,8 @@ from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, Budget, InputSize
 from fcos.train.throughput import num_cores
 from fcos.weights.everyday import EVERYDAY
 
-MANY_IMAGES = 2000  # from here on flips alone keep a detector from learning its images by heart
-SHARE_HELD_OUT = 0.2  # of the images, where a folder brings no evaluation part
+MANY_IMAGES = 2000  # from here up, flips alone keep a detector from memorizing its images
+SHARE_HELD_OUT = 0.2  # of the images, if a folder has no evaluation split
 SPLIT_SEED = 0
 RARE = 10  # times fewer images than the median class
 LR_BACKBONE = 0.3  # of one that has learned boxes; from ImageNet's weights the preset's 0.1 is better
@@ -52,7 +52,7 @@ class Proposal(NamedTuple):
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a training can use.
+    """What training can use.
 
     Attributes:
         num_cores: processor cores that this process may use.
@@ -89,7 +89,7 @@ def find_hardware() -> Hardware:
 
 
 def budget_of(minutes: float, num_images: int, hardware: Hardware) -> Budget:
-    """What a training on this machine can do in a time, measured in a few seconds."""
+    """How much training fits into a time on this machine, measured in a few seconds."""
     precision = "bf16" if hardware.bf16_is_faster else "fp32"
     device = "cuda" if hardware.num_gpus else "cpu"
     speed = training_speed(preset_for(hardware), precision, device) * max(1, hardware.num_gpus)
@@ -120,7 +120,7 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
     held_out = None
     parts = splits
     trained = "the training split of the folder"
-    kept = f"; {splits.test.source.name} is left for the final test" if splits.test else ""
+    kept = f"; {splits.test.source.name} is kept for the final test" if splits.test else ""
     evaluated = f"its evaluation split{kept}"
     if splits.evaluation is None:
         train, held_out = split_annotations(train, SHARE_HELD_OUT, SPLIT_SEED)
@@ -147,7 +147,7 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
 
 
 def write_split(data: FolderData, split_folder: Path) -> None:
-    """Write a split that was made; nothing where the folder brings its own.
+    """Write a split that was made; nothing if the folder has its own.
 
     As COCO files: the one format that keeps crowds, difficult boxes and category ids.
     """
@@ -171,7 +171,7 @@ def propose(train: Annotations, hardware: Hardware, budget: Budget | None = None
     Args:
         train: the training images.
         hardware: the machine.
-        budget: the time that the training may take; None: as long as it takes.
+        budget: how long training may take; None: as long as it takes.
     """
     preset = preset_for(hardware)
     size = choose_size(train, preset, budget)
@@ -194,10 +194,12 @@ _WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_mobilenetv2": "the small 
 
 def _pretrain(preset: str) -> Iterator[Proposal]:
     if preset == "fcos_mobilenetv2":
-        why = "a start from the detector that comes with fcos learns faster than one from ImageNet weights"
+        why = "training from the detector that comes with fcos is faster than from ImageNet weights"
         yield Proposal("pretrain", EVERYDAY, why)
         yield Proposal(
-            "lr_backbone", LR_BACKBONE, "a share of the learning rate: it has been trained on boxes before"
+            "lr_backbone",
+            LR_BACKBONE,
+            "a lower learning rate: the backbone has already been trained on boxes",
         )
 
 
@@ -205,7 +207,7 @@ def _input_size(size: InputSize) -> Iterator[Proposal]:
     yield Proposal("short_side", size.short_side, size.reason)
     yield Proposal("view_size", size.view_size, size.view_reason)
     if size.finer_level:
-        why = "a level of stride 4: objects this small in images that show no more when enlarged"
+        why = "a level of stride 4, for objects this small in images that show no more when enlarged"
         yield Proposal("strides", FINER_STRIDES, why)
         yield Proposal("regress_ranges", FINER_RANGES, "for these levels")
 
@@ -262,7 +264,7 @@ def usual_epochs(num_images: int, hardware: Hardware) -> int:
 def _length(
     num_images: int, hardware: Hardware, size: InputSize, budget: Budget | None
 ) -> Iterator[Proposal]:
-    """As many epochs as are of use, or as the time allows."""
+    """As many epochs as help, or as the time allows."""
     epochs = usual_epochs(num_images, hardware)
     reason = f"{counted(num_images, 'image')}, {num_images * epochs:,} samples in total"
     if budget is not None:

@@ -58,7 +58,7 @@ from fcos.weights.start import adopt_settings, find_start, load_start
 
 
 class Trained(NamedTuple):
-    """Settings, data and device of a training that finished."""
+    """Settings, data and device of a finished training run."""
 
     config: TrainConfig
     train_set: Annotations
@@ -68,7 +68,7 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What `train` leaves.
+    """The result of `train`.
 
     Attributes:
         folder: of the run.
@@ -288,12 +288,12 @@ def already_finished(folder: Path, config: TrainConfig, checkpoint: dict[str, An
 
 
 def extended(trainer: Trainer, former: Schedule, former_epochs: int) -> str:
-    """Describe how another length changes the learning rate, a function of step and length only."""
+    """Describe how a new length changes the learning rate, a function of step and length only."""
     config, step = trainer.config, trainer.state.step
     before, after = former.factor(max(0, step - 1)), trainer.take_step.schedule.factor(step)
     done = f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}"
     if config.epochs == former_epochs:
-        done = f"the training again has up to {counted(config.epochs, 'epoch')}"
+        done = f"training has up to {counted(config.epochs, 'epoch')} again"
     return (
         f"{done}: learning rate {config.lr_base * before:.3g} in the last step, "
         f"{config.lr_base * after:.3g} in the next"

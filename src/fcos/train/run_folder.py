@@ -55,7 +55,7 @@ def numbered_folders(wanted: Path) -> list[Path]:
 
 
 def is_fresh(folder: Path) -> bool:
-    """Whether nothing is in a folder, or there is none."""
+    """Whether a folder is empty or does not exist."""
     return not folder.exists() or all(entry.name == LOCK_NAME for entry in folder.iterdir())
 
 

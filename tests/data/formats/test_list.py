@@ -170,8 +170,8 @@ def test_the_lists_of_the_seed_are_read_whole(shared, name, num_images, num_boxe
         ("a.jpg 1_0 2 30 40 1", "line 1: '1_0' is not a number"),
         ("a.jpg 1 2 3 4 1e300", "class id and must be a whole number"),
         ("a.jpg 1 2 3 4 4294967296", "4,294,967,296 classes; the limit is 65,536"),
-        ("x" * 2**20 + ".jpg 1 2 3 4 1", "the name of image 1, .* is none that a file can have"),
-        ("a\0.jpg 1 2 3 4 1", "the name of image 1, .* is none that a file can have"),
+        ("x" * 2**20 + ".jpg 1 2 3 4 1", "the name of image 1, .* is not a valid file name"),
+        ("a\0.jpg 1 2 3 4 1", "the name of image 1, .* is not a valid file name"),
     ],
 )
 def test_lines_that_mean_something_else_are_refused(write_list, line, words):

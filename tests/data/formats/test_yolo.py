@@ -235,7 +235,7 @@ def test_of_key_points_the_box_before_them_is_read(dataset, write):
 def test_key_points_that_no_yaml_tells_of_are_not_taken_for_polygons(dataset, write, row):
     write("labels/train/a.txt", row)
 
-    with pytest.raises(DatasetError, match=r"boxes with key points as well as polygons(.|\n)*kpt_shape"):
+    with pytest.raises(DatasetError, match=r"boxes with keypoints or polygons(.|\n)*kpt_shape"):
         yolo.read(dataset)
     write("labels/train/b.txt", "0 0.1 0.1 0.4 0.1 0.4 0.4 0.2 0.5 0.1 0.4")  # can be nothing but a polygon
     assert len(yolo.read(dataset).labels) == 2

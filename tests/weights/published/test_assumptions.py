@@ -55,14 +55,14 @@ def test_the_name_says_whose_imagenet_weights_mmdetection_took(
     assert file.settings["pixel_std"] == ([1.0, 1.0, 1.0] if is_caffe else IMAGENET_STD)
     assert file.settings["pixel_mean"][0] == (122.7717 if is_caffe else 123.675)
     assert file._takes_bgr is is_caffe
-    assert "as its name says" in file.notes[0]
+    assert "judging by its name" in file.notes[0]
 
 
 def test_what_neither_file_nor_name_says_is_asked_for_and_answered(
     rename: Callable[..., Path], tmp_path: Path
 ) -> None:
     path, out = rename("mmdet_r50_caffe", "epoch_12.pth"), tmp_path / "model.safetensors"
-    with pytest.raises(WeightsError, match=r"epoch_12\.pth does not tell how to use it") as caught:
+    with pytest.raises(WeightsError, match=r"epoch_12\.pth does not say how to use it") as caught:
         load_model(path)
     assert "`fcos import epoch_12.pth -o model.safetensors channel_order=bgr`" in caught.value.fix
     stem = open_state(path).tensors["backbone.conv1.weight"]
@@ -104,7 +104,7 @@ def test_towers_without_norm_are_not_the_tricks(rename: Callable[..., Path]) -> 
     loaded = load_model(path)
     assert (loaded.config.head_norm, loaded.config.box_activation) == ("none", "exp")
     assert loaded.config.nms_iou == 0.5
-    assert "taken as the plain one" in loaded.notes[0]
+    assert "read as the plain one" in loaded.notes[0]
 
 
 # The others -----------------------------------------------------------------------------------------------

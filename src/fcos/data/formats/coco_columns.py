@@ -234,7 +234,7 @@ class _Text:
             yield self._piece(decoder)
 
     def _items(self, begin: bytes, end: bytes) -> Iterator[None]:
-        """Steps to each item between two brackets; whoever takes the step reads the item."""
+        """Steps to each item between two brackets; the caller reads the item."""
         self._expect(begin)
         if self._next() != end:
             yield
@@ -270,7 +270,7 @@ class _Text:
             yield from (end.start() + 1 for end in LIST_END.finditer(self.buffer))
 
     def _next(self) -> bytes:
-        """The next character that is no space, left where it is; empty at the end of the file."""
+        """The next non-space character, not consumed; empty at the end of the file."""
         self.buffer = self.buffer.lstrip(SPACES)
         while not self.buffer and not self.at_end:
             self._more(PIECE_BYTES)
@@ -283,7 +283,7 @@ class _Text:
         self.buffer = self.buffer[1:]
 
     def _more(self, size: int) -> None:
-        """Read until so many bytes are in memory, or all."""
+        """Read until this many bytes are in memory, or all."""
         if len(self.buffer) < size and not self.at_end:
             read = self.file.read(size - len(self.buffer))
             self.at_end = not read

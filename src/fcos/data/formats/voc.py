@@ -102,7 +102,7 @@ def _class_names(parsed: Mapping[str, Xml]) -> list[str]:
 
 
 def _unused_images(records: Sequence[Record], stems: Iterable[str]) -> Iterator[str]:
-    """What to tell of images without an xml file that lie beside the others."""
+    """The note on images without an xml file next to the others."""
     used = {Path(os.path.abspath(record.path)) for record in records}
     with_xml = {Path(stem).name for stem in stems}
     beside = [
@@ -256,7 +256,7 @@ def _splits(folder: Path) -> Splits:
     named = {part: file for part, file in named.items() if read_text(file).strip()}
     sources = pick(named, folder)
     annotations = annotation_folder(folder)
-    # ``train`` and ``val`` with folders of their own, or within ``Annotations``
+    # ``train`` and ``val`` with their own folders, or within ``Annotations``
     subfolders = split_folders(folder if annotations is None else annotations)
     if subfolders and not any(sources):
         return arranged("voc", pick(subfolders, folder), whole=Split(folder), name_file=name_file)

@@ -67,7 +67,7 @@ def _parse(content: bytes) -> Element:
         raise ValueError("xml with entities, which VOC does not have")
     try:
         root = ElementTree.fromstring(content)
-    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an encoding that is none
+    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
         raise ValueError(f"not well-formed xml: {error}") from None
     for element in root.iter():
         if isinstance(element.tag, str):  # else a comment

@@ -3,7 +3,7 @@
 Read are: ``data.yaml`` (its ``train`` split; ``data.yaml:val`` for another), darknet's ``obj.data`` and lists
 of images, folders ``images`` with ``labels`` beside it, and folders with txt files beside images. A
 image without a txt file has no boxes. A polygon (segmentation, rotated boxes) becomes its bounding box; of
-key points (``kpt_shape`` in data.yaml) the box before them is read.
+keypoints (``kpt_shape`` in data.yaml) the box before them is read.
 
 Fractions need the size of the image, so the headers of all images are read.
 """
@@ -99,11 +99,11 @@ def label_lines(
 
 @dataclass
 class _Rows:
-    """Reads the rows of label files, and collects what is wrong with them."""
+    """Reads the rows of label files, and collects their problems."""
 
     num_keypoint_values: int | None  # behind the box, as data.yaml says
     faults: Faults = field(default_factory=Faults)
-    may_be_pose: list[bool] = field(default_factory=list)  # whether polygons could be boxes with key points
+    may_be_pose: list[bool] = field(default_factory=list)  # whether polygons could be boxes with keypoints
 
     def read(self, file: Path) -> tuple[list[Sequence[float]], list[int]]:
         """Boxes xyxy as fractions, and class ids."""
@@ -130,9 +130,9 @@ class _Rows:
         )
         if self.may_be_pose and all(self.may_be_pose):
             raise DatasetError(
-                "the rows can be boxes with key points as well as polygons",
+                "the rows may be boxes with keypoints or polygons",
                 where=str(source),
-                fix="if they are key points, state their number and size in data.yaml, for example "
+                fix="if they are keypoints, state their number and size in data.yaml, for example "
                 "kpt_shape: [17, 3]; if they are polygons, convert them to boxes: class cx cy width height",
             )
 
@@ -143,7 +143,7 @@ class _Rows:
             return x - width / 2, y - height / 2, x + width / 2, y + height / 2
         others = "a polygon 6, 8, ...; remove the scores of predictions"
         if self.num_keypoint_values:
-            others = f"with the key points of data.yaml {4 + self.num_keypoint_values}"
+            others = f"with the keypoints of data.yaml {4 + self.num_keypoint_values}"
         if self.num_keypoint_values or count < 6 or count % 2:
             raise ValueError(f"{counted(count, 'number')} after the class, but a box has 4 and {others}")
         numbers = np.array(values)

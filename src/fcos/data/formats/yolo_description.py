@@ -81,7 +81,7 @@ def read_description(file: Path) -> Description:
 
 
 def names_near(folder: Path) -> Description | None:
-    """Class names (and key points) from the folder or the two above it."""
+    """Class names (and keypoints) from the folder or the two above it."""
     for place in (folder, *list(folder.absolute().parents)[:2]):
         try:
             found = _names_in(place)

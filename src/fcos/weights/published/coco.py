@@ -39,7 +39,7 @@ def coco_file() -> Path:
         return path
     try:
         weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # urllib, ssl and torch.hub each raise kinds of their own
+    except Exception as error:  # urllib, ssl and torch.hub each raise their own kinds
         raise WeightsError(
             f"torchvision's COCO weights cannot be downloaded ({type(error).__name__}: {error})",
             where='setting "pretrain": "coco"',

@@ -123,7 +123,7 @@ TORCHVISION = Layout(
         ("head.distances.", "head.regression_head.bbox_reg."),
         ("head.quality.", "head.regression_head.bbox_ctrness."),
     ),
-    # Before 0.13 the pyramid's convolutions were not in a block of their own.
+    # Before 0.13 the pyramid's convolutions were not in separate blocks.
     older=tuple(
         (f"backbone.fpn.{kind}_blocks.{i}.{what}", f"backbone.fpn.{kind}_blocks.{i}.0.{what}")
         for kind in ("inner", "layer")

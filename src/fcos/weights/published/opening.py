@@ -36,7 +36,7 @@ PREFIX_OF_MMCV = "ema_"  # mmcv keeps the other weights so; those with plain nam
 PICKLE_SUFFIXES = (".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt")
 
 ONLY_TENSORS = (
-    "only tensors are loaded, never code. Where you trust this file, write its tensors and settings, in "
+    "only tensors are loaded, never code. If you trust this file, extract its tensors and settings in "
     "an environment that has its library: python -c \"import torch; c = torch.load('in.pth', "
     "map_location='cpu', weights_only=False); m = c.get('meta', {}); "
     "m = {k: m[k] for k in ('CLASSES', 'dataset_meta') if k in m} | "
@@ -45,7 +45,7 @@ ONLY_TENSORS = (
 )
 
 ONLY_ARRAYS = (
-    "only files of torch are read. Where you trust this file, write its arrays, in an environment that has "
+    "only files of torch are read. If you trust this file, extract its arrays in an environment that has "
     "its library: python -c \"import pickle, torch; c = pickle.load(open('in.pkl', 'rb'), encoding='latin1')"
     "; torch.save({k: torch.as_tensor(v) for k, v in c.get('model', c).items()}, 'out.pth')\""
 )
@@ -78,7 +78,7 @@ def is_published(path: Path) -> bool:
         with safe_open(path, framework="pt") as file:
             return "fcos" not in (file.metadata() or {}) and layout_of(file.keys()) is not None
     except (OSError, SafetensorError):
-        return False  # the reader of our own files says what is wrong
+        return False  # the reader of our own files reports what is wrong
 
 
 def open_state(path: Path) -> StateFile:

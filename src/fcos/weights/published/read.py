@@ -179,7 +179,7 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
         taken = profile(layout, backbone["backbone"], tensors, file.about, name, channel_order)
     except Undecided as error:
         raise WeightsError(
-            f"{path.name} does not tell how to use it: {error}",
+            f"{path.name} does not say how to use it: {error}",
             where=str(path),
             fix="restore the file's original name, or convert it to our format first: "
             f"`fcos import {path.name} -o model.safetensors channel_order=bgr` (Caffe), or channel_order=rgb "

@@ -65,7 +65,7 @@ RANGES = [64.0, 128.0, 256.0, 512.0]
 
 
 def backbone_settings(shape: Shape) -> dict[str, Any] | None:
-    """Which ResNet it is; None if it is none that timm has."""
+    """Which ResNet it is; None if timm does not have it."""
     blocks = tuple(
         next((i for i in range(100) if shape(f"backbone.body.layer{stage}.{i}.conv1.weight") is None), 100)
         for stage in (1, 2, 3, 4)
@@ -135,7 +135,7 @@ class Profile(NamedTuple):
 
 
 class Undecided(ValueError):
-    """Neither a file nor its name tells how to use it; the text is a sentence."""
+    """Neither a file nor its name says how to use it; the text is a sentence."""
 
 
 def profile(
@@ -280,13 +280,13 @@ def _mmdetection(
     if states_pixels and stated_style:
         return Profile(settings, not is_rgb, ("read from the configuration in the file",))
     kind = "tricks" if has_tricks else "plain"
-    source = "as channel_order was given" if channel_order else "as its name says"
+    source = "as given by channel_order" if channel_order else "judging by its name"
     found = "its configuration is incomplete" if text else "the file contains no configuration"
     return Profile(
         settings,
         not is_rgb,
         (
-            f"{found}: taken as the {kind} one, as the biases of its towers say, with ImageNet weights of "
+            f"{found}: read as the {kind} one, judging by the biases of its towers, with ImageNet weights of "
             f"{'PyTorch' if style == 'pytorch' else 'Caffe'} (pixels as {'RGB' if is_rgb else 'BGR'} over "
             f"{std[0]:g}), {source}; `fcos import` corrects it with channel_order, "
             "stride_in_1x1, pixel_mean, pixel_std, box_activation, normalize_targets, quality_tower, nms_iou",
