@@ -38,7 +38,7 @@ class OneByOne(nn.Module):
 
 
 def first_layers_one_by_one(backbone: fx.GraphModule) -> nn.Module:
-    """The same network in two parts, or itself where no map of `STRIDE` alone leads from one to the other."""
+    """The same network in two parts, or itself if they are connected by more than one map of `STRIDE`."""
     last = _last_of_first_layers(backbone)
     if last is None:
         return backbone
@@ -50,7 +50,7 @@ def first_layers_one_by_one(backbone: fx.GraphModule) -> nn.Module:
 
 
 def _last_of_first_layers(backbone: fx.GraphModule) -> fx.Node | None:
-    """The first node with a map of `STRIDE` that is the only one, up to it, of which later ones make use."""
+    """The first node with a map of `STRIDE` that is the only one up to it that later nodes use."""
     images = torch.zeros(1, 3, *IMAGE_HW).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         ShapeProp(backbone).propagate(images)

@@ -2,7 +2,7 @@
 
 With fixed statistics and affine weights, batch norm is a factor and a shift for each channel:
 ``norm(conv(x, w)) = conv(x, w * factor) + shift``, with the same gradients. That saves passes over the
-feature maps, so exported files and predictions on GPUs are made this way too.
+feature maps, so exported files and prediction on GPUs use it too.
 
 Worth: a training step takes 1.11 (`fcos_lite0`) to 1.23 times (`fcos_mobilenetv2`) as long without it.
 """

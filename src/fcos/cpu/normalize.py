@@ -13,9 +13,9 @@ from fcos.model.fcos import FCOS
 
 
 class RowwiseFCOS(FCOS):
-    """Normalises whole rows of images in channels-last order.
+    """Normalizes whole rows of images in channels-last order.
 
-    A mean of shape (3, 1, 1) makes PyTorch run a loop of its own for the three values of each pixel.
+    A mean of shape (3, 1, 1) makes PyTorch run a separate loop for the three values of each pixel.
     """
 
     def normalize(

@@ -21,8 +21,8 @@ from fcos.model.frozen_norm import FrozenBatchNorm
 def for_training(model: FCOS) -> FCOS:
     """A twin that trains faster on a CPU: its parameters and buffers are those of `model`, names included.
 
-    Frozen norms are part of the convolutions (`fold`), large convolutions go by Winograd (`winograd`), and
-    what is slow in bfloat16 leaves it.
+    Frozen norms are part of the convolutions (`fold`), large convolutions use Winograd (`winograd`), and
+    what is slow in bfloat16 runs in float32.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin = copy.deepcopy(model, shared)

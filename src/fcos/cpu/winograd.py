@@ -48,9 +48,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def pays(x: Tensor, conv: Any, *, ahead: bool = False) -> bool:
-    """Whether `conv3x3` gives what a convolution (with the shape of an `nn.Conv2d`) gives, and sooner.
+    """Whether `conv3x3` gives the result of a convolution (with the shape of an `nn.Conv2d`), and faster.
 
-    With `ahead` the same of `conv3x3_ahead`.
+    With `ahead` the same for `conv3x3_ahead`.
     """
     if torch.compiler.is_compiling():  # or exporting: sizes may be unknown
         return False

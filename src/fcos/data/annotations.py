@@ -213,10 +213,10 @@ def select(
 
 
 def pack_names(names: Sequence[str], source: Path) -> NDArray[Any]:
-    """File names in an array of fixed width; bytes that are no UTF-8 (old file systems) are kept.
+    """File names in an array of fixed width; bytes that are not UTF-8 (old file systems) are kept.
 
     Raises:
-        DatasetError: a name is no path; one that is very long would make the others as wide.
+        DatasetError: a name is not a path; a very long one would make the others as wide.
     """
     packed = []
     for place, name in enumerate(names, start=1):

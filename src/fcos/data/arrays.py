@@ -1,4 +1,4 @@
-"""Images that programs give as arrays or tensors, as 8-bit RGB; what is not certain to be one is refused."""
+"""Images that programs give as arrays or tensors, as 8-bit RGB; ambiguous ones are rejected."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _as_bytes(image: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
 
 
 def _check_shape(image: NDArray[Any] | Tensor) -> None:
-    """Reject what may not be one image: a guess would sometimes be wrong without notice."""
+    """Reject what may not be an image: a guess would sometimes be silently wrong."""
     shape = tuple(image.shape)
     is_array = isinstance(image, np.ndarray)
     num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0

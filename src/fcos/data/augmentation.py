@@ -86,7 +86,7 @@ def _sometimes(transform: v2.Transform, p: float) -> v2.Transform:
 class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Crop a part of the same shape, anywhere. (RandomIoUCrop of SSD crops harder and costs far more.)
 
-    With a shape of its own, each image would be padded to the widest and the highest of its batch: on BCCD
+    With different shapes, each image would be padded to the widest and highest of its batch: on BCCD
     that was 60 % more pixels.
 
     Args:
@@ -115,7 +115,7 @@ class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has 
 
 
 class RandomTile(RandomCropOfBoxes):
-    """Crop a square tile; most have a random box in them, the others are anywhere.
+    """Crop a square tile; most contain a random box, the others are anywhere.
 
     Args:
         side: pixels; an image that is smaller stays as it is along that side.

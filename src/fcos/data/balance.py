@@ -1,7 +1,7 @@
 """Repeat-factor sampling (LVIS, arXiv 1908.03195): images of rare classes come several times an epoch.
 
 A class in a fraction f of the images has the factor max(1, sqrt(t / f)), an image the largest factor of its
-classes. Fractions are rounded at random, anew in each epoch.
+classes. Fractions are rounded at random in each epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fcos.data.annotations import Annotations
 
 
 def images_per_class(annotations: Annotations) -> NDArray[np.int64]:
-    """In how many images each class has a box to learn."""
+    """Number of images in which each class has a box to learn."""
     pairs = np.unique(np.stack(_images_and_labels(annotations)), axis=1)
     return np.bincount(pairs[1], minlength=annotations.num_classes)
 
@@ -30,7 +30,7 @@ def _images_and_labels(annotations: Annotations) -> tuple[NDArray[np.int64], NDA
 
 
 def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor, " images"] | None:
-    """How often each image is wanted in an epoch, at least once; None where all are wanted once.
+    """How often each image should come in an epoch, at least once; None if all should come once.
 
     They are scaled up so that their sum is a whole number: every epoch has the same length, and the place of
     a position in the stream is known without the epochs before it.
@@ -51,7 +51,7 @@ def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor
 
 
 def epoch_length(factors: Float64[Tensor, " images"]) -> int:
-    """Images of an epoch, counted as often as they come."""
+    """Images of an epoch, counting repeats."""
     return round(float(factors.sum()))
 
 

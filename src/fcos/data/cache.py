@@ -1,7 +1,7 @@
 """A cache of annotations as arrays in the user's cache folder, so that a large file is parsed only once.
 
 A cache file is valid for one path, size and moment of change of the annotation file; one that is not, or is
-damaged (the checksums of the zip tell), is written anew. Deleting the folder costs nothing but time.
+damaged (by the checksums of the zip), is written again. Deleting the folder costs nothing but time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 def cached(
     source: Path, how: dict[str, Any], read: Callable[[], tuple[Arrays, dict[str, Any]]]
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and words made from a file: from the cache where it has them, else by `read`.
+    """Arrays and words made from a file: from the cache if it has them, else by `read`.
 
     Args:
         source: the file.

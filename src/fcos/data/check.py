@@ -148,7 +148,7 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
 
 
 def lack_of_boxes(annotations: Annotations) -> list[Problem]:
-    """The problem of annotations without a box to learn from: most likely their boxes were not understood."""
+    """The problem of annotations without a box to learn from: most likely the boxes were misread."""
     images, boxes = counted(len(annotations), "image"), annotations.boxes_xyxy
     if len(boxes) == 0:
         what = f"{images}, but no boxes (read as format {annotations.format})"

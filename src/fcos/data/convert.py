@@ -42,7 +42,7 @@ def convert(
 ) -> Converted:
     """Read annotations and write them in another format; no box is left out.
 
-    `out` is a file or a folder, as the format has it. Image names in a file are relative to the result's
+    `out` is a file or a folder, depending on the format. Image names in a file are relative to the result's
     `root`; a folder holds the images itself, as links or copies.
     """
     check_output(to, out, copy_images=copy_images)
@@ -73,7 +73,7 @@ def write_annotations(
 
 
 def check_output(to: str, out: Path, *, copy_images: bool = False) -> None:
-    """Refuse a place that the format is not written to, or where something is, before the work is done."""
+    """Reject an output of the wrong kind, or one that exists, before the work."""
     target = format_named(to)
     if target.write is None:
         raise DatasetError(

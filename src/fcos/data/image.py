@@ -125,7 +125,7 @@ def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
 
 
 def _begin_xy(header: Header, reduction: int) -> tuple[int, int]:
-    """What a reduced image has too much at its right and bottom, where turning it upright brings that."""
+    """Where the extra pixels at a reduced image's right and bottom end up when it is turned upright."""
     height, width = header.raw_size_hw
     right, bottom = -width % reduction, -height % reduction
     left = {2: right, 3: right, 6: bottom, 7: bottom}

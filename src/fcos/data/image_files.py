@@ -22,7 +22,7 @@ DOCUMENT_SUFFIXES = frozenset(".pdf .svg .doc .docx .odt .ppt .pptx .odp .xls .x
 
 
 def is_image(name: str | Path) -> bool:
-    """Whether a file name ends as images do."""
+    """Whether a file name has an image suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -33,7 +33,7 @@ def folders_near(start: Path) -> list[Path]:
 
 
 def folders_of(source: Path) -> list[Path]:
-    """Folders that may hold the images of an annotation file: near it, or called like its part.
+    """Folders that may hold the images of an annotation file: near it, or named like its split.
 
     ``annotations/instances_val2017.json`` goes with ``val2017`` beside it, ``train.txt`` with
     ``images/train``.
@@ -84,7 +84,7 @@ class FilesByStem:
         self._folders: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, folder: Path, stem: str) -> list[Path]:
-        """Every file of the folder that is called so: ``cat.jpg`` and ``cat.png`` of ``cat``."""
+        """Every file of the folder with this stem: ``cat.jpg`` and ``cat.png`` for ``cat``."""
         if folder not in self._folders:
             by_stem = self._folders.setdefault(folder, {})
             for name in filter(self.wanted, names_in(folder)):

@@ -1,8 +1,8 @@
-"""Write data sets that a program holds in memory to files: from there on they are like any other.
+"""Write data sets in memory to files: from then on they are like any other.
 
 An item is an image and its target, `{"boxes": xyxy, "labels": ...}`, as torchvision's detectors take them.
 Images are stored uncompressed (BMP), which is read in a third of the time of a JPEG. Files are named by
-their content: the same data are written once, and a run notices when it is resumed with other data.
+their content: the same data are written once, and resuming with other data is noticed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write_items(
     Args:
         data: a list or torch `Dataset` of (image, target), or a `supervision.DetectionDataset`. Images are as
             in `Detector.predict`; those that are given as a path stay where they are.
-        names: of the classes, a list, or a dict by label; "background" at 0 is no class; None: those of
+        names: of the classes, a list, or a dict by label; "background" at 0 is not a class; None: those of
             `data.classes`.
         folder: may hold other data sets.
         track: shows progress: gets an iterable and its length, yields the same.

@@ -1,8 +1,8 @@
 """Build data loaders from settings; the order of the data is a function of (seed, position) only.
 
-A training is one endless stream of positions; position p is image ``epoch_order(seed, p // n)[p % n]``.
+Training is one endless stream of positions; position p is image ``epoch_order(seed, p // n)[p % n]``.
 Step s takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them.
-To resume is to start at another position. (Framework samplers pad the last batch by repeating images, count
+Resuming is starting at another position. (Framework samplers pad the last batch by repeating images, count
 epochs from 0 after a restart, or divide an incomplete window by the wrong number; none of that can happen
 here.)
 """
@@ -128,7 +128,7 @@ def build_loader(
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):
-    """Micro-batches of one device, without end: lists of (image index, position).
+    """Endless micro-batches of one device: lists of (image index, position).
 
     Args:
         is_wide: which images of the training set are wider than high; those of a step are alike, as far as

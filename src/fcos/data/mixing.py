@@ -2,7 +2,7 @@
 
 All three work on images that are augmented and at network size, and keep the size of the first, so a batch
 needs no more padding. They draw from torch's generator, which the data set seeds from (seed, position). None
-of them makes images like those of the user, so the last part of a training is without (YOLOX, 2107.08430).
+of them makes images like the user's, so the last part of training is without (YOLOX, 2107.08430).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Mixing:
     """How many of the training images are mixed.
 
     Attributes:
-        mosaic: share of the images that are made of four.
-        mixup: share that are the mean of two.
-        copy_paste: share with objects of another image pasted in.
+        mosaic: fraction of the images that are mosaics of four.
+        mixup: fraction that are the mean of two.
+        copy_paste: fraction with objects of another image pasted in.
         until: position in the training stream from which on no image is mixed.
         min_area: boxes that become smaller than this are left out, square pixels.
     """
@@ -60,8 +60,8 @@ NO_MIXING = Mixing()
 def mosaic(parts: list[Augmented]) -> Augmented:
     """Four images that meet at a random point, each shrunk by a random factor (YOLOv4, 2004.10934).
 
-    Each touches the point with one corner and is cut off at the border of the first image's size; boxes of
-    which less than a quarter is left are dropped.
+    Each touches the point with one corner and is cut off at the border of the first image's size; boxes
+    with less than a quarter left are dropped.
     """
     height, width = parts[0][0].shape[1:]
     canvas = torch.full_like(parts[0][0], GREY)

@@ -62,7 +62,7 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
 
 
 def check_name(name: object) -> None:
-    """Refuse what cannot be the name of a class, with a ValueError that says why."""
+    """Reject invalid class names, with a ValueError that says why."""
     if not isinstance(name, str):
         raise ValueError(f"the name is {described(name)}, not a text")
     if not name.strip():
@@ -74,7 +74,7 @@ def check_name(name: object) -> None:
 
 
 def check_number_of_classes(number: int, where: str) -> None:
-    """Refuse more classes than any data set has: a slip in one id must not make names by the billion."""
+    """Reject more classes than any data set has: a typo in one id must not create a billion names."""
     if number > MAX_CLASSES:
         raise DatasetError(
             f"{number:,} classes; the limit is {MAX_CLASSES:,}",
@@ -91,7 +91,7 @@ def numbered_names(records: Iterable[Record], first: int, where: str) -> list[st
 
 
 def write_names(names: Sequence[str], out: Path) -> None:
-    """Write a name file as the seed has it: first line ``background``."""
+    """Write a name file in the seed's form: first line ``background``."""
     write_text(out, "\n".join(["background", *names]) + "\n")
 
 

@@ -37,7 +37,7 @@ def whole_number(value: Any) -> int:
 
 
 def named(name: str, reader: Callable[[Any], T], value: Any) -> T:
-    """What a reader makes of a value; its ValueError begins with the name of the value."""
+    """A parsed value; its ValueError begins with the name of the value."""
     try:
         return reader(value)
     except ValueError as error:
@@ -76,19 +76,19 @@ def coordinate(value: Any) -> float:
 
 
 def side(value: Any) -> int | None:
-    """A stated height or width in pixels, which nothing depends on; None for what cannot be one."""
+    """A stated height or width in pixels, which nothing depends on; None if invalid."""
     stated = _lenient(value)
     return int(stated) if 1 <= stated <= MAX_SIDE else None
 
 
 def area(value: Any) -> float:
-    """A stated area; nan for what cannot be one, so that the box's own is taken."""
+    """A stated area; nan if invalid, so that the box's own is used."""
     stated = _lenient(value)
     return stated if 0 <= stated < math.inf else math.nan
 
 
 def described(value: Any) -> str:
-    """A value of JSON in a sentence, short whatever it is."""
+    """A short description of a JSON value, for a sentence."""
     match value:
         case None:
             return "null"

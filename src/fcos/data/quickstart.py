@@ -115,7 +115,7 @@ class Drawn:
 
 
 def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -> None:
-    """Write the data set as anyone would keep one: images, two lists, names, train.json, README.txt.
+    """Write the data set in the usual form: images, two lists, names, train.json, README.txt.
 
     Raises:
         DatasetError: the folder holds something else; nothing is overwritten then.

@@ -1,7 +1,7 @@
 """The metadata of an exported file, as named strings.
 
-The entry "fcos" is all that this package needs to open it; the others say the same as JSON for any other
-program: class names, preprocessing, thresholds.
+The entry "fcos" is all that this package needs to open it; the others are the same as JSON for other
+programs: class names, preprocessing, thresholds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ExportCard:
 
 
 def cannot_open(path: Path, how: str, reason: str, fix: str = GIVE) -> WeightsError:
-    """The error for a file that its library refuses."""
+    """The error for a file that its library rejects."""
     return WeightsError(f"{path.name} cannot be opened {how}: {reason}", where=str(path), fix=fix)
 
 

@@ -31,7 +31,7 @@ class ExportedModel(Backend):
 
     Attributes:
         run: runs its graph.
-        open_run: makes others, for concurrent calls.
+        open_run: makes more of them, for concurrent calls.
         config: the settings of the model.
         export: what the file says about itself.
         path: of the file or folder.

@@ -99,7 +99,7 @@ def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, t
 
 
 def reference_of(loaded: LoadedModel, name: ExportFormat) -> Predictor:
-    """The network on the CPU, to compare a file with: on inputs of one size where the file takes no other."""
+    """The network on the CPU, to compare a file with: on inputs of one size if the file takes no other."""
     model, postprocess = loaded.model.cpu(), build_postprocess(loaded.config)
     backend = TorchBackend(model, postprocess)
     if name == "litert":

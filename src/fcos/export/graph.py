@@ -1,7 +1,7 @@
 """The exported graph: images in, detections out, for any batch size and image size.
 
-It consists of the steps of `FCOS`, `Head`, the points and `PostProcess`. Two of them are done otherwise here,
-since a graph has no loops over as many candidates as there happen to be: choosing the candidates of a level
+It consists of the steps of `FCOS`, `Head`, the points and `PostProcess`. Two of them differ here,
+since a graph cannot loop over a varying number of candidates: choosing the candidates of a level
 (`_candidates`: the same number in every image) and NMS (`_keep`).
 """
 
@@ -125,7 +125,7 @@ class DetectionGraph(nn.Module):
         return Candidates(distances_to_boxes(points[point], distances), scores.gather(1, pair), label)
 
     def _keep(self, found: Candidates) -> Tensor:
-        """Image and place of what NMS and the limit of the image leave, `(M, 2)`."""
+        """Image and place of what NMS and `detections_per_image` leave, `(M, 2)`."""
         rules, most = self.rules, self.rules.detections_per_image
         # Where an image has fewer candidates, a box may hold anything, infinity too.
         boxes = torch.where((found.scores > INVALID)[..., None], found.boxes_xyxy, 0.0)
@@ -162,7 +162,7 @@ def _at_most(most: int, count: Size) -> Size:
     """The smaller number, as a separate size.
 
     Sizes are formulas while a graph is traced, and everything that has a size with a minimum in its formula
-    is slow to trace and to load. A number that comes out of a tensor is just a name.
+    is slow to trace and to load. A number read from a tensor is just a name.
     """
     smaller: Any = torch.scalar_tensor(torch.sym_min(most, count), dtype=torch.int64).item()
     torch._check(smaller >= 1)

@@ -44,7 +44,7 @@ BETWEEN = ("ADD", "PAD", "MAX_POOL_2D")  # convolutions of backbone and pyramid;
 
 
 class Network(NamedTuple):
-    """A `.tflite` file, and what its input is padded with."""
+    """A `.tflite` file, and the value that pads its input."""
 
     content: bytes
     pixel_mean: list[float]

@@ -200,7 +200,7 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
 
 
 def open_session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
-    """A file in onnxruntime, with so many threads; what is not safe to open is refused."""
+    """A file in onnxruntime, with this many threads; unsafe files are rejected."""
     with needs("onnx"):
         import onnx
         import onnxruntime

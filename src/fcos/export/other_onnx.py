@@ -165,7 +165,7 @@ def _layout_of(session: Any, path: Path) -> Layout:
 
 
 def _literal(text: str) -> Any:
-    """A value in Python's notation, as Ultralytics writes it; None if it is none."""
+    """A value in Python's notation, as Ultralytics writes it; None if it is not one."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,7 +1,7 @@
 """Evaluation beyond the twelve COCO metrics: confidence intervals, and where AP is lost.
 
-`analyse` asks hotcoco once for all of it. Two evaluations are made: of everything that was found, which is
-what AP is about, and of what is shown from the best threshold on, which is what a user of the detector sees.
+`analyse` asks hotcoco once for all of it. Two evaluations are made: of all detections, for AP, and of
+those from the best threshold up, which are what a user of the detector sees.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Disagreement:
         found: name of the class that was found.
         there: name of the class that is annotated at this place; None: nothing is.
         num_elsewhere: detections of the class in other images with at least this score.
-        num_right: of those, how many are right.
+        num_right: of those, how many are correct.
     """
 
     image: int
@@ -95,7 +95,7 @@ class Shown:
     """The detections at the threshold, and the result of each image.
 
     Attributes:
-        pairs: which answers which.
+        pairs: which detection matches which object.
         num_right, num_wrong, num_missed: `(images,)`.
         error_counts: of TIDE's kinds.
         disagreements: most trusted first, then by score.
@@ -185,7 +185,7 @@ def analyse(annotations: Annotations, results: Results) -> Analysis:
 def margins_of(annotations: Annotations, results: Results) -> list[float | None]:
     """Half of the 95 % interval of each of COCO's numbers, compared with a detector that finds nothing.
 
-    It takes as long as all of `analyse`; in a thread of its own, hotcoco lets others run.
+    It takes as long as all of `analyse`; in a separate thread, hotcoco lets others run.
     """
     rows = result_array(annotations, results)
     return margins_between(annotations, np.zeros(0, ROW), rows, resamples_for(len(rows)))
@@ -196,7 +196,7 @@ def margins_between(
 ) -> list[float | None]:
     """Half of the 95 % interval of the change of each of COCO's numbers, by hotcoco's paired bootstrap.
 
-    None where too few images hold such an object.
+    None if too few images contain such objects.
     """
     one, other = (match(annotations, rows) for rows in (first, second))
     errors = compare(one, other, n_bootstrap=num_resamples, seed=0)["ci"]

@@ -1,4 +1,4 @@
-"""The setting `device`, checked against what this machine has; results of several devices."""
+"""The setting `device`, checked against this machine; gathering results of several devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def available_devices() -> str:
-    """What is there, in words."""
+    """The devices of this machine, in words."""
     gpus = [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         gpus.append("mps")
@@ -23,7 +23,7 @@ def available_devices() -> str:
 
 
 def choose_device(device: list[int] | str) -> tuple[str, list[int] | int]:
-    """Accelerator and device numbers of a `device` setting, checked against what is there."""
+    """Accelerator and device numbers of a `device` setting, checked against this machine."""
     num_gpus = torch.cuda.device_count()
     if device == "auto":
         if num_gpus:

@@ -40,7 +40,7 @@ def download(
     """The content at an http or https address.
 
     Raises:
-        DatasetError: there is no connection or no such thing, or it is too large or too slow.
+        DatasetError: there is no connection, nothing there, or it is too large or too slow.
     """
     content: Future[bytes] = Future()
 
@@ -112,10 +112,10 @@ def _too_slow(max_s: float) -> TimeoutError:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To the web only: urllib would go on to ftp."""
+    """To http and https only: urllib would follow ftp too."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """As usual; what comes with the redirect is not read, however much it is."""
+        """As usual, without reading the body of the redirect, which may be large."""
         fp.close()
         scheme = urlsplit(newurl).scheme
         if scheme not in ("http", "https"):

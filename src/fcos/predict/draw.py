@@ -57,7 +57,7 @@ def draw_boxes(
         boxes_xyxy: `(N, 4)` xyxy, pixels of `image`; tensor, array or list.
         labels: `(N,)` 0-based, index into `class_names`.
         class_names: names in any script that the fonts of this machine have.
-        scores: `(N,)`, written behind the names; the best is drawn last, on top.
+        scores: `(N,)`, written after the names; the best is drawn last, on top.
         track_ids: `(N,)`, written before the names; -1: none.
     """
     drawn = image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Predicting images: what `detections.json` says of each, its crops, and where drawn copies go."""
+"""Predicting images: what `detections.json` says about each, its crops, and where drawn copies go."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def predict_images(
 
 
 def check_crops(out: Path) -> None:
-    """Refuse to mix crops with those of an earlier call, before the work."""
+    """Reject existing crops of an earlier call, before the work."""
     if (out / CROPS).exists():
         raise OutputError(
             "there are crops of an earlier call here",

@@ -21,10 +21,10 @@ def labels_path(out: Path, format: str) -> Path:
 
 
 def check_labels(sources: Sequence[Source], format: str, out: Path) -> None:
-    """Refuse before the work what could not be written after it.
+    """Reject before the work what could not be written after it.
 
     Raises:
-        DatasetError: a source is no image file, labels are there already, or images have names that the
+        DatasetError: a source is not an image file, labels exist already, or images have names that the
             format cannot hold.
     """
     other = next((source for source in sources if source.path is None or source.kind != "image"), None)

@@ -1,4 +1,4 @@
-"""Frames of a live stream (RTSP, HTTP): the newest one each time, and over broken connections."""
+"""Frames of a live stream (RTSP, HTTP): always the newest one, reconnecting as needed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STOP_CHECK_S = 0.5
 class LiveReader:
     """An open stream, with the attributes of a `VideoReader`; no sound.
 
-    A thread receives all frames. Those that come while the caller is busy are skipped: a network that is
-    slower than the stream would otherwise fall ever further behind. Times are those of arrival, so they
-    continue over a new connection.
+    A thread receives all frames. Those that arrive while the caller is busy are skipped: a network slower
+    than the stream would otherwise fall further and further behind. Times are those of arrival, so they
+    continue after reconnecting.
 
     Args:
         address: of the stream.

@@ -61,7 +61,7 @@ class Pipeline:
     """A backend with its preprocessing and class names: groups of images to their detections.
 
     Attributes:
-        config: the settings that the model file carries.
+        config: the settings in the model file.
         class_names: of each label, without background.
         category_ids: of each label, as in the data that the model was trained on.
         threshold: default minimum score (best F1 on the evaluation data).
@@ -99,7 +99,7 @@ class Pipeline:
         return detector
 
     def read(self, image: ImageLike, color: Color = "rgb") -> Tensor | LargeImage:
-        """What `predict` makes of an image before the network sees it: its pixels, or a large file.
+        """The input of `predict` for an image: its pixels, or a large file.
 
         Raises:
             DatasetError: it cannot be read.
@@ -187,7 +187,7 @@ class Backend(ABC):
     Attributes:
         device: where it computes.
         batch_size: default number of images of one forward pass.
-        group_size: default number of images that are taken together.
+        group_size: default number of images that are processed together.
     """
 
     device: torch.device
@@ -233,7 +233,7 @@ class TorchBackend(Backend):
     """Runs the network itself.
 
     Args:
-        model: later changes of it may not reach this.
+        model: later changes to it may have no effect here.
         postprocess: output to detections, such as a `PostProcess`, or its `candidates`.
     """
 
@@ -262,7 +262,7 @@ class TorchBackend(Backend):
 
     @property
     def side_by_side(self) -> TorchBackend:
-        """Itself, with its network made: several threads would make it several times."""
+        """Itself, with its network created: several threads would create it several times."""
         self.fastest  # noqa: B018
         return self
 

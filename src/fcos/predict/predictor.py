@@ -36,7 +36,7 @@ P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it functi
 
 
 class Predictor(Pipeline):
-    """A pipeline with what users call: images in any form, and options of each call."""
+    """A pipeline with the methods that users call: images in any form, and options per call."""
 
     @classmethod
     def of(cls: type[P], loaded: LoadedModel, device: torch.device) -> P:
@@ -113,7 +113,7 @@ class Predictor(Pipeline):
                 with one channel or none, or have a fourth channel, which is dropped; with four dimensions
                 they are a batch. Paths and PIL images are rotated upright by their EXIF.
             score_threshold: minimum score of a detection; None: the model's own `threshold`; 0: everything
-                that the evaluation counts.
+                that evaluation counts.
             batch_size: images per forward pass; None: 8 on a GPU; on a CPU, where large images gain
                 nothing, up to 4 small ones. Only images of one padded size share a pass, so that each gets
                 the detections that it gets alone.

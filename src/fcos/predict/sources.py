@@ -70,12 +70,12 @@ def read_picture(source: Source) -> Tensor:
 
 
 def is_address(word: str) -> bool:
-    """Whether a word is an address of the web."""
+    """Whether a word is a URL."""
     return word.lower().startswith(("http://", "https://"))
 
 
 def is_source(word: str) -> bool:
-    """Whether a word is a source by its looks: an address, a camera, a folder, a pattern, or a suffix."""
+    """Whether a word looks like a source: an address, a camera, a folder, a pattern, or a suffix."""
     known = word == STANDARD_INPUT or is_address(word) or word.isdecimal() or glob.has_magic(word)
     return known or os.path.isdir(word) or is_image(word) or _is_video(Path(word))
 
@@ -85,7 +85,7 @@ def find_sources(words: Iterable[str], out: Path, *, streams: bool = False) -> l
 
     Args:
         words: as typed.
-        out: the output folder: what an earlier call drew there is no source.
+        out: the output folder: images that an earlier call drew there are not sources.
         streams: every address is a live stream.
 
     Raises:
@@ -159,7 +159,7 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
 
 
 def _of_file(path: Path, out: Path) -> Iterator[Source]:
-    """A file that was asked for by name, whatever its suffix."""
+    """A file that was named explicitly, with any suffix."""
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
         yield _by_suffix(path, Path(path.name))
@@ -267,7 +267,7 @@ def _decoded(content: bytes, where: str) -> str:
 
 
 def real_path(path: Path) -> Path:
-    """Where links lead, as far as they lead somewhere; unlike `Path.resolve` it takes any name."""
+    """The target of links, as far as they resolve; unlike `Path.resolve`, for any name."""
     try:
         return Path(os.path.realpath(path))
     except ValueError:  # a zero byte
@@ -297,7 +297,7 @@ def _image_format(file: Path | io.BytesIO) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file begins as text does; a name that is no Unicode is text too."""
+    """Whether a file begins like text; names that are not Unicode count as text."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     return not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head)

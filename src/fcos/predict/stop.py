@@ -15,7 +15,7 @@ class StopSignal:
     """While entered, signals are noted instead of ending the process.
 
     Args:
-        announce: tell the user that the signal was heard (one process of several does).
+        announce: tell the user that the signal arrived (one process of several does).
         after: what is finished first.
 
     Attributes:

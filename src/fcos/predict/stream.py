@@ -1,7 +1,7 @@
 """Predicting many images: reading, the network and the use of the detections overlap.
 
-On a CPU several images are predicted at once, each on its share of the cores: two cores are slower together
-on one image than each on its own. As many threads again read and draw in the meantime, also while a GPU
+On a CPU several images are predicted at once, each on its share of the cores: two cores together on one image
+are slower than each on its own image. As many threads again read and draw in the meantime, also while a GPU
 computes. For many images processes do the same: they share no interpreter lock.
 """
 
@@ -42,7 +42,7 @@ def predict_each(
     batch_size: int | None = None,
     num_processes: int = 1,
 ) -> Iterator[Result | DatasetError]:
-    """What `then` makes of the detections of each source, in order.
+    """The results of `then` for the detections of each source, in order.
 
     Args:
         detector: predicts several images at once where that is faster.

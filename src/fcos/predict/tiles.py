@@ -113,7 +113,7 @@ def detect_in_views(
         postprocess: the model's; its limit of detections is that of a tile, not of an image with tiles.
         mirrors: test-time augmentation mirrors; not for text.
         batch_size: views of one size that are predicted together.
-        score_threshold: minimum score; what is below it removes nothing else.
+        score_threshold: minimum score; lower ones do not remove others.
     """
     found: list[Found] = []
     remaining = parts_of(image, views, transform.longest_side)
@@ -152,7 +152,7 @@ def parts_of(image: Tensor | LargeImage, views: Views, longest_side: int) -> Ite
 
     Args:
         image: as in `detect_in_views`.
-        views: what is asked for.
+        views: the requested ones.
         longest_side: pixels; the whole of a file that is read in strips is reduced to twice this, or more.
     """
     height, width = image.size_hw if isinstance(image, LargeImage) else image.shape[1:]

@@ -67,7 +67,7 @@ class VideoReader:
         num_frames: as the file says; None: unknown.
         audio: its sound.
         num_damaged: frames and parts that were not decoded, or not in full.
-        problem: why the last call of `frames` ended before the end that the file announces; "" if it did not.
+        problem: why the last call of `frames` ended before the stated end of the file; "" if it did not.
 
     Raises:
         DatasetError: it cannot be opened, or holds no video.
@@ -191,5 +191,5 @@ def import_av() -> Any:
 
 
 def _words(error: Exception) -> str:
-    """What ffmpeg says, without its number and the file's name."""
+    """ffmpeg's message, without its number and the file's name."""
     return str(getattr(error, "strerror", None) or error)

@@ -60,7 +60,7 @@ class VideoWriter:
         self._container.mux(self._video.encode(image))
 
     def write_audio(self, packet: Packet) -> None:
-        """A part of the sound, as it is in the original where mp4 can hold it."""
+        """A part of the sound, unchanged if mp4 supports its codec."""
         if not self._is_open:
             self._early.append(packet)
             return
@@ -76,7 +76,7 @@ class VideoWriter:
             self.num_lost_audio += 1
 
     def close(self) -> None:
-        """Write what the encoders still hold, and the index."""
+        """Flush the encoders, and write the index."""
         if self._is_open:
             self._container.mux(self._video.encode())
             for out, is_copied in self._audio.values():

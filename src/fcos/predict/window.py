@@ -12,7 +12,7 @@ SHARE_OF_SCREEN = 0.9
 
 
 class Window:
-    """A window until its user closes it, for the main thread; an `FcosError` where no screen or no Tk is."""
+    """A window until the user closes it, in the main thread; `FcosError` without a screen or Tk."""
 
     def __init__(self) -> None:
         try:
@@ -52,7 +52,7 @@ class Window:
             self._root.update()
 
     def close(self) -> None:
-        """What its user does, or the end of the command."""
+        """Called when the user closes it, or at the end of the command."""
         if self.is_open:
             self.is_open = False
             self._root.destroy()

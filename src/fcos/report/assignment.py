@@ -54,14 +54,14 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Level:
-    """What a level learns, and what it says.
+    """What a level learns and predicts.
 
     Attributes:
         range: which distances it regresses, in words.
         num_objects: that it learns.
         learned: positive points; opacity is centerness, colours are those of the objects.
         said: points with a score; opacity is the score, colours are those of the classes.
-        quality: centerness (or expected IoU) everywhere, where the detector says something.
+        quality: centerness (or predicted IoU) at every point, if there is a detector.
     """
 
     name: str

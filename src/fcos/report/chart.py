@@ -40,7 +40,7 @@ class Chart:
 
     Attributes:
         x_ticks, y_ticks: places along the axis, in SVG units, with their texts.
-        reach: how near to a point the mouse must be to make it speak.
+        reach: how near to a point the mouse must be to show its tooltip.
     """
 
     title: str

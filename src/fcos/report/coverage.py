@@ -1,7 +1,7 @@
 """The report's section on objects without a positive point; for the training set, cached in `coverage.json`.
 
-The training set decides what can be learned, and only the training has it at hand: `fcos report` does not
-read it again.
+The training set decides what can be learned, and only training reads it: `fcos report` does not read it
+again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def keep_coverage(run: Path, train_set: Annotations, config: TrainConfig) -> Non
 
 
 def read_coverage(run: Path) -> CoverageFacts | None:
-    """Of the training set of a run; None where that was not kept.
+    """Of the training set of a run; None if it was not kept.
 
     Raises:
         DatasetError: it is damaged.

@@ -32,7 +32,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     A run that was killed and resumed repeats the steps since its last checkpoint: the later line counts.
 
     Raises:
-        DatasetError: there is no such file, or a line of it is not JSON or not a training's.
+        DatasetError: there is no such file, or a line of it is not JSON or not written by training.
     """
     file = Path(run) / "metrics.jsonl"
     if not file.is_file():
@@ -59,7 +59,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a line has what every line of a training has, and what was measured if it says so."""
+    """Whether a line has the keys of every line, and the metrics if it is an evaluation."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
         return False
     numbers = ("step", "epoch", "map_mean") if entry["kind"] == "eval" else ("step", "epoch")

@@ -1,6 +1,6 @@
 """Images in a page: small JPEGs with boxes drawn over them, and crops.
 
-The boxes are SVG, so that a page can hide them by score, and say more where the mouse is.
+The boxes are SVG, so a page can hide them by score and give them tooltips.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Box:
 
     Attributes:
         text: the label.
-        title: what it says where the mouse is.
+        title: its tooltip.
         text_x, text_y: where the label's baseline begins (`with_labels`).
         score: of a detection; None for ground truth.
         found_with: score of the detection that matches this object, -1 if none does; None for detections, and
             for objects that the evaluation does not count.
-        is_wrong: a detection that answers no object.
+        is_wrong: a detection that matches no object.
         is_ignored: a detection that the evaluation does not count.
     """
 
@@ -82,7 +82,7 @@ class Example:
         threshold: from which its detections are shown.
         caption: what the image shows.
         notes: more of it, a line each.
-        tags: by which the page can choose it.
+        tags: for the filters of the page.
     """
 
     key: str

@@ -60,7 +60,7 @@ def write_report(
         annotations: of the evaluation, with sizes as the data check leaves them; of the training where
             nothing was measured.
         results: detections of the best model, as `metrics.coco.evaluate_detections` takes it; None:
-            nothing was measured, and the page is about the training alone.
+            nothing was measured, and the page is about training only.
         cards: of the data sets; None: those of data.json in the run folder.
         out: the file to write; None: report.html in the run folder.
         max_images: examples to show.
@@ -174,7 +174,7 @@ def _measured(
     config: TrainConfig,
     max_images: int,
 ) -> dict[str, Any]:
-    """All that an evaluation says."""
+    """Everything from an evaluation."""
     # Resampling takes about as long as all the rest.
     with ThreadPoolExecutor(1) as resampling:
         margins = resampling.submit(margins_of, annotations, results)
@@ -226,7 +226,7 @@ def _numbers(annotations: Annotations, analysis: Analysis, margins: Sequence[flo
 
 
 def _images(examples: Sequence[Example], misses: Sequence[Miss], num_images: int) -> dict[str, Any]:
-    """The examples, and by which tags the page can choose them."""
+    """The examples, and the tags by which the page filters them."""
     by_tag: dict[str, list[str]] = {"all": [example.key for example in examples]}
     for example in examples:
         for tag in example.tags:

@@ -26,7 +26,7 @@ class FinishedRun:
     Attributes:
         annotations: of the evaluation, with the labels of the model; of the training where the run measured
             nothing.
-        results: what its best model found in them, as in a COCO results file; None: it measured nothing.
+        results: what its best model found in them, as in a COCO results file; None: nothing was measured.
         cards: of its data sets, training first.
     """
 
@@ -41,7 +41,7 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a run folder and the annotations that it was measured on.
 
     Raises:
-        ConfigError: it is no run folder.
+        ConfigError: it is not a run folder.
         DatasetError: there are no results.
     """
     config_file = folder / "config.json"
@@ -98,7 +98,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def _usable(
     source: str, root: str, config: TrainConfig, card: DataSummary | None
 ) -> tuple[Annotations, CheckReport]:
-    """What the training read from a list, without what it left out."""
+    """What training read from a list, without what it left out."""
     annotations = read_set(config, source, root)
     # The training has decoded all pixels; only where it left some out is it to be found again which.
     left_some_out = card is None or card.num_problems != 0

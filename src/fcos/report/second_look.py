@@ -24,7 +24,7 @@ MAX_SECONDS = 3.0  # a large network on a CPU predicts fewer images
 
 
 def second_look(run: Path, device: torch.device) -> SecondLook | None:
-    """The model of a run folder; None where it kept no model file."""
+    """The model of a run folder; None if it has no model file."""
     try:
         model_file_of(run)
     except WeightsError:

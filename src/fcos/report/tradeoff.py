@@ -71,10 +71,10 @@ def measure(
     annotations: Annotations,
     on_image: Callable[[int], None] = lambda num_images: None,
 ) -> list[Measured]:
-    """Every candidate on every image, in turn, so that what else the machine does falls on all of them.
+    """Every candidate on every image, in turn, so other work on the machine slows all of them.
 
-    A turn is a few images, before which the first is predicted untimed: the threads of the runtime whose turn
-    it was still wait busily for work, and would take the cores (74 instead of 29 ms after an ONNX file).
+    A turn is a few images, before which the first is predicted untimed: the threads of the previous runtime
+    still spin, and would take the cores (74 instead of 29 ms after an ONNX file).
 
     Args:
         candidates: classes are matched by name.
@@ -119,7 +119,7 @@ def measure(
 
 
 def marked(rows: Sequence[Measured]) -> list[Measured]:
-    """Fastest first, those marked that are more accurate than every faster one."""
+    """Fastest first; those more accurate than every faster one are marked."""
     ordered, most = [], -np.inf
     for row in sorted(rows, key=lambda row: (row.latency_ms, -row.metrics.map_mean)):
         is_best = row.metrics.map_mean > most

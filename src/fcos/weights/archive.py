@@ -27,7 +27,7 @@ MAX_JSON_BYTES = 16 * 2**20  # of what a model file says about itself
 
 
 class UnsafeFileError(ValueError):
-    """Why a file is refused, in words that follow "cannot be read: "."""
+    """Why a file is rejected, in words that follow "cannot be read: "."""
 
 
 def parse_json(text: str | bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:

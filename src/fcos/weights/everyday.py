@@ -1,7 +1,7 @@
 """The everyday detector: weights that come with the package, for 20 kinds of everyday objects.
 
-They detect on the user's own images at once, and are a better start for training than ImageNet weights.
-docs/everyday.md is their model card; `benchmarks/everyday.py` makes them.
+It works on the user's own images at once, and is a better start for training than ImageNet weights.
+docs/everyday.md is its model card; `benchmarks/everyday.py` trains it.
 """
 
 from __future__ import annotations

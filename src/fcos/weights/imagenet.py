@@ -39,7 +39,7 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> 
     Args:
         backbone: changed in place.
         name: its timm name.
-        source: a file; or True or "imagenet": a pip package if one has them, else timm's download.
+        source: a file; or True or "imagenet": a pip package that has them, else timm's download.
 
     Returns:
         Where the weights came from, for the log.
@@ -125,9 +125,9 @@ def _timm_download(name: str) -> nn.Module:
 
 
 def _check_hub(name: str) -> None:
-    """Fail at once where a download is needed and the hub cannot be reached: its own retries take a minute.
+    """Fail at once if a download is needed and the hub cannot be reached: its own retries take a minute.
 
-    The hub's session is asked, so that proxies, certificates, HF_ENDPOINT and HF_HUB_OFFLINE are heeded.
+    Uses the hub's session, so proxies, certificates, HF_ENDPOINT and HF_HUB_OFFLINE apply.
     """
     known = timm.models.get_pretrained_cfg(name)
     if not known or not known.hf_hub_id:

@@ -34,8 +34,8 @@ def import_model(
     Args:
         source: what `load_model` takes.
         output: the file to write.
-        changes: `key=value`, where the file was trained with another configuration than its authors'; besides
-            settings `channel_order=rgb` or `bgr`, which its network takes.
+        changes: `key=value`, if the file was trained with another configuration than its authors'; besides
+            settings also `channel_order=rgb` or `bgr`, the order that its network takes.
         class_names: of the outputs, if the file does not contain them.
         overwrite: replace an existing file.
     """

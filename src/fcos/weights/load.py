@@ -93,7 +93,7 @@ def format_of(path: Path) -> ExportFormat | None:
 
 
 def is_model(word: str) -> bool:
-    """Whether a word names a model by its looks: a run folder, a suffix, or the everyday detector."""
+    """Whether a word looks like a model: a run folder, a suffix, or the everyday detector."""
     path = Path(word)
     in_folder = any((path / name).is_file() for name in (*MODELS_OF_A_RUN, "config.json"))
     return (
@@ -125,7 +125,7 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
 
     Args:
         source: of the model; "everyday" is the one that comes with the package.
-        channel_order: of the pixels that the network takes, if the file does not say so or says it wrongly.
+        channel_order: of the pixels that the network takes, if the file does not say so, or wrongly.
 
     Raises:
         WeightsError: it cannot be read, does not fit its card, or would have to run code.
@@ -211,9 +211,9 @@ def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
 
 
 def settings_of(config: TrainConfig) -> dict[str, object]:
-    """The settings that a model file carries; `LATER_SETTINGS` where they are not the default.
+    """The settings for a model file; `LATER_SETTINGS` only if they are not the default.
 
-    So versions that do not know these open all other files.
+    So older versions still open all other files.
     """
     return {
         key: value

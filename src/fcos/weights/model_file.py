@@ -85,7 +85,7 @@ class ModelCard:
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write a model file, whole or not at all."""
+    """Write a model file, completely or not at all."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata = {"fcos": json.dumps(asdict(card))}
     with written(path) as partial:
@@ -230,7 +230,7 @@ def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
 
 
 def missing_or_other_shape(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the wanted tensors among those of a file."""
+    """Problems of the wanted tensors among those of a file."""
     missing = [f"missing: {key}" for key in wanted if key not in tensors]
     return missing + [
         f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"

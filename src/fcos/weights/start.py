@@ -60,7 +60,7 @@ def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig
 def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> list[str]:
     """Put a detector's weights into a model of other classes; returns the classes that both know.
 
-    The outputs of those classes are copied by name; the others keep their fresh weights, as does a quality
+    The outputs of those classes are copied by name; the others keep their initial weights, as does a quality
     branch that the detector does not have.
     """
     fresh, tensors = model.state_dict(), dict(start.model.state_dict())
@@ -80,7 +80,7 @@ def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> l
 
 
 def _with_finer_level(tensors: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a detector with one level more before its finest, whose layers are fresh."""
+    """The tensors of a detector with one more level before its finest, whose layers are new."""
     shifted = {}
     for key, tensor in tensors.items():
         part, _, rest = key.removeprefix("pyramid.").partition(".")

@@ -1,4 +1,4 @@
-"""COCO's classes, and torchvision's COCO weights of FCOS with ResNet-50, as torchvision has them."""
+"""COCO's classes, and torchvision's COCO weights of FCOS with ResNet-50."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The names of our tensors in five other code bases.
 
 A layout turns the name of one of our tensors into theirs, by replacing beginnings (or other parts) one after
-the other. All of them share their towers' numbering with us (convolution, norm, ReLU), but MMDetection.
+the other. All but MMDetection number their towers as we do (convolution, norm, ReLU).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Layout:
         return _replace(name, self.names)
 
     def modernise(self, name: str) -> str:
-        """Their present name of a tensor in an older file."""
+        """Their current name of a tensor in an older file."""
         return _replace(name, self.older)
 
 
@@ -173,6 +173,6 @@ LAYOUTS = (ADELAIDET, DETECTRON2, OFFICIAL, MMDETECTION, TORCHVISION)
 
 
 def layout_of(names: Iterable[str]) -> Layout | None:
-    """The code base that names tensors so, or None."""
+    """The code base with these tensor names, or None."""
     there = list(names)
     return next((layout for layout in LAYOUTS if any(key.startswith(layout.sign) for key in there)), None)

@@ -57,8 +57,8 @@ class StateFile:
 
     Attributes:
         tensors: by name, without the names of wrappers.
-        about: what else stands beside them (epoch, optimizer, meta, ...).
-        notes: which of several weights were taken, in sentences.
+        about: the other entries (epoch, optimizer, meta, ...).
+        notes: which of several sets of weights were used, in sentences.
     """
 
     tensors: dict[str, Tensor]
@@ -85,7 +85,7 @@ def open_state(path: Path) -> StateFile:
     """The tensors of a `.pth`, `.pkl` or `.safetensors` file.
 
     Raises:
-        WeightsError: no such file, damaged, no weights in it, or a pickle that wants to run code.
+        WeightsError: no such file, damaged, no weights in it, or a pickle that would run code.
     """
     content: Mapping[Any, Any] = load_without_code(path)
     about, taken = dict[str, Any](), list[str]()

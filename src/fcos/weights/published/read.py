@@ -71,7 +71,7 @@ class Published:
         settings: ours, that make the network and use it as its authors do.
         class_names: of each output.
         category_ids: of each output, as their results files have it.
-        notes: what was assumed or left aside, in sentences.
+        notes: what was assumed or ignored, in sentences.
         path: of the file.
     """
 
@@ -144,11 +144,11 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
 
     Args:
         path: of the file.
-        channel_order: of the pixels that its network takes, where the file or its name does not say so.
+        channel_order: of the pixels that its network takes, if neither the file nor its name says so.
 
     Raises:
-        WeightsError: the file cannot be opened without running code, is of no known code base, lacks what its
-            network is read from, or does not say what its network takes.
+        WeightsError: the file cannot be opened without running code, is of an unknown code base, lacks what
+            its network is inferred from, or does not say what its network takes.
     """
     file = open_state(path)
     layout = find_layout(file, path)

@@ -1,9 +1,9 @@
 """How a published weight file is to be used, as our settings (the decode profile).
 
-Much of it stands in no file: it is what the code base does, or its default configuration. What can be read
+Much of it is in no file: it is what the code base does, or its default configuration. What can be read
 is read: widths and depths from shapes, MMDetection's configuration from the text that its files carry, pixel
-mean and std where they are stored. Where two configurations leave equal files, the name of the file decides,
-as its authors gave it; `fcos info` says what was taken.
+mean and std where they are stored. Where two configurations give equal files, the original file name decides;
+`fcos info` says which was used.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def has_bottlenecks(backbone: str) -> bool:
 def is_first_version(name: str) -> bool:
     """Whether a file of the official code has the name of a model of the first paper.
 
-    Nothing in the file tells: FCOS_R_50_FPN_1x.pth has the tensors of FCOS_imprv_R_50_FPN_1x.pth.
+    Nothing in the file shows it: FCOS_R_50_FPN_1x.pth has the tensors of FCOS_imprv_R_50_FPN_1x.pth.
     """
     lower = name.lower()
     return "imprv" not in lower and re.match(r"fcos_(syncbn_)?(bs\d+_)?(r|x|mnv2)_", lower) is not None
@@ -235,7 +235,7 @@ def _mmdetection(
 ) -> Profile:
     """MMDetection has two recipes (the paper's and "tricks") and two kinds of ImageNet weights.
 
-    Their configuration says both. Where a file carries none, the biases of the towers show the recipe (only
+    Their configuration says both. If a file has none, the biases of the towers show the recipe (only
     the "tricks" have them before group norm); the kind is in the names that MMDetection gives to its files.
     """
     settings = IMPROVED | ({} if has_tricks else {**FIRST_VERSION, "nms_iou": 0.5})
