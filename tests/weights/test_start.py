@@ -153,7 +153,7 @@ def test_a_training_goes_on_from_a_published_file(
     (tmp_path / "train.json").write_text(json.dumps(settings))
     run = train(load_config(tmp_path / "train.json", [f"run_folder={tmp_path / 'run'}"]))
     said = capsys.readouterr().err
-    assert "settings of state_dict.pth: " in said
+    assert "settings adopted from state_dict.pth: " in said
     assert "detector: weights of " in said
     trained, start = load_model(run.folder / "last.safetensors"), load_model(vectors(name) / "state_dict.pth")
     assert trained.card.class_names == ("box",)

@@ -134,7 +134,7 @@ def adopt_start(config: TrainConfig, fabric: Fabric) -> tuple[TrainConfig, Loade
         return config, None
     config, changes = adopt_settings(config, start)
     if changes:
-        say(fabric, f"settings of {start.path.name}: {', '.join(changes)}")
+        say(fabric, f"settings adopted from {start.path.name}: {', '.join(changes)}")
     return config, start
 
 
