@@ -125,22 +125,30 @@ def relative_name(path: Path, root: Path | None) -> str:
     return absolute.as_posix()
 
 
-def unique_stems(annotations: Annotations, root: Path | None = None) -> list[PurePosixPath]:
+def unique_stems(
+    annotations: Annotations, root: Path | None = None, *, without: str = ""
+) -> list[PurePosixPath]:
     """Each image's name below `root`, checked to be unique without its suffix.
 
     VOC and YOLO tie an image to its annotation file by that name, so ``a.jpg`` and ``a.png`` cannot both be.
+    Folders called `without` are left out of the name.
     """
     root = root if root is not None else common_root(annotations)
     names: list[PurePosixPath] = []
     first_of: dict[PurePosixPath, Path] = {}
     faults = Faults()
     for record in annotations:
-        name = PurePosixPath(relative_name(record.path, root).lstrip("/"))
+        *folders, file_name = PurePosixPath(relative_name(record.path, root).lstrip("/")).parts
+        name = PurePosixPath(*(part for part in folders if part.lower() != without), file_name)
         first = first_of.setdefault(name.with_suffix(""), record.path)
         if first is not record.path:
             faults.add(record.where, f"'{record.path}' would share its annotation file with '{first}'")
         if any(map(is_hidden, name.parts)):
             faults.add(record.where, f"'{record.path}' is hidden, and would not be found again")
+        elif not is_image(file_name):
+            faults.add(
+                record.where, f"'{record.path}' has no suffix of an image, and would not be found again"
+            )
         names.append(name)
     faults.raise_any(
         "image", "cannot be matched to an annotation file", "rename the images, or remove duplicates"

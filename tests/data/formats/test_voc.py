@@ -119,6 +119,15 @@ def test_a_size_of_zero_is_unknown(tmp_path):
     assert voc.read(tmp_path)[0].size_hw is None
 
 
+@pytest.mark.parametrize("names", ["photo 1\nphoto 0\n", "photo\nphoto 1\n"])
+def test_names_that_end_like_a_flag_stay_whole(write_xml, tmp_path, names):
+    for name in ("photo", "photo 0", "photo 1"):
+        write_xml(name, xml_object("cat", 1, 2, 3, 4))
+    (tmp_path / "split.txt").write_text(names)
+
+    assert [record.path.stem for record in voc.read(tmp_path / "split.txt")] == names.splitlines()
+
+
 def test_every_file_that_cannot_be_read_is_named(write_xml, tmp_path):
     write_xml("good", xml_object("cat", 1, 2, 3, 4))
     write_xml("nan", xml_object("cat", 1, 2, 3, "wide"))  # type: ignore[arg-type]

@@ -166,7 +166,10 @@ def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
 
 def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
     """Names in an ImageSets file; ``cat_train.txt`` and the like have -1, 0 or 1 behind each."""
-    stems = [slashed(_without_flag(line)) for _, line in read_lines(source)]
+    stems = [slashed(line) for _, line in read_lines(source)]
+    without = list(map(_without_flag, stems))
+    if not files.keys() >= {*stems} and all(map(str.__ne__, stems, without)):  # "photo 1" may be a name too
+        stems = without
     # some tools write the names of the images
     return [os.path.splitext(s)[0] if is_image(s) and s not in files else s for s in stems]
 
