@@ -119,16 +119,17 @@ def with_names(
         category_ids: ids for names that the file does not have, where they are not taken.
 
     Raises:
-        DatasetError: a box has a class that is not among the names.
+        DatasetError: a box has a class that is not among the names: those of a name file, a model, or another
+            split.
     """
     file_names, known = annotations.class_names, annotations.has_known_class
     label_of = {name: label for label, name in enumerate(names)}
     used = [file_names[label] for label in np.unique(annotations.labels[known])]
     if unknown := [name for name in used if name not in label_of]:
         raise DatasetError(
-            f"classes that are not in the name file: {_listed(unknown)}",
+            f"classes that are not among the class names: {_listed(unknown)}",
             where=str(annotations.source),
-            fix=f"add them to the name file, or correct the annotations (the names are {_listed(names)})",
+            fix=f"add them to the class names, which are {_listed(names)}, or correct the annotations",
         )
     labels = annotations.labels.copy()  # those of no class stay so, for `check` to report
     labels[~known & (labels < len(names))] = -1

@@ -84,7 +84,7 @@ def test_all_splits_have_the_class_names_of_the_whole_folder(dataset):
 
 def test_given_names_set_the_order_and_refuse_others(dataset):
     assert voc.read(dataset, names=["cat", "dog", "ape"]).labels.tolist() == [0, 0, 2]
-    with pytest.raises(DatasetError, match=r"not in the name file: 'ape', 'cat'(.|\n)*the names are 'dog'"):
+    with pytest.raises(DatasetError, match=r"not among the class names: 'ape', 'cat'(.|\n)*which are 'dog'"):
         voc.read(dataset, names=["dog"])
 
 
