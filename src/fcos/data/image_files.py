@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from fcos.data.annotations import Annotations
 from fcos.data.text import Faults
 from fcos.files import is_hidden
 
+Name = TypeVar("Name")
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic".split()
 )
@@ -43,9 +44,14 @@ def folders_of(source: Path) -> list[Path]:
     return folders_near(source.parent) + [b / sub for b in bases for sub in (part, f"images/{part}")]
 
 
-def find_root(folders: Iterable[Path], names: Iterable[str]) -> Path:
-    """The first folder that holds one of the first names; the very first folder if none does."""
-    folders, some_names = list(folders), list(islice(names, 10))
+def some_of(names: Sequence[Name]) -> Sequence[Name]:
+    """A few that are evenly spread: the first ones may all be missing."""
+    return names[:: max(1, len(names) // 10)]
+
+
+def find_root(folders: Iterable[Path], some_names: Iterable[str]) -> Path:
+    """The first folder that holds one of the names; the very first folder if none does."""
+    folders, some_names = list(folders), list(some_names)
     found = (folder for folder in folders if any(os.path.isfile(folder / name) for name in some_names))
     return next(found, folders[0])
 

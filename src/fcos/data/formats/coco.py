@@ -21,7 +21,7 @@ from fcos.data.cache import Arrays, cached
 from fcos.data.formats.coco_columns import Columns, read_columns
 from fcos.data.formats.coco_entries import Entry, load, read_entries, whole
 from fcos.data.image import read_header
-from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name
+from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name, some_of
 from fcos.data.names import check_name, check_number_of_classes, with_names
 from fcos.data.numbers import cut
 from fcos.data.registry import Format
@@ -39,6 +39,8 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     """
     check_regular(source)
     arrays, described = cached(source, {"coco": 4}, lambda: _arrays(source))
+    paths = arrays["_paths"]
+    some_names = (unpack_name(paths[place]) for place in some_of(range(len(paths))))
     annotations = Annotations(
         class_names=tuple(described["class_names"]),
         category_ids=tuple(described["category_ids"]),
@@ -46,7 +48,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         format="coco",
         _wheres=None,
         notes=(),
-        _folder=root or find_root(folders_of(source), map(unpack_name, arrays["_paths"])),
+        _folder=root or find_root(folders_of(source), some_names),
         **arrays,
     )
     return annotations if names is None else with_names(annotations, names)

@@ -28,6 +28,7 @@ from fcos.data.image_files import (
     names_in,
     relative_name,
     slashed,
+    some_of,
 )
 from fcos.data.names import numbered_names, read_names, write_names
 from fcos.data.numbers import EXACT, number
@@ -53,7 +54,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     report all of them.
     """
     lines = _parse(source)
-    folder = root or find_root(folders_of(source), (name for _, name, _ in lines))
+    folder = root or find_root(folders_of(source), some_of([name for _, name, _ in lines]))
     records = [
         Record.make(
             folder / name,

@@ -28,6 +28,7 @@ from fcos.data.image_files import (
     names_in,
     place_images,
     slashed,
+    some_of,
     unique_stems,
 )
 from fcos.data.names import check_number_of_classes, with_names, write_names
@@ -205,7 +206,7 @@ def _image_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> Imag
         # ``Annotations/train`` goes with ``JPEGImages``, or with ``JPEGImages/train``.
         candidates = [*_usual_folders(folder.absolute().parent), *near, *(f / folder.name for f in near)]
     finders = [ImageFolder(candidate) for candidate in candidates]
-    some = [*stems[:10], *(Path(stem).name for stem in stems[:10])]
+    some = [*some_of(stems), *(Path(stem).name for stem in some_of(stems))]
     return next((finder for finder in finders if any(map(finder.find_all, some))), finders[0])
 
 
