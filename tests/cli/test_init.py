@@ -75,6 +75,18 @@ def test_init_refuses_to_replace_another_config(folder: Path) -> None:
     assert load_config(Path("train.json")).epochs > 1
 
 
+@pytest.mark.parametrize("words", [("init",), ("init", "--force"), ("train",)])
+def test_annotations_called_train_json_are_never_replaced(folder: Path, words: tuple[str, ...]) -> None:
+    content = {"images": [], "annotations": [], "categories": []}
+    Path("train.json").write_text(json.dumps(content))
+
+    answer = fcos(*words, "birds")
+
+    assert answer.exit_code != 0
+    assert "would replace annotations of the same name" in answer.output
+    assert json.loads(Path("train.json").read_text()) == content
+
+
 def test_init_again_changes_nothing(folder: Path) -> None:
     fcos("init", "birds")
     first = Path("train.json").read_text()

@@ -427,6 +427,8 @@ def test_what_a_format_cannot_hold_is_said(shared, tmp_path):
     assert convert(crowded, "voc", tmp_path / "a").notes == (
         "5 crowd regions were written as difficult: voc has no crowds",
         "the category ids were not kept: voc has none of its own",
+        "the image ids were not kept: voc has none of its own",
+        "382 areas that are not width times height were not kept: voc has none",
     )
     assert (
         "5 crowd regions were written as ordinary boxes" in convert(crowded, "yolo", tmp_path / "b").notes[0]

@@ -65,11 +65,13 @@ def write_proposal(
         minutes: how long the training may take; None: as long as it takes.
 
     Raises:
-        ConfigError: another file is there, or `overrides` do not go with the proposal; nothing is written.
+        ConfigError: another file is there, which annotations may not be even with `overwrite`, or `overrides`
+            do not go with the proposal; nothing is written.
     """
     from fcos.config import load_config
     from fcos.config.checks import DATA_PATHS
     from fcos.config.load import settings_text
+    from fcos.data.formats.coco import looks_like_coco
     from fcos.errors import ConfigError
     from fcos.files import read_text
     from fcos.train.propose import (
@@ -82,6 +84,12 @@ def write_proposal(
     )
 
     check_writable(output)
+    if output.is_file() and looks_like_coco(output):
+        raise ConfigError(
+            "the config file would replace annotations of the same name",
+            where=f"file {output}",
+            fix=f"`fcos init {folder} -o OTHER.json` writes another, `fcos train OTHER.json` trains with it",
+        )
     split_folder = output.with_name(f"{output.stem}_split")
     data = propose_data(folder, split_folder)
     hardware = find_hardware()

@@ -174,11 +174,11 @@ def _coco_files(folder: Path) -> list[Path]:
     return [
         file
         for file in files
-        if file.suffix.lower() == ".json" and os.path.isfile(file) and _looks_like_coco(file)
+        if file.suffix.lower() == ".json" and os.path.isfile(file) and looks_like_coco(file)
     ]
 
 
-def _looks_like_coco(file: Path) -> bool:
+def looks_like_coco(file: Path) -> bool:
     """A look at the name, and at the beginning or all of the text: parsing large files takes a minute."""
     if file.name.startswith(("captions", "person_keypoints", "image_info", "panoptic", "stuff")):
         return False
@@ -221,5 +221,5 @@ FORMAT = Format(
     box_places=_box_places,
     write=write,
     written_suffix=".json",
-    keeps=frozenset({"crowd", "difficult", "category ids"}),
+    keeps=frozenset({"crowd", "difficult", "ids", "areas"}),
 )
