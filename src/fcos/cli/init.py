@@ -80,7 +80,7 @@ def write_proposal(
         find_hardware,
         propose,
         propose_data,
-        write_split,
+        split_files,
     )
 
     check_writable(output)
@@ -99,16 +99,20 @@ def write_proposal(
     settings = {key: value for key, value, _ in proposals if key not in DATA_PATHS}
     config = load_config(settings, overrides, origin="what is proposed")
     beside = output.absolute().parent
-    text = settings_text({key: _portable(value, beside) for key, value, _ in proposals})
-    if output.exists() and not overwrite and read_text(output, ConfigError) != text:
-        raise ConfigError(
-            "the config file already exists and differs from the proposal",
-            where=f"file {output}",
-            fix=f"`fcos train {output}` trains with it; "
-            f"`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
-        )
-    write_split(data, split_folder)
-    write_text(output, text)
+    config_text = settings_text({key: _portable(value, beside) for key, value, _ in proposals})
+    texts = {**split_files(data, split_folder), output: config_text}
+    for file, text in reversed(texts.items()):
+        if file.exists() and not overwrite and read_text(file, ConfigError) != text:
+            kind, train = "annotation", ""
+            if file == output:
+                kind, train = "config", f"`fcos train {output}` trains with it; "
+            raise ConfigError(
+                f"the {kind} file already exists and differs from the proposal",
+                where=f"file {file}",
+                fix=f"{train}`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
+            )
+    for file, text in texts.items():
+        write_text(file, text)
     given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
     proposals = [proposal for proposal in proposals if proposal.key not in given]
     return [*proposals, *(Proposal(key, getattr(config, key), "command line, not written") for key in given)]

@@ -105,7 +105,12 @@ def _find(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int
 def write(
     annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
 ) -> None:
-    """Write a COCO file; ``file_name`` is relative to `root` where the images are below it.
+    """Write a COCO file; see `text_of`."""
+    write_text(out, text_of(annotations, root=root))
+
+
+def text_of(annotations: Annotations, *, root: Path | None = None) -> str:
+    """The text of a COCO file; ``file_name`` is relative to `root` where the images are below it.
 
     Image and category ids, crowd, area and difficult (as ``ignore``) are kept. Sizes that the annotations do
     not state are read from the images, and left out where there is no image.
@@ -134,7 +139,7 @@ def write(
             content["annotations"].append(entry)
     for category_id, name in zip(annotations.category_ids, annotations.class_names, strict=True):
         content["categories"].append({"id": category_id, "name": name})
-    write_text(out, json.dumps(content))
+    return json.dumps(content)
 
 
 def _category_names(source: Path, columns: Columns) -> dict[int, str]:
