@@ -153,7 +153,7 @@ def with_names(
 def with_classes_of(
     annotations: Annotations, class_names: Sequence[str], category_ids: Sequence[int] = ()
 ) -> Annotations:
-    """`with_names` of a model; outputs that stand for no class keep their ids.
+    """`with_names` of a model, or of training data; outputs that stand for no class keep their ids.
 
     Raises:
         DatasetError: the names differ; it lists which.
@@ -163,11 +163,11 @@ def with_classes_of(
     only_model = [name for name in only_model if not is_no_class(name)]
     if only_file or only_model:
         raise DatasetError(
-            "the classes of the annotations differ from those of the model: "
+            "the classes of the annotations differ from those of the model (or of the training data): "
             f"only in the annotations: {_listed(only_file)}; only in the model: {_listed(only_model)}",
             where=str(annotations.source),
-            fix="give the annotations that belong to this model, or a names file with the model's names; "
-            "names must match exactly",
+            fix="give the annotations that belong to it, or a names file with its names; names must match "
+            "exactly",
         )
     return with_names(annotations, class_names, category_ids)
 
