@@ -85,6 +85,21 @@ def test_linked_folders_are_listed_once_and_never_in_circles(tmp_path: Path):
     assert [file.name for file in files_below(tmp_path / "link")] == ["1.jpg", "2.jpg"]
 
 
+def test_a_folder_that_may_not_be_read_is_not_overlooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def scan(path: str):
+        if os.fspath(path).endswith("closed"):  # tests may run as root, who reads everything
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(DatasetError, match=r"the folder cannot be read: Permission denied\n  in: .*closed"):
+        list(files_below(tmp_path))
+    assert list(files_below(tmp_path / "nowhere")) == []
+
+
 def test_what_is_written_is_there_whole_or_as_before(tmp_path: Path):
     file = tmp_path / "new" / "a.txt"
     write_text(file, "old")

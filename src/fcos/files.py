@@ -16,7 +16,9 @@ from fcos.errors import DatasetError, FcosError, OutputError
 
 MAX_TEXT_BYTES = 4 * 2**30
 # Folders that hold no data of the user: those of operating systems and network drives. (Others are hidden.)
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__"})
+SYSTEM_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
+)
 # What libraries that write for us say when the disk is full, in an error that is no OSError.
 WRITE_FAILURES = (
     *("No space left on device", "PytorchStreamWriter failed", "os error", "file write failed"),
@@ -105,6 +107,9 @@ def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iter
         folder: its own name may be hidden.
         suffixes: with the dot, in lower case; without any, all files. The case of a file's suffix is free.
         folders_too: also folders with such a suffix, for whoever must not overlook them.
+
+    Raises:
+        DatasetError: a folder may not be read, whose files would be overlooked.
     """
     wanted, top, linked = frozenset(suffixes), Path(os.path.realpath(folder)), set[Path]()
 
@@ -116,7 +121,15 @@ def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iter
         linked.add(target)
         return not is_listed
 
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise DatasetError(
+                f"the folder cannot be read: {reason_of(error)}",
+                where=str(error.filename),
+                fix="change its permissions, or move it elsewhere",
+            ) from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_hidden(name) and is_new(Path(parent, name)))
         for name in sorted([*names, *folders] if folders_too else names):
             if not is_hidden(name) and (not wanted or os.path.splitext(name)[1].lower() in wanted):
