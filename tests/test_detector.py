@@ -49,6 +49,16 @@ def test_a_detector_knows_its_classes_and_threshold_without_any_config(detector:
     assert repr(detector).startswith("Detector(fcos_lite0, 3 classes, cpu, ")
 
 
+def test_a_list_with_fewer_class_names_is_not_read_with_those_of_the_model(
+    detector: Detector, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("a.png 1 2 7 6 1\n")
+    (tmp_path / "names.txt").write_text("background\ndog\n")
+
+    with pytest.raises(DatasetError, match="only in the model: 'cat', 'bird'"):
+        detector.read_annotations(tmp_path / "list.txt")
+
+
 def test_boxes_are_in_pixels_of_the_original_picture(detector: Detector, pixels: Any) -> None:
     found = detector.predict(pixels, score_threshold=0.0)
 

@@ -70,6 +70,36 @@ def test_hidden_files_and_those_of_the_system_are_not_listed(tmp_path: Path):
     assert [f.name for f in files_below(tmp_path / ".ipynb_checkpoints")] == ["1.jpg"]  # asked for by name
 
 
+def test_linked_folders_are_listed_once_and_never_in_circles(tmp_path: Path):
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    for file in (data / "a/1.jpg", disk / "2.jpg"):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (data / "again").symlink_to(disk)
+    (data / "b").symlink_to("a")
+    (data / "up").symlink_to(tmp_path)
+    (disk / "circle").symlink_to(disk)
+    (data / "from_elsewhere").symlink_to(disk)
+    assert [str(file.relative_to(data)) for file in files_below(data)] == ["a/1.jpg", "again/2.jpg"]
+    (tmp_path / "link").symlink_to(data)
+    assert [file.name for file in files_below(tmp_path / "link")] == ["1.jpg", "2.jpg"]
+
+
+def test_a_folder_that_may_not_be_read_is_not_overlooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def scan(path: str):
+        if os.fspath(path).endswith("closed"):  # tests may run as root, who reads everything
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(DatasetError, match=r"the folder cannot be read: Permission denied\n  in: .*closed"):
+        list(files_below(tmp_path))
+    assert list(files_below(tmp_path / "nowhere")) == []
+
+
 def test_what_is_written_is_there_whole_or_as_before(tmp_path: Path):
     file = tmp_path / "new" / "a.txt"
     write_text(file, "old")

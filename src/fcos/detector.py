@@ -157,8 +157,9 @@ class Detector(Predictor):
         if names is None and format_named(known).class_names != "all":
             names = [name for name in self.class_names if not is_no_class(name)]
             beside = find_name_file(source, folder, known)
-            if beside is not None and sorted(own := read_names(beside)[0]) == sorted(names):
-                names = own  # the order of the list's class ids
+            own = names if beside is None else read_names(beside)[0]
+            if sorted(own) == sorted(names) or len(own) != len(names):
+                names = own  # the order of the list's class ids; other words for as many may be in that order
         annotations = read_annotations(source, root=folder, names=names, format=known)
         annotations = with_classes_of(annotations, self.class_names, self.category_ids)
         report = check(annotations, on_tiles=bool(self._views.tile))
@@ -176,6 +177,6 @@ def with_items(config: TrainConfig, split: str, items: Any, names: Names | None)
         raise ConfigError(
             f'"{key}" is {given}, and data in memory are given too', where=config.origin(key), fix="keep one"
         )
-    folder = Path(f"{config.run_folder}-data")
+    folder = Path(f"{config.run_folder}-data", split)  # both may hold 0.jpg with the same boxes
     file = write_items(items, names, folder, partial(track, what=f"writing {split} data"))
     return config.model_copy(update={key: str(file), f"root_{split}": str(folder), "data_format": "auto"})

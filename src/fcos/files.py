@@ -16,7 +16,9 @@ from fcos.errors import DatasetError, FcosError, OutputError
 
 MAX_TEXT_BYTES = 4 * 2**30
 # Folders that hold no data of the user: those of operating systems and network drives. (Others are hidden.)
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__"})
+SYSTEM_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
+)
 # What libraries that write for us say when the disk is full, in an error that is no OSError.
 WRITE_FAILURES = (
     *("No space left on device", "PytorchStreamWriter failed", "os error", "file write failed"),
@@ -98,16 +100,37 @@ def is_hidden(name: str) -> bool:
 def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iterator[Path]:
     """All files below a folder in sorted order, except those that are hidden or in hidden folders.
 
-    Links to nothing, pipes and devices are among them: whoever opens one says what is wrong with it.
+    Links to nothing, pipes and devices are among them: whoever opens one says what is wrong with it. A linked
+    folder is one like any other, unless its files are listed anyway, or it holds the folder itself.
 
     Args:
         folder: its own name may be hidden.
         suffixes: with the dot, in lower case; without any, all files. The case of a file's suffix is free.
         folders_too: also folders with such a suffix, for whoever must not overlook them.
+
+    Raises:
+        DatasetError: a folder may not be read, whose files would be overlooked.
     """
-    wanted = frozenset(suffixes)
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
+    wanted, top, linked = frozenset(suffixes), Path(os.path.realpath(folder)), set[Path]()
+
+    def is_new(path: Path) -> bool:
+        if not path.is_symlink():
+            return True
+        target = Path(os.path.realpath(path))
+        is_listed = target in linked or target.is_relative_to(top) or top.is_relative_to(target)
+        linked.add(target)
+        return not is_listed
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise DatasetError(
+                f"the folder cannot be read: {reason_of(error)}",
+                where=str(error.filename),
+                fix="change its permissions, or move it elsewhere",
+            ) from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_hidden(name) and is_new(Path(parent, name)))
         for name in sorted([*names, *folders] if folders_too else names):
             if not is_hidden(name) and (not wanted or os.path.splitext(name)[1].lower() in wanted):
                 yield Path(parent, name)

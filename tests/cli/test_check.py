@@ -125,6 +125,21 @@ def test_images_without_a_box_end_with_code_1(fcos, make_picture, tmp_path):
     assert [problem["record"] for problem in described["parts"][0]["problems"]] == [None]
 
 
+def test_splits_whose_classes_training_would_refuse_are_refused(fcos, make_picture, tmp_path):
+    for split, names in (("train", ["cat"]), ("val", ["cat", "dog"])):
+        make_picture(f"set/{split}.jpg")
+        categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+        box = {"id": 1, "image_id": 1, "category_id": 0, "bbox": [1, 1, 5, 5]}
+        images = [{"id": 1, "file_name": f"{split}.jpg"}]
+        content = {"images": images, "annotations": [box], "categories": categories}
+        (tmp_path / f"set/{split}.json").write_text(json.dumps(content))
+
+    result = fcos("check", tmp_path / "set")
+
+    assert result.exit_code == 2
+    assert "only in the annotations: 'dog'; only in the model: none" in result.output
+
+
 def test_a_single_list_is_checked_with_the_names_beside_it(fcos, make_picture, tmp_path):
     make_picture("a.jpg")
     (tmp_path / "train.txt").write_text("a.jpg 1 2 20 30 2\n")

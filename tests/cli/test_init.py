@@ -75,6 +75,37 @@ def test_init_refuses_to_replace_another_config(folder: Path) -> None:
     assert load_config(Path("train.json")).epochs > 1
 
 
+@pytest.mark.parametrize("words", [("init",), ("init", "--force"), ("train",)])
+def test_annotations_called_train_json_are_never_replaced(folder: Path, words: tuple[str, ...]) -> None:
+    content = {"images": [], "annotations": [], "categories": []}
+    Path("train.json").write_text(json.dumps(content))
+
+    answer = fcos(*words, "birds")
+
+    assert answer.exit_code != 0
+    assert "would replace annotations of the same name" in answer.output
+    assert json.loads(Path("train.json").read_text()) == content
+
+
+def test_a_split_of_the_users_own_is_not_replaced(folder: Path) -> None:
+    mine = Path("train_split/eval.json")
+    mine.parent.mkdir()
+    mine.write_text("[1]")
+
+    answer = fcos("init", "birds")
+
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith(
+        "ConfigError: the annotation file already exists and differs from the proposal\n"
+        "  in: file train_split/eval.json\n"
+        "  fix: `fcos init birds -o OTHER.json` writes another, --force replaces it\n"
+    )
+    assert ([file.name for file in mine.parent.iterdir()], mine.read_text()) == (["eval.json"], "[1]")
+    assert not Path("train.json").exists()
+    assert fcos("init", "birds", "--force").exit_code == 0
+    assert len(read_annotations(mine)) == 2
+
+
 def test_init_again_changes_nothing(folder: Path) -> None:
     fcos("init", "birds")
     first = Path("train.json").read_text()

@@ -586,8 +586,9 @@ def test_crops_of_an_earlier_call_are_not_mixed_with_new_ones(model_file: Path, 
     assert "there are crops of an earlier call here\n  in: predictions/crops" in again.output
 
 
-def test_no_class_name_leaves_the_folder_of_crops() -> None:
-    for name, folder in [("traffic light", "traffic_light"), ("../..", "_"), ("", "_"), ("a/b", "a_b")]:
+def test_no_class_name_leaves_the_folder_of_crops_or_is_too_long_for_one() -> None:
+    short = [("traffic light", "traffic_light"), ("../..", "_"), ("", "_"), ("a/b", "a_b")]
+    for name, folder in [*short, ("犬" * 90, "犬" * 60)]:
         assert crop_path(Path("out"), Path("sub/x.jpg"), name, 3) == Path(f"out/crops/{folder}/sub/x_3.jpg")
 
 

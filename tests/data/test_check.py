@@ -363,6 +363,19 @@ def test_difficult_boxes_alone_are_a_warning(tmp_path, make_picture):
     ]
 
 
+def test_classes_that_differ_in_letter_case_or_spaces_only_are_a_warning(write_list, make_picture):
+    make_picture("a.jpg")
+    names = ["Cat", "dog", "cat", "traffic light", "traffic  Light"]
+
+    report = check(read_annotations(write_list("a.jpg 1 2 3 4 1"), names=names))
+
+    assert report.problems == ()
+    assert [warning.what for warning in report.warnings] == [
+        "classes 'Cat' and 'cat' differ in letter case or spaces only, and count as two",
+        "classes 'traffic light' and 'traffic  Light' differ in letter case or spaces only, and count as two",
+    ]
+
+
 def test_an_image_that_is_listed_often_is_read_once(write_list, make_picture, monkeypatch):
     make_picture("a.jpg")
     read = []

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fcos.data.annotations import Annotations, select
+from fcos.data.check import check
 from fcos.data.formats import (
     convert,
     find_splits,
@@ -241,6 +243,16 @@ def test_exported_coco_folders_are_paired(write):
     assert [split.source.parent.name for split in splits.all()] == ["train", "valid", "test"]
 
 
+def test_two_coco_files_of_one_name_are_both_named(write, tmp_path):
+    write("train.json", '{"images": []}')
+    write("annotations/train.json", '{"images": []}')
+    write("annotations/val.json", '{"images": []}')
+
+    words = r"several files could be the training split: train.json, annotations/train.json"
+    with pytest.raises(DatasetError, match=words):
+        find_splits(tmp_path)
+
+
 @pytest.mark.parametrize("layout", ["images/{}", "{}/images"])
 def test_yolo_folders_are_paired(make_picture, write, tmp_path, layout):
     for split in ("train", "val"):
@@ -364,6 +376,44 @@ def test_a_circle_through_all_formats_loses_no_box_of_real_coco(shared, tmp_path
     assert_same_boxes(first, last, atol=1e-4)
 
 
+@pytest.mark.parametrize("to", ["list", "coco", "voc", "yolo"])
+def test_boxes_in_the_frame_of_the_sensor_lie_on_the_same_pixels_in_every_format(write, tmp_path, to):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise, to 20 x 40
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "images/a.jpg", exif=exif)
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [30, 2, 8, 5]}
+    images = [{"id": 1, "file_name": "images/a.jpg", "width": 40, "height": 20}]
+    content = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "cat"}]}
+
+    out = tmp_path / {"list": "out.txt", "coco": "out.json"}.get(to, "out")
+    root = convert(write("a.json", json.dumps(content)), to, out).root
+
+    np.testing.assert_allclose(check(read_annotations(out, root=root)).boxes_xyxy, [[13, 30, 18, 38]])
+
+
+def test_images_below_a_folder_called_images_keep_their_yolo_labels(make_picture, write, tmp_path):
+    paths = [make_picture("data/Images/a.jpg"), make_picture("data/more/images/b.jpg")]
+    source = write("a.txt", "".join(f"{path} 1 2 30 40 1\n" for path in paths))
+
+    convert(source, "yolo", tmp_path / "out")
+    found = read_annotations(tmp_path / "out")
+
+    assert [(record.path.name, len(record.labels)) for record in found] == [("a.jpg", 1), ("b.jpg", 1)]
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("to", ["voc", "yolo"])
+def test_images_that_would_not_be_found_again_are_not_written(make_picture, write, tmp_path, to):
+    make_picture("a.jpg").rename(tmp_path / "a")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 5]}
+    images, categories = [{"id": 1, "file_name": "a"}], [{"id": 1, "name": "cat"}]
+    content = {"images": images, "annotations": [box], "categories": categories}
+
+    with pytest.raises(DatasetError, match=r"'.*/a' has no suffix of an image, and would not be found"):
+        convert(write("a.json", json.dumps(content)), to, tmp_path / "out")
+
+
 def test_boxes_without_area_are_converted_too(shared, tmp_path):
     convert(shared / "data/bccd", "yolo", tmp_path / "out")
 
@@ -377,6 +427,8 @@ def test_what_a_format_cannot_hold_is_said(shared, tmp_path):
     assert convert(crowded, "voc", tmp_path / "a").notes == (
         "5 crowd regions were written as difficult: voc has no crowds",
         "the category ids were not kept: voc has none of its own",
+        "the image ids were not kept: voc has none of its own",
+        "382 areas that are not width times height were not kept: voc has none",
     )
     assert (
         "5 crowd regions were written as ordinary boxes" in convert(crowded, "yolo", tmp_path / "b").notes[0]

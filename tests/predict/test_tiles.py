@@ -388,3 +388,15 @@ def test_objects_in_a_file_that_is_read_in_strips_are_found_where_they_are(
     assert found.found_at is not None
     middles = (found.boxes_xyxy[:, :2] + found.boxes_xyxy[:, 2:]) / 2
     torch.testing.assert_close(found.found_at[:, :2], middles)
+
+
+@pytest.mark.parametrize("size", [(3000, 3), (3, 3000)])
+def test_of_a_thin_file_the_whole_keeps_a_pixel_across(
+    size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strips, "LARGE", 0)
+    Image.new("RGB", size, (9, 0, 0)).save(tmp_path / "a.png")
+    *_, whole = parts_of(open_image(tmp_path / "a.png"), Views(640), 30)
+    assert whole.reduction == 3
+    assert whole.pixels.shape == (3, size[1] // 3, size[0] // 3)
+    assert whole.pixels[0].unique().tolist() == [9]

@@ -9,6 +9,7 @@ from PIL import Image
 from fcos.errors import DatasetError
 from fcos.report.chart import line_chart
 from fcos.report.curves import curve, plot_curves, read_metrics, run_names
+from fcos.train.writers import JsonLines
 
 
 def write_run(folder: Path, num_epochs: int = 3) -> Path:
@@ -38,6 +39,15 @@ def test_steps_that_a_resumed_run_repeats_count_once_with_their_later_value(tmp_
         file.write(json.dumps({"kind": "train", "step": 20, "epoch": 2.0, "loss": 7.0}) + "\n")
         file.write(json.dumps({"kind": "train", "step": 15, "epoch": 1.5, "loss": 6.0}) + "\n")
     assert curve(read_metrics(run), "loss").tolist() == [[10, 1], [15, 6], [20, 7]]
+
+
+def test_class_names_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    ap = {"Caf\x85": 0.5, "a\u2028b": 0.25}
+    entry = {"step": 1, "epoch": 1, "map_mean": 0.5, "per_class": ap}
+    writer = JsonLines(tmp_path)
+    writer.write("eval", entry)
+    writer.close()
+    assert read_metrics(tmp_path) == [{"kind": "eval", **entry}]
 
 
 def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from fcos import Detector
 from fcos.config import load_config
 from fcos.data.formats import read_annotations
+from fcos.detector import with_items
 from fcos.errors import CheckpointError, ConfigError, DatasetError
 from fcos.train.callbacks import Callback, TrainEvent
 
@@ -93,3 +94,15 @@ def test_problems_of_data_in_memory_name_the_item_before_training_starts(tiny: T
 def test_a_list_and_data_in_memory_are_not_given_together(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r'"list_eval" is .*eval\.txt, and data in memory are given too'):
         Detector.train(tiny.config("run"), eval_data=items(tiny, "eval"), names=NAMES)
+
+
+def test_files_of_one_name_and_box_stay_apart_in_training_and_evaluation(tmp_path: Path) -> None:
+    config = load_config({"run_folder": str(tmp_path / "run")})
+    for split in ("train", "eval"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 6)).save(tmp_path / split / "0.png")
+        item = tmp_path / split / "0.png", {"boxes": [[0, 0, 8, 6]], "labels": [0]}
+        config = with_items(config, split, [item], ["cat"])
+
+    [train], [evaluation] = map(read_annotations, (Path(config.list_train), Path(config.list_eval)))
+    assert [train.path.parent.name, evaluation.path.parent.name] == ["train", "eval"]

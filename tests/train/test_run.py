@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -12,6 +13,7 @@ import torch
 
 from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
+from fcos.data.formats import coco, read_annotations
 from fcos.data.summary import read_summaries
 from fcos.errors import ConfigError, DatasetError
 from fcos.report.after_training import train_and_draw
@@ -218,6 +220,14 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
     said = capsys.readouterr().err
     assert "training: 1 image and 1 box cannot be used and are skipped" in said
     assert "21 images for training" in said
+
+
+def test_evaluation_data_of_difficult_boxes_alone_are_refused(tiny: Tiny) -> None:
+    annotations = read_annotations(tiny.data / "eval.txt", root=tiny.data / "eval")
+    hard = replace(annotations, is_difficult=np.ones(len(annotations.labels), bool))
+    coco.write(hard, tiny.data / "hard.json")
+    with pytest.raises(DatasetError, match=r"so there is nothing to measure\n  in: .*hard.json"):
+        train(tiny.config("run", list_eval=str(tiny.data / "hard.json"), root_eval="", name_file=""))
 
 
 @pytest.mark.parametrize("part", ["list_train", "list_eval"])

@@ -96,6 +96,7 @@ def _read_parts(
 ) -> list[tuple[str, Annotations]]:
     """Every part with its title; all with the class names of the first, as a training reads them."""
     from fcos.data.formats import find_name_file, read_annotations, read_names
+    from fcos.data.names import with_classes_of
     from fcos.data.registry import format_named
 
     splits, name_file, format = _expand(sources, root, name_file, format)
@@ -106,11 +107,11 @@ def _read_parts(
         names, had_background = read_names(name_file)
         if not had_background:
             _note(f"{name_file} does not start with 'background', so its first line is read as a class")
-    parts = []
+    parts: list[tuple[str, Annotations]] = []
     for split in splits:
         annotations = read_annotations(split.source, root=split.root, names=names, format=format)
-        if len(splits) > 1 and format_named(annotations.format).class_names != "none":
-            names = annotations.class_names
+        if parts and format_named(annotations.format).class_names != "none":
+            annotations = with_classes_of(annotations, parts[0][1].class_names)
         parts.append((str(split.source), annotations))
     return parts
 

@@ -65,11 +65,13 @@ def write_proposal(
         minutes: how long the training may take; None: as long as it takes.
 
     Raises:
-        ConfigError: another file is there, or `overrides` do not go with the proposal; nothing is written.
+        ConfigError: another file is there, which annotations may not be even with `overwrite`, or `overrides`
+            do not go with the proposal; nothing is written.
     """
     from fcos.config import load_config
     from fcos.config.checks import DATA_PATHS
     from fcos.config.load import settings_text
+    from fcos.data.formats.coco import looks_like_coco
     from fcos.errors import ConfigError
     from fcos.files import read_text
     from fcos.train.propose import (
@@ -78,10 +80,16 @@ def write_proposal(
         find_hardware,
         propose,
         propose_data,
-        write_split,
+        split_files,
     )
 
     check_writable(output)
+    if output.is_file() and looks_like_coco(output):
+        raise ConfigError(
+            "the config file would replace annotations of the same name",
+            where=f"file {output}",
+            fix=f"`fcos init {folder} -o OTHER.json` writes another, `fcos train OTHER.json` trains with it",
+        )
     split_folder = output.with_name(f"{output.stem}_split")
     data = propose_data(folder, split_folder)
     hardware = find_hardware()
@@ -91,16 +99,20 @@ def write_proposal(
     settings = {key: value for key, value, _ in proposals if key not in DATA_PATHS}
     config = load_config(settings, overrides, origin="what is proposed")
     beside = output.absolute().parent
-    text = settings_text({key: _portable(value, beside) for key, value, _ in proposals})
-    if output.exists() and not overwrite and read_text(output, ConfigError) != text:
-        raise ConfigError(
-            "the config file already exists and differs from the proposal",
-            where=f"file {output}",
-            fix=f"`fcos train {output}` trains with it; "
-            f"`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
-        )
-    write_split(data, split_folder)
-    write_text(output, text)
+    config_text = settings_text({key: _portable(value, beside) for key, value, _ in proposals})
+    texts = {**split_files(data, split_folder), output: config_text}
+    for file, text in reversed(texts.items()):
+        if file.exists() and not overwrite and read_text(file, ConfigError) != text:
+            kind, train = "annotation", ""
+            if file == output:
+                kind, train = "config", f"`fcos train {output}` trains with it; "
+            raise ConfigError(
+                f"the {kind} file already exists and differs from the proposal",
+                where=f"file {file}",
+                fix=f"{train}`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
+            )
+    for file, text in texts.items():
+        write_text(file, text)
     given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
     proposals = [proposal for proposal in proposals if proposal.key not in given]
     return [*proposals, *(Proposal(key, getattr(config, key), "command line, not written") for key in given)]

@@ -249,6 +249,12 @@ def _unknown_class(label: int, num_classes: int, format: Format) -> str:
 def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Iterator[Problem]:
     for note in annotations.notes:
         yield Problem(note, str(annotations.source), "", record=None)
+    first_like: dict[str, str] = {}
+    for name in annotations.class_names:
+        other = first_like.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            what = f"classes '{other}' and '{name}' differ in letter case or spaces only, and count as two"
+            yield Problem(what, str(annotations.source), "rename one if they are the same", record=None)
     if len(annotations.labels) and annotations.is_difficult.all():
         what = "all boxes are difficult, so evaluation ignores them"
         yield Problem(what, str(annotations.source), "correct 'difficult' or 'ignore'", record=None)

@@ -143,6 +143,12 @@ def _losses(annotations: Annotations, target: Format) -> Iterator[str]:
     if num_difficult and "difficult" not in target.keeps:
         boxes = counted(num_difficult, "difficult box was", "difficult boxes were")
         yield f"{boxes} written as ordinary boxes: {target.name} has no such mark"
-    if "category ids" not in target.keeps:
-        if annotations.category_ids != tuple(range(1, annotations.num_classes + 1)):
-            yield f"the category ids were not kept: {target.name} has none of its own"
+    if "ids" not in target.keeps:
+        for what, ids in (("category", annotations.category_ids), ("image", annotations.image_ids.tolist())):
+            if list(ids) != list(range(1, len(ids) + 1)):
+                yield f"the {what} ids were not kept: {target.name} has none of its own"
+    if "areas" not in target.keeps:
+        sides = annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]
+        if num_other := int((~np.isclose(annotations.areas, sides.prod(axis=1))).sum()):
+            areas = counted(num_other, "area that is", "areas that are")
+            yield f"{areas} not width times height were not kept: {target.name} has none"

@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from fcos.data.annotations import Annotations
 from fcos.data.text import Faults
 from fcos.files import is_hidden
 
+Name = TypeVar("Name")
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic".split()
 )
@@ -43,9 +44,14 @@ def folders_of(source: Path) -> list[Path]:
     return folders_near(source.parent) + [b / sub for b in bases for sub in (part, f"images/{part}")]
 
 
-def find_root(folders: Iterable[Path], names: Iterable[str]) -> Path:
-    """The first folder that holds one of the first names; the very first folder if none does."""
-    folders, some_names = list(folders), list(islice(names, 10))
+def some_of(names: Sequence[Name]) -> Sequence[Name]:
+    """A few that are evenly spread: the first ones may all be missing."""
+    return names[:: max(1, len(names) // 10)]
+
+
+def find_root(folders: Iterable[Path], some_names: Iterable[str]) -> Path:
+    """The first folder that holds one of the names; the very first folder if none does."""
+    folders, some_names = list(folders), list(some_names)
     found = (folder for folder in folders if any(os.path.isfile(folder / name) for name in some_names))
     return next(found, folders[0])
 
@@ -125,22 +131,30 @@ def relative_name(path: Path, root: Path | None) -> str:
     return absolute.as_posix()
 
 
-def unique_stems(annotations: Annotations, root: Path | None = None) -> list[PurePosixPath]:
+def unique_stems(
+    annotations: Annotations, root: Path | None = None, *, without: str = ""
+) -> list[PurePosixPath]:
     """Each image's name below `root`, checked to be unique without its suffix.
 
     VOC and YOLO tie an image to its annotation file by that name, so ``a.jpg`` and ``a.png`` cannot both be.
+    Folders called `without` are left out of the name.
     """
     root = root if root is not None else common_root(annotations)
     names: list[PurePosixPath] = []
     first_of: dict[PurePosixPath, Path] = {}
     faults = Faults()
     for record in annotations:
-        name = PurePosixPath(relative_name(record.path, root).lstrip("/"))
+        *folders, file_name = PurePosixPath(relative_name(record.path, root).lstrip("/")).parts
+        name = PurePosixPath(*(part for part in folders if part.lower() != without), file_name)
         first = first_of.setdefault(name.with_suffix(""), record.path)
         if first is not record.path:
             faults.add(record.where, f"'{record.path}' would share its annotation file with '{first}'")
         if any(map(is_hidden, name.parts)):
             faults.add(record.where, f"'{record.path}' is hidden, and would not be found again")
+        elif not is_image(file_name):
+            faults.add(
+                record.where, f"'{record.path}' has no suffix of an image, and would not be found again"
+            )
         names.append(name)
     faults.raise_any(
         "image", "cannot be matched to an annotation file", "rename the images, or remove duplicates"

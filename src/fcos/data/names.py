@@ -119,16 +119,17 @@ def with_names(
         category_ids: ids for names that the file does not have, where they are not taken.
 
     Raises:
-        DatasetError: a box has a class that is not among the names.
+        DatasetError: a box has a class that is not among the names: those of a name file, a model, or another
+            split.
     """
     file_names, known = annotations.class_names, annotations.has_known_class
     label_of = {name: label for label, name in enumerate(names)}
     used = [file_names[label] for label in np.unique(annotations.labels[known])]
     if unknown := [name for name in used if name not in label_of]:
         raise DatasetError(
-            f"classes that are not in the name file: {_listed(unknown)}",
+            f"classes that are not among the class names: {_listed(unknown)}",
             where=str(annotations.source),
-            fix=f"add them to the name file, or correct the annotations (the names are {_listed(names)})",
+            fix=f"add them to the class names, which are {_listed(names)}, or correct the annotations",
         )
     labels = annotations.labels.copy()  # those of no class stay so, for `check` to report
     labels[~known & (labels < len(names))] = -1
@@ -152,7 +153,7 @@ def with_names(
 def with_classes_of(
     annotations: Annotations, class_names: Sequence[str], category_ids: Sequence[int] = ()
 ) -> Annotations:
-    """`with_names` of a model; outputs that stand for no class keep their ids.
+    """`with_names` of a model, or of training data; outputs that stand for no class keep their ids.
 
     Raises:
         DatasetError: the names differ; it lists which.
@@ -162,11 +163,11 @@ def with_classes_of(
     only_model = [name for name in only_model if not is_no_class(name)]
     if only_file or only_model:
         raise DatasetError(
-            "the classes of the annotations differ from those of the model: "
+            "the classes of the annotations differ from those of the model (or of the training data): "
             f"only in the annotations: {_listed(only_file)}; only in the model: {_listed(only_model)}",
             where=str(annotations.source),
-            fix="give the annotations that belong to this model, or a names file with the model's names; "
-            "names must match exactly",
+            fix="give the annotations that belong to it, or a names file with its names; names must match "
+            "exactly",
         )
     return with_names(annotations, class_names, category_ids)
 

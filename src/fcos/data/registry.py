@@ -65,7 +65,7 @@ class Format:
     names_beside: Callable[[Path], Path] | None = (
         None  # where class names are written, if apart from the boxes
     )
-    keeps: frozenset[str] = field(default=frozenset())  # which of "crowd", "difficult" and "category ids"
+    keeps: frozenset[str] = field(default=frozenset())  # which of "crowd", "difficult", "ids" and "areas"
 
 
 def format_named(name: str) -> Format:

@@ -59,8 +59,8 @@ def find_splits(folder: Path) -> Splits:
         return format.splits(folder)
     assert format.files is not None
     files = format.files(folder)
-    # Roboflow's files are all called _annotations.coco.json, in folders named like the split.
-    named = {(f"{file.parent.name} " if file.name[0] == "_" else "") + file.stem: file for file in files}
+    # With its folder: those of Roboflow are all called _annotations.coco.json.
+    named = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     sources = pick(named, folder)
     name_file = name_file_beside(folder, sources[0]) if format.class_names == "none" else None
     return arranged(format.name, sources, whole=Split(folder), name_file=name_file)

@@ -92,7 +92,7 @@ class OtherOnnx:
     def _yolo(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         height, width = image.shape[1:]
         scale = min(self.size_hw[0] / height, self.size_hw[1] / width)
-        inner_hw = (round(height * scale), round(width * scale))
+        inner_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
         top, left = ((outer - inner) // 2 for outer, inner in zip(self.size_hw, inner_hw, strict=True))
         pixels = torch.full((1, 3, *self.size_hw), GREY)
         resized = resize(image, inner_hw)

@@ -26,6 +26,7 @@ RESULT_FILE, FRAMES_FILE = "detections.json", "detections.jsonl"  # in the outpu
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 JPEG_QUALITY = 92
 CROPS = "crops"  # in the output folder
+MOST_CHARACTERS = 60  # of the folder of a class: of up to 4 bytes each, and systems allow 255
 NO_SPACE = "free some disk space, or choose another folder with --out"
 
 
@@ -125,7 +126,7 @@ def check_crops(out: Path) -> None:
 
 def crop_path(out: Path, name: Path, class_name: str, number: int) -> Path:
     """Where the crop of one detection goes: ``crops/cat/photo_1.jpg``."""
-    folder = re.sub(r"[^\w.-]+", "_", class_name).strip(".") or "_"
+    folder = re.sub(r"[^\w.-]+", "_", class_name)[:MOST_CHARACTERS].strip(".") or "_"
     return out / CROPS / folder / name.with_stem(f"{name.stem}_{number}")
 
 

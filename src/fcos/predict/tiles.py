@@ -162,7 +162,8 @@ def parts_of(image: Tensor | LargeImage, views: Views, longest_side: int) -> Ite
         yield Part(image)
         return
     rows, columns = min(tile, height), min(tile, width)
-    overview = Overview(width, max(1, max(height, width) // (2 * longest_side)))
+    reduction = max(1, min(height, width, max(height, width) // (2 * longest_side)))
+    overview = Overview(width, reduction)
     for top, strip in zip(tops, _strips(image, tops, rows), strict=True):
         if isinstance(image, LargeImage):
             overview.add(strip, top)

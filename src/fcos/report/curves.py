@@ -41,7 +41,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             where=str(file),
             fix="give the folder of a run, for example runs/train",
         )
-    lines = read_text(file).splitlines()
+    lines = (
+        read_text(file).removesuffix("\n").split("\n")
+    )  # splitlines() splits at U+2028 of a class name too
     entries: dict[tuple[str, int], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:

@@ -52,6 +52,12 @@ def load_data(
         read_set(config, config.list_eval, config.root_eval), "evaluation", config, fabric
     )
     eval_set = with_classes_of(eval_set, train_set.class_names)
+    if not eval_set.is_counted.any():
+        raise DatasetError(
+            "all boxes are difficult or crowd regions, so there is nothing to measure",
+            where=config.list_eval,
+            fix="correct 'difficult', 'ignore' or 'iscrowd', or leave list_eval empty",
+        )
     warnings = []
     if common := common_images(train_set, eval_set):
         warnings.append(

@@ -112,7 +112,7 @@ class FolderData:
 
 
 def propose_data(folder: Path, split_folder: Path) -> FolderData:
-    """The data of a folder: its own split, or one made by image, for `write_split` to write."""
+    """The data of a folder: its own split, or one made by image, with the `split_files` to write."""
     splits = find_splits(folder)
     names = read_names(splits.name_file)[0] if splits.name_file else None
     train = read_annotations(splits.train.source, root=splits.train.root, names=names, format=splits.format)
@@ -146,18 +146,17 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
     return FolderData(train, held_out, [proposal for proposal in found if proposal.value is not None])
 
 
-def write_split(data: FolderData, split_folder: Path) -> None:
-    """Write a split that was made; nothing if the folder has its own.
+def split_files(data: FolderData, split_folder: Path) -> dict[Path, str]:
+    """The files of a split that was made, with their text; none if the folder has its own.
 
     As COCO files: the one format that keeps crowds, difficult boxes and category ids.
     """
     if data.held_out is None:
-        return
+        return {}
     parts = {"train.json": data.train, "eval.json": data.held_out}
     for part in parts.values():
         check_boxes(part)
-    for name, part in parts.items():
-        coco.write(part, split_folder / name, root=common_root(part))
+    return {split_folder / name: coco.text_of(part, root=common_root(part)) for name, part in parts.items()}
 
 
 def preset_for(hardware: Hardware) -> str:

@@ -87,7 +87,7 @@ def test_given_names_set_the_order_of_the_labels(write_coco):
 
 
 def test_a_category_in_use_that_is_not_among_the_names_is_refused(write_coco):
-    with pytest.raises(DatasetError, match="not in the name file: 'zebra'"):
+    with pytest.raises(DatasetError, match="not among the class names: 'zebra'"):
         coco.read(write_coco(content()), names=["cat"])
 
 

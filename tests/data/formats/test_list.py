@@ -140,6 +140,14 @@ def test_what_is_written_is_read_back(tmp_path, images):
     assert [record.path for record in found] == [record.path for record in written]
 
 
+def test_the_folder_of_images_is_found_where_the_first_ones_are_missing(write_list, make_picture):
+    path = make_picture("images/last.jpg")
+    names = [*(f"gone_{number}" for number in range(30)), "last"]
+    source = write_list("".join(f"{name}.jpg 1 2 3 4 1\n" for name in names))
+
+    assert image_list.read(source)[30].path == path
+
+
 def test_a_name_that_could_not_be_read_back_is_not_written(tmp_path):
     records = [Record.make(tmp_path / "no suffix 1 2 3", [], [], 1, where="somewhere")]
     annotations = Annotations.from_records(records, ["a"], source=tmp_path, format="list")

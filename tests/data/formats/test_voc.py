@@ -84,7 +84,7 @@ def test_all_splits_have_the_class_names_of_the_whole_folder(dataset):
 
 def test_given_names_set_the_order_and_refuse_others(dataset):
     assert voc.read(dataset, names=["cat", "dog", "ape"]).labels.tolist() == [0, 0, 2]
-    with pytest.raises(DatasetError, match=r"not in the name file: 'ape', 'cat'(.|\n)*the names are 'dog'"):
+    with pytest.raises(DatasetError, match=r"not among the class names: 'ape', 'cat'(.|\n)*which are 'dog'"):
         voc.read(dataset, names=["dog"])
 
 
@@ -117,6 +117,15 @@ def test_a_size_of_zero_is_unknown(tmp_path):
     )
 
     assert voc.read(tmp_path)[0].size_hw is None
+
+
+@pytest.mark.parametrize("names", ["photo 1\nphoto 0\n", "photo\nphoto 1\n"])
+def test_names_that_end_like_a_flag_stay_whole(write_xml, tmp_path, names):
+    for name in ("photo", "photo 0", "photo 1"):
+        write_xml(name, xml_object("cat", 1, 2, 3, 4))
+    (tmp_path / "split.txt").write_text(names)
+
+    assert [record.path.stem for record in voc.read(tmp_path / "split.txt")] == names.splitlines()
 
 
 def test_every_file_that_cannot_be_read_is_named(write_xml, tmp_path):

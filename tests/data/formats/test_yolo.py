@@ -107,7 +107,7 @@ def test_given_names_are_matched_by_name(dataset):
 
     assert annotations.labels.tolist() == [0, 2]
     assert annotations.category_ids == (1, 2, 3)
-    with pytest.raises(DatasetError, match="not in the name file: 'dog'"):
+    with pytest.raises(DatasetError, match="not among the class names: 'dog'"):
         yolo.read(dataset, names=["cat"])
 
 

@@ -21,7 +21,7 @@ from fcos.data.cache import Arrays, cached
 from fcos.data.formats.coco_columns import Columns, read_columns
 from fcos.data.formats.coco_entries import Entry, load, read_entries, whole
 from fcos.data.image import read_header
-from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name
+from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name, some_of
 from fcos.data.names import check_name, check_number_of_classes, with_names
 from fcos.data.numbers import cut
 from fcos.data.registry import Format
@@ -39,6 +39,8 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     """
     check_regular(source)
     arrays, described = cached(source, {"coco": 4}, lambda: _arrays(source))
+    paths = arrays["_paths"]
+    some_names = (unpack_name(paths[place]) for place in some_of(range(len(paths))))
     annotations = Annotations(
         class_names=tuple(described["class_names"]),
         category_ids=tuple(described["category_ids"]),
@@ -46,7 +48,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         format="coco",
         _wheres=None,
         notes=(),
-        _folder=root or find_root(folders_of(source), map(unpack_name, arrays["_paths"])),
+        _folder=root or find_root(folders_of(source), some_names),
         **arrays,
     )
     return annotations if names is None else with_names(annotations, names)
@@ -103,7 +105,12 @@ def _find(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int
 def write(
     annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
 ) -> None:
-    """Write a COCO file; ``file_name`` is relative to `root` where the images are below it.
+    """Write a COCO file; see `text_of`."""
+    write_text(out, text_of(annotations, root=root))
+
+
+def text_of(annotations: Annotations, *, root: Path | None = None) -> str:
+    """The text of a COCO file; ``file_name`` is relative to `root` where the images are below it.
 
     Image and category ids, crowd, area and difficult (as ``ignore``) are kept. Sizes that the annotations do
     not state are read from the images, and left out where there is no image.
@@ -132,7 +139,7 @@ def write(
             content["annotations"].append(entry)
     for category_id, name in zip(annotations.category_ids, annotations.class_names, strict=True):
         content["categories"].append({"id": category_id, "name": name})
-    write_text(out, json.dumps(content))
+    return json.dumps(content)
 
 
 def _category_names(source: Path, columns: Columns) -> dict[int, str]:
@@ -172,11 +179,11 @@ def _coco_files(folder: Path) -> list[Path]:
     return [
         file
         for file in files
-        if file.suffix.lower() == ".json" and os.path.isfile(file) and _looks_like_coco(file)
+        if file.suffix.lower() == ".json" and os.path.isfile(file) and looks_like_coco(file)
     ]
 
 
-def _looks_like_coco(file: Path) -> bool:
+def looks_like_coco(file: Path) -> bool:
     """A look at the name, and at the beginning or all of the text: parsing large files takes a minute."""
     if file.name.startswith(("captions", "person_keypoints", "image_info", "panoptic", "stuff")):
         return False
@@ -219,5 +226,5 @@ FORMAT = Format(
     box_places=_box_places,
     write=write,
     written_suffix=".json",
-    keeps=frozenset({"crowd", "difficult", "category ids"}),
+    keeps=frozenset({"crowd", "difficult", "ids", "areas"}),
 )

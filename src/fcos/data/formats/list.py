@@ -11,6 +11,7 @@ import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
+from fcos.data.image import read_header, upright
 from fcos.data.image_files import (
     IMAGE_SUFFIXES,
     find_root,
@@ -26,12 +28,14 @@ from fcos.data.image_files import (
     names_in,
     relative_name,
     slashed,
+    some_of,
 )
 from fcos.data.names import numbered_names, read_names, write_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import Format
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults, number_text, read_lines
+from fcos.errors import DatasetError
 from fcos.files import read_bytes, read_text, write_text
 from fcos.terminal import counted
 
@@ -50,7 +54,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     report all of them.
     """
     lines = _parse(source)
-    folder = root or find_root(folders_of(source), (name for _, name, _ in lines))
+    folder = root or find_root(folders_of(source), some_of([name for _, name, _ in lines]))
     records = [
         Record.make(
             folder / name,
@@ -84,7 +88,7 @@ def names_beside(out: Path) -> Path:
 def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
     """Write a list alone; names are relative to `root` where the images are below it, else whole paths."""
     lines, faults = [], Faults()
-    for record in annotations:
+    for record in map(_upright, annotations):
         name = relative_name(record.path, root)
         if split_line(name) != (name, []) or name.strip() != name:
             faults.add(record.where, f"image name '{name}' cannot be told from the numbers after it")
@@ -93,6 +97,14 @@ def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None
         lines.append(" ".join([name, *map(number_text, numbers.ravel().tolist())]))
     faults.raise_any("image", "cannot be written to a list", "rename the images")
     write_text(out, "\n".join(lines) + "\n")
+
+
+def _upright(record: Record) -> Record:
+    """A list states no sizes, by which boxes could be seen to be in the frame of the sensor."""
+    if record.size_hw is not None:
+        with suppress(DatasetError):  # an image that cannot be opened, for `check` to report
+            return upright(record, read_header(record.path))
+    return record
 
 
 def split_line(line: str) -> tuple[str, list[str]]:

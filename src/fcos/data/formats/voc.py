@@ -28,6 +28,7 @@ from fcos.data.image_files import (
     names_in,
     place_images,
     slashed,
+    some_of,
     unique_stems,
 )
 from fcos.data.names import check_number_of_classes, with_names, write_names
@@ -166,7 +167,10 @@ def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
 
 def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
     """Names in an ImageSets file; ``cat_train.txt`` and the like have -1, 0 or 1 behind each."""
-    stems = [slashed(_without_flag(line)) for _, line in read_lines(source)]
+    stems = [slashed(line) for _, line in read_lines(source)]
+    without = list(map(_without_flag, stems))
+    if not files.keys() >= {*stems} and all(map(str.__ne__, stems, without)):  # "photo 1" may be a name too
+        stems = without
     # some tools write the names of the images
     return [os.path.splitext(s)[0] if is_image(s) and s not in files else s for s in stems]
 
@@ -202,7 +206,7 @@ def _image_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> Imag
         # ``Annotations/train`` goes with ``JPEGImages``, or with ``JPEGImages/train``.
         candidates = [*_usual_folders(folder.absolute().parent), *near, *(f / folder.name for f in near)]
     finders = [ImageFolder(candidate) for candidate in candidates]
-    some = [*stems[:10], *(Path(stem).name for stem in stems[:10])]
+    some = [*some_of(stems), *(Path(stem).name for stem in some_of(stems))]
     return next((finder for finder in finders if any(map(finder.find_all, some))), finders[0])
 
 

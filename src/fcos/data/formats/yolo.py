@@ -67,7 +67,7 @@ def write(
     annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
 ) -> None:
     """Write ``data.yaml``, ``images`` (linked, or copied) and ``labels`` into the folder `out`."""
-    names = unique_stems(annotations, root)
+    names = unique_stems(annotations, root, without="images")  # readers of YOLO go by the last such folder
     with written(out) as folder:
         place_images(annotations, names, folder / "images" / "train", copy=copy_images)
         for record, name in zip(annotations, names, strict=True):

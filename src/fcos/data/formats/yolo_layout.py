@@ -30,6 +30,7 @@ from fcos.data.image_files import (
     is_image,
     names_in,
     slashed,
+    some_of,
 )
 from fcos.data.numbers import number
 from fcos.data.text import Faults, read_lines
@@ -215,7 +216,7 @@ def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
         [root] if root else [*folders_like(Path(), str(Path(*parts))), Path(*parts), *folders_near(source)]
     )
     finders = [ImageFolder(folder) for folder in folders]
-    finder = next((f for f in finders if any(_images_of(f, stem) for stem in stems[:10])), finders[0])
+    finder = next((f for f in finders if any(_images_of(f, stem) for stem in some_of(stems))), finders[0])
     return [
         Pair(next(iter(_images_of(finder, stem)), finder.folder / f"{stem}.jpg"), file)
         for stem, file in zip(stems, files, strict=True)
