@@ -1,8 +1,8 @@
 """Train the detector that comes with the package, pack it, and measure it.
 
     python benchmarks/everyday.py train --voc07 DIR --out everyday         on train, measured on val
-    python benchmarks/everyday.py train --voc07 DIR --out ship --list trainval --start everyday/small
-    python benchmarks/everyday.py pack ship/large -o src/fcos/weights/everyday.safetensors
+    python benchmarks/everyday.py train --voc07 DIR --out more --list trainval --start everyday/large  no gain
+    python benchmarks/everyday.py pack everyday/large -o src/fcos/weights/everyday.safetensors
     python benchmarks/everyday.py measure everyday --voc07 DIR --coco-mini DIR
 
 `train` runs the stages below, each from the weights of the one before (the first from ImageNet's); a stage
@@ -146,7 +146,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     trained = commands.add_parser("train", help="run the stages that are not done")
     trained.add_argument("--out", type=Path, required=True)
-    trained.add_argument("--list", default="train", help="train, or trainval for the file that ships")
+    trained.add_argument("--list", default="train", help="train, which the shipped file was trained on, or trainval")
     trained.add_argument("--start", type=Path, help="run only the last stage, from these weights")
     packed = commands.add_parser("pack", help="write the file that ships")
     packed.add_argument("run", type=Path)
