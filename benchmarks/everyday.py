@@ -146,7 +146,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     trained = commands.add_parser("train", help="run the stages that are not done")
     trained.add_argument("--out", type=Path, required=True)
-    trained.add_argument("--list", default="train", help="train, which the shipped file was trained on, or trainval")
+    trained.add_argument("--list", default="train", help="train (the shipped file), or trainval")
     trained.add_argument("--start", type=Path, help="run only the last stage, from these weights")
     packed = commands.add_parser("pack", help="write the file that ships")
     packed.add_argument("run", type=Path)
