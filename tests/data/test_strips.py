@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from fcos.data import strips
 from fcos.data.image import read_image
 from fcos.data.strips import LargeImage, open_image, read_large_header
-from fcos.errors import DatasetError
+from fcos.errors import DatasetError, FcosError
 
 SIZE = (91, 300)  # width, height: more than two pieces of 128 rows
 
@@ -156,6 +157,25 @@ def test_strips_of_jpeg_and_the_predictor_of_deflate_are_read(tmp_path: Path) ->
     assert_read_in_strips(tmp_path / "b.tif")
 
 
+def test_a_tiff_of_one_strip_or_of_a_plane_for_each_color_is_read(tmp_path: Path) -> None:
+    picture("RGB").save(tmp_path / "a.tif", compression="tiff_lzw", strip_size=10**6)
+    assert_read_in_strips(tmp_path / "a.tif")
+    planes = np.moveaxis(np.asarray(picture("RGB")), 2, 0)
+    options = {"driver": "GTiff", "width": SIZE[0], "height": SIZE[1], "count": 3, "dtype": "uint8"}
+    transform = rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_800_000)
+    with rasterio.open(tmp_path / "b.tif", "w", **options, interleave="band", transform=transform) as file:
+        file.write(planes)
+    whole = torch.from_numpy(planes.copy())
+    assert torch.equal(torch.cat(in_strips(tmp_path / "b.tif", [0, 100, 200], 100), dim=1), whole)
+
+
+def test_without_rasterio_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture("RGB").save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(FcosError, match=r"strip by strip needs rasterio(.|\n)*fcos-torch\[large\]"):
+        in_strips(tmp_path / "a.png", [0], 300)
+
+
 def test_what_cannot_be_read_in_strips_is_read_as_a_whole(tmp_path: Path) -> None:
     picture("RGB").save(tmp_path / "a.jpg")
     Image.fromarray(np.arange(27300, dtype=np.uint16).reshape(300, 91)).save(tmp_path / "deep.png")
@@ -163,7 +183,6 @@ def test_what_cannot_be_read_in_strips_is_read_as_a_whole(tmp_path: Path) -> Non
     turned = Image.Exif()
     turned[0x0112] = 6
     picture("RGB").save(tmp_path / "turned.tif", exif=turned)
-    picture("RGB").save(tmp_path / "one_strip.tif", compression="tiff_lzw", strip_size=10**6)
     for path in tmp_path.iterdir():
         image = open_image(path)
         assert isinstance(image, Tensor), path.name
