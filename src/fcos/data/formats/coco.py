@@ -126,6 +126,7 @@ def write(
                 "category_id": annotations.category_ids[label],
                 "bbox": [_number(value) for value in (x1, y1, x2 - x1, y2 - y1)],
                 "area": _number(area),
+                "segmentation": [],  # CVAT refuses annotations without it
                 "iscrowd": int(is_crowd),
                 "ignore": int(is_difficult),
             }
