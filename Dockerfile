@@ -4,8 +4,9 @@
 
 FROM python:3.12-slim
 
-# PyTorch for CPUs; without --index-url it comes with 4 GB of CUDA libraries, which a GPU needs.
-RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu
+# PyTorch for CPUs. For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple, where it comes with CUDA.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir torch torchvision --index-url "$TORCH_INDEX"
 
 COPY pyproject.toml README.md LICENSE /source/
 COPY src /source/src

@@ -260,6 +260,16 @@ def test_an_image_larger_than_the_input_of_litert_is_refused(exported: dict[str,
         open_run(1)(torch.zeros(1, 3, 160, 64, dtype=torch.uint8), sizes, sizes)
 
 
+def test_calibrated_ranges_hold_those_of_every_image() -> None:
+    first = {"a": {"min": np.array([-1.0]), "max": np.array([2.0])}}
+    second = {
+        "a": {"min": np.array([0.0]), "max": np.array([5.0])},
+        "b": {"min": np.ones(1), "max": np.ones(1)},
+    }
+    found = litert_folder._widened(litert_folder._widened({}, first), second)
+    assert (found["a"]["min"].item(), found["a"]["max"].item(), found["b"]["max"].item()) == (-1.0, 5.0, 1.0)
+
+
 def test_litert_in_integers(exported: dict[str, Path], small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_quantizer")
     paths = []

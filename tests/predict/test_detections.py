@@ -6,6 +6,7 @@ import base64
 import io
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -354,6 +355,19 @@ def test_fiftyone_gets_fractions_names_and_tracks(three: Detections) -> None:
     assert there[1].bounding_box == pytest.approx([0.055, 0.0625, 0.145, 0.2375])
     assert [one.confidence for one in there] == [0.75, 0.5, 0.25]
     assert [one.index for one in there] == [None, 4, 9]
+    assert_same(
+        Detections.from_fiftyone(with_tracks(three).to_fiftyone(), CLASSES, image=three.image),
+        with_tracks(three),
+    )
+
+
+def test_fiftyone_boxes_without_confidence_or_index_are_read() -> None:
+    row = SimpleNamespace(label="dog", bounding_box=[0.25, 0.5, 0.5, 0.25], confidence=None, index=None)
+    found = Detections.from_fiftyone(SimpleNamespace(detections=[row]), CLASSES, size_hw=(100, 200))
+
+    assert found.boxes_xyxy.tolist() == [[50.0, 50.0, 150.0, 75.0]]
+    assert (found.scores.tolist(), found.labels.tolist(), found.track_ids) == ([1.0], [1], None)
+    assert len(Detections.from_fiftyone(SimpleNamespace(detections=[]), CLASSES, size_hw=(1, 1))) == 0
 
 
 def test_a_notebook_shows_the_drawn_image_and_a_table(three: Detections, nothing: Detections) -> None:

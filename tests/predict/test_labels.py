@@ -87,6 +87,11 @@ def test_the_converter_of_label_studio_reads_coco(folder: Path) -> None:
     assert {"a", "b"} <= set(found)
 
 
+def test_coco_boxes_have_an_empty_segmentation_without_which_cvat_refuses_them(folder: Path) -> None:
+    boxes = json.loads((folder / "labels_coco.json").read_text())["annotations"]
+    assert [box["segmentation"] for box in boxes] == [[], [], []]
+
+
 def test_voc_lists_the_classes_as_cvat_reads_them(folder: Path) -> None:
     lines = (folder / "labels_voc" / "labelmap.txt").read_text().splitlines()
     assert lines == [

@@ -176,6 +176,34 @@ def to_fiftyone(self: Detections, size_hw: tuple[int, int] | None = None) -> Any
     )
 
 
+def from_fiftyone(
+    cls: type[Detections],
+    found: Any,
+    class_names: Sequence[str],
+    size_hw: tuple[int, int] | None = None,
+    image: Image.Image | None = None,
+) -> Detections:
+    """From the `fiftyone.Detections` of a sample, in its order; a box without `confidence` has the score 1.
+
+    Args:
+        found: their labels must be in `class_names`; masks and attributes are ignored.
+        size_hw, image: as in `from_yolo`.
+    """
+    rows, (height, width) = found.detections, _size_hw(image, size_hw)
+    names, ids = list(class_names), [row.index for row in rows]
+    boxes = torch.tensor([row.bounding_box for row in rows], dtype=torch.float64).reshape(-1, 4)
+    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    tracked = any(track_id is not None for track_id in ids)
+    return cls(
+        (boxes * torch.tensor([width, height, width, height])).float(),
+        torch.tensor([1.0 if row.confidence is None else row.confidence for row in rows]),
+        torch.tensor([names.index(row.label) for row in rows], dtype=torch.int64),
+        tuple(class_names),
+        image,
+        track_ids=torch.tensor([-1 if each is None else each for each in ids]) if tracked else None,
+    )
+
+
 def _names(detections: Detections) -> list[str]:
     """The class of each box."""
     return [detections.class_names[label] for label in detections.labels.tolist()]

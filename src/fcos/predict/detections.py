@@ -184,7 +184,7 @@ class Detections:
     to_pandas, from_pandas = conversions.to_pandas, classmethod(conversions.from_pandas)
     to_supervision = conversions.to_supervision
     from_supervision = classmethod(conversions.from_supervision)
-    to_fiftyone = conversions.to_fiftyone
+    to_fiftyone, from_fiftyone = conversions.to_fiftyone, classmethod(conversions.from_fiftyone)
 
 
 def labels_of(classes: str | int | Iterable[str | int], class_names: Sequence[str]) -> list[int]:

@@ -133,6 +133,7 @@ def text_of(annotations: Annotations, *, root: Path | None = None) -> str:
                 "category_id": annotations.category_ids[label],
                 "bbox": [_number(value) for value in (x1, y1, x2 - x1, y2 - y1)],
                 "area": _number(area),
+                "segmentation": [],  # CVAT refuses annotations without it
                 "iscrowd": int(is_crowd),
                 "ignore": int(is_difficult),
             }
