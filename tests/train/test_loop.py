@@ -197,6 +197,9 @@ def test_memory_order_changes_rounding_only(tiny: Tiny) -> None:
     tiny.train("contiguous", channels_last=False)
     for entry, wanted in zip(tiny.lines("channels_last"), tiny.lines("contiguous"), strict=True):
         assert entry == pytest.approx(wanted, rel=1e-4)
+    last, plain = (tiny.checkpoint(name)["model"] for name in ("channels_last", "contiguous"))
+    assert all(weight.is_contiguous() for weight in plain.values())
+    assert not last["head.box_tower.0.weight"].is_contiguous()
 
 
 @pytest.mark.parametrize("settings", [{"ema_decay": 0.9}, {"activation_checkpointing": True}], ids=str)
@@ -262,6 +265,13 @@ def test_compiled_network_trains_the_same(tiny: Tiny) -> None:
     assert compiled["model"].keys() == plain["model"].keys()
     for name, weights in compiled["model"].items():
         torch.testing.assert_close(weights, plain["model"][name], rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_of_a_single_value_is_refused_with_the_remedy(tiny: Tiny) -> None:
+    with pytest.raises(TrainingError, match="batch norm cannot be trained on a single value") as caught:
+        tiny.train("run", head_norm="bn", nbatch_train=1, view_size=32)  # one point of stride 32
+    assert caught.value.where == "images of 32 x 32 pixels, padded"
+    assert caught.value.fix.startswith("use a micro_batch of at least 2, ")
 
 
 def test_loss_that_is_not_finite_ends_the_training(tiny: Tiny) -> None:
