@@ -35,7 +35,7 @@ def memory_of(most: int, tried: list[int]) -> Callable[[int], bool]:
 
 @pytest.mark.parametrize(
     ("share", "most", "found", "tried"),
-    [(16, 16, 16, [16]), (16, 5, 4, [16, 8, 4]), (12, 5, 4, [12, 6, 4]), (7, 6, 1, [7, 1])],
+    [(16, 16, 16, [16]), (16, 5, 4, [16, 8, 4]), (12, 3, 3, [12, 6, 4, 3]), (7, 6, 1, [7, 1])],
 )
 def test_divisors_of_the_share_are_tried_from_the_largest(
     share: int, most: int, found: int, tried: list[int]
@@ -75,6 +75,7 @@ def test_a_tenth_of_the_memory_stays_free(monkeypatch: pytest.MonkeyPatch) -> No
     needed = {8: 8.1, 4: 4.0}
 
     def peak_memory(config: TrainConfig, fabric: Any, train_set: Annotations, size: int) -> float:
+        assert (config.micro_batch, train_set) == ("auto", TWO)
         if size > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return needed[size] * GB
