@@ -106,11 +106,11 @@ def test_an_object_is_pasted_where_it_covers_no_box(monkeypatch: pytest.MonkeyPa
     assert (first[0] == 50).all()  # the image given stays as it was
 
 
-@pytest.mark.parametrize(("left", "pasted"), [(6, True), (7, False)])
+@pytest.mark.parametrize(("left", "pasted"), [(6, True), (7, False), (20, True)])
 def test_an_object_may_cover_three_tenths_of_a_box(
     monkeypatch: pytest.MonkeyPatch, left: int, pasted: bool
 ) -> None:
-    fix_random(monkeypatch, 0.0, 0.0, (left + 0.5) / 21)  # 21 places for an object 10 wide
+    fix_random(monkeypatch, 0.0, 0.0, (left + 0.5) / 21)  # 21 places for an object 10 wide, the last at 20
     first = plain(50, (10, 30), [[13, 0, 23, 10]], 0)  # from 6 on, 3 of its 10 columns are covered
     _, boxes, _ = paste_objects(first, plain(90, (10, 30), [[0, 0, 10, 10]], 1))
     assert boxes[1:].tolist() == ([[left, 0, left + 10, 10]] if pasted else [])

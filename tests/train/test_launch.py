@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -17,8 +18,9 @@ from click.testing import CliRunner
 from fcos.cli import main
 from fcos.cli.processes import was_started_with_others
 from fcos.errors import DeviceError
+from fcos.train import launch
 from fcos.train.devices import build_fabric
-from fcos.train.launch import find_launch, free_port, start_others
+from fcos.train.launch import Watch, find_launch, free_port, is_lost_connection, start_others
 
 if TYPE_CHECKING:
     from ..rectangles import Tiny
@@ -257,3 +259,61 @@ def test_one_process_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     start_others(2)
     assert started == []
+
+
+def test_other_processes_run_the_same_command_with_ranks_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda words, env: started.append((words, env)))
+    monkeypatch.setattr(launch, "_started", [])
+    monkeypatch.setattr(sys, "argv", ["script.py", "train", "train.json"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that they are restored
+        monkeypatch.delenv(name)
+    environment = os.environ
+    start_others(3)
+    assert [words for words, _ in started] == 2 * [
+        [sys.executable, os.path.abspath("script.py"), "train", "train.json"]
+    ]
+    assert os.environ is environment
+    assert environment["LOCAL_RANK"] == "0"
+    assert [env for _, env in started] == [{**environment, "LOCAL_RANK": rank} for rank in ("1", "2")]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[../gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:5123",
+        "[../gloo/pair.cc:553] Read error [127.0.0.1]:5123: Connection reset by peer",
+        "[../gloo/pair.cc:144] writev [127.0.0.1]:5123: Broken pipe",
+        "NCCL error: remote process exited or there was a network error",
+    ],
+)
+def test_lost_connections_are_recognised(said: str) -> None:
+    assert is_lost_connection(RuntimeError(said))
+    assert not is_lost_connection(OSError(said))
+    assert not is_lost_connection(RuntimeError("CUDA error: unknown error"))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_death_of_the_first_process_ends_the_others_with_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    """Where the network does not tell, as with NCCL."""
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    watch = Watch()
+    monkeypatch.setattr(watch.over, "wait", mock.Mock(side_effect=[False, False, True]))  # no time passes
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(SystemExit, match="1"):
+        watch.run()
+    said = capsys.readouterr().err
+    what = "TrainingError: process 1 of the run was killed; the run cannot continue without it\n"
+    fix = (
+        "  fix: see its own message above; if there is none, it was killed, probably because memory ran out. "
+    )
+    assert said.startswith(what + fix) if rank == 1 else said == ""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert Watch().parent is None  # whose death is no concern of the first

@@ -39,6 +39,7 @@ def test_the_time_per_step_leaves_out_the_first_one_and_evaluations() -> None:
     timed = length(time_limit=2)
     assert not timed.after_step(1, 30.0)  # the loader started
     assert timed.decide(1, 100, 30.0, 0) == Decision(100, "epochs")  # nothing is known yet
+    assert timed.decide(1, 41, 30.0, 0) == Decision(41, "time_limit")  # as the session before decided
     assert [timed.after_step(step, 28.0 + 2 * step) for step in range(2, 8)] == [
         *(False, False, False),
         *(True, False, True),  # 5: the first measurement; 7: a checkpoint is due
@@ -62,6 +63,8 @@ def test_epochs_that_fit_are_not_exceeded() -> None:
     for step in range(1, 6):
         timed.after_step(step, 2.0 * step)
     assert timed.decide(5, 100, 10.0, 0) == Decision(100, "epochs")
+    line = "100 steps (10.0 epochs) fit into time_limit=60"  # more than before
+    assert timed.decide(5, 41, 10.0, 0) == Decision(100, "epochs", line)
 
 
 def test_without_a_limit_no_step_is_a_moment_to_decide() -> None:
@@ -72,7 +75,11 @@ def test_patience_ends_the_training_without_a_new_best(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tiny.train("whole", **NEVER_BETTER).finished
-    assert "no better map_mean in 2 evaluations (patience): training ends here" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no better map_mean in 2 evaluations (patience): training ends here" in said
+    measured = "map_mean 0.0000  map_50 0.0000  map_75 0.0000"
+    shown = [line for line in said.splitlines() if line.endswith(("  best", measured))]
+    assert shown == [f"epoch   1/6  {measured}  best", *(f"epoch   {i}/6  {measured}" for i in (2, 3))]
     assert [line["epoch"] for line in tiny.lines("whole", "eval")] == [1, 2, 3]
     for step in (4, 8):  # within an epoch, and at the end of the last one, before its evaluation
         tiny.train_until(step, f"stopped_{step}", **NEVER_BETTER)

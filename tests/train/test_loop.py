@@ -97,9 +97,17 @@ def test_a_split_step_is_the_whole_step_where_targets_depend_on_predictions(spli
     assert (weights(split, name) - weights(split, "soft_whole")).norm() < 1e-6 * norm
 
 
+def test_a_training_starts_with_the_assigner_that_needs_no_predictions(split: Tiny) -> None:
+    soft, static = ([line["num_positive"] for line in split.lines(name)] for name in ("soft_whole", "whole"))
+    # 0.3 of 5 steps are 1.5: the first two
+    assert [ours == theirs for ours, theirs in zip(soft, static[:5], strict=True)] == 2 * [True] + 3 * [False]
+
+
 def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(tiny: Tiny) -> None:
     """A step by hand: gradient and losses of the sums, divided by what was counted."""
-    config = tiny.config("by_hand", epochs=1, assigner="simota")
+    # Images of 32 x 64 pixels; the box weights add up to 1.4, of which the 26 boxes are a bad guess.
+    settings = {"assigner": "tal", "distance_init": 2.0, "short_side": 32}
+    config = tiny.config("by_hand", epochs=1, **settings)
     with ExitStack() as held:
         fabric = build_fabric(config.device, 1, "fp32")
         trainer = prepare(config, fabric, None, Path(config.run_folder), None, held)
@@ -119,7 +127,7 @@ def test_losses_where_targets_depend_on_predictions_are_divided_by_their_sums(ti
         report, _ = trainer.take_step(window, 0, StopSignal())
     assert list(report.losses.values()) == pytest.approx((sums / counted).tolist(), rel=1e-5)
     for parameter, gradient in zip(parameters, wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
 def weights(tiny: Tiny, name: str) -> torch.Tensor:
@@ -197,6 +205,9 @@ def test_memory_order_changes_rounding_only(tiny: Tiny) -> None:
     tiny.train("contiguous", channels_last=False)
     for entry, wanted in zip(tiny.lines("channels_last"), tiny.lines("contiguous"), strict=True):
         assert entry == pytest.approx(wanted, rel=1e-4)
+    last, plain = (tiny.checkpoint(name)["model"] for name in ("channels_last", "contiguous"))
+    assert all(weight.is_contiguous() for weight in plain.values())
+    assert not last["head.box_tower.0.weight"].is_contiguous()
 
 
 @pytest.mark.parametrize("settings", [{"ema_decay": 0.9}, {"activation_checkpointing": True}], ids=str)
@@ -264,6 +275,13 @@ def test_compiled_network_trains_the_same(tiny: Tiny) -> None:
         torch.testing.assert_close(weights, plain["model"][name], rtol=1e-4, atol=1e-6)
 
 
+def test_batch_norm_of_a_single_value_is_refused_with_the_remedy(tiny: Tiny) -> None:
+    with pytest.raises(TrainingError, match="batch norm cannot be trained on a single value") as caught:
+        tiny.train("run", head_norm="bn", nbatch_train=1, view_size=32)  # one point of stride 32
+    assert caught.value.where == "images of 32 x 32 pixels, padded"
+    assert caught.value.fix.startswith("use a micro_batch of at least 2, ")
+
+
 def test_loss_that_is_not_finite_ends_the_training(tiny: Tiny) -> None:
     with pytest.raises(TrainingError, match=r"not finite at step 2: .*lr 1e\+30") as caught:
         tiny.train("run", lr_base=1e30, lr_schedule=[1000], save_steps=1, nbatch_train=4)
@@ -272,6 +290,7 @@ def test_loss_that_is_not_finite_ends_the_training(tiny: Tiny) -> None:
     assert batch["images"].dtype == torch.uint8
     assert f"image ids {', '.join(map(str, batch['image_ids']))};" in str(caught.value)
     assert str(file) in str(caught.value)
+    assert "The last checkpoint is from before this step: load=true resumes from it" in caught.value.fix
     assert tiny.checkpoint("run")["state"]["step"] == 1
     assert [line["step"] for line in tiny.lines("run")] == [1]
 

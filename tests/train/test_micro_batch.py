@@ -35,7 +35,7 @@ def memory_of(most: int, tried: list[int]) -> Callable[[int], bool]:
 
 @pytest.mark.parametrize(
     ("share", "most", "found", "tried"),
-    [(16, 16, 16, [16]), (16, 5, 4, [16, 8, 4]), (12, 5, 4, [12, 6, 4]), (7, 6, 1, [7, 1])],
+    [(16, 16, 16, [16]), (16, 5, 4, [16, 8, 4]), (12, 3, 3, [12, 6, 4, 3]), (7, 6, 1, [7, 1])],
 )
 def test_divisors_of_the_share_are_tried_from_the_largest(
     share: int, most: int, found: int, tried: list[int]
@@ -75,6 +75,7 @@ def test_a_tenth_of_the_memory_stays_free(monkeypatch: pytest.MonkeyPatch) -> No
     needed = {8: 8.1, 4: 4.0}
 
     def peak_memory(config: TrainConfig, fabric: Any, train_set: Annotations, size: int) -> float:
+        assert (config.micro_batch, train_set) == ("auto", TWO)
         if size > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return needed[size] * GB
@@ -89,14 +90,15 @@ def test_a_tenth_of_the_memory_stays_free(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_peak_of_a_trial_is_what_it_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[Any] = []
     for name in ("empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *device, name=name: calls.append(name))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * GB)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 5 * GB)
-    monkeypatch.setattr(micro_batch, "take_steps", lambda *trial: calls.append("steps"))
-    assert micro_batch.peak_memory(load_config({}), gpu(), TWO, 1) == 3 * GB
-    assert calls == ["empty_cache", "reset_peak_memory_stats", "steps"]
+    monkeypatch.setattr(micro_batch, "take_steps", lambda *trial: calls.append(trial))
+    trial = load_config({}), gpu(), TWO, 1
+    assert micro_batch.peak_memory(*trial) == 3 * GB
+    assert calls == ["empty_cache", "reset_peak_memory_stats", trial]
 
 
 def test_a_cpu_takes_all_of_its_share_and_a_resumed_run_what_it_had() -> None:
@@ -130,6 +132,7 @@ def test_a_trial_takes_steps_like_a_training(tiny: Tiny, settings: dict[str, Any
 
     def trainer(*arguments: Any) -> Any:
         made = real(*arguments)
+        assert made.length.num_eval_images == 0
         take_step = made.take_step
         before = [parameter.clone() for parameter in made.model.parameters()]
 

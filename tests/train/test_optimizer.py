@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from fcos.train.optimizer import Schedule
+from fcos.config import load_config
+from fcos.train.optimizer import Schedule, build_optimizer
 
 
 def factors(
@@ -59,3 +61,11 @@ def test_cosine_falls_from_the_end_of_the_warm_up_to_zero() -> None:
 def test_factor_is_a_share_of_the_rate(total: int, warmup: float, policy: str) -> None:
     values = factors(total, warmup, policy, at=(0.6, 0.8))
     assert all(0 < value <= 1 for value in values)
+
+
+def test_weights_of_linear_layers_decay_too() -> None:
+    layers = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Conv2d(3, 2, 1))
+    decayed, others = build_optimizer(load_config({"weight_decay": 0.1}), layers).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(3, 4), (2, 3, 1, 1)]
+    assert [tuple(parameter.shape) for parameter in others["params"]] == [(3,), (3,), (3,), (2,)]

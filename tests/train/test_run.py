@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,11 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats import coco, read_annotations
 from fcos.data.summary import read_summaries
-from fcos.errors import ConfigError, DatasetError
+from fcos.errors import ConfigError, DatasetError, OutputError
 from fcos.report.after_training import train_and_draw
 from fcos.train.data import left_out
 from fcos.train.run import train
-from fcos.train.run_folder import find_run_folder
+from fcos.train.run_folder import LOCK_NAME, find_run_folder, in_use, is_named_exactly
 from fcos.weights.load import load_model
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def test_lines_of_the_metrics_have_the_promised_keys(finished: Path) -> None:
         assert set(entry) == KEYS[entry["kind"]]
     assert [entry["epoch"] for entry in entries] == [0.4, 0.8, pytest.approx(1.2), 1, 1, 1.6, 2.0, 2, 2]
     assert set(entries[-1]["per_class"]) == {"red", "blue"}
+    evaluation, step = entries[4:6]
+    assert 0 < evaluation["network_s"] < evaluation["elapsed_s"] < step["elapsed_s"]
     assert entries[-1]["stats"][:3] == [entries[-1][key] for key in ("map_mean", "map_50", "map_75")]
 
 
@@ -199,8 +202,37 @@ def test_load_goes_on_with_the_newest_run(tmp_path: Path) -> None:
 
 def test_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "birds").touch()
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(ConfigError, match="birds is a file") as caught:
         find_run_folder(tmp_path / "birds", load=False)
+    assert caught.value.where == 'setting "run_folder"'
+    assert caught.value.fix == "give a folder, or an unused name"
+
+
+def test_a_run_is_named_exactly_but_for_an_ordinary_train_json(tmp_path: Path) -> None:
+    file = tmp_path / "train.json"
+    file.write_text('{"run_folder": "runs/birds"}')
+    assert not is_named_exactly(load_config(file))
+    assert not is_named_exactly(load_config(None))
+    assert is_named_exactly(load_config(file, ["run_folder=runs/birds-2"]))
+    own = tmp_path / "config.json"  # as a run leaves it
+    own.write_text(json.dumps({"run_folder": str(tmp_path)}))
+    assert is_named_exactly(load_config(own))
+
+
+def test_a_lock_names_its_owner_and_not_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).write_text("process 1 on host 2")
+    with (
+        mock.patch("fcos.train.run_folder._lock", side_effect=BlockingIOError),
+        pytest.raises(OutputError) as caught,
+    ):
+        in_use(tmp_path).__enter__()
+    assert caught.value.what == "another training writes to this run folder: process 1 on host 2"
+    assert caught.value.where == str(tmp_path)
+    assert caught.value.fix == "wait for it to finish, stop it, or set another run_folder"
+    with in_use(tmp_path):  # that process was killed
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        assert (tmp_path / LOCK_NAME).read_text() == owner
+    assert not tmp_path.exists()  # nothing was written
 
 
 def test_missing_data_are_refused_before_anything_is_written(tiny: Tiny) -> None:

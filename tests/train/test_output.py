@@ -1,0 +1,23 @@
+"""What a run tells; most of it is asserted where trainings run: `test_run.py`, `test_callbacks.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from fcos.config import load_config
+from fcos.train.devices import build_fabric
+from fcos.train.log import Meter
+from fcos.train.output import RunOutput
+from fcos.train.state import RunState
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_writers_of_a_resumed_run_begin_at_its_next_step(tmp_path: Path, tensorboard: bool) -> None:
+    """TensorBoard then hides the steps of a session that was killed after its last checkpoint."""
+    config, state = load_config({"tensorboard": tensorboard}), RunState(step=4, total_steps=10)
+    with mock.patch("fcos.train.output.open_writers", return_value=[]) as opened:
+        RunOutput(build_fabric("cpu"), config, tmp_path, state, Meter(8), 2.5, (), lambda: None).close()
+    opened.assert_called_once_with(tmp_path, 5, tensorboard=tensorboard)
