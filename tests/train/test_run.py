@@ -160,7 +160,7 @@ def test_small_boxes_are_counted_and_reported(tiny: Tiny, capsys: pytest.Capture
     ]  # pictures have their full size, 64 pixels
     small = sum(area < 200 for area in boxes)
     assert 0 < small < len(boxes)
-    said = f"{small} of {len(boxes)} training boxes ({small / len(boxes):.1%}) get smaller than 200 square"
+    said = f"{small} of {len(boxes)} training boxes ({small / len(boxes):.1%}) are smaller than 200 square"
     assert said in capsys.readouterr().err
 
 
