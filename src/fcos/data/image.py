@@ -214,8 +214,8 @@ def opened(
         raise DatasetError(
             f"image has too many pixels ({error})",
             where=where,
-            fix="predict on tiles (--tile 640) if it is a PNG or TIFF of 8 bits; otherwise, and for training, "
-            "cut it into several images",
+            fix="predict on tiles (--tile 640) if it is a PNG or TIFF of 8 bits; otherwise, and for "
+            "training, cut it into several images",
         ) from error
     except Exception as error:
         raise DatasetError(
