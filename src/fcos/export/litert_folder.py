@@ -34,7 +34,6 @@ from fcos.files import first_line_of, read_bytes
 from fcos.weights.load import LITERT_GRAPH
 
 ENDING, ABOUT = "_litert", "LiteRT (TensorFlow Lite), run on the CPU"
-MAX_BYTES = 2**31
 SIGNATURE, INPUT = "serving_default", "args_0"
 # Where operations are, as litert-torch names them after modules.
 OUTPUTS = "Conv2d_(logits|distances|quality)"
@@ -110,10 +109,8 @@ def _widened(ranges: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     wider = dict(ranges)
     for name, new in other.items():
         old = ranges.get(name, new)
-        wider[name] = new | {
-            "min": np.minimum(old["min"], new["min"]),
-            "max": np.maximum(old["max"], new["max"]),
-        }
+        low, high = np.minimum(old["min"], new["min"]), np.maximum(old["max"], new["max"])
+        wider[name] = new | {"min": low, "max": high}
     return wider
 
 
@@ -134,7 +131,7 @@ def _interpreter(model: bytes, num_threads: int) -> Any:
 
 def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
     """Metadata of a folder, and what runs it."""
-    content = read_bytes(path / LITERT_GRAPH, WeightsError, max_bytes=MAX_BYTES)
+    content = read_bytes(path / LITERT_GRAPH, WeightsError, max_bytes=2**31)
     try:
         [pixels] = _interpreter(content, 1).get_input_details()
     except ValueError as error:
