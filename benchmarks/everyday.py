@@ -121,11 +121,10 @@ def measure(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     val = args.voc07 / "ImageSets" / "Main" / "val.txt"
     class_names = Detector.load(EVERYDAY, "cpu").class_names
-    coco = args.coco_mini / "annotations" / "instances_val2017.json"
-    sets = {
-        "VOC07 val": read_annotations(val, root=args.voc07 / "JPEGImages", format="voc"),
-        "coco_mini val": read_annotations(coco, root=args.coco_mini / "val2017", format="coco"),
-    }
+    sets = {"VOC07 val": read_annotations(val, root=args.voc07 / "JPEGImages", format="voc")}
+    for part in ("val2017", "train2017"):  # nothing here was trained on either
+        coco = args.coco_mini / "annotations" / f"instances_{part}.json"
+        sets[f"COCO {part}"] = read_annotations(coco, root=args.coco_mini / part, format="coco")
     print("| model | images | AP | AP50 | AP75 | AP small | ms |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         coco_names = Path(folder) / "coco.txt"  # of a teacher's file, which does not name its classes
