@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -53,6 +53,7 @@ def test_cosine_falls_from_the_end_of_the_warm_up_to_zero() -> None:
     assert 0 < cosine[-1] < 0.001
 
 
+@settings(deadline=None)
 @given(
     total=st.integers(1, 200),
     warmup=st.one_of(st.integers(0, 300), st.floats(0, 0.99)),
