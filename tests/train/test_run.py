@@ -173,7 +173,7 @@ def test_share_of_small_boxes_by_hand(tiny: Tiny) -> None:
     annotations = Annotations.from_records(records, ["cat"], source=Path("list"), format="list")
     # 128 pixels become 64: 10 x 10 and 20 x 11 square pixels; the crowd is no box to learn.
     said = left_out(annotations, tiny.config("none", boxarea_th=101.0))
-    assert said.startswith("1 of 2 training boxes (50.0%) get smaller than 101 square pixels by resizing")
+    assert said.startswith("1 of 2 training boxes (50.0%) are smaller than 101 square pixels after resizing")
 
 
 def test_folders_of_runs_are_numbered(tmp_path: Path) -> None:
