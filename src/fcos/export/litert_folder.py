@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +36,7 @@ from fcos.weights.load import LITERT_GRAPH
 
 ENDING, ABOUT = "_litert", "LiteRT (TensorFlow Lite), run on the CPU"
 SIGNATURE, INPUT = "serving_default", "args_0"
-# Where operations are, as litert-torch names them after modules.
-OUTPUTS = "Conv2d_(logits|distances|quality)"
+OUTPUTS = "Conv2d_(logits|distances|quality)"  # operations, as litert-torch names them after modules
 SCOPES = {"outputs": OUTPUTS, "pyramid": "_pyramid", "head": f"_tower|{OUTPUTS}"}
 CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 BETWEEN = ("ADD", "PAD", "MAX_POOL_2D")  # convolutions of backbone and pyramid; in the head it is group norm
@@ -91,9 +91,8 @@ def quantise(model: Network, calibration: Calibration, parts: frozenset[str]) ->
         work.add_static_config(".*", name, 8, 8)
     for name in BETWEEN[1:] if "sums" in parts else BETWEEN:
         work.add_static_config("_(backbone|pyramid)", name, 8, 8)
-    for scope in kept:
-        for name in CONVOLUTIONS:
-            work.update_quantization_recipe(scope, name, algorithm_key="no_quantize")
+    for scope, name in product(kept, CONVOLUTIONS):
+        work.update_quantization_recipe(scope, name, algorithm_key="no_quantize")
     ranges: dict[str, Any] = {}
     with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its progress bars
         for inputs in calibration:
@@ -106,11 +105,10 @@ def quantise(model: Network, calibration: Calibration, parts: frozenset[str]) ->
 
 def _widened(ranges: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Ranges of tensors that hold both: the quantizer's moving average is narrower, and costs 1 AP."""
-    wider = dict(ranges)
+    wider = {**ranges, **other}
     for name, new in other.items():
         old = ranges.get(name, new)
-        low, high = np.minimum(old["min"], new["min"]), np.maximum(old["max"], new["max"])
-        wider[name] = new | {"min": low, "max": high}
+        wider[name] |= {"min": np.minimum(old["min"], new["min"]), "max": np.maximum(old["max"], new["max"])}
     return wider
 
 
