@@ -502,15 +502,20 @@ def test_keys_are_found_on_their_lines_in_any_flat_json(values: dict[str, object
 # Division of a batch
 
 
-def test_micro_batch_takes_auto_and_the_batch_size_says_so() -> None:
+def test_micro_batch_takes_auto() -> None:
     assert load_config({"micro_batch": "auto"}).micro_batch == "auto"
     assert load_config({"micro_batch": 4}).micro_batch == 4
     with pytest.raises(
         ConfigError, match=r'"micro_batch": 0 is not a valid value[\s\S]*at least 1, or "auto"'
     ):
         load_config({"micro_batch": 0})
-    with pytest.raises(ConfigError, match=r'"nbatch_train": "auto" is[\s\S]*micro_batch="auto" fits it into'):
-        load_config({"nbatch_train": "auto"})
+
+
+def test_an_automatic_batch_size_is_the_presets_in_automatic_micro_batches() -> None:
+    config = load_config({"model": "fcos_mobilenetv2", "nbatch_train": "auto"})
+    assert (config.nbatch_train, config.micro_batch) == (8, "auto")
+    assert load_config({"nbatch_train": "auto", "micro_batch": 2}).micro_batch == 2
+    assert load_config({"nbatch_train": 8}, ["nbatch_train=auto"]).nbatch_train == 16
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ def load_config(
 
     problems: list[ConfigError] = []
     given = _settings(entries, folder, problems) | _overrides(overrides, problems)
+    if "nbatch_train" in given and given["nbatch_train"].value == "auto":  # what must fit is a forward pass
+        given = {"micro_batch": given.pop("nbatch_train")} | given
     preset = _preset(given.get("model"), problems)
     values = PRESETS[preset] | {key: entry.value for key, entry in given.items()}
     values.setdefault("model", preset)

@@ -234,7 +234,7 @@ class TrainConfig(BaseModel):
     )
     nbatch_train: int = setting(
         16,
-        'batch size: images per optimizer step, over all devices (micro_batch="auto" fits it into memory)',
+        "batch size: images per optimizer step, over all devices (auto: the preset's, with micro_batch auto)",
         unit="images",
         ge=1,
     )
