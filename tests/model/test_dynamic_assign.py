@@ -192,11 +192,11 @@ def test_atss_is_what_a_loop_over_all_pairs_finds(seed: int, number: int) -> Non
 # Batches --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULE_NAMES)
+@pytest.mark.parametrize("rule", [*RULE_NAMES, "atss"])
 def test_an_image_has_the_same_targets_alone_and_in_a_batch(rule: str) -> None:
     grid, output = predictions(3, images=2)
     (boxes, labels), (others, other_labels) = truth(3, 4), truth(4, 2)
-    assigner = DynamicAssigner(RULES[rule])
+    assigner = AtssAssigner() if rule == "atss" else DynamicAssigner(RULES[rule])
     both = assigner(grid, [boxes, others], [labels, other_labels], output)
     alone = assigner(grid, [others], [other_labels], HeadOutput(*(part[1:] for part in output[:2]), None))
     for part, one in zip(both, alone, strict=True):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from fcos.config import load_config
 from fcos.model.build import build_model
@@ -67,3 +68,11 @@ def test_backbones_of_every_make_keep_less(backbone: str) -> None:
 def test_a_backbone_without_blocks_has_none_to_recompute() -> None:
     assert backbone_blocks(build_model(load_config({"backbone": "vgg11", **SMALL}), 3)) == []
     assert len(backbone_blocks(build_model(load_config({"backbone": "resnet18", **SMALL}), 3))) == 8
+
+
+def test_a_block_has_several_layers() -> None:
+    model = build_model(load_config({"backbone": "vgg11", **SMALL}), 3)
+    block = nn.Module()
+    block.layers = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    model.backbone.body = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), block))
+    assert backbone_blocks(model) == [block]
