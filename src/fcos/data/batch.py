@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image import DecodedImage, EnoughSize, read_image, read_reduced
 from fcos.data.mixing import NO_MIXING, Mixing
-from fcos.data.transforms import Augmented, EvalTransform, TrainTransform, pad, same_padded_size
+from fcos.data.transforms import Augmented, EvalTransform, TrainTransform, pad
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,6 @@ def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -
         torch.tensor([s.original_size_hw for s in samples]),
         tuple(s.position for s in samples),
     )
-
-
-def collate_by_size(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> list[Batch]:
-    """A batch for each padded size among the samples; see `same_padded_size` and `collate`."""
-    sizes_hw = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-    groups = same_padded_size(sizes_hw, multiple)
-    return [collate([samples[i] for i in group], multiple, shared=shared) for group in groups]
 
 
 def _shared_zeros(shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ here.)
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -22,17 +22,10 @@ from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.augmentation import build_policy
 from fcos.data.balance import epoch_length, repeated
-from fcos.data.batch import (
-    Batch,
-    EvalDataset,
-    TrainDataset,
-    collate,
-    collate_by_size,
-    stream_seed,
-)
+from fcos.data.batch import Batch, EvalDataset, TrainDataset, collate, stream_seed
 from fcos.data.mixing import Mixing
-from fcos.data.transforms import EvalTransform, TrainTransform, padded_size
-from fcos.data.workers import Loader, SplitLoader, start_worker
+from fcos.data.transforms import EvalTransform, TrainTransform, same_padded_size
+from fcos.data.workers import Loader, start_worker
 
 PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up
 
@@ -85,45 +78,36 @@ def build_train_loader(
     sampler = StreamSampler(
         is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step, factors
     )
-    return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
+    return build_loader(dataset, sampler, config.num_workers)
 
 
 def build_eval_loader(
     config: TrainConfig, annotations: Annotations, batch_size: int, *, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
-    """Every image once, over all devices; up to `batch_size` images of one padded size in a forward pass."""
+    """Every image once, over all devices; up to `batch_size` images in a forward pass.
+
+    Those of a batch have one padded size, since padding further would change the detections: the sizes of the
+    images are known from `check`.
+    """
     transform = build_eval_transform(config)
-    dataset = EvalDataset(annotations, transform)
-    padded_sizes = [
-        padded_size([transform.resized_size((height, width))], PADDING_MULTIPLE) if height > 0 else None
-        for height, width in annotations.sizes_hw.tolist()
-    ]
-    sampler = ShardSampler(len(annotations), batch_size, rank, world, kinds=padded_sizes)
-    return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
+    sizes_hw = [transform.resized_size((height, width)) for height, width in annotations.sizes_hw.tolist()]
+    sampler = ShardSampler(same_padded_size(sizes_hw, PADDING_MULTIPLE), batch_size, rank, world)
+    return build_loader(EvalDataset(annotations, transform), sampler, config.num_workers)
 
 
 def build_loader(
     dataset: TrainDataset | EvalDataset,
     sampler: StreamSampler | ShardSampler,
     num_workers: int,
-    pin_memory: bool,
 ) -> DataLoader[Batch]:
-    """A loader of padded batches in the order of the sampler.
-
-    In evaluation no image is padded further than it would be alone: a batch of several padded sizes comes as
-    several.
-    """
-    by_size = isinstance(dataset, EvalDataset)
-    return (SplitLoader if by_size else Loader)(
+    """A loader of padded batches in the order of the sampler."""
+    return Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=partial(
-            collate_by_size if by_size else collate, multiple=PADDING_MULTIPLE, shared=num_workers > 0
-        ),
+        collate_fn=partial(collate, multiple=PADDING_MULTIPLE, shared=num_workers > 0),
         worker_init_fn=start_worker,
-        pin_memory=pin_memory,
-        persistent_workers=False,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -210,29 +194,17 @@ class ShardSampler(Sampler[list[tuple[int, int]]]):
     devices.
 
     Args:
-        num_images: in all.
+        groups: indices of images that may share a batch.
         batch_size: images of a full batch.
         rank: of this device.
         world: number of devices.
-        kinds: of each image; those of a batch are of one kind. None: all are.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        *,
-        kinds: Sequence[Hashable] | None = None,
-    ) -> None:
-        images_of: dict[Hashable, list[int]] = {}
-        for index in range(num_images):
-            images_of.setdefault(kinds and kinds[index], []).append(index)
+    def __init__(self, groups: Sequence[list[int]], batch_size: int, rank: int = 0, world: int = 1) -> None:
         batches = [
-            images[first : first + batch_size]
-            for images in images_of.values()
-            for first in range(0, len(images), batch_size)
+            group[first : first + batch_size]
+            for group in groups
+            for first in range(0, len(group), batch_size)
         ]
         self.mine = sorted(batches)[rank::world]
 
