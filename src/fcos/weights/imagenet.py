@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fcos.errors import WeightsError
 from fcos.files import first_line_of
-from fcos.model.backbone import Backbone, check_name
+from fcos.model.backbone import Backbone, check_backbone
 from fcos.weights.model_file import missing_or_other_shape
 from fcos.weights.published.opening import open_state
 
@@ -77,7 +77,7 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
 
     Tensors are matched by name, else one by one in order, if all agree in kind and shape.
     """
-    check_name(name)
+    check_backbone(name)
     classifier: nn.Module = timm.create_model(name, pretrained=False)
     if not path.is_file():
         raise WeightsError(
@@ -108,7 +108,7 @@ def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
 
 
 def _timm_download(name: str) -> nn.Module:
-    check_name(name)
+    check_backbone(name)
     try:
         _check_hub(name)
         classifier: nn.Module = timm.create_model(name, pretrained=True)
