@@ -26,7 +26,7 @@ from fcos.data.loader import (
     epoch_order,
     stream_seed,
 )
-from fcos.data.transforms import TrainTransform
+from fcos.data.transforms import EvalTransform, TrainTransform
 
 ALIKE = torch.ones(50, dtype=torch.bool)
 
@@ -178,7 +178,7 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
 
 
 def train_batches(annotations: Annotations, num_workers: int, seed: int = 0, count: int = 4) -> list[Batch]:
-    transform = TrainTransform(None, 64, scale_min=0.5, augment=build_policy("strong"))
+    transform = TrainTransform(EvalTransform(None, 64), scale_min=0.5, augment=build_policy("strong"))
     sampler = StreamSampler(torch.ones(len(annotations), dtype=torch.bool), 4, 2, seed, rank=0, world=1)
     loader = build_loader(TrainDataset(annotations, transform, seed, 4), sampler, num_workers)
     return list(islice(loader, count))
@@ -225,7 +225,9 @@ def test_evaluation_has_every_image_once_in_order(annotations: Annotations, num_
 def test_worker_outlives_the_signals_that_stop_a_training(annotations: Annotations, interrupt: int) -> None:
     before = set(multiprocessing.active_children())
     sampler = StreamSampler(torch.ones(len(annotations), dtype=torch.bool), 2, 2, seed=0, rank=0, world=1)
-    loader = iter(build_loader(TrainDataset(annotations, TrainTransform(None, 64), 0, 2), sampler, 1))
+    loader = iter(
+        build_loader(TrainDataset(annotations, TrainTransform(EvalTransform(None, 64)), 0, 2), sampler, 1)
+    )
     assert next(loader).positions == (0, 1)  # the worker runs
     [worker] = set(multiprocessing.active_children()) - before
 

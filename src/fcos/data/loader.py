@@ -39,14 +39,11 @@ def build_eval_transform(config: TrainConfig) -> EvalTransform:
 def build_train_transform(config: TrainConfig) -> TrainTransform:
     """Resizing and augmentation for training."""
     return TrainTransform(
-        config.short_side,
-        config.view_size,
+        build_eval_transform(config),
         scale_min=config.img_scale_min,
         horizontal_flip=config.horizontal_flip,
         augment=build_policy(config.augmentation),
         min_area=config.boxarea_th,
-        size=CONVENTIONS[config.rules].size,
-        method=CONVENTIONS[config.rules].resize,
         reduced_decode=config.reduced_decode,
         tile=config.tile,
     )
