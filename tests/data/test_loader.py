@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from itertools import islice, zip_longest
 
 import numpy as np
@@ -19,12 +20,13 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.augmentation import build_policy
 from fcos.data.batch import Batch, TrainDataset
 from fcos.data.loader import (
-    ShardSampler,
-    StreamSampler,
+    Places,
     build_eval_loader,
     build_loader,
     epoch_order,
+    shard,
     stream_seed,
+    training_stream,
 )
 from fcos.data.transforms import EvalTransform, TrainTransform
 
@@ -34,8 +36,8 @@ ALIKE = torch.ones(50, dtype=torch.bool)
 SHAPES = st.lists(st.booleans(), min_size=1, max_size=30).map(torch.tensor)
 
 
-def take(sampler: StreamSampler, num_micro_batches: int) -> list[list[tuple[int, int]]]:
-    return list(islice(sampler, num_micro_batches))
+def take(stream: Iterator[Places], num_micro_batches: int) -> list[Places]:
+    return list(islice(stream, num_micro_batches))
 
 
 def slow_stream(is_wide: Tensor, batch_size: int, seed: int, num_positions: int) -> list[tuple[int, int]]:
@@ -60,7 +62,7 @@ def test_every_split_of_a_step_is_a_part_of_one_stream(
     batch_size, num_steps = share * world, 3
     ranks = [
         take(
-            StreamSampler(is_wide, batch_size, micro_batch, 7, rank, world, start_step),
+            training_stream(is_wide, batch_size, micro_batch, 7, rank, world, start_step),
             num_steps * share // micro_batch,
         )
         for rank in range(world)
@@ -74,7 +76,7 @@ def test_every_split_of_a_step_is_a_part_of_one_stream(
 
 def test_order_of_a_small_stream_by_hand() -> None:
     first, second = (epoch_order(ALIKE[:3], 2, 0, epoch).tolist() for epoch in (0, 1))
-    [step_0, step_1, step_2] = take(StreamSampler(ALIKE[:3], 2, 2, seed=0, rank=0, world=1), 3)
+    [step_0, step_1, step_2] = take(training_stream(ALIKE[:3], 2, 2, seed=0, rank=0, world=1), 3)
     assert step_0 == [(first[0], 0), (first[1], 1)]
     assert step_1 == [(first[2], 2), (second[0], 3)]  # the second epoch begins within a step
     assert step_2 == [(second[1], 4), (second[2], 5)]
@@ -89,7 +91,7 @@ def test_images_of_a_step_lie_or_stand_alike() -> None:
     is_wide = torch.arange(102) % 3 > 0
     steps = [
         [bool(is_wide[image]) for image, _ in step]
-        for step in take(StreamSampler(is_wide, 8, 8, seed=0, rank=0, world=1), 102)  # 8 epochs
+        for step in take(training_stream(is_wide, 8, 8, seed=0, rank=0, world=1), 102)  # 8 epochs
     ]
 
     mixed = [number for number, step in enumerate(steps) if len(set(step)) > 1]
@@ -115,7 +117,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_batch_larger_than_the_data_goes_round_it() -> None:
-    [step] = take(StreamSampler(ALIKE[:3], 7, 7, seed=1, rank=0, world=1), 1)
+    [step] = take(training_stream(ALIKE[:3], 7, 7, seed=1, rank=0, world=1), 1)
     assert sorted(image for image, _ in step[:3]) == sorted(image for image, _ in step[3:6]) == [0, 1, 2]
     assert [position for _, position in step] == list(range(7))
 
@@ -141,24 +143,22 @@ def test_order_of_a_seed_is_the_same_in_every_version() -> None:
 
 
 def test_a_single_device_gets_all_batches() -> None:
-    assert list(ShardSampler([[0, 1, 2]], 2)) == [[(0, 0), (1, 1)], [(2, 2)]]
-    assert next(iter(StreamSampler(ALIKE[:2], 2, 2, seed=0, rank=0, world=1)))[0][1] == 0  # from the start
+    assert shard([[0, 1, 2]], 2) == [[(0, 0), (1, 1)], [(2, 2)]]
+    assert next(training_stream(ALIKE[:2], 2, 2, seed=0, rank=0, world=1))[0][1] == 0  # from the start
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_shards_hold_every_image_once(world: int) -> None:
-    shards = [ShardSampler([list(range(7))], batch_size=2, rank=rank, world=world) for rank in range(world)]
-    found = sorted(index for shard in shards for batch in shard for index, _ in batch)
-    assert found == list(range(7))
-    for shard in shards:
-        assert len(list(shard)) == len(shard)
-        assert all(1 <= len(batch) <= 2 for batch in shard)
+    shards = [shard([list(range(7))], batch_size=2, rank=rank, world=world) for rank in range(world)]
+    batches = [batch for of_rank in shards for batch in of_rank]
+    assert sorted(index for batch in batches for index, _ in batch) == list(range(7))
+    assert all(1 <= len(batch) <= 2 for batch in batches)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_images_of_a_batch_are_of_one_group_and_batches_the_same_on_any_number_of_devices(world: int) -> None:
     groups = [[0, 2, 3, 6], [1, 4], [5]]
-    shards = [list(ShardSampler(groups, 3, rank, world)) for rank in range(world)]
+    shards = [shard(groups, 3, rank, world) for rank in range(world)]
     batches = [batch for dealt in zip_longest(*shards, fillvalue=[]) for batch in dealt if batch]
     assert [[index for index, _ in batch] for batch in batches] == [[0, 2, 3], [1, 4], [5], [6]]
 
@@ -179,8 +179,8 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
 
 def train_batches(annotations: Annotations, num_workers: int, seed: int = 0, count: int = 4) -> list[Batch]:
     transform = TrainTransform(EvalTransform(None, 64), scale_min=0.5, augment=build_policy("strong"))
-    sampler = StreamSampler(torch.ones(len(annotations), dtype=torch.bool), 4, 2, seed, rank=0, world=1)
-    loader = build_loader(TrainDataset(annotations, transform, seed, 4), sampler, num_workers)
+    stream = training_stream(torch.ones(len(annotations), dtype=torch.bool), 4, 2, seed, rank=0, world=1)
+    loader = build_loader(TrainDataset(annotations, transform, seed, 4), stream, num_workers)
     return list(islice(loader, count))
 
 
@@ -224,9 +224,9 @@ def test_evaluation_has_every_image_once_in_order(annotations: Annotations, num_
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_worker_outlives_the_signals_that_stop_a_training(annotations: Annotations, interrupt: int) -> None:
     before = set(multiprocessing.active_children())
-    sampler = StreamSampler(torch.ones(len(annotations), dtype=torch.bool), 2, 2, seed=0, rank=0, world=1)
+    stream = training_stream(torch.ones(len(annotations), dtype=torch.bool), 2, 2, seed=0, rank=0, world=1)
     loader = iter(
-        build_loader(TrainDataset(annotations, TrainTransform(EvalTransform(None, 64)), 0, 2), sampler, 1)
+        build_loader(TrainDataset(annotations, TrainTransform(EvalTransform(None, 64)), 0, 2), stream, 1)
     )
     assert next(loader).positions == (0, 1)  # the worker runs
     [worker] = set(multiprocessing.active_children()) - before

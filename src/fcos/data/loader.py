@@ -9,13 +9,14 @@ here.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import count
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
@@ -27,6 +28,7 @@ from fcos.data.mixing import Mixing
 from fcos.data.transforms import EvalTransform, TrainTransform, same_padded_size
 from fcos.data.workers import Loader, start_worker
 
+Places = list[tuple[int, int]]  # image index, position in the stream: of a batch
 PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up
 
 
@@ -72,10 +74,10 @@ def build_train_loader(
         annotations, build_train_transform(config), config.seed, config.nbatch_train, mixing
     )
     is_wide = torch.from_numpy(annotations.sizes_hw[:, 1] > annotations.sizes_hw[:, 0])
-    sampler = StreamSampler(
+    batches = training_stream(
         is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step, factors
     )
-    return build_loader(dataset, sampler, config.num_workers)
+    return build_loader(dataset, batches, config.num_workers)
 
 
 def build_eval_loader(
@@ -88,19 +90,19 @@ def build_eval_loader(
     """
     transform = build_eval_transform(config)
     sizes_hw = [transform.resized_size((height, width)) for height, width in annotations.sizes_hw.tolist()]
-    sampler = ShardSampler(same_padded_size(sizes_hw, PADDING_MULTIPLE), batch_size, rank, world)
-    return build_loader(EvalDataset(annotations, transform), sampler, config.num_workers)
+    batches = shard(same_padded_size(sizes_hw, PADDING_MULTIPLE), batch_size, rank, world)
+    return build_loader(EvalDataset(annotations, transform), batches, config.num_workers)
 
 
 def build_loader(
     dataset: TrainDataset | EvalDataset,
-    sampler: StreamSampler | ShardSampler,
+    batches: Iterable[Places],
     num_workers: int,
 ) -> DataLoader[Batch]:
-    """A loader of padded batches in the order of the sampler."""
+    """A loader of padded batches."""
     return Loader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=partial(collate, multiple=PADDING_MULTIPLE, shared=num_workers > 0),
         worker_init_fn=start_worker,
@@ -108,8 +110,17 @@ def build_loader(
     )
 
 
-class StreamSampler(Sampler[list[tuple[int, int]]]):
-    """Endless micro-batches of one device: lists of (image index, position).
+def training_stream(
+    is_wide: Bool[Tensor, " images"],
+    batch_size: int,
+    micro_batch: int,
+    seed: int,
+    rank: int,
+    world: int,
+    start_step: int = 0,
+    factors: Float64[Tensor, " images"] | None = None,
+) -> Iterator[Places]:
+    """Endless micro-batches of one device.
 
     Args:
         is_wide: which images of the training set are wider than high; those of a step are alike, as far as
@@ -122,38 +133,20 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         start_step: first optimizer step.
         factors: how often each image comes in an epoch (`balance.py`); None: once.
     """
-
-    def __init__(
-        self,
-        is_wide: Bool[Tensor, " images"],
-        batch_size: int,
-        micro_batch: int,
-        seed: int,
-        rank: int,
-        world: int,
-        start_step: int = 0,
-        factors: Float64[Tensor, " images"] | None = None,
-    ) -> None:
-        self.factors = factors
-        self.is_wide, self.batch_size, self.micro_batch = is_wide, batch_size, micro_batch
-        self.seed, self.rank, self.world, self.start_step = seed, rank, world, start_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        num_images = len(self.is_wide) if self.factors is None else epoch_length(self.factors)
-        share = self.batch_size // self.world
-        step, epoch, order = self.start_step, -1, torch.empty(0)
-        while True:
-            first = step * self.batch_size + self.rank * share
-            micro: list[tuple[int, int]] = []
-            for position in range(first, first + share):
-                if position // num_images != epoch:
-                    epoch = position // num_images
-                    order = epoch_order(self.is_wide, self.batch_size, self.seed, epoch, self.factors)
-                micro.append((int(order[position % num_images]), position))
-                if len(micro) == self.micro_batch:
-                    yield micro
-                    micro = []
-            step += 1
+    num_images = len(is_wide) if factors is None else epoch_length(factors)
+    share = batch_size // world
+    epoch, order = -1, torch.empty(0)
+    for step in count(start_step):
+        first = step * batch_size + rank * share
+        micro: Places = []
+        for position in range(first, first + share):
+            if position // num_images != epoch:
+                epoch = position // num_images
+                order = epoch_order(is_wide, batch_size, seed, epoch, factors)
+            micro.append((int(order[position % num_images]), position))
+            if len(micro) == micro_batch:
+                yield micro
+                micro = []
 
 
 def epoch_order(
@@ -184,8 +177,8 @@ def epoch_order(
     return torch.cat([order[:begun], whole.flatten(), *left])
 
 
-class ShardSampler(Sampler[list[tuple[int, int]]]):
-    """Every image exactly once over all devices: batches of (image index, position) of one device.
+def shard(groups: Sequence[list[int]], batch_size: int, rank: int = 0, world: int = 1) -> list[Places]:
+    """Batches of one device: every image exactly once over all devices.
 
     Whole batches are dealt out, so that their images, and with them rounding, are the same on any number of
     devices.
@@ -196,18 +189,7 @@ class ShardSampler(Sampler[list[tuple[int, int]]]):
         rank: of this device.
         world: number of devices.
     """
-
-    def __init__(self, groups: Sequence[list[int]], batch_size: int, rank: int = 0, world: int = 1) -> None:
-        batches = [
-            group[first : first + batch_size]
-            for group in groups
-            for first in range(0, len(group), batch_size)
-        ]
-        self.mine = sorted(batches)[rank::world]
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.mine:
-            yield [(index, index) for index in batch]
-
-    def __len__(self) -> int:
-        return len(self.mine)
+    batches = [
+        group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)
+    ]
+    return [[(index, index) for index in batch] for batch in sorted(batches)[rank::world]]
