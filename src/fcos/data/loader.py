@@ -10,7 +10,7 @@ here.)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 
 import torch
@@ -95,9 +95,7 @@ def build_eval_loader(
 
 
 def build_loader(
-    dataset: TrainDataset | EvalDataset,
-    batches: Iterable[Places],
-    num_workers: int,
+    dataset: TrainDataset | EvalDataset, batches: Iterable[Places], num_workers: int
 ) -> DataLoader[Batch]:
     """A loader of padded batches."""
     return Loader(
@@ -135,18 +133,11 @@ def training_stream(
     """
     num_images = len(is_wide) if factors is None else epoch_length(factors)
     share = batch_size // world
-    epoch, order = -1, torch.empty(0)
-    for step in count(start_step):
-        first = step * batch_size + rank * share
-        micro: Places = []
-        for position in range(first, first + share):
-            if position // num_images != epoch:
-                epoch = position // num_images
-                order = epoch_order(is_wide, batch_size, seed, epoch, factors)
-            micro.append((int(order[position % num_images]), position))
-            if len(micro) == micro_batch:
-                yield micro
-                micro = []
+    order_of = lru_cache(maxsize=1)(partial(epoch_order, is_wide, batch_size, seed, factors=factors))
+    for first in count(start_step * batch_size + rank * share, batch_size):
+        for start in range(first, first + share, micro_batch):
+            positions = range(start, start + micro_batch)
+            yield [(int(order_of(p // num_images)[p % num_images]), p) for p in positions]
 
 
 def epoch_order(
