@@ -17,7 +17,6 @@ from fcos.errors import ConfigError, WeightsError
 from fcos.files import first_line_of
 from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
-from fcos.weights.everyday import EVERYDAY, EVERYDAY_FILE
 from fcos.weights.model_file import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
 from fcos.weights.published.opening import PICKLE_SUFFIXES, is_published
 from fcos.weights.published.read import read_published
@@ -28,6 +27,8 @@ ExportFormat = Literal["onnx", "openvino", "torch", "ncnn", "litert"]
 OPENVINO_GRAPH, NCNN_GRAPH, LITERT_GRAPH = "model.xml", "model.ncnn.param", "model.tflite"
 GRAPHS: dict[str, ExportFormat] = {OPENVINO_GRAPH: "openvino", NCNN_GRAPH: "ncnn", LITERT_GRAPH: "litert"}
 
+# The detector in this package, for 20 kinds of everyday objects; docs/everyday.md is its model card.
+EVERYDAY, EVERYDAY_FILE = "everyday", Path(__file__).with_name("everyday.safetensors")
 MODELS_OF_A_RUN = ("best.safetensors", "last.safetensors")
 
 # More than any model needs; a file that asks for more would only fill the memory.
