@@ -148,8 +148,7 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
     config = settings_of_card(card, path)
     tensors = file.tensors_for(outline(config, len(file.class_names), path).state_dict())
     model = build_model(config, len(file.class_names))
-    # Pixel statistics and counters of batch norm are not from the file, but the model's own.
-    model.load_state_dict({**model.state_dict(), **{k: v for k, v in tensors.items() if not v.is_meta}})
+    model.load_state_dict({**model.state_dict(), **tensors})
     return LoadedModel(model.eval(), config, card, path, file.notes)
 
 

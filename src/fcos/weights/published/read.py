@@ -86,7 +86,7 @@ class Published:
     _takes_bgr: bool
 
     def tensors_for(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors by our names, for a model with this `state_dict`.
+        """The tensors by our names, for a model with this `state_dict`: all but pixel statistics and counters.
 
         Raises:
             WeightsError: tensors are missing, left over, or of another shape; it lists them.
@@ -95,7 +95,6 @@ class Published:
         used, problems = set[str](), list[str]()
         for name, wanted in state.items():
             if name in ("pixel_mean", "pixel_std") or name.endswith("num_batches_tracked"):
-                found[name] = wanted
                 continue
             theirs = self._their_names(name, len(wanted) if wanted.ndim else 0)
             used.update(theirs)
