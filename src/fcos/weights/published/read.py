@@ -86,7 +86,7 @@ class Published:
     _takes_bgr: bool
 
     def tensors_for(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors by our names, for a model with this `state_dict`: all but pixel statistics and counters.
+        """The tensors by our names, but for pixel statistics and counters; `state` is that of the model.
 
         Raises:
             WeightsError: tensors are missing, left over, or of another shape; it lists them.
