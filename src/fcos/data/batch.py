@@ -79,10 +79,11 @@ class Batch:
         )
 
 
+@dataclass(eq=False)
 class TrainDataset(Dataset[Sample]):
     """Training samples; the same (index, position) gives the same sample, in any process.
 
-    Args:
+    Attributes:
         annotations: of the training images; crowd regions are no targets.
         transform: resizing and augmentation.
         seed: of the augmentation.
@@ -90,16 +91,11 @@ class TrainDataset(Dataset[Sample]):
         mixing: of several images into one.
     """
 
-    def __init__(
-        self,
-        annotations: Annotations,
-        transform: TrainTransform,
-        seed: int,
-        batch_size: int,
-        mixing: Mixing = NO_MIXING,
-    ) -> None:
-        self.annotations, self.transform, self.mixing = annotations, transform, mixing
-        self.seed, self.batch_size = seed, batch_size
+    annotations: Annotations
+    transform: TrainTransform
+    seed: int
+    batch_size: int
+    mixing: Mixing = NO_MIXING
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -134,11 +130,12 @@ def stream_seed(seed: int, position: int) -> int:
     return (mixed ^ (mixed >> 31)) % 2**63
 
 
+@dataclass(eq=False)
 class EvalDataset(Dataset[Sample]):
     """Evaluation samples: resized only, no ground truth (the metric reads it from the annotations)."""
 
-    def __init__(self, annotations: Annotations, transform: EvalTransform) -> None:
-        self.annotations, self.transform = annotations, transform
+    annotations: Annotations
+    transform: EvalTransform
 
     def __len__(self) -> int:
         return len(self.annotations)
