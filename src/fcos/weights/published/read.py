@@ -14,7 +14,7 @@ from torch import Tensor
 from fcos.errors import WeightsError
 from fcos.terminal import printable_line
 from fcos.weights.model_file import listed
-from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, torchvision_names
+from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, TORCHVISION_NAMES
 from fcos.weights.published.layouts import LAYOUTS, MMDETECTION, MMDETECTION_WITHOUT_NORM, Layout, layout_of
 from fcos.weights.published.opening import StateFile, open_state
 from fcos.weights.published.settings import (
@@ -234,7 +234,7 @@ def class_names_of(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and category ids of the outputs: from the file, or COCO's where the number is COCO's."""
     if layout.rules == "torchvision":
-        names = torchvision_names()
+        names = TORCHVISION_NAMES
         if num_classes != len(names):
             names = ("(no class 0)", *(f"class {i}" for i in range(1, num_classes)))
         return names, tuple(range(num_classes))
