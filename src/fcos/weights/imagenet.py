@@ -79,10 +79,6 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
     """
     check_backbone(name)
     classifier: nn.Module = timm.create_model(name, pretrained=False)
-    if not path.is_file():
-        raise WeightsError(
-            f"there is no weight file {path}", where="setting 'pretrain'", fix="correct the path"
-        )
     wanted, loaded = _without_counters(classifier.state_dict()), _without_counters(open_state(path).tensors)
     if wanted.keys() - loaded.keys() and _kinds(wanted) == _kinds(loaded):
         loaded = dict(zip(wanted, loaded.values(), strict=True))
