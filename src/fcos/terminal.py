@@ -53,7 +53,7 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def shown(text: str) -> str:
+def shortened(text: str) -> str:
     """The text with very long lines cut in the middle: a file name of a megabyte is no help in a message."""
     return "\n".join(
         line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 4 :]}"
