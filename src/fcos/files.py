@@ -100,7 +100,7 @@ def is_hidden(name: str) -> bool:
 def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iterator[Path]:
     """All files below a folder in sorted order, except those that are hidden or in hidden folders.
 
-    Broken links, pipes and devices are included: opening one reports what is wrong with it. A linked folder is
+    Broken links, pipes and devices are included: opening one reports what is wrong. A linked folder is
     followed, unless its files are listed anyway or it contains the folder itself.
 
     Args:
