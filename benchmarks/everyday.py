@@ -35,7 +35,7 @@ from fcos.data.check import check, drop_invalid
 from fcos.data.formats import read_annotations
 from fcos.data.names import with_classes_of
 from fcos.report.tradeoff import measure as compare
-from fcos.weights.everyday import EVERYDAY
+from fcos.weights.load import EVERYDAY
 from fcos.weights.model_file import read_model, save_model
 from fcos.weights.published.coco import COCO_IDS, COCO_NAMES
 

@@ -24,7 +24,7 @@ from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.transforms import padded_size, resized_size
 from fcos.model.assign import StaticAssigner, Targets, centerness_of, near_center
 from fcos.model.fcos import HeadOutput
-from fcos.model.losses import focal_loss_sum
+from fcos.model.losses import class_loss_sum
 from fcos.model.points import PointGrid, box_distances, make_grid
 from fcos.model.postprocess import ImageDetections, PostProcess
 
@@ -275,10 +275,8 @@ def focal_loss() -> Figure:
     logits = scores.logit()[:, None]
     for ax, target, title in zip(axes, (0.0, 1.0), ("background", "this class"), strict=True):
         for gamma, colour in ((0.0, "#94a3b8"), (1.0, "#60a5fa"), (CONFIG.focal_gamma, "#dc2626")):
-            values = [
-                float(focal_loss_sum(row[None], torch.full((1, 1), target), CONFIG.focal_alpha, gamma))
-                for row in logits
-            ]
+            rule = torch.full((1, 1), target), "focal", CONFIG.focal_alpha, gamma
+            values = [float(class_loss_sum(row[None], *rule)) for row in logits]
             ax.plot(scores, values, color=colour, lw=2, label=f"gamma {gamma:g}")
         ax.set_xlabel("score", color=INK)
         ax.set_title(f"focal loss at a point of {title}", loc="left", fontsize=10, color=INK)

@@ -7,7 +7,7 @@ traceback. They are ``ValueError`` so that ``except ValueError`` in a user's scr
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fcos.terminal import printable, shown
+from fcos.terminal import printable, shortened
 
 
 class FcosError(ValueError):
@@ -26,7 +26,7 @@ class FcosError(ValueError):
             lines.append(f"  in: {where}")
         if fix:
             lines.append(f"  fix: {fix}")
-        super().__init__(shown(printable("\n".join(lines))))
+        super().__init__(shortened(printable("\n".join(lines))))
 
 
 class ConfigError(FcosError):

@@ -100,13 +100,13 @@ def is_hidden(name: str) -> bool:
 def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iterator[Path]:
     """All files below a folder in sorted order, except those that are hidden or in hidden folders.
 
-    Links to nothing, pipes and devices are among them: whoever opens one says what is wrong with it. A linked
-    folder is one like any other, unless its files are listed anyway, or it holds the folder itself.
+    Broken links, pipes and devices are included: opening one reports what is wrong. A linked folder is
+    followed, unless its files are listed anyway or it contains the folder itself.
 
     Args:
         folder: its own name may be hidden.
         suffixes: with the dot, in lower case; without any, all files. The case of a file's suffix is free.
-        folders_too: also folders with such a suffix, for whoever must not overlook them.
+        folders_too: also folders with such a suffix, for callers that must not overlook them.
 
     Raises:
         DatasetError: a folder may not be read, whose files would be overlooked.
@@ -141,10 +141,10 @@ def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iter
 
 @contextmanager
 def written(path: Path, *, fix: str = "") -> Iterator[Path]:
-    """Where to write a file or folder that takes the place of `path` when the block has ended without error.
+    """Where to write a file or folder that replaces `path` when the block ends without error.
 
-    Until then nothing is at `path`, or what was there before: a killed process or a full disk leaves no half
-    of it. The name that the block writes to has the last part of `path`.
+    Until then `path` is missing, or what it was before: a killed process or a full disk leaves no half of it.
+    The name that the block writes to has the last part of `path`.
 
     Args:
         path: folders above it are made.

@@ -1,8 +1,8 @@
 """Make text from files safe to print in a terminal.
 
 A class name or a file name may hold escape codes, which a terminal obeys: they retitle its window, move the
-cursor over what stands there, or type for the user. They are shown as text instead: a name by whoever prints
-it (`printable_line`), everything else on its way out of the command line (`SafeStream`).
+cursor over what stands there, or type for the user. They are shown as text instead: names where they are
+printed (`printable_line`), everything else on its way out of the command line (`SafeStream`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def shown(text: str) -> str:
+def shortened(text: str) -> str:
     """The text with very long lines cut in the middle: a file name of a megabyte is no help in a message."""
     return "\n".join(
         line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 4 :]}"
@@ -98,7 +98,7 @@ class SafeStream:
 
 @contextmanager
 def safe_output() -> Iterator[None]:
-    """Whatever is printed inside is safe for a terminal, by whomever; a name never stops a command."""
+    """Make everything printed in the block safe for a terminal; no name can stop a command."""
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding does not have is shown as an escape, as on stderr.

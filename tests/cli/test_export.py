@@ -16,7 +16,7 @@ from fcos import Detector
 from fcos.cli import main
 from fcos.export.exported import ExportedModel
 from fcos.export.formats import FORMATS, beside, default_path
-from fcos.weights.everyday import EVERYDAY_FILE
+from fcos.weights.load import EVERYDAY_FILE
 
 
 def run(*words: str | Path) -> Result:

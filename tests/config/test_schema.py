@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fcos.config import ALIASES, GROUPS, TrainConfig, dump_config, expects, load_config, unit
-from fcos.config.checks import check_backbone, check_classes, check_paths, split_batch
+from fcos.config.checks import check_classes, check_paths, split_batch
 from fcos.config.file import key_lines
 from fcos.config.other_tools import NONE, SAME, plain_key
 from fcos.errors import ConfigError
@@ -602,14 +602,6 @@ def test_number_of_classes_is_checked_against_the_names() -> None:
     assert caught.value.what == '"classes" is 3, but the data has 2 class names (background is not counted)'
     assert caught.value.fix.startswith('give "classes": 2, or correct the names in ')
     assert caught.value.fix.endswith("names.txt")
-
-
-def test_unknown_backbone_is_answered_with_the_nearest() -> None:
-    check_backbone(load_config())
-    with pytest.raises(ConfigError) as caught:
-        check_backbone(load_config({"backbone": "resnett50"}))
-    assert caught.value.what == '"backbone": "resnett50" is not a timm model'
-    assert '"resnet50"' in caught.value.fix
 
 
 # The table of settings

@@ -9,7 +9,7 @@ import torch
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.balance import epoch_length, images_per_class, repeat_factors, repeated
-from fcos.data.loader import StreamSampler, epoch_order
+from fcos.data.loader import epoch_order, training_stream
 
 WIDE = torch.ones(100, dtype=torch.bool)
 
@@ -78,7 +78,7 @@ def test_the_stream_with_repeats_is_one_however_it_is_split_and_where_it_starts(
         images += epoch_order(WIDE, 6, 7, epoch, factors).tolist()
     assert len(images) == 3 * 175
     ranks = [
-        list(islice(StreamSampler(WIDE, 6, 1, 7, rank, 2, start_step=20, factors=factors), 3 * 30))
+        list(islice(training_stream(WIDE, 6, 1, 7, rank, 2, start_step=20, factors=factors), 3 * 30))
         for rank in range(2)
     ]
     places = sorted((place for rank in ranks for [place] in rank), key=lambda place: place[1])

@@ -75,7 +75,7 @@ def annotations(tmp_path: Path) -> Annotations:
 
 
 def random_transform() -> TrainTransform:
-    return TrainTransform(None, 64, scale_min=0.5, augment=build_policy("strong"))
+    return TrainTransform(EvalTransform(None, 64), scale_min=0.5, augment=build_policy("strong"))
 
 
 def test_crowds_are_no_targets_and_boxes_end_at_the_border(annotations: Annotations) -> None:
@@ -129,7 +129,7 @@ def test_evaluation_only_resizes(annotations: Annotations) -> None:
 
 
 def test_images_of_a_step_are_turned_alike(annotations: Annotations) -> None:
-    transform = TrainTransform(None, 64, augment=Augmentation(quarter_turns=True))
+    transform = TrainTransform(EvalTransform(None, 64), augment=Augmentation(quarter_turns=True))
     dataset = TrainDataset(annotations, transform, seed=0, batch_size=4)
 
     upright = [[dataset[0, 4 * step + k].image.shape[1] > 43 for k in range(4)] for step in range(12)]
@@ -145,7 +145,9 @@ def test_sample_of_a_reduced_image_is_nearly_that_of_the_whole(tmp_path: Path) -
     record = Record.make(tmp_path / "a.jpg", [[40, 60, 200, 300], [300, 20, 403, 100]], [0, 1], 5)
     annotations = Annotations.from_records([record], ["cat", "dog"], source=tmp_path, format="list")
     whole, reduced = (
-        TrainDataset(annotations, TrainTransform(None, 100, reduced_decode=on), seed=0, batch_size=1)[0, 3]
+        TrainDataset(
+            annotations, TrainTransform(EvalTransform(None, 100), reduced_decode=on), seed=0, batch_size=1
+        )[0, 3]
         for on in (False, True)
     )
     assert reduced.image.shape == whole.image.shape == (3, 75, 100)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from itertools import islice, zip_longest
 
 import numpy as np
@@ -14,10 +15,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.augmentation import build_policy
-from fcos.data.batch import Batch, EvalDataset, TrainDataset
-from fcos.data.loader import ShardSampler, StreamSampler, build_loader, epoch_order, stream_seed
+from fcos.data.batch import Batch, TrainDataset
+from fcos.data.loader import (
+    Places,
+    build_eval_loader,
+    build_loader,
+    epoch_order,
+    shard,
+    stream_seed,
+    training_stream,
+)
 from fcos.data.transforms import EvalTransform, TrainTransform
 
 ALIKE = torch.ones(50, dtype=torch.bool)
@@ -26,8 +36,8 @@ ALIKE = torch.ones(50, dtype=torch.bool)
 SHAPES = st.lists(st.booleans(), min_size=1, max_size=30).map(torch.tensor)
 
 
-def take(sampler: StreamSampler, num_micro_batches: int) -> list[list[tuple[int, int]]]:
-    return list(islice(sampler, num_micro_batches))
+def take(stream: Iterator[Places], num_micro_batches: int) -> list[Places]:
+    return list(islice(stream, num_micro_batches))
 
 
 def slow_stream(is_wide: Tensor, batch_size: int, seed: int, num_positions: int) -> list[tuple[int, int]]:
@@ -52,7 +62,7 @@ def test_every_split_of_a_step_is_a_part_of_one_stream(
     batch_size, num_steps = share * world, 3
     ranks = [
         take(
-            StreamSampler(is_wide, batch_size, micro_batch, 7, rank, world, start_step),
+            training_stream(is_wide, batch_size, micro_batch, 7, rank, world, start_step),
             num_steps * share // micro_batch,
         )
         for rank in range(world)
@@ -66,7 +76,7 @@ def test_every_split_of_a_step_is_a_part_of_one_stream(
 
 def test_order_of_a_small_stream_by_hand() -> None:
     first, second = (epoch_order(ALIKE[:3], 2, 0, epoch).tolist() for epoch in (0, 1))
-    [step_0, step_1, step_2] = take(StreamSampler(ALIKE[:3], 2, 2, seed=0, rank=0, world=1), 3)
+    [step_0, step_1, step_2] = take(training_stream(ALIKE[:3], 2, 2, seed=0, rank=0, world=1), 3)
     assert step_0 == [(first[0], 0), (first[1], 1)]
     assert step_1 == [(first[2], 2), (second[0], 3)]  # the second epoch begins within a step
     assert step_2 == [(second[1], 4), (second[2], 5)]
@@ -81,7 +91,7 @@ def test_images_of_a_step_lie_or_stand_alike() -> None:
     is_wide = torch.arange(102) % 3 > 0
     steps = [
         [bool(is_wide[image]) for image, _ in step]
-        for step in take(StreamSampler(is_wide, 8, 8, seed=0, rank=0, world=1), 102)  # 8 epochs
+        for step in take(training_stream(is_wide, 8, 8, seed=0, rank=0, world=1), 102)  # 8 epochs
     ]
 
     mixed = [number for number, step in enumerate(steps) if len(set(step)) > 1]
@@ -107,7 +117,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_batch_larger_than_the_data_goes_round_it() -> None:
-    [step] = take(StreamSampler(ALIKE[:3], 7, 7, seed=1, rank=0, world=1), 1)
+    [step] = take(training_stream(ALIKE[:3], 7, 7, seed=1, rank=0, world=1), 1)
     assert sorted(image for image, _ in step[:3]) == sorted(image for image, _ in step[3:6]) == [0, 1, 2]
     assert [position for _, position in step] == list(range(7))
 
@@ -133,24 +143,22 @@ def test_order_of_a_seed_is_the_same_in_every_version() -> None:
 
 
 def test_a_single_device_gets_all_batches() -> None:
-    assert list(ShardSampler(3, 2)) == [[(0, 0), (1, 1)], [(2, 2)]]
-    assert next(iter(StreamSampler(ALIKE[:2], 2, 2, seed=0, rank=0, world=1)))[0][1] == 0  # from the start
+    assert shard([[0, 1, 2]], 2) == [[(0, 0), (1, 1)], [(2, 2)]]
+    assert next(training_stream(ALIKE[:2], 2, 2, seed=0, rank=0, world=1))[0][1] == 0  # from the start
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_shards_hold_every_image_once(world: int) -> None:
-    shards = [ShardSampler(7, batch_size=2, rank=rank, world=world) for rank in range(world)]
-    found = sorted(index for shard in shards for batch in shard for index, _ in batch)
-    assert found == list(range(7))
-    for shard in shards:
-        assert len(list(shard)) == len(shard)
-        assert all(1 <= len(batch) <= 2 for batch in shard)
+    shards = [shard([list(range(7))], batch_size=2, rank=rank, world=world) for rank in range(world)]
+    batches = [batch for of_rank in shards for batch in of_rank]
+    assert sorted(index for batch in batches for index, _ in batch) == list(range(7))
+    assert all(1 <= len(batch) <= 2 for batch in batches)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_images_of_a_batch_are_of_one_kind_and_batches_the_same_on_any_number_of_devices(world: int) -> None:
-    kinds = ["wide", "high", "wide", "wide", "high", None, "wide"]
-    shards = [list(ShardSampler(7, 3, rank, world, kinds=kinds)) for rank in range(world)]
+def test_images_of_a_batch_are_of_one_group_and_batches_the_same_on_any_number_of_devices(world: int) -> None:
+    groups = [[0, 2, 3, 6], [1, 4], [5]]
+    shards = [shard(groups, 3, rank, world) for rank in range(world)]
     batches = [batch for dealt in zip_longest(*shards, fillvalue=[]) for batch in dealt if batch]
     assert [[index for index, _ in batch] for batch in batches] == [[0, 2, 3], [1, 4], [5], [6]]
 
@@ -163,16 +171,16 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
     for number in range(5):
         pixels = random.integers(0, 255, (30 + 5 * number, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        records.append(Record.make(folder / f"{number}.png", [[5, 5, 25, 25]], [0], number + 1))
+        size_hw = (pixels.shape[0], pixels.shape[1])
+        boxes = [[5, 5, 25, 25]]
+        records.append(Record.make(folder / f"{number}.png", boxes, [0], number + 1, size_hw=size_hw))
     return Annotations.from_records(records, ["cat"], source=folder, format="list")
 
 
 def train_batches(annotations: Annotations, num_workers: int, seed: int = 0, count: int = 4) -> list[Batch]:
-    transform = TrainTransform(None, 64, scale_min=0.5, augment=build_policy("strong"))
-    sampler = StreamSampler(torch.ones(len(annotations), dtype=torch.bool), 4, 2, seed, rank=0, world=1)
-    loader = build_loader(
-        TrainDataset(annotations, transform, seed, 4), sampler, num_workers, pin_memory=False
-    )
+    transform = TrainTransform(EvalTransform(None, 64), scale_min=0.5, augment=build_policy("strong"))
+    stream = training_stream(torch.ones(len(annotations), dtype=torch.bool), 4, 2, seed, rank=0, world=1)
+    loader = build_loader(TrainDataset(annotations, transform, seed, 4), stream, num_workers)
     return list(islice(loader, count))
 
 
@@ -206,19 +214,20 @@ def test_sides_divide_by_32(annotations: Annotations) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_has_every_image_once_in_order(annotations: Annotations, num_workers: int) -> None:
-    dataset = EvalDataset(annotations, EvalTransform(None, 64))
-    loader = build_loader(dataset, ShardSampler(5, batch_size=2), num_workers, pin_memory=False)
-    batches = list(loader)
+    settings = {"short_side": None, "view_size": 64, "num_workers": num_workers}
+    batches = list(build_eval_loader(load_config(settings), annotations, 2))
     # The first is 32 pixels high at network size, the others are up to 64: no image is padded further.
-    assert [batch.image_ids for batch in batches] == [(1,), (2,), (3, 4), (5,)]
-    assert [tuple(batch.images.shape[2:]) for batch in batches] == [(32, 64), *[(64, 64)] * 3]
+    assert [batch.image_ids for batch in batches] == [(1,), (2, 3), (4, 5)]
+    assert [tuple(batch.images.shape[2:]) for batch in batches] == [(32, 64), *[(64, 64)] * 2]
 
 
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_worker_outlives_the_signals_that_stop_a_training(annotations: Annotations, interrupt: int) -> None:
     before = set(multiprocessing.active_children())
-    sampler = StreamSampler(torch.ones(len(annotations), dtype=torch.bool), 2, 2, seed=0, rank=0, world=1)
-    loader = iter(build_loader(TrainDataset(annotations, TrainTransform(None, 64), 0, 2), sampler, 1, False))
+    stream = training_stream(torch.ones(len(annotations), dtype=torch.bool), 2, 2, seed=0, rank=0, world=1)
+    loader = iter(
+        build_loader(TrainDataset(annotations, TrainTransform(EvalTransform(None, 64)), 0, 2), stream, 1)
+    )
     assert next(loader).positions == (0, 1)  # the worker runs
     [worker] = set(multiprocessing.active_children()) - before
 
@@ -235,8 +244,7 @@ def test_worker_outlives_the_signals_that_stop_a_training(annotations: Annotatio
 
 
 def test_more_workers_than_cores_are_no_warning_of_torch(annotations: Annotations) -> None:
-    sampler = ShardSampler(5, batch_size=2)
-    loader = build_loader(EvalDataset(annotations, EvalTransform(None, 64)), sampler, 5000, pin_memory=False)
+    loader = build_eval_loader(load_config({"num_workers": 5000}), annotations, 2)
     assert loader.num_workers == 5000  # and warnings are errors here
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import TrainDataset
 from fcos.data.mixing import GREY, Mixing, mixup, mosaic, paste_objects
-from fcos.data.transforms import Augmented, TrainTransform
+from fcos.data.transforms import Augmented, EvalTransform, TrainTransform
 
 
 def plain(value: int, size_hw: tuple[int, int], boxes: list[list[float]], label: int = 0) -> Augmented:
@@ -146,7 +146,9 @@ def annotations(tmp_path: Path) -> Annotations:
 def test_the_same_position_gives_the_same_mixture(annotations: Annotations, kind: str) -> None:
     def dataset() -> TrainDataset:
         mixing = Mixing(**{kind: 1.0}, until=100)
-        return TrainDataset(annotations, TrainTransform(None, 64, horizontal_flip=False), 0, 4, mixing)
+        return TrainDataset(
+            annotations, TrainTransform(EvalTransform(None, 64), horizontal_flip=False), 0, 4, mixing
+        )
 
     samples = [dataset()[k % 8, k] for k in range(16)]
     again = [dataset()[k % 8, k] for k in reversed(range(16))][::-1]
@@ -161,13 +163,15 @@ def test_the_same_position_gives_the_same_mixture(annotations: Annotations, kind
 
 def test_the_share_of_mixed_images_is_as_asked(annotations: Annotations) -> None:
     mixing = Mixing(mosaic=0.5, until=1000)
-    dataset = TrainDataset(annotations, TrainTransform(None, 64, horizontal_flip=False), 0, 4, mixing)
+    dataset = TrainDataset(
+        annotations, TrainTransform(EvalTransform(None, 64), horizontal_flip=False), 0, 4, mixing
+    )
     mixed = sum(len(dataset[0, position].image.unique()) > 1 for position in range(200))
     assert 75 <= mixed <= 125  # binomial: 100 +- 7
 
 
 def test_boxes_too_small_to_learn_from_are_left_out_of_a_mosaic_too(annotations: Annotations) -> None:
-    transform = TrainTransform(None, 64, min_area=300.0)
+    transform = TrainTransform(EvalTransform(None, 64), min_area=300.0)
     dataset = TrainDataset(annotations, transform, 0, 4, Mixing(mosaic=1.0, until=100, min_area=300.0))
     areas = [
         (boxes[2] - boxes[0]) * (boxes[3] - boxes[1])

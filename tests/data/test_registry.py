@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fcos
-from fcos.config import TrainConfig, choices, load_config
+from fcos.config import TrainConfig, expects, load_config
 from fcos.data.registry import all_formats
 from fcos.errors import ConfigError
 from fcos.format_names import FORMAT_NAMES
@@ -145,7 +145,7 @@ def test_one_module_more_is_a_format_of_every_command(with_toy, tmp_path: Path) 
 
 
 def test_the_settings_take_the_formats_there_are() -> None:
-    assert choices("data_format") == [f'"{name}"' for name in ("auto", *FORMAT_NAMES)]
+    assert expects("data_format") == " or ".join(f'"{name}"' for name in ("auto", *FORMAT_NAMES))
     assert load_config({"data_format": "voc"}).data_format == "voc"
     with pytest.raises(ConfigError, match="data_format"):
         load_config({"data_format": "vok"})

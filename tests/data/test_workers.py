@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import TrainDataset
-from fcos.data.loader import StreamSampler, build_loader
-from fcos.data.transforms import TrainTransform
+from fcos.data.loader import training_stream, build_loader
+from fcos.data.transforms import EvalTransform, TrainTransform
 
 Image.new("RGB", (64, 64)).save(sys.argv[1])
 records = [Record.make(sys.argv[1], [[5, 5, 25, 25]], [0], 1)]
 annotations = Annotations.from_records(records, ["cat"], source=sys.argv[1], format="list")
-sampler = StreamSampler(torch.ones(1, dtype=torch.bool), 2, 2, seed=0, rank=0, world=1)
-dataset = TrainDataset(annotations, TrainTransform(None, 64), 0, 2)
-loader = iter(build_loader(dataset, sampler, 2, pin_memory=False))
+stream = training_stream(torch.ones(1, dtype=torch.bool), 2, 2, seed=0, rank=0, world=1)
+dataset = TrainDataset(annotations, TrainTransform(EvalTransform(None, 64)), 0, 2)
+loader = iter(build_loader(dataset, stream, 2))
 next(loader)
 print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
 time.sleep(60)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcos.errors import ConfigError
-from fcos.model.backbone import Backbone, pixel_statistics
+from fcos.model.backbone import Backbone, check_backbone, pixel_statistics
 from fcos.model.frozen_norm import FrozenBatchNorm
 
 
@@ -73,13 +73,23 @@ def test_features_at_stride_4_come_first_where_they_are_asked_for(name: str) -> 
     [
         ("vit_tiny_patch16_224", r"no features at stride \[8, 32\], only at \[16, 16, 16\]"),
         ("swin_tiny_patch4_window7_224", "does not take an image of 64 x 64 pixels"),
-        ("resnet0", "timm has no network of this name"),
     ],
 )
 def test_an_unsuitable_network_is_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} cannot be used as backbone: .*{reason}") as caught:
         Backbone(name)
     assert "for example resnet50" in caught.value.fix
+
+
+def test_unknown_backbone_is_answered_with_the_nearest() -> None:
+    check_backbone("resnet50")
+    with pytest.raises(ConfigError) as caught:
+        check_backbone("resnett50", "file train.json, line 3")
+    assert caught.value.what == "resnett50 cannot be used as backbone: timm has no network of this name"
+    assert caught.value.where == "file train.json, line 3"
+    assert "resnet50" in caught.value.fix
+    with pytest.raises(ConfigError, match="timm has no network of this name"):
+        Backbone("resnet0")
 
 
 # Frozen stages --------------------------------------------------------------------------------------------

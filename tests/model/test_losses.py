@@ -21,10 +21,8 @@ from fcos.model.losses import (
     ClassLoss,
     FcosLoss,
     box_loss,
-    focal_loss_sum,
+    class_loss_sum,
     pairwise_box_terms,
-    quality_focal_loss_sum,
-    varifocal_loss_sum,
 )
 from fcos.model.points import PointGrid, distances_to_boxes, make_grid
 
@@ -67,7 +65,7 @@ def gradients(total: Tensor, output: HeadOutput) -> list[Tensor]:
 
 def test_focal_loss_by_hand() -> None:
     # p = 1/2: alpha (1 - p)^2 ln 2 where the class is there, (1 - alpha) p^2 ln 2 where it is not.
-    loss = focal_loss_sum(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), alpha=0.25, gamma=2.0)
+    loss = class_loss_sum(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), "focal", 0.25, 2.0)
     assert loss.item() == pytest.approx((0.25 + 0.75) * 0.25 * math.log(2))
 
 
@@ -76,7 +74,7 @@ def test_focal_loss_and_its_gradient_are_torchvisions(alpha: float, gamma: float
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(50, 4, generator=generator) * 5).requires_grad_()
     targets = (torch.rand(50, 4, generator=generator) < 0.2).float()
-    ours = focal_loss_sum(logits, targets, alpha, gamma)
+    ours = class_loss_sum(logits, targets, "focal", alpha, gamma)
     theirs = sigmoid_focal_loss(logits, targets, alpha, gamma, reduction="sum")
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)))
@@ -84,7 +82,7 @@ def test_focal_loss_and_its_gradient_are_torchvisions(alpha: float, gamma: float
 
 def test_focal_loss_of_sure_predictions_is_finite() -> None:
     logits = torch.tensor([[-200.0, 200.0, -200.0, 200.0]], requires_grad=True)
-    loss = focal_loss_sum(logits, torch.tensor([[1.0, 1.0, 0.0, 0.0]]), 0.25, 2.0)
+    loss = class_loss_sum(logits, torch.tensor([[1.0, 1.0, 0.0, 0.0]]), "focal", 0.25, 2.0)
     assert loss.item() == pytest.approx(0.25 * 200 + 0.75 * 200)
     assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
@@ -169,7 +167,7 @@ def test_a_soft_label_asks_for_its_score_and_a_weight_scales_its_box() -> None:
     wanted[positive, targets.labels[positive]] = 0.3
     torch.testing.assert_close(
         losses["classification"],
-        focal_loss_sum(output.logits.flatten(0, 1), wanted.flatten(0, 1), 0.25, 2.0),
+        class_loss_sum(output.logits.flatten(0, 1), wanted.flatten(0, 1), "focal", 0.25, 2.0),
     )
     boxes = box_loss(output.distances[positive], targets.distances[positive], "linear_iou")
     torch.testing.assert_close(losses["box"], 2 * boxes.sum())
@@ -179,7 +177,7 @@ def test_a_soft_label_asks_for_its_score_and_a_weight_scales_its_box() -> None:
 
 def test_quality_focal_loss_by_hand() -> None:
     # p = 1/2, wanted 0.8 and 0: |0.3|^2 and |0.5|^2 times ln 2
-    loss = quality_focal_loss_sum(torch.zeros(1, 2), torch.tensor([[0.8, 0.0]]), 2.0)
+    loss = class_loss_sum(torch.zeros(1, 2), torch.tensor([[0.8, 0.0]]), "qfl", 0.5, 2.0)
     assert loss.item() == pytest.approx((0.09 + 0.25) * math.log(2))
 
 
@@ -187,13 +185,13 @@ def test_quality_focal_loss_is_focal_loss_without_alpha_where_labels_are_hard() 
     logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
     hard = (torch.rand(40, 3, generator=torch.Generator().manual_seed(3)) < 0.2).float()
     torch.testing.assert_close(
-        quality_focal_loss_sum(logits, hard, 2.0), 2 * focal_loss_sum(logits, hard, 0.5, 2.0)
+        class_loss_sum(logits, hard, "qfl", 0.5, 2.0), 2 * class_loss_sum(logits, hard, "focal", 0.5, 2.0)
     )
 
 
 def test_varifocal_loss_by_hand() -> None:
     # p = 1/2: the positive weighs its score, 0.8; the background alpha p^2
-    loss = varifocal_loss_sum(torch.zeros(1, 2), torch.tensor([[0.8, 0.0]]), 0.75, 2.0)
+    loss = class_loss_sum(torch.zeros(1, 2), torch.tensor([[0.8, 0.0]]), "vfl", 0.75, 2.0)
     assert loss.item() == pytest.approx((0.8 + 0.75 * 0.25) * math.log(2))
 
 
@@ -204,8 +202,8 @@ def test_the_class_loss_is_the_one_that_was_asked_for(name: ClassLoss) -> None:
     losses = FcosLoss(classes=name, alpha=0.6, gamma=1.5)(output, grid, soft, torch.ones(3))
     logits, wanted = output.logits.flatten(0, 1), soft.class_targets(3).flatten(0, 1)
     expected = {
-        "qfl": quality_focal_loss_sum(logits, wanted, 1.5),
-        "vfl": varifocal_loss_sum(logits, wanted, 0.6, 1.5),
+        "qfl": class_loss_sum(logits, wanted, "qfl", 0.5, 1.5),
+        "vfl": class_loss_sum(logits, wanted, "vfl", 0.6, 1.5),
     }
     torch.testing.assert_close(losses["classification"], expected[name])
 
@@ -219,7 +217,7 @@ def test_a_score_by_iou_asks_for_the_iou_of_the_predicted_box() -> None:
     losses = FcosLoss(score_by_iou=True, classes="qfl")(output, grid, targets, torch.ones(3))
     torch.testing.assert_close(
         losses["classification"],
-        quality_focal_loss_sum(output.logits.flatten(0, 1), wanted.flatten(0, 1), 2.0),
+        class_loss_sum(output.logits.flatten(0, 1), wanted.flatten(0, 1), "qfl", 0.5, 2.0),
     )
     assert torch.autograd.grad(losses["classification"], output.distances, allow_unused=True)[0] is None
 

@@ -11,8 +11,7 @@ from fcos import Detector
 from fcos.config import load_config
 from fcos.errors import WeightsError
 from fcos.model.build import build_model
-from fcos.weights.everyday import EVERYDAY_FILE
-from fcos.weights.load import is_model, load_model
+from fcos.weights.load import EVERYDAY_FILE, is_model, load_model
 from fcos.weights.model_file import read_model
 from fcos.weights.published.coco import COCO_IDS, COCO_NAMES
 from fcos.weights.start import adopt_settings, find_start, load_start

@@ -35,7 +35,7 @@ def device_of(model: Path, device: str | list[int]) -> str | list[int]:
 
 def announce(model: Path) -> None:
     """If no model was given, say which classes the everyday detector knows."""
-    from fcos.weights.everyday import EVERYDAY, EVERYDAY_FILE
+    from fcos.weights.load import EVERYDAY, EVERYDAY_FILE
     from fcos.weights.model_file import read_model
 
     if str(model) == EVERYDAY:

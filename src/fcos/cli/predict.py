@@ -132,8 +132,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
 def split_arguments(arguments: Sequence[str]) -> tuple[Path, Sequence[str]]:
     """The model and the sources; where the first argument is a source too, the everyday detector."""
     from fcos.predict.sources import is_source
-    from fcos.weights.everyday import EVERYDAY
-    from fcos.weights.load import is_model
+    from fcos.weights.load import EVERYDAY, is_model
 
     first, *rest = arguments
     if is_model(first) and not rest:

@@ -12,6 +12,5 @@ from fcos.config.load import load_config as load_config
 from fcos.config.schema import ALIASES as ALIASES
 from fcos.config.schema import GROUPS as GROUPS
 from fcos.config.schema import TrainConfig as TrainConfig
-from fcos.config.schema import choices as choices
 from fcos.config.schema import expects as expects
 from fcos.config.schema import unit as unit

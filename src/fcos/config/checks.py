@@ -1,15 +1,13 @@
 """Rules between settings, and checks of what is outside the config file.
 
 `broken_rules` runs when a config is loaded, after each value has been checked by itself. The `check_...`
-functions check files, names and installed packages; training calls them before it starts.
+functions check files and names; training calls them before it starts.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -226,21 +224,6 @@ def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
         where=config.origin("classes"),
         fix=f'give "classes": {len(class_names)}, or correct the names in '
         f"{config.name_file or config.list_train}",
-    )
-
-
-def check_backbone(config: TrainConfig) -> None:
-    """Reject a backbone that timm does not know, and suggest the closest name."""
-    import timm  # takes seconds and imports torch: only where a network is built anyway
-
-    if re.fullmatch(r"[\w.]+", config.backbone, re.ASCII) and timm.is_model(config.backbone):
-        return
-    nearest = difflib.get_close_matches(config.backbone, timm.list_models(), n=3, cutoff=0.5)
-    names = ", ".join(f'"{name}"' for name in nearest) or "resnet50"
-    raise ConfigError(
-        f'"backbone": "{config.backbone}" is not a timm model',
-        where=config.origin("backbone"),
-        fix=f"the closest names are {names}; timm.list_models() lists all",
     )
 
 

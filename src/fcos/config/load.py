@@ -20,7 +20,7 @@ from fcos.config.checks import DATA_PATHS, NAMED_WEIGHTS, broken_rules, missing_
 from fcos.config.file import COMMAND_LINE, Given, read_file, read_override
 from fcos.config.other_tools import is_weight_file, nearest, settings_for, why_none
 from fcos.config.presets import PRESETS
-from fcos.config.schema import ALIASES, TrainConfig, choices, expects
+from fcos.config.schema import ALIASES, TrainConfig, expects
 from fcos.errors import ConfigError
 from fcos.files import without_part, write_text
 
@@ -235,7 +235,7 @@ def _wrong_value(entry: Given) -> ConfigError:
     """The error for an invalid value: what the setting accepts, and the closest choice."""
     taken, meaning = expects(entry.key), TrainConfig.model_fields[entry.key].description
     written = str(entry.value).lower()
-    words = choices(entry.key)
+    words = re.findall(r'"\w+"|\b(?:true|false|null)\b', taken)
     similar = difflib.get_close_matches(WORDS_ELSEWHERE.get(written, f'"{written}"'), words, n=1)
     hint = f"did you mean {similar[0]}? It takes" if similar and isinstance(entry.value, str) else "give"
     return ConfigError(

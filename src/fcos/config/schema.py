@@ -6,7 +6,6 @@ This is the only place with a setting's default, unit and meaning; `fcos config`
 from __future__ import annotations
 
 import json
-import re
 import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PrivateAttr, model_validator
 
 from fcos.config.conventions import ThresholdOn
-from fcos.config.presets import PRESETS
 from fcos.format_names import FORMAT_NAMES
 
 if TYPE_CHECKING:
@@ -319,13 +317,6 @@ def expects(key: str) -> str:
     kinds = tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds)
     described = [_kind_in_words(kind) + (limits if kind in (int, float) else "") for kind in kinds]
     return (", or " if limits else " or ").join(described)
-
-
-def choices(key: str) -> list[str]:
-    """The words that a setting accepts, as written in train.json; empty where it accepts other values."""
-    if key == "model":
-        return [f'"{name}"' for name in PRESETS]
-    return re.findall(r'"\w+"|\b(?:true|false|null)\b', expects(key))
 
 
 def unit(key: str) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from fcos.cpu import onednn
 from fcos.cpu.first_layers import first_layers_one_by_one
 from fcos.cpu.fold import is_plain_convolution
-from fcos.cpu.onednn import Activation
+from fcos.cpu.onednn import NO_ACTIVATION, Activation
 from fcos.cpu.winograd import conv3x3_ahead, pays, transform_weight
 from fcos.model.frozen_norm import FrozenBatchNorm
 
@@ -43,15 +43,16 @@ class FusedConv2d(nn.Module):
     """
 
     def __init__(
-        self, conv: nn.Conv2d, activation: Activation = ("none", []), *, in_place: bool = False
+        self, conv: nn.Conv2d, activation: Activation | None = None, *, in_place: bool = False
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.activation, self.in_place = activation, in_place
+        self.activation, self.in_place = activation or NO_ACTIVATION, in_place
         self.pads_same = isinstance(conv, Conv2dSame)
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
         self.padding = (0, 0) if self.pads_same else tuple(int(side) for side in conv.padding)
         self.dilation, self.groups, self.padding_mode = conv.dilation, conv.groups, conv.padding_mode
+        self.shape = list(self.padding), list(self.stride), list(self.dilation), self.groups
         self.bias = None if conv.bias is None else conv.bias.detach()
         # Channels-last, not packed by oneDNN: that depends on the size of the image, and packed for another
         # size some convolutions took four times as long, while it saves 1 % at the right one.
@@ -70,16 +71,7 @@ class FusedConv2d(nn.Module):
         if self.pads_same:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         return onednn.convolution(
-            x,
-            self.weight,
-            self.bias,
-            padding=self.padding,
-            stride=self.stride,
-            dilation=self.dilation,
-            groups=self.groups,
-            activation=self.activation,
-            shortcut=shortcut,
-            in_place=self.in_place,
+            x, self.weight, self.bias, self.shape, self.activation, shortcut, in_place=self.in_place
         )
 
 
@@ -112,7 +104,7 @@ def fuse_layers(module: nn.Module) -> None:
         activation = _activation(following)
         if activation:
             module[int(name) + 1] = nn.Identity()  # type: ignore[operator]
-        setattr(module, name, FusedConv2d(child, activation or ("none", [])))
+        setattr(module, name, FusedConv2d(child, activation))
 
 
 def fits(module: object) -> TypeGuard[nn.Conv2d]:
@@ -163,7 +155,7 @@ def _fuse(traced: fx.GraphModule) -> None:
         else:
             activation = None
         in_place = shortcut is not None and _may_be_overwritten(shortcut, replaced, module_of)
-        fused = FusedConv2d(conv, activation or ("none", []), in_place=in_place)
+        fused = FusedConv2d(conv, activation, in_place=in_place)
         modules[str(node.target)] = fused
         traced.set_submodule(str(node.target), fused)
         if len(replaced) > 1:

@@ -16,16 +16,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 LARGEST_INT = 2**31 - 1
 
 
-def keep_freed_memory() -> bool:
-    """Tell the allocator to keep what is freed; returns whether it does.
+def keep_freed_memory() -> None:
+    """Tell the allocator to keep what is freed, if it is glibc's.
 
     Only for processes of our own, since it changes the allocator of the whole process. The peak stays about
     the same, but memory that was needed once is returned only when the process ends.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    done = [
-        libc.mallopt(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT))
-    ]
-    return all(done)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)

@@ -6,13 +6,14 @@ checks for them, and without them convolutions stay plain. `fuse` and `winograd`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 Activation = tuple[str, list[float]]  # oneDNN's name, its numbers
+Shape = tuple[list[int], list[int], list[int], int]  # padding, stride, dilation, groups
+NO_ACTIVATION: Activation = ("none", [])
 
 
 @cache
@@ -27,13 +28,10 @@ def convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
-    padding: Sequence[int] = (0, 0),
-    stride: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
-    activation: Activation = ("none", []),
+    shape: Shape,
+    activation: Activation = NO_ACTIVATION,
     shortcut: Tensor | None = None,
+    *,
     in_place: bool = False,
 ) -> Tensor:
     """A convolution, the shortcut added, the activation of that, in one pass.
@@ -41,7 +39,6 @@ def convolution(
     Args:
         in_place: the shortcut is overwritten with the result.
     """
-    shape = list(padding), list(stride), list(dilation), groups
     name, numbers = activation
     calls, result = torch.ops.mkldnn, shortcut
     if shortcut is None:

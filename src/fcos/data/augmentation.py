@@ -17,18 +17,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from fcos.errors import ConfigError
-
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as torchvision and Pillow have it
 MEAN_STRIDE = 4  # the mean grey value is that of every fourth pixel of every fourth row
 TILES_WITH_A_BOX = 0.75  # share: background alone teaches less, but has to be seen everywhere
-SMALLEST_CROP = {"standard": 0.6, "overhead": 0.6, "strong": 0.4}  # share of each side
-POLICIES = {
-    "color": "brightness, contrast, saturation",
-    "standard": "color, and crops of at least 60 % of each side",
-    "strong": "color, smaller crops, zooming out, rotation by up to 10 degrees",
-    "overhead": "standard, quarter turns and mirrors: for aerial and microscope images",
-}
+COLOR_RANGES = (0.3, 0.3, 0.4)  # factors of brightness, contrast and saturation are drawn from 1 +- this
+COLOR_CHANGED = 0.7  # share of the images
 
 
 @dataclass(frozen=True)
@@ -49,38 +42,6 @@ class Augmentation:
 
 
 NO_AUGMENTATION = Augmentation()
-
-
-def build_policy(name: bool | str) -> Augmentation:
-    """The augmentation of this name; True is "standard", False none."""
-    if name is False:
-        return NO_AUGMENTATION
-    key = "standard" if name is True else name
-    if key not in POLICIES:
-        raise ConfigError(
-            f'"augmentation": there is no policy "{key}"', fix=f"use one of {', '.join(POLICIES)}"
-        )
-    geometry = None if key == "color" else v2.Compose(_geometry(key))
-    return Augmentation(
-        geometry, ColorChange(), quarter_turns=key == "overhead", smallest_crop=SMALLEST_CROP.get(key, 1.0)
-    )
-
-
-def _geometry(name: str) -> list[v2.Transform]:
-    if name == "standard":
-        return [_sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.5)]
-    if name == "overhead":
-        return [v2.RandomVerticalFlip(0.5), _sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.5)]
-    zoom_out = v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=0.25)
-    return [
-        zoom_out,
-        _sometimes(v2.RandomRotation(10, fill=127), 0.3),
-        _sometimes(RandomCropOfBoxes(SMALLEST_CROP[name]), 0.6),
-    ]
-
-
-def _sometimes(transform: v2.Transform, p: float) -> v2.Transform:
-    return v2.RandomApply([transform], p=p)
 
 
 class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has no types
@@ -144,28 +105,13 @@ class RandomTile(RandomCropOfBoxes):
         return {"top": top, "left": left, "height": new_height, "width": new_width}
 
 
-@dataclass(frozen=True)
-class ColorChange:
-    """Changes the colours of most images; drawn from torch's generator.
-
-    Attributes:
-        brightness, contrast, saturation: factors are drawn from 1 +- this.
-        p: share of the images that are changed.
-    """
-
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.4
-    p: float = 0.7
-
-    def __call__(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
-        """The image with other colours, or as it is."""
-        chance, *drawn = torch.rand(4).tolist()
-        if chance >= self.p:
-            return image
-        ranges = (self.brightness, self.contrast, self.saturation)
-        factors = [1 + extent * (2 * number - 1) for extent, number in zip(ranges, drawn, strict=True)]
-        return change_color(image, *factors)
+def random_color(image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
+    """The image with other colours, drawn from torch's generator, or as it is."""
+    chance, *drawn = torch.rand(4).tolist()
+    if chance >= COLOR_CHANGED:
+        return image
+    factors = [1 + extent * (2 * number - 1) for extent, number in zip(COLOR_RANGES, drawn, strict=True)]
+    return change_color(image, *factors)
 
 
 def change_color(
@@ -191,3 +137,25 @@ def change_color(
     pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     changed = pil_image.convert("RGB", tuple(matrix))
     return torch.from_numpy(np.array(changed)).permute(2, 0, 1)
+
+
+_CROP = v2.RandomApply([RandomCropOfBoxes(0.6)], p=0.5)
+_STRONG = [
+    v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=0.25),
+    v2.RandomApply([v2.RandomRotation(10, fill=127)], p=0.3),
+    v2.RandomApply([RandomCropOfBoxes(0.4)], p=0.6),
+]
+# "overhead" is for aerial and microscope images, which have no up.
+POLICIES = {
+    "color": Augmentation(None, random_color),
+    "standard": Augmentation(_CROP, random_color, smallest_crop=0.6),
+    "strong": Augmentation(v2.Compose(_STRONG), random_color, smallest_crop=0.4),
+    "overhead": Augmentation(
+        v2.Compose([v2.RandomVerticalFlip(0.5), _CROP]), random_color, quarter_turns=True, smallest_crop=0.6
+    ),
+}
+
+
+def build_policy(name: bool | str) -> Augmentation:
+    """The policy of this name; True is "standard", False none."""
+    return POLICIES["standard" if name is True else name] if name else NO_AUGMENTATION

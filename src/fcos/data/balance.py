@@ -17,16 +17,13 @@ from torch import Tensor
 from fcos.data.annotations import Annotations
 
 
-def images_per_class(annotations: Annotations) -> NDArray[np.int64]:
-    """Number of images in which each class has a box to learn."""
-    pairs = np.unique(np.stack(_images_and_labels(annotations)), axis=1)
-    return np.bincount(pairs[1], minlength=annotations.num_classes)
-
-
-def _images_and_labels(annotations: Annotations) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Image and label of each box to learn."""
-    learned = ~annotations.is_crowd & annotations.has_known_class
-    return annotations.image_of_box[learned], annotations.labels[learned]
+def images_per_class(annotations: Annotations, *, crowds: bool = False) -> NDArray[np.int64]:
+    """Number of images in which each class has a box; crowd regions count with `crowds` only."""
+    chosen = annotations.has_known_class & (crowds | ~annotations.is_crowd)
+    num_classes = annotations.num_classes
+    # An image and a class as one number, so that each counts once.
+    pairs = np.unique(annotations.image_of_box[chosen] * num_classes + annotations.labels[chosen])
+    return np.bincount(pairs % max(1, num_classes), minlength=num_classes)
 
 
 def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor, " images"] | None:
@@ -43,9 +40,9 @@ def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor
     of_class = np.sqrt(np.maximum(1, threshold / np.maximum(share, 1 / len(annotations))))
     if (of_class == 1).all():
         return None
-    images, labels = _images_and_labels(annotations)
+    learned = ~annotations.is_crowd & annotations.has_known_class
     factors = np.ones(len(annotations))
-    np.maximum.at(factors, images, of_class[labels])
+    np.maximum.at(factors, annotations.image_of_box[learned], of_class[annotations.labels[learned]])
     total = float(factors.sum())
     return torch.from_numpy(factors * (math.ceil(round(total, 6)) / total))
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image import DecodedImage, EnoughSize, read_image, read_reduced
 from fcos.data.mixing import NO_MIXING, Mixing
-from fcos.data.transforms import Augmented, EvalTransform, TrainTransform, pad, same_padded_size
+from fcos.data.transforms import Augmented, EvalTransform, TrainTransform, pad
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ class Batch:
         )
 
 
+@dataclass(eq=False)
 class TrainDataset(Dataset[Sample]):
     """Training samples; the same (index, position) gives the same sample, in any process.
 
-    Args:
+    Attributes:
         annotations: of the training images; crowd regions are no targets.
         transform: resizing and augmentation.
         seed: of the augmentation.
@@ -90,16 +91,11 @@ class TrainDataset(Dataset[Sample]):
         mixing: of several images into one.
     """
 
-    def __init__(
-        self,
-        annotations: Annotations,
-        transform: TrainTransform,
-        seed: int,
-        batch_size: int,
-        mixing: Mixing = NO_MIXING,
-    ) -> None:
-        self.annotations, self.transform, self.mixing = annotations, transform, mixing
-        self.seed, self.batch_size = seed, batch_size
+    annotations: Annotations
+    transform: TrainTransform
+    seed: int
+    batch_size: int
+    mixing: Mixing = NO_MIXING
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -134,11 +130,12 @@ def stream_seed(seed: int, position: int) -> int:
     return (mixed ^ (mixed >> 31)) % 2**63
 
 
+@dataclass(eq=False)
 class EvalDataset(Dataset[Sample]):
     """Evaluation samples: resized only, no ground truth (the metric reads it from the annotations)."""
 
-    def __init__(self, annotations: Annotations, transform: EvalTransform) -> None:
-        self.annotations, self.transform = annotations, transform
+    annotations: Annotations
+    transform: EvalTransform
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -181,13 +178,6 @@ def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -
         torch.tensor([s.original_size_hw for s in samples]),
         tuple(s.position for s in samples),
     )
-
-
-def collate_by_size(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> list[Batch]:
-    """A batch for each padded size among the samples; see `same_padded_size` and `collate`."""
-    sizes_hw = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-    groups = same_padded_size(sizes_hw, multiple)
-    return [collate([samples[i] for i in group], multiple, shared=shared) for group in groups]
 
 
 def _shared_zeros(shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:

@@ -118,10 +118,8 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
 
 def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
     """The largest of 1, 2, 4, 8 that leaves both sides at least as long as `enough_hw`."""
-    for reduction in REDUCTIONS:
-        if all(side >= reduction * enough for side, enough in zip(size_hw, enough_hw, strict=True)):
-            return reduction
-    return 1
+    largest = min(size_hw[0] / enough_hw[0], size_hw[1] / enough_hw[1])
+    return next((reduction for reduction in REDUCTIONS if reduction <= largest), 1)
 
 
 def _begin_xy(header: Header, reduction: int) -> tuple[int, int]:

@@ -9,31 +9,26 @@ here.)
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import count
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.data.augmentation import build_policy
 from fcos.data.balance import epoch_length, repeated
-from fcos.data.batch import (
-    Batch,
-    EvalDataset,
-    TrainDataset,
-    collate,
-    collate_by_size,
-    stream_seed,
-)
+from fcos.data.batch import Batch, EvalDataset, TrainDataset, collate, stream_seed
 from fcos.data.mixing import Mixing
-from fcos.data.transforms import EvalTransform, TrainTransform, padded_size
-from fcos.data.workers import Loader, SplitLoader, start_worker
+from fcos.data.transforms import EvalTransform, TrainTransform, same_padded_size
+from fcos.data.workers import Loader, start_worker
 
+Places = list[tuple[int, int]]  # image index, position in the stream: of a batch
 PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up
 
 
@@ -46,14 +41,11 @@ def build_eval_transform(config: TrainConfig) -> EvalTransform:
 def build_train_transform(config: TrainConfig) -> TrainTransform:
     """Resizing and augmentation for training."""
     return TrainTransform(
-        config.short_side,
-        config.view_size,
+        build_eval_transform(config),
         scale_min=config.img_scale_min,
         horizontal_flip=config.horizontal_flip,
         augment=build_policy(config.augmentation),
         min_area=config.boxarea_th,
-        size=CONVENTIONS[config.rules].size,
-        method=CONVENTIONS[config.rules].resize,
         reduced_decode=config.reduced_decode,
         tile=config.tile,
     )
@@ -82,53 +74,51 @@ def build_train_loader(
         annotations, build_train_transform(config), config.seed, config.nbatch_train, mixing
     )
     is_wide = torch.from_numpy(annotations.sizes_hw[:, 1] > annotations.sizes_hw[:, 0])
-    sampler = StreamSampler(
+    batches = training_stream(
         is_wide, config.nbatch_train, micro_batch, config.seed, rank, world, start_step, factors
     )
-    return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
+    return build_loader(dataset, batches, config.num_workers)
 
 
 def build_eval_loader(
     config: TrainConfig, annotations: Annotations, batch_size: int, *, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
-    """Every image once, over all devices; up to `batch_size` images of one padded size in a forward pass."""
+    """Every image once, over all devices; up to `batch_size` images in a forward pass.
+
+    Those of a batch have one padded size, since padding further would change the detections: the sizes of the
+    images are known from `check`.
+    """
     transform = build_eval_transform(config)
-    dataset = EvalDataset(annotations, transform)
-    padded_sizes = [
-        padded_size([transform.resized_size((height, width))], PADDING_MULTIPLE) if height > 0 else None
-        for height, width in annotations.sizes_hw.tolist()
-    ]
-    sampler = ShardSampler(len(annotations), batch_size, rank, world, kinds=padded_sizes)
-    return build_loader(dataset, sampler, config.num_workers, torch.cuda.is_available())
+    sizes_hw = [transform.resized_size((height, width)) for height, width in annotations.sizes_hw.tolist()]
+    batches = shard(same_padded_size(sizes_hw, PADDING_MULTIPLE), batch_size, rank, world)
+    return build_loader(EvalDataset(annotations, transform), batches, config.num_workers)
 
 
 def build_loader(
-    dataset: TrainDataset | EvalDataset,
-    sampler: StreamSampler | ShardSampler,
-    num_workers: int,
-    pin_memory: bool,
+    dataset: TrainDataset | EvalDataset, batches: Iterable[Places], num_workers: int
 ) -> DataLoader[Batch]:
-    """A loader of padded batches in the order of the sampler.
-
-    In evaluation no image is padded further than it would be alone: a batch of several padded sizes comes as
-    several.
-    """
-    by_size = isinstance(dataset, EvalDataset)
-    return (SplitLoader if by_size else Loader)(
+    """A loader of padded batches."""
+    return Loader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=partial(
-            collate_by_size if by_size else collate, multiple=PADDING_MULTIPLE, shared=num_workers > 0
-        ),
+        collate_fn=partial(collate, multiple=PADDING_MULTIPLE, shared=num_workers > 0),
         worker_init_fn=start_worker,
-        pin_memory=pin_memory,
-        persistent_workers=False,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
-class StreamSampler(Sampler[list[tuple[int, int]]]):
-    """Endless micro-batches of one device: lists of (image index, position).
+def training_stream(
+    is_wide: Bool[Tensor, " images"],
+    batch_size: int,
+    micro_batch: int,
+    seed: int,
+    rank: int,
+    world: int,
+    start_step: int = 0,
+    factors: Float64[Tensor, " images"] | None = None,
+) -> Iterator[Places]:
+    """Endless micro-batches of one device.
 
     Args:
         is_wide: which images of the training set are wider than high; those of a step are alike, as far as
@@ -141,38 +131,13 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         start_step: first optimizer step.
         factors: how often each image comes in an epoch (`balance.py`); None: once.
     """
-
-    def __init__(
-        self,
-        is_wide: Bool[Tensor, " images"],
-        batch_size: int,
-        micro_batch: int,
-        seed: int,
-        rank: int,
-        world: int,
-        start_step: int = 0,
-        factors: Float64[Tensor, " images"] | None = None,
-    ) -> None:
-        self.factors = factors
-        self.is_wide, self.batch_size, self.micro_batch = is_wide, batch_size, micro_batch
-        self.seed, self.rank, self.world, self.start_step = seed, rank, world, start_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        num_images = len(self.is_wide) if self.factors is None else epoch_length(self.factors)
-        share = self.batch_size // self.world
-        step, epoch, order = self.start_step, -1, torch.empty(0)
-        while True:
-            first = step * self.batch_size + self.rank * share
-            micro: list[tuple[int, int]] = []
-            for position in range(first, first + share):
-                if position // num_images != epoch:
-                    epoch = position // num_images
-                    order = epoch_order(self.is_wide, self.batch_size, self.seed, epoch, self.factors)
-                micro.append((int(order[position % num_images]), position))
-                if len(micro) == self.micro_batch:
-                    yield micro
-                    micro = []
-            step += 1
+    num_images = len(is_wide) if factors is None else epoch_length(factors)
+    share = batch_size // world
+    order_of = lru_cache(maxsize=1)(partial(epoch_order, is_wide, batch_size, seed, factors=factors))
+    for first in count(start_step * batch_size + rank * share, batch_size):
+        for start in range(first, first + share, micro_batch):
+            positions = range(start, start + micro_batch)
+            yield [(int(order_of(p // num_images)[p % num_images]), p) for p in positions]
 
 
 def epoch_order(
@@ -203,42 +168,19 @@ def epoch_order(
     return torch.cat([order[:begun], whole.flatten(), *left])
 
 
-class ShardSampler(Sampler[list[tuple[int, int]]]):
-    """Every image exactly once over all devices: batches of (image index, position) of one device.
+def shard(groups: Sequence[list[int]], batch_size: int, rank: int = 0, world: int = 1) -> list[Places]:
+    """Batches of one device: every image exactly once over all devices.
 
     Whole batches are dealt out, so that their images, and with them rounding, are the same on any number of
     devices.
 
     Args:
-        num_images: in all.
+        groups: indices of images that may share a batch.
         batch_size: images of a full batch.
         rank: of this device.
         world: number of devices.
-        kinds: of each image; those of a batch are of one kind. None: all are.
     """
-
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        *,
-        kinds: Sequence[Hashable] | None = None,
-    ) -> None:
-        images_of: dict[Hashable, list[int]] = {}
-        for index in range(num_images):
-            images_of.setdefault(kinds and kinds[index], []).append(index)
-        batches = [
-            images[first : first + batch_size]
-            for images in images_of.values()
-            for first in range(0, len(images), batch_size)
-        ]
-        self.mine = sorted(batches)[rank::world]
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.mine:
-            yield [(index, index) for index in batch]
-
-    def __len__(self) -> int:
-        return len(self.mine)
+    batches = [
+        group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)
+    ]
+    return [[(index, index) for index in batch] for batch in sorted(batches)[rank::world]]

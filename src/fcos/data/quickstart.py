@@ -120,7 +120,6 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
     Raises:
         DatasetError: the folder holds something else; nothing is overwritten then.
     """
-    folder = Path(folder)
     readme = folder / "README.txt"
     check_writable(folder)
     is_ours = readme.is_file() and read_text(readme) == README

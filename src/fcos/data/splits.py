@@ -53,7 +53,6 @@ def find_splits(folder: Path) -> Splits:
     Train and val are preferred to trainval and test: test is to be reported once, not to choose settings by.
     Where there is only a test split beside the training split, it is the evaluation.
     """
-    folder = Path(folder)
     format = format_named(recognise(folder))
     if format.splits is not None:
         return format.splits(folder)

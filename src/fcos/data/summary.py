@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
+from fcos.data.balance import images_per_class
 from fcos.errors import DatasetError
 from fcos.files import read_text, write_text
 
@@ -49,12 +50,8 @@ def count(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -
     """Count what is in the annotations; `sizes_hw` as in `CheckReport`, else as stated."""
     sizes = annotations.sizes_hw if sizes_hw is None else sizes_hw
     counts = np.diff(annotations.first_box)
-    known = annotations.has_known_class
-    labels, images = annotations.labels[known], annotations.image_of_box[known]
-    boxes_of = np.bincount(labels, minlength=annotations.num_classes)
-    # An image and a class as one number, so that each counts once.
-    pairs = np.unique(images * max(annotations.num_classes, 1) + labels)
-    images_of = np.bincount(pairs % max(annotations.num_classes, 1), minlength=annotations.num_classes)
+    boxes_of = np.bincount(annotations.labels[annotations.has_known_class], minlength=annotations.num_classes)
+    images_of = images_per_class(annotations, crowds=True)
     areas = annotations.areas[np.isfinite(annotations.areas)]
     size_range = np.digitize(areas, [COCO_SMALL, COCO_LARGE])
     opened = sizes[sizes[:, 0] > 0]

@@ -57,9 +57,10 @@ class EvalTransform:
         """The image at network size."""
         return resize(image, self.resized_size((image.shape[1], image.shape[2])), self.method)
 
-    def resized_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """Height, width at network size of an image of this height, width."""
-        return resized_size(size_hw, self.short_side, self.longest_side, self.size)
+    def resized_size(self, size_hw: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Height, width at network size, times a scale, of an image of this height, width."""
+        short_side = None if self.short_side is None else max(1, round(self.short_side * scale))
+        return resized_size(size_hw, short_side, max(1, round(self.longest_side * scale)), self.size)
 
 
 @dataclass(frozen=True)
@@ -67,34 +68,28 @@ class TrainTransform:
     """Cutting out a tile, augmentation, resizing at a random scale, mirror.
 
     Attributes:
-        short_side: pixels, or None.
-        longest_side: pixels.
+        resizing: as in evaluation, but rounded to bytes.
         scale_min: the size is scaled at random in [scale_min, 1].
         horizontal_flip: mirror half of the images.
         augment: what else is done.
         min_area: boxes smaller than this after resizing are left out, square pixels.
-        size: how the new sides become whole numbers, see `resized_size`.
-        method: how the new pixels are computed, see `resize`; here they are always rounded.
         reduced_decode: large images need not be decoded at full size.
         tile: train on a random tile of this side, original pixels, instead of the whole image.
     """
 
-    short_side: int | None
-    longest_side: int
+    resizing: EvalTransform
     scale_min: float = 1.0
     horizontal_flip: bool = True
     augment: Augmentation = NO_AUGMENTATION
     min_area: float = 0.0
-    size: SizeRule = "round"
-    method: ResizeMethod = "antialiased"
     reduced_decode: bool = False
     tile: int | None = None
 
     def enough(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """The smallest height, width that an image of this size may be decoded at."""
-        if not self.reduced_decode or self.tile or self.method != "antialiased":
+        if not self.reduced_decode or self.tile or self.resizing.method != "antialiased":
             return size_hw  # tiles are in original pixels; the other ways are exact against their originals
-        height, width = resized_size(size_hw, self.short_side, self.longest_side, self.size)
+        height, width = self.resizing.resized_size(size_hw)
         margin = max(DECODE_MARGIN, 1 / self.augment.smallest_crop)
         return math.ceil(height * margin), math.ceil(width * margin)
 
@@ -110,8 +105,7 @@ class TrainTransform:
             image, boxes_xyxy, labels = _apply(self.augment.geometry, image, boxes_xyxy, labels)
         scale = 1 - (1 - self.scale_min) * float(torch.rand(()))
         old_hw = (image.shape[1], image.shape[2])
-        short_side = None if self.short_side is None else max(1, round(self.short_side * scale))
-        new_hw = resized_size(old_hw, short_side, max(1, round(self.longest_side * scale)), self.size)
+        new_hw = self.resizing.resized_size(old_hw, scale)
         image = self._recolored_and_resized(image, new_hw)
         boxes_xyxy = boxes_xyxy * torch.tensor(2 * [new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]])
         if self.horizontal_flip and float(torch.rand(())) < 0.5:
@@ -125,7 +119,7 @@ class TrainTransform:
         shrinks = new_hw[0] * new_hw[1] < image.shape[1] * image.shape[2]
         if color is not None and not shrinks:
             image = color(image)
-        resized = resize(image, new_hw, self.method)
+        resized = resize(image, new_hw, self.resizing.method)
         # color changes and the way to the device want bytes
         image = resized if resized.dtype == torch.uint8 else resized.round().to(torch.uint8)
         return color(image) if color is not None and shrinks else image

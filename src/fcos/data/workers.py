@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -41,14 +40,6 @@ class Loader(DataLoader[T]):
         if self.num_workers:
             _running.add(self.running)
         return self.running
-
-
-class SplitLoader(Loader[T]):
-    """Yields the batches of each list that its `collate_fn` makes, one by one."""
-
-    def __iter__(self) -> Any:
-        """The batches of all lists."""
-        return chain.from_iterable(super().__iter__())
 
 
 @contextmanager

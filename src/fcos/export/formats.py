@@ -18,8 +18,7 @@ from fcos.files import check_writable, written
 from fcos.model.build import build_postprocess
 from fcos.predict.pipeline import TorchBackend
 from fcos.predict.predictor import Predictor
-from fcos.weights.everyday import EVERYDAY_FILE
-from fcos.weights.load import ExportFormat, LoadedModel
+from fcos.weights.load import EVERYDAY_FILE, ExportFormat, LoadedModel
 
 
 class Format(Protocol):

@@ -123,7 +123,7 @@ class Analysis:
     """Everything about one evaluation.
 
     Attributes:
-        rows: `(N, 7)` image_id, x, y, w, h, score, category_id: all that was found.
+        rows: all that was found.
         curves: precision at 101 recalls 0, 0.01, ..., of all classes, by name.
         class_precision: `(classes, 101)` at IoU 0.5; -1 for classes without boxes.
         error_costs: AP50 that each kind of TIDE's errors costs.
@@ -200,11 +200,9 @@ def margins_between(
     """
     one, other = (match(annotations, rows) for rows in (first, second))
     errors = compare(one, other, n_bootstrap=num_resamples, seed=0)["ci"]
-    size = 1 + np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
-    images = annotations.image_of_box
     num_images = {
-        name: len(np.unique(images[annotations.is_counted & ((size == place) | (name == "all"))]))
-        for place, name in enumerate(SIZES)
+        size: len(np.unique(annotations.image_of_box[annotations.is_counted & of_size]))
+        for size, of_size in zip(SIZES, _of_sizes(annotations.areas), strict=True)
     }
     return [
         STANDARD_ERRORS * float(errors[stat.key]["std_err"]) if num_images[stat.size] >= MIN_IMAGES else None

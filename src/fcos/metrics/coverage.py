@@ -1,8 +1,8 @@
 """Objects without a positive point: their share of a data set, the reasons, and settings that would help.
 
-An object without a positive point is never a training target, so the detector cannot learn its like. That
-depends on the boxes, the size that images are resized to and the levels, not on any weights: the assigner of
-the configuration answers it before a training.
+An object without a positive point is never a training target, so the detector does not learn such objects.
+That depends on the boxes, the size that images are resized to and the levels, not on any weights: the
+assigner of the configuration answers it before training.
 """
 
 from __future__ import annotations

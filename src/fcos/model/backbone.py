@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -74,18 +75,24 @@ class Backbone(nn.Module):
         return [features[level] for level in self.levels]
 
 
-def check_name(name: str) -> None:
+def check_backbone(name: str, where: str = 'setting "backbone"') -> None:
     """Refuse what is no architecture of timm: "hf-hub:..." goes online, "local-dir:..." reads other files.
 
     Raises:
-        ConfigError: timm has no such network.
+        ConfigError: timm has no such network; it suggests the closest names.
     """
-    if not re.fullmatch(r"[\w.]+", name, re.ASCII) or not timm.is_model(name):
-        raise _unsuitable(name, "timm has no network of this name")
+    if re.fullmatch(r"[\w.]+", name, re.ASCII) and timm.is_model(name):
+        return
+    closest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5) or ["resnet50"]
+    raise ConfigError(
+        f"{name} cannot be used as backbone: timm has no network of this name",
+        where=where,
+        fix=f"the closest names are {', '.join(closest)}; timm.list_models() lists all",
+    )
 
 
 def _create_body(name: str, strides: Sequence[int], channels: Sequence[int] | None) -> nn.Module:
-    check_name(name)
+    check_backbone(name)
     widths: dict[str, Any] = {} if channels is None else {"channels": tuple(channels[1:])}
     try:
         body: nn.Module = timm.create_model(name, pretrained=False, features_only=True, **widths)

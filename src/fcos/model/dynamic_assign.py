@@ -21,6 +21,7 @@ from fcos.model.assign import Eligible, Match, Targets, build_targets, near_cent
 from fcos.model.fcos import HeadOutput
 from fcos.model.points import PointGrid, box_distances, distances_to_boxes
 
+ATSS_CANDIDATES, ATSS_SQUARE = 9, 8.0  # of a level; the side of a point's square, strides
 CENTER_RADIUS = 2.5  # of SimOTA, strides
 
 
@@ -34,15 +35,11 @@ class AtssAssigner:
 
     Attributes:
         weight_boxes: weigh the box loss of a point by its centerness; otherwise all alike.
-        per_level: number of candidates of each level.
-        square: side of a point's square, strides.
     """
 
     needs_predictions: ClassVar[bool] = False
 
     weight_boxes: bool = True
-    per_level: int = 9
-    square: float = 8.0
 
     def __call__(
         self,
@@ -66,7 +63,7 @@ class AtssAssigner:
         """Which points may learn which boxes; in range are candidates that overlap enough."""
         centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
         from_center = torch.cdist(grid.points, centers).split_with_sizes(grid.points_per_level)
-        candidate = torch.cat([_smallest_rows(level, self.per_level) for level in from_center])
+        candidate = torch.cat([_smallest_rows(level, ATSS_CANDIDATES) for level in from_center])
         overlaps, count = self._overlaps(grid, boxes_xyxy), candidate.sum(dim=0)
         mean = (overlaps * candidate).sum(dim=0) / count
         # of a sample, as in the authors' code
@@ -75,7 +72,7 @@ class AtssAssigner:
         return Eligible(inside, candidate & (overlaps >= mean + variance.sqrt()))
 
     def _overlaps(self, grid: PointGrid, boxes_xyxy: Tensor) -> Float[Tensor, "points boxes"]:
-        half = self.square / 2 * grid.strides[:, None]
+        half = ATSS_SQUARE / 2 * grid.strides[:, None]
         overlaps: Tensor = box_iou(torch.cat([grid.points - half, grid.points + half], dim=1), boxes_xyxy)
         return overlaps
 

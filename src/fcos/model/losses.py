@@ -22,42 +22,33 @@ ClassLoss = Literal["focal", "qfl", "vfl"]
 BoxLoss = Literal["iou", "linear_iou", "giou", "diou", "ciou"]
 
 
-def focal_loss_sum(
+def class_loss_sum(
     logits: Float[Tensor, "points classes"],
     targets: Float[Tensor, "points classes"],
+    kind: ClassLoss,
     alpha: float,
     gamma: float,
 ) -> Float[Tensor, ""]:
-    """Sigmoid focal loss (arXiv 1708.02002, eq. 5), summed.
+    """Weighted cross-entropy, summed.
+
+    The focal loss (arXiv 1708.02002, eq. 5), the quality focal loss (GFL, arXiv 2006.04388, eq. 5), which
+    needs no alpha, or the varifocal loss (arXiv 2008.13367, eq. 2), where positives count as much as their
+    wanted score.
 
     Args:
         logits: before sigmoid.
-        targets: wanted scores; one-hot, or all zero on background.
+        targets: wanted scores; all zero on background.
     """
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    wrong = torch.sigmoid(logits) * (1 - 2 * targets) + targets  # 1 - p where the target is 1, else p
-    weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return (weight * wrong**gamma * loss).sum()
-
-
-def quality_focal_loss_sum(
-    logits: Float[Tensor, "points classes"], targets: Float[Tensor, "points classes"], gamma: float
-) -> Float[Tensor, ""]:
-    """Quality focal loss (GFL, arXiv 2006.04388, eq. 5), summed: cross-entropy times |error| ** gamma."""
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return ((torch.sigmoid(logits) - targets).abs() ** gamma * loss).sum()
-
-
-def varifocal_loss_sum(
-    logits: Float[Tensor, "points classes"],
-    targets: Float[Tensor, "points classes"],
-    alpha: float,
-    gamma: float,
-) -> Float[Tensor, ""]:
-    """Varifocal loss (arXiv 2008.13367, eq. 2), summed: positives count as much as their wanted score."""
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    weight = torch.where(targets > 0, targets, alpha * torch.sigmoid(logits) ** gamma)
-    return (weight * loss).sum()
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    scores = torch.sigmoid(logits)
+    if kind == "focal":
+        wrong = scores * (1 - 2 * targets) + targets  # 1 - p where the target is 1, else p
+        weight = (alpha * targets + (1 - alpha) * (1 - targets)) * wrong**gamma
+    elif kind == "qfl":
+        weight = (scores - targets).abs() ** gamma
+    else:
+        weight = torch.where(targets > 0, targets, alpha * scores**gamma)
+    return (weight * entropy).sum()
 
 
 def pairwise_box_terms(
@@ -174,11 +165,12 @@ class FcosLoss:
             targets = targets._replace(class_scores=scores)
         logits = output.logits.float().flatten(0, 1)
         class_targets = targets.class_targets(output.logits.shape[-1]).flatten(0, 1)
-        classification = self._class_loss_sum(logits, class_targets)
+        rule = self.classes, self.alpha, self.gamma
+        classification = class_loss_sum(logits, class_targets, *rule)
         for label, weight in enumerate(self.class_weights):
             if weight != 1:  # its points are in the sum once
                 of_label = targets.labels.flatten() == label
-                more = self._class_loss_sum(logits[of_label], class_targets[of_label])
+                more = class_loss_sum(logits[of_label], class_targets[of_label], *rule)
                 classification = classification + (weight - 1) * more
         losses = {
             "classification": classification / divisor[0].clamp(min=1),
@@ -186,18 +178,8 @@ class FcosLoss:
         }
         if output.quality is None:
             return losses
-        if self.quality == "iou":
-            quality_target = ious
-        else:
-            quality_target = targets.centerness[positive]
+        quality_target = ious if self.quality == "iou" else targets.centerness[positive]
         quality = F.binary_cross_entropy_with_logits(
             output.quality.float()[positive], quality_target, weights, reduction="sum"
         )
         return losses | {"quality": quality / divisor[2]}
-
-    def _class_loss_sum(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.classes == "qfl":
-            return quality_focal_loss_sum(logits, targets, self.gamma)
-        if self.classes == "vfl":
-            return varifocal_loss_sum(logits, targets, self.alpha, self.gamma)
-        return focal_loss_sum(logits, targets, self.alpha, self.gamma)

@@ -79,15 +79,7 @@ def level_points(
     *,
     place: PointPlace = "center",
 ) -> Float[Tensor, "points 2"]:
-    """The points of one level, row by row.
-
-    Args:
-        grid_hw: height, width of its grid, cells.
-        stride: of the level, pixels.
-        image_hw: height, width of the (padded) image, pixels.
-        device: of the points.
-        place: see `make_grid`.
-    """
+    """The points of one level, row by row, of a grid of `grid_hw` cells; the other arguments as above."""
     offset = 0.0 if place == "corner" else 0.5
     sides: list[Tensor] = []
     for cells, side in zip(grid_hw, image_hw, strict=True):

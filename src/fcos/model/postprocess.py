@@ -6,7 +6,6 @@ The defaults are our conventions. Where another code base differs, `PostProcess`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,6 +89,8 @@ class PostProcess:
         grid: PointGrid,
         sizes_hw: Int64[Tensor, "batch 2"],
         original_sizes_hw: Int64[Tensor, "batch 2"],
+        *,
+        nms: bool = True,
     ) -> list[ImageDetections]:
         """Detections of each image of a batch.
 
@@ -98,30 +99,28 @@ class PostProcess:
             grid: its points.
             sizes_hw: height, width of each image inside the padding.
             original_sizes_hw: height, width of each image before resizing.
+            nms: False: all that enters NMS, best first.
         """
+        scores, ranks = self._scores_and_ranks(output)
         detections = []
-        for entered, scale, original in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
-            kept = entered.of(self.suppress(entered))
-            kept = kept._replace(boxes_xyxy=kept.boxes_xyxy * scale)
-            if self.clip == "after_nms":
-                boxes = self.clip_boxes(kept.boxes_xyxy, original)
-                kept = kept._replace(boxes_xyxy=boxes).of(self.stay(boxes))
-            detections.append(kept)
+        # Each image has as many candidates as it needs; in the exported graph all have the same number.
+        for i, (resized, original) in enumerate(zip(whwh(sizes_hw), whwh(original_sizes_hw), strict=True)):
+            point, label = self._best_of_levels(ranks[i], grid.points_per_level)
+            boxes = distances_to_boxes(grid.points[point], output.distances[i].float()[point])
+            boxes, scale = self.clip_before_nms(boxes, resized, original)
+            in_original = grid.points[point] * (original / resized)[:2]
+            found_at = torch.cat([in_original, grid.strides[point, None]], dim=1)
+            found = ImageDetections(boxes, scores[i][point, label], label, found_at)
+            if self.clip != "after_nms":
+                found = found.of(self.stay(boxes))
+            found = found.of(self.suppress(found) if nms else found.scores.argsort(descending=True))
+            boxes = found.boxes_xyxy * scale
+            found = found._replace(boxes_xyxy=boxes)
+            if nms and self.clip == "after_nms":
+                boxes = self.clip_boxes(boxes, original)
+                found = found._replace(boxes_xyxy=boxes).of(self.stay(boxes))
+            detections.append(found)
         return detections
-
-    def candidates(
-        self,
-        output: HeadOutput,
-        grid: PointGrid,
-        sizes_hw: Int64[Tensor, "batch 2"],
-        original_sizes_hw: Int64[Tensor, "batch 2"],
-    ) -> list[ImageDetections]:
-        """What enters NMS, best first; arguments as above."""
-        entering = []
-        for entered, scale, _ in self._before_nms(output, grid, sizes_hw, original_sizes_hw):
-            placed = entered._replace(boxes_xyxy=entered.boxes_xyxy * scale)
-            entering.append(placed.of(entered.scores.argsort(descending=True)))
-        return entering
 
     def scores(self, output: HeadOutput) -> Float[Tensor, "batch points classes"]:
         """Final score of every point and class; -1 where the threshold is not exceeded."""
@@ -193,30 +192,9 @@ class PostProcess:
             boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1)
         return boxes, torch.zeros_like(labels) if self.agnostic_nms else labels
 
-    # Image by image, with as many candidates as it has; the graph has the same number for each instead.
-
     def _scores_and_ranks(self, output: HeadOutput) -> tuple[Tensor, Tensor]:
         quality = None if output.quality is None else output.quality[..., None]
         return self.scores_and_ranks(output.logits, quality)
-
-    def _before_nms(
-        self,
-        output: HeadOutput,
-        grid: PointGrid,
-        sizes_hw: Int64[Tensor, "batch 2"],
-        original_sizes_hw: Int64[Tensor, "batch 2"],
-    ) -> Iterator[tuple[ImageDetections, Tensor, Tensor]]:
-        """Of each image: what enters NMS; the scale of its boxes to the original, and its size (xyxy)."""
-        scores, ranks = self._scores_and_ranks(output)
-        for i, (resized, original) in enumerate(zip(whwh(sizes_hw), whwh(original_sizes_hw), strict=True)):
-            point, label = self._best_of_levels(ranks[i], grid.points_per_level)
-            best = scores[i][point, label]
-            boxes = distances_to_boxes(grid.points[point], output.distances[i].float()[point])
-            in_original = grid.points[point] * (original / resized)[:2]
-            found_at = torch.cat([in_original, grid.strides[point, None]], dim=1)
-            boxes, scale = self.clip_before_nms(boxes, resized, original)
-            entered = ImageDetections(boxes, best, label, found_at)
-            yield entered if self.clip == "after_nms" else entered.of(self.stay(boxes)), scale, original
 
     def _best_of_levels(self, ranks: Tensor, points_per_level: list[int]) -> tuple[Tensor, Tensor]:
         """Point and class index of the best candidates of each level."""

@@ -196,7 +196,7 @@ class Predictor(Pipeline):
         """Predict every image of `annotations`, for `evaluate_detections`.
 
         Args:
-            annotations: with the labels of this model.
+            annotations: checked, with the labels of this model.
             batch_size: images of one forward pass.
             on_batch: called with the number of images done, for a progress bar.
             fabric: launched: its processes, each with this model, share the images.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class SecondLook:
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
         self.config = loaded.config.model_copy(update={"num_workers": 0, "nbatch_eval": 1})
         self.postprocess = build_postprocess(self.config)
-        self.backend = TorchBackend(loaded.model.to(device), self.postprocess.candidates)
+        self.backend = TorchBackend(loaded.model.to(device), partial(self.postprocess, nms=False))
 
     def candidates(self, annotations: Annotations, images: Sequence[int]) -> dict[int, ImageDetections]:
         """What enters NMS, by image id, in as many of the images as there is time for."""

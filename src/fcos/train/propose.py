@@ -32,7 +32,7 @@ from fcos.data.image_files import common_root
 from fcos.terminal import counted
 from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, Budget, InputSize, choose_size, training_speed
 from fcos.train.throughput import num_cores
-from fcos.weights.everyday import EVERYDAY
+from fcos.weights.load import EVERYDAY
 
 MANY_IMAGES = 2000  # from here up, flips alone keep a detector from memorizing its images
 SHARE_HELD_OUT = 0.2  # of the images, if a folder has no evaluation split

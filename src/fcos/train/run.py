@@ -14,10 +14,11 @@ import torch
 from lightning_fabric import Fabric
 
 from fcos.config import TrainConfig, dump_config
-from fcos.config.checks import check_backbone, check_paths, split_batch
+from fcos.config.checks import check_paths, split_batch
 from fcos.data.annotations import Annotations
 from fcos.data.summary import write_summaries
 from fcos.errors import TrainingError
+from fcos.model.backbone import check_backbone
 from fcos.model.build import build_model
 from fcos.predict.stop import StopSignal
 from fcos.terminal import counted
@@ -91,7 +92,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
     protect the entry point with ``if __name__ == "__main__"``.
     """
     check_paths(config)
-    check_backbone(config)
+    check_backbone(config.backbone, config.origin("backbone"))
     check_loggers(config)
     check_run_folder(config)
     fabric = build_fabric(config.device, config.num_processes, config.precision)

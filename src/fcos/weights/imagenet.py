@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fcos.errors import WeightsError
 from fcos.files import first_line_of
-from fcos.model.backbone import Backbone, check_name
+from fcos.model.backbone import Backbone, check_backbone
 from fcos.weights.model_file import missing_or_other_shape
 from fcos.weights.published.opening import open_state
 
@@ -77,12 +77,8 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
 
     Tensors are matched by name, else one by one in order, if all agree in kind and shape.
     """
-    check_name(name)
+    check_backbone(name)
     classifier: nn.Module = timm.create_model(name, pretrained=False)
-    if not path.is_file():
-        raise WeightsError(
-            f"there is no weight file {path}", where="setting 'pretrain'", fix="correct the path"
-        )
     wanted, loaded = _without_counters(classifier.state_dict()), _without_counters(open_state(path).tensors)
     if wanted.keys() - loaded.keys() and _kinds(wanted) == _kinds(loaded):
         loaded = dict(zip(wanted, loaded.values(), strict=True))
@@ -108,7 +104,7 @@ def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
 
 
 def _timm_download(name: str) -> nn.Module:
-    check_name(name)
+    check_backbone(name)
     try:
         _check_hub(name)
         classifier: nn.Module = timm.create_model(name, pretrained=True)

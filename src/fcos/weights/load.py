@@ -17,7 +17,6 @@ from fcos.errors import ConfigError, WeightsError
 from fcos.files import first_line_of
 from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
-from fcos.weights.everyday import EVERYDAY, EVERYDAY_FILE
 from fcos.weights.model_file import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
 from fcos.weights.published.opening import PICKLE_SUFFIXES, is_published
 from fcos.weights.published.read import read_published
@@ -28,6 +27,8 @@ ExportFormat = Literal["onnx", "openvino", "torch", "ncnn", "litert"]
 OPENVINO_GRAPH, NCNN_GRAPH, LITERT_GRAPH = "model.xml", "model.ncnn.param", "model.tflite"
 GRAPHS: dict[str, ExportFormat] = {OPENVINO_GRAPH: "openvino", NCNN_GRAPH: "ncnn", LITERT_GRAPH: "litert"}
 
+# The detector in this package, for 20 kinds of everyday objects; docs/everyday.md is its model card.
+EVERYDAY, EVERYDAY_FILE = "everyday", Path(__file__).with_name("everyday.safetensors")
 MODELS_OF_A_RUN = ("best.safetensors", "last.safetensors")
 
 # More than any model needs; a file that asks for more would only fill the memory.
@@ -147,8 +148,7 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
     config = settings_of_card(card, path)
     tensors = file.tensors_for(outline(config, len(file.class_names), path).state_dict())
     model = build_model(config, len(file.class_names))
-    # Pixel statistics and counters of batch norm are not from the file, but the model's own.
-    model.load_state_dict({**model.state_dict(), **{k: v for k, v in tensors.items() if not v.is_meta}})
+    model.load_state_dict({**model.state_dict(), **tensors})
     return LoadedModel(model.eval(), config, card, path, file.notes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from fcos.weights.published.opening import is_published, open_state
 # Settings of the training itself: how many detections are evaluated does not depend on the weights.
 NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image", *LATER_SETTINGS)
 QUALITY = "head.quality."  # the quality branch, which a training may add or leave out
+FINER = re.compile(r"^(pyramid\.(?:lateral|output)\.)(\d+)")  # layers that are numbered from the finest level
 # The weights of one class each.
 CLASS_TENSORS = ("head.logits.weight", "head.logits.bias")
 
@@ -81,16 +83,7 @@ def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> l
 
 def _with_finer_level(tensors: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a detector with one more level before its finest, whose layers are new."""
-    shifted = {}
-    for key, tensor in tensors.items():
-        part, _, rest = key.removeprefix("pyramid.").partition(".")
-        if key.startswith("pyramid.") and part in ("lateral", "output"):
-            index, _, name = rest.partition(".")
-            key = f"pyramid.{part}.{int(index) + 1}.{name}"
-        shifted[key] = tensor
+    shifted = {FINER.sub(lambda m: f"{m[1]}{int(m[2]) + 1}", key): value for key, value in tensors.items()}
     scales = torch.cat([tensors["head.scales"][:1], tensors["head.scales"]])
-    return (
-        {key: tensor for key, tensor in fresh.items() if key.startswith("pyramid.")}
-        | shifted
-        | {"head.scales": scales}
-    )
+    pyramid = {key: value for key, value in fresh.items() if key.startswith("pyramid.")}
+    return pyramid | shifted | {"head.scales": scales}

@@ -64,7 +64,7 @@ def case(request: pytest.FixtureRequest, vectors: Callable[[str], Path]) -> Case
     file = read_published(folder / "state_dict.pth")
     config = TrainConfig(**{**file.settings, **SIZE})
     model = build_model(config, len(file.class_names))
-    model.load_state_dict(file.tensors_for(model.state_dict()))
+    model.load_state_dict({**model.state_dict(), **file.tensors_for(model.state_dict())})
     nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     resized = build_eval_transform(config)(picture)
     batch = collate([Sample(resized, nothing, 0, (203, 317), 0)], 32)

@@ -206,8 +206,7 @@ def existing(base: Path, name: str, *, words: Sequence[str] = ()) -> Path | None
     num_named = len(_named(parts))
     for start in range(len(parts)):
         path, left = base.joinpath(*parts[start:]), _named(parts[start:])
-        is_whole_or_long = len(left) in (num_named, *range(2, num_named))
-        is_certain = is_whole_or_long or not set(words).isdisjoint(words_of("".join(left[:1])))
+        is_certain = len(left) >= min(2, num_named) or bool({*words} & {*words_of("".join(left[:1]))})
         if os.path.isfile(path) or (is_certain and os.path.isdir(path)):
             return path
     return None

@@ -83,7 +83,7 @@ def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> lis
 
 
 def listed_files(lines: list[str], bases: list[Path]) -> list[Path]:
-    """The files that a list of images names, all by one rule: a missing one is not sought elsewhere.
+    """The files that a list of images names, all by one rule: a missing one is not searched for elsewhere.
 
     The rule is a folder to start from and a number of leading folders to leave out, for lists from another
     machine. Fewer left out is better, if that finds some of the images or a folder of images that is named.

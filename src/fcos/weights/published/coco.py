@@ -15,16 +15,9 @@ _PAIRS = [(number, name) for number, name in enumerate(_OUTPUTS) if name not in 
 
 COCO_IDS = tuple(number for number, _ in _PAIRS)
 COCO_NAMES = tuple(name for _, name in _PAIRS)
-
-
-def torchvision_names() -> tuple[str, ...]:
-    """Names of torchvision's 91 outputs.
-
-    The 11 that stand for no class are kept: they are ordinary outputs, which torchvision counts among the
-    detections of an image too. `fcos.data.names.is_no_class` knows them by their names.
-    """
-    known = dict(_PAIRS)
-    return tuple(known.get(number, f"(no class {number})") for number in range(len(_OUTPUTS)))
+# Of torchvision's 91 outputs 11 stand for no class. They are ordinary outputs, which torchvision counts among
+# the detections of an image too; `fcos.data.names.is_no_class` knows them by these names.
+TORCHVISION_NAMES = tuple(dict(_PAIRS).get(number, f"(no class {number})") for number in range(len(_OUTPUTS)))
 
 
 def coco_file() -> Path:

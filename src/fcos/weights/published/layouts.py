@@ -133,18 +133,14 @@ TORCHVISION = Layout(
 )
 
 
-def _mmdetection_towers(layers: int) -> Names:
-    """Their towers count blocks of convolution, norm (if any) and ReLU; ours count layers."""
-    parts = ("conv", "gn")[: layers - 1]
-    return tuple(
+def _mmdetection(layers: int) -> Layout:
+    """Its towers count blocks of so many layers, convolution, norm (if any) and ReLU; ours count layers."""
+    towers = (
         (f"head.{ours}.{layers * block + i}.", f"bbox_head.{theirs}.{block}.{part}.")
         for ours, theirs in (("classification_tower", "cls_convs"), ("box_tower", "reg_convs"))
         for block in range(8)
-        for i, part in enumerate(parts)
+        for i, part in enumerate(("conv", "gn")[: layers - 1])
     )
-
-
-def _mmdetection(layers: int) -> Layout:
     return Layout(
         "MMDetection",
         "mmdetection",
@@ -154,7 +150,7 @@ def _mmdetection(layers: int) -> Layout:
             *((f"pyramid.lateral.{i}.", f"neck.lateral_convs.{i}.conv.") for i in (0, 1, 2)),
             *((f"pyramid.output.{i}.", f"neck.fpn_convs.{i}.conv.") for i in (0, 1, 2)),
             *((f"pyramid.extra.{i}.", f"neck.fpn_convs.{i + 3}.conv.") for i in (0, 1)),
-            *_mmdetection_towers(layers),
+            *towers,
             ("head.logits.", "bbox_head.conv_cls."),
             ("head.distances.", "bbox_head.conv_reg."),
             ("head.quality.", "bbox_head.conv_centerness."),

@@ -14,7 +14,7 @@ from torch import Tensor
 from fcos.errors import WeightsError
 from fcos.terminal import printable_line
 from fcos.weights.model_file import listed
-from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, torchvision_names
+from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, TORCHVISION_NAMES
 from fcos.weights.published.layouts import LAYOUTS, MMDETECTION, MMDETECTION_WITHOUT_NORM, Layout, layout_of
 from fcos.weights.published.opening import StateFile, open_state
 from fcos.weights.published.settings import (
@@ -86,7 +86,7 @@ class Published:
     _takes_bgr: bool
 
     def tensors_for(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors by our names, for a model with this `state_dict`.
+        """The tensors by our names, but for pixel statistics and counters; `state` is that of the model.
 
         Raises:
             WeightsError: tensors are missing, left over, or of another shape; it lists them.
@@ -95,7 +95,6 @@ class Published:
         used, problems = set[str](), list[str]()
         for name, wanted in state.items():
             if name in ("pixel_mean", "pixel_std") or name.endswith("num_batches_tracked"):
-                found[name] = wanted
                 continue
             theirs = self._their_names(name, len(wanted) if wanted.ndim else 0)
             used.update(theirs)
@@ -235,7 +234,7 @@ def class_names_of(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and category ids of the outputs: from the file, or COCO's where the number is COCO's."""
     if layout.rules == "torchvision":
-        names = torchvision_names()
+        names = TORCHVISION_NAMES
         if num_classes != len(names):
             names = ("(no class 0)", *(f"class {i}" for i in range(1, num_classes)))
         return names, tuple(range(num_classes))
