@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_convert
 
 from fcos.data.names import read_names
 from fcos.data.transforms import resize
@@ -112,8 +112,7 @@ def _with_nms(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every class of every place that scores enough; NMS in each class."""
     labels, places = (columns[4:] > MIN_SCORE).nonzero().T
     scores = columns[4:][labels, places]
-    centres, sides = columns[:2].T[places], columns[2:4].T[places]
-    boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=1)
+    boxes = box_convert(columns[:4].T[places], "cxcywh", "xyxy")
     kept = batched_nms(boxes, scores, labels, NMS_IOU)[:MAX_DETECTIONS]
     return boxes[kept], scores[kept], labels[kept]
 
