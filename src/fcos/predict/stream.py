@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from fcos.data.strips import LargeImage
 from fcos.data.workers import Loader, start_worker
@@ -129,32 +128,23 @@ def _read_some(
         yield some
 
 
-class _Groups(Dataset[list[Result] | Exception]):
-    """The results of each group, computed where they are requested."""
-
-    def __init__(self, work: Callable[[list[Source]], list[Result]], groups: list[list[Source]]) -> None:
-        self.work, self.groups = work, groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, place: int) -> list[Result] | Exception:
-        try:
-            return self.work(self.groups[place])
-        except Exception as error:  # the loader would replace it by another
-            return error
-
-
 def _in_processes(
     work: Callable[[list[Source]], list[Result]], groups: list[list[Source]], num_processes: int
 ) -> Iterator[Result]:
     if not groups:  # the loader refuses zero processes
         return
-    loader = Loader(
-        _Groups(work, groups),
+
+    def results_of(group: list[Source]) -> list[Result] | Exception:
+        try:
+            return work(group)
+        except Exception as error:  # the loader would replace it by another
+            return error
+
+    loader: Loader[list[Result] | Exception] = Loader(
+        groups,  # type: ignore[arg-type]  # a list is all that it needs
         batch_size=None,
         num_workers=min(num_processes, len(groups)),
-        collate_fn=lambda results: results,
+        collate_fn=results_of,  # called in the workers
         worker_init_fn=start_worker,
         multiprocessing_context="fork",
     )
