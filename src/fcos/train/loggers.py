@@ -39,11 +39,6 @@ def check_loggers(config: TrainConfig) -> None:
             )
 
 
-def open_loggers(run: Path, config: TrainConfig) -> list[MetricsWriter]:
-    """Those that the settings name."""
-    return [LOGGERS[name](run, config) for name in config.loggers]
-
-
 class WeightsAndBiases:
     """Logs through a separate process, which also retries if the network fails.
 

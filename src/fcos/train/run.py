@@ -150,19 +150,18 @@ def claim(
     folder = Path(fabric.broadcast(str(find_run_folder(wanted, load=config.load, exact=exact))))
     if not config.load:
         return config, folder, None
-    checkpoint = None
+    file, checkpoint = folder / "last.ckpt", None
     if fabric.is_global_zero:  # read once: the run folder is the first machine's
-        file = folder / "last.ckpt"
         check_checkpoint(file)
         held.enter_context(in_use(folder))
         if not exact and len(numbered_folders(wanted)) > 1:
             say(fabric, f"resuming the newest run of {wanted}: {folder}")
         checkpoint = load_checkpoint(file)
-        config = without_new_presets(config, checkpoint)
-        check_same_settings(settings_of(checkpoint), config.model_dump(mode="json"), file)
     checkpoint = fabric.broadcast(checkpoint)
     assert checkpoint is not None
-    return without_new_presets(config, checkpoint), folder, checkpoint
+    config = without_new_presets(config, checkpoint)
+    check_same_settings(settings_of(checkpoint), config.model_dump(mode="json"), file)
+    return config, folder, checkpoint
 
 
 def is_finished(config: TrainConfig, checkpoint: dict[str, Any]) -> bool:
