@@ -26,12 +26,7 @@ START_OF_SCAN = b"\xff\xda"  # in the pixels of a JPEG, 0xff is followed by 0 or
 
 
 class Inbox:
-    """Bodies of requests, of bounded size, alone and together.
-
-    Args:
-        max_bytes: of one.
-        max_held_bytes: of all that have come and are not done with.
-    """
+    """Bodies of requests: the size of one is bounded, and that of all that have come and wait."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_held_bytes: int = MAX_HELD_BYTES) -> None:
         self.max_bytes, self.max_held_bytes = max_bytes, max_held_bytes

@@ -144,7 +144,6 @@ def serve(
     Args:
         make_app: called in each process that answers; with several workers it is sent to them.
         listening: closed at the end.
-        workers: processes.
         goodbye_seconds: for requests in progress at the end.
     """
     num_files = files_to_open()

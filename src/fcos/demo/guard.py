@@ -33,9 +33,7 @@ RESPONSE_HEADERS = {
 class Guard:
     """Middleware that refuses what other pages ask for, and adds `RESPONSE_HEADERS`.
 
-    Args:
-        app: what answers.
-        hosts: names by which it may be asked, besides any IP address; None: any.
+    `hosts` are the names by which the application may be asked, besides any IP address; None: any.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None = None) -> None:

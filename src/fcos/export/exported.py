@@ -32,10 +32,7 @@ class ExportedModel(Backend):
     Attributes:
         run: runs its graph.
         open_run: makes more of them, for concurrent calls.
-        config: the settings of the model.
         export: what the file says about itself.
-        path: of the file or folder.
-        format: of the file.
     """
 
     run: Run

@@ -39,15 +39,7 @@ MIN_SCORE, NMS_IOU, MAX_DETECTIONS = 0.001, 0.7, 300  # YOLO's, for computing AP
 
 @dataclass(frozen=True, eq=False)
 class OtherOnnx:
-    """A detector of another project.
-
-    Attributes:
-        session: onnxruntime's.
-        layout: of its inputs and outputs.
-        size_hw: height, width of its input.
-        class_names: of its labels.
-        path: of the file.
-    """
+    """A detector of another project, and the size of its input."""
 
     session: Any
     layout: Layout
@@ -56,11 +48,7 @@ class OtherOnnx:
     path: Path
 
     def predict(self, image: Tensor) -> Detections:
-        """Everything that it detects.
-
-        Args:
-            image: RGB uint8 `(3, height, width)`.
-        """
+        """Everything that it detects in an RGB uint8 image `(3, height, width)`."""
         if self.layout == "detr":
             boxes, scores, labels = self._detr(image)
         else:
@@ -121,7 +109,6 @@ def open_other(path: Path, names: Path | None, class_names: tuple[str, ...]) -> 
     """A file of another project; None if `fcos export` wrote it.
 
     Args:
-        path: of the ONNX file.
         names: a name file for files that do not name their classes.
         class_names: for such files without one: those of the data.
 

@@ -96,7 +96,6 @@ def decoding(
 
     Args:
         open: makes `Compute` for so many concurrent calls.
-        metadata: of the folder.
         input_hw: the only size that the network takes; None: any.
     """
     card = {key: json.loads(text) for key, text in metadata.items()}

@@ -49,8 +49,7 @@ def predict_each(
         read: pixels of a source, uint8 RGB `(3, height, width)`, or a file to read strip by strip; called in
             threads. Its `DatasetError` takes the place of the result.
         then: called in threads.
-        score_threshold: as in `Detector.predict`.
-        batch_size: as in `Detector.predict`.
+        score_threshold, batch_size: as in `Detector.predict`.
         num_processes: if more than one, forks of this process with a core each take the place of threads
             (Linux, a network on the CPU). All sources are taken first, and the results are sent from there.
     """

@@ -78,9 +78,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     for file in (folder / "results.json", folder / "eval" / "results.json"):
         if file.is_file():
             try:
-                rows: list[Any] = msgspec.json.decode(
-                    read_bytes(file), type=list[_Row]
-                )  # may be hundreds of MB
+                # May be hundreds of MB.
+                rows: list[Any] = msgspec.json.decode(read_bytes(file), type=list[_Row])
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise DatasetError(
                     f"not a results file, or damaged: {error}",

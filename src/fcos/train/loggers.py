@@ -25,11 +25,7 @@ PROJECT = "fcos"  # where the environment names none
 
 
 def check_loggers(config: TrainConfig) -> None:
-    """Refuse loggers whose packages are not installed, before the work.
-
-    Raises:
-        ConfigError: names the first of them, and how to install it.
-    """
+    """Refuse loggers whose packages are not installed, before the work."""
     for name in config.loggers:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(

@@ -41,16 +41,11 @@ class Trainer:
     """A run: its objects and its loop.
 
     Attributes:
-        fabric: launched.
-        config: resolved.
         model: fresh or with ImageNet weights; goes to the device here.
-        train_set: to learn from.
-        eval_set: to measure on after every epoch, or None.
         run: folder of the run.
         micro_batch: images of one forward pass.
         accumulation: forward passes of one step on each device.
         card: for the model files.
-        callbacks: of the user.
     """
 
     fabric: Fabric

@@ -27,7 +27,6 @@ class RunOutput:
     """Reports a run, on the first process only.
 
     Args:
-        fabric, config, run, state, callbacks: those of the trainer.
         meter: is given every step, and cleared as its averages are logged.
         steps_per_epoch: not rounded.
         stop: what a callback calls to end the training.

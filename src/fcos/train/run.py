@@ -71,7 +71,6 @@ class Run:
     """The result of `train`.
 
     Attributes:
-        folder: of the run.
         finished: False if a signal stopped it; `load=true` resumes it.
         exit_code: for the command line: 0, or 128 and the signal as shells have it (on the first process).
         trained: what it was trained and measured on, for the report; on the first process of a training that
