@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from fcos.config import TrainConfig
+from fcos.config import TrainConfig, load_config
+from fcos.data.summary import read_summaries
 from fcos.files import read_text
 from fcos.report.coverage import keep_coverage
 from fcos.report.curves import plot_curves
 from fcos.report.page import write_report
+from fcos.report.run_folder import FinishedRun
 from fcos.train.callbacks import Callback
 from fcos.train.run import Run, train
 
@@ -25,5 +27,7 @@ def train_and_draw(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> R
     if trained.eval_set is not None:
         keep_coverage(folder, trained.train_set, trained.config)
         annotations, results = trained.eval_set, json.loads(read_text(folder / "results.json"))
-    write_report(folder, annotations=annotations, results=results, device=trained.device)
+    as_written = load_config(folder / "config.json")
+    finished = FinishedRun(folder, as_written, annotations, results, read_summaries(folder))
+    write_report(finished, folder / "report.html", device=trained.device)
     return run

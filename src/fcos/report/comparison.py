@@ -34,7 +34,7 @@ NOT_COMPARED = frozenset(
 
 def write_comparison(
     first: FinishedRun, second: FinishedRun, out: Path, *, max_images: int = MAX_IMAGES
-) -> Path:
+) -> None:
     """Write the page.
 
     Raises:
@@ -65,7 +65,6 @@ def write_comparison(
         examples=_examples(annotations, before, after, compared, max_images),
     )
     write_text(out, page)
-    return out
 
 
 def _results_of(run: FinishedRun) -> Results:

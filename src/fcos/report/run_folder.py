@@ -24,10 +24,10 @@ class FinishedRun:
     """A run that has ended.
 
     Attributes:
-        annotations: of the evaluation, with the labels of the model; of the training where the run measured
-            nothing.
+        annotations: of the evaluation, as the data check leaves them, with the labels of the model; of the
+            training where the run measured nothing.
         results: what its best model found in them, as in a COCO results file; None: nothing was measured.
-        cards: of its data sets, training first.
+        cards: of its data sets, as far as they are known.
     """
 
     folder: Path
