@@ -22,12 +22,12 @@ def train_and_draw(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> R
     if run.trained is None:
         return run
     trained, folder = run.trained, run.folder
+    as_written = load_config(folder / "config.json")
     plot_curves([folder], folder / "curves.png")
     annotations, results = trained.train_set, None
     if trained.eval_set is not None:
-        keep_coverage(folder, trained.train_set, trained.config)
+        keep_coverage(folder, trained.train_set, as_written)
         annotations, results = trained.eval_set, json.loads(read_text(folder / "results.json"))
-    as_written = load_config(folder / "config.json")
     finished = FinishedRun(folder, as_written, annotations, results, read_summaries(folder))
     write_report(finished, folder / "report.html", device=trained.device)
     return run

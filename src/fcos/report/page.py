@@ -58,9 +58,10 @@ def write_report(
     annotations, config = run.annotations, run.config
     look = second_look(run.folder, torch.device(device))
     coverage = cover(annotations, config)
-    measured, what = {}, "training"
+    what, measured = "training", {}
     if run.results is not None:
-        measured, what = _measured(annotations, run.results, coverage, look, config, max_images), "evaluation"
+        what = "evaluation"
+        measured = _measured(annotations, run.results, coverage, look, config, max_images)
     coverages = {"training": read_coverage(run.folder), what: coverage_facts(coverage, config)}
     page = template("report.html").render(
         _facts_of(run.folder, config, {what: summarize(annotations), **run.cards}),

@@ -58,9 +58,8 @@ from fcos.weights.start import adopt_settings, find_start, load_start
 
 
 class Trained(NamedTuple):
-    """Settings, data and device of a finished training run."""
+    """Data and device of a finished training run."""
 
-    config: TrainConfig
     train_set: Annotations
     eval_set: Annotations | None
     device: torch.device
@@ -118,7 +117,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
             say(fabric, how_to_resume(trainer))
             exit_code = 128 + (stop.number or signal.SIGTERM) if fabric.is_global_zero else 0
             return Run(trainer.run, finished, exit_code)
-        trained = Trained(trainer.config, trainer.train_set, trainer.eval_set, fabric.device)
+        trained = Trained(trainer.train_set, trainer.eval_set, fabric.device)
     return Run(trainer.run, finished, trained=trained if fabric.is_global_zero else None)
 
 
