@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fcos.data.strips import LargeImage
-from fcos.data.workers import Loader, start_worker
+from fcos.data.workers import Loader, end_workers, start_worker
 from fcos.errors import DatasetError, FcosError
 from fcos.predict.detections import Detections
 
@@ -159,3 +159,5 @@ def _in_processes(
             "a prediction process was killed, probably because memory ran out",
             fix=f"use fewer processes: --num-processes {num_processes // 2}",
         ) from error
+    finally:
+        end_workers(loader.running)
