@@ -13,7 +13,7 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.errors import DatasetError
 from fcos.report.comparison import check_same_images, write_comparison
-from fcos.report.run_folder import FinishedRun
+from fcos.report.finished_run import FinishedRun
 
 BOX = [10.0, 20.0, 50.0, 60.0]
 

@@ -16,8 +16,8 @@ from fcos.data.check import check
 from fcos.data.summary import read_summaries, summarize, write_summaries
 from fcos.metrics.coco import evaluate_detections
 from fcos.report.coverage import keep_coverage
+from fcos.report.finished_run import FinishedRun
 from fcos.report.page import write_report
-from fcos.report.run_folder import FinishedRun
 
 NAMES = ("cat", "<b>dog & 'co'</b>")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

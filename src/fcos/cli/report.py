@@ -42,7 +42,7 @@ def command(
 
     RUN is a run folder. With RUN_B, the report compares the two on the images that both were evaluated on.
     """
-    from fcos.report.run_folder import read_run
+    from fcos.report.finished_run import read_run
 
     page = output or (run / "report.html" if other is None else other / "comparison.html")
     check_writable(page)

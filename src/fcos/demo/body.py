@@ -33,7 +33,7 @@ class Inbox:
         self.held_bytes = 0
 
     async def read(self, request: Request) -> bytearray:
-        """The body; `forget` its length when done with it.
+        """The body; `forget` its length afterwards.
 
         Raises:
             HTTPException: as soon as it is too long, whatever was announced; 415 without a body or with a
@@ -63,7 +63,7 @@ class Inbox:
         return content
 
     def forget(self, num_bytes: int) -> None:
-        """A body is done with."""
+        """Release a body that has been dealt with."""
         self.held_bytes -= num_bytes
 
 

@@ -1,6 +1,6 @@
 """The demo: its page, what the page asks for, and `POST /predict` (`endpoint`).
 
-Of the host's files only the page and the examples that were given at the start can be read.
+Of this machine's files it serves only the page and the examples that were given at the start.
 """
 
 from __future__ import annotations

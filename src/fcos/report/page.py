@@ -31,8 +31,8 @@ from fcos.report.assignment import Level, assigned_image, choose_assigned
 from fcos.report.coverage import coverage_facts, read_coverage
 from fcos.report.curves import best_evaluation, read_metrics, training_charts
 from fcos.report.examples import Example
+from fcos.report.finished_run import FinishedRun
 from fcos.report.gallery import choose_images, disagreement_crops, gallery
-from fcos.report.run_folder import FinishedRun
 from fcos.report.second_look import SecondLook, second_look
 from fcos.report.tables import boxes_of_numbers, confusion_table, error_rows, fraction, miss_rows
 from fcos.terminal import counted

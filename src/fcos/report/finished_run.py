@@ -1,4 +1,4 @@
-"""Read the results of a finished run from its folder."""
+"""A finished run: its settings, data and results, as reports take them."""
 
 from __future__ import annotations
 
