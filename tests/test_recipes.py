@@ -27,7 +27,7 @@ def recipe(name: str) -> TrainConfig:
 
 def schedule(config: TrainConfig) -> Schedule:
     total_steps = math.ceil(config.epochs * COCO_IMAGES / config.nbatch_train)
-    return Schedule(total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma)
+    return Schedule(config, total_steps)
 
 
 @pytest.fixture(scope="module")

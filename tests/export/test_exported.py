@@ -268,10 +268,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path, exported: dict[str, Path]) -> None:
     import onnx
 
-    from fcos.export.onnx_file import set_metadata
-
     model = onnx.load(exported["onnx"])
-    set_metadata(model, {"author": "somebody"})
+    onnx.helper.set_model_props(model, {"author": "somebody"})
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(WeightsError, match=r'other\.onnx does not say how to use it: no entry "fcos"'):
         open_exported(tmp_path / "other.onnx")
@@ -281,13 +279,11 @@ def with_card(source: Path, out: Path, change: Any) -> Path:
     """An ONNX file whose description of itself was changed."""
     import onnx
 
-    from fcos.export.onnx_file import set_metadata
-
     model = onnx.load(source)
     entries = {entry.key: entry.value for entry in model.metadata_props}
     card = json.loads(entries["fcos"])
     entries["fcos"] = change(card) or json.dumps(card)
-    set_metadata(model, entries)
+    onnx.helper.set_model_props(model, entries)
     onnx.save(model, out)
     return out
 

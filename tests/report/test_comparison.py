@@ -13,7 +13,7 @@ from fcos.config import load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.errors import DatasetError
 from fcos.report.comparison import check_same_images, write_comparison
-from fcos.report.run_folder import FinishedRun
+from fcos.report.finished_run import FinishedRun
 
 BOX = [10.0, 20.0, 50.0, 60.0]
 
@@ -46,7 +46,8 @@ def entry(image_id: int, category_id: int) -> dict[str, Any]:
 def test_classes_and_pictures_may_have_other_ids(tmp_path: Path) -> None:
     first = finished(tmp_path / "a", ("cat", "dog"), (1, 2), first_id=1)
     second = finished(tmp_path / "b", ("dog", "cat"), (40, 7), first_id=100)
-    page = write_comparison(first, second, tmp_path / "new" / "c.html").read_text(encoding="utf-8")
+    write_comparison(first, second, tmp_path / "new" / "c.html")
+    page = (tmp_path / "new" / "c.html").read_text(encoding="utf-8")
     assert "AP changed by +0.000; too few images to tell" in page
     assert "0.663 → 0.663" in page  # 67 of 101 recall points
     assert "<p>None.</p>" in page  # no setting differs

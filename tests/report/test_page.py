@@ -13,9 +13,10 @@ from PIL import Image
 from fcos.config import dump_config, load_config
 from fcos.data.annotations import Annotations, Record
 from fcos.data.check import check
-from fcos.data.summary import summarize, write_summaries
+from fcos.data.summary import read_summaries, summarize, write_summaries
 from fcos.metrics.coco import evaluate_detections
 from fcos.report.coverage import keep_coverage
+from fcos.report.finished_run import FinishedRun
 from fcos.report.page import write_report
 
 NAMES = ("cat", "<b>dog & 'co'</b>")
@@ -53,15 +54,15 @@ def found(
     return {"image_id": image_id, "category_id": label + 1, "bbox": list(box_xywh), "score": score}
 
 
-def report_of(tmp_path: Path, results: list[dict[str, Any]], num_images: int = 3, **options: Any) -> str:
-    out = write_report(
-        write_run(tmp_path / "run"),
-        annotations=data_set(tmp_path / "data", num_images),
-        results=results,
-        **options,
-    )
-    assert out == tmp_path / "run" / "report.html"
+def page_of(run: Path, annotations: Annotations, results: list[dict[str, Any]], **options: Any) -> str:
+    """The report of a run folder with these results."""
+    config, out = load_config(run / "config.json"), run / "report.html"
+    write_report(FinishedRun(run, config, annotations, results, read_summaries(run)), out, **options)
     return out.read_text(encoding="utf-8")
+
+
+def report_of(tmp_path: Path, results: list[dict[str, Any]], num_images: int = 3, **options: Any) -> str:
+    return page_of(write_run(tmp_path / "run"), data_set(tmp_path / "data", num_images), results, **options)
 
 
 class Balance(HTMLParser):
@@ -236,7 +237,7 @@ def test_objects_that_no_point_learns_are_told_with_a_remedy(tmp_path: Path) -> 
     tiny = Record.make(annotations[0].path, [[29, 29, 30, 30]], [0], 9, size_hw=(80, 100))
     annotations = Annotations.from_records([*annotations, tiny], NAMES, source=tmp_path, format="list")
     write_run(tmp_path / "run")
-    page = write_report(tmp_path / "run", annotations=annotations, results=[]).read_text(encoding="utf-8")
+    page = page_of(tmp_path / "run", annotations, [])
     assert re.search(r"<b>33\.33 %</b> of the objects\s+\(1 of 3\)", page)
     assert "no point inside: " in page
     assert "one more level, of stride 4" in page
@@ -250,7 +251,7 @@ def test_the_training_set_has_its_objects_that_no_point_learns(tmp_path: Path) -
     run = write_run(tmp_path / "run")
     keep_coverage(run, train_set, load_config(run / "config.json"))
     annotations = data_set(tmp_path / "data")
-    page = write_report(run, annotations=annotations, results=[]).read_text(encoding="utf-8")
+    page = page_of(run, annotations, [])
     parsed(page)
     _, training, evaluation = re.split("<h3>In the (?:training|evaluation) set</h3>", page)
     assert re.search(r"<b>100\.00 %</b> of the objects\s+\(2 of 2\)", training)
@@ -271,8 +272,7 @@ def test_large_pictures_are_made_smaller_with_their_boxes(tmp_path: Path) -> Non
     Image.new("RGB", (1280, 960)).save(path)
     record = Record.make(path, [[80.0, 160.0, 400.0, 480.0]], [0], 1, size_hw=(960, 1280))
     annotations = Annotations.from_records([record], NAMES, source=tmp_path, format="list")
-    out = write_report(write_run(tmp_path / "run"), annotations=annotations, results=[])
-    page = out.read_text(encoding="utf-8")
+    page = page_of(write_run(tmp_path / "run"), annotations, [])
     assert 'viewBox="0 0 480 360"' in page
     assert '<rect x="30.0" y="60.0" width="120.0" height="120.0"' in page
 
@@ -295,7 +295,7 @@ def test_a_run_without_detections_or_boxes_has_a_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "metrics.jsonl").write_text("")
     annotations = data_set(tmp_path / "data", num_images=1)
-    page = write_report(run, annotations=annotations, results=[]).read_text(encoding="utf-8")
+    page = page_of(run, annotations, [])
     parsed(page)
     assert "<span>AP</span><b>–</b>" in page
     assert "Training</h2>" not in page
@@ -306,7 +306,7 @@ def test_training_data_and_its_warnings_are_shown_beside_the_evaluation(tmp_path
     twice = Annotations.from_records([*train_set, train_set[0]], NAMES, source=tmp_path, format="list")
     run = write_run(tmp_path / "run")
     write_summaries({"training": summarize(twice, check(twice))}, run)
-    page = write_report(run, annotations=data_set(tmp_path / "data"), results=[]).read_text(encoding="utf-8")
+    page = page_of(run, data_set(tmp_path / "data"), [])
     assert "8 training images, 3 evaluation images" in page
     assert re.search(r"<td>without boxes</td><td>1</td><td>1</td>", page)
     assert re.search(r"<td>boxes</td><td>7</td><td>2</td>", page)
@@ -324,8 +324,8 @@ def test_settings_are_listed_with_their_meaning(tmp_path: Path) -> None:
 def test_another_file_can_be_written(tmp_path: Path, max_images: int) -> None:
     out = tmp_path / "elsewhere.html"
     run = write_run(tmp_path / "run")
-    annotations = data_set(tmp_path / "data")
-    assert write_report(run, annotations=annotations, results=[], out=out, max_images=max_images) == out
+    config, annotations = load_config(run / "config.json"), data_set(tmp_path / "data")
+    write_report(FinishedRun(run, config, annotations, [], {}), out, max_images=max_images)
     assert out.is_file()
     assert not (run / "report.html").exists()
 
@@ -441,9 +441,7 @@ def test_markup_in_names_of_all_kinds_is_text_in_a_browser(tmp_path: Path) -> No
         records.append(Record.make(path, [[10.0, 20.0, 50.0, 60.0]], [0], number, size_hw=(80, 100)))
     annotations = Annotations.from_records(records, HURT, source=tmp_path, format="list")
 
-    out = write_report(run, annotations=annotations, results=[found(1, 0.8), found(2, 0.9, label=1)])
-
-    page = out.read_text(encoding="utf-8").replace("<head>", SPY)
+    page = page_of(run, annotations, [found(1, 0.8), found(2, 0.9, label=1)]).replace("<head>", SPY)
     names = json.dumps([HURT, HURT_FILE]).replace("</", "<\\/")
     (tmp_path / "tried.html").write_text(page + UNHURT.replace("NAMES", names), encoding="utf-8")
     assert tried(tmp_path / "tried.html") == {

@@ -14,13 +14,14 @@ from unittest import mock
 
 import pytest
 from click.testing import CliRunner
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from fcos.cli import main
 from fcos.cli.processes import was_started_with_others
 from fcos.errors import DeviceError
 from fcos.train import launch
 from fcos.train.devices import build_fabric
-from fcos.train.launch import Watch, find_launch, free_port, is_lost_connection, start_others
+from fcos.train.launch import Watch, find_launch, is_lost_connection, start_others
 
 if TYPE_CHECKING:
     from ..rectangles import Tiny
@@ -64,7 +65,13 @@ def start(tiny: Tiny, words: list[str], environment: dict[str, str]) -> subproce
 
 def torchrun() -> list[str]:
     """`torchrun` on this machine with two processes."""
-    return ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m"]
+    return [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={find_free_network_port()}",
+        "-m",
+    ]
 
 
 def end(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -84,7 +91,7 @@ def test_torchrun_and_srun_start_the_same_training(tiny: Tiny) -> None:
     tiny.train("alone", **SHORT)
     train = ["fcos", "train", str(tiny.data / "train.json")]
     by_torchrun = start(tiny, [*torchrun(), *train, *tiny.arguments("torchrun", **SHORT)], {})
-    port = free_port()
+    port = str(find_free_network_port())
     words = ["-m", *train, *tiny.arguments("srun", **SHORT)]
     tasks = [start(tiny, words, slurm(rank, port)) for rank in range(2)]
     said = end(by_torchrun)

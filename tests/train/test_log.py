@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from fcos.train.log import Display, Meter, StepReport, clock, track
+from fcos.train.log import Display, Meter, StepReport, track
 
 STEP = StepReport({"classification": 1.0, "box": 0.5, "quality": 0.25}, num_positive=8, grad_norm=2, lr=0.01)
 
@@ -134,13 +134,19 @@ def test_square_brackets_are_text() -> None:
     assert "class [red] 0.5" in shown(terminal)
 
 
-def test_clock() -> None:
-    assert [clock(seconds) for seconds in (0.4, 61.0, 3599.6, 100_000.0)] == [
-        "0:00:00",
-        "0:01:01",
-        "1:00:00",
-        "27:46:40",
-    ]
+@pytest.mark.parametrize(
+    ("total_steps", "left"), [(1, "0:00:00"), (7, "0:01:01"), (361, "1:01:00"), (10_001, "1 day, 4:14:40")]
+)
+def test_time_left_is_in_hours_minutes_and_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], total_steps: int, left: str
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    display = Display(total_steps, 0, enabled=True)
+    now = 10.168  # seconds of the first step
+    display.step(1, "loss 1")
+    display.close()
+    assert capsys.readouterr().err.splitlines() == [f"step 1/{total_steps}  loss 1  left {left}"]
 
 
 def test_track_passes_everything_on() -> None:

@@ -7,14 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fcos.config import load_config
+from fcos.config import TrainConfig, load_config
 from fcos.train.optimizer import Schedule, build_optimizer
 
 
 def factors(
     total: int = 12, warmup: float = 0, policy: Any = "step", at: tuple[float, ...] = ()
 ) -> list[float]:
-    schedule = Schedule(total, float(warmup), policy, [float(entry) for entry in at], 0.1)
+    config = TrainConfig(warmup_iter=warmup, lr_policy=policy, lr_schedule=list(at), lr_gamma=0.1)
+    schedule = Schedule(config, total)
     return [schedule.factor(step) for step in range(total)]
 
 

@@ -8,10 +8,10 @@ from unittest import mock
 import pytest
 
 from fcos.config import load_config
+from fcos.train.checkpoint import RunState
 from fcos.train.devices import build_fabric
 from fcos.train.log import Meter
 from fcos.train.output import RunOutput
-from fcos.train.state import RunState
 
 
 @pytest.mark.parametrize("tensorboard", [True, False])

@@ -12,6 +12,8 @@ from fcos.cli.output import json_option, new_table, print_json, print_table
 from fcos.files import check_writable
 from fcos.terminal import printable_line
 
+Metrics = list[dict[str, Any]]  # of a run, as `read_metrics` gives them
+
 EPILOG = """\b
 Examples:
   fcos analyze runs/train
@@ -36,32 +38,30 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
     """
     from fcos.report.curves import check_format, plot_curves, read_metrics, run_names
 
-    for run in runs:
-        read_metrics(run)  # fails first if this is no run, before an output path is chosen in it
+    # Fails first if one of them is no run, before an output path is chosen in it.
+    metrics_of = dict(zip(run_names(runs), map(read_metrics, runs), strict=True))
     output = output or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
     check_format(output)
     check_writable(output)
-    names = run_names(runs)
     if as_json:
-        print_json({name: _curves(run) for run, name in zip(runs, names, strict=True)})
+        print_json({name: _curves(metrics) for name, metrics in metrics_of.items()})
     elif arrays:
-        for run, name in zip(runs, names, strict=True):
-            _print_arrays(run, f"# {printable_line(name)}\n" if len(runs) > 1 else "")
+        for name, metrics in metrics_of.items():
+            _print_arrays(metrics, f"# {printable_line(name)}\n" if len(runs) > 1 else "")
     else:
-        _print_table(dict(zip(names, runs, strict=True)))
+        _print_table(metrics_of)
     plot_curves(runs, output)
     click.echo(f"curves saved to {printable_line(str(output))}", err=True)
 
 
-def _print_table(runs: dict[str, Path]) -> None:
+def _print_table(metrics_of: dict[str, Metrics]) -> None:
     """A row with AP and loss for each evaluated epoch; the best is marked."""
-    from fcos.report.curves import EVAL_CURVES, best_evaluation, curve, read_metrics
+    from fcos.report.curves import EVAL_CURVES, best_evaluation, curve
 
-    for name, run in runs.items():
-        metrics = read_metrics(run)
+    for name, metrics in metrics_of.items():
         lines = [line for line in metrics if line["kind"] == "eval"]
         losses = dict(curve(metrics, "loss").tolist())
-        if len(runs) > 1:
+        if len(metrics_of) > 1:
             click.echo(printable_line(name))
         if not lines:
             click.echo("not evaluated yet")
@@ -77,24 +77,22 @@ def _print_table(runs: dict[str, Path]) -> None:
         print_table(table)
 
 
-def _print_arrays(run: Path, title: str) -> None:
+def _print_arrays(metrics: Metrics, title: str) -> None:
     """As the seed prints them, but never abbreviated, and never as 3.e-04."""
     import numpy as np
 
-    from fcos.report.curves import EVAL_CURVES, curve, read_metrics
+    from fcos.report.curves import EVAL_CURVES, curve
 
     click.echo(title, nl=False)
-    metrics = read_metrics(run)
     for name in EVAL_CURVES:
         values = curve(metrics, name)[:, 1]
         with np.printoptions(threshold=len(values) + 1, suppress=True):
             click.echo(f"{name}\n{np.round(values, 4)}")
 
 
-def _curves(run: Path) -> dict[str, Any]:
+def _curves(metrics: Metrics) -> dict[str, Any]:
     """Every curve of a run: `[epoch, value]` of evaluations, `[step, value]` of the training."""
-    from fcos.report.curves import EVAL_CURVES, curve, read_metrics, train_curves
+    from fcos.report.curves import EVAL_CURVES, curve, train_curves
 
-    metrics = read_metrics(run)
     measured = {name: curve(metrics, name, "epoch").tolist() for name in EVAL_CURVES}
     return measured | {name: curve(metrics, name).tolist() for name in train_curves(metrics)}

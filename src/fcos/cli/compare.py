@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +110,7 @@ def open_candidates(
     split = [_name_and_path(word) for word in models]
     ends = run_names([path for _, path in split])
     return [
-        replace(_open(path, annotations, other_names, device), name=name or end)
+        _open(name or end, path, annotations, other_names, device)
         for (name, path), end in zip(split, ends, strict=True)
     ]
 
@@ -124,7 +123,7 @@ def _name_and_path(word: str) -> tuple[str, Path]:
 
 
 def _open(
-    path: Path, annotations: Annotations, other_names: Path | None, device: str | list[int]
+    name: str, path: Path, annotations: Annotations, other_names: Path | None, device: str | list[int]
 ) -> Candidate:
     from fcos.config.conventions import CONVENTIONS
     from fcos.detector import Detector
@@ -136,10 +135,10 @@ def _open(
 
         other = open_other(path, other_names, annotations.class_names)
         if other is not None:
-            return Candidate(path.name, other.predict, other.class_names, size_of(path))
+            return Candidate(name, other.predict, other.class_names, size_of(path))
     detector = Detector.load(path, device_of(path, device))
     return Candidate(
-        path.name,
+        name,
         lambda image: detector.predict(image, 0.0),
         detector.class_names,
         size_of(detector.path),

@@ -105,14 +105,7 @@ def command(
 
 
 def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, Any] | None = None) -> None:
-    """Print the metrics of detections, and write results.json to a folder.
-
-    Args:
-        annotations: the ground truth.
-        rows: the detections (`result_rows`).
-        folder: where results.json goes.
-        as_json: print JSON that begins with this, instead of tables.
-    """
+    """Write results.json to a folder, and print the metrics: tables, or JSON that begins with `as_json`."""
     from fcos.data.check import lack_of_boxes
     from fcos.metrics.coco import evaluate_detections, named_numbers
     from fcos.metrics.rows import results_json

@@ -12,8 +12,9 @@ from fcos.cli.output import json_option, print_json
 from fcos.terminal import printable_line
 
 if TYPE_CHECKING:
-    from fcos.export.exported import ExportedModel
-    from fcos.weights.load import LoadedModel
+    from fcos.config import TrainConfig
+    from fcos.export.card import ExportCard
+    from fcos.weights.load import ExportFormat, LoadedModel
 
 EPILOG = """\b
 Examples:
@@ -48,50 +49,52 @@ def command(model: Path, as_json: bool) -> None:
     AdelaiDet, detectron2, MMDetection, the official code or torchvision. Opening a file never runs code from
     it.
     """
-    from fcos.export.exported import ExportedModel, open_model
+    from fcos.export.exported import ExportedModel, open_exported
+    from fcos.export.formats import card_of
+    from fcos.weights.load import format_of, load_model
 
-    loaded = open_model(model)
+    format = format_of(model)
+    opened: LoadedModel | ExportedModel = open_exported(model) if format else load_model(model)
+    about = opened.export if isinstance(opened, ExportedModel) else card_of(opened)
     if as_json:
-        print_json(as_dict(loaded))
+        print_json(as_dict(opened.config, opened.path, about))
         return
-    click.echo(f"{printable_line(str(loaded.path))}: a detector of {loaded.card.origin or 'fcos'}\n")
-    exported = isinstance(loaded, ExportedModel)
-    for title, text in describe(loaded).items():
+    click.echo(f"{printable_line(str(opened.path))}: a detector of {about.model.origin or 'fcos'}\n")
+    for title, text in describe(opened.config, about, format).items():
         click.echo(f"{title:<11} {printable_line(text)}")
-    for note in loaded.notes:
+    for note in about.notes:
         click.echo(f"note: {note}")
-    if loaded.card.origin and not exported:
+    if about.model.origin and not format:
         click.echo(
             '\nYou can use it as it is with predict, eval and "pretrain"; '
-            f"`fcos import {loaded.path.name} -o model.safetensors` converts it to our format"
+            f"`fcos import {opened.path.name} -o model.safetensors` converts it to our format"
         )
 
 
-def as_dict(loaded: LoadedModel | ExportedModel) -> dict[str, Any]:
+def as_dict(config: TrainConfig, path: Path, about: ExportCard) -> dict[str, Any]:
     """Everything known about a model."""
     from dataclasses import asdict
 
     from fcos.config.conventions import CONVENTIONS
 
     return {
-        "file": str(loaded.path),
-        "parameters": loaded.num_parameters,
-        **asdict(loaded.card),
-        "origin": loaded.card.origin or "fcos",
-        "rules": CONVENTIONS[loaded.config.rules]._asdict(),
-        "notes": loaded.notes,
+        "file": str(path),
+        "parameters": about.num_parameters,
+        **asdict(about.model),
+        "origin": about.model.origin or "fcos",
+        "rules": CONVENTIONS[config.rules]._asdict(),
+        "notes": about.notes,
     }
 
 
-def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
+def describe(config: TrainConfig, about: ExportCard, format: ExportFormat | None) -> dict[str, str]:
     """Titles and texts that describe a model."""
     from fcos.config.conventions import CONVENTIONS
-    from fcos.export.exported import ExportedModel
     from fcos.export.formats import FORMATS
     from fcos.model.points import level_name
 
-    config, card, rules = loaded.config, loaded.card, CONVENTIONS[loaded.config.rules]
-    mean, std = ([round(value, 4) for value in values] for values in loaded.pixel_statistics)
+    card, rules = about.model, CONVENTIONS[config.rules]
+    mean, std = ([round(value, 4) for value in values] for values in (about.pixel_mean, about.pixel_std))
     rank = "class" if rules.rank_by == "class" else "final"
     stem = ", stride in the 1x1 convolutions" if config.stride_in_1x1 else ""
     widths = f" of widths {config.backbone_channels}" if config.backbone_channels else ""
@@ -106,7 +109,7 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
     lines = {
         "network": f"{config.backbone}{widths}{stem}; levels {levels} of "
         f"{config.fpn_channels}, head of {config.head_convs} x {config.head_channels} ({config.head_norm}); "
-        f"{loaded.num_parameters / 1e6:.1f} M parameters",
+        f"{about.num_parameters / 1e6:.1f} M parameters",
         "classes": f"{len(card.class_names)}: {names}{', ...' * (len(card.class_names) > SHOWN_CLASSES)}; "
         f"category ids {min(card.category_ids)} to {max(card.category_ids)}",
         "images": f"{size}, {SIZES[rules.size]}; resized {RESIZES[rules.resize]}",
@@ -120,8 +123,8 @@ def describe(loaded: LoadedModel | ExportedModel) -> dict[str, str]:
         "detections": f"NMS {nms} at IoU {config.nms_iou:g}, at most {config.detections_per_image} per image",
         "shown from": f"score {card.threshold:.2f} (`fcos predict`; --score-threshold changes it)",
     }
-    if isinstance(loaded, ExportedModel):
-        lines = {"format": f"{FORMATS[loaded.format].ABOUT}, {loaded.export.precision}", **lines}
+    if format:
+        lines = {"format": f"{FORMATS[format].ABOUT}, {about.precision}", **lines}
     if card.metrics:
         lines["measured"] = ", ".join(f"{key} {round(value, 3):g}" for key, value in card.metrics.items())
     return lines

@@ -58,11 +58,7 @@ def write_proposal(
     """Write a config file for a folder; return the settings with their reasons.
 
     Args:
-        folder: the data.
-        output: the config file.
         overrides: settings that the training changes; they are not written.
-        overwrite: replace another file.
-        minutes: how long the training may take; None: as long as it takes.
 
     Raises:
         ConfigError: another file is there, which annotations may not be even with `overwrite`, or `overrides`

@@ -42,31 +42,22 @@ def command(
 
     RUN is a run folder. With RUN_B, the report compares the two on the images that both were evaluated on.
     """
-    from fcos.report.run_folder import read_run
+    from fcos.report.finished_run import read_run
 
     page = output or (run / "report.html" if other is None else other / "comparison.html")
     check_writable(page)
     first = read_run(run)
+    options = {} if images is None else {"max_images": images}
     if other is not None:
-        from fcos.report.comparison import MAX_IMAGES, write_comparison
+        from fcos.report.comparison import write_comparison
 
-        second = read_run(other)
-        most = MAX_IMAGES if images is None else images
-        written = write_comparison(first, second, page, max_images=most)
+        write_comparison(first, read_run(other), page, **options)
     else:
         from fcos.predict.device import torch_device
-        from fcos.report.page import MAX_IMAGES, write_report
+        from fcos.report.page import write_report
 
-        written = write_report(
-            run,
-            annotations=first.annotations,
-            results=first.results,
-            cards=first.cards,
-            out=page,
-            max_images=MAX_IMAGES if images is None else images,
-            device=torch_device(device),
-        )
+        write_report(first, page, device=torch_device(device), **options)
     if as_json:
-        print_json({"report": written, "bytes": written.stat().st_size})
+        print_json({"report": page, "bytes": page.stat().st_size})
         return
-    click.echo(f"{printable_line(str(written))} ({written.stat().st_size / 2**20:.1f} MB)")
+    click.echo(f"{printable_line(str(page))} ({page.stat().st_size / 2**20:.1f} MB)")

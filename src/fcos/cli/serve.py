@@ -81,7 +81,7 @@ def command(
 
 
 def _prepare_workers(workers: int, stack: ExitStack) -> None:
-    """What they inherit: their share of the cores, and a folder that they count in."""
+    """Set what they inherit: their share of the cores, and a folder for their metrics."""
     import torch
 
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // workers))

@@ -26,19 +26,14 @@ START_OF_SCAN = b"\xff\xda"  # in the pixels of a JPEG, 0xff is followed by 0 or
 
 
 class Inbox:
-    """Bodies of requests, of bounded size, alone and together.
-
-    Args:
-        max_bytes: of one.
-        max_held_bytes: of all that have come and are not done with.
-    """
+    """Bodies of requests: the size of one is bounded, and that of all that have come and wait."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_held_bytes: int = MAX_HELD_BYTES) -> None:
         self.max_bytes, self.max_held_bytes = max_bytes, max_held_bytes
         self.held_bytes = 0
 
     async def read(self, request: Request) -> bytearray:
-        """The body; `forget` its length when done with it.
+        """The body; `forget` its length afterwards.
 
         Raises:
             HTTPException: as soon as it is too long, whatever was announced; 415 without a body or with a
@@ -68,7 +63,7 @@ class Inbox:
         return content
 
     def forget(self, num_bytes: int) -> None:
-        """A body is done with."""
+        """Release a body that has been dealt with."""
         self.held_bytes -= num_bytes
 
 

@@ -139,12 +139,11 @@ def serve(
     workers: int = 1,
     goodbye_seconds: int = GOODBYE_SECONDS,
 ) -> None:
-    """Answer on this socket until Ctrl-C or SIGTERM.
+    """Serve on this socket until Ctrl-C or SIGTERM.
 
     Args:
         make_app: called in each process that answers; with several workers it is sent to them.
         listening: closed at the end.
-        workers: processes.
         goodbye_seconds: for requests in progress at the end.
     """
     num_files = files_to_open()
@@ -153,7 +152,7 @@ def serve(
         factory=True,
         http=Connection,
         ws="none",
-        log_level="error",  # what clients do wrong is no news
+        log_level="error",  # not the errors of clients
         access_log=False,
         server_header=False,
         limit_concurrency=min(MAX_CONNECTIONS, num_files // 4),
@@ -210,7 +209,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listening: socket.socket, host: str) -> str:
-    """Where a browser finds it."""
+    """The URL for a browser."""
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{listening.getsockname()[1]}"
 
@@ -238,13 +237,13 @@ def answered_when_cut(app: ASGIApp) -> ASGIApp:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether to print what uvicorn reports: not that answers are cut off when the server is stopped."""
+    """Whether to print what uvicorn reports: not that requests are cut off when the server is stopped."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, asyncio.CancelledError) and not record.getMessage().startswith("Cancel ")
 
 
 def files_to_open() -> int:
-    """How many files and connections the process may have open, after asking for enough."""
+    """How many files and connections the process may have open, once the limit has been raised."""
     if sys.platform == "win32":
         return MAX_FILES
     import resource

@@ -2,8 +2,8 @@
 
     curl --data-binary @street.jpg http://127.0.0.1:8000/predict
 
-Images are never written to disk. ``/openapi.json`` describes the interface. What other pages may not ask is
-in `guard`, how long a client may take in `connections`, how large an image may be in `body`.
+Images are never written to disk. ``/openapi.json`` describes the interface. Requests of other pages are
+refused in `guard`, slow clients in `connections`, images that are too large in `body`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from fcos.demo.guard import Guard
 from fcos.detector import Detector
 from fcos.model.points import level_name
 from fcos.model.postprocess import ImageDetections
-from fcos.predict.pipeline import Prepared
 from fcos.terminal import printable_line
 
 MIN_SCORE = 0.05  # the page gets everything above it and filters itself
@@ -77,7 +76,7 @@ def build_endpoint(
         detector: its images run together.
         batch_size: most images of a forward pass; None: as `Detector.predict` chooses.
         on_pass: called after each forward pass with its number of images and seconds.
-        hosts: names by which it may be asked, besides addresses; None: any.
+        hosts: host names that it answers to, besides IP addresses; None: any.
     """
     app = FastAPI(  # FastAPI's own page of the interface loads scripts from elsewhere
         title="fcos",
@@ -121,7 +120,7 @@ def build_endpoint(
                 if await request.is_disconnected():
                     raise HTTPException(400, "the client has disconnected")
                 async with decoding:
-                    image = await asyncio.to_thread(prepare, content)
+                    image = await asyncio.to_thread(lambda: detector.prepare(open_image(content)))
                 found, seconds = await batches.detect(image)
         except (MemoryError, torch.OutOfMemoryError):
             raise HTTPException(503, "not enough memory for this image: resize it") from None
@@ -134,9 +133,6 @@ def build_endpoint(
             detections=_found(found, score_threshold, class_names),
             elapsed_ms=seconds * 1000,
         )
-
-    def prepare(content: bytearray) -> Prepared:
-        return detector.prepare(open_image(content))
 
     return app
 

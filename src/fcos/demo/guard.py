@@ -1,8 +1,8 @@
 """Reject requests to other host names than this server's, and from pages of another origin.
 
-A browser sends what any page asks it to, to this machine too. Two things tell such a page: the name by which
-it asks (it can point a name of its own at this machine, DNS rebinding), and what the browser says of where
-the request comes from (`Sec-Fetch-Site`, `Origin`). Programs such as curl send neither of the latter.
+A browser sends what any page asks it to, to this machine too. Two things give such a page away: the host name
+in its requests (it can point a name of its own at this machine, DNS rebinding), and what the browser says
+about where they come from (`Sec-Fetch-Site`, `Origin`). Programs such as curl send neither of the latter.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ RESPONSE_HEADERS = {
 class Guard:
     """Middleware that refuses what other pages ask for, and adds `RESPONSE_HEADERS`.
 
-    Args:
-        app: what answers.
-        hosts: names by which it may be asked, besides any IP address; None: any.
+    `hosts` are the host names that the application answers to, besides IP addresses; None: any.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None = None) -> None:
@@ -56,7 +54,7 @@ class Guard:
         await (refusal or self.app)(scope, receive, send_with_headers)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
-        asked = headers.get("host", "localhost")  # every browser says it
+        asked = headers.get("host", "localhost")  # every browser sends it
         host = _name_of(asked)
         if self.hosts is not None and host not in self.hosts and not _is_address(host):
             detail = f"{host or asked} is not served: set the host with --host"
@@ -92,7 +90,7 @@ def _is_address(host: str) -> bool:
 
 
 def served_hosts(host: str) -> frozenset[str]:
-    """Names by which a server that listens on `host` may be asked."""
+    """Host names that a server which listens on `host` answers to."""
     if host in LOCAL_HOSTS:
         return frozenset(LOCAL_HOSTS)
     name = socket.gethostname().lower()

@@ -1,11 +1,11 @@
 """The demo: its page, what the page asks for, and `POST /predict` (`endpoint`).
 
-Of the host's files only the page and the examples that were given at the start can be read.
+Of this machine's files it serves only the page and the examples that were given at the start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
+from starlette.routing import Route
 
 from fcos.demo.body import MAX_BYTES
 from fcos.demo.endpoint import build_endpoint
@@ -20,7 +21,11 @@ from fcos.detector import Detector
 from fcos.predict.draw import class_colour
 from fcos.terminal import counted, printable_line
 
-PAGE_FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+PAGE_FILES = {  # by path
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 
 
 class About(BaseModel):
@@ -39,8 +44,10 @@ def build_app(detector: Detector, examples: Sequence[Path] = (), **options: Any)
     app = build_endpoint(detector, **options)
     described = about_model(detector, len(examples))
 
-    for name, path in (("page.html", "/"), ("page.css", "/page.css"), ("page.js", "/page.js")):
-        app.add_api_route(path, _page_file(name), include_in_schema=False)
+    for path, (name, media_type) in PAGE_FILES.items():
+        content = files("fcos.demo").joinpath(name).read_bytes()
+        file = Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
+        app.router.routes.append(Route(path, file, methods=["GET"]))
 
     @app.get("/about")
     async def about() -> About:
@@ -72,12 +79,3 @@ def about_model(detector: Detector, num_examples: int) -> About:
         num_examples=num_examples,
         max_bytes=MAX_BYTES,
     )
-
-
-def _page_file(name: str) -> Callable[[], Awaitable[Response]]:
-    content = files("fcos.demo").joinpath(name).read_bytes()
-
-    async def answer() -> Response:
-        return Response(content, media_type=PAGE_FILES[name], headers={"Cache-Control": "no-cache"})
-
-    return answer

@@ -23,7 +23,7 @@ WARM_UP_HW = (480, 640)
 
 
 class Health(BaseModel):
-    """That of a process which is ready."""
+    """The answer of a process that is ready."""
 
     status: str
     model: str

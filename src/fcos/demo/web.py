@@ -38,11 +38,7 @@ FOOTER = """<footer>
 
 
 def check_web(detector: Detector) -> None:
-    """Refuse a model whose images the page cannot prepare.
-
-    Raises:
-        FcosError: it resizes as another code base does.
-    """
+    """Refuse a model that resizes as another code base does, which the page cannot."""
     conventions = CONVENTIONS[detector.config.rules]
     if conventions.resize not in RESIZE or conventions.size != "round":
         raise FcosError(
@@ -54,11 +50,7 @@ def check_web(detector: Detector) -> None:
 
 @contextmanager
 def runtime(given: Path | None) -> Iterator[Path]:
-    """Folder of the npm package onnxruntime-web: the one given, or a temporary one.
-
-    Raises:
-        FcosError: it is not there, and npm cannot fetch it.
-    """
+    """Folder of the npm package onnxruntime-web: the one given, or a temporary one that npm fills."""
     with tempfile.TemporaryDirectory() as folder:
         package = given or _fetched(Path(folder))
         if missing := [name for name in FILES if not (package / name).is_file()]:

@@ -35,12 +35,7 @@ Inputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs of the graph, one image each; can be iterated repeatedly.
-
-    Attributes:
-        config: of the model.
-        images: files.
-    """
+    """Inputs of the graph, one image each; can be iterated repeatedly."""
 
     config: TrainConfig
     images: Sequence[Path]

@@ -19,7 +19,7 @@ from fcos.files import check_regular, first_line_of
 from fcos.model.postprocess import ImageDetections
 from fcos.predict.pipeline import Backend
 from fcos.terminal import counted
-from fcos.weights.load import ExportFormat, LoadedModel, format_of, load_model, settings_of_card
+from fcos.weights.load import ExportFormat, format_of, settings_of_card
 from fcos.weights.model_file import ModelCard
 
 BATCH_SIZE = 1  # default of prediction: on a CPU a batch gains nothing, and its padding costs time
@@ -32,10 +32,7 @@ class ExportedModel(Backend):
     Attributes:
         run: runs its graph.
         open_run: makes more of them, for concurrent calls.
-        config: the settings of the model.
         export: what the file says about itself.
-        path: of the file or folder.
-        format: of the file.
     """
 
     run: Run
@@ -52,21 +49,6 @@ class ExportedModel(Backend):
     def card(self) -> ModelCard:
         """That of the model file it was made from."""
         return self.export.model
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """How it was made."""
-        return self.export.notes
-
-    @property
-    def pixel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of red, green and blue, in 0..255."""
-        return list(self.export.pixel_mean), list(self.export.pixel_std)
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the network that it was made from."""
-        return self.export.num_parameters
 
     @cached_property
     def side_by_side(self) -> ExportedModel:
@@ -140,8 +122,3 @@ def open_exported(path: Path) -> ExportedModel:
     metadata, open_run = FORMATS[name].open_file(path)
     card = from_metadata(metadata, path)
     return ExportedModel(open_run(1), open_run, settings_of_card(card.model, path), card, path, name)
-
-
-def open_model(source: Path) -> LoadedModel | ExportedModel:
-    """What `fcos predict` takes: a run folder, a model file, a published file, or an exported one."""
-    return open_exported(source) if format_of(source) else load_model(source)

@@ -62,12 +62,7 @@ def beside(model_file: Path, ending: str) -> Path:
 
 
 def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
-    """Refuse a path before the work begins.
-
-    Raises:
-        WeightsError: it exists, or its name is not one of the format.
-        OutputError: nothing can be written there.
-    """
+    """Refuse a path whose name is not one of the format, and what `check_free` refuses."""
     ending = FORMATS[name].ENDING
     if name == "openvino" and path.suffix in (".xml", ".bin"):
         raise WeightsError(f"{path}: OpenVINO's format is a folder", fix=f"give -o {path.with_suffix('')}")
@@ -77,12 +72,7 @@ def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse a path that cannot be written, or must not be.
-
-    Raises:
-        WeightsError: it exists.
-        OutputError: nothing can be written there.
-    """
+    """Refuse a path that exists already, or cannot be written, before the work begins."""
     if path.exists() and not overwrite:
         raise WeightsError(f"{path} already exists", fix="give another name with -o, or --force")
     check_writable(path)

@@ -30,7 +30,7 @@ from fcos.export.calibration import Calibration
 from fcos.export.card import cannot_open, needs
 from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.torch_program import quiet
-from fcos.export.undecoded import Compute, Undecoded, decoding, on_mean, read_metadata, save_beside
+from fcos.export.undecoded import Compute, Undecoded, decoding, on_mean, read_metadata, save_folder
 from fcos.files import first_line_of, read_bytes
 from fcos.weights.load import LITERT_GRAPH
 
@@ -114,9 +114,7 @@ def _widened(ranges: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
 
 def save(model: Network, metadata: Mapping[str, str], path: Path) -> None:
     """Write a `.tflite` file and what goes with it."""
-    path.mkdir(parents=True, exist_ok=True)
-    (path / LITERT_GRAPH).write_bytes(model.content)
-    save_beside(metadata, path)
+    save_folder({LITERT_GRAPH: model.content}, metadata, path)
 
 
 def _interpreter(model: bytes, num_threads: int) -> Any:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +17,12 @@ from fcos.errors import FcosError, WeightsError
 from fcos.export.card import cannot_open, needs
 from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.torch_program import quiet
-from fcos.export.undecoded import Compute, Undecoded, decoding, read_metadata, save_beside
+from fcos.export.undecoded import Compute, Undecoded, decoding, read_metadata, save_folder
 from fcos.files import check_regular
 from fcos.weights.load import NCNN_GRAPH
 
 ENDING, ABOUT = "_ncnn", "ncnn, run on the CPU"
+save = save_folder
 quantise = None  # pnnx writes no 8-bit integers
 NCNN_WEIGHTS = "model.ncnn.bin"
 # What differs between two images is dynamic. In these two, no level has equally many points.
@@ -54,14 +53,6 @@ def convert(graph: DetectionGraph, dtype: torch.dtype) -> dict[str, bytes]:
         if done.returncode != 0 or not (Path(folder) / NCNN_GRAPH).is_file():
             raise FcosError(f"pnnx failed: {done.stderr.strip()[-500:]}", fix="use another --format")
         return {name: (Path(folder) / name).read_bytes() for name in (NCNN_GRAPH, NCNN_WEIGHTS)}
-
-
-def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
-    """Write the files and what goes with them."""
-    path.mkdir(parents=True, exist_ok=True)
-    for name, content in model.items():
-        (path / name).write_bytes(content)
-    save_beside(metadata, path)
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:

@@ -52,7 +52,7 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     """Write an `onnx.ModelProto`."""
     import onnx
 
-    set_metadata(model, metadata)
+    onnx.helper.set_model_props(model, dict(metadata))
     onnx.save(model, path)
 
 
@@ -130,13 +130,6 @@ def _name_nodes(model: Any) -> None:
         del node.metadata_props[:]
     for thing in [*model.graph.initializer, *model.graph.input, *model.graph.output, model.graph]:
         del thing.metadata_props[:]
-
-
-def set_metadata(model: Any, metadata: Mapping[str, str]) -> None:
-    """Replace the metadata of a model."""
-    del model.metadata_props[:]
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
 
 
 def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_convert
 
 from fcos.data.names import read_names
 from fcos.data.transforms import resize
@@ -39,15 +39,7 @@ MIN_SCORE, NMS_IOU, MAX_DETECTIONS = 0.001, 0.7, 300  # YOLO's, for computing AP
 
 @dataclass(frozen=True, eq=False)
 class OtherOnnx:
-    """A detector of another project.
-
-    Attributes:
-        session: onnxruntime's.
-        layout: of its inputs and outputs.
-        size_hw: height, width of its input.
-        class_names: of its labels.
-        path: of the file.
-    """
+    """A detector of another project, and the size of its input."""
 
     session: Any
     layout: Layout
@@ -56,11 +48,7 @@ class OtherOnnx:
     path: Path
 
     def predict(self, image: Tensor) -> Detections:
-        """Everything that it detects.
-
-        Args:
-            image: RGB uint8 `(3, height, width)`.
-        """
+        """Everything that it detects in an RGB uint8 image `(3, height, width)`."""
         if self.layout == "detr":
             boxes, scores, labels = self._detr(image)
         else:
@@ -112,8 +100,7 @@ def _with_nms(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every class of every place that scores enough; NMS in each class."""
     labels, places = (columns[4:] > MIN_SCORE).nonzero().T
     scores = columns[4:][labels, places]
-    centres, sides = columns[:2].T[places], columns[2:4].T[places]
-    boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=1)
+    boxes = box_convert(columns[:4].T[places], "cxcywh", "xyxy")
     kept = batched_nms(boxes, scores, labels, NMS_IOU)[:MAX_DETECTIONS]
     return boxes[kept], scores[kept], labels[kept]
 
@@ -122,7 +109,6 @@ def open_other(path: Path, names: Path | None, class_names: tuple[str, ...]) -> 
     """A file of another project; None if `fcos export` wrote it.
 
     Args:
-        path: of the ONNX file.
         names: a name file for files that do not name their classes.
         class_names: for such files without one: those of the data.
 

@@ -42,10 +42,7 @@ class Search:
     """How quantizing went.
 
     Attributes:
-        ap_before: of the network.
-        trials: in order.
         chosen: the trial within the limit, otherwise the best one.
-        is_within: whether it is within the limit.
     """
 
     ap_before: float
@@ -55,13 +52,7 @@ class Search:
 
 
 def search(ap_before: float, measure: Measure, max_loss: float) -> Search:
-    """Choose what stays in float32.
-
-    Args:
-        ap_before: of the network, in [0, 1].
-        measure: quantizes all but some parts and returns the AP.
-        max_loss: largest accepted loss of AP.
-    """
+    """Choose what stays in float32, so that AP (in [0, 1]) falls by at most `max_loss`."""
     trials: list[Trial] = []
 
     def choices() -> Iterator[tuple[str, ...]]:
@@ -89,9 +80,6 @@ def export_int8(
     """Write a model in 8-bit integers, unless it loses too much AP.
 
     Args:
-        loaded: the model.
-        name: of the format.
-        path: to write.
         calibration: images like those that it will get.
         annotations: to measure AP on, with the labels of the model.
         max_loss: of AP, in [0, 1].

@@ -134,12 +134,7 @@ def _check_payloads(config: Any, file_name: re.Pattern[str]) -> None:
 
 
 def _checked(value: Any, key: str) -> Any:
-    """A checked part of a graph (or of a list of tensors), without notes on its origin.
-
-    Args:
-        value: of JSON.
-        key: of the value.
-    """
+    """A checked part of a graph (or of a list of tensors), without notes on its origin."""
     if isinstance(value, dict):
         names = PLAIN_SIZE if key == "range_constraints" else PLAIN
         for name in value:

@@ -63,8 +63,11 @@ class Undecoded(nn.Module):
         return torch.cat([each.flatten(2) for each in maps], dim=2)
 
 
-def save_beside(metadata: Mapping[str, str], folder: Path) -> None:
-    """Write what goes with the network."""
+def save_folder(network: Mapping[str, bytes], metadata: Mapping[str, str], folder: Path) -> None:
+    """Write the files of a network, by name, and what goes with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, file in network.items():
+        (folder / name).write_bytes(file)
     content = {key: json.loads(text) for key, text in metadata.items()}
     (folder / METADATA).write_text(json.dumps(content, indent=1), encoding="utf-8")
     (folder / DECODER).write_bytes(files("fcos.export").joinpath(DECODER).read_bytes())
@@ -96,7 +99,6 @@ def decoding(
 
     Args:
         open: makes `Compute` for so many concurrent calls.
-        metadata: of the folder.
         input_hw: the only size that the network takes; None: any.
     """
     card = {key: json.loads(text) for key, text in metadata.items()}

@@ -36,10 +36,8 @@ class Check:
         most_pixels: largest difference of a side of a box, of the same detections.
         most_score: largest difference of a score, of the same detections.
         problems: detections that only one of them has, in words.
-        before_ms: median time from file to detections, of the network.
-        after_ms: the same of the exported file.
-        before_bytes: size of the model file.
-        after_bytes: size of the exported file.
+        before_ms, after_ms: median time from file to detections, of the network and of the exported file.
+        before_bytes, after_bytes: sizes of the model file and of the exported file.
     """
 
     num_pictures: int
@@ -61,8 +59,7 @@ class Difference:
 
     Attributes:
         pairs: indices of the same detection in the first and in the second.
-        only_first: indices of those that the second lacks.
-        only_second: indices of those that the first lacks.
+        only_first, only_second: indices of those that the other lacks.
         num_ties: other differences, which rounding explains.
     """
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.ops import box_convert
 
 from fcos.errors import FcosError
 from fcos.terminal import counted
@@ -32,13 +33,10 @@ def to_coco(
     ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
     if len(ids) != len(self.class_names):
         raise ValueError(f"{len(ids)} category_ids for {counted(len(self.class_names), 'class', 'classes')}")
-    boxes_xywh = self.boxes_xyxy.double().cpu().numpy().copy()
-    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    boxes_xywh = box_convert(self.boxes_xyxy.double(), "xyxy", "xywh").tolist()
     return [
         {"image_id": image_id, "category_id": int(ids[label]), "bbox": box, "score": score}
-        for box, score, label in zip(
-            boxes_xywh.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
-        )
+        for box, score, label in zip(boxes_xywh, self.scores.tolist(), self.labels.tolist(), strict=True)
     ]
 
 
@@ -51,10 +49,10 @@ def from_coco(
 ) -> Detections:
     """From the entries of one image in a COCO results file; the inverse of `to_coco`."""
     ids = list(range(1, len(class_names) + 1) if category_ids is None else category_ids)
-    boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
-    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    boxes_xywh = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
     scores = torch.tensor([entry["score"] for entry in entries], dtype=torch.float32)
     labels = torch.tensor([ids.index(entry["category_id"]) for entry in entries], dtype=torch.int64)
+    boxes = box_convert(boxes_xywh, "xywh", "xyxy")
     return cls(boxes, scores, labels, tuple(class_names), image).by_score()
 
 
@@ -95,9 +93,7 @@ def from_yolo(
         raise ValueError("a line of a YOLO label file has 5 numbers, or 6 with the score")
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6)
     height, width = _size_hw(image, size_hw)
-    centres, sides = table[:, 1:3], table[:, 3:5]
-    boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=1)
-    boxes *= torch.tensor([width, height, width, height])
+    boxes = box_convert(table[:, 1:5], "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
     return cls(boxes.float(), table[:, 5].float(), table[:, 0].long(), tuple(class_names), image).by_score()
 
 
@@ -162,10 +158,10 @@ def to_fiftyone(self: Detections, size_hw: tuple[int, int] | None = None) -> Any
     """`fiftyone.Detections`, for a field of a sample; `size_hw` as in `to_yolo`, track ids as ``index``."""
     fiftyone = _needed("fiftyone")
     height, width = _size_hw(self.image, size_hw)
-    x1, y1, x2, y2 = (self.boxes_xyxy.double().cpu() / torch.tensor([width, height, width, height])).T
-    boxes = torch.stack([x1, y1, x2 - x1, y2 - y1], dim=1).tolist()
+    boxes = self.boxes_xyxy.double().cpu() / torch.tensor([width, height, width, height])
+    boxes_xywh = box_convert(boxes, "xyxy", "xywh").tolist()
     ids = [-1] * len(self) if self.track_ids is None else self.track_ids.tolist()
-    rows = zip(_names(self), boxes, self.scores.tolist(), ids, strict=True)
+    rows = zip(_names(self), boxes_xywh, self.scores.tolist(), ids, strict=True)
     return fiftyone.Detections(
         detections=[
             fiftyone.Detection(
@@ -192,7 +188,7 @@ def from_fiftyone(
     rows, (height, width) = found.detections, _size_hw(image, size_hw)
     names, ids = list(class_names), [row.index for row in rows]
     boxes = torch.tensor([row.bounding_box for row in rows], dtype=torch.float64).reshape(-1, 4)
-    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    boxes = box_convert(boxes, "xywh", "xyxy")
     tracked = any(track_id is not None for track_id in ids)
     return cls(
         (boxes * torch.tensor([width, height, width, height])).float(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 from fcos.errors import FcosError
 from fcos.predict import conversions
 
-TENSORS = ("boxes_xyxy", "scores", "labels", "found_at", "track_ids")
+TENSORS = {  # with the shape of each row, and the dtype
+    "boxes_xyxy": ((4,), torch.float32),
+    "scores": ((), torch.float32),
+    "labels": ((), torch.int64),
+    "found_at": ((3,), torch.float32),
+    "track_ids": ((), torch.int64),
+}
 Index = int | slice | Tensor | NDArray[Any] | Sequence[int] | Sequence[bool]
 
 
@@ -43,20 +49,14 @@ class Detections:
     scores: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
-    image: Image.Image | None = field(default=None)
-    found_at: Tensor | None = field(default=None)
-    track_ids: Tensor | None = field(default=None)
+    image: Image.Image | None = None
+    found_at: Tensor | None = None
+    track_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_boxes = len(self.boxes_xyxy)
-        for name, shape, dtype in (
-            ("boxes_xyxy", (num_boxes, 4), torch.float32),
-            ("scores", (num_boxes,), torch.float32),
-            ("labels", (num_boxes,), torch.int64),
-            ("found_at", (num_boxes, 3), torch.float32),
-            ("track_ids", (num_boxes,), torch.int64),
-        ):
-            tensor = getattr(self, name)
+        for name, (row, dtype) in TENSORS.items():
+            tensor, shape = getattr(self, name), (num_boxes, *row)
             if tensor is None and name in ("found_at", "track_ids"):
                 continue
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:

@@ -51,10 +51,8 @@ def save_labels(
     """Write the detections of images as annotations of all classes of the model.
 
     Args:
-        class_names, category_ids: of the model.
         outcomes: of images that could be read, as in `detections.json`; one without detections is an image
             without boxes.
-        format: of the annotations.
         out: the output folder.
 
     Returns:

@@ -24,7 +24,6 @@ class LiveReader:
     continue after reconnecting.
 
     Args:
-        address: of the stream.
         is_stopped: asked at least twice a second; ends `frames`.
 
     Raises:

@@ -36,7 +36,6 @@ class Source:
     """One image, video, live stream or camera.
 
     Attributes:
-        kind: what it is.
         where: path, address (`without_secrets`), or number of the camera.
         name: of its drawn copy below the output folder.
         content: the image file itself, if it came through standard input.
@@ -84,7 +83,6 @@ def find_sources(words: Iterable[str], out: Path, *, streams: bool = False) -> l
     """The sources that the arguments name, each once.
 
     Args:
-        words: as typed.
         out: the output folder: images that an earlier call drew there are not sources.
         streams: every address is a live stream.
 

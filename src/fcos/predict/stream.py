@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from fcos.data.strips import LargeImage
-from fcos.data.workers import Loader, start_worker
+from fcos.data.workers import Loader, end_workers, start_worker
 from fcos.errors import DatasetError, FcosError
 from fcos.predict.detections import Detections
 
@@ -50,8 +49,7 @@ def predict_each(
         read: pixels of a source, uint8 RGB `(3, height, width)`, or a file to read strip by strip; called in
             threads. Its `DatasetError` takes the place of the result.
         then: called in threads.
-        score_threshold: as in `Detector.predict`.
-        batch_size: as in `Detector.predict`.
+        score_threshold, batch_size: as in `Detector.predict`.
         num_processes: if more than one, forks of this process with a core each take the place of threads
             (Linux, a network on the CPU). All sources are taken first, and the results are sent from there.
     """
@@ -129,32 +127,23 @@ def _read_some(
         yield some
 
 
-class _Groups(Dataset[list[Result] | Exception]):
-    """The results of each group, computed where they are requested."""
-
-    def __init__(self, work: Callable[[list[Source]], list[Result]], groups: list[list[Source]]) -> None:
-        self.work, self.groups = work, groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, place: int) -> list[Result] | Exception:
-        try:
-            return self.work(self.groups[place])
-        except Exception as error:  # the loader would replace it by another
-            return error
-
-
 def _in_processes(
     work: Callable[[list[Source]], list[Result]], groups: list[list[Source]], num_processes: int
 ) -> Iterator[Result]:
     if not groups:  # the loader refuses zero processes
         return
-    loader = Loader(
-        _Groups(work, groups),
+
+    def results_of(group: list[Source]) -> list[Result] | Exception:
+        try:
+            return work(group)
+        except Exception as error:  # the loader would replace it by another
+            return error
+
+    loader: Loader[list[Result] | Exception] = Loader(
+        groups,  # type: ignore[arg-type]  # a list is all that it needs
         batch_size=None,
         num_workers=min(num_processes, len(groups)),
-        collate_fn=lambda results: results,
+        collate_fn=results_of,  # called in the workers
         worker_init_fn=start_worker,
         multiprocessing_context="fork",
     )
@@ -170,3 +159,5 @@ def _in_processes(
             "a prediction process was killed, probably because memory ran out",
             fix=f"use fewer processes: --num-processes {num_processes // 2}",
         ) from error
+    finally:
+        end_workers(loader.running)

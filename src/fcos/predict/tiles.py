@@ -107,7 +107,6 @@ def detect_in_views(
 
     Args:
         image: uint8 RGB `(3, height, width)`, or a file that is read strip by strip.
-        views: of it.
         detect: images and their resizing to detections of each, in its own pixels.
         transform: the model's resizing.
         postprocess: the model's; its limit of detections is that of a tile, not of an image with tiles.
@@ -150,10 +149,7 @@ def variants(transform: EvalTransform, tta: bool, mirrors: bool) -> list[tuple[E
 def parts_of(image: Tensor | LargeImage, views: Views, longest_side: int) -> Iterator[Part]:
     """The tiles of an image, row by row, then the whole image; only that where one tile would hold all of it.
 
-    Args:
-        image: as in `detect_in_views`.
-        views: the requested ones.
-        longest_side: pixels; the whole of a file that is read in strips is reduced to twice this, or more.
+    The whole of a file that is read in strips is reduced to twice the `longest_side` (pixels), or more.
     """
     height, width = image.size_hw if isinstance(image, LargeImage) else image.shape[1:]
     tile = views.tile or max(height, width)

@@ -95,7 +95,6 @@ def predict_video(
     """What `detections.json` says about a video; its frames go to `lines` and, drawn, to `target`.
 
     Args:
-        detector, source, options: the model, the video, and how it is predicted.
         target: the drawn mp4 file.
         lines: gets a line of JSON per frame, complete lines only.
         progress: makes a progress bar for this many frames, if their number is known.

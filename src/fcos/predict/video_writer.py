@@ -46,7 +46,14 @@ class VideoWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._is_open:  # flush the encoders; closing writes the index
+            self._container.mux(self._video.encode())
+            for out, is_copied in self._audio.values():
+                if not is_copied:
+                    self._container.mux(out.encode())
+        self._container.close()
+        if not self._is_open:  # no frame came: nothing to see
+            self._path.unlink(missing_ok=True)
 
     def write(self, frame: Frame, drawn: Image.Image) -> None:
         """The next frame: `drawn` at the time of `frame`."""
@@ -74,17 +81,6 @@ class VideoWriter:
                     self._container.mux(out.encode(piece))
         except (self._av.FFmpegError, ValueError):  # damaged sound is no reason to lose the video
             self.num_lost_audio += 1
-
-    def close(self) -> None:
-        """Flush the encoders, and write the index."""
-        if self._is_open:
-            self._container.mux(self._video.encode())
-            for out, is_copied in self._audio.values():
-                if not is_copied:
-                    self._container.mux(out.encode())
-        self._container.close()
-        if not self._is_open:  # no frame came: nothing to see
-            self._path.unlink(missing_ok=True)
 
     def _open(self, width: int, height: int) -> None:
         video = self._video

@@ -5,9 +5,7 @@ The points are those of the assigner that trains (`model/assign.py`), at the siz
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -79,8 +77,8 @@ def assigned_image(
     """An annotated image with the targets of each level, and the predictions of a detector."""
     view = _View(annotations, image, config)
     levels = []
-    for level, (first, count) in enumerate(view.levels()):
-        points = np.arange(first, first + count)
+    first_points = np.cumsum(view.grid.points_per_level)[:-1]
+    for level, points in enumerate(np.split(np.arange(len(view.matched)), first_points)):
         positive = points[view.matched[points] >= 0]
         said = view.said_cells(points, answers) if answers is not None else ()
         quality = answers[2] if said and answers is not None else None
@@ -141,11 +139,6 @@ class _View:
         self.matched = self.targets.matched[0].numpy()
         small = self.image.small
         self.scale = (small.width / self.size_hw[1], small.height / self.size_hw[0])  # x, y
-
-    def levels(self) -> Iterator[tuple[int, int]]:
-        """First point and number of points of each level."""
-        counts = self.grid.points_per_level
-        return zip(accumulate(counts, initial=0), counts, strict=False)
 
     def name(self, label: int) -> str:
         """The name of a class."""

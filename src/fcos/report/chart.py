@@ -69,8 +69,6 @@ def line_chart(
     """A chart of curves, each `(N, 2)` x and y; None if there is nothing to draw.
 
     Args:
-        title: above the chart.
-        x_name: of the x axis.
         curves: by name; a y that is nan makes a gap.
         mark_best: mark the largest value of the first curve.
         whole_x: x counts something: ticks at whole numbers only.

@@ -20,9 +20,9 @@ from fcos.metrics.rows import Results, Rows
 from fcos.report.chart import Chart, line_chart
 from fcos.report.curves import curve, read_metrics, run_names
 from fcos.report.examples import Example, ReportImage
+from fcos.report.finished_run import FinishedRun
 from fcos.report.gallery import image_key, tally
 from fcos.report.page import template
-from fcos.report.run_folder import FinishedRun
 from fcos.report.tables import boxes_of_numbers, error_rows
 
 MAX_IMAGES = 24
@@ -34,7 +34,7 @@ NOT_COMPARED = frozenset(
 
 def write_comparison(
     first: FinishedRun, second: FinishedRun, out: Path, *, max_images: int = MAX_IMAGES
-) -> Path:
+) -> None:
     """Write the page.
 
     Raises:
@@ -65,7 +65,6 @@ def write_comparison(
         examples=_examples(annotations, before, after, compared, max_images),
     )
     write_text(out, page)
-    return out
 
 
 def _results_of(run: FinishedRun) -> Results:

@@ -41,9 +41,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             where=str(file),
             fix="give the folder of a run, for example runs/train",
         )
-    lines = (
-        read_text(file).removesuffix("\n").split("\n")
-    )  # splitlines() splits at U+2028 of a class name too
+    # Not splitlines(): it splits at U+2028 of a class name too.
+    lines = read_text(file).removesuffix("\n").split("\n")
     entries: dict[tuple[str, int], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:

@@ -81,7 +81,7 @@ class Example:
         width, height: of the JPEG, in which the boxes are given.
         threshold: from which its detections are shown.
         caption: what the image shows.
-        notes: more of it, a line each.
+        notes: further lines below it.
         tags: for the filters of the page.
     """
 
@@ -104,7 +104,7 @@ class Crop:
     """A piece of an image with one box in it, and the example that shows the whole image, if one does.
 
     Attributes:
-        annotated: what is annotated around there.
+        annotated: the annotated boxes that are visible in it.
     """
 
     jpeg: str
@@ -139,7 +139,7 @@ class ReportImage:
         return Pane(title, with_labels(boxes, self.small.size, self.font_size))
 
     def ground_truth(self, first_box: int, told: Mapping[int, str], analysis: Analysis | None = None) -> Pane:
-        """What is there.
+        """The annotated objects.
 
         Args:
             first_box: index of the first box of this image among all.
@@ -201,7 +201,7 @@ class ReportImage:
             int(min(self.original.height, np.ceil(y2 + margin))),
         )
         piece = self.original.crop(window)
-        factor = CROP_SIDE / max(piece.size)  # small objects are enlarged: they are what one wants to see
+        factor = CROP_SIDE / max(piece.size)  # small objects are enlarged, to be recognizable
         piece = piece.resize((max(1, round(piece.width * factor)), max(1, round(piece.height * factor))))
         inside, *others = (np.stack([box_xyxy, *self.record.boxes_xyxy]) - np.array(window[:2] * 2)) * factor
         names = [self.annotations.class_names[other] for other in self.record.labels]

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from fcos.config import TrainConfig, load_config
+from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
-from fcos.data.summary import DataSummary, read_summaries, summarize
+from fcos.data.summary import DataSummary, summarize
 from fcos.files import write_text
 from fcos.metrics.analysis import MIN_IMAGES, Analysis, analyse, margins_of, resamples_for
 from fcos.metrics.coco import STATS
@@ -31,6 +31,7 @@ from fcos.report.assignment import Level, assigned_image, choose_assigned
 from fcos.report.coverage import coverage_facts, read_coverage
 from fcos.report.curves import best_evaluation, read_metrics, training_charts
 from fcos.report.examples import Example
+from fcos.report.finished_run import FinishedRun
 from fcos.report.gallery import choose_images, disagreement_crops, gallery
 from fcos.report.second_look import SecondLook, second_look
 from fcos.report.tables import boxes_of_numbers, confusion_table, error_rows, fraction, miss_rows
@@ -44,49 +45,34 @@ PACKAGES = ("fcos-torch", "torch", "torchvision", "timm", "hotcoco", "numpy", "p
 
 
 def write_report(
-    run: Path,
-    *,
-    annotations: Annotations,
-    results: Results | None,
-    cards: Mapping[str, DataSummary] | None = None,
-    out: Path | None = None,
-    max_images: int = MAX_IMAGES,
-    device: torch.device | str = "cpu",
-) -> Path:
-    """Write the report of a run.
+    run: FinishedRun, out: Path, *, max_images: int = MAX_IMAGES, device: torch.device | str = "cpu"
+) -> None:
+    """Write the report of a run; about training only, where nothing was measured.
 
     Args:
-        run: folder with metrics.jsonl and config.json; its data.json and model file are used where they are.
-        annotations: of the evaluation, with sizes as the data check leaves them; of the training where
-            nothing was measured.
-        results: detections of the best model, as `metrics.coco.evaluate_detections` takes it; None:
-            nothing was measured, and the page is about training only.
-        cards: of the data sets; None: those of data.json in the run folder.
-        out: the file to write; None: report.html in the run folder.
+        run: its model file is used where there is one.
+        out: the page.
         max_images: examples to show.
         device: where the model predicts images again, to know what NMS removed.
     """
-    config = load_config(run / "config.json")
-    look = second_look(run, torch.device(device))
+    annotations, config = run.annotations, run.config
+    look = second_look(run.folder, torch.device(device))
     coverage = cover(annotations, config)
-    measured = {}
-    if results is not None:
-        measured = _measured(annotations, results, coverage, look, config, max_images)
-    what = "training" if results is None else "evaluation"
-    given = read_summaries(run) if cards is None else cards
-    out = out or run / "report.html"
-    coverages = {"training": read_coverage(run), what: coverage_facts(coverage, config)}
+    what, measured = "training", {}
+    if run.results is not None:
+        what = "evaluation"
+        measured = _measured(annotations, run.results, coverage, look, config, max_images)
+    coverages = {"training": read_coverage(run.folder), what: coverage_facts(coverage, config)}
     page = template("report.html").render(
-        _facts_of(run, config, {what: summarize(annotations), **given}),
+        _facts_of(run.folder, config, {what: summarize(annotations), **run.cards}),
         **measured,
-        is_measured=results is not None,
+        is_measured=run.results is not None,
         coverages=[entry for entry in coverages.items() if entry[1]],
         assigned=_assigned(coverage, config, look) if max_images else [],
         quality_name=QUALITY_NAMES[config.quality],
         has_model=look is not None,
     )
     write_text(out, page)
-    return out
 
 
 def template(name: str) -> Template:

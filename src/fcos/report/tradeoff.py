@@ -31,10 +31,7 @@ class Candidate:
     """A detector to compare.
 
     Attributes:
-        name: in table and plot.
         predict: everything that it detects in an RGB uint8 image `(3, height, width)`.
-        class_names: of its labels.
-        num_bytes: of its file.
         device: where it computes, in words.
         inclusive_boxes: as in `result_rows`.
     """
@@ -52,8 +49,6 @@ class Measured:
     """What was measured of a candidate.
 
     Attributes:
-        candidate: the detector.
-        metrics: on all images.
         latency_ms: median time from pixels to detections.
         unknown: classes of the data that it does not have; their AP counts as 0.
         is_best: no other one is both faster and at least as accurate.
@@ -69,7 +64,7 @@ class Measured:
 def measure(
     candidates: Sequence[Candidate],
     annotations: Annotations,
-    on_image: Callable[[int], None] = lambda num_images: None,
+    on_images: Callable[[int], None] = lambda num_images: None,
 ) -> list[Measured]:
     """Every candidate on every image, in turn, so other work on the machine slows all of them.
 
@@ -79,7 +74,7 @@ def measure(
     Args:
         candidates: classes are matched by name.
         annotations: checked.
-        on_image: called with 1 after each image, for a progress bar.
+        on_images: called with the number of images of each turn, for a progress bar.
 
     Returns:
         The candidates, fastest first.
@@ -107,7 +102,7 @@ def measure(
                 labels = table[detections.labels]
                 of_all = ImageDetections(detections.boxes_xyxy, detections.scores, labels)
                 entries.append((record.image_id, of_all.of(labels >= 0)))
-        on_image(len(records))
+        on_images(len(records))
     rows = []
     for one, entries, values in zip(candidates, found, times, strict=True):
         metrics = evaluate_detections(

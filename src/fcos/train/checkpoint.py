@@ -1,10 +1,12 @@
-"""Files of a run: `last.ckpt`, to resume exactly, and model files, to predict with."""
+"""`last.ckpt`, from which a run resumes exactly; how a run writes its files."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,33 @@ FREE_SETTINGS = frozenset(
     "run_folder pretrain nbatch_eval eval_epochs patience time_limit loggers "
     "root_train list_train root_eval list_eval name_file data_format skip_invalid classes".split()
 )
+
+
+@dataclass
+class RunState:
+    """Where a run stands, besides weights and optimizer; a part of its checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch_evaluated: last epoch whose end was dealt with: measured where due, model files written.
+        best_map: best map_mean so far.
+        elapsed_s: seconds of training and evaluation, over all sessions of the run.
+        step_measured: step of the last evaluation, or of the last model file where there is none.
+        since_best: evaluations since that of `best_map`.
+        total_steps: of the whole training, as decided so far (`train/length.py`); 0: not yet.
+        decided_by: what decided it, as in `Decision`.
+        finished: the last step has been measured.
+    """
+
+    step: int = 0
+    epoch_evaluated: int = 0
+    best_map: float = -math.inf
+    elapsed_s: float = 0.0
+    step_measured: int = 0
+    since_best: int = 0
+    total_steps: int = 0
+    decided_by: str = "epochs"
+    finished: bool = False
 
 
 def writing(path: Path) -> AbstractContextManager[None]:

@@ -66,11 +66,7 @@ def build_fabric(
 ) -> Fabric:
     """A Fabric, not yet launched; under torchrun or srun with the processes that those have started.
 
-    Args:
-        device: the setting.
-        num_processes: with device cpu.
-        precision: the setting.
-        one_by_default: "auto" and "cuda" mean one GPU, not all.
+    Arguments are the settings; with `one_by_default`, "auto" and "cuda" mean one GPU, not all.
     """
     launch = find_launch()
     accelerator, devices = choose_device(device)

@@ -12,12 +12,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Ema(Generic[Network]):
-    """Averaged weights; never swapped into the live model.
-
-    Args:
-        model: to follow.
-        decay: of the average once warmed up.
-    """
+    """Averaged weights; never swapped into the live model. `decay` is reached once it has warmed up."""
 
     def __init__(self, model: Network, decay: float) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)

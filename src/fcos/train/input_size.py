@@ -17,9 +17,7 @@ from fcos.data.image import read_header
 from fcos.errors import DatasetError
 
 SMALLEST_BOX = 16.0  # pixels after resizing: two cells of the finest level (stride 8)
-FINER_BELOW = (
-    8.0  # where even the largest size leaves boxes smaller than a cell, a level of stride 4 is added
-)
+FINER_BELOW = 8.0  # a cell: where the largest size leaves boxes smaller, a level of stride 4 is added
 FACTORS = (1.0, 1.2, 1.4, 1.6, 2.0)  # on the preset's size: up to 4 times the time
 LARGEST_RATIO = 2.5  # of the sides of an image
 READ_SIZES = 200  # images whose size is read from the file where the annotations do not tell it
@@ -31,13 +29,7 @@ FINER_RANGES = [32.0, 64.0, 128.0, 256.0, 512.0]
 
 @dataclass(frozen=True)
 class InputSize:
-    """The settings `short_side` and `view_size`, and why.
-
-    Attributes:
-        short_side, view_size: pixels.
-        reason, view_reason: of each.
-        finer_level: whether a level of stride 4 is needed.
-    """
+    """The settings `short_side` and `view_size` with their reasons; whether a level of stride 4 is needed."""
 
     short_side: int
     view_size: int
@@ -51,7 +43,6 @@ class Budget:
     """How long training may take, and how many images that allows.
 
     Attributes:
-        minutes: of the whole training.
         pixels_per_s: of resized images that it trains on.
         samples: images, each as often as it is seen, that a training needs.
     """

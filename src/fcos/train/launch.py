@@ -7,7 +7,6 @@ torchrun and srun have started them already, and say in the environment how many
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -75,19 +74,13 @@ def start_others(num_processes: int) -> None:
     """Start this command again for each other process of this machine; the first process does it, once."""
     if num_processes == 1 or "LOCAL_RANK" in os.environ:
         return
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "LOCAL_RANK": "0"}
+    port = str(find_free_network_port())
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0"}
     spec = sys.modules["__main__"].__spec__
     words = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name]
     for rank in range(1, num_processes):
         environment = os.environ | {"LOCAL_RANK": str(rank)}
         _started.append(subprocess.Popen([sys.executable, *words, *sys.argv[1:]], env=environment))
-
-
-def free_port() -> str:
-    """A free port of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @contextmanager
@@ -121,7 +114,7 @@ def launched(fabric: Fabric) -> Iterator[None]:
         if started_by_us:
             # For the next run of these processes. This one's store lives, and has its addresses, for as long
             # as anything refers to the group.
-            os.environ["MASTER_PORT"] = fabric.broadcast(free_port())
+            os.environ["MASTER_PORT"] = str(fabric.broadcast(find_free_network_port()))
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     watch.over.set()

@@ -38,7 +38,6 @@ class Length:
     """Decides how long training is.
 
     Args:
-        config: of the run.
         full_steps: steps of all epochs.
         steps_per_epoch: not rounded.
         num_eval_images: that each evaluation takes.
@@ -85,14 +84,7 @@ class Length:
         self.evaluating_s += elapsed_s
 
     def decide(self, step: int, total_steps: int, elapsed_s: float, since_best: int) -> Decision:
-        """How long the training is.
-
-        Args:
-            step: that has been done.
-            total_steps: as decided before.
-            elapsed_s: of the run, over all sessions.
-            since_best: evaluations since the best one.
-        """
+        """How long the training is, after a step of a run that has taken `elapsed_s` over all sessions."""
         patience = self.config.patience
         if self.stop_asked:
             return Decision(step, "callback", "a callback ended the training")
@@ -125,12 +117,5 @@ class Length:
 
 
 def steps_that_fit(left_s: float, step_s: float, evaluation_s: float, steps_between: float) -> int:
-    """Further steps for which there is time, together with their evaluations and the last one.
-
-    Args:
-        left_s: until the limit.
-        step_s: of a step.
-        evaluation_s: of an evaluation.
-        steps_between: evaluations.
-    """
+    """Further steps for which there is time, with an evaluation every `steps_between` and the last one."""
     return max(0, math.floor((left_s - evaluation_s) / (step_s + evaluation_s / steps_between)))

@@ -6,18 +6,11 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from fcos.terminal import printable, progress_console
 
@@ -123,14 +116,14 @@ class Display:
         self.live = enabled and self.console.is_terminal
         self.total_steps, self.first_step = total_steps, start_step
         self.started_at = self.printed_at = time.monotonic()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+        self.progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=None),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[numbers]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
             disable=not self.live,
         )
@@ -144,7 +137,7 @@ class Display:
         if not self.live and now - self.printed_at >= self.PLAIN_SECONDS:
             self.printed_at = now
             left = (now - self.started_at) / max(1, step - self.first_step) * (self.total_steps - step)
-            self.line(f"step {step}/{self.total_steps}  {numbers}  left {clock(left)}")
+            self.line(f"step {step}/{self.total_steps}  {numbers}  left {timedelta(seconds=round(left))}")
 
     def resize(self, total_steps: int) -> None:
         """The training has become longer or shorter."""
@@ -169,12 +162,6 @@ class Display:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.progress.stop()
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:

@@ -25,11 +25,7 @@ PROJECT = "fcos"  # where the environment names none
 
 
 def check_loggers(config: TrainConfig) -> None:
-    """Refuse loggers whose packages are not installed, before the work.
-
-    Raises:
-        ConfigError: names the first of them, and how to install it.
-    """
+    """Refuse loggers whose packages are not installed, before the work."""
     for name in config.loggers:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
@@ -37,11 +33,6 @@ def check_loggers(config: TrainConfig) -> None:
                 where=config.origin("loggers"),
                 fix=f"pip install 'fcos-torch[{name}]'",
             )
-
-
-def open_loggers(run: Path, config: TrainConfig) -> list[MetricsWriter]:
-    """Those that the settings name."""
-    return [LOGGERS[name](run, config) for name in config.loggers]
 
 
 class WeightsAndBiases:

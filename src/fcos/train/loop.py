@@ -24,15 +24,14 @@ from fcos.metrics.rows import results_json
 from fcos.model.fcos import FCOS
 from fcos.predict.stop import StopSignal
 from fcos.train.callbacks import Callback
-from fcos.train.checkpoint import check_same_data, fingerprints, save_checkpoint, written_in_run
+from fcos.train.checkpoint import RunState, check_same_data, fingerprints, save_checkpoint, written_in_run
 from fcos.train.ema import Ema
 from fcos.train.evaluation import evaluate
 from fcos.train.length import Length
 from fcos.train.log import Meter
-from fcos.train.optimizer import build_optimizer, build_schedule
+from fcos.train.optimizer import Schedule, build_optimizer
 from fcos.train.output import RunOutput
 from fcos.train.recompute import recompute_activations
-from fcos.train.state import RunState
 from fcos.train.step import OptimizerStep
 from fcos.weights.model_file import ModelCard, save_model
 
@@ -42,16 +41,11 @@ class Trainer:
     """A run: its objects and its loop.
 
     Attributes:
-        fabric: launched.
-        config: resolved.
         model: fresh or with ImageNet weights; goes to the device here.
-        train_set: to learn from.
-        eval_set: to measure on after every epoch, or None.
         run: folder of the run.
         micro_batch: images of one forward pass.
         accumulation: forward passes of one step on each device.
         card: for the model files.
-        callbacks: of the user.
     """
 
     fabric: Fabric
@@ -85,7 +79,7 @@ class Trainer:
             recompute_activations(network)
         network = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.fabric.setup(network, build_optimizer(config, self.model))
-        schedule, names = build_schedule(config, self.state.total_steps), self.train_set.class_names
+        schedule, names = Schedule(config, self.state.total_steps), self.train_set.class_names
         self.take_step = OptimizerStep(
             self.fabric, config, self.model, self.network, self.optimizer, schedule, self.run, names
         )
@@ -189,7 +183,7 @@ class Trainer:
     def lay_out(self, total_steps: int) -> None:
         """Lay the schedule out over this many steps."""
         self.state.total_steps = total_steps
-        self.take_step.schedule = build_schedule(self.config, total_steps)
+        self.take_step.schedule = Schedule(self.config, total_steps)
 
     def _end_epoch(self) -> None:
         """At the end of an epoch: measure where it is due, write model files, decide how long to train."""

@@ -42,9 +42,6 @@ def find_micro_batch(
     """Images of a forward pass; the same on every device.
 
     Args:
-        config: resolved, with `micro_batch: "auto"`.
-        fabric: launched.
-        train_set: checked.
         share: images of an optimizer step on each device.
         checkpoint: of a run that resumes; its micro-batch is kept where it divides the share.
     """

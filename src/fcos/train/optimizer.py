@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -36,38 +34,21 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then step or cosine decay.
+    """Linear warm-up, then step or cosine decay (to 0), over the steps of a training."""
 
-    Attributes:
-        total_steps: of the training.
-        warmup: steps, or below 1 a fraction of the training.
-        policy: "step" or "cosine" (to 0).
-        milestones: steps or fractions at which "step" multiplies by gamma.
-        gamma: that factor.
-    """
-
+    config: TrainConfig
     total_steps: int
-    warmup: float
-    policy: Literal["step", "cosine"]
-    milestones: Sequence[float]
-    gamma: float
 
     def factor(self, step: int) -> float:
         """What the base rate is multiplied by at a step (the first is 0)."""
-        warmup = in_steps(self.warmup, self.total_steps)
+        warmup = self._in_steps(self.config.warmup_iter)
         rise = min(1.0, (step + 1) / max(warmup, 1))
-        if self.policy == "cosine":
+        if self.config.lr_policy == "cosine":
             done = min(1.0, max(0.0, (step - warmup) / max(1, self.total_steps - warmup)))
             return rise * 0.5 * (1 + math.cos(math.pi * done))
-        moments = [in_steps(entry, self.total_steps) for entry in self.milestones]
-        return rise * self.gamma ** bisect.bisect_right(moments, step)
+        moments = [self._in_steps(entry) for entry in self.config.lr_schedule]
+        return rise * self.config.lr_gamma ** bisect.bisect_right(moments, step)
 
-
-def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:
-    """The schedule of this many steps."""
-    return Schedule(total_steps, config.warmup_iter, config.lr_policy, config.lr_schedule, config.lr_gamma)
-
-
-def in_steps(entry: float, total_steps: int) -> float:
-    """A moment of the training in steps: entries below 1 are fractions of it."""
-    return entry * total_steps if entry < 1 else entry
+    def _in_steps(self, entry: float) -> float:
+        """A moment of the training in steps: entries below 1 are fractions of it."""
+        return entry * self.total_steps if entry < 1 else entry

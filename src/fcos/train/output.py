@@ -14,11 +14,11 @@ from lightning_fabric import Fabric
 
 from fcos.config import TrainConfig
 from fcos.train.callbacks import Callback, TrainEvent
+from fcos.train.checkpoint import RunState
 from fcos.train.devices import local_world_size
 from fcos.train.evaluation import Evaluated
 from fcos.train.log import Display, Meter, StepReport
-from fcos.train.loggers import open_loggers
-from fcos.train.state import RunState
+from fcos.train.loggers import LOGGERS
 from fcos.train.throughput import EpochClock, advice, describe
 from fcos.train.writers import MetricsWriter, open_writers
 
@@ -27,7 +27,6 @@ class RunOutput:
     """Reports a run, on the first process only.
 
     Args:
-        fabric, config, run, state, callbacks: those of the trainer.
         meter: is given every step, and cleared as its averages are logged.
         steps_per_epoch: not rounded.
         stop: what a callback calls to end the training.
@@ -52,8 +51,8 @@ class RunOutput:
         self.display = Display(state.total_steps, state.step, enabled=fabric.is_global_zero)
         self.writers: list[MetricsWriter] = []
         if fabric.is_global_zero:
-            writers = open_writers(run, state.step + 1, tensorboard=config.tensorboard)
-            self.writers = [*writers, *open_loggers(run, config)]
+            self.writers = open_writers(run, state.step + 1, tensorboard=config.tensorboard)
+            self.writers += [LOGGERS[name](run, config) for name in config.loggers]
 
     def close(self) -> None:
         """At the end, also after an error."""

@@ -98,12 +98,10 @@ def budget_of(minutes: float, num_images: int, hardware: Hardware) -> Budget:
 
 @dataclass(frozen=True)
 class FolderData:
-    """The data of a folder.
+    """The data of a folder, and the settings that name them.
 
     Attributes:
-        train: the training part.
         held_out: the evaluation part, where one was made and has to be written; None where the folder has it.
-        proposals: the settings that name the data.
     """
 
     train: Annotations
@@ -165,13 +163,7 @@ def preset_for(hardware: Hardware) -> str:
 
 
 def propose(train: Annotations, hardware: Hardware, budget: Budget | None = None) -> list[Proposal]:
-    """Settings for these training images on this machine, in the order of the config file.
-
-    Args:
-        train: the training images.
-        hardware: the machine.
-        budget: how long training may take; None: as long as it takes.
-    """
+    """Settings for these training images on this machine, in the order of the config file."""
     preset = preset_for(hardware)
     size = choose_size(train, preset, budget)
     batch = _batch(len(train), preset, hardware, size.short_side * size.view_size)

@@ -59,9 +59,8 @@ from fcos.weights.start import adopt_settings, find_start, load_start
 
 
 class Trained(NamedTuple):
-    """Settings, data and device of a finished training run."""
+    """Data and device of a finished training run."""
 
-    config: TrainConfig
     train_set: Annotations
     eval_set: Annotations | None
     device: torch.device
@@ -72,7 +71,6 @@ class Run:
     """The result of `train`.
 
     Attributes:
-        folder: of the run.
         finished: False if a signal stopped it; `load=true` resumes it.
         exit_code: for the command line: 0, or 128 and the signal as shells have it (on the first process).
         trained: what it was trained and measured on, for the report; on the first process of a training that
@@ -120,7 +118,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
             say(fabric, how_to_resume(trainer))
             exit_code = 128 + (stop.number or signal.SIGTERM) if fabric.is_global_zero else 0
             return Run(trainer.run, finished, exit_code)
-        trained = Trained(trainer.config, trainer.train_set, trainer.eval_set, fabric.device)
+        trained = Trained(trainer.train_set, trainer.eval_set, fabric.device)
     return Run(trainer.run, finished, trained=trained if fabric.is_global_zero else None)
 
 
@@ -151,19 +149,18 @@ def claim(
     folder = Path(fabric.broadcast(str(find_run_folder(wanted, load=config.load, exact=exact))))
     if not config.load:
         return config, folder, None
-    checkpoint = None
+    file, checkpoint = folder / "last.ckpt", None
     if fabric.is_global_zero:  # read once: the run folder is the first machine's
-        file = folder / "last.ckpt"
         check_checkpoint(file)
         held.enter_context(in_use(folder))
         if not exact and len(numbered_folders(wanted)) > 1:
             say(fabric, f"resuming the newest run of {wanted}: {folder}")
         checkpoint = load_checkpoint(file)
-        config = without_new_presets(config, checkpoint)
-        check_same_settings(settings_of(checkpoint), config.model_dump(mode="json"), file)
     checkpoint = fabric.broadcast(checkpoint)
     assert checkpoint is not None
-    return without_new_presets(config, checkpoint), folder, checkpoint
+    config = without_new_presets(config, checkpoint)
+    check_same_settings(settings_of(checkpoint), config.model_dump(mode="json"), file)
+    return config, folder, checkpoint
 
 
 def is_finished(config: TrainConfig, checkpoint: dict[str, Any]) -> bool:

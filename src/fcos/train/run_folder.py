@@ -20,12 +20,9 @@ LEFT_BY_KILL = ".partial-*"  # what `files.written` was writing
 
 
 def find_run_folder(wanted: Path, *, load: bool, exact: bool = False) -> Path:
-    """The folder to write to: a new one (`name`, `name-2`, ...), or with `load` one that is there.
+    """The folder to write to: a new one (`name`, `name-2`, ...).
 
-    Args:
-        wanted: the setting `run_folder`.
-        load: resume: the newest of the numbered folders.
-        exact: with `load`: `wanted` itself and no other.
+    With `load` it is the newest of those that can be resumed, or with `exact` `wanted` itself.
     """
     if wanted.exists() and not wanted.is_dir():
         raise ConfigError(
@@ -70,12 +67,7 @@ def is_named_exactly(config: TrainConfig) -> bool:
 
 
 def check_run_folder(config: TrainConfig) -> None:
-    """Refuse a run folder in which nothing can be written, before the work.
-
-    Raises:
-        ConfigError: it is a file.
-        OutputError: it, or the folder above it, is not writable.
-    """
+    """Refuse a run folder in which nothing can be written, before the work."""
     wanted = Path(config.run_folder)
     check_writable(find_run_folder(wanted, load=config.load, exact=is_named_exactly(config)))
 

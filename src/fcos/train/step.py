@@ -36,14 +36,9 @@ class OptimizerStep:
     """Assign, forward, losses, backward, clip, update.
 
     Attributes:
-        fabric: launched.
-        config: resolved.
         model: whose weights are trained.
         network: what runs: the model itself, or compiled, or wrapped for several devices.
-        optimizer: of its weights.
-        schedule: of the learning rate.
         run: folder of the run, for a batch whose loss is not finite.
-        class_names: of the labels.
     """
 
     fabric: Fabric
@@ -61,12 +56,7 @@ class OptimizerStep:
         self.loss = build_loss(self.config, self.class_names)
 
     def __call__(self, window: list[Batch], step: int, stop: StopSignal) -> tuple[StepReport, bool]:
-        """Step over a window of micro-batches.
-
-        Args:
-            window: the micro-batches of this device.
-            step: its number, from 0.
-            stop: whether this device was asked to stop.
+        """Take step number `step` (from 0) with the micro-batches of this device.
 
         Returns:
             What the step did, and whether any device was asked to stop.

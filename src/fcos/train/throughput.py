@@ -92,14 +92,7 @@ def describe(times: EpochTimes, epoch: int | float) -> str:
 
 
 def advice(times: EpochTimes, config: TrainConfig, num_processes: int, device: str) -> str:
-    """What to change to train faster.
-
-    Args:
-        times: of the device that waited longest.
-        config: of the run.
-        num_processes: on this machine, one a device.
-        device: "cuda", "cpu" or "mps".
-    """
+    """What to change to train faster; `times` are those of the device that waited longest."""
     if times.waited_share < WORTH_A_CHANGE:
         return f"the network is the bottleneck; faster with {network_advice(config, device)}"
     return loader_advice(config, num_processes, device, num_cores())

@@ -8,7 +8,7 @@ import pytest
 
 from fcos.errors import DatasetError
 from fcos.report.coverage import read_coverage
-from fcos.report.run_folder import read_results
+from fcos.report.finished_run import read_results
 
 ROW = '{"image_id": 9007199254740993, "category_id": 2, "bbox": [1, 2.5, 3, 4], "score": 0.5}'
 

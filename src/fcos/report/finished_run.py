@@ -1,4 +1,4 @@
-"""Read the results of a finished run from its folder."""
+"""A finished run: its settings, data and results, as reports take them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class FinishedRun:
     """A run that has ended.
 
     Attributes:
-        annotations: of the evaluation, with the labels of the model; of the training where the run measured
-            nothing.
+        annotations: of the evaluation, as the data check leaves them, with the labels of the model; of the
+            training where the run measured nothing.
         results: what its best model found in them, as in a COCO results file; None: nothing was measured.
-        cards: of its data sets, training first.
+        cards: of its data sets, as far as they are known.
     """
 
     folder: Path
@@ -78,9 +78,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     for file in (folder / "results.json", folder / "eval" / "results.json"):
         if file.is_file():
             try:
-                rows: list[Any] = msgspec.json.decode(
-                    read_bytes(file), type=list[_Row]
-                )  # may be hundreds of MB
+                # May be hundreds of MB.
+                rows: list[Any] = msgspec.json.decode(read_bytes(file), type=list[_Row])
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise DatasetError(
                     f"not a results file, or damaged: {error}",
