@@ -114,9 +114,8 @@ def _widened(ranges: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
 
 def save(model: Network, metadata: Mapping[str, str], path: Path) -> None:
     """Write a `.tflite` file and what goes with it."""
-    path.mkdir(parents=True, exist_ok=True)
-    (path / LITERT_GRAPH).write_bytes(model.content)
     save_beside(metadata, path)
+    (path / LITERT_GRAPH).write_bytes(model.content)
 
 
 def _interpreter(model: bytes, num_threads: int) -> Any:

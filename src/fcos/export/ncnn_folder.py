@@ -58,10 +58,9 @@ def convert(graph: DetectionGraph, dtype: torch.dtype) -> dict[str, bytes]:
 
 def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     """Write the files and what goes with them."""
-    path.mkdir(parents=True, exist_ok=True)
+    save_beside(metadata, path)
     for name, content in model.items():
         (path / name).write_bytes(content)
-    save_beside(metadata, path)
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:

@@ -64,7 +64,8 @@ class Undecoded(nn.Module):
 
 
 def save_beside(metadata: Mapping[str, str], folder: Path) -> None:
-    """Write what goes with the network."""
+    """Make the folder, and write what goes with the network."""
+    folder.mkdir(parents=True, exist_ok=True)
     content = {key: json.loads(text) for key, text in metadata.items()}
     (folder / METADATA).write_text(json.dumps(content, indent=1), encoding="utf-8")
     (folder / DECODER).write_bytes(files("fcos.export").joinpath(DECODER).read_bytes())
