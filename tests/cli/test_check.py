@@ -165,3 +165,22 @@ def test_the_last_line_totals_the_problems_of_all_parts(fcos, make_picture, tmp_
     assert result.output.splitlines()[-1] == "in total: 1 problem in 1 of 2 parts"
     (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1\n")
     assert fcos("check", tmp_path).output.splitlines()[-1] == "in total: no problems in 2 parts"
+
+
+def test_an_empty_test_split_is_a_warning(fcos, make_picture, tmp_path):
+    for split in ("train", "val"):
+        make_picture(f"images/{split}/{split}.jpg")
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split / f"{split}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "images/test").mkdir()
+    splits = "train: images/train\nval: images/val\ntest: images/test\n"
+    (tmp_path / "data.yaml").write_text(f"path: .\n{splits}names: [cat]\n")
+
+    result = fcos("check", tmp_path)
+
+    assert result.exit_code == 0
+    assert "data.yaml:test: no images in the annotations" in result.stderr
+    assert "in total: no problems in 2 parts" in result.stdout
+
+    (tmp_path / "data.yaml").write_text(f"path: .\n{splits.replace('val: images/val', 'val: images/test')}")
+    assert fcos("check", tmp_path).exit_code == 2  # training needs it

@@ -21,11 +21,11 @@ from PIL import Image
 import fcos
 from fcos import Detector
 from fcos.cli import main
-from fcos.cli.predict import split_arguments
+from fcos.cli.predict import class_list, split_arguments
 from fcos.cli.processes import can_fork, usual_processes
 from fcos.data import strips
 from fcos.data.formats import read_annotations
-from fcos.predict.images import crop_path, plan, predict_images
+from fcos.predict.images import WRITTEN_FILE, crop_path, plan, predict_images
 from fcos.predict.labels import save_labels
 from fcos.predict.sources import find_sources
 from fcos.predict.stream import predict_each
@@ -59,7 +59,9 @@ def written(out: str = "predictions") -> dict[str, Any]:
 
 def drawn_below(out: str) -> list[str]:
     return sorted(
-        path.relative_to(out).as_posix() for path in Path(out).rglob("*.*") if path.suffix != ".json"
+        path.relative_to(out).as_posix()
+        for path in Path(out).rglob("*.*")
+        if path.suffix != ".json" and path.name != WRITTEN_FILE
     )
 
 
@@ -262,6 +264,69 @@ def test_a_picture_that_another_program_left_in_the_output_folder_is_not_overwri
 
     assert predict(model_file, "photos", "--out", "backup").exit_code == 2
     assert Path("backup/a.jpg").read_bytes() == b"the only copy"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "detections.json"])
+def test_a_file_of_the_user_among_our_own_is_not_overwritten(
+    model_file: Path, pictures: Path, name: str
+) -> None:
+    assert predict(model_file, "photos/sub").exit_code == 0
+    Path("predictions", name).write_bytes(b"the only copy")
+
+    result = predict(model_file, "photos")
+
+    if name == "a.jpg":  # not one of ours
+        assert result.exit_code == 2
+        assert "an image would be overwritten by the drawn copy" in result.output
+        assert Path("predictions/a.jpg").read_bytes() == b"the only copy"
+    else:  # results are ours, whatever their size
+        assert result.exit_code == 0
+        assert len(written()["pictures"]) == 3
+
+
+def test_a_drawn_copy_that_was_changed_since_is_not_overwritten(model_file: Path, pictures: Path) -> None:
+    assert predict(model_file, "photos").exit_code == 0
+    Path("predictions/a.jpg").write_bytes(b"with notes")
+
+    result = predict(model_file, "photos")
+
+    assert result.exit_code == 2
+    assert (
+        "in: predictions/a.jpg\n  fix: choose another folder with --out, or move this file" in result.output
+    )
+    assert Path("predictions/a.jpg").read_bytes() == b"with notes"
+
+
+def test_detections_of_another_program_are_not_overwritten(model_file: Path, pictures: Path) -> None:
+    Path("predictions").mkdir()
+    Path("predictions/detections.json").write_bytes(b"{}")
+
+    result = predict(model_file, "photos", "--no-draw")
+
+    assert result.exit_code == 2
+    assert "a file of another program would be overwritten by the detections" in result.output
+    assert Path("predictions/detections.json").read_bytes() == b"{}"
+
+
+def test_a_line_that_a_killed_process_left_unfinished_is_ignored(model_file: Path, pictures: Path) -> None:
+    assert predict(model_file, "photos").exit_code == 0
+    with Path("predictions/.fcos-predict").open("a") as file:
+        file.write('\n["sub/un')
+
+    assert predict(model_file, "photos").exit_code == 0
+    assert predict(model_file, "photos").exit_code == 0  # lines behind it count
+
+
+def test_without_drawing_an_image_in_the_output_folder_is_no_reason_to_stop(
+    model_file: Path, pictures: Path
+) -> None:
+    before = Path("photos/a.jpg").read_bytes()
+
+    result = predict(model_file, "photos/a.jpg", "--out", "photos", "--no-draw")
+
+    assert result.exit_code == 0, result.output
+    assert len(written("photos")["pictures"]) == 1
+    assert Path("photos/a.jpg").read_bytes() == before
 
 
 def test_a_second_call_replaces_its_own_pictures_and_does_not_search_them(
@@ -559,6 +624,23 @@ def test_an_unknown_class_is_an_error_that_lists_the_classes(model_file: Path, p
 
     assert result.exit_code == 2
     assert "the model has no class 'cow'\n  fix: choose from its classes: cat, dog, bird" in result.output
+
+
+def test_a_class_with_a_comma_is_given_alone() -> None:
+    classes = ("cat", "dog", "cup, glass")
+
+    assert class_list(["cat, dog"], classes) == ["cat", "dog"]
+    assert class_list(["cup, glass", "cat"], classes) == ["cup, glass", "cat"]
+
+
+def test_classes_can_be_repeated(model_file: Path, pictures: Path) -> None:
+    result = predict(
+        model_file, "photos/a.jpg", "--score-threshold", "0.05", "--classes", "cat", "--classes", "bird"
+    )
+
+    assert result.exit_code == 0
+    [about] = written()["pictures"]
+    assert {entry["class_name"] for entry in about["detections"]} == {"cat", "bird"}
 
 
 def test_crops_are_the_pixels_of_the_boxes(model_file: Path, pictures: Path) -> None:

@@ -125,8 +125,8 @@ def test_supervision_data_sets_of_files_and_of_arrays(tmp_path: Path) -> None:
         (RED, "its target is NoneType, not a dict with boxes and labels"),
         ((RED, {"bbox": [[0, 0, 1, 1]], "labels": [0]}), "its target has no boxes, but bbox, labels"),
         ((RED, target([0, 0, 1, 1], labels=[0, 1])), "1 boxes, but 2 labels"),
-        ((RED, target([0, 0, 1, 1], labels=[2])), "label 2 has no class name (names are of 0, 1)"),
-        ((RED, target([0, 0, 1, 1], labels=[-1])), "label -1 has no class name (names are of 0, 1)"),
+        ((RED, target([0, 0, 1, 1], labels=[2])), "label 2 has no class name; labels with a name: 0, 1"),
+        ((RED, target([0, 0, 1, 1], labels=[-1])), "label -1 has no class name; labels with a name: 0, 1"),
         ((RED, target([0, 0, 1, 1], labels=[0.5])), "labels of shape (1,) and dtype float64, not whole"),  # type: ignore[list-item]
         ((RED, target([0, 0, 1])), "boxes of shape (1, 3) and dtype"),
         ((RED, target([0, 0, 1, 1], [0])), "inhomogeneous"),
@@ -172,6 +172,9 @@ def test_broken_boxes_are_left_to_the_data_check_which_names_the_item(
 
 
 def test_what_is_no_data_set_or_has_no_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"the data \(list\) are empty\n  fix: give a list, or"):
+        written([], tmp_path)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(DatasetError, match="generator is not a data set"):
         write_items((item for item in [(RED, target())]), ["cat"], tmp_path)
     with pytest.raises(DatasetError, match="DataLoader is not a data set"):

@@ -24,7 +24,7 @@ from fcos import Detector
 from fcos.cli import main
 from fcos.demo.body import Inbox, open_image
 from fcos.demo.guard import served_hosts
-from fcos.demo.server import build_app
+from fcos.demo.server import about_model, build_app
 
 
 def get(address: str) -> tuple[int, bytes]:
@@ -320,3 +320,8 @@ def test_app_is_made_without_a_server(model_file: Path) -> None:
     app = build_app(Detector.load(model_file, device="cpu"))
 
     assert app.title == "fcos"
+
+
+def test_the_page_names_the_run_or_the_everyday_detector(model_file: Path) -> None:
+    assert about_model(Detector.load(model_file, device="cpu"), 0).model == model_file.parent.name
+    assert about_model(Detector.load("everyday", device="cpu"), 0).model == "everyday"

@@ -97,6 +97,19 @@ def test_convolutions_become_integers_and_detections_stay_close(
         assert float((found.scores[:20] - wanted.scores[:20]).abs().max()) < 0.1
 
 
+def test_a_model_with_tiles_is_calibrated_on_tiles_and_whole_images(
+    small_model: Path, pictures: list[Path]
+) -> None:
+    config = load_model(small_model).config.model_copy(update={"tile": 60})  # of 60 x 90: two tiles
+    sizes = [inputs["original_sizes_hw"].tolist() for inputs in Calibration(config, pictures)]
+
+    assert len(sizes) == 12
+    assert sorted(sizes[:3]) == [[[60, 60]], [[60, 60]], [[60, 90]]]
+
+    calibration = Calibration(config, pictures * 75)  # 300: one view each
+    assert len(calibration) == len(list(calibration)) == 300
+
+
 def opened(name: str, path: Path) -> object:
     if name == "onnx":
         import onnx

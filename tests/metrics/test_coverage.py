@@ -13,7 +13,7 @@ from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
 from fcos.data.loader import build_eval_transform
 from fcos.metrics import coverage
-from fcos.metrics.coverage import cover, eligibility
+from fcos.metrics.coverage import cover, eligibility, place_on_tiles
 from fcos.model.build import build_assigner
 from fcos.model.points import make_grid
 
@@ -92,6 +92,22 @@ def test_the_smaller_of_two_boxes_at_the_same_place_takes_the_points() -> None:
     found = cover(boxes_in_a_picture([96, 96, 128, 128], [97, 97, 127, 127]), CONFIG)
     assert found.without.tolist() == [True, False]
     assert found.reasons["smaller boxes"] == 1
+
+
+def test_a_model_with_tiles_learns_what_is_large_enough_on_a_tile() -> None:
+    # 512 x 512, which the network gets as 256 x 256: the first box is 5 x 5 there, between the points
+    boxes = [[58.0, 58, 68, 68], [200, 200, 312, 312]]
+    record = Record.make(Path("a.jpg"), boxes, [0, 0], 1, size_hw=(512, 512))
+    annotations = Annotations.from_records([record], ("thing",), source=Path("x"), format="list")
+    assert cover(annotations, CONFIG).without.tolist() == [True, False]
+    # on tiles of 256 it is 10 x 10; of the other box the four tiles in the corners show just a quarter
+    on_tiles = CONFIG.model_copy(update={"tile": 256})
+    assert not cover(annotations, on_tiles).without.any()
+    places = list(place_on_tiles(record, on_tiles))
+    assert [place.objects.tolist() for place in places] == [[0], [1], [1], [1], [1], [1]]
+    assert places[0].boxes_xyxy.tolist() == [[58, 58, 68, 68]]
+    assert places[1].boxes_xyxy.tolist() == [[72, 200, 184, 256]]  # the tile at 128, 0
+    assert places[3].boxes_xyxy.tolist() == [[72, 72, 184, 184]]  # at 128, 128
 
 
 def test_crowds_are_nobodys_target() -> None:

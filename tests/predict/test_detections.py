@@ -361,6 +361,16 @@ def test_fiftyone_gets_fractions_names_and_tracks(three: Detections) -> None:
     )
 
 
+def test_unknown_labels_and_category_ids_are_errors_that_say_what_is_known() -> None:
+    row = SimpleNamespace(label="cow", bounding_box=[0, 0, 1, 1], confidence=None, index=None)
+    with pytest.raises(FcosError, match=r"class_names has no 'cow'\n  fix: .*; class_names: cat, dog"):
+        Detections.from_fiftyone(SimpleNamespace(detections=[row]), CLASSES, size_hw=(100, 200))
+
+    entry = {"bbox": [0, 0, 1, 1], "score": 1.0, "category_id": 90}
+    with pytest.raises(FcosError, match=r"category_ids has no 90\n  fix: .*; category_ids: 1, 2"):
+        Detections.from_coco([entry], CLASSES)
+
+
 def test_fiftyone_boxes_without_confidence_or_index_are_read() -> None:
     row = SimpleNamespace(label="dog", bounding_box=[0.25, 0.5, 0.5, 0.25], confidence=None, index=None)
     found = Detections.from_fiftyone(SimpleNamespace(detections=[row]), CLASSES, size_hw=(100, 200))

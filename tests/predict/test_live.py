@@ -6,18 +6,21 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from fcos import Detector
 from fcos.cli import main
 from fcos.errors import DatasetError
 from fcos.predict import live
 from fcos.predict.live import LiveReader
 from fcos.predict.sources import find_sources
+from fcos.predict.video import VideoOptions, predict_video
 
 from .conftest import NUM_FRAMES, MakeClip
 
@@ -141,6 +144,29 @@ def test_predict_writes_a_stream_as_a_video(
     lines = [json.loads(line) for line in Path("predictions/detections.jsonl").read_text().splitlines()]
     assert lines[-1]["frame"] == 2 * NUM_FRAMES - 1
     assert len(lines) == about["num_frames"]
+
+
+def test_a_stream_that_is_stopped_while_it_is_silent_counts_as_stopped(
+    model_file: Path, camera: Camera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    camera.is_silent = True
+    stopped = threading.Event()
+    [source] = find_sources([camera.address], tmp_path, streams=True)
+    options = VideoOptions(0.5, draw=False, is_stopped=stopped.is_set)
+
+    def stop_soon(num_frames: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        threading.Timer(3.0, stopped.set).start()
+        return nullcontext(lambda done: None)
+
+    detector = Detector.load(model_file, "cpu")
+    with (tmp_path / "frames.jsonl").open("w") as lines:
+        about = predict_video(detector, source, tmp_path / "live.mp4", lines, options, stop_soon)
+
+    assert about["stopped"]
+    assert about["num_frames"] >= 1
+    assert about["num_reconnects"] == 0
+    assert "error" not in about
 
 
 @pytest.mark.parametrize(

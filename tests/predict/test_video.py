@@ -124,6 +124,7 @@ def test_json_is_all_that_standard_output_holds(model_file: Path, clip: Path) ->
     assert json.loads(result.stdout) == summary()
     assert summary()["videos"][0]["drawn"] is None
     assert sorted(path.name for path in Path("predictions").iterdir()) == [
+        ".fcos-predict",
         "detections.json",
         "detections.jsonl",
     ]

@@ -259,6 +259,17 @@ def test_the_training_set_has_its_objects_that_no_point_learns(tmp_path: Path) -
     assert re.search(r"<b>0\.00 %</b> of the objects\s+\(0 of 2\)", evaluation)
 
 
+def test_the_report_of_a_model_with_tiles_says_what_is_learned_on_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    config = load_config(run / "config.json").model_copy(update={"tile": 64})
+    dump_config(config, run / "config.json")
+    page = write_report(run, annotations=data_set(tmp_path / "data"), results=[]).read_text(encoding="utf-8")
+    parsed(page)
+    assert "resized as in this run (tiles of 64 pixels, " in page
+    assert "predicts on tiles" in page
+    assert 'id="assignment"' not in page
+
+
 def test_positive_points_are_drawn_for_each_level(tmp_path: Path) -> None:
     page = report_of(tmp_path, [])
     [part] = re.findall(r'<article class="example assigned">(.*?)</article>', page, flags=re.DOTALL)[:1]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,21 @@ def test_load_goes_on_with_the_newest_run(tmp_path: Path) -> None:
     assert find_run_folder(tmp_path / "birds", load=True) == tmp_path / "birds-2"
     assert find_run_folder(tmp_path / "birds-2", load=True) == tmp_path / "birds-2"
     assert find_run_folder(tmp_path / "birds", load=True, exact=True) == tmp_path / "birds"
+
+
+def test_a_deleted_run_does_not_hide_later_ones(tmp_path: Path) -> None:
+    for name in ("birds", "birds-3", "birds-640"):  # birds-2 was deleted; birds-640 is somebody's name
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.ckpt").touch()
+    os.utime(tmp_path / "birds" / "last.ckpt", (1000, 1000))
+    os.utime(tmp_path / "birds-3" / "last.ckpt", (2000, 2000))
+
+    assert find_run_folder(tmp_path / "birds", load=True) == tmp_path / "birds-3"
+    assert find_run_folder(tmp_path / "birds", load=False) == tmp_path / "birds-4"
+
+    shutil.rmtree(tmp_path / "birds")
+    assert find_run_folder(tmp_path / "birds", load=True) == tmp_path / "birds-3"
+    assert find_run_folder(tmp_path / "birds", load=False) == tmp_path / "birds"
 
 
 def test_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

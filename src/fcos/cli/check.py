@@ -97,7 +97,8 @@ def _read_parts(
     """Every part with its title; all with the class names of the first, as a training reads them."""
     from fcos.data.formats import find_name_file, read_annotations, read_names
     from fcos.data.names import with_classes_of
-    from fcos.data.registry import format_named
+    from fcos.data.registry import NO_IMAGES, format_named
+    from fcos.errors import DatasetError
 
     splits, name_file, format = _expand(sources, root, name_file, format)
     names: Sequence[str] | None = None
@@ -109,7 +110,14 @@ def _read_parts(
             _note(f"{name_file} does not start with 'background', so its first line is read as a class")
     parts: list[tuple[str, Annotations]] = []
     for split in splits:
-        annotations = read_annotations(split.source, root=split.root, names=names, format=format)
+        try:
+            annotations = read_annotations(split.source, root=split.root, names=names, format=format)
+        except DatasetError as error:
+            if error.what != NO_IMAGES or len(parts) < 2 or len(sources) > 1:
+                raise
+            # The test split of a folder, which only `fcos eval` needs.
+            click.secho(f"warning: {printable_line(str(split.source))}: {NO_IMAGES}", fg="yellow", err=True)
+            continue
         if parts and format_named(annotations.format).class_names != "none":
             annotations = with_classes_of(annotations, parts[0][1].class_names)
         parts.append((str(split.source), annotations))

@@ -59,7 +59,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     or paths). Files that cannot be read are reported and skipped, and the exit code is 1.
     """
     from fcos.detector import Detector
-    from fcos.predict.images import FRAMES_FILE, plan
+    from fcos.predict.images import FRAMES_FILE, claim, plan
     from fcos.predict.sources import find_sources
     from fcos.predict.window import Window
 
@@ -71,7 +71,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     if is_first_process():
         announce(model)
         # Before other processes start, so that their output is not mistaken for the user's files.
-        planned = plan(find_sources(sources, out, streams=options.stream), out)
+        planned = plan(find_sources(sources, out, streams=options.stream), out, draw=options.draw)
         check_options(options, planned)
     images = [source for source in planned if source.kind == "image"]
     videos = [source for source in planned if source.kind != "image"]
@@ -89,9 +89,11 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
                 overlap=options.overlap,
                 tta=options.tta,
             )
-            if options.classes is not None:
-                detector = detector.only([name.strip() for name in options.classes.split(",")])
+            if options.classes:
+                detector = detector.only(class_list(options.classes, detector.class_names))
             threshold = detector.threshold if options.score_threshold is None else options.score_threshold
+            if is_first_process():
+                claim(planned, out, draw=options.draw)
             started_at = time.perf_counter()
             outcomes = _predict_images(detector, images, threshold, options, num_forks, fabric, window)
         if fabric and not fabric.is_global_zero:
@@ -140,6 +142,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Path, Sequence[str]]:
     if rest and (is_model(first) or not is_source(first)):
         return Path(first), rest
     return Path(EVERYDAY), arguments
+
+
+def class_list(values: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """The classes of `--classes`: each value is a class, which may contain commas, or several."""
+    return [
+        name.strip() for value in values for name in ([value] if value in class_names else value.split(","))
+    ]
 
 
 def check_options(options: Options, planned: Sequence[Source]) -> None:

@@ -22,7 +22,7 @@ class Options:
     show: bool
     as_json: bool
     score_threshold: float | None
-    classes: str | None
+    classes: tuple[str, ...]
     agnostic_nms: bool | None
     tile: int | None
     overlap: float | None
@@ -62,8 +62,10 @@ predict_options = group(
     ),
     click.option(
         "--classes",
+        multiple=True,
         metavar="NAME,...",
-        help="Only these classes, by name; default: all classes of the model.",
+        help="Only these classes, by name; default: all classes of the model. May be repeated; give a name "
+        "that contains a comma alone.",
     ),
     agnostic_nms_option,
     views_options,

@@ -57,6 +57,8 @@ def write_items(
     """
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise DatasetError(f"{type(data).__name__} is not a data set", fix=HOW)
+    if len(data) == 0:
+        raise DatasetError(f"the data ({type(data).__name__}) are empty", fix=HOW)
     name_of = _names_by_label(names, data)
     category_ids = sorted(name_of)
     records, faults = [], Faults()
@@ -149,7 +151,9 @@ def _labels(target: Mapping[str, Any], name_of: Mapping[int, str]) -> list[int]:
         raise ValueError(f"labels of shape {values.shape} and dtype {values.dtype}, not whole numbers (N,)")
     for label in values.tolist():
         if label not in name_of:
-            raise ValueError(f"label {label} has no class name (names are of {', '.join(map(str, name_of))})")
+            raise ValueError(
+                f"label {label} has no class name; labels with a name: {', '.join(map(str, name_of))}"
+            )
     labels: list[int] = values.tolist()
     return labels
 

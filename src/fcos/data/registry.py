@@ -27,6 +27,7 @@ from fcos.format_names import FORMAT_NAMES
 if TYPE_CHECKING:
     from fcos.data.splits import Splits
 
+NO_IMAGES = "no images in the annotations"
 
 # How a format is detected: of all signs that apply, the one with the largest number decides. A text
 # file is given as its path, the folder of the images, and the lines that are not blank.
@@ -107,9 +108,7 @@ def read_annotations(
     with np.errstate(invalid="ignore"):  # a coordinate "inf" is for `check` to report, not for numpy
         annotations = known.read(source, root=root, names=names)
     if len(annotations) == 0:
-        raise DatasetError(
-            "no images in the annotations", where=str(source), fix="give a source that names some"
-        )
+        raise DatasetError(NO_IMAGES, where=str(source), fix="give a source that names some")
     return annotations
 
 

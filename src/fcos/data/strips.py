@@ -1,4 +1,4 @@
-"""Read a large image strip by strip, without ever holding all of it in memory.
+"""Where tiles are; read a large image strip by strip, without ever holding all of it in memory.
 
 Pillow decodes a file as a whole, with four bytes for each pixel. GDAL (rasterio, the extra `large`) reads any
 rows of a PNG or TIFF.
@@ -24,11 +24,21 @@ from fcos.errors import needs_extra
 
 LARGE = 50_000_000  # pixels: smaller images are read as a whole
 ROWS_AT_ONCE = 128
+OVERLAP = 0.2  # of neighboring tiles, share of their side: the default
 DRIVERS = {"PNG": "PNG", "TIFF": "GTiff"}  # GDAL's names of Pillow's formats
 PNG_MODES = ("L", "LA", "P", "RGB", "RGBA")  # of 8 bits
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 COLORS = (1, 2, 3, 6)  # grey whose 0 is black, RGB, palette, YCbCr
 GDAL = {"GDAL_CACHEMAX": 64, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # MB; files beside it do not count
+
+
+def starts(side: int, tile: int, overlap: float = OVERLAP) -> list[int]:
+    """Where the tiles along a side begin: as few as overlap by this share, evenly spread."""
+    if side <= tile:
+        return [0]
+    step = max(1, int(tile * (1 - overlap)))
+    last = -(-(side - tile) // step)
+    return [(side - tile) * number // last for number in range(last + 1)]
 
 
 @dataclass(frozen=True)

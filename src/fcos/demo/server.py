@@ -20,6 +20,7 @@ from fcos.demo.endpoint import build_endpoint
 from fcos.detector import Detector
 from fcos.predict.draw import class_colour
 from fcos.terminal import counted, printable_line
+from fcos.weights.load import EVERYDAY, EVERYDAY_FILE
 
 PAGE_FILES = {  # by path
     "/": ("page.html", "text/html"),
@@ -69,8 +70,9 @@ def build_app(detector: Detector, examples: Sequence[Path] = (), **options: Any)
 def about_model(detector: Detector, num_examples: int) -> About:
     """What the page shows of a model."""
     class_names = tuple(map(printable_line, detector.class_names))
+    name = EVERYDAY if detector.path == EVERYDAY_FILE else detector.path.parent.name or detector.path.name
     return About(
-        model=printable_line(detector.path.parent.name or detector.path.name),
+        model=printable_line(name),
         class_names=class_names,
         class_colours=tuple(
             "#{:02x}{:02x}{:02x}".format(*class_colour(label)) for label in range(len(class_names))

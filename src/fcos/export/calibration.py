@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -16,8 +17,9 @@ from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
 from fcos.data.transforms import pad
 from fcos.export.card import input_dtype
 from fcos.export.graph import INPUTS
+from fcos.predict.tiles import Views, parts_of
 
-MAX_IMAGES = 300
+MAX_IMAGES = 300  # also of tiles and images together
 
 # Parts of the network that may stay in float32, and their modules; cheapest first. The stem is the first
 # convolution, whatever the backbone calls it.
@@ -35,7 +37,14 @@ Inputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs of the graph, one image each; can be iterated repeatedly."""
+    """Inputs of the graph, one image each; can be iterated repeatedly.
+
+    Of a model with the setting `tile`, each is a random one of the views in which it predicts an image.
+
+    Attributes:
+        config: of the model.
+        images: files.
+    """
 
     config: TrainConfig
     images: Sequence[Path]
@@ -45,11 +54,14 @@ class Calibration:
 
     def __iter__(self) -> Iterator[Inputs]:
         transform, dtype = build_eval_transform(self.config), getattr(torch, input_dtype(self.config))
-        for path in self.images[: len(self)]:
-            image = read_image(path)
-            images, sizes_hw = pad([transform(image)], PADDING_MULTIPLE)
-            tensors = images.to(dtype), sizes_hw, torch.tensor([image.shape[1:]])
-            yield {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
+        views, num_views = Views(self.config.tile or 0), MAX_IMAGES // max(1, len(self))
+        for seed, path in enumerate(self.images[: len(self)]):
+            parts = list(parts_of(read_image(path), views, transform.longest_side))
+            for place in np.random.default_rng(seed).permutation(len(parts))[:num_views]:
+                image = parts[place].pixels
+                images, sizes_hw = pad([transform(image)], PADDING_MULTIPLE)
+                tensors = images.to(dtype), sizes_hw, torch.tensor([image.shape[1:]])
+                yield {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
 
 
 def in_float32(names: Sequence[str], parts: frozenset[str]) -> set[str]:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.export import onnx_file
+from fcos.export.calibration import MAX_IMAGES, Calibration, in_float32
 from fcos.export.calibration import OUTPUTS as HEAD_OUTPUTS
-from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import cannot_open, needs
 from fcos.export.graph import INPUTS, OUTPUTS, DetectionGraph, OpenRun, Run
 from fcos.files import check_regular, read_bytes
@@ -84,7 +84,7 @@ def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
             model,
             nncf.Dataset(calibration),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(calibration),
+            subset_size=MAX_IMAGES,
             ignored_scope=nncf.IgnoredScope(names=sorted(_ignored(model, parts)), validate=False),
         )
 

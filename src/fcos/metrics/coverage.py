@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations, Record
 from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
 from fcos.data.splits import spread
-from fcos.data.transforms import padded_size
+from fcos.data.strips import starts
+from fcos.data.transforms import keep_visible, padded_size
 from fcos.model.build import build_known_assigner
 from fcos.model.points import PointGrid, make_grid
 
@@ -92,13 +94,32 @@ class Coverage:
 def place_objects(record: Record, config: TrainConfig) -> Placed:
     """The points and objects of an image as the assigner of the configuration sees them."""
     assert record.size_hw is not None, "checked annotations have sizes"
-    size_hw = build_eval_transform(config).resized_size(record.size_hw)
+    objects = np.flatnonzero(~record.is_crowd)
+    return _placed(record.size_hw, torch.from_numpy(record.boxes_xyxy[objects]), objects, config)
+
+
+def place_on_tiles(record: Record, config: TrainConfig) -> Iterator[Placed]:
+    """The same for the tiles that a model with the setting `tile` predicts, where objects are visible."""
+    assert record.size_hw is not None, "checked annotations have sizes"
+    (height, width), side = record.size_hw, config.tile or max(record.size_hw)
+    tile_hw = min(side, height), min(side, width)
+    objects = torch.from_numpy(np.flatnonzero(~record.is_crowd))
+    boxes = torch.from_numpy(record.boxes_xyxy)[objects]
+    for top, left in product(starts(height, side), starts(width, side)):
+        on_tile = boxes - torch.tensor([left, top, left, top])
+        visible, kept = keep_visible(on_tile, objects, tile_hw)
+        if len(kept):
+            yield _placed(tile_hw, visible, kept.numpy(), config)
+
+
+def _placed(
+    original_hw: tuple[int, int], boxes_xyxy: Tensor, objects: NDArray[np.int64], config: TrainConfig
+) -> Placed:
+    size_hw = build_eval_transform(config).resized_size(original_hw)
     padded_hw = padded_size([size_hw], PADDING_MULTIPLE)
     grid = make_grid(padded_hw, config.strides, place=CONVENTIONS[config.rules].points)
-    objects = np.flatnonzero(~record.is_crowd)
-    scale_hw = np.array(size_hw) / np.array(record.size_hw)
-    boxes = torch.from_numpy(record.boxes_xyxy[objects] * scale_hw[[1, 0, 1, 0]]).float()
-    return Placed(size_hw, grid, boxes, objects)
+    scale_hw = torch.tensor(size_hw, dtype=torch.float64) / torch.tensor(original_hw)
+    return Placed(size_hw, grid, (boxes_xyxy * scale_hw[[1, 0, 1, 0]]).float(), objects)
 
 
 def cover(annotations: Annotations, config: TrainConfig) -> Coverage:
@@ -135,12 +156,14 @@ def eligibility(annotations: Annotations, config: TrainConfig, images: Iterable[
         first = annotations.first_box[image]
         if first == annotations.first_box[image + 1]:
             continue
-        _, grid, boxes, objects = place_objects(annotations[image], config)
-        inside, in_range = assigner.eligible(grid, boxes)
-        matched = assigner(grid, [boxes], [torch.zeros(len(boxes), dtype=torch.int64)]).matched[0]
-        result.inside[first + objects] = inside.any(dim=0)
-        result.in_range[first + objects] = (inside & in_range).any(dim=0)
-        result.learned[first + objects[np.unique(matched[matched >= 0].numpy())]] = True
+        record = annotations[image]
+        views = place_on_tiles(record, config) if config.tile else [place_objects(record, config)]
+        for _, grid, boxes, objects in views:
+            inside, in_range = assigner.eligible(grid, boxes)
+            matched = assigner(grid, [boxes], [torch.zeros(len(boxes), dtype=torch.int64)]).matched[0]
+            result.inside[first + objects] |= inside.any(dim=0).numpy()
+            result.in_range[first + objects] |= (inside & in_range).any(dim=0).numpy()
+            result.learned[first + objects[np.unique(matched[matched >= 0].numpy())]] = True
     return result
 
 

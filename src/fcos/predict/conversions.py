@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.ops import box_convert
 
 from fcos.errors import FcosError
@@ -51,7 +52,7 @@ def from_coco(
     ids = list(range(1, len(class_names) + 1) if category_ids is None else category_ids)
     boxes_xywh = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
     scores = torch.tensor([entry["score"] for entry in entries], dtype=torch.float32)
-    labels = torch.tensor([ids.index(entry["category_id"]) for entry in entries], dtype=torch.int64)
+    labels = _places([entry["category_id"] for entry in entries], ids, "category_ids")
     boxes = box_convert(boxes_xywh, "xywh", "xyxy")
     return cls(boxes, scores, labels, tuple(class_names), image).by_score()
 
@@ -186,14 +187,14 @@ def from_fiftyone(
         size_hw, image: as in `from_yolo`.
     """
     rows, (height, width) = found.detections, _size_hw(image, size_hw)
-    names, ids = list(class_names), [row.index for row in rows]
+    ids = [row.index for row in rows]
     boxes = torch.tensor([row.bounding_box for row in rows], dtype=torch.float64).reshape(-1, 4)
     boxes = box_convert(boxes, "xywh", "xyxy")
     tracked = any(track_id is not None for track_id in ids)
     return cls(
         (boxes * torch.tensor([width, height, width, height])).float(),
         torch.tensor([1.0 if row.confidence is None else row.confidence for row in rows]),
-        torch.tensor([names.index(row.label) for row in rows], dtype=torch.int64),
+        _places([row.label for row in rows], class_names, "class_names"),
         tuple(class_names),
         image,
         track_ids=torch.tensor([-1 if each is None else each for each in ids]) if tracked else None,
@@ -203,6 +204,16 @@ def from_fiftyone(
 def _names(detections: Detections) -> list[str]:
     """The class of each box."""
     return [detections.class_names[label] for label in detections.labels.tolist()]
+
+
+def _places(found: Sequence[Any], known: Sequence[Any], argument: str) -> Tensor:
+    """Where each one is in the argument that holds what is known: its label."""
+    if unknown := list(dict.fromkeys(one for one in found if one not in known)):
+        raise FcosError(
+            f"{argument} has no {', '.join(map(repr, unknown))}",
+            fix=f"leave out these detections, or add it; {argument}: {', '.join(map(str, known))}",
+        )
+    return torch.tensor([known.index(one) for one in found], dtype=torch.int64)
 
 
 def _size_hw(image: Image.Image | None, size_hw: tuple[int, int] | None) -> tuple[int, int]:

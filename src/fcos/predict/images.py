@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fcos.predict.pipeline import Pipeline
 
 RESULT_FILE, FRAMES_FILE = "detections.json", "detections.jsonl"  # in the output folder
+WRITTEN_FILE = ".fcos-predict"  # there too: a line of JSON with name and size for each file that we wrote
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 JPEG_QUALITY = 92
 CROPS = "crops"  # in the output folder
@@ -30,15 +33,28 @@ MOST_CHARACTERS = 60  # of the folder of a class: of up to 4 bytes each, and sys
 NO_SPACE = "free some disk space, or choose another folder with --out"
 
 
-def plan(sources: Iterable[Source], out: Path) -> list[Source]:
+def plan(sources: Iterable[Source], out: Path, *, draw: bool = True) -> list[Source]:
     """Give each source its own drawn copy below `out`; later ones of the same name get numbers.
 
     Raises:
-        DatasetError: a file would be overwritten that `fcos predict` did not write.
+        DatasetError: a file would be overwritten that `fcos predict` did not write, or that has changed.
     """
     sources = list(sources)
     given = {real_path(source.path) for source in sources if source.path is not None}
-    is_ours = (out / RESULT_FILE).is_file() or (out / FRAMES_FILE).is_file()
+    ours = _written(out)
+
+    def check_free(name: Path, what: str, by: str) -> None:
+        target = out / name
+        is_ours = not os.path.lexists(target) or (
+            name.as_posix() in ours and ours[name.as_posix()] in (None, target.stat().st_size)
+        )
+        if real_path(target) in given or not is_ours:
+            raise DatasetError(
+                f"{what} would be overwritten by {by}",
+                where=str(target),
+                fix="choose another folder with --out, or move this file",
+            )
+
     planned, taken = [], set[str]()
     for source in sources:
         first = name = _drawn_name(source)
@@ -47,16 +63,44 @@ def plan(sources: Iterable[Source], out: Path) -> list[Source]:
             number += 1
             name = first.with_stem(f"{first.stem}_{number}")
         taken.add(str(name).casefold())
-        target = out / name
-        if real_path(target) in given or (os.path.lexists(target) and not is_ours):
-            what = "an image" if source.kind == "image" else "a video"
-            raise DatasetError(
-                f"{what} would be overwritten by the drawn copy",
-                where=str(target),
-                fix="choose another folder with --out",
-            )
+        if draw:
+            check_free(name, "an image" if source.kind == "image" else "a video", "the drawn copy")
         planned.append(replace(source, name=name))
+    for file in _result_files(sources):
+        check_free(Path(file), "a file of another program", "the detections")
     return planned
+
+
+def claim(planned: Sequence[Source], out: Path, *, draw: bool = True) -> None:
+    """Note results and videos before they are written: a later call may replace what a killed one left."""
+    videos = [source.name.as_posix() for source in planned if draw and source.kind != "image"]
+    for name in [*_result_files(planned), *videos]:
+        _note(out, name, None)
+
+
+def _result_files(sources: Sequence[Source]) -> list[str]:
+    has_videos = any(source.kind != "image" for source in sources)
+    return [RESULT_FILE, FRAMES_FILE] if has_videos else [RESULT_FILE]
+
+
+def _written(out: Path) -> dict[str, int | None]:
+    """The files that earlier calls wrote to `out`, with their sizes; None: any size."""
+    sizes: dict[str, int | None] = {}
+    try:
+        lines = (out / WRITTEN_FILE).read_bytes().splitlines()
+    except OSError:
+        return sizes
+    for line in lines:
+        with suppress(ValueError):  # the end of a line is missing: the process was killed
+            name, size = json.loads(line)
+            sizes[name] = size
+    return sizes
+
+
+def _note(out: Path, name: str, size: int | None) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / WRITTEN_FILE).open("a", encoding="ascii") as file:
+        file.write("\n" + json.dumps([name, size]))  # one call, so that processes do not mix their lines
 
 
 def _drawn_name(source: Source) -> Path:
@@ -94,6 +138,7 @@ def predict_images(
             return about | {"width": width, "height": height, "detections": as_dicts(detections)}
         if draw:
             about["drawn"] = _saved(detections.draw(), out / source.name)
+            _note(out, source.name.as_posix(), os.path.getsize(about["drawn"]))
         entries = as_dicts(detections)
         if crops:
             for number, (entry, one) in enumerate(zip(entries, detections, strict=True), start=1):

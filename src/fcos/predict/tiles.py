@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from fcos.data.strips import LargeImage, Overview
+from fcos.data.strips import OVERLAP, LargeImage, Overview, starts
 from fcos.data.transforms import EvalTransform
 from fcos.errors import FcosError
 from fcos.model.postprocess import ImageDetections, PostProcess
 
-OVERLAP, MOST_OVERLAP = 0.2, 0.9  # default and limit: of the side of a tile
+MOST_OVERLAP = 0.9  # of the side of a tile
 SMALLEST_TILE = 32  # pixels
 TTA_SCALES = (0.75, 1.0, 1.25)  # of the sides of the network input
 MARGIN = 0.02  # of the side of a tile: a box that ends this close to its border is cut off there
@@ -173,15 +173,6 @@ def _strips(image: Tensor | LargeImage, tops: Sequence[int], rows: int) -> Itera
     if isinstance(image, LargeImage):
         return image.strips(tops, rows)
     return (image[:, top : top + rows] for top in tops)
-
-
-def starts(side: int, tile: int, overlap: float) -> list[int]:
-    """Where the tiles along a side begin: as few as overlap by this share, evenly spread."""
-    if side <= tile:
-        return [0]
-    step = max(1, int(tile * (1 - overlap)))
-    last = -(-(side - tile) // step)
-    return [(side - tile) * number // last for number in range(last + 1)]
 
 
 # Putting together -------------------------------------------------------------------------------------------

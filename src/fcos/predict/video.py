@@ -145,12 +145,16 @@ def predict_video(
             about |= {"width": line["width"], "height": line["height"], "num_tracks": len(tracks)}
             advance(1)
             if options.is_stopped():
-                return about | {"stopped": True}
+                break
+    about["stopped"] = options.is_stopped()  # also while a live stream sends nothing
     if isinstance(reader, LiveReader):
         about["num_reconnects"] = reader.num_reconnects
     if reader.num_damaged:
         about["num_damaged"] = reader.num_damaged
-    if reader.problem or reader.num_damaged or not about["num_frames"]:
+    if about["stopped"]:
+        if not about["num_frames"]:
+            about["error"] = "stopped before its first frame"
+    elif reader.problem or reader.num_damaged or not about["num_frames"]:
         damaged = f"{reader.num_damaged} of its frames are damaged" if reader.num_damaged else ""
         about["error"] = reader.problem or damaged or "it has no decodable frame"
     return about

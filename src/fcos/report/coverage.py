@@ -73,6 +73,7 @@ def coverage_facts(coverage: Coverage, config: TrainConfig) -> CoverageFacts:
         cells = tuple(CoverageCell(int((mask & without).sum()), int(mask.sum())) for mask in masks)
         if cells[-1].without:
             rows.append(CoverageRow(name, cells))
+    tiles = f"tiles of {config.tile} pixels, " if config.tile else ""
     short = "" if config.short_side is None else f"shorter side {config.short_side}, "
     return CoverageFacts(
         share=coverage.share,
@@ -80,7 +81,7 @@ def coverage_facts(coverage: Coverage, config: TrainConfig) -> CoverageFacts:
         num_objects=int(targets.sum()),
         num_images=len(coverage.images),
         num_all_images=len(annotations),
-        size=f"{short}longer side at most {config.view_size}",
+        size=f"{tiles}{short}longer side at most {config.view_size}",
         reasons=tuple(
             (reason, REASONS[reason], count) for reason, count in coverage.reasons.items() if count
         ),

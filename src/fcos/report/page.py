@@ -56,7 +56,8 @@ def write_report(
         device: where the model predicts images again, to know what NMS removed.
     """
     annotations, config = run.annotations, run.config
-    look = second_look(run.folder, torch.device(device))
+    # What it tells is about whole images, on which a model with tiles is not trained.
+    look = None if config.tile else second_look(run.folder, torch.device(device))
     coverage = cover(annotations, config)
     what, measured = "training", {}
     if run.results is not None:
@@ -68,7 +69,7 @@ def write_report(
         **measured,
         is_measured=run.results is not None,
         coverages=[entry for entry in coverages.items() if entry[1]],
-        assigned=_assigned(coverage, config, look) if max_images else [],
+        assigned=_assigned(coverage, config, look) if max_images and not config.tile else [],
         quality_name=QUALITY_NAMES[config.quality],
         has_model=look is not None,
     )

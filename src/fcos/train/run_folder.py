@@ -15,6 +15,7 @@ from fcos.config import TrainConfig
 from fcos.errors import ConfigError, OutputError
 from fcos.files import check_writable, explained, reason_of
 
+LARGEST_GAP = 10  # between the numbers of runs: birds-640 is another name, not a run of birds
 LOCK_NAME = ".lock"
 LEFT_BY_KILL = ".partial-*"  # what `files.written` was writing
 
@@ -32,23 +33,25 @@ def find_run_folder(wanted: Path, *, load: bool, exact: bool = False) -> Path:
         )
     numbered = numbered_folders(wanted)
     if not load:
-        if not numbered or is_fresh(wanted):
+        if is_fresh(wanted):
             return wanted
-        return wanted.with_name(f"{wanted.name}-{len(numbered) + 1}")
+        return wanted.with_name(f"{wanted.name}-{max(numbered) + 1}")
     if exact:
         return wanted
-    with_checkpoint = [folder for folder in numbered if (folder / "last.ckpt").is_file()]
+    with_checkpoint = [folder for folder in numbered.values() if (folder / "last.ckpt").is_file()]
     return max(with_checkpoint, key=lambda folder: (folder / "last.ckpt").stat().st_mtime, default=wanted)
 
 
-def numbered_folders(wanted: Path) -> list[Path]:
-    """Those that are there of `name`, `name-2`, `name-3`, ..., without gaps."""
-    numbered: list[Path] = []
-    folder = wanted
-    while folder.exists():
-        numbered.append(folder)
-        folder = wanted.with_name(f"{wanted.name}-{len(numbered) + 1}")
-    return numbered
+def numbered_folders(wanted: Path) -> dict[int, Path]:
+    """Those that are there of `name` (1), `name-2`, `name-3`, ..., even if some between them were deleted."""
+    found: dict[int, Path] = {}
+    number = 1
+    while number <= max(found, default=1) + LARGEST_GAP:
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        if folder.exists():
+            found[number] = folder
+        number += 1
+    return found
 
 
 def is_fresh(folder: Path) -> bool:
