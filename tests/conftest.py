@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
-from jaxtyping import install_import_hook
 from PIL import Image
+
+from .type_checks import check_types_of
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # with -n: busy threads of one would wait for those of the others
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Before anything of the package is imported; jaxtyping annotations become assertions.
-install_import_hook("fcos", "beartype.beartype")
+check_types_of("fcos")  # before anything of the package is imported
 
 from .rectangles import rectangles, tiny, tiny_of_module  # noqa: E402, F401  (after the hook)
 
