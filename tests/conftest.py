@@ -6,19 +6,20 @@ import importlib.util
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
-from jaxtyping import install_import_hook
 from PIL import Image
+
+from .type_checks import check_types_of
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # with -n: busy threads of one would wait for those of the others
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Before anything of the package is imported; jaxtyping annotations become assertions.
-install_import_hook("fcos", "beartype.beartype")
+check_types_of("fcos")  # before anything of the package is imported
 
 from .rectangles import rectangles, tiny, tiny_of_module  # noqa: E402, F401  (after the hook)
 
@@ -109,7 +110,12 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fcos.weights.load import MODEL_SETTINGS
     from fcos.weights.model_file import ModelCard, save_model
 
-    config = load_config({"model": "fcos_lite0", "short_side": 96, "view_size": 128, "list_train": "none"})
+    config = load_config(
+        {
+            **{"model": "fcos_lite0", "short_side": 96, "view_size": 128, "list_train": "none"},
+            "backbone": "test_efficientnet",  # of the same layers, but few
+        }
+    )
     class_names = ("cat", "dog", "bird")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -180,9 +186,16 @@ class Exported(dict[str, Path]):
 
 
 @pytest.fixture(scope="session")
-def exported(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def exported(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """That model as `fcos export` writes it, by format."""
+    from fcos.export import torch_program
+
     root = tmp_path_factory.getbasetemp()
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "exported"
     folder.mkdir(exist_ok=True)
-    return Exported(small_model, folder)
+    opened, open_file = cache(torch_program.open_file), torch_program.open_file
+    with pytest.MonkeyPatch.context() as patch:  # of these, read a program once: it takes seconds
+        patch.setattr(
+            torch_program, "open_file", lambda path: (opened if path.parent == folder else open_file)(path)
+        )
+        yield Exported(small_model, folder)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -22,6 +20,8 @@ from PIL import Image, ImageDraw
 from fcos.config import TrainConfig, load_config
 from fcos.train.log import Meter, StepReport
 from fcos.train.run import Run, train
+
+from .processes import Process
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 NOT_NUMBERS = {"kind", "elapsed_s", "network_s", "images_per_s"}  # or such as differ from run to run
@@ -82,7 +82,7 @@ class Tiny:
 
     def __init__(self, data: Path, runs: Path) -> None:
         self.data, self.runs = data, runs
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[Process] = []
 
     def arguments(self, name: str, **settings: Any) -> list[str]:
         """What a user types behind `fcos train`."""
@@ -111,26 +111,22 @@ class Tiny:
         assert not run.finished
         return run
 
-    def start(self, name: str, **settings: Any) -> subprocess.Popen[str]:
+    def start(self, name: str, **settings: Any) -> Process:
         """`fcos train` in a process, and a process group, of its own."""
-        command = [sys.executable, "-m", "fcos", "train", str(self.data / "train.json")]
-        process = subprocess.Popen(
-            [*command, *self.arguments(name, **settings)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
+        words = ["-m", "fcos", "train", self.data / "train.json", *self.arguments(name, **settings)]
+        return self.start_python(*words)
+
+    def start_python(self, *words: str | Path, env: Mapping[str, str] | None = None) -> Process:
+        """What is left of it when the test is over is killed."""
+        self.started.append(Process(*words, env=env))
+        return self.started[-1]
 
     def end_processes(self) -> None:
         """What a test that failed left running."""
         for process in self.started:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.close()
 
     def checkpoint(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(self.runs / name / "last.ckpt", weights_only=True)
@@ -143,7 +139,7 @@ class Tiny:
         chosen = [entry for entry in entries if entry["kind"] == kind]
         return [{key: entry[key] for key in entry if key not in NOT_NUMBERS} for entry in chosen]
 
-    def wait_for_step(self, name: str, step: int, process: subprocess.Popen[str]) -> None:
+    def wait_for_step(self, name: str, step: int, process: Process) -> None:
         """Until a running training has done this step."""
         end = time.monotonic() + 120
         while not any(line["step"] >= step for line in self.lines(name)):

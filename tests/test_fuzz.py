@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from . import processes
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
 KINDS = ("list", "coco", "voc", "yolo", "darknet", "config", "image", "model.safetensors", "published.pth")
 
@@ -17,13 +19,7 @@ if not sys.platform.startswith("linux"):
 
 
 def test_damaged_input_ends_with_a_result_or_one_message(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--cases", "250", "--keep", tmp_path / "failures", "--only", *KINDS],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = processes.run(SCRIPT, "--cases", "250", "--keep", tmp_path / "failures", "--only", *KINDS)
     assert done.returncode == 0, done.stdout + done.stderr
     right, refused, *wrong = map(int, re.findall(r"\d+", done.stdout.partition("| all |")[2])[:6])
     assert right + refused == 250

@@ -24,9 +24,10 @@ NAMES = ("bird", "dog", "cat")  # another order than the model's
 IDS = {"bird": 40, "dog": 7, "cat": 12}
 
 
-@pytest.fixture
-def coco(model_file: Path, tmp_path: Path) -> Path:
-    """COCO annotations of five pictures: some detections of the model, moved a little, in images/."""
+@pytest.fixture(scope="module")
+def annotated(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images and annotations of the model's detections, most of them moved a little."""
+    folder = tmp_path_factory.mktemp("annotated")
     rng = np.random.default_rng(0)
     detector = Detector.load(model_file, "cpu")
     content: dict[str, list[Any]] = {
@@ -34,13 +35,13 @@ def coco(model_file: Path, tmp_path: Path) -> Path:
         "annotations": [],
         "categories": [{"id": IDS[name], "name": name} for name in NAMES],
     }
-    (tmp_path / "images").mkdir()
+    (folder / "images").mkdir()
     for image_id in (900, 30, 5, 77, 2):
         coarse = rng.integers(0, 255, (rng.integers(5, 9), rng.integers(5, 9), 3), dtype=np.uint8)
         pixels = coarse.repeat(10, axis=0).repeat(10, axis=1)
         height, width = pixels.shape[:2]
         name = f"{image_id}.png"
-        Image.fromarray(pixels).save(tmp_path / "images" / name)
+        Image.fromarray(pixels).save(folder / "images" / name)
         content["images"].append({"id": image_id, "file_name": name, "height": height, "width": width})
         found = detector.predict(pixels, 0.0)
         sides = found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]
@@ -58,9 +59,15 @@ def coco(model_file: Path, tmp_path: Path) -> Path:
                     "iscrowd": int(index == 5),
                 }
             )
-    file = tmp_path / "annotations.json"
-    file.write_text(json.dumps(content))
-    return file
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def coco(annotated: Path, tmp_path: Path) -> Path:
+    """COCO annotations of five images, in images/, which the test may change."""
+    shutil.copytree(annotated, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "annotations.json"
 
 
 def evaluate(*words: str | Path) -> Result:

@@ -17,6 +17,8 @@ from PIL import Image
 
 from fcos.terminal import PROGRESS
 
+from ..processes import Process
+
 if sys.platform == "win32":
     pytest.skip("a terminal is made with pty", allow_module_level=True)
 
@@ -91,14 +93,8 @@ def said_in_a_terminal(folder: Path, *commands: list[str]) -> str:
     import pty
 
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, json.dumps(commands)],
-        cwd=folder,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "120", "OMP_NUM_THREADS": "1"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = Process("-c", DRIVER, json.dumps(commands), env=environment, cwd=folder, streams=[theirs] * 3)
     os.close(theirs)
     parts: list[bytes] = []
 

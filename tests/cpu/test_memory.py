@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import platform
 import resource
-import subprocess
-import sys
 
 import pytest
+
+from .. import processes
 
 COUNT = """
 import resource, torch
@@ -24,8 +24,7 @@ print(faults() - before)
 
 def page_faults(*, keep: bool) -> int:
     """Of twenty feature maps of 64 MiB, one after the other, in a process of its own."""
-    command = [sys.executable, "-c", COUNT.format(keep=keep)]
-    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    return int(processes.run("-c", COUNT.format(keep=keep), check=True).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from ..processes import Process
 
 LOADS_UNTIL_KILLED = """
 import multiprocessing, sys, time
@@ -32,11 +32,10 @@ time.sleep(60)
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
 def test_workers_end_when_the_training_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LOADS_UNTIL_KILLED, str(tmp_path / "a.png")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        workers = [int(word) for word in process.stdout.readline().split()]
-        process.kill()
+    process = Process("-c", LOADS_UNTIL_KILLED, tmp_path / "a.png")
+    workers = [int(word) for word in process.stdout.readline().split()]
+    process.kill()
+    process.close()
     assert len(workers) == 2
     end = time.monotonic() + 20  # they look after their parent every 5 seconds
     while any(is_running(worker) for worker in workers):

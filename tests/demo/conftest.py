@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from ..processes import Process
 
 # The limits of time are the same code with smaller numbers, and few files may be open.
 IMPATIENT = """
@@ -28,20 +29,14 @@ main(sys.argv[1:])
 
 
 @contextmanager
-def running(command: Sequence[str]) -> Iterator[tuple[str, int]]:
+def running(*words: str | Path, **environment: str) -> Iterator[tuple[str, int]]:
     """Address and process id of a server, once it has printed its address."""
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--device", "cpu"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+    process = Process(*words, "--port", "0", "--device", "cpu", env=environment)
     line = process.stdout.readline()
     assert line.startswith(("http://127.0.0.1:", "http://0.0.0.0:")), line
     yield line.split()[0], process.pid
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert said == ""  # whatever clients did: no traceback
 
@@ -76,8 +71,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(model_file: Path, examples: Path) -> Iterator[str]:
     """Where a demo of a tiny model answers."""
-    command = [sys.executable, "-m", "fcos", "demo", str(model_file), "--no-open", "--examples"]
-    with running([*command, str(examples)]) as (address, _):
+    words = ["-m", "fcos", "demo", model_file, "--no-open", "--examples", examples]
+    with running(*words) as (address, _):
         yield address
 
 
@@ -86,6 +81,5 @@ def impatient(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """Address and process id of a demo that waits 2 s for its clients, and may open 1024 files."""
     folder = tmp_path_factory.mktemp("large")
     Image.effect_noise((3000, 3000), 90).save(folder / "large.bmp")
-    command = [sys.executable, "-c", IMPATIENT, "demo", str(small_model), "--no-open", "--examples"]
-    with running([*command, str(folder)]) as served:
+    with running("-c", IMPATIENT, "demo", small_model, "--no-open", "--examples", folder) as served:
         yield served

@@ -144,7 +144,7 @@ def resident_mb(process: int) -> float:
 
 def test_ctrl_c_ends_it_without_waiting_for_clients_and_without_a_word(small_model: Path) -> None:
     with (
-        running([sys.executable, "-m", "fcos", "demo", str(small_model), "--no-open"]) as (address, process),
+        running("-m", "fcos", "demo", small_model, "--no-open") as (address, process),
         ExitStack() as held,
     ):
         for sent in (NEVER_ENDING, LONG_BODY) * 20:
@@ -162,7 +162,7 @@ def test_a_request_that_is_cut_by_the_end_of_the_server_is_told_so(small_model: 
     Image.new("RGB", (9, 9)).save(content, "PNG")
     image = content.getvalue()
     with (
-        running([sys.executable, "-c", SLOW, "demo", str(small_model), "--no-open"]) as (address, process),
+        running("-c", SLOW, "demo", small_model, "--no-open") as (address, process),
         connected(address, POST + b"Content-Length: %d\r\n\r\n%b" % (len(image), image)) as connection,
     ):
         seconds_to_ask(address)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,9 +200,7 @@ def hostile(small_model: Path, examples: Path, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("m") / "<b onclick='hurt()'>"
     folder.mkdir()
     save_file(load_file(small_model), folder / "best.safetensors", {"fcos": json.dumps(card)})
-    with running(
-        [sys.executable, "-m", "fcos", "demo", str(folder), "--no-open", "--examples", str(examples)]
-    ) as served:
+    with running("-m", "fcos", "demo", folder, "--no-open", "--examples", examples) as served:
         yield served[0]
 
 

@@ -45,7 +45,7 @@ main(sys.argv[1:])
 @pytest.fixture(scope="module")
 def service(model_file: Path) -> Iterator[str]:
     """Where a service of a tiny model answers."""
-    with running([sys.executable, "-m", "fcos", "serve", str(model_file)]) as (address, _):
+    with running("-m", "fcos", "serve", model_file) as (address, _):
         yield address
 
 
@@ -55,8 +55,8 @@ def workers(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     if not Path("/proc/self/task").is_dir():
         pytest.skip("lists processes in /proc")
     folder = tmp_path_factory.mktemp("workers")
-    command = ["env", f"TMPDIR={folder}", sys.executable, "-m", "fcos", "serve", str(model_file)]
-    with running([*command, "--workers", "2", "--host", "0.0.0.0"]) as (address, process):
+    words = ["-m", "fcos", "serve", model_file, "--workers", "2", "--host", "0.0.0.0"]
+    with running(*words, TMPDIR=str(folder)) as (address, process):
         wait_until_ready(process, folder)
         yield address, process
         wait_until_ready(process, folder)  # one that is stopped while it starts is not stopped gracefully
@@ -138,8 +138,7 @@ def test_what_waits_runs_together_and_what_is_running_is_answered_at_the_end(
 ) -> None:
     """Six images, of which the first is alone, four are all that a pass takes, and one is left."""
     upright, lying = (examples / "ünï.jpg").read_bytes(), (examples / "a.png").read_bytes()
-    command = [sys.executable, "-c", SLOW, "serve", str(model_file), "--batch-size", "4"]
-    with running(command) as (address, process):
+    with running("-c", SLOW, "serve", model_file, "--batch-size", "4") as (address, process):
         alone = post(address, upright)[1]["detections"]
         threads, answers = together(address, [upright])
         time.sleep(0.5)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,15 +119,7 @@ def faulty(tmp_path: Path) -> Path:
 
 def seconds_to_end(tiny: Tiny, words: list[str], **environment: str) -> tuple[float, str, int]:
     """From the fault to the end of all processes; what was said, and the exit code."""
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    tiny.started.append(process)
-    assert process.stderr is not None
+    process = tiny.start_python(*words, env=os.environ | environment)
     said = []
     for line in process.stderr:
         said.append(line)
@@ -162,7 +153,7 @@ def test_training_ends_soon_after_an_error(
 ) -> None:
     arguments = tiny.arguments("run", epochs=40, num_workers=2, save_steps=1, **settings)
     data = tiny.runs / "data"  # a copy: one fault removes an image
-    subprocess.run(["cp", "-r", str(tiny.data), str(data)], check=True)
+    shutil.copytree(tiny.data, data)
     elapsed_s, said, ended = seconds_to_end(
         tiny, [str(faulty), "train", str(data / "train.json"), *arguments], FAULT=fault
     )

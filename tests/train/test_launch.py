@@ -23,7 +23,10 @@ from fcos.train import launch
 from fcos.train.devices import build_fabric
 from fcos.train.launch import Watch, find_launch, is_lost_connection, start_others
 
+from .. import processes
+
 if TYPE_CHECKING:
+    from ..processes import Process
     from ..rectangles import Tiny
 
 SHORT = {"epochs": 2, "augmentation": True, "ema_decay": 0.9}
@@ -50,19 +53,6 @@ def slurm(rank: int, port: str) -> dict[str, str]:
     }
 
 
-def start(tiny: Tiny, words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        env=CLEAN | {"OMP_NUM_THREADS": "1"} | environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    tiny.started.append(process)
-    return process
-
-
 def torchrun() -> list[str]:
     """`torchrun` on this machine with two processes."""
     return [
@@ -74,7 +64,7 @@ def torchrun() -> list[str]:
     ]
 
 
-def end(process: subprocess.Popen[str], code: int = 0) -> str:
+def end(process: Process, code: int = 0) -> str:
     _, said = process.communicate(timeout=100)
     assert process.returncode == code, said
     return said
@@ -90,10 +80,10 @@ def assert_same_losses(tiny: Tiny, name: str, wanted: str) -> None:
 def test_torchrun_and_srun_start_the_same_training(tiny: Tiny) -> None:
     tiny.train("alone", **SHORT)
     train = ["fcos", "train", str(tiny.data / "train.json")]
-    by_torchrun = start(tiny, [*torchrun(), *train, *tiny.arguments("torchrun", **SHORT)], {})
+    by_torchrun = tiny.start_python(*torchrun(), *train, *tiny.arguments("torchrun", **SHORT), env=CLEAN)
     port = str(find_free_network_port())
     words = ["-m", *train, *tiny.arguments("srun", **SHORT)]
-    tasks = [start(tiny, words, slurm(rank, port)) for rank in range(2)]
+    tasks = [tiny.start_python(*words, env=CLEAN | slurm(rank, port)) for rank in range(2)]
     said = end(by_torchrun)
     assert "2 x cpu" in said
     assert "2 x cpu" in "".join([end(task) for task in tasks])
@@ -101,7 +91,7 @@ def test_torchrun_and_srun_start_the_same_training(tiny: Tiny) -> None:
     assert_same_losses(tiny, "srun", "alone")
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
+def children(process: Process) -> list[int]:
     """Other ranks of a run, without loader workers."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in found if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -144,7 +134,7 @@ def test_killed_process_ends_the_run_with_one_message_and_the_run_goes_on_alone(
 
 def test_killed_process_ends_a_run_of_torchrun(tiny: Tiny) -> None:
     words = ["fcos", "train", str(tiny.data / "train.json"), *tiny.arguments("run", **LONG)]
-    process = start(tiny, [*torchrun(), *words], {})
+    process = tiny.start_python(*torchrun(), *words, env=CLEAN)
     tiny.wait_for_step("run", 6, process)
     killed_at = time.monotonic()
     os.kill(children(process)[1], signal.SIGKILL)
@@ -178,14 +168,7 @@ if __name__ == "__main__":
 def test_processes_that_have_trained_connect_again(tmp_path: Path) -> None:
     script = tmp_path / "again.py"
     script.write_text(START_AGAIN)
-    result = subprocess.run(
-        [sys.executable, script],
-        env=CLEAN | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    result = processes.run(script, env=CLEAN, timeout=90)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["0 2.0", "1 2.0", "2 2.0"]
 
@@ -197,23 +180,22 @@ def one_run(tiny: Tiny) -> Path:
 
 
 def test_evaluation_and_prediction_are_shared_to_the_last_digit(tiny: Tiny, one_run: Path) -> None:
-    def run(processes: int, *words: Any) -> str:
-        arguments = [*map(str, words), "--num-processes", str(processes), "--device", "cpu"]
-        if processes == 1:  # in this one: another takes seconds to start
+    def run(num_processes: int, *words: Any) -> str:
+        arguments = [*map(str, words), "--num-processes", str(num_processes), "--device", "cpu"]
+        if num_processes == 1:  # in this one: another takes seconds to start
             result = CliRunner().invoke(main, arguments)
             assert result.exit_code == 0, result.output
             return result.stdout
-        process = start(tiny, ["-m", "fcos", *arguments], {})
-        out, said = process.communicate(timeout=100)
-        assert process.returncode == 0, said
-        return out
+        done = processes.run("-m", "fcos", *arguments, env=CLEAN, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     outputs: dict[str, list[Any]] = {}
-    for processes in (1, 2):
-        folder = tiny.runs / f"out-{processes}"
+    for num_processes in (1, 2):
+        folder = tiny.runs / f"out-{num_processes}"
         shared = ["--out", folder, "--batch-size", 2]
-        printed = run(processes, "eval", one_run, *shared)
-        said = run(processes, "predict", one_run, tiny.data / "eval", "--score-threshold", 0, *shared)
+        printed = run(num_processes, "eval", one_run, *shared)
+        said = run(num_processes, "predict", one_run, tiny.data / "eval", "--score-threshold", 0, *shared)
         assert said.count("7 images, ") == 1  # not the 7 of "5.7 images/s"
         content = json.loads((folder / "detections.json").read_text())
         for picture in content["pictures"]:

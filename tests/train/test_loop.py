@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,8 @@ from fcos.report.curves import read_metrics
 from fcos.train.devices import build_fabric
 from fcos.train.run import prepare
 from fcos.train.step import assign
+
+from .. import processes
 
 if TYPE_CHECKING:
     from ..rectangles import Tiny
@@ -50,14 +50,7 @@ def run_script(script: str, tiny: Tiny, trainings: list[list[str]]) -> subproces
     """A user's script, in a process of its own."""
     file = tiny.runs / "script.py"
     file.write_text(script)
-    return subprocess.run(
-        [sys.executable, file, tiny.data / "train.json", json.dumps(trainings)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return processes.run(file, tiny.data / "train.json", json.dumps(trainings))
 
 
 @pytest.fixture(scope="module")

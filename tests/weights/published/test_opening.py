@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -19,6 +17,8 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.weights.published.opening import ONLY_ARRAYS, ONLY_TENSORS, open_state
+
+from ... import processes
 
 
 class Evil:
@@ -108,7 +108,7 @@ def test_pickles_of_numpy_are_refused_with_a_command_that_converts_them(
         open_state(tmp_path / "in.pkl")
     assert ONLY_ARRAYS in caught.value.fix
     command = ONLY_ARRAYS.partition('python -c "')[2].removesuffix('"')
-    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
+    processes.run("-c", command, cwd=tmp_path, check=True)
     assert torch.equal(open_state(tmp_path / "out.pth").tensors["a.weight"], torch.tensor(arrays["a.weight"]))
 
 
@@ -184,12 +184,12 @@ def test_the_advice_for_files_of_objects_works_and_keeps_the_configuration(tmp_p
         "import torch, library; torch.save({'state_dict': {'a': torch.ones(2)}, 'message_hub': "
         "library.History(), 'meta': {'cfg': library.Config(), 'CLASSES': ('cat',)}}, 'in.pth')"
     )
-    subprocess.run([sys.executable, "-c", write], cwd=tmp_path, check=True)
+    processes.run("-c", write, cwd=tmp_path, check=True)
     with pytest.raises(WeightsError, match=r"contains more than tensors, library\.History") as caught:
         open_state(tmp_path / "in.pth")
     assert ONLY_TENSORS in caught.value.fix
     command = ONLY_TENSORS.partition('python -c "')[2].removesuffix('"')
-    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
+    processes.run("-c", command, cwd=tmp_path, check=True)
     file = open_state(tmp_path / "out.pth")
     assert file.tensors["a"].tolist() == [1, 1]
     assert file.about["meta"] == {
