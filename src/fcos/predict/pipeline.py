@@ -234,7 +234,7 @@ class TorchBackend(Backend):
 
     Args:
         model: later changes to it may have no effect here.
-        postprocess: output to detections, such as a `PostProcess`, or its `candidates`.
+        postprocess: output to detections, such as a `PostProcess`.
     """
 
     def __init__(self, model: FCOS, postprocess: ToDetections) -> None:
