@@ -295,7 +295,7 @@ def test_death_of_the_first_process_ends_the_others_with_one_message(
     monkeypatch.setattr(os, "_exit", sys.exit)
     watch = Watch()
     monkeypatch.setattr(watch.over, "wait", mock.Mock(side_effect=[False, False, True]))  # no time passes
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: -1)  # 1 is the parent of a pytest that outlived its shell
     with pytest.raises(SystemExit, match="1"):
         watch.run()
     said = capsys.readouterr().err
