@@ -32,13 +32,13 @@ MakePicture = Callable[..., Path]
 # keep one worker busy while the others have nothing to do.
 LONGEST = (
     "docs/test_tutorial.py",
-    "train/test_loop.py",
-    "train/test_launch.py",
     "export/test_exported.py",
     "train/test_every_convention.py",
-    "train/test_end.py",
-    "train/test_resume.py",
     "cli/test_export.py",
+    "train/test_resume.py",
+    "train/test_end.py",
+    "train/test_launch.py",
+    "train/test_loop.py",
 )
 
 
