@@ -173,18 +173,25 @@ def test_group_norm_leaves_mixed_precision() -> None:
     torch.testing.assert_close(result, model.head.box_tower[1](features.float()))
 
 
-def test_gradients_of_levels_of_one_cell_are_right_in_bfloat16() -> None:
+@pytest.mark.parametrize("size_hw", [(1, 1), (4, 2)])  # of P5
+def test_levels_of_one_cell_or_column_are_right_in_bfloat16(size_hw: tuple[int, int]) -> None:
     torch.manual_seed(0)
     pyramid = for_training(make()).pyramid
-    features = [torch.randn(1, channels, size, size) for channels, size in ((128, 4), (256, 2), (512, 1))]
+    features = [
+        torch.randn(6, channels, *(factor * side for side in size_hw))
+        for channels, factor in ((128, 4), (256, 2), (512, 1))
+    ]
 
-    def gradient() -> Tensor:
-        return torch.autograd.grad(pyramid(features)[-1].float().square().sum(), pyramid.extra[1].weight)[0]
+    def results() -> list[Tensor]:
+        levels = [level.float() for level in pyramid(features)[3:]]  # P6, P7
+        gradients = torch.autograd.grad(levels[1].square().sum(), [conv.weight for conv in pyramid.extra])
+        return [*levels, *gradients]
 
-    wanted = gradient()
+    wanted = results()
     for _ in range(20):
         dirty = [torch.full((size,), float("nan")) for size in range(500, 10_000, 100)]
         del dirty  # the memory that comes next is full of it
         with torch.autocast("cpu", torch.bfloat16):
-            found = gradient()
-        torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05 * wanted.abs().max().item())
+            found = results()
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=0.05, atol=0.05 * other.abs().max().item())

@@ -103,11 +103,11 @@ def test_a_model_with_tiles_is_calibrated_on_tiles_and_whole_images(
     config = load_model(small_model).config.model_copy(update={"tile": 60})  # of 60 x 90: two tiles
     sizes = [inputs["original_sizes_hw"].tolist() for inputs in Calibration(config, pictures)]
 
-    assert len(sizes) == 12
+    assert len(sizes) == 12  # of four images, all views
     assert sorted(sizes[:3]) == [[[60, 60]], [[60, 60]], [[60, 90]]]
 
     calibration = Calibration(config, pictures * 75)  # 300: one view each
-    assert len(calibration) == len(list(calibration)) == 300
+    assert calibration.num_images == len(list(calibration)) == 300
 
 
 def opened(name: str, path: Path) -> object:

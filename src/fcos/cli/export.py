@@ -235,7 +235,7 @@ def _write_int8(
 
     def on_trial(in_float32: tuple[str, ...]) -> None:
         parts = f", {' and '.join(in_float32)} in float32" if in_float32 else ""
-        click.echo(f"quantizing on {counted(len(calibration), 'image')}{parts} ...", err=True)
+        click.echo(f"quantizing on {counted(calibration.num_images, 'image')}{parts} ...", err=True)
 
     search = export_int8(loaded, name, path, calibration, annotations, max_loss, on_trial)
     if search.is_within:

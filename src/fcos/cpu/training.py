@@ -40,6 +40,9 @@ def for_training(model: FCOS) -> FCOS:
     return twin
 
 
+WIDTH_TO_ONE = 3  # widest input of which stride 2 leaves one cell, with kernels of 2 (of 3 and 5: 2)
+
+
 class TrainedConv2d(nn.Conv2d):
     """A convolution with the frozen norm behind it, if there is one."""
 
@@ -59,16 +62,18 @@ class TrainedConv2d(nn.Conv2d):
         return result
 
     def _needs_float32(self, input: Tensor) -> bool:
-        """Whether the backward pass in bfloat16 would be slow or wrong (torch 2.14).
+        """Whether bfloat16 would be slow or wrong (torch 2.14).
 
-        Of a depthwise convolution it takes four times as long as in float32 (EfficientNet-Lite0: the whole
-        backward pass 219 instead of 86 ms). With stride 2 and an input of one cell (P7 of images of up to 64
-        pixels) a part of the weight gradient is never set: it is whatever was in that memory, NaN or 1e34.
+        The backward pass of a depthwise convolution takes four times as long as in float32 (all of
+        EfficientNet-Lite0 219 instead of 86 ms). With stride 2 and an output that is one cell wide (P6, P7 of
+        images of up to 128 pixels), a part of the output or of the weight gradient is never set: it is
+        whatever was in that memory, NaN or 1e34.
         """
-        if not (torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
+        if not torch.is_autocast_enabled("cpu"):
             return False
         is_depthwise = self.groups == self.in_channels > 1
-        return is_depthwise or (self.stride == (2, 2) and input.shape[2:] == (1, 1))
+        is_one_wide = self.stride == (2, 2) and input.shape[3] <= WIDTH_TO_ONE
+        return is_one_wide or (is_depthwise and torch.is_grad_enabled())
 
 
 class FoldedNorm(FrozenBatchNorm):

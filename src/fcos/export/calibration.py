@@ -49,13 +49,15 @@ class Calibration:
     config: TrainConfig
     images: Sequence[Path]
 
-    def __len__(self) -> int:
+    @property
+    def num_images(self) -> int:
+        """Images that are used; inputs are more where there are tiles, so `len` would mislead NNCF."""
         return min(len(self.images), MAX_IMAGES)
 
     def __iter__(self) -> Iterator[Inputs]:
         transform, dtype = build_eval_transform(self.config), getattr(torch, input_dtype(self.config))
-        views, num_views = Views(self.config.tile or 0), MAX_IMAGES // max(1, len(self))
-        for seed, path in enumerate(self.images[: len(self)]):
+        views, num_views = Views(self.config.tile or 0), MAX_IMAGES // max(1, self.num_images)
+        for seed, path in enumerate(self.images[: self.num_images]):
             parts = list(parts_of(read_image(path), views, transform.longest_side))
             for place in np.random.default_rng(seed).permutation(len(parts))[:num_views]:
                 image = parts[place].pixels

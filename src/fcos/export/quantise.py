@@ -129,6 +129,6 @@ def average_precision(detector: Predictor, annotations: Annotations) -> float:
 def _note(found: Search, calibration: Calibration, annotations: Annotations) -> str:
     parts = f"{' and '.join(found.chosen.in_float32)} in float32; " if found.chosen.in_float32 else ""
     return (
-        f"8-bit integers, calibrated on {counted(len(calibration), 'image')}; {parts}"
+        f"8-bit integers, calibrated on {counted(calibration.num_images, 'image')}; {parts}"
         f"AP {found.ap_before:.4f} -> {found.chosen.ap:.4f} on {counted(len(annotations), 'image')}"
     )
