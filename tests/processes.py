@@ -32,7 +32,7 @@ IMPORTS = (
 )
 
 
-class Process:
+class Fork:
     """As `subprocess.Popen`, in a process group of its own; without `streams`, pipes for what it says.
 
     Args:
@@ -55,8 +55,7 @@ class Process:
             ours = [os.open(os.devnull, os.O_RDONLY), out_end, err_end]
             self.stdout, self.stderr = (open(it, encoding="utf-8") for it in (out, err))
         self._status, status = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        environment = {**(os.environ if env is None else env), "OMP_NUM_THREADS": "1"}
-        request = {"words": list(map(str, words)), "env": environment, "cwd": os.path.abspath(cwd)}
+        request = {"words": list(map(str, words)), "env": with_one_thread(env), "cwd": os.path.abspath(cwd)}
         socket.send_fds(server(), [json.dumps(request).encode()], [*(streams or ours), status.fileno()])
         for end in (*ours, status.detach()):
             os.close(end)
@@ -99,6 +98,42 @@ class Process:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+class Fresh(subprocess.Popen[str]):
+    """The same in a Python of its own: macOS has no such sockets, and forbids forks after torch."""
+
+    def __init__(
+        self,
+        *words: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path = ".",
+        streams: Sequence[int] = (),
+    ) -> None:
+        stdin, stdout, stderr = streams or (subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE)
+        super().__init__(
+            [sys.executable, *map(str, words)],
+            env=with_one_thread(env),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """Close the pipes of a process that nobody asks any more."""
+        for end in (self.stdout, self.stderr):
+            if end is not None:
+                end.close()
+
+
+Process = Fork if sys.platform == "linux" else Fresh
+
+
+def with_one_thread(env: Mapping[str, str] | None) -> dict[str, str]:
+    return {**(os.environ if env is None else env), "OMP_NUM_THREADS": "1"}
 
 
 def run(

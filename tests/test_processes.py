@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .processes import Process, run
+from . import processes
+from .processes import Fork, Fresh, run
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,11 @@ from .processes import Process, run
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9),
     ],
 )
-def test_exit_codes_are_those_of_python(code: str, ended: int) -> None:
+@pytest.mark.parametrize("kind", [Fork, Fresh])
+def test_exit_codes_are_those_of_python(
+    kind: type[Fork] | type[Fresh], code: str, ended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "Process", kind)
     done = run("-c", code)
     assert done.returncode == ended
     assert ("ZeroDivisionError: division by zero" in done.stderr) == (ended == 1)
@@ -43,9 +48,10 @@ def test_arguments_environment_and_folder_are_its_own_and_the_package_is_there(t
         assert end == "end"
 
 
-def test_processes_share_nothing_and_are_killed_one_by_one() -> None:
+@pytest.mark.parametrize("kind", [Fork, Fresh])
+def test_processes_share_nothing_and_are_killed_one_by_one(kind: type[Fork] | type[Fresh]) -> None:
     code = "import sys, torch; torch.mark = getattr(torch, 'mark', 0) + 1; print(torch.mark, flush=True)"
-    first, second = Process("-c", code + "; import time; time.sleep(99)"), Process("-c", code)
+    first, second = kind("-c", code + "; import time; time.sleep(99)"), kind("-c", code)
     assert second.communicate(60)[0] == first.stdout.readline() == "1\n"
     assert second.returncode == 0
     assert os.getpgid(first.pid) == first.pid
