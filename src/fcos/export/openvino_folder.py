@@ -84,7 +84,7 @@ def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
             model,
             nncf.Dataset(calibration),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=MAX_IMAGES,
+            subset_size=MAX_IMAGES if calibration.config.tile else calibration.num_images,
             ignored_scope=nncf.IgnoredScope(names=sorted(_ignored(model, parts)), validate=False),
         )
 
