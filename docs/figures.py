@@ -293,7 +293,7 @@ def perfect_network() -> Figure:
     seen = view()
     output, size = perfect_output(seen), torch.tensor([seen.size_hw])
     process = PostProcess()
-    (entering,) = process.candidates(output, seen.grid, size, size)
+    (entering,) = process(output, seen.grid, size, size, nms=False)
     (found,) = process(output, seen.grid, size, size)
     titles = (f"{len(entering.scores)} candidates", f"{len(found.scores)} detections after NMS")
     for ax, what, title in zip(axes, (entering, found), titles, strict=True):

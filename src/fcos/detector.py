@@ -49,12 +49,13 @@ class Detector(Predictor):
     ) -> Detector:
         """Load the best model of a run folder, a model file, an exported file, or published weights.
 
+        `agnostic_nms`, `tile`, `overlap` and `tta` are as in `predict`, for everything that this detector does.
+
         Args:
             source: a run folder, one of our `*.safetensors` files, an export of `fcos export`, or a `*.pth`
                 file of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which keeps its
                 authors' preprocessing and post-processing.
             device: "auto", "cpu", "cuda", "mps", or a list with a GPU number. Exported files run on the CPU.
-            agnostic_nms, tile, overlap, tta: as in `predict`, for everything that this detector does.
         """
         path = Path(source)
         if not isinstance(device, torch.device):

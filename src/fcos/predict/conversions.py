@@ -182,9 +182,8 @@ def from_fiftyone(
 ) -> Detections:
     """From the `fiftyone.Detections` of a sample, in its order; a box without `confidence` has the score 1.
 
-    Args:
-        found: their labels must be in `class_names`; masks and attributes are ignored.
-        size_hw, image: as in `from_yolo`.
+    Their labels must be in `class_names`; masks and attributes are ignored. `size_hw` and `image` are as in
+    `from_yolo`.
     """
     rows, (height, width) = found.detections, _size_hw(image, size_hw)
     ids = [row.index for row in rows]
