@@ -49,7 +49,7 @@ class Detector(Predictor):
     ) -> Detector:
         """Load the best model of a run folder, a model file, an exported file, or published weights.
 
-        `agnostic_nms`, `tile`, `overlap` and `tta` are as in `predict`, for everything that this detector does.
+        `agnostic_nms`, `tile`, `overlap` and `tta` are as in `predict`, for all that this detector does.
 
         Args:
             source: a run folder, one of our `*.safetensors` files, an export of `fcos export`, or a `*.pth`
