@@ -189,7 +189,7 @@ def test_reasons_of_misses_lead_to_their_pictures(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
     assert re.search(r'<a href="#picture-2" data-tag="miss-class" [^>]*>1</a>', page)
     assert "1 of 7 objects" in page
-    assert "has no model file to predict them again" in page
+    assert "were not predicted again: the run has no model file, or predicts on tiles" in page
 
 
 def test_confident_disagreements_are_shown_as_crops(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_the_report_of_a_model_with_tiles_says_what_is_learned_on_them(tmp_path:
     run = write_run(tmp_path / "run")
     config = load_config(run / "config.json").model_copy(update={"tile": 64})
     dump_config(config, run / "config.json")
-    page = write_report(run, annotations=data_set(tmp_path / "data"), results=[]).read_text(encoding="utf-8")
+    page = page_of(run, data_set(tmp_path / "data"), [])
     parsed(page)
     assert "resized as in this run (tiles of 64 pixels, " in page
     assert "predicts on tiles" in page
