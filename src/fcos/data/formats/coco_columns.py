@@ -112,9 +112,12 @@ def read_columns(source: Path) -> Columns | None:
 
 
 def _image_columns(images: list[ImageEntry]) -> list[NDArray[Any]]:
-    names = [slashed(image.file_name).encode() for image in images]
-    if any(len(name) > MAX_NAME_BYTES or not name or b"\0" in name for name in names):
+    names = [image.file_name.encode() for image in images]
+    lengths, text = list(map(len, names)), b"".join(names)
+    if min(lengths, default=1) == 0 or max(lengths, default=1) > MAX_NAME_BYTES or b"\0" in text:
         raise ValueError("a name that no file has")
+    if b"\\" in text:
+        names = [slashed(image.file_name).encode() for image in images]
     ids = [image.id for image in images]
     if max(map(abs, ids), default=0) > MAX_ID:
         raise ValueError("an id does not fit into 64 bits")
