@@ -3,14 +3,14 @@
     python benchmarks/accuracy.py run --out tries --pulled DIR --sets bccd raccoon --methods fcos_mobilenetv2
     python benchmarks/accuracy.py run --out tries --pulled DIR --methods fcos_tv ssdlite_v2 \\
         "tal:fcos_mobilenetv2,assigner=tal,class_loss=vfl,quality=none"
-    python benchmarks/accuracy.py table --out tries
+    python benchmarks/accuracy.py table
     python benchmarks/accuracy.py latency --data bccd ours=run exported=run/model.onnx peer.pt
 
 `run` trains each method on each set for a budget of CPU seconds (all threads and processes together) and
-measures COCO's AP on the set's val images, with one file for each result: what is there already is not done
-again, so that a run can be stopped at any time. `table` prints what there is: AP of each set (mean over the
-seeds, and half their range), the mean over the sets, and the median time of an image. `latency` is
-`fcos compare` with the peers' files too, on a set's test images, with 2 threads.
+measures COCO's AP on the set's val images. Each result is a line of `--results` (benchmarks/accuracy.jsonl):
+what is there already is not done again, so that a run can be stopped at any time. `table` prints them: AP of
+each set (mean over the seeds, and half their range), the mean over the sets, and the median time of an image.
+`latency` is `fcos compare` with the peers' files too, on a set's test images, with 2 threads.
 
 A method is a peer of `benchmarks/peers.py`, a preset, or NAME:PRESET,key=value,... with settings of `fcos
 train`. Ours trains for as many whole epochs as the budget holds (of a set that it cannot see once: as many
@@ -37,6 +37,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ from fcos.data.check import check, drop_invalid
 from fcos.data.formats import read_annotations
 from fcos.export.verify import size_of
 from fcos.report.tradeoff import Candidate, measure
+from fcos.train.devices import prefers_bf16
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BUDGETS_S = {"short": 600.0, "long": 7200.0}  # 5 minutes and an hour of two cores
@@ -262,7 +264,8 @@ def train_ours(
 ) -> float:
     """`fcos train` in a process; the CPU seconds that it took."""
     known = SETS[name]
-    settings = {"model": preset, "precision": "bf16"} | known.settings | settings
+    precision = "bf16" if prefers_bf16("cpu") else "fp32"  # as `fcos init` proposes
+    settings = {"model": preset, "precision": precision} | known.settings | settings
     settings |= {
         "epochs": epochs,
         "eval_epochs": epochs,
@@ -343,13 +346,21 @@ def run_all(args: argparse.Namespace) -> None:
             for seed in range(args.seeds or SETS[name].seeds):
                 method, kind, settings = parse_method(text)
                 budget = "test_" * args.test + args.budget
+                key = {"budget": budget, "method": method, "set": name, "seed": seed}
+                if any(result.items() >= key.items() for result in read_results(args.results)):
+                    continue
+                print(f"{budget} {method} {name} seed {seed}", flush=True)
                 folder = args.out / budget / method / f"{name}_{seed}"
-                result = folder / "result.json"
-                if not result.exists():
-                    print(f"{budget} {method} {name} seed {seed}", flush=True)
-                    numbers = run_one(kind, settings, name, seed, folder, args)
-                    result.write_text(json.dumps(numbers))
-                    print(f"  AP {numbers['ap']:.4f}  {numbers['cpu_s']:.0f} CPU s", flush=True)
+                numbers = run_one(kind, settings, name, seed, folder, args)
+                numbers["date"] = time.strftime("%Y-%m-%d")
+                with open(args.results, "a") as file:  # one write, so several processes can share the file
+                    file.write(json.dumps(key | numbers) + "\n")
+                print(f"  AP {numbers['ap']:.4f}  {numbers['cpu_s']:.0f} CPU s", flush=True)
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """One for each training so far."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def run_one(
@@ -381,33 +392,32 @@ def run_one(
     return scores | {"ms": milliseconds} | note
 
 
-def print_table(out: Path) -> None:
-    """A row for each budget and method, a column for each set."""
-    results: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for file in sorted(out.glob("*/*/*/result.json")):
-        budget, method, place = file.parts[-4:-1]
-        by_set = results.setdefault((budget, method), {})
-        by_set.setdefault(place.rpartition("_")[0], []).append(json.loads(file.read_text()))
-    print("AP / AP50 / AP75 / AP small x 100; half the range of AP over the seeds")
-    print("| budget | method | " + " | ".join(SETS) + " | mean AP | ms |")
-    print("|---|---|" + "---|" * (len(SETS) + 2))
-    for (budget, method), by_set in results.items():
-        cells, means = [], []
+def table(all_results: list[dict[str, Any]], budget: str, metrics: Sequence[str]) -> list[str]:
+    """A row for each method, a column for each set, x 100; the mean AP where a method has all sets."""
+    lines = [
+        f"| {budget} | " + " | ".join([*SETS, "mean AP", "ms"]) + " |",
+        "|---|" + "---|" * (len(SETS) + 2),
+    ]
+    of_budget = [result for result in all_results if result["budget"] == budget]
+    for method in dict.fromkeys(result["method"] for result in of_budget):
+        cells, mean_aps = [], []
+        of_method = [result for result in of_budget if result["method"] == method]
         for name in SETS:
-            tries = by_set.get(name, [])
+            tries = [result for result in of_method if result["set"] == name]
             if not tries:
                 cells.append("")
                 continue
-            scores = [[one[key] for one in tries] for key in ("ap", "ap50", "ap75", "ap_small")]
-            means_of = [statistics.mean(values) for values in scores]
-            words = [f"{100 * mean:.1f}" if mean >= 0 else "–" for mean in means_of]
-            means.append(means_of[0])
-            if len(tries) > 1:
-                words[0] += f" ± {50 * (max(scores[0]) - min(scores[0])):.1f}"
+            means = [statistics.mean(one[metric] for one in tries) for metric in metrics]
+            words = [f"{100 * mean:.1f}" if mean >= 0 else "–" for mean in means]
+            aps = [one["ap"] for one in tries]
+            mean_aps.append(statistics.mean(aps))
+            if len(aps) > 1:
+                words[0] += f" ± {50 * (max(aps) - min(aps)):.1f}"
             cells.append(" / ".join(words))
-        mean = f"{100 * statistics.mean(means):.1f}" if len(means) == len(SETS) else ""
-        ms = statistics.median(one["ms"] for tries in by_set.values() for one in tries)
-        print(f"| {budget} | {method} | " + " | ".join(cells) + f" | {mean} | {ms:.0f} |")
+        cells.append(f"{100 * statistics.mean(mean_aps):.1f}" if len(mean_aps) == len(SETS) else "")
+        cells.append(f"{statistics.median(one['ms'] for one in of_method):.0f}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
 
 
 # Measuring ------------------------------------------------------------------------------------------------
@@ -454,13 +464,15 @@ def main() -> None:
     run.add_argument("--epochs", type=int, help="of our methods, instead of those that fit into the budget")
     run.add_argument("--test", action="store_true", help="train on all but test, measure on test")
     run.add_argument("--download", action="store_true", help="ImageNet weights of MobileNetV3")
-    table = commands.add_parser("table", help="print the results that there are")
+    results = commands.add_parser("table", help="print the results that there are")
+    results.add_argument("--metrics", nargs="+", default=["ap", "ap50", "ap75", "ap_small"])
     latency = commands.add_parser("latency", help="AP against latency of files")
     latency.add_argument("models", nargs="+", help="FILE or NAME=FILE")
     latency.add_argument("--images", type=int, help="only the first N (the AP is then of no use)")
     latency.add_argument("--data", choices=SETS, required=True)
-    for command in (run, table):
-        command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    run.add_argument("--out", type=Path, required=True, help="folder of the trainings")
+    for command in (run, results):
+        command.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     for command in (run, latency):
         command.add_argument("--shared", type=Path, default=SHARED)
         command.add_argument("--pulled", type=Path)
@@ -468,7 +480,9 @@ def main() -> None:
     if args.command == "run":
         run_all(args)
     elif args.command == "table":
-        print_table(args.out)
+        all_results = read_results(args.results)
+        for budget in dict.fromkeys(result["budget"] for result in all_results):
+            print(*table(all_results, budget, args.metrics), "", sep="\n")
     else:
         print_latency(args)
 
