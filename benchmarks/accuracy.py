@@ -10,7 +10,8 @@
 measures COCO's AP on the set's val images. Each result is a line of `--results` (benchmarks/accuracy.jsonl):
 what is there already is not done again, so that a run can be stopped at any time. `table` prints them: AP of
 each set (mean over the seeds, and half their range), the mean over the sets, and the median time of an image.
-`latency` is `fcos compare` with the peers' files too, on a set's test images, with 2 threads.
+`latency` is `fcos compare` with the peers' files too, on a set's test images, with 2 threads
+(or OMP_NUM_THREADS).
 
 A method is a peer of `benchmarks/peers.py`, a preset, or NAME:PRESET,key=value,... with settings of `fcos
 train`. Ours trains for as many whole epochs as the budget holds (of a set that it cannot see once: as many
@@ -30,6 +31,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import resource
 import shutil
@@ -131,7 +133,7 @@ SETS = {
         {"augmentation": "standard"},
     ),
 }
-NUM_THREADS = 2
+NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
 
 
 class Lists(NamedTuple):
