@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fcos.errors import DatasetError, FcosError, OutputError
 
+T = TypeVar("T")
 MAX_TEXT_BYTES = 4 * 2**30
 # Folders that hold no data of the user: those of operating systems and network drives. (Others are hidden.)
 SYSTEM_FOLDERS = frozenset(
@@ -82,6 +84,20 @@ def read_text(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: in
     except UnicodeDecodeError as error:
         raise kind("not a UTF-8 text file", where=str(path), fix="save it as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path, kind: type[T], what: str, fix: str) -> T:
+    """The content of a JSON file that `write_json` may have written.
+
+    Raises:
+        DatasetError: it is not `what`, or damaged.
+    """
+    import msgspec  # `fcos --help` does without
+
+    try:
+        return msgspec.json.decode(read_bytes(path), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(f"not {what}, or damaged: {error}", where=str(path), fix=fix) from error
 
 
 # Listing ----------------------------------------------------------------------------------------------------
@@ -154,11 +170,10 @@ def written(path: Path, *, fix: str = "") -> Iterator[Path]:
         OutputError: it cannot be written.
     """
     path = Path(os.path.realpath(path))  # through a link: to what it points at
-    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null, /dev/stdout, a pipe
-        with explained(path, fix):
-            yield path
-        return
     with explained(path, fix):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null, /dev/stdout, a pipe
+            yield path
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
         try:
@@ -178,6 +193,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     """A file, whole or not at all."""
     with written(path) as partial:
         partial.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    import msgspec
+
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1))
 
 
 def check_writable(path: Path) -> None:
