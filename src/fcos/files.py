@@ -32,11 +32,7 @@ WRITE_FAILURES = (
 
 
 def check_regular(path: Path, kind: type[FcosError] = DatasetError) -> None:
-    """Reject missing paths and anything but a file: opening a pipe or a device may wait for ever.
-
-    Raises:
-        FcosError: of the given kind.
-    """
+    """Reject missing paths and anything but a file: opening a pipe or a device may wait for ever."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
@@ -207,9 +203,6 @@ def check_writable(path: Path) -> None:
 
     Args:
         path: of a file or folder that may be there already, or not; nothing is left behind.
-
-    Raises:
-        OutputError: nothing can be written there.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not (place.is_file() or place.is_dir()):

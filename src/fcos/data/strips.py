@@ -50,11 +50,7 @@ class LargeImage:
     driver: str  # of GDAL
 
     def strips(self, tops: Sequence[int], num_rows: int) -> Iterator[UInt8[Tensor, "3 rows width"]]:
-        """Rows `[top, top + num_rows)`, RGB, for each top; ascending, without rows left out in between.
-
-        Raises:
-            DatasetError: the file is damaged.
-        """
+        """Rows `[top, top + num_rows)`, RGB, for each top; ascending, without rows left out in between."""
         with needs_extra("reading a large image strip by strip", "large"):
             import rasterio
         pieces = self._pieces(rasterio)
