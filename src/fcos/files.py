@@ -11,11 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fcos.errors import DatasetError, FcosError, OutputError
 
-T = TypeVar("T")
 MAX_TEXT_BYTES = 4 * 2**30
 # Folders that hold no data of the user: those of operating systems and network drives. (Others are hidden.)
 SYSTEM_FOLDERS = frozenset(
@@ -82,8 +81,8 @@ def read_text(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: in
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path, kind: type[T], what: str, fix: str) -> T:
-    """The content of a JSON file that `write_json` may have written.
+def read_json(path: Path, kind: Any, what: str, fix: str) -> Any:
+    """The content of a JSON file as a type that msgspec knows.
 
     Raises:
         DatasetError: it is not `what`, or damaged.

@@ -116,8 +116,9 @@ def read_summaries(folder: Path) -> dict[str, DataSummary]:
     file = folder / FILE_NAME
     if not file.is_file():
         return {}
-    fix = "remove it: it is created again from the data"
-    return read_json(file, dict[str, DataSummary], "a summary of a run's data", fix)
+    kind, fix = dict[str, DataSummary], "remove it: it is created again from the data"
+    summaries: dict[str, DataSummary] = read_json(file, kind, "a summary of a run's data", fix)
+    return summaries
 
 
 def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:

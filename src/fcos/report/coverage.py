@@ -100,4 +100,6 @@ def read_coverage(run: Path) -> CoverageFacts | None:
     file = run / FILE_NAME
     if not file.is_file():
         return None
-    return read_json(file, CoverageFacts, "a coverage file", "remove it: the report does not need it")
+    fix = "remove it: the report does not need it"
+    facts: CoverageFacts = read_json(file, CoverageFacts, "a coverage file", fix)
+    return facts

@@ -118,7 +118,7 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
             check_boxes(part)
             made.append(Split(split_folder / name, common_root(part)))
             files[made[-1].source] = coco.text_of(part, root=made[-1].root)
-        parts = Splits("coco", *made)
+        parts = Splits("coco", train=made[0], evaluation=made[1])
         trained = f"the folder has no split, so one was made: {counted(len(train), 'image')}"
         evaluated = (
             f"{counted(len(held_out), 'image')} chosen at random (seed {SPLIT_SEED}), never trained on"
