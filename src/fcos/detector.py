@@ -13,7 +13,7 @@ import torch
 
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
-from fcos.data.check import check, drop_invalid
+from fcos.data.check import valid_part
 from fcos.data.formats import find_name_file, read_annotations, read_names
 from fcos.data.in_memory import Names, write_items
 from fcos.data.names import is_no_class, with_classes_of
@@ -141,11 +141,11 @@ class Detector(Predictor):
         source: str | os.PathLike[str],
         *,
         root: str | os.PathLike[str] | None = None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | Path | None = None,
         format: str = "auto",
         skip_invalid: bool = False,
     ) -> Annotations:
-        """Read annotations to evaluate on; arguments as in `evaluate`.
+        """Read annotations to evaluate on; arguments as in `evaluate`, and `names` may be a file of names.
 
         They have the labels of this model, and boxes in the frame of the upright images.
 
@@ -163,10 +163,7 @@ class Detector(Predictor):
                 names = own  # the order of the list's class ids; other words for as many may be in that order
         annotations = read_annotations(source, root=folder, names=names, format=known)
         annotations = with_classes_of(annotations, self.class_names, self.category_ids)
-        report = check(annotations, on_tiles=bool(self._views.tile))
-        if not skip_invalid:
-            report.raise_problems(may_lack_boxes=True)
-        return drop_invalid(annotations, report)
+        return valid_part(annotations, skip_invalid=skip_invalid, on_tiles=bool(self._views.tile))
 
 
 def with_items(config: TrainConfig, split: str, items: Any, names: Names | None) -> TrainConfig:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fcos.errors import DatasetError, FcosError, OutputError
 
@@ -30,11 +31,7 @@ WRITE_FAILURES = (
 
 
 def check_regular(path: Path, kind: type[FcosError] = DatasetError) -> None:
-    """Reject missing paths and anything but a file: opening a pipe or a device may wait for ever.
-
-    Raises:
-        FcosError: of the given kind.
-    """
+    """Reject missing paths and anything but a file: opening a pipe or a device may wait for ever."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
@@ -82,6 +79,20 @@ def read_text(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: in
     except UnicodeDecodeError as error:
         raise kind("not a UTF-8 text file", where=str(path), fix="save it as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path, kind: Any, what: str, fix: str) -> Any:
+    """The content of a JSON file as a type that msgspec knows.
+
+    Raises:
+        DatasetError: it is not `what`, or damaged.
+    """
+    import msgspec  # `fcos --help` does without
+
+    try:
+        return msgspec.json.decode(read_bytes(path), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(f"not {what}, or damaged: {error}", where=str(path), fix=fix) from error
 
 
 # Listing ----------------------------------------------------------------------------------------------------
@@ -154,11 +165,10 @@ def written(path: Path, *, fix: str = "") -> Iterator[Path]:
         OutputError: it cannot be written.
     """
     path = Path(os.path.realpath(path))  # through a link: to what it points at
-    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null, /dev/stdout, a pipe
-        with explained(path, fix):
-            yield path
-        return
     with explained(path, fix):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null, /dev/stdout, a pipe
+            yield path
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
         try:
@@ -180,14 +190,18 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    import msgspec
+
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1))
+
+
 def check_writable(path: Path) -> None:
     """Refuse a place for output before the work is done, not after.
 
     Args:
         path: of a file or folder that may be there already, or not; nothing is left behind.
-
-    Raises:
-        OutputError: nothing can be written there.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not (place.is_file() or place.is_dir()):

@@ -72,7 +72,6 @@ class SafeStream:
     """A text stream that shows control characters as text, except colours in a terminal.
 
     Args:
-        stream: where the text goes.
         kept: what a terminal may get as it is.
     """
 

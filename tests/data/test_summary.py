@@ -26,7 +26,7 @@ def annotations_of(path: Path, *boxes_xyxy: list[float], times: int = 1) -> Anno
 )
 def test_a_damaged_file_says_how_to_go_without(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE_NAME).write_text(content)
-    with pytest.raises(DatasetError, match=r"damaged\n  in: .*data.json\n  fix: remove it"):
+    with pytest.raises(DatasetError, match=r"damaged: .+\n  in: .*data.json\n  fix: remove it"):
         read_summaries(tmp_path)
 
 

@@ -29,5 +29,5 @@ def test_damaged_results_say_what_writes_them_again(tmp_path: Path, content: str
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"reasons": 1}', '{"reasons": [[1]]}'])
 def test_damaged_coverage_says_how_to_go_without(tmp_path: Path, content: str) -> None:
     (tmp_path / "coverage.json").write_text(content)
-    with pytest.raises(DatasetError, match=r"damaged\n  in: .*coverage.json\n  fix: remove it"):
+    with pytest.raises(DatasetError, match=r"damaged: .+\n  in: .*coverage.json\n  fix: remove it"):
         read_coverage(tmp_path)

@@ -11,7 +11,7 @@ from fcos.data.formats import read_annotations
 from fcos.errors import DatasetError
 from fcos.files import write_text
 from fcos.train.input_size import Budget, image_sizes
-from fcos.train.propose import Hardware, budget_of, find_hardware, propose, propose_data, split_files
+from fcos.train.propose import Hardware, budget_of, find_hardware, propose, propose_data
 from fcos.weights.start import adopt_settings, find_start
 
 CPU = Hardware(num_cores=2)
@@ -277,13 +277,13 @@ def test_split_of_the_folder_is_used(tmp_path: Path) -> None:
     assert proposed["list_eval"] == tmp_path / "birds" / "val.txt"
     assert proposed["run_folder"] == "runs/birds"
     assert len(data.train) == 4
-    assert split_files(data, tmp_path / "split") == {}
+    assert data.files == {}
 
 
 def test_split_is_made_by_image_where_the_folder_brings_none(tmp_path: Path) -> None:
     write_list(tmp_path / "birds", "all", 10)
     data = propose_data(tmp_path / "birds", tmp_path / "split")
-    for file, text in split_files(data, tmp_path / "split").items():
+    for file, text in data.files.items():
         write_text(file, text)
     proposed = {proposal.key: proposal for proposal in data.proposals}
     assert "the folder has no split, so one was made: 8 images" in proposed["list_train"].reason
@@ -323,7 +323,6 @@ def test_folder_without_a_box_is_refused(tmp_path: Path) -> None:
 
 def test_folder_with_impossible_classes_cannot_be_split(tmp_path: Path) -> None:
     write_list(tmp_path / "birds", "all", 3, boxes=" 1 2 11 22 0")
-    data = propose_data(tmp_path / "birds", tmp_path / "split")
     with pytest.raises(DatasetError, match="boxes without a known class or finite numbers") as caught:
-        split_files(data, tmp_path / "split")
+        propose_data(tmp_path / "birds", tmp_path / "split")
     assert "`fcos check " in caught.value.fix

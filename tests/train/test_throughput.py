@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,9 +66,9 @@ def test_waiting_and_computing_are_added_up_and_the_first_batch_is_the_start(tim
 def test_the_line_says_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "num_cores", lambda: 16)
     settings = config(num_workers=2, precision="bf16")
-    waited = EpochTimes(num_images=380, elapsed_s=38.0, waited_s=4.56, start_s=1)
+    waited = EpochTimes(num_images=380, elapsed_s=38.0, waited_s=4.56, start_s=1.0)
     monkeypatch.setattr(devices, "bf16_time", lambda: 0.7)
-    little = waited._replace(waited_s=0.4)
+    little = replace(waited, waited_s=0.4)
     assert describe(waited, 3) == "epoch 3: 38 s, 10.0 img/s, 12% waiting for images"
     assert describe(little, 3) == "epoch 3: 38 s, 10.0 img/s, 1% waiting for images"
     assert advice(waited, settings, 1, "cuda") == "more num_workers (now 2, 16 cores)"

@@ -14,6 +14,8 @@ import click
 
 from fcos.cli.options import annotation_options
 from fcos.cli.output import json_option, new_table, print_json, print_table
+from fcos.errors import DatasetError
+from fcos.files import read_text
 from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
@@ -98,7 +100,6 @@ def _read_parts(
     from fcos.data.formats import find_name_file, read_annotations, read_names
     from fcos.data.names import with_classes_of
     from fcos.data.registry import NO_IMAGES, format_named
-    from fcos.errors import DatasetError
 
     splits, name_file, format = _expand(sources, root, name_file, format)
     names: Sequence[str] | None = None
@@ -149,8 +150,6 @@ def _expand(
 
 
 def _is_config(source: Path) -> bool:
-    from fcos.files import read_text
-
     if source.suffix != ".json":
         return False
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcos.cli.options import PATH, annotation_options, device_of, device_option, output_option
+from fcos.cli.options import PATH, annotation_options, device_option, output_option
 from fcos.cli.output import json_option, new_table, print_json, print_table, progress_bar
 from fcos.files import check_writable
 from fcos.terminal import counted, printable_line
@@ -72,21 +72,17 @@ def command(
     by name.
     """
     from fcos.data.annotations import select
-    from fcos.data.check import check, drop_invalid
-    from fcos.data.formats import read_annotations, read_names
+    from fcos.data.check import valid_part
+    from fcos.data.formats import read_annotations
     from fcos.report.curves import check_format
     from fcos.report.tradeoff import measure, plot
 
     check_format(output)
     check_writable(output)
-    class_names = read_names(names)[0] if names else None
-    annotations = read_annotations(data, root=root, names=class_names, format=format)
+    annotations = read_annotations(data, root=root, names=names, format=format)
     if num_images is not None:
         annotations = select(annotations, range(min(num_images, len(annotations))))
-    report = check(annotations)
-    if not skip_invalid:
-        report.raise_problems(may_lack_boxes=True)
-    annotations = drop_invalid(annotations, report)
+    annotations = valid_part(annotations, skip_invalid=skip_invalid)
     candidates = open_candidates(models, annotations, other_names, device)
     with progress_bar(len(annotations), "comparing") as advance:
         rows = measure(candidates, annotations, advance)
@@ -136,7 +132,7 @@ def _open(
         other = open_other(path, other_names, annotations.class_names)
         if other is not None:
             return Candidate(name, other.predict, other.class_names, size_of(path))
-    detector = Detector.load(path, device_of(path, device))
+    detector = Detector.load(path, device)
     return Candidate(
         name,
         lambda image: detector.predict(image, 0.0),

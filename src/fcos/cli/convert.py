@@ -52,10 +52,9 @@ def command(
     root_train or root_eval when reading. VOC and YOLO folders contain links to the images, or copies with
     --copy-images. Anything that the new format cannot represent is printed.
     """
-    from fcos.data.formats import convert, read_names
+    from fcos.data.formats import convert
 
-    class_names = read_names(names)[0] if names else None
-    result = convert(source, to, out, root=root, names=class_names, format=format, copy_images=copy_images)
+    result = convert(source, to, out, root=root, names=names, format=format, copy_images=copy_images)
     annotations = result.annotations
     boxes, classes = len(annotations.labels), annotations.num_classes
     if as_json:

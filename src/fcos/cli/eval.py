@@ -22,7 +22,7 @@ from fcos.cli.options import (
 from fcos.cli.output import json_option, new_table, print_json, print_table, progress_bar
 from fcos.errors import ConfigError
 from fcos.files import check_writable, write_bytes
-from fcos.terminal import counted
+from fcos.terminal import counted, printable_line
 
 if TYPE_CHECKING:
     from fcos.config import TrainConfig
@@ -166,8 +166,6 @@ def evaluation_data(
     skip_invalid: bool = False,
 ) -> Annotations:
     """The annotations of `--list`; without one those of the model's run, read as the run read them."""
-    from fcos.data.names import read_names
-
     if list_ is None:
         run = run_config(detector.path)
         if run is None or not run.list_eval:
@@ -180,10 +178,7 @@ def evaluation_data(
         root = root or (Path(run.root_eval) if run.root_eval else None)
         names = names or (Path(run.name_file) if run.name_file else None)
         skip_invalid = skip_invalid or run.skip_invalid
-    class_names = read_names(names)[0] if names else None
-    return detector.read_annotations(
-        list_, root=root, names=class_names, format=format, skip_invalid=skip_invalid
-    )
+    return detector.read_annotations(list_, root=root, names=names, format=format, skip_invalid=skip_invalid)
 
 
 def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
@@ -191,7 +186,6 @@ def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:
     import numpy as np
 
     from fcos.data.names import is_no_class
-    from fcos.terminal import printable_line
 
     of_boxes = annotations.labels[annotations.is_counted]
     num_boxes = np.bincount(of_boxes, minlength=annotations.num_classes).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ from fcos.cli.eval import evaluation_data
 from fcos.cli.options import PATH, agnostic_nms_option, model_argument, needs_demo
 from fcos.cli.output import json_option, new_table, print_json, print_table
 from fcos.errors import FcosError
+from fcos.files import written
 from fcos.terminal import counted
 
 if TYPE_CHECKING:
@@ -120,7 +122,6 @@ def command(
     from fcos.data.samples import photographs
     from fcos.detector import Detector
     from fcos.export.formats import beside, check_free, check_path, default_path
-    from fcos.files import written
     from fcos.predict.sources import find_images
     from fcos.weights.load import load_model
 
@@ -181,7 +182,6 @@ def _write_web(
     import torch
 
     from fcos.detector import Detector
-    from fcos.files import written
 
     with needs_demo():
         from fcos.demo.web import MODEL, add_page, check_web, runtime
@@ -256,8 +256,6 @@ def _write_int8(
 
 def _report(check: Check, path: Path, name: ExportFormat, search: Search | None, *, as_json: bool) -> None:
     """Print the comparison as a table or JSON."""
-    from dataclasses import asdict
-
     from fcos.export.formats import FORMATS
 
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +74,6 @@ def command(model: Path, as_json: bool) -> None:
 
 def as_dict(config: TrainConfig, path: Path, about: ExportCard) -> dict[str, Any]:
     """Everything known about a model."""
-    from dataclasses import asdict
-
     from fcos.config.conventions import CONVENTIONS
 
     return {

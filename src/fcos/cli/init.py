@@ -10,7 +10,9 @@ import click
 
 from fcos.cli.options import PATH, minutes_option, output_option
 from fcos.cli.output import json_option, new_table, print_json, print_table
-from fcos.files import check_writable, write_text
+from fcos.errors import ConfigError
+from fcos.files import check_writable, read_text, write_text
+from fcos.terminal import printable_line
 
 if TYPE_CHECKING:
     from fcos.train.propose import Proposal
@@ -68,16 +70,7 @@ def write_proposal(
     from fcos.config.checks import DATA_PATHS
     from fcos.config.load import settings_text
     from fcos.data.formats.coco import looks_like_coco
-    from fcos.errors import ConfigError
-    from fcos.files import read_text
-    from fcos.train.propose import (
-        Proposal,
-        budget_of,
-        find_hardware,
-        propose,
-        propose_data,
-        split_files,
-    )
+    from fcos.train.propose import Proposal, budget_of, find_hardware, propose, propose_data
 
     check_writable(output)
     if output.is_file() and looks_like_coco(output):
@@ -86,8 +79,7 @@ def write_proposal(
             where=f"file {output}",
             fix=f"`fcos init {folder} -o OTHER.json` writes another, `fcos train OTHER.json` trains with it",
         )
-    split_folder = output.with_name(f"{output.stem}_split")
-    data = propose_data(folder, split_folder)
+    data = propose_data(folder, output.with_name(f"{output.stem}_split"))
     hardware = find_hardware()
     budget = None if minutes is None else budget_of(minutes, len(data.train), hardware)
     proposals = [*data.proposals, *propose(data.train, hardware, budget)]
@@ -96,7 +88,7 @@ def write_proposal(
     config = load_config(settings, overrides, origin="what is proposed")
     beside = output.absolute().parent
     config_text = settings_text({key: _portable(value, beside) for key, value, _ in proposals})
-    texts = {**split_files(data, split_folder), output: config_text}
+    texts = {**data.files, output: config_text}
     for file, text in reversed(texts.items()):
         if file.exists() and not overwrite and read_text(file, ConfigError) != text:
             kind, train = "annotation", ""
@@ -125,7 +117,6 @@ def _portable(value: Any, folder: Path) -> Any:
 def print_proposal(proposals: list[Proposal], output: Path, *, err: bool = False) -> None:
     """Each setting with its reason, and the file that they are in."""
     from fcos.cli.config import show
-    from fcos.terminal import printable_line
 
     table = new_table("setting", "value", "reason")
     for key, value, reason in proposals:

@@ -167,11 +167,7 @@ def split_batch(
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Reject a config whose data does not exist, naming every missing path.
-
-    Raises:
-        ConfigError: no training data is given, or paths do not exist.
-    """
+    """Reject a config without training data, or whose data does not exist, naming every missing path."""
     problems = []
     if not config.list_train:
         problems.append(

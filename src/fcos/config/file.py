@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,10 +85,8 @@ def read_override(word: str, text_keys: Collection[str]) -> Given:
 def _json_or_text(text: str) -> Any:
     # device=0,1 is a list too: brackets mean something else to many shells
     for candidate in [text, f"[{text}]"] if "," in text else [text]:
-        try:
+        with suppress(ValueError, RecursionError):
             return json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
     return text
 
 

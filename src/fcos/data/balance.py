@@ -33,7 +33,6 @@ def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor
     a position in the stream is known without the epochs before it.
 
     Args:
-        annotations: of the training images.
         threshold: t above; classes in a smaller fraction of the images are repeated.
     """
     share = images_per_class(annotations) / len(annotations)

@@ -85,10 +85,7 @@ class TrainDataset(Dataset[Sample]):
 
     Attributes:
         annotations: of the training images; crowd regions are no targets.
-        transform: resizing and augmentation.
-        seed: of the augmentation.
         batch_size: images of one optimizer step, which share what augmentation draws once for a step.
-        mixing: of several images into one.
     """
 
     annotations: Annotations

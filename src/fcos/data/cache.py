@@ -40,7 +40,6 @@ def cached(
     """Arrays and words made from a file: from the cache if it has them, else by `read`.
 
     Args:
-        source: the file.
         how: what else the result depends on; plain values.
         read: makes arrays, and plain values that go with them.
     """

@@ -104,7 +104,6 @@ def check(
     """Check every image and every box.
 
     Args:
-        annotations: as read.
         decode: decode every image; False reads headers only: much faster, but misses truncated files.
         on_tiles: the images are predicted on tiles, so large ones are read strip by strip, of any size.
         track: shows progress: gets an iterable and its length, yields the same.
@@ -127,6 +126,14 @@ def check(
         boxes_xyxy=boxes_xyxy,
         sizes_hw=sizes_hw,
     )
+
+
+def valid_part(annotations: Annotations, *, skip_invalid: bool, on_tiles: bool = False) -> Annotations:
+    """What can be used of annotations to measure on; problems are errors unless `skip_invalid`."""
+    report = check(annotations, on_tiles=on_tiles)
+    if not skip_invalid:
+        report.raise_problems(may_lack_boxes=True)
+    return drop_invalid(annotations, report)
 
 
 def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:

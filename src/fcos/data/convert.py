@@ -11,7 +11,7 @@ import numpy as np
 
 from fcos.data.annotations import Annotations
 from fcos.data.image_files import common_root
-from fcos.data.names import check_names, read_names
+from fcos.data.names import check_names
 from fcos.data.registry import Format, format_named, read_annotations
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults
@@ -36,7 +36,7 @@ def convert(
     out: Path,
     *,
     root: Path | None = None,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] | Path | None = None,
     format: str = "auto",
     copy_images: bool = False,
 ) -> Converted:
@@ -47,11 +47,8 @@ def convert(
     """
     check_output(to, out, copy_images=copy_images)
     beside = find_name_file(source, root, format) if names is None else None
-    if beside is not None:
-        names = read_names(beside)[0]
-    result = write_annotations(
-        read_annotations(source, root=root, names=names, format=format), to, out, copy_images=copy_images
-    )
+    annotations = read_annotations(source, root=root, names=beside or names, format=format)
+    result = write_annotations(annotations, to, out, copy_images=copy_images)
     if beside is None:
         return result
     return replace(result, notes=(f"the class names are from {beside}", *result.notes))
@@ -69,7 +66,7 @@ def write_annotations(
     assert target.write is not None
     target.write(annotations, out, root=images_root, copy_images=copy_images)
     root = images_root if target.written_suffix else None
-    return Converted(annotations, root, _name_file(target, out), tuple(_losses(annotations, target)))
+    return Converted(annotations, root, target.names_beside(out), tuple(_losses(annotations, target)))
 
 
 def check_output(to: str, out: Path, *, copy_images: bool = False) -> None:
@@ -90,16 +87,12 @@ def check_output(to: str, out: Path, *, copy_images: bool = False) -> None:
             where=str(out),
             fix="omit --copy-images",
         )
-    for path in filter(None, (out, _name_file(target, out))):
+    for path in filter(None, (out, target.names_beside(out))):
         if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
             raise DatasetError(
                 "the output already exists", where=str(path), fix="remove it, or choose another name"
             )
     check_writable(out)
-
-
-def _name_file(target: Format, out: Path) -> Path | None:
-    return target.names_beside(out) if target.names_beside else None
 
 
 def check_boxes(annotations: Annotations) -> None:

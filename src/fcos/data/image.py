@@ -103,7 +103,6 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
     """An image decoded as small as `enough` allows where the format can do that (JPEG).
 
     Args:
-        path: of the file.
         enough: from height, width of the upright image to the smallest that it may be decoded at; None:
             full size.
     """

@@ -125,10 +125,6 @@ def training_stream(
             possible, since they are padded to one size.
         batch_size: images of one optimizer step over all devices.
         micro_batch: images of one forward pass on one device.
-        seed: of the order.
-        rank: of this device.
-        world: number of devices.
-        start_step: first optimizer step.
         factors: how often each image comes in an epoch (`balance.py`); None: once.
     """
     num_images = len(is_wide) if factors is None else epoch_length(factors)
@@ -176,9 +172,6 @@ def shard(groups: Sequence[list[int]], batch_size: int, rank: int = 0, world: in
 
     Args:
         groups: indices of images that may share a batch.
-        batch_size: images of a full batch.
-        rank: of this device.
-        world: number of devices.
     """
     batches = [
         group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)

@@ -114,8 +114,6 @@ def with_names(
     list classes that no box has: only those in use must be among the names.
 
     Args:
-        annotations: of any order of classes.
-        names: of the classes.
         category_ids: ids for names that the file does not have, where they are not taken.
 
     Raises:

@@ -19,6 +19,7 @@ import numpy as np
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image_files import ARCHIVE_SUFFIXES
+from fcos.data.names import read_names
 from fcos.data.text import read_lines, several
 from fcos.errors import DatasetError
 from fcos.files import check_regular, without_part
@@ -63,9 +64,7 @@ class Format:
     # None: the format is only read.
     write: Callable[..., None] | None = None
     written_suffix: str = ""  # of the file that is written; empty: it is a folder that holds the images too
-    names_beside: Callable[[Path], Path] | None = (
-        None  # where class names are written, if apart from the boxes
-    )
+    names_beside: Callable[[Path], Path | None] = lambda out: None  # where names are written apart from boxes
     keeps: frozenset[str] = field(default=frozenset())  # which of "crowd", "difficult", "ids" and "areas"
 
 
@@ -83,17 +82,20 @@ def all_formats() -> tuple[Format, ...]:
 
 
 def read_annotations(
-    source: Path, *, root: Path | None = None, names: Sequence[str] | None = None, format: str = "auto"
+    source: Path, *, root: Path | None = None, names: Sequence[str] | Path | None = None, format: str = "auto"
 ) -> Annotations:
     """Read annotations of any format.
 
     Args:
         source: annotation file or data set folder.
         root: folder of the images; without it they are expected near the annotations.
-        names: class names without background; sets the order of the labels, and refuses other classes.
+        names: class names without background, or the file that lists them; sets the order of the labels, and
+            refuses other classes.
         format: to force a format.
     """
     source = Path(source)
+    if isinstance(names, Path):
+        names = read_names(names)[0]
     known = format_named(recognise(source, root) if format == "auto" else format)
     if root is not None and not os.path.isdir(root):
         fix = "correct root_train / root_eval / --root"

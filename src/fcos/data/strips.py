@@ -43,24 +43,14 @@ def starts(side: int, tile: int, overlap: float = OVERLAP) -> list[int]:
 
 @dataclass(frozen=True)
 class LargeImage:
-    """An image file that is decoded from top to bottom, some rows at a time.
-
-    Attributes:
-        path: of the file.
-        size_hw: height, width.
-        driver: of GDAL.
-    """
+    """An image file that is decoded from top to bottom, some rows at a time."""
 
     path: Path
     size_hw: tuple[int, int]
-    driver: str
+    driver: str  # of GDAL
 
     def strips(self, tops: Sequence[int], num_rows: int) -> Iterator[UInt8[Tensor, "3 rows width"]]:
-        """Rows `[top, top + num_rows)`, RGB, for each top; ascending, without rows left out in between.
-
-        Raises:
-            DatasetError: the file is damaged.
-        """
+        """Rows `[top, top + num_rows)`, RGB, for each top; ascending, without rows left out in between."""
         with needs_extra("reading a large image strip by strip", "large"):
             import rasterio
         pieces = self._pieces(rasterio)
@@ -92,11 +82,7 @@ class LargeImage:
 
 
 def open_image(path: Path) -> Tensor | LargeImage:
-    """The pixels of an image, as `read_image` has them; what reads it in strips, where it is large.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
+    """The pixels of an image, as `read_image` has them; what reads it in strips, where it is large."""
     return open_large(path) or read_image(path)
 
 

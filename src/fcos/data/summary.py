@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
 from fcos.data.balance import images_per_class
-from fcos.errors import DatasetError
-from fcos.files import read_text, write_text
+from fcos.files import read_json, write_json
 
 if TYPE_CHECKING:
     from fcos.data.check import CheckReport
@@ -109,27 +108,17 @@ def summarize(
 
 def write_summaries(summaries: Mapping[str, DataSummary], folder: Path) -> None:
     """Keep the summaries in a run folder; the counts are called "card" there."""
-    content = msgspec.json.format(msgspec.json.encode(summaries), indent=1)
-    write_text(folder / FILE_NAME, content.decode())
+    write_json(folder / FILE_NAME, summaries)
 
 
 def read_summaries(folder: Path) -> dict[str, DataSummary]:
-    """The summaries of a run folder; none where it has no such file.
-
-    Raises:
-        DatasetError: it is damaged.
-    """
+    """The summaries of a run folder; none where it has no such file."""
     file = folder / FILE_NAME
     if not file.is_file():
         return {}
-    try:
-        return msgspec.json.decode(read_text(file), type=dict[str, DataSummary])
-    except (msgspec.MsgspecError, DatasetError, RecursionError) as error:
-        raise DatasetError(
-            "not a summary of a run's data, or damaged",
-            where=str(file),
-            fix="remove it: it is created again from the data",
-        ) from error
+    kind, fix = dict[str, DataSummary], "remove it: it is created again from the data"
+    summaries: dict[str, DataSummary] = read_json(file, kind, "a summary of a run's data", fix)
+    return summaries
 
 
 def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:

@@ -179,9 +179,6 @@ def resized_size(
     `short_side` the longer becomes `longest_side`.
 
     Args:
-        size_hw: of the image.
-        short_side: pixels, or None.
-        longest_side: pixels.
         rule: "round" to the nearest (ours, detectron2, mmdetection); "floor" (torchvision); "truncate": the
             shorter side is rounded, then the longer is cut off (official code; it may pass `longest_side`).
     """
@@ -206,8 +203,6 @@ def resize(image: Image, size_hw: tuple[int, int], method: ResizeMethod = "antia
     """Bilinear.
 
     Args:
-        image: its pixels.
-        size_hw: wanted.
         method: "antialiased" (torchvision on uint8, ours; one value in 400 is 1 off Pillow's); "pillow"
             (detectron2, AdelaiDet, official code); "opencv": not antialiased (mmdetection); "float": not
             antialiased and not rounded (torchvision's detectors).

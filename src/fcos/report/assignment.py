@@ -103,8 +103,7 @@ def assigned_image(
 
 def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
     """Instructive images: first one with objects without a positive point, then those with many sizes."""
-    counts = np.diff(annotations.first_box)
-    images = np.repeat(np.arange(len(annotations)), counts)
+    counts, images = np.diff(annotations.first_box), annotations.image_of_box
     num_without = np.bincount(images[without], minlength=len(annotations))
     longest = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]).max(axis=1).clip(min=1)
     largest, smallest = np.ones(len(annotations)), np.full(len(annotations), np.inf)

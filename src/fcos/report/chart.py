@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fcos.data.splits import spread
+
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 20, 12, 34  # margins for the tick labels
 MAX_POINTS = 200  # of a line; more cannot be told apart at this width
@@ -40,7 +42,6 @@ class Chart:
 
     Attributes:
         x_ticks, y_ticks: places along the axis, in SVG units, with their texts.
-        reach: how near to a point the mouse must be to show its tooltip.
     """
 
     title: str
@@ -49,7 +50,6 @@ class Chart:
     x_ticks: Mapping[float, str]
     y_ticks: Mapping[float, str]
     show_dots: bool
-    reach: int
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -73,7 +73,7 @@ def line_chart(
         mark_best: mark the largest value of the first curve.
         whole_x: x counts something: ticks at whole numbers only.
     """
-    curves = {name: _thinned(points) for name, points in curves.items()}
+    curves = {name: points[spread(len(points), MAX_POINTS)] for name, points in curves.items()}
     finite = [points[np.isfinite(points).all(axis=1)] for points in curves.values()]
     drawn = np.concatenate(finite) if finite else np.zeros((0, 2))
     if not len(drawn):
@@ -103,28 +103,19 @@ def line_chart(
                 dots.append(Dot(x_place(x), y_place(y), text, i == best))
             pen_is_down = bool(np.isfinite(y))
         lines.append(Line(name, path, tuple(dots)))
-    is_few = max(len(points) for points in curves.values()) <= FEW_POINTS
     return Chart(
         title=title,
         x_name=x_name,
         lines=tuple(lines),
         x_ticks={x_place(x): f"{x:g}" for x in x_ticks if x_range[0] <= x <= x_range[1]},
         y_ticks={y_place(y): _short(y) for y in y_ticks},
-        show_dots=is_few,
-        reach=9 if is_few else 5,
+        show_dots=max(len(points) for points in curves.values()) <= FEW_POINTS,
     )
 
 
 def _short(value: float) -> str:
     """A number of a few characters: 0.006, 5e-5."""
     return f"{value:.4g}".replace("e-0", "e-")
-
-
-def _thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    if len(points) <= MAX_POINTS:
-        return points
-    chosen = np.linspace(0, len(points) - 1, MAX_POINTS).round().astype(np.int64)
-    return points.take(chosen, axis=0)
 
 
 def _ticks(values: NDArray[np.float64], *, integer: bool = False) -> list[float]:

@@ -15,8 +15,7 @@ import numpy as np
 from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.summary import COCO_LARGE, COCO_SMALL
-from fcos.errors import DatasetError
-from fcos.files import read_bytes, write_bytes
+from fcos.files import read_json, write_json
 from fcos.metrics.coverage import REASONS, Change, Coverage, cover
 
 FILE_NAME = "coverage.json"
@@ -93,24 +92,14 @@ def coverage_facts(coverage: Coverage, config: TrainConfig) -> CoverageFacts:
 def keep_coverage(run: Path, train_set: Annotations, config: TrainConfig) -> None:
     """Compute the coverage of the training set and write it to the run folder."""
     facts = coverage_facts(cover(train_set, config), config)
-    write_bytes(run / FILE_NAME, msgspec.json.format(msgspec.json.encode(facts), indent=1))
+    write_json(run / FILE_NAME, facts)
 
 
 def read_coverage(run: Path) -> CoverageFacts | None:
-    """Of the training set of a run; None if it was not kept.
-
-    Raises:
-        DatasetError: it is damaged.
-    """
+    """Of the training set of a run; None if it was not kept."""
     file = run / FILE_NAME
     if not file.is_file():
         return None
-    try:
-        facts: CoverageFacts = msgspec.json.decode(read_bytes(file), type=CoverageFacts)
-        return facts
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DatasetError(
-            "not a coverage file, or damaged",
-            where=str(file),
-            fix="remove it: the report does not need it",
-        ) from error
+    fix = "remove it: the report does not need it"
+    facts: CoverageFacts = read_json(file, CoverageFacts, "a coverage file", fix)
+    return facts

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fcos.errors import DatasetError, OutputError
 from fcos.files import read_text, written
-from fcos.report.chart import Chart, line_chart
+from fcos.report.chart import FEW_POINTS, Chart, line_chart
 from fcos.terminal import printable_line
 
 EVAL_CURVES = ("map_mean", "map_50", "map_75")
@@ -155,7 +155,7 @@ def _as_label(name: str) -> str:
 
 
 def _plot(ax: Axes, points: NDArray[np.float64], label: str, colour: str) -> None:
-    few = len(points) <= 60
+    few = len(points) <= FEW_POINTS
     ax.plot(*points.T, label=label, color=colour, linewidth=1.6, marker="o" if few else "", markersize=3.5)
 
 

@@ -80,7 +80,6 @@ class Example:
         jpeg: base64.
         width, height: of the JPEG, in which the boxes are given.
         threshold: from which its detections are shown.
-        caption: what the image shows.
         notes: further lines below it.
         tags: for the filters of the page.
     """

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import msgspec
-
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, drop_invalid
 from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.errors import ConfigError, DatasetError
-from fcos.files import read_bytes
+from fcos.files import read_json
 from fcos.train.data import read_set
 
 
@@ -77,15 +75,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     """What the best model of a run found in the evaluation images."""
     for file in (folder / "results.json", folder / "eval" / "results.json"):
         if file.is_file():
-            try:
-                # May be hundreds of MB.
-                rows: list[Any] = msgspec.json.decode(read_bytes(file), type=list[_Row])
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise DatasetError(
-                    f"not a results file, or damaged: {error}",
-                    where=str(file),
-                    fix=f"`fcos eval {folder} --out {file.parent}` writes them again",
-                ) from error
+            fix = f"`fcos eval {folder} --out {file.parent}` writes them again"
+            rows: list[Any] = read_json(file, list[_Row], "a results file", fix)
             return rows
     raise DatasetError(
         "there are no results",

@@ -51,8 +51,6 @@ def write_report(
 
     Args:
         run: its model file is used where there is one.
-        out: the page.
-        max_images: examples to show.
         device: where the model predicts images again, to know what NMS removed.
     """
     annotations, config = run.annotations, run.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,8 +117,7 @@ def marked(rows: Sequence[Measured]) -> list[Measured]:
     """Fastest first; those more accurate than every faster one are marked."""
     ordered, most = [], -np.inf
     for row in sorted(rows, key=lambda row: (row.latency_ms, -row.metrics.map_mean)):
-        is_best = row.metrics.map_mean > most
-        ordered.append(Measured(row.candidate, row.metrics, row.latency_ms, row.unknown, is_best))
+        ordered.append(replace(row, is_best=row.metrics.map_mean > most))
         most = max(most, row.metrics.map_mean)
     return ordered
 

@@ -71,9 +71,7 @@ def load_data(
 
 def read_set(config: TrainConfig, source: str, root: str) -> Annotations:
     """The annotations of `list_train` or `list_eval`, with the class names of `name_file_of`."""
-    name_file = name_file_of(config)
-    names = read_names(name_file)[0] if name_file else None
-    folder = Path(root) if root else None
+    names, folder = name_file_of(config), Path(root) if root else None
     return read_annotations(Path(source), root=folder, names=names, format=config.data_format)
 
 

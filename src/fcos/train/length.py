@@ -8,6 +8,7 @@ the run that was stopped.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from fcos.config import TrainConfig
@@ -34,34 +35,30 @@ class Decision(NamedTuple):
     line: str = ""
 
 
+@dataclass
 class Length:
     """Decides how long training is.
 
-    Args:
+    Attributes:
         full_steps: steps of all epochs.
         steps_per_epoch: not rounded.
         num_eval_images: that each evaluation takes.
         laid_out_at: step at which these settings were first used: 0, or that of a resumed run whose length
             was changed.
-
-    Attributes:
         stop_asked: a callback asked to end training here.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        full_steps: int,
-        steps_per_epoch: float,
-        num_eval_images: int,
-        laid_out_at: int = 0,
-    ) -> None:
-        self.config, self.full_steps, self.laid_out_at = config, full_steps, laid_out_at
-        self.steps_per_epoch, self.num_eval_images = steps_per_epoch, num_eval_images
-        self.limit_s = math.inf if config.time_limit is None else 60 * config.time_limit
+    config: TrainConfig
+    full_steps: int
+    steps_per_epoch: float
+    num_eval_images: int
+    laid_out_at: int = 0
+    stop_asked: bool = False
+
+    def __post_init__(self) -> None:
+        self.limit_s = math.inf if self.config.time_limit is None else 60 * self.config.time_limit
         self.first: tuple[int, float] | None = None
         self.evaluating_s, self.evaluation_s = 0.0, 0.0
-        self.stop_asked = False
 
     def stop(self) -> None:
         """End the training after this step."""

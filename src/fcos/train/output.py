@@ -6,6 +6,7 @@ Nothing here changes the training, except a callback that ends it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,36 +24,35 @@ from fcos.train.throughput import EpochClock, advice, describe
 from fcos.train.writers import MetricsWriter, open_writers
 
 
+@dataclass
 class RunOutput:
     """Reports a run, on the first process only.
 
-    Args:
+    Attributes:
         meter: is given every step, and cleared as its averages are logged.
         steps_per_epoch: not rounded.
         stop: what a callback calls to end the training.
     """
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        config: TrainConfig,
-        run: Path,
-        state: RunState,
-        meter: Meter,
-        steps_per_epoch: float,
-        callbacks: Sequence[Callback],
-        stop: Callable[[], None],
-    ) -> None:
-        self.fabric, self.config, self.run, self.state, self.meter = fabric, config, run, state, meter
-        self.steps_per_epoch, self.callbacks, self.stop = steps_per_epoch, callbacks, stop
+    fabric: Fabric
+    config: TrainConfig
+    run: Path
+    state: RunState
+    meter: Meter
+    steps_per_epoch: float
+    callbacks: Sequence[Callback]
+    stop: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self.clock = EpochClock()
         self.advice_given: set[str] = set()
         self.measured: dict[str, float] = {}  # by the last evaluation
-        self.display = Display(state.total_steps, state.step, enabled=fabric.is_global_zero)
+        state, is_first = self.state, self.fabric.is_global_zero
+        self.display = Display(state.total_steps, state.step, enabled=is_first)
         self.writers: list[MetricsWriter] = []
-        if fabric.is_global_zero:
-            self.writers = open_writers(run, state.step + 1, tensorboard=config.tensorboard)
-            self.writers += [LOGGERS[name](run, config) for name in config.loggers]
+        if is_first:
+            self.writers = open_writers(self.run, state.step + 1, tensorboard=self.config.tensorboard)
+            self.writers += [LOGGERS[name](self.run, self.config) for name in self.config.loggers]
 
     def close(self) -> None:
         """At the end, also after an error."""
@@ -89,8 +89,8 @@ class RunOutput:
         # A device that waits for images makes the others wait for it in their own steps.
         waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
         waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
-        times = times._replace(waited_s=round(waited_s.item(), 3))
-        self._write("epoch", epoch, times._asdict())
+        times.waited_s = round(waited_s.item(), 3)
+        self._write("epoch", epoch, asdict(times))
         line = describe(times, epoch)
         change = advice(times, self.config, local_world_size(self.fabric), self.fabric.device.type)
         if change not in self.advice_given:  # each advice once

@@ -19,15 +19,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.balance import images_per_class
 from fcos.data.check import require_boxes
 from fcos.data.convert import check_boxes
-from fcos.data.formats import (
-    Split,
-    Splits,
-    coco,
-    find_splits,
-    read_annotations,
-    read_names,
-    split_annotations,
-)
+from fcos.data.formats import Split, Splits, coco, find_splits, read_annotations, split_annotations
 from fcos.data.image_files import common_root
 from fcos.terminal import counted
 from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, Budget, InputSize, choose_size, training_speed
@@ -55,7 +47,6 @@ class Hardware:
     """What training can use.
 
     Attributes:
-        num_cores: processor cores that this process may use.
         num_gpus: CUDA devices.
         gpu_memory_gb: memory of the smallest of them.
         bf16_is_faster: whether they (without GPUs: the processor) train faster in bfloat16.
@@ -67,9 +58,8 @@ class Hardware:
     bf16_is_faster: bool = False
 
     def __str__(self) -> str:
-        if not self.num_gpus:
-            return f"no GPU, {counted(self.num_cores, 'CPU core')}"
-        gpus = f"{counted(self.num_gpus, 'GPU')} with {self.gpu_memory_gb:.0f} GB"
+        with_memory = f"{counted(self.num_gpus, 'GPU')} with {self.gpu_memory_gb:.0f} GB"
+        gpus = with_memory if self.num_gpus else "no GPU"
         return f"{gpus}, {counted(self.num_cores, 'CPU core')}"
 
 
@@ -101,32 +91,34 @@ class FolderData:
     """The data of a folder, and the settings that name them.
 
     Attributes:
-        held_out: the evaluation part, where one was made and has to be written; None where the folder has it.
+        files: the files of a split that was made, with their text; none where the folder has its own.
     """
 
     train: Annotations
-    held_out: Annotations | None
     proposals: list[Proposal]
+    files: dict[Path, str]
 
 
 def propose_data(folder: Path, split_folder: Path) -> FolderData:
-    """The data of a folder: its own split, or one made by image, with the `split_files` to write."""
+    """The data of a folder: its own split, or one made by image, to be written to another folder."""
     splits = find_splits(folder)
-    names = read_names(splits.name_file)[0] if splits.name_file else None
-    train = read_annotations(splits.train.source, root=splits.train.root, names=names, format=splits.format)
+    source, root, names = splits.train.source, splits.train.root, splits.name_file
+    train = read_annotations(source, root=root, names=names, format=splits.format)
     require_boxes(train)
-    held_out = None
     parts = splits
+    files: dict[Path, str] = {}
     trained = "the training split of the folder"
     kept = f"; {splits.test.source.name} is kept for the final test" if splits.test else ""
     evaluated = f"its evaluation split{kept}"
     if splits.evaluation is None:
         train, held_out = split_annotations(train, SHARE_HELD_OUT, SPLIT_SEED)
-        parts = Splits(  # the files carry the names
-            "coco",
-            Split(split_folder / "train.json", common_root(train)),
-            Split(split_folder / "eval.json", common_root(held_out)),
-        )
+        made = []
+        # As COCO files, which carry the names: the one format that keeps crowds, difficult boxes and ids.
+        for name, part in (("train.json", train), ("eval.json", held_out)):
+            check_boxes(part)
+            made.append(Split(split_folder / name, common_root(part)))
+            files[made[-1].source] = coco.text_of(part, root=made[-1].root)
+        parts = Splits("coco", train=made[0], evaluation=made[1])
         trained = f"the folder has no split, so one was made: {counted(len(train), 'image')}"
         evaluated = (
             f"{counted(len(held_out), 'image')} chosen at random (seed {SPLIT_SEED}), never trained on"
@@ -141,20 +133,7 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
         Proposal("data_format", parts.format, f"the folder is {splits.format}"),
         Proposal("run_folder", f"runs/{folder.resolve().name}", "named like the folder"),
     ]
-    return FolderData(train, held_out, [proposal for proposal in found if proposal.value is not None])
-
-
-def split_files(data: FolderData, split_folder: Path) -> dict[Path, str]:
-    """The files of a split that was made, with their text; none if the folder has its own.
-
-    As COCO files: the one format that keeps crowds, difficult boxes and category ids.
-    """
-    if data.held_out is None:
-        return {}
-    parts = {"train.json": data.train, "eval.json": data.held_out}
-    for part in parts.values():
-        check_boxes(part)
-    return {split_folder / name: coco.text_of(part, root=common_root(part)) for name, part in parts.items()}
+    return FolderData(train, [proposal for proposal in found if proposal.value is not None], files)
 
 
 def preset_for(hardware: Hardware) -> str:

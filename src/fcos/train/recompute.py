@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -43,11 +43,12 @@ def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
 def _forward(segment: nn.Module, forward: Any, *inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs)
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_kept(segment)
-
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+    return checkpoint(
+        forward,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _statistics_kept(segment)),
+    )
 
 
 @contextmanager

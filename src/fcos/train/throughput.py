@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from fcos.config import TrainConfig
 from fcos.terminal import counted
@@ -19,7 +19,8 @@ from fcos.terminal import counted
 WORTH_A_CHANGE = 0.05  # share of the time; below, more loading would change nothing that one could see
 
 
-class EpochTimes(NamedTuple):
+@dataclass
+class EpochTimes:
     """Where the time of the steps of an epoch went.
 
     Attributes:
@@ -29,10 +30,10 @@ class EpochTimes(NamedTuple):
         start_s: until the loader had its first batch; 0 where it ran already.
     """
 
-    num_images: int
-    elapsed_s: float
-    waited_s: float
-    start_s: float
+    num_images: int = 0
+    elapsed_s: float = 0.0
+    waited_s: float = 0.0
+    start_s: float = 0.0
 
     @property
     def waited_share(self) -> float:
@@ -44,11 +45,7 @@ class EpochClock:
     """Adds up the times of an epoch. The first batch of a session is the loader's start, not waiting."""
 
     def __init__(self) -> None:
-        self.start_s, self.loader_runs = 0.0, False
-        self._clear()
-
-    def _clear(self) -> None:
-        self.num_images, self.elapsed_s, self.waited_s = 0, 0.0, 0.0
+        self.times, self.loader_runs = EpochTimes(), False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -57,24 +54,22 @@ class EpochClock:
         yield
         elapsed_s = time.monotonic() - started_at
         if not self.loader_runs:
-            self.start_s, self.loader_runs = elapsed_s, True
+            self.times.start_s, self.loader_runs = elapsed_s, True
             return
-        self.waited_s += elapsed_s
-        self.elapsed_s += elapsed_s
+        self.times.waited_s += elapsed_s
+        self.times.elapsed_s += elapsed_s
 
     @contextmanager
     def computing(self, num_images: int) -> Iterator[None]:
         """Around the step on it."""
         started_at = time.monotonic()
         yield
-        self.elapsed_s += time.monotonic() - started_at
-        self.num_images += num_images
+        self.times.elapsed_s += time.monotonic() - started_at
+        self.times.num_images += num_images
 
     def take(self) -> EpochTimes:
         """The times since the last call, and start again."""
-        times = EpochTimes(self.num_images, self.elapsed_s, self.waited_s, self.start_s)
-        self.start_s = 0.0
-        self._clear()
+        times, self.times = self.times, EpochTimes()
         return times
 
 

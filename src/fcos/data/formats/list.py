@@ -163,11 +163,9 @@ def _has_boxes(lines: Sequence[str]) -> bool:
     """Whether some line is a name with boxes after it."""
     for line in lines:
         name, words = split_line(line)
-        try:
+        with suppress(ValueError):
             if words and len(parse_numbers(words)) and is_image(name):
                 return True
-        except ValueError:
-            continue
     return False
 
 
