@@ -278,7 +278,7 @@ def test_litert_in_integers(exported: dict[str, Path], small_model: Path, tmp_pa
         Image.fromarray(picture((60, 90), seed)).save(paths[-1])
     loaded = load_model(small_model)
     content = (exported["litert"] / "model.tflite").read_bytes()
-    network = litert_folder.Network(content, loaded.pixel_statistics[0])
+    network = litert_folder.Network(content, loaded.model.pixel_mean.flatten().tolist())
     calibration = Calibration(loaded.config, paths)
 
     def num_integers(*parts: str) -> int:

@@ -98,10 +98,10 @@ def reference_of(loaded: LoadedModel, name: ExportFormat) -> Predictor:
 
 def card_of(loaded: LoadedModel) -> ExportCard:
     """The card of the exported file."""
-    mean, std = loaded.pixel_statistics
-    return ExportCard(
-        loaded.card, tuple(mean), tuple(std), num_parameters=loaded.num_parameters, notes=loaded.notes
-    )
+    model = loaded.model
+    mean, std = (tuple(statistic.flatten().tolist()) for statistic in (model.pixel_mean, model.pixel_std))
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ExportCard(loaded.card, mean, std, num_parameters=num_parameters, notes=loaded.notes)
 
 
 def export_model(loaded: LoadedModel, name: ExportFormat, path: Path) -> None:
