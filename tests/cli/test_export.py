@@ -111,7 +111,7 @@ def test_several_images_are_predicted_at_once(name: str, exported: dict[str, Pat
     torch.set_num_threads(2)
     try:
         detector = Detector.load(exported[name])
-        assert detector.calls_at_once == 2
+        assert detector.backend.calls_at_once == 2
         pictures = sorted(photos.iterdir()) * 4
         streamed = list(detector.stream(pictures, 0.0))
     finally:

@@ -294,7 +294,7 @@ def test_port_in_use_is_an_error_that_says_so(address: str, model_file: Path) ->
     assert "give another --port, or --port 0 for any free one" in answer.output
 
 
-def test_bodies_that_wait_have_a_limit_together() -> None:
+def test_bodies_that_wait_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     def request(*parts: bytes) -> Request:
         messages = iter([*({"type": "http.request", "body": part, "more_body": True} for part in parts), END])
 
@@ -304,7 +304,9 @@ def test_bodies_that_wait_have_a_limit_together() -> None:
         return Request({"type": "http", "headers": []}, receive)
 
     END = {"type": "http.request", "body": b"", "more_body": False}
-    inbox = Inbox(max_bytes=60, max_held_bytes=100)
+    monkeypatch.setattr("fcos.demo.body.MAX_BYTES", 60)
+    monkeypatch.setattr("fcos.demo.body.MAX_HELD_BYTES", 100)
+    inbox = Inbox()
     assert len(asyncio.run(inbox.read(request(b"0" * 30, b"0" * 30)))) == 60
 
     with pytest.raises(HTTPException) as caught:

@@ -182,7 +182,7 @@ def test_several_images_are_predicted_concurrently(name: str, exported: dict[str
     torch.set_num_threads(2)
     try:
         detector = Detector.load(exported[name])
-        assert detector.calls_at_once == 2
+        assert detector.backend.calls_at_once == 2
         images = [picture((60, 90), seed) for seed in range(8)]
         streamed = list(detector.stream(images, 0.0))
     finally:
@@ -218,7 +218,7 @@ def test_the_command_writes_a_folder_and_checks_it(
     if name == "litert":
         model = litert_folder.Network(ready["model.tflite"], [0.0] * 3)
     # The conversion takes seconds: take its result from the folder that is there.
-    monkeypatch.setattr(FORMATS[name], "convert", lambda graph, dtype: model)
+    monkeypatch.setattr(FORMATS[name], "convert", lambda graph, config: model)
     Image.fromarray(picture((60, 90))).save(tmp_path / "a.png")
     out = tmp_path / "small"
     words = ["export", small_model, "--format", name, "-o", out, "--check", tmp_path / "a.png"]
@@ -278,7 +278,7 @@ def test_litert_in_integers(exported: dict[str, Path], small_model: Path, tmp_pa
         Image.fromarray(picture((60, 90), seed)).save(paths[-1])
     loaded = load_model(small_model)
     content = (exported["litert"] / "model.tflite").read_bytes()
-    network = litert_folder.Network(content, loaded.pixel_statistics[0])
+    network = litert_folder.Network(content, loaded.model.pixel_mean.flatten().tolist())
     calibration = Calibration(loaded.config, paths)
 
     def num_integers(*parts: str) -> int:
@@ -313,7 +313,7 @@ def test_what_pnnx_cannot_convert_is_reported(small_model: Path, monkeypatch: An
     loaded = load_model(small_model)
     graph = DetectionGraph(loaded.model, build_postprocess(loaded.config))
     with pytest.raises(FcosError, match="pnnx failed"):
-        ncnn_folder.convert(graph, torch.uint8)
+        ncnn_folder.convert(graph, loaded.config)
 
 
 @pytest.mark.parametrize(("name", "package"), [("ncnn", "pnnx"), ("litert", "ai_edge_litert")])

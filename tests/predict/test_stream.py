@@ -19,6 +19,7 @@ import torch
 from fcos import Detections, Detector
 from fcos.errors import DatasetError, FcosError
 from fcos.predict import stream
+from fcos.predict.pipeline import TorchBackend
 from fcos.predict.stream import predict_each
 
 
@@ -119,7 +120,7 @@ def test_where_networks_may_not_run_side_by_side_the_rest_does(
     detector: Detector, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On other devices: one forward pass at a time, on all cores, while the next picture is read."""
-    monkeypatch.setattr(Detector, "calls_at_once", 1)
+    monkeypatch.setattr(TorchBackend, "calls_at_once", 1)
     running, at_once, cores, read_meanwhile = 0, [], [], []
 
     def predict(images: Any, *args: Any, **kwargs: Any) -> Any:

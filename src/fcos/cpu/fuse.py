@@ -192,16 +192,10 @@ def _activation(module: nn.Module | None) -> Activation | None:
 
 def _may_be_overwritten(shortcut: fx.Node, replaced: list[fx.Node], module_of: Any) -> bool:
     """Whether nothing reads the shortcut after the sum: a convolution made it, and earlier ones read it."""
-    made_by = module_of(shortcut)
-    if not (fits(made_by) or isinstance(made_by, FusedConv2d)):
-        return False
-    for user in shortcut.users:
-        if user in replaced:
-            continue
-        reader = module_of(user)
-        if not (fits(reader) or isinstance(reader, FusedConv2d)) or not user < replaced[-1]:
-            return False
-    return True
+    others = [user for user in shortcut.users if user not in replaced]
+    modules = [module_of(node) for node in (shortcut, *others)]
+    are_convolutions = all(fits(module) or isinstance(module, FusedConv2d) for module in modules)
+    return are_convolutions and all(other < replaced[-1] for other in others)
 
 
 @torch.inference_mode()

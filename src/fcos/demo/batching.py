@@ -29,7 +29,7 @@ class Batches:
         self, detector: Detector, batch_size: int | None, on_pass: Callable[[int, float], None]
     ) -> None:
         self._detector, self._batch_size, self._on_pass = detector, batch_size, on_pass
-        self.most = batch_size or detector.group_size
+        self.most = batch_size or detector.backend.group_size
         self._thread = ThreadPoolExecutor(1, "network")
         self._is_busy = False
         self._waiting: list[tuple[Prepared, Answer]] = []

@@ -28,9 +28,7 @@ START_OF_SCAN = b"\xff\xda"  # in the pixels of a JPEG, 0xff is followed by 0 or
 class Inbox:
     """Bodies of requests: the size of one is bounded, and that of all that have come and wait."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES, max_held_bytes: int = MAX_HELD_BYTES) -> None:
-        self.max_bytes, self.max_held_bytes = max_bytes, max_held_bytes
-        self.held_bytes = 0
+    held_bytes = 0
 
     async def read(self, request: Request) -> bytearray:
         """The body; `forget` its length afterwards.
@@ -48,10 +46,10 @@ class Inbox:
             async for part in request.stream():
                 content += part
                 self.held_bytes += len(part)
-                if len(content) > self.max_bytes:
-                    detail = f"the file is larger than {self.max_bytes / 2**20:.0f} MB: resize the image"
+                if len(content) > MAX_BYTES:
+                    detail = f"the file is larger than {MAX_BYTES / 2**20:.0f} MB: resize the image"
                     raise HTTPException(413, detail)
-                if self.held_bytes > self.max_held_bytes:
+                if self.held_bytes > MAX_HELD_BYTES:
                     raise busy()
             if not content:
                 raise HTTPException(415, "there is no image in the request: send the file as its body")

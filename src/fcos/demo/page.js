@@ -7,7 +7,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 let about = null; // what /about says
 const hiddenLabels = new Set();
-const pictures = []; // {name, url, answer, totalMs}
+const pictures = []; // {name, url, answer, totalMs, button}
 let current = null;
 let stream = null; // of the webcam, while it runs
 
@@ -24,48 +24,47 @@ async function start() {
   show();
 }
 
-function classButton(name, label) {
+function newButton(content, press) {
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = name;
-  button.dataset.label = label;
-  button.style.setProperty("--class", about.class_colours[label]);
-  button.setAttribute("aria-pressed", "true");
-  button.addEventListener("click", () => {
+  button.append(content);
+  button.addEventListener("click", press);
+  return button;
+}
+
+function imageButton(url, name, loading, press) {
+  const image = document.createElement("img");
+  Object.assign(image, { loading, alt: name, src: url });
+  const button = newButton(image, press);
+  button.title = name;
+  return button;
+}
+
+function classButton(name, label) {
+  const button = newButton(name, () => {
     if (!hiddenLabels.delete(label)) hiddenLabels.add(label);
     show();
   });
+  button.dataset.label = label;
+  button.style.setProperty("--class", about.class_colours[label]);
   return button;
 }
 
 // Hides all classes, so that a few of many can be chosen; once any is hidden, shows all again.
 function allButton() {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = "all";
-  button.setAttribute("aria-pressed", "true");
-  button.addEventListener("click", () => {
+  return newButton("all", () => {
     if (hiddenLabels.size) hiddenLabels.clear();
     else about.class_names.forEach((_, label) => hiddenLabels.add(label));
     show();
   });
-  return button;
 }
 
 function exampleButton(number) {
-  const button = document.createElement("button");
-  const image = document.createElement("img");
-  button.type = "button";
-  button.title = `example ${number + 1}`;
-  image.src = `examples/${number}`;
-  image.alt = button.title;
-  image.loading = "lazy";
-  button.append(image);
-  button.addEventListener("click", async () => {
-    const file = await (await fetch(image.src)).blob();
+  const url = `examples/${number}`;
+  return imageButton(url, `example ${number + 1}`, "lazy", async () => {
+    const file = await (await fetch(url)).blob();
     await add([new File([file], `example-${number + 1}`, { type: file.type })]);
   });
-  return button;
 }
 
 // From a file to an answer
@@ -95,27 +94,15 @@ async function add(files) {
     try {
       if (file.size > about.max_bytes) throw new Error(`the file is larger than ${about.max_bytes / 2 ** 20} MB`);
       const picture = { name: file.name || "pasted", url: URL.createObjectURL(file), ...(await ask(file)) };
+      picture.button = imageButton(picture.url, picture.name, "eager", () => choose(picture));
       pictures.push(picture);
-      at("strip").append(thumbnail(picture));
+      at("strip").append(picture.button);
       await choose(picture);
     } catch (error) {
       say(`${file.name || "image"}: ${error.message}`);
     }
   }
   at("stage").classList.remove("busy");
-}
-
-function thumbnail(picture) {
-  const button = document.createElement("button");
-  const image = document.createElement("img");
-  button.type = "button";
-  button.title = picture.name;
-  image.src = picture.url;
-  image.alt = picture.name;
-  button.append(image);
-  button.addEventListener("click", () => choose(picture));
-  picture.button = button;
-  return button;
 }
 
 async function choose(picture) {
@@ -135,30 +122,27 @@ function visible(answer) {
 }
 
 function show() {
-  const { threshold, hint, frame, facts, boxes } = Object.fromEntries(
-    ["threshold", "hint", "frame", "facts", "boxes"].map((id) => [id, at(id)]),
-  );
-  at("threshold-value").value = Number(threshold.value).toFixed(2);
+  at("threshold-value").value = Number(at("threshold").value).toFixed(2);
   for (const button of at("classes").children) {
     const { label } = button.dataset;
     const shown = label === undefined ? hiddenLabels.size === 0 : !hiddenLabels.has(Number(label));
     button.setAttribute("aria-pressed", String(shown));
   }
-  hint.hidden = current !== null || stream !== null;
-  frame.hidden = current === null;
+  at("hint").hidden = current !== null || stream !== null;
+  at("frame").hidden = current === null;
   for (const id of ["save-picture", "save-json"]) at(id).disabled = current === null;
+  const boxes = at("boxes");
   boxes.replaceChildren();
   if (current === null) return;
 
   const { answer, totalMs, name } = current;
   const found = visible(answer);
   boxes.setAttribute("viewBox", `0 0 ${answer.width} ${answer.height}`);
-  boxes.setAttribute("preserveAspectRatio", "none");
   // Small boxes last, so that one inside another can be pointed at.
   const area = ({ box_xyxy: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
   const sorted = [...found].sort((a, b) => area(b) - area(a));
   boxes.append(...sorted.map(rectangle), ...sorted.map(label));
-  facts.textContent =
+  at("facts").textContent =
     `${name}: ${found.length} of ${answer.detections.length} detections shown, ${answer.width} x ${answer.height} pixels, ` +
     `${answer.elapsed_ms.toFixed(0)} ms to predict, ${totalMs.toFixed(0)} ms in total`;
 }

@@ -22,8 +22,6 @@ from fcos.terminal import counted
 from fcos.weights.load import ExportFormat, format_of, settings_of_card
 from fcos.weights.model_file import ModelCard
 
-BATCH_SIZE = 1  # default of prediction: on a CPU a batch gains nothing, and its padding costs time
-
 
 @dataclass(frozen=True, eq=False)
 class ExportedModel(Backend):
@@ -43,7 +41,7 @@ class ExportedModel(Backend):
     format: ExportFormat
 
     device = torch.device("cpu")
-    batch_size = group_size = BATCH_SIZE
+    batch_size = group_size = 1  # on a CPU a batch gains nothing, and its padding costs time
 
     @property
     def card(self) -> ModelCard:
@@ -84,19 +82,14 @@ class ExportedModel(Backend):
             fits = len(boxes) == len(scores) == len(labels) == len(image) and boxes.shape[1:] == (4,)
             fits = fits and (len(labels) == 0 or 0 <= int(labels.min()) <= int(labels.max()) < num_classes)
         except Exception as error:  # onnxruntime, OpenVINO and torch each raise their own kinds
-            raise WeightsError(
-                f"the graph of {self.path.name} cannot be run: {first_line_of(error)}",
-                where=str(self.path),
-                fix=GIVE,
-            ) from error
+            raise self._unusable(f"cannot be run: {first_line_of(error)}") from error
         if not fits:
-            raise WeightsError(
-                f"the graph of {self.path.name} does not match a detector of "
-                f"{counted(num_classes, 'class', 'classes')}",
-                where=str(self.path),
-                fix=GIVE,
-            )
+            classes = counted(num_classes, "class", "classes")
+            raise self._unusable(f"does not match a detector of {classes}")
         return outputs
+
+    def _unusable(self, reason: str) -> WeightsError:
+        return WeightsError(f"the graph of {self.path.name} {reason}", where=str(self.path), fix=GIVE)
 
 
 def _by_image(outputs: tuple[Tensor, ...], num_images: int) -> list[ImageDetections]:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
+from fcos.config import TrainConfig
 from fcos.errors import WeightsError
 from fcos.export import litert_folder, ncnn_folder, onnx_file, openvino_folder, torch_program
 from fcos.export.calibration import Calibration
-from fcos.export.card import ExportCard, input_dtype, to_metadata
+from fcos.export.card import ExportCard, to_metadata
 from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.undecoded import FixedSize
 from fcos.files import check_writable, written
@@ -27,8 +26,8 @@ class Format(Protocol):
     ENDING: str  # of the name of the file or folder
     ABOUT: str  # in words
 
-    def convert(self, graph: DetectionGraph, dtype: torch.dtype) -> Any:
-        """A graph and the dtype of its pixels to a model of the format."""
+    def convert(self, graph: DetectionGraph, config: TrainConfig) -> Any:
+        """The graph of a model with these settings to a model of the format."""
 
     def save(self, model: Any, metadata: Mapping[str, str], path: Path) -> None:
         """Write such a model and its metadata."""
@@ -78,13 +77,10 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     check_writable(path)
 
 
-def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, torch.dtype]:
-    """The graph of a model for a format, and the dtype of its pixels."""
+def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, TrainConfig]:
+    """What the format converts: the graph of a model, and its settings."""
     postprocess = build_postprocess(loaded.config)
-    graph = DetectionGraph(
-        loaded.model, postprocess, torchvision_nms=name == "torch", longest_side=loaded.config.view_size
-    )
-    return graph, getattr(torch, input_dtype(loaded.config))
+    return DetectionGraph(loaded.model, postprocess, torchvision_nms=name == "torch"), loaded.config
 
 
 def reference_of(loaded: LoadedModel, name: ExportFormat) -> Predictor:
@@ -98,16 +94,15 @@ def reference_of(loaded: LoadedModel, name: ExportFormat) -> Predictor:
 
 def card_of(loaded: LoadedModel) -> ExportCard:
     """The card of the exported file."""
-    mean, std = loaded.pixel_statistics
-    return ExportCard(
-        loaded.card, tuple(mean), tuple(std), num_parameters=loaded.num_parameters, notes=loaded.notes
-    )
+    model = loaded.model
+    mean, std = (tuple(statistic.flatten().tolist()) for statistic in (model.pixel_mean, model.pixel_std))
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ExportCard(loaded.card, mean, std, num_parameters=num_parameters, notes=loaded.notes)
 
 
 def export_model(loaded: LoadedModel, name: ExportFormat, path: Path) -> None:
     """Write a model in a format, completely or not at all."""
-    graph, dtype = graph_of(loaded, name)
     metadata = to_metadata(card_of(loaded), loaded.config)
-    model = FORMATS[name].convert(graph, dtype)
+    model = FORMATS[name].convert(*graph_of(loaded, name))
     with written(path) as partial:
         FORMATS[name].save(model, metadata, partial)

@@ -8,7 +8,7 @@ since a graph cannot loop over a varying number of candidates: choosing the cand
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
@@ -29,20 +29,6 @@ Run = Callable[..., tuple[Tensor, ...]]
 OpenRun = Callable[[int], Run]
 
 
-class Candidates(NamedTuple):
-    """What enters NMS, the same number K of each image: `(N, K)`, boxes `(N, K, 4)`.
-
-    Attributes:
-        boxes_xyxy: network input pixels.
-        scores: final; `INVALID` where an image has fewer.
-        labels: 0-based.
-    """
-
-    boxes_xyxy: Tensor
-    scores: Tensor
-    labels: Tensor
-
-
 class DetectionGraph(nn.Module):
     """A detector as one module that can be traced.
 
@@ -51,15 +37,12 @@ class DetectionGraph(nn.Module):
         postprocess: its rules.
         torchvision_nms: with torchvision's NMS operator, for torch programs; otherwise with one that becomes
             ONNX's.
-        longest_side: of an image after resizing, for formats with inputs of one size.
     """
 
-    def __init__(
-        self, model: FCOS, postprocess: PostProcess, *, torchvision_nms: bool = False, longest_side: int = 0
-    ) -> None:
+    def __init__(self, model: FCOS, postprocess: PostProcess, *, torchvision_nms: bool = False) -> None:
         super().__init__()
         self.network, self.rules, self.torchvision_nms = baked(model), postprocess, torchvision_nms
-        self.num_classes, self.longest_side = self.network.num_classes, longest_side
+        self.num_classes = self.network.num_classes
 
     def forward(
         self, images: Tensor, sizes_hw: Tensor, original_sizes_hw: Tensor
@@ -84,7 +67,7 @@ class DetectionGraph(nn.Module):
         boxes, scale = rules.clip_before_nms(boxes, whwh(sizes_hw)[:, None], original)
         if rules.clip != "after_nms":
             scores = torch.where(rules.stay(boxes), scores, INVALID)
-        image, place = self._keep(Candidates(boxes, scores, labels)).unbind(1)
+        image, place = self._keep(boxes, scores, labels).unbind(1)
         boxes = boxes[image, place] * scale[image, 0]
         scores, labels = scores[image, place], labels[image, place]
         if rules.clip == "after_nms":
@@ -93,8 +76,11 @@ class DetectionGraph(nn.Module):
             boxes, scores, labels, image = boxes[stay], scores[stay], labels[stay], image[stay]
         return boxes, scores, labels, image
 
-    def _candidates(self, index: int, feature: Tensor, images: Tensor) -> Candidates:
-        """The best candidates of a level: always the same number, where `PostProcess` takes what there is.
+    def _candidates(self, index: int, feature: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes `(N, K, 4)` in network input pixels, final scores `(N, K)` and labels that enter NMS.
+
+        They are the best of a level: always the same number K, where `PostProcess` takes what there is; with
+        the score `INVALID` where an image has fewer.
 
         Points are ranked by their best class first, so that only 1,000 of 22,400 are ranked class by class:
         a pair of point and class among the best K pairs has a point among the best K, since scores grow with
@@ -122,25 +108,25 @@ class DetectionGraph(nn.Module):
             pair, place, label = (part.gather(1, order) for part in (pair, place, label))
         point = point.gather(1, place)
         distances = distances.gather(2, point[:, None].expand(-1, 4, -1)).transpose(1, 2)
-        return Candidates(distances_to_boxes(points[point], distances), scores.gather(1, pair), label)
+        return distances_to_boxes(points[point], distances), scores.gather(1, pair), label
 
-    def _keep(self, found: Candidates) -> Tensor:
+    def _keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Image and place of what NMS and `detections_per_image` leave, `(M, 2)`."""
         rules, most = self.rules, self.rules.detections_per_image
         # Where an image has fewer candidates, a box may hold anything, infinity too.
-        boxes = torch.where((found.scores > INVALID)[..., None], found.boxes_xyxy, 0.0)
-        boxes, labels = rules.compared_by_nms(boxes, found.labels)
+        boxes = torch.where((scores > INVALID)[..., None], boxes, 0.0)
+        boxes, labels = rules.compared_by_nms(boxes, labels)
         num_classes = 1 if rules.agnostic_nms else self.num_classes
         if self.torchvision_nms:
             apart = moved_apart(boxes, labels, num_classes, images_too=True)
-            kept = suppress_with_torchvision(apart, found.scores, rules.nms_iou)
+            kept = suppress_with_torchvision(apart, scores, rules.nms_iou)
         else:
             # The limit is a constant of the graph. Ties may exceed it: with them, all that there can be.
             limit = rules.candidates_per_level * len(self.network.strides) if rules.keep_ties else most
             apart = moved_apart(boxes, labels, num_classes)
-            kept = suppress(apart, found.scores, rules.nms_iou, limit)
+            kept = suppress(apart, scores, rules.nms_iou, limit)
         if self.torchvision_nms or rules.keep_ties:
-            kept = kept[self._within_limit(kept, found.scores)]
+            kept = kept[self._within_limit(kept, scores)]
         if rules.inclusive_boxes:  # in the order of the candidates
             kept = kept[(kept[:, 0] * boxes.shape[1] + kept[:, 1]).argsort()]
         return kept

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fcos.config import TrainConfig
 from fcos.data.loader import PADDING_MULTIPLE
 from fcos.data.transforms import padded_size
 from fcos.errors import WeightsError
@@ -30,7 +31,7 @@ from fcos.export.calibration import Calibration
 from fcos.export.card import cannot_open, needs
 from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.torch_program import quiet
-from fcos.export.undecoded import Compute, Undecoded, decoding, on_mean, read_metadata, save_folder
+from fcos.export.undecoded import Compute, Undecoded, on_mean, open_folder, save_folder
 from fcos.files import first_line_of, read_bytes
 from fcos.weights.load import LITERT_GRAPH
 
@@ -54,15 +55,14 @@ def input_hw(longest_side: int) -> tuple[int, int]:
     return padded_size([(longest_side, longest_side)], PADDING_MULTIPLE)
 
 
-def convert(graph: DetectionGraph, dtype: torch.dtype) -> Network:
+def convert(graph: DetectionGraph, config: TrainConfig) -> Network:
     """The network of a graph as a `.tflite` file."""
-    del dtype  # the input is float32
     with needs("litert"):
         import ai_edge_litert  # noqa: F401  # asked for now, not after the work
     network = pickle.dumps(Undecoded(graph).eval())
     # In a separate process: litert-torch imports jax, with which later forks (a loader's) may deadlock.
     with needs("litert"), ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        content = pool.submit(_converted, network, input_hw(graph.longest_side)).result()
+        content = pool.submit(_converted, network, input_hw(config.view_size)).result()
     return Network(content, graph.network.pixel_mean.flatten().tolist())
 
 
@@ -145,5 +145,4 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
 
         return compute
 
-    metadata = read_metadata(path)
-    return metadata, decoding(open_interpreters, metadata, tuple(pixels["shape"][1:3].tolist()))
+    return open_folder(path, open_interpreters, tuple(pixels["shape"][1:3].tolist()))

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fcos.config import TrainConfig
 from fcos.errors import FcosError, WeightsError
 from fcos.export.card import cannot_open, needs
 from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.torch_program import quiet
-from fcos.export.undecoded import Compute, Undecoded, decoding, read_metadata, save_folder
+from fcos.export.undecoded import Compute, Undecoded, open_folder, save_folder
 from fcos.files import check_regular
 from fcos.weights.load import NCNN_GRAPH
 
@@ -29,9 +30,9 @@ NCNN_WEIGHTS = "model.ncnn.bin"
 EXAMPLE_SIZES_HW = ((352, 480), (160, 96))
 
 
-def convert(graph: DetectionGraph, dtype: torch.dtype) -> dict[str, bytes]:
+def convert(graph: DetectionGraph, config: TrainConfig) -> dict[str, bytes]:
     """The network of a graph as the files of ncnn, by name."""
-    del dtype  # ncnn's input is float32
+    del config  # the input is float32, of any size
     with needs("ncnn"):
         import ncnn  # noqa: F401  # asked for now, not after the work
         import pnnx
@@ -81,5 +82,4 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
 
         return compute
 
-    metadata = read_metadata(path)
-    return metadata, decoding(open_net, metadata)
+    return open_folder(path, open_net)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fcos.config import TrainConfig
 from fcos.errors import WeightsError
 from fcos.export import torch_program
 from fcos.export.calibration import Calibration, in_float32
@@ -56,13 +57,13 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     onnx.save(model, path)
 
 
-def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
+def convert(graph: DetectionGraph, config: TrainConfig) -> Any:
     """A graph, made without torchvision's NMS, as an `onnx.ModelProto`."""
     with needs("onnx"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401  # asked for now, not after the work
         import onnxscript  # noqa: F401  # torch needs it
-    program = torch_program.convert(graph, dtype)
+    program = torch_program.convert(graph, config)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad(), quiet():

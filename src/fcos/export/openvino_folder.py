@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcos.config import TrainConfig
 from fcos.errors import WeightsError
 from fcos.export import onnx_file
 from fcos.export.calibration import MAX_IMAGES, Calibration, in_float32
@@ -51,13 +52,13 @@ def core() -> Any:
     return openvino.Core()
 
 
-def convert(graph: DetectionGraph, dtype: torch.dtype) -> Any:
+def convert(graph: DetectionGraph, config: TrainConfig) -> Any:
     """A graph without torchvision's NMS as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
     with needs("onnx"):
         import onnx
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        onnx.save(onnx_file.convert(graph, dtype), file)
+        onnx.save(onnx_file.convert(graph, config), file)
         model = core().read_model(file)
         # It reads the weights lazily: copy them before the file is deleted.
         return model.clone()

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torchvision  # noqa: F401  # registers torchvision::nms, which the program calls
 
+from fcos.config import TrainConfig
 from fcos.data.loader import PADDING_MULTIPLE
-from fcos.export.card import GIVE, cannot_open
+from fcos.export.card import GIVE, cannot_open, input_dtype
 from fcos.export.graph import DetectionGraph, OpenRun
 from fcos.export.safe_program import EXTRA_FILE, read_program
 from fcos.files import first_line_of
@@ -29,13 +30,13 @@ quantise = None  # it has no 8-bit integers
 MOST_IMAGES = MOST_CELLS = 1024
 
 
-def convert(graph: DetectionGraph, dtype: torch.dtype) -> torch.export.ExportedProgram:
+def convert(graph: DetectionGraph, config: TrainConfig) -> torch.export.ExportedProgram:
     """The program, for any number of images and any size that is a multiple of 32."""
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
     height, width = (torch.export.Dim(name, min=1, max=MOST_CELLS) for name in ("rows", "columns"))
     # No two sides are equal and none is 1 at any level: a trace would take that for a rule.
     stride = graph.network.strides[-1]
-    images = torch.zeros(2, 3, 5 * stride, 7 * stride, dtype=dtype)
+    images = torch.zeros(2, 3, 5 * stride, 7 * stride, dtype=getattr(torch, input_dtype(config)))
     sizes = torch.tensor([images.shape[2:], images.shape[2:]])
     shapes: Any = {
         "images": {0: batch, 2: PADDING_MULTIPLE * height, 3: PADDING_MULTIPLE * width},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fcos.config.conventions import Conventions
 from fcos.errors import FcosError, WeightsError
 from fcos.export.card import cannot_open
 from fcos.export.decode import decode
@@ -37,16 +39,9 @@ class Undecoded(nn.Module):
 
     def __init__(self, graph: DetectionGraph) -> None:
         super().__init__()
-        rules = graph.rules
-        counts = rules.candidates_per_level, rules.detections_per_image
-        ours = PostProcess(
-            rules.score_threshold,
-            rules.nms_iou,
-            *counts,
-            threshold_on=rules.threshold_on,
-            agnostic_nms=rules.agnostic_nms,
-        )
-        if rules != ours or graph.network.points != "center":
+        ours, rules = Conventions(), graph.rules
+        of_rules = {name: value for name, value in ours._asdict().items() if hasattr(rules, name)}
+        if rules != replace(rules, **of_rules) or graph.network.points != ours.points:
             raise FcosError(
                 "this format does not support the conventions of other code bases",
                 fix="use --format onnx, openvino or torch",
@@ -73,15 +68,6 @@ def save_folder(network: Mapping[str, bytes], metadata: Mapping[str, str], folde
     (folder / DECODER).write_bytes(files("fcos.export").joinpath(DECODER).read_bytes())
 
 
-def read_metadata(folder: Path) -> dict[str, str]:
-    """The entries of a folder, as `to_metadata` makes them."""
-    path = folder / METADATA
-    try:
-        return {key: json.dumps(value) for key, value in json.loads(read_text(path, WeightsError)).items()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise cannot_open(path, "as JSON", str(error)) from error
-
-
 def on_mean(
     image: NDArray[Any], size_hw: tuple[int, int], input_hw: tuple[int, int], mean: Sequence[float]
 ) -> NDArray[np.float32]:
@@ -92,16 +78,21 @@ def on_mean(
     return pixels
 
 
-def decoding(
-    open: Callable[[int], Compute], metadata: Mapping[str, str], input_hw: tuple[int, int] | None = None
-) -> OpenRun:
-    """What runs such a network and decodes its output.
+def open_folder(
+    folder: Path, open: Callable[[int], Compute], input_hw: tuple[int, int] | None = None
+) -> tuple[dict[str, str], OpenRun]:
+    """The entries of a folder, as `to_metadata` makes them, and what runs its network and decodes the output.
 
     Args:
         open: makes `Compute` for so many concurrent calls.
         input_hw: the only size that the network takes; None: any.
     """
-    card = {key: json.loads(text) for key, text in metadata.items()}
+    path = folder / METADATA
+    try:
+        card = json.loads(read_text(path, WeightsError))
+        metadata = {key: json.dumps(value) for key, value in card.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise cannot_open(path, "as JSON", str(error)) from error
 
     def open_run(num_calls: int) -> Run:
         compute = open(num_calls)
@@ -120,7 +111,7 @@ def decoding(
 
         return run
 
-    return open_run
+    return metadata, open_run
 
 
 def _pairs(sizes_hw: Tensor) -> list[tuple[int, int]]:

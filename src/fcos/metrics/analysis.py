@@ -23,7 +23,7 @@ from fcos.metrics.coco import (
     CocoMetrics,
     best_f1,
     boxes_by_id,
-    label_order,
+    class_places,
     match,
     mean_of_valid,
     measured,
@@ -163,14 +163,13 @@ def analyse(annotations: Annotations, results: Results) -> Analysis:
     calibration = evaluation.calibration(n_bins=10, iou_threshold=F1_IOU)
     curves = evaluation.report()["curves"]
     precision = evaluation.eval["precision"][:, :, :, :, -1]  # (IoUs, recalls, classes, sizes)
-    order = label_order(annotations)
     costs = evaluation.tide_errors(pos_thr=F1_IOU)["delta_ap"]
     return Analysis(
         rows=rows,
         metrics=metrics,
         classes=_classes(annotations, rows, is_right, precision, calibration["per_category"]),
         curves={f"IoU {iou:.2f}": np.array(curves[f"pr@{iou:.2f}"]) for iou in (0.5, 0.75, 0.9)},
-        class_precision=precision[0, :, np.argsort(order), 0],
+        class_precision=precision[0, :, class_places(annotations), 0],
         error_costs={name: float(costs[name]) for name in TIDE_ERRORS},
         calibration=tuple((b["avg_confidence"], b["avg_accuracy"], b["count"]) for b in calibration["bins"]),
         calibration_error=float(calibration["ece"]),
@@ -227,10 +226,9 @@ def _classes(
         np.bincount(annotations.labels[annotations.is_counted & of_size], minlength=annotations.num_classes)
         for of_size in _of_sizes(annotations.areas)
     )
-    place_of = {label: place for place, label in enumerate(label_order(annotations))}
-    classes = []
+    classes, places = [], class_places(annotations)
     for label, name in enumerate(annotations.class_names):
-        of_class = precision[:, :, place_of[label]]
+        of_class = precision[:, :, places[label]]
         mine = (rows["category_id"] == annotations.category_ids[label]) & (is_right >= 0)
         classes.append(
             ClassResult(

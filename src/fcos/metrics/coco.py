@@ -142,18 +142,16 @@ def numbers_of(evaluation: Any, annotations: Annotations) -> CocoMetrics:
     evaluation.summary_lines()  # fills `stats`, and unlike `summarize` prints nothing
     all_areas, most_detections = 0, -1
     precision = evaluation.eval["precision"][:, :, :, all_areas, most_detections]  # (IoUs, recalls, classes)
-    per_class = {
-        label: mean_of_valid(precision[:, :, place]) for place, label in enumerate(label_order(annotations))
-    }
+    classes = zip(annotations.class_names, class_places(annotations), strict=True)
     return CocoMetrics(
         stats=tuple(float(value) for value in evaluation.stats),
-        per_class_ap={name: per_class[label] for label, name in enumerate(annotations.class_names)},
+        per_class_ap={name: mean_of_valid(precision[:, :, place]) for name, place in classes},
     )
 
 
-def label_order(annotations: Annotations) -> list[int]:
-    """The label of each class in hotcoco's arrays, which sort by category id."""
-    return [int(label) for label in np.argsort(annotations.category_ids)]
+def class_places(annotations: Annotations) -> NDArray[np.intp]:
+    """The place of each label in hotcoco's arrays, which sort classes by category id."""
+    return np.argsort(np.argsort(annotations.category_ids))
 
 
 class BestF1(NamedTuple):
@@ -270,22 +268,15 @@ def match(annotations: Annotations, rows: Rows) -> Any:
 
     hotcoco takes results as floats, so the ids that it sees count from 1, in the order of the true ones.
     """
-    image_ids, category_ids = (
-        np.unique(annotations.image_ids),
-        np.unique(annotations.category_ids).astype(np.int64),
-    )
+    image_ids = np.unique(annotations.image_ids)
+    category_ids = np.unique(annotations.category_ids).astype(np.int64)
     counted = replace(
         annotations,
         image_ids=_places(annotations.image_ids, image_ids),
         category_ids=tuple(_places(np.asarray(annotations.category_ids, np.int64), category_ids).tolist()),
     )
-    floats = np.column_stack(
-        [
-            _places(rows["image_id"], image_ids),
-            *(rows["bbox"], rows["score"]),
-            _places(rows["category_id"], category_ids),
-        ]
-    )
+    images, categories = _places(rows["image_id"], image_ids), _places(rows["category_id"], category_ids)
+    floats = np.column_stack([images, rows["bbox"], rows["score"], categories])
     ground_truth = COCO(coco_ground_truth(counted, floats))
     evaluation = COCOeval(ground_truth, ground_truth.load_res(floats), "bbox")
     evaluation.evaluate()

@@ -25,6 +25,11 @@ from fcos.model.points import PointGrid, box_distances
 
 BACKGROUND = -1
 
+Boxes = Sequence[Float[Tensor, "_ 4"]]
+"""Of each image of a batch, xyxy in input pixels; images without boxes take the same path."""
+Labels = Sequence[Int64[Tensor, " _"]]
+"""Of each image, one for each box, 0-based."""
+
 
 class Targets(NamedTuple):
     """What every point of a batch should predict.
@@ -74,18 +79,13 @@ class Assigner(Protocol):
         ...
 
     def __call__(
-        self,
-        grid: PointGrid,
-        boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
-        labels: Sequence[Int64[Tensor, " _"]],
-        predictions: HeadOutput | None = None,
+        self, grid: PointGrid, boxes_xyxy: Boxes, labels: Labels, predictions: HeadOutput | None = None
     ) -> Targets:
         """Targets of a batch.
 
         Args:
             grid: of the padded batch.
-            boxes_xyxy: of each image, xyxy in input pixels; images without boxes take the same path.
-            labels: of each image, 0-based.
+            boxes_xyxy, labels: of each image.
             predictions: of the network for this batch; only where `needs_predictions`.
         """
         ...
@@ -217,19 +217,14 @@ class Match(NamedTuple):
 def build_targets(
     points: Float[Tensor, "points 2"],
     matches: Sequence[Match],
-    boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
-    labels: Sequence[Int64[Tensor, " _"]],
+    boxes_xyxy: Boxes,
+    labels: Labels,
     *,
     weigh_by_centerness: bool = False,
 ) -> Targets:
     """Targets of a batch from the match of each image.
 
-    Args:
-        points: x, y in input pixels.
-        matches: of each image.
-        boxes_xyxy: of each image, input pixels.
-        labels: of each image, 0-based.
-        weigh_by_centerness: box weights are the centerness of the points instead of those of the matches.
+    With `weigh_by_centerness` the box weights are the centerness of the points, not those of the matches.
     """
     images = []
     for match, image_boxes, image_labels in zip(matches, boxes_xyxy, labels, strict=True):
@@ -265,11 +260,7 @@ class StaticAssigner:
     weight_boxes: bool = True
 
     def __call__(
-        self,
-        grid: PointGrid,
-        boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
-        labels: Sequence[Int64[Tensor, " _"]],
-        predictions: HeadOutput | None = None,
+        self, grid: PointGrid, boxes_xyxy: Boxes, labels: Labels, predictions: HeadOutput | None = None
     ) -> Targets:
         """Targets of a batch, as `Assigner` says; predictions are ignored."""
         ranges = self._ranges(grid)

@@ -75,12 +75,10 @@ def build_known_assigner(config: TrainConfig) -> StaticAssigner | AtssAssigner:
 
 def build_static_assigner(config: TrainConfig) -> StaticAssigner:
     """The papers' rule."""
-    radius = config.center_radius if config.center_sampling else None
     conventions = CONVENTIONS[config.rules]
-    ranges = tuple(map(float, config.regress_ranges))
     return StaticAssigner(
-        ranges,
-        radius,
+        tuple(map(float, config.regress_ranges)),
+        config.center_radius if config.center_sampling else None,
         strict_ranges=conventions.strict_ranges,
         areas=conventions.areas,
         weight_boxes=conventions.weight_boxes and config.quality == "centerness",

@@ -7,7 +7,7 @@ Each rule is a function from the pairs of points and boxes of one image to a `Ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from fcos.model.assign import Eligible, Match, Targets, build_targets, near_center
+from fcos.model.assign import Boxes, Eligible, Labels, Match, Targets, build_targets, near_center
 from fcos.model.fcos import HeadOutput
 from fcos.model.points import PointGrid, box_distances, distances_to_boxes
 
@@ -42,11 +42,7 @@ class AtssAssigner:
     weight_boxes: bool = True
 
     def __call__(
-        self,
-        grid: PointGrid,
-        boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
-        labels: Sequence[Int64[Tensor, " _"]],
-        predictions: HeadOutput | None = None,
+        self, grid: PointGrid, boxes_xyxy: Boxes, labels: Labels, predictions: HeadOutput | None = None
     ) -> Targets:
         """Targets of a batch, as `Assigner` says; predictions are ignored."""
         matches = [Match.hard(self.match(grid, boxes)) for boxes in boxes_xyxy]
@@ -175,32 +171,21 @@ class DynamicAssigner:
     rule: Callable[[Pairs], Match]
 
     def __call__(
-        self,
-        grid: PointGrid,
-        boxes_xyxy: Sequence[Float[Tensor, "_ 4"]],
-        labels: Sequence[Int64[Tensor, " _"]],
-        predictions: HeadOutput | None = None,
+        self, grid: PointGrid, boxes_xyxy: Boxes, labels: Labels, predictions: HeadOutput | None = None
     ) -> Targets:
         """Targets of a batch, as `Assigner` says."""
         assert predictions is not None
-        matches = [
-            self._match_image(grid, boxes, image_labels, logits.float(), distances.float())
-            for boxes, image_labels, logits, distances in zip(
-                boxes_xyxy, labels, predictions.logits, predictions.distances, strict=True
-            )
-        ]
+        matches = []
+        for i, (boxes, image_labels) in enumerate(zip(boxes_xyxy, labels, strict=True)):
+            inside = (box_distances(grid.points, boxes) > 0).all(dim=-1)
+            some = inside.any(dim=1).nonzero().squeeze(1)
+            points, strides = grid.points[some], grid.strides[some]
+            logits, distances = predictions.logits[i, some].float(), predictions.distances[i, some].float()
+            ious = box_iou(distances_to_boxes(points, distances), boxes)
+            pairs = Pairs(points, strides, logits, boxes, image_labels, inside[some], ious)
+            match = self.rule(pairs) if len(some) else Match.hard(some)
+            matches.append(match.spread(some, len(inside)))
         return build_targets(grid.points, matches, boxes_xyxy, labels)
-
-    def _match_image(
-        self, grid: PointGrid, boxes_xyxy: Tensor, labels: Tensor, logits: Tensor, distances: Tensor
-    ) -> Match:
-        inside = (box_distances(grid.points, boxes_xyxy) > 0).all(dim=-1)
-        some = inside.any(dim=1).nonzero().squeeze(1)
-        points = grid.points[some]
-        ious = box_iou(distances_to_boxes(points, distances[some]), boxes_xyxy)
-        pairs = Pairs(points, grid.strides[some], logits[some], boxes_xyxy, labels, inside[some], ious)
-        match = self.rule(pairs) if len(some) else Match.hard(some)
-        return match.spread(some, len(inside))
 
 
 def _lowest_cost(pairs: Pairs, cost: Tensor, top: int) -> Int64[Tensor, " points"]:

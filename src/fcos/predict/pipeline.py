@@ -61,6 +61,7 @@ class Pipeline:
     """A backend with its preprocessing and class names: groups of images to their detections.
 
     Attributes:
+        backend: what computes the detections.
         config: the settings in the model file.
         class_names: of each label, without background.
         category_ids: of each label, as in the data that the model was trained on.
@@ -69,8 +70,7 @@ class Pipeline:
     """
 
     def __init__(self, backend: Backend, config: TrainConfig, card: ModelCard, path: Path) -> None:
-        self._backend = backend
-        self.config = config
+        self.backend, self.config = backend, config
         self.class_names, self.category_ids = card.class_names, card.category_ids
         self.threshold, self.path = card.threshold, path
         self._transform = build_eval_transform(config)
@@ -80,22 +80,12 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self._backend.device
-
-    @property
-    def group_size(self) -> int:
-        """Default number of images that `predict` takes together; 4 on a CPU."""
-        return self._backend.group_size
-
-    @property
-    def calls_at_once(self) -> int:
-        """How many threads that call `predict` of `side_by_side` are fastest."""
-        return self._backend.calls_at_once
+        return self.backend.device
 
     def side_by_side(self: P) -> P:
-        """A copy for `calls_at_once` simultaneous calls of `predict`, which share the cores."""
+        """A copy for `backend.calls_at_once` simultaneous calls of `predict`, which share the cores."""
         detector = copy.copy(self)
-        detector._backend = self._backend.side_by_side
+        detector.backend = self.backend.side_by_side
         return detector
 
     def read(self, image: ImageLike, color: Color = "rgb") -> Tensor | LargeImage:
@@ -127,7 +117,7 @@ class Pipeline:
         """Everything that one forward pass predicts in images of one padded size."""
         padded, sizes_hw = pad([image.pixels for image in images], PADDING_MULTIPLE)
         original_sizes_hw = torch.tensor([image.original_size_hw for image in images])
-        return self._backend.detect_batch(padded, sizes_hw, original_sizes_hw)
+        return self.backend.detect_batch(padded, sizes_hw, original_sizes_hw)
 
     def predict_group(
         self,
@@ -155,7 +145,7 @@ class Pipeline:
             self._transform,
             build_postprocess(self.config),
             mirrors=self.config.horizontal_flip,
-            batch_size=batch_size or self.group_size,
+            batch_size=batch_size or self.backend.group_size,
             score_threshold=score_threshold,
         )
 
@@ -187,7 +177,7 @@ class Backend(ABC):
     Attributes:
         device: where it computes.
         batch_size: default number of images of one forward pass.
-        group_size: default number of images that are processed together.
+        group_size: default number of images that `Detector.predict` takes together.
     """
 
     device: torch.device
@@ -196,7 +186,7 @@ class Backend(ABC):
 
     @property
     def calls_at_once(self) -> int:
-        """How many concurrent calls of `detect` are fastest, of what `side_by_side` gives."""
+        """How many threads that call `detect_batch` of `side_by_side` are fastest."""
         return min(torch.get_num_threads(), MOST_CALLS_OF_CPU)
 
     @property

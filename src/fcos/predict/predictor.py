@@ -51,13 +51,13 @@ class Predictor(Pipeline):
     @property
     def model(self) -> FCOS:
         """The network, in evaluation mode, on the device."""
-        if not isinstance(self._backend, TorchBackend):
+        if not isinstance(self.backend, TorchBackend):
             raise WeightsError(
                 "an exported file holds a graph and no network",
                 where=str(self.path),
                 fix="load the model file that it was made from",
             )
-        return self._backend.model
+        return self.backend.model
 
     def only(self: P, class_names: Sequence[str]) -> P:
         """A copy whose `predict` and `stream` give detections of these classes only."""
@@ -136,7 +136,7 @@ class Predictor(Pipeline):
             images = list(images)
         if isinstance(images, str) or not isinstance(images, Sequence):
             return detector.predict_group([detector.read(images, color)], score_threshold, batch_size)[0]
-        size = batch_size or self.group_size
+        size = batch_size or self.backend.group_size
         found: list[Detections] = []
         for first in range(0, len(images), size):
             group = [detector.read(image, color) for image in images[first : first + size]]
@@ -179,7 +179,7 @@ class Predictor(Pipeline):
             partial(detector.read, color=color),
             lambda image, detections: detections,
             score_threshold=score_threshold,
-            batch_size=batch_size or self._backend.batch_size,
+            batch_size=batch_size or self.backend.batch_size,
         ):
             if isinstance(found, DatasetError):
                 raise found
@@ -206,13 +206,13 @@ class Predictor(Pipeline):
             first process only, elsewhere none.
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-        size = batch_size or self._backend.batch_size
+        size = batch_size or self.backend.batch_size
         if self._views.tile or self._views.tta:
             found = self._find_in_views(annotations, range(rank, len(annotations), world), size, on_batch)
         else:
             loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
             with loading(loader) as batches:
-                found = self._backend.detect(batches, on_batch)
+                found = self.backend.detect(batches, on_batch)
         found = gather(found, fabric)
         if rank != 0:
             return np.zeros(0, ROW)
@@ -236,6 +236,6 @@ class Predictor(Pipeline):
         detector = copy.copy(self)
         detector._views = self._views.changed(tile, overlap, tta)
         if agnostic_nms not in (None, self.config.agnostic_nms):
-            detector._backend = self._backend.with_agnostic_nms(bool(agnostic_nms))
+            detector.backend = self.backend.with_agnostic_nms(bool(agnostic_nms))
             detector.config = self.config.model_copy(update={"agnostic_nms": agnostic_nms})
         return detector

@@ -220,7 +220,8 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
         else:
             found.append(_by_suffix(path, Path(path.name)))
     not_there = [source for source in found if source.path is not None and not _exists(source.path)]
-    if any(not is_encodable(source.where) for source in not_there):
+    # Names that are no Unicode hold halves of surrogate pairs.
+    if any(re.search("[\ud800-\udfff]", source.where) for source in not_there):
         raise DatasetError("not a UTF-8 text file", where=where, fix="save it as UTF-8")
     if len(not_there) == len(found):
         raise DatasetError(
@@ -278,11 +279,6 @@ def _exists(path: Path) -> bool:
         return os.path.lexists(path)
     except ValueError:
         return False
-
-
-def is_encodable(text: str) -> bool:
-    """Whether there are whole characters only: names that are no Unicode hold halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _image_format(file: Path | io.BytesIO) -> str:

@@ -55,10 +55,10 @@ def predict_each(
     """
     num_cores = torch.get_num_threads()
     detector = detector.side_by_side()
-    at_once = detector.calls_at_once
+    at_once = detector.backend.calls_at_once
     cores_each = max(1, num_cores // at_once) if detector.device.type == "cpu" else num_cores
     predicting = threading.BoundedSemaphore(at_once)
-    remaining, group_size = iter(sources), batch_size or detector.group_size
+    remaining, group_size = iter(sources), batch_size or detector.backend.group_size
     groups = iter(lambda: list(islice(remaining, group_size)), [])
     most_pixels = None if batch_size else MOST_PIXELS
 

@@ -22,18 +22,16 @@ class Tracker:
     Args:
         threshold: as for showing detections.
         frame_rate: frames per second that are given.
+
+    Attributes:
+        min_score: minimum score of the detections to give it.
     """
 
     def __init__(self, threshold: float, frame_rate: float) -> None:
-        self.threshold = threshold
+        self.threshold, self.min_score = threshold, min(MIN_SCORE, threshold)
         self._tracker = import_trackers().ByteTrackTracker(
             frame_rate=frame_rate, track_activation_threshold=threshold, high_conf_det_threshold=threshold
         )
-
-    @property
-    def min_score(self) -> float:
-        """Minimum score of the detections to give it."""
-        return min(MIN_SCORE, self.threshold)
 
     def update(self, detections: Detections, time_s: float) -> Detections:
         """Those of at least `threshold`, and weaker ones of a track; with `track_ids`, from 1 on.

@@ -69,16 +69,6 @@ class LoadedModel:
     path: Path
     notes: tuple[str, ...] = ()
 
-    @property
-    def pixel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of red, green and blue, in 0..255."""
-        return self.model.pixel_mean.flatten().tolist(), self.model.pixel_std.flatten().tolist()
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the network."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
     def with_agnostic_nms(self, agnostic_nms: bool) -> LoadedModel:
         """The same model with another setting `agnostic_nms`."""
         settings = {**self.card.settings, "agnostic_nms": agnostic_nms}
@@ -144,12 +134,11 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
         return LoadedModel(model.eval(), config, card, path)
 
     file = read_published(path, channel_order)
-    card = ModelCard(file.settings, file.class_names, file.category_ids, origin=file.origin)
-    config = settings_of_card(card, path)
-    tensors = file.tensors_for(outline(config, len(file.class_names), path).state_dict())
-    model = build_model(config, len(file.class_names))
+    config, num_classes = settings_of_card(file.card, path), len(file.card.class_names)
+    tensors = file.tensors_for(outline(config, num_classes, path).state_dict())
+    model = build_model(config, num_classes)
     model.load_state_dict({**model.state_dict(), **tensors})
-    return LoadedModel(model.eval(), config, card, path, file.notes)
+    return LoadedModel(model.eval(), config, file.card, path, file.notes)
 
 
 def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:

@@ -51,9 +51,9 @@ def test_the_name_says_whose_imagenet_weights_mmdetection_took(
     name: str, is_caffe: bool, rename: Callable[..., Path]
 ) -> None:
     file = read_published(rename("mmdet_r50_caffe", name))
-    assert file.settings["stride_in_1x1"] is is_caffe
-    assert file.settings["pixel_std"] == ([1.0, 1.0, 1.0] if is_caffe else IMAGENET_STD)
-    assert file.settings["pixel_mean"][0] == (122.7717 if is_caffe else 123.675)
+    assert file.card.settings["stride_in_1x1"] is is_caffe
+    assert file.card.settings["pixel_std"] == ([1.0, 1.0, 1.0] if is_caffe else IMAGENET_STD)
+    assert file.card.settings["pixel_mean"][0] == (122.7717 if is_caffe else 123.675)
     assert file._takes_bgr is is_caffe
     assert "judging by its name" in file.notes[0]
 
@@ -81,7 +81,7 @@ def test_a_configuration_as_a_dict_is_read_too(rename: Callable[..., Path]) -> N
         "{'norm_on_bbox': True, 'centerness_on_reg': True}, 'test_cfg': {'nms': {'iou_threshold': 0.6}}}}"
     )
     file = read_published(rename("mmdet_r50_caffe", "epoch_12.pth", meta={"cfg": text}))
-    settings = file.settings
+    settings = file.card.settings
     assert (settings["stride_in_1x1"], settings["pixel_std"]) == (False, IMAGENET_STD)
     assert (settings["box_activation"], settings["quality_tower"], settings["nms_iou"]) == (
         "relu",
@@ -141,8 +141,8 @@ def test_the_pixels_that_a_file_states_are_used(rename: Callable[..., Path]) -> 
         tensors["pixel_std"] = torch.tensor([57.375, 57.12, 58.395]).reshape(3, 1, 1)
 
     file = read_published(rename("adelaidet_r50_1x", "x.pth", state))
-    assert file.settings["pixel_mean"] == [3.0, 2.0, 1.0]
-    assert file.settings["pixel_std"] == pytest.approx(IMAGENET_STD)
+    assert file.card.settings["pixel_mean"] == [3.0, 2.0, 1.0]
+    assert file.card.settings["pixel_std"] == pytest.approx(IMAGENET_STD)
     assert "pixel_mean and pixel_std are the file's" in file.notes[0]
 
 

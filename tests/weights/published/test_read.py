@@ -27,7 +27,7 @@ VARIANTS = ["detections", "detections_lowthr", "detections_topk30", "detections_
 
 def test_the_network_input_is_theirs(case: Case) -> None:
     it = case
-    assert read_published(it.folder / "state_dict.pth").origin == it.origin
+    assert read_published(it.folder / "state_dict.pth").card.origin == it.origin
     ours = it.model.normalize(it.batch.images, it.batch.sizes_hw).numpy()
     if it.rules == "torchvision":
         # They subtract the mean before they interpolate, we after it: float noise.
@@ -152,8 +152,8 @@ def test_the_configuration_that_mmdetection_files_carry_is_read_and_not_run(
         "pixel_mean": [123.675, 116.28, 103.53],
         "pixel_std": [58.395, 57.12, 57.375],
     }
-    assert {key: file.settings[key] for key in wanted} == wanted
-    assert file.class_names == tuple("abcde")
+    assert {key: file.card.settings[key] for key in wanted} == wanted
+    assert file.card.class_names == tuple("abcde")
     stem = file._tensors["backbone.conv1.weight"]
     state = load_model(tmp_path / "with.pth").model.state_dict()
     assert torch.equal(state["backbone.body.conv1.weight"], stem), "to_rgb: no turning round"
@@ -165,7 +165,7 @@ def test_a_file_of_the_first_paper_is_known_by_the_name_its_authors_gave(
     source = (vectors("official_r50_imprv") / "state_dict.pth").read_bytes()
     for name, activation in (("FCOS_R_50_FPN_1x.pth", "exp"), ("FCOS_imprv_R_50_FPN_1x.pth", "relu")):
         (tmp_path / name).write_bytes(source)
-        assert read_published(tmp_path / name).settings["box_activation"] == activation
+        assert read_published(tmp_path / name).card.settings["box_activation"] == activation
 
 
 def test_a_model_without_p6_and_p7_is_adelaidets_for_small_pictures(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.terminal import printable_line
-from fcos.weights.model_file import listed
+from fcos.weights.model_file import ModelCard, listed
 from fcos.weights.published.coco import COCO_IDS, COCO_NAMES, TORCHVISION_NAMES
 from fcos.weights.published.layouts import LAYOUTS, MMDETECTION, MMDETECTION_WITHOUT_NORM, Layout, layout_of
 from fcos.weights.published.opening import StateFile, open_state
@@ -67,18 +67,12 @@ class Published:
     """A detector of another code base.
 
     Attributes:
-        origin: the code base.
-        settings: ours, that make the network and use it as its authors do.
-        class_names: of each output.
-        category_ids: of each output, as their results files have it.
+        card: with settings that make the network and use it as its authors do.
         notes: what was assumed or ignored, in sentences.
         path: of the file.
     """
 
-    origin: str
-    settings: dict[str, Any]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    card: ModelCard
     notes: tuple[str, ...]
     path: Path
     _tensors: Mapping[str, Tensor] = field(repr=False)
@@ -115,7 +109,7 @@ class Published:
             f"unexpected: {key}" for key in self._tensors if key not in used and not is_harmless(key)
         ]
         if problems:
-            raise _does_not_fit(self.path, self.origin, problems)
+            raise _does_not_fit(self.path, self._layout.origin, problems)
         return self._adapted(found)
 
     def _their_names(self, name: str, count: int) -> list[str]:
@@ -124,13 +118,13 @@ class Published:
             scales = self._layout.scales
             return [scales.format(level) for level in range(count)] if scales else []
         key = self._layout.translate(name)
-        is_optional = self.settings["rules"] == "mmdetection" and bool(TOWER_BIAS.match(key))
+        is_optional = self._layout.rules == "mmdetection" and bool(TOWER_BIAS.match(key))
         return [] if is_optional and not any(map(TOWER_BIAS.match, self._tensors)) else [key]
 
     def _adapted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._takes_bgr:  # ours is always RGB: the first convolution is turned round instead
             tensors["backbone.body.conv1.weight"] = tensors["backbone.body.conv1.weight"].flip(1)
-        if self.settings["rules"] == "official":
+        if self._layout.rules == "official":
             for name in [key for key in tensors if key.endswith(".running_var")]:
                 # Their frozen norm adds no eps to the variance, ours does: the weight makes up for it.
                 variance, weight = tensors[name], name.replace("running_var", "weight")
@@ -184,25 +178,16 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
             f"`fcos import {path.name} -o model.safetensors channel_order=bgr` (Caffe), or channel_order=rgb "
             "(PyTorch)",
         ) from None
-    settings = {**backbone, **architecture, **taken.settings, "rules": layout.rules}
     preset = {"resnet18": "fcos_r18", "resnet101": "fcos_r101"}.get(backbone["backbone"], "fcos_r50")
+    settings = {"model": preset, **backbone, **architecture, **taken.settings, "rules": layout.rules}
     names, ids = class_names_of(layout, num_classes, file.about)
+    card = ModelCard(settings, names, ids, origin=layout.origin)
     notes = [*file.notes, *taken.notes]
     if names == _numbered(num_classes):
         notes.append("the file has no class names: set them with `fcos import --names`")
     if aside := [key for key in tensors if is_harmless(key) and not key.endswith("num_batches_tracked")]:
         notes.append(f"unused tensors: {printable_line(', '.join(aside))}")
-    return Published(
-        layout.origin,
-        {"model": preset, **settings},
-        names,
-        ids,
-        tuple(notes),
-        path,
-        tensors,
-        layout,
-        taken.takes_bgr,
-    )
+    return Published(card, tuple(notes), path, tensors, layout, taken.takes_bgr)
 
 
 def _check_supported(tensors: Mapping[str, Tensor], origin: str, path: Path) -> None:

@@ -92,9 +92,8 @@ def backbone_settings(shape: Shape) -> dict[str, Any] | None:
 
 def architecture_settings(shape: Shape) -> dict[str, Any]:
     """Pyramid and head, from shapes that must be there."""
-    shapes = {name: shape(f"{name}.weight") for name in ("pyramid.lateral.0", "pyramid.lateral.2")}
-    shapes["tower"] = shape("head.box_tower.0.weight") or shapes["pyramid.lateral.0"]
-    fpn, c5, tower = (value or (0, 0) for value in shapes.values())
+    fpn, c5 = (shape(f"pyramid.lateral.{i}.weight") or (0, 0) for i in (0, 2))
+    tower = shape("head.box_tower.0.weight") or fpn
     num_levels = 3 + sum(shape(f"pyramid.extra.{i}.weight") is not None for i in (0, 1))
     extra = shape("pyramid.extra.0.weight") or (0, fpn[0])
     # the norm of the first block is a vector; without norms the second layer with weights is the next conv
