@@ -192,8 +192,8 @@ def cpu_seconds() -> float:
 # Training -------------------------------------------------------------------------------------------------
 
 
-class Pictures(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
-    """Images in [0, 1] with boxes, augmented as torchvision's references do; decoded pictures are kept."""
+class TrainImages(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
+    """Images in [0, 1] with boxes, augmented as torchvision's references do; decoded images are kept."""
 
     def __init__(self, annotations: Annotations, peer: Peer) -> None:
         self.annotations = annotations
@@ -208,8 +208,8 @@ class Pictures(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if index not in self.decoded:
-            picture, truth = read_sample(self.annotations[index])
-            self.decoded[index] = picture.pixels.contiguous(), truth
+            decoded, truth = read_sample(self.annotations[index])
+            self.decoded[index] = decoded.pixels.contiguous(), truth
         image, truth = self.decoded[index]
         boxes = tv_tensors.BoundingBoxes(truth.boxes_xyxy, format="XYXY", canvas_size=image.shape[1:])
         target = {"boxes": boxes, "labels": truth.labels + 1}  # torchvision's 0 is the background
@@ -234,8 +234,8 @@ def train_peer(
         optimizer = torch.optim.AdamW(trained, lr=peer.lr, weight_decay=0.05)
     else:
         optimizer = torch.optim.SGD(trained, lr=peer.lr, momentum=0.9, weight_decay=1e-4)
-    pictures = Pictures(annotations, peer)
-    loader = DataLoader(pictures, 8, shuffle=True, drop_last=True, collate_fn=lambda samples: samples)
+    dataset = TrainImages(annotations, peer)
+    loader = DataLoader(dataset, 8, shuffle=True, drop_last=True, collate_fn=lambda samples: samples)
     used, steps = 0.0, 0
     started_at = cpu_seconds()
     while used < budget_s:

@@ -4,10 +4,10 @@
 
 Makes a file of 118,287 images and 860,001 boxes (times 1, 10, ...) with the box counts, sizes, places and
 classes of COCO val2017, and measures in processes of their own, in turn, medians over the rounds: seconds to
-open, to the first batch of 16 decoded pictures from 8 workers, and memory: of the main process after opening,
+open, to the first batch of 16 decoded images from 8 workers, and memory: of the main process after opening,
 and of main process and 8 workers together after they read all annotations once, as PSS (a page that N
 processes share counts 1/N in each), beside that of the same processes before opening. pycocotools has no
-second opening: it reads the file each time. The pictures are those of coco_mini, over and over.
+second opening: it reads the file each time. The images are those of coco_mini, over and over.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ MIB = 2**20
 
 
 def make_file(path: Path, times: int, polygon_points: int) -> None:
-    """Pictures of val2017 in turn, until the numbers of images and boxes are reached exactly."""
+    """Images of val2017 in turn, until the numbers of images and boxes are reached exactly."""
     rng = np.random.default_rng(0)
-    pictures = sorted(picture.name for picture in (SHARED / "coco_mini" / "train2017").glob("*.jpg"))
+    names = sorted(image.name for image in (SHARED / "coco_mini" / "train2017").glob("*.jpg"))
     lines = (SHARED / "lists" / "coco_val2017.txt").read_text().splitlines()
     boxes_of = [np.array(line.split()[1:], float).reshape(-1, 5) for line in lines]
     num_images, num_boxes = NUM_IMAGES * times, NUM_BOXES * times
     chosen = rng.integers(0, len(lines), num_images)
     counts = np.array([len(boxes) for boxes in boxes_of])[chosen]
-    while (excess := int(counts.sum()) - num_boxes) != 0:  # a few pictures lose or gain a box
+    while (excess := int(counts.sum()) - num_boxes) != 0:  # a few images lose or gain a box
         places = rng.choice(np.flatnonzero(counts > 0), min(abs(excess), num_images // 4), replace=False)
         counts[places] -= np.sign(excess)
     with path.open("w") as file:
         file.write('{"info": {"description": "benchmark"}, "licenses": [], "images": [')
         for i in range(num_images):
-            image = {"id": i * 5 + 9, "file_name": pictures[i % len(pictures)], "height": 480, "width": 640}
+            image = {"id": i * 5 + 9, "file_name": names[i % len(names)], "height": 480, "width": 640}
             image |= {"license": 3, "date_captured": "2013-11-14 11:18:45"}
             file.write(json.dumps(image) + (", " if i + 1 < num_images else ""))
         file.write('], "annotations": [')
@@ -128,7 +128,7 @@ def measure(who: str, file: Path) -> dict[str, float]:
         from torchvision.datasets import CocoDetection
         from torchvision.transforms.functional import pil_to_tensor
 
-        class WithoutPictures(CocoDetection):
+        class WithoutImages(CocoDetection):
             def _load_image(self, id: int) -> Any:
                 return None
 
@@ -138,7 +138,7 @@ def measure(who: str, file: Path) -> dict[str, float]:
 
         def open_file() -> tuple[Dataset[Any], Dataset[Any]]:
             dataset = CocoDetection(root, str(file), transform=pil_to_tensor)
-            bare = WithoutPictures.__new__(WithoutPictures)
+            bare = WithoutImages.__new__(WithoutImages)
             bare.__dict__ = dataset.__dict__ | {"transforms": None}
             return dataset, Mapped(bare, count)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py --data ../shared/data [--rounds 7 --peer-rounds 3]
 
-495,200 detections, 100 on each of 4,952 pictures, 80 classes; the objects are those of the list
+495,200 detections, 100 on each of 4,952 images, 80 classes; the objects are those of the list
 `lists/coco_val2017.txt` there, the detections are made (`benchmarks/report.py`): as of a mediocre detector.
 
 Ours begins with what the network leaves, a list of tensors an image, and ends with the printed numbers and
@@ -123,7 +123,7 @@ def main(
     stats = evaluate_detections(annotations, rows).stats
     assert np.allclose(stats, theirs, atol=1e-9), (stats, theirs)
 
-    print(f"{len(annotations)} pictures, {len(annotations.labels)} objects, {len(rows)} detections")
+    print(f"{len(annotations)} images, {len(annotations.labels)} objects, {len(rows)} detections")
     took = medians(times)
     for name, values in times.items():
         spread = f"{min(values):.2f} to {max(values):.2f}, {len(values)} rounds"
@@ -132,7 +132,7 @@ def main(
     epoch_s = TRAIN_IMAGES / IMAGES_PER_S
     print(
         f"in training beyond the forward passes: {took['in training'] / epoch_s:.2%} of an epoch of "
-        f"{TRAIN_IMAGES} pictures at {IMAGES_PER_S} a second ({epoch_s / 60:.0f} min)"
+        f"{TRAIN_IMAGES} images at {IMAGES_PER_S} a second ({epoch_s / 60:.0f} min)"
     )
 
 

@@ -10,7 +10,7 @@ that was stopped resumes, one that is done is kept. With `--start`, only the las
 weights. `pack` stores the weights in half precision, and renames the classes and their ids to COCO's, which
 users' data more often have. `measure` prints AP on VOC07's val and on COCO's 20 classes of the same objects.
 
-DIR of VOC07 holds JPEGImages, Annotations and ImageSets/Main, with train.txt and val.txt: the pictures are
+DIR of VOC07 holds JPEGImages, Annotations and ImageSets/Main, with train.txt and val.txt: the images are
 not part of this repository.
 """
 

@@ -1,11 +1,11 @@
-"""Time of one picture, from file to detections: exported files against torchvision's FCOS, same weights.
+"""Time of one image, from file to detections: exported files against torchvision's FCOS, same weights.
 
     python benchmarks/export.py --image street.jpg [--short-side 800 --longest-side 1333 --rounds 7]
     python benchmarks/export.py --image street.jpg --only torchvision openvino openvino-int8 --keep exported
 
-Each in a process of its own, one picture each in turn, median. Weights as in `predict.py`: random, with
+Each in a process of its own, one image each in turn, median. Weights as in `predict.py`: random, with
 outputs spread so that some hundred candidates pass the threshold. 8-bit integers are calibrated on that
-picture alone: their time does not depend on it, their accuracy does (`fcos export --int8` measures it).
+image alone: their time does not depend on it, their accuracy does (`fcos export --int8` measures it).
 `--keep` keeps the files, so that a second call need not write them again.
 """
 
@@ -46,8 +46,8 @@ def write(loaded: LoadedModel, names: list[str], folder: Path, calibrate_on: Pat
             models[format_name] = format.convert(*graph_of(loaded, format_name))
         model = models[format_name]
         if int8:
-            assert format.quantise is not None
-            model = format.quantise(model, Calibration(loaded.config, [calibrate_on]), frozenset())
+            assert format.quantize is not None
+            model = format.quantize(model, Calibration(loaded.config, [calibrate_on]), frozenset())
         format.save(model, to_metadata(card_of(loaded), loaded.config), paths[name])
     return paths
 

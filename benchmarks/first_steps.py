@@ -3,7 +3,7 @@
     python benchmarks/first_steps.py --images data/coco_mini/train2017 \
         --annotations data/coco_mini/annotations/instances_train2017.json
 
-Both see the same pictures in the same order and learn with SGD; ours follows torchvision's conventions
+Both see the same images in the same order and learn with SGD; ours follows torchvision's conventions
 (`rules=torchvision`). What is left is rounding, which grows from step to step in any training. How fast, a
 third one shows: torchvision's again, from weights that were multiplied by 1 + 1e-7 x noise (a float32 has
 steps of 1.2e-7). Losses are printed side by side, with the largest relative difference of both to

@@ -1,7 +1,7 @@
 """What the benchmarks share: options from a function's arguments, calls timed in turn, own processes.
 
 In one process detectors share the memory allocator, and what one does to it changes the others: torchvision's
-FCOS took 1.1 s an image where a file had been quantised before, 1.5 beside `Detector`, 1.8 beside OpenVINO
+FCOS took 1.1 s an image where a file had been quantized before, 1.5 beside `Detector`, 1.8 beside OpenVINO
 and 2.0 alone. So those are measured in a process each (`measure`).
 """
 

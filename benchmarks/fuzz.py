@@ -202,7 +202,7 @@ def _images() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
-    for name, picture, options in (
+    for name, version, options in (
         ("a.jpg", image, {"exif": exif}),
         ("b.png", image, {}),
         ("c.jpg", image.convert("CMYK"), {}),
@@ -212,7 +212,7 @@ def _images() -> dict[str, bytes]:
         ("g.bmp", image, {}),
     ):
         out = io.BytesIO()
-        picture.save(out, {"jpg": "jpeg", "tif": "tiff"}.get(name[2:], name[2:]), **options)
+        version.save(out, {"jpg": "jpeg", "tif": "tiff"}.get(name[2:], name[2:]), **options)
         content[name] = out.getvalue()
     return content
 

@@ -8,7 +8,7 @@ Training is the step of `fcos train` (assignment, forward, losses, backward, cli
 log), once as it is (fp32, nothing else), then with bf16, channels-last and compiled, each on top of the
 others. Of torchvision: fp32, and its own mixed precision (fp16 with a gradient scaler; bf16 on a CPU), the
 latter measured again at the end, so that a machine that becomes slower shows. Inference is from pixels on the
-device to detections, at batch 1 and 32. Pictures are on the device already and of one size; weights are
+device to detections, at batch 1 and 32. Images are on the device already and of one size; weights are
 random; 80 classes; batch norm, stem and first stage are frozen. Times are medians, memory is the most that
 tensors took (nothing without a GPU).
 """
@@ -56,7 +56,7 @@ INFERENCE_BATCHES = (1, 32)
 
 
 def make_batch(args: argparse.Namespace, device: torch.device, channels_last: bool) -> Batch:
-    """The pictures and boxes of `train_step`, on the device."""
+    """The images and boxes of `train_step`, on the device."""
     images, boxes, labels = make_input(args)
     sizes = torch.tensor([[args.height, args.width]] * args.batch)
     truths = tuple(GroundTruth(*pair) for pair in zip(boxes, labels, strict=True))

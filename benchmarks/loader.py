@@ -1,13 +1,13 @@
-"""Pictures a second and core, from JPEG files to a padded batch: ours against torchvision's references.
+"""Images a second and core, from JPEG files to a padded batch: ours against torchvision's references.
 
     python benchmarks/loader.py --images ../shared/data/coco_mini/train2017 [--rounds 7]
 
 Theirs is that of torchvision's detection references (`DetectionPresetTrain`, Pillow, transforms v2) and of
-`GeneralizedRCNNTransform`: colour changes and mirror, to a float tensor, normalise, resize, pad. Ours ends
-with bytes, since the network normalises; the last column counts our normalisation too. Both change colours
-alike (brightness, contrast, saturation, 0.7 of the pictures) or not at all, and mirror half.
+`GeneralizedRCNNTransform`: color changes and mirror, to a float tensor, normalize, resize, pad. Ours ends
+with bytes, since the network normalizes; the last column counts our normalisation too. Both change colors
+alike (brightness, contrast, saturation, 0.7 of the images) or not at all, and mirror half.
 
-Small pictures are photographs of 640 x 480 of that folder, large ones 4000 x 3000 mosaics of them, as sharp
+Small images are photographs of 640 x 480 of that folder, large ones 4000 x 3000 mosaics of them, as sharp
 as a photograph can be (4 MB at quality 90). One thread; processor time, so that other work on the machine
 disturbs little; both in this process, one batch each in turn, median.
 """
@@ -41,7 +41,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def find_small(folder: Path, count: int) -> list[Path]:
-    """Colour photographs of 640 x 480."""
+    """Color photographs of 640 x 480."""
     found = []
     for path in sorted(folder.glob("*.jpg")):
         with Image.open(path) as image:
@@ -127,18 +127,18 @@ def main(images: Annotated[Path, "folder with 640 x 480 photographs"], rounds: i
             "640 x 480": photographs[:8],
             "4000 x 3000": make_large(photographs, Path(folder), 4),
         }
-        print("pictures     to          augmentation  torchvision   fcos        ratio  normalised too")
+        print("images     to          augmentation  torchvision   fcos        ratio  normalized too")
         for name, paths in sources.items():
             for size, (short_side, longest_side) in SIZES.items():
                 for color in (False, True):
                     peer = theirs(paths, short_side, longest_side, color)
                     mine = ours(paths, short_side, longest_side, color)
                     batch = mine()
-                    normalise = partial(model.normalize, batch.images, batch.sizes_hw)
-                    calls = {"peer": peer, "mine": mine, "normalise": normalise}
+                    normalize = partial(model.normalize, batch.images, batch.sizes_hw)
+                    calls = {"peer": peer, "mine": mine, "normalize": normalize}
                     took = medians(in_turn(calls, rounds, clock=time.process_time))
                     rates = {key: len(paths) / seconds for key, seconds in took.items()}
-                    whole = took["mine"] + took["normalise"]
+                    whole = took["mine"] + took["normalize"]
                     print(
                         f"{name:12s} {size:11s} {'flip, color' if color else 'flip':12s}  "
                         f"{rates['peer']:6.1f} img/s  {rates['mine']:6.1f} img/s  "

@@ -1,9 +1,9 @@
-"""Time of one picture, from file to detections: `Detector.predict` against torchvision's FCOS, same weights.
+"""Time of one image, from file to detections: `Detector.predict` against torchvision's FCOS, same weights.
 
     python benchmarks/predict.py --image street.jpg [--short-side 800 --longest-side 1333 --rounds 7]
     python benchmarks/predict.py --image street.jpg --score-threshold 0
 
-Each in a process of its own, one picture each in turn, median. The weights are random, with outputs spread so
+Each in a process of its own, one image each in turn, median. The weights are random, with outputs spread so
 that some hundred candidates pass the threshold, as with a trained network; ours reads torchvision's file and
 follows its rules, so both find the same. With a threshold of 0 every point is a candidate for each of the
 91 outputs: 2 million pairs, of which the best 1,000 of each level enter NMS.
@@ -45,7 +45,7 @@ def make_torchvision(short_side: int, longest_side: int, score_threshold: float 
 
 
 def torchvision_run(image: Path, short_side: int, longest_side: int, score_threshold: float = 0.2) -> Run:
-    """Number of detections in the picture, by torchvision."""
+    """Number of detections in the image, by torchvision."""
     model = make_torchvision(short_side, longest_side, score_threshold)
 
     @torch.inference_mode()
@@ -57,7 +57,7 @@ def torchvision_run(image: Path, short_side: int, longest_side: int, score_thres
 
 
 def detector_run(image: Path, file: Path) -> Run:
-    """Number of detections in the picture, by a file that `Detector.load` takes."""
+    """Number of detections in the image, by a file that `Detector.load` takes."""
     detector = Detector.load(file, device="cpu")
     return lambda: len(detector.predict(image, 0.0))
 

@@ -1,4 +1,4 @@
-"""Pictures a second on a folder, drawn and saved: a loop over single pictures against what overlaps.
+"""Images a second on a folder, drawn and saved: a loop over single images against what overlaps.
 
     python benchmarks/predict_folder.py --model MODEL --folder ../shared/data/bccd/JPEGImages --number 300
 
@@ -8,11 +8,11 @@ Three ways in turn, `--rounds` times, medians:
 - stream: the same with ``for detections in detector.stream(folder)``
 - command: what `fcos predict` runs, drawing in its threads or processes too, JSON included
 
-Each in a process of its own, on as many cores as torch takes by default, which has searched some pictures
-before the clock starts. Not so where `fcos predict` uses further processes (a model file, 100 pictures or
+Each in a process of its own, on as many cores as torch takes by default, which has searched some images
+before the clock starts. Not so where `fcos predict` uses further processes (a model file, 100 images or
 more, Linux): they are started within its time, and have searched nothing. The command's process keeps freed
 memory, as `fcos predict` does and a Python process does not. With `--video`
-also frames a second of a clip that is made of the pictures: a loop that decodes, predicts, draws and encodes
+also frames a second of a clip that is made of the images: a loop that decodes, predicts, draws and encodes
 frame by frame against `fcos predict clip.mp4`.
 """
 
@@ -40,7 +40,7 @@ from fcos.predict.video import VideoOptions, predict_video
 from fcos.predict.video_reader import Frame, VideoReader, import_av
 from fcos.predict.video_writer import VideoWriter
 
-WARM_UP = 20  # pictures
+WARM_UP = 20  # images
 
 
 def compare(ways: list[str], model: Path, paths: list[Path], rounds: int, unit: str) -> None:
@@ -56,7 +56,7 @@ def compare(ways: list[str], model: Path, paths: list[Path], rounds: int, unit: 
         print(f"{way:8s} {number / median:6.1f} {unit}/s ({spread}), {first / median:.2f} times the first")
 
 
-def picture_runs(detector: Detector, paths: list[Path], out: Path) -> dict[str, Callable[[], object]]:
+def image_runs(detector: Detector, paths: list[Path], out: Path) -> dict[str, Callable[[], object]]:
     sources = plan(find_sources([str(path) for path in paths], out), out)
 
     def loop() -> None:
@@ -82,8 +82,8 @@ def write_clip(paths: list[Path], clip: Path) -> None:
 
     with VideoWriter(clip, Fraction(25), Fraction(1, 25)) as writer:
         for number, path in enumerate(paths):
-            picture = Image.open(path).convert("RGB").resize((640, 480))
-            writer.write(Frame(number, number / 25, number, VideoFrame.from_image(picture)), picture)
+            image = Image.open(path).convert("RGB").resize((640, 480))
+            writer.write(Frame(number, number / 25, number, VideoFrame.from_image(image)), image)
 
 
 def video_runs(detector: Detector, clip: Path, out: Path) -> dict[str, Callable[[], object]]:
@@ -104,14 +104,14 @@ def video_runs(detector: Detector, clip: Path, out: Path) -> dict[str, Callable[
 def main(
     model: Path,
     folder: Path,
-    number: Annotated[int, "pictures of a round"] = 300,
+    number: Annotated[int, "images of a round"] = 300,
     rounds: int = 5,
     ways: list[str] = ["loop", "stream", "command"],  # noqa: B006
     video: bool = False,
 ) -> None:
     paths = sorted(folder.glob("*.jpg"))[:number]
-    print(f"{model}, {len(paths)} pictures, {torch.get_num_threads()} threads", flush=True)
-    compare(ways, model, paths, rounds, "pictures")
+    print(f"{model}, {len(paths)} images, {torch.get_num_threads()} threads", flush=True)
+    compare(ways, model, paths, rounds, "images")
     if video:
         compare(["loop", "command"], model, paths, rounds, "frames")
 
@@ -128,9 +128,9 @@ def seconds(model: Path, paths: list[Path], unit: str, way: str) -> float:
             run = video_runs(detector, out / "clip.mp4", out)[way]
             run()
         else:
-            run = picture_runs(detector, paths, out)[way]
+            run = image_runs(detector, paths, out)[way]
             if way != "command" or usual_processes(len(paths)) == 1:
-                picture_runs(detector, paths[:WARM_UP], out)[way]()
+                image_runs(detector, paths[:WARM_UP], out)[way]()
         return in_turn({way: run}, 1, warm_up=0)[way][0]
 
 

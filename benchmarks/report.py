@@ -1,11 +1,11 @@
-"""Time and size of `fcos report` for an evaluation of 4,952 pictures with 80 classes.
+"""Time and size of `fcos report` for an evaluation of 4,952 images with 80 classes.
 
     python benchmarks/report.py --data ../shared/data
 
-The objects are those of the list `lists/coco_val2017.txt` there. The pictures are photographs of
+The objects are those of the list `lists/coco_val2017.txt` there. The images are photographs of
 `voc100/images`, brought to the sizes that the boxes need and linked under the names of the list. The
-detections are made: as of a mediocre detector, 100 a picture, which is the most that there can be. The model
-file has random weights: looking at pictures again takes its time, and what it says means nothing. What is
+detections are made: as of a mediocre detector, 100 a image, which is the most that there can be. The model
+file has random weights: looking at images again takes its time, and what it says means nothing. What is
 timed is the command as a user types it.
 """
 
@@ -33,12 +33,12 @@ from fcos.model.build import build_model
 from fcos.weights.load import MODEL_SETTINGS
 from fcos.weights.model_file import ModelCard, save_model
 
-STEP = 32  # pixels between the sizes of pictures
-PER_PICTURE = 100
+STEP = 32  # pixels between the sizes of images
+PER_IMAGE = 100
 
 
-def make_pictures(annotations: Annotations, photographs: list[Path], folder: Path) -> None:
-    """A picture of each name that is large enough for its boxes."""
+def make_images(annotations: Annotations, photographs: list[Path], folder: Path) -> None:
+    """A image of each name that is large enough for its boxes."""
     made: dict[tuple[int, int], Path] = {}
     for index, record in enumerate(annotations):
         needed = record.boxes_xyxy[:, 2:].max(axis=0, initial=320)
@@ -61,11 +61,11 @@ def make_results(annotations: Annotations) -> list[dict[str, object]]:
         scores = np.clip(rng.normal(0.5, 0.2, len(boxes)), 0.05, 0.99)
         wrong = rng.random(len(boxes)) < 0.15
         labels = np.where(wrong, rng.integers(0, annotations.num_classes, len(boxes)), labels)
-        corner = rng.uniform(0, 300, (PER_PICTURE, 2))
-        background = np.concatenate([corner, corner + rng.uniform(10, 200, (PER_PICTURE, 2))], axis=1)
-        boxes = np.concatenate([boxes, background])[:PER_PICTURE]
-        scores = np.append(scores, 0.05 + 0.5 * rng.beta(1, 6, PER_PICTURE))[:PER_PICTURE]
-        labels = np.append(labels, rng.integers(0, annotations.num_classes, PER_PICTURE))[:PER_PICTURE]
+        corner = rng.uniform(0, 300, (PER_IMAGE, 2))
+        background = np.concatenate([corner, corner + rng.uniform(10, 200, (PER_IMAGE, 2))], axis=1)
+        boxes = np.concatenate([boxes, background])[:PER_IMAGE]
+        scores = np.append(scores, 0.05 + 0.5 * rng.beta(1, 6, PER_IMAGE))[:PER_IMAGE]
+        labels = np.append(labels, rng.integers(0, annotations.num_classes, PER_IMAGE))[:PER_IMAGE]
         boxes[:, 2:] = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
         for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             entries.append(
@@ -84,8 +84,8 @@ def make_run(data: Path, folder: Path) -> Path:
     names = read_names(data / "lists" / "coco_name.txt")[0]
     source = data / "lists" / "coco_val2017.txt"
     annotations = read_annotations(source, names=names, format="list")
-    (folder / "pictures").mkdir()
-    make_pictures(annotations, sorted((data / "voc100" / "images").glob("*.jpg")), folder / "pictures")
+    (folder / "images").mkdir()
+    make_images(annotations, sorted((data / "voc100" / "images").glob("*.jpg")), folder / "images")
 
     run = folder / "run"
     run.mkdir()
@@ -93,14 +93,14 @@ def make_run(data: Path, folder: Path) -> Path:
         {
             "model": "fcos_mobilenetv2",
             "pretrain": False,
-            **{"list_train": str(source), "root_train": str(folder / "pictures")},
-            **{"list_eval": str(source), "root_eval": str(folder / "pictures")},
+            **{"list_train": str(source), "root_train": str(folder / "images")},
+            **{"list_eval": str(source), "root_eval": str(folder / "images")},
             "name_file": str(data / "lists" / "coco_name.txt"),
         }
     )
     dump_config(config, run / "config.json")
     (run / "metrics.jsonl").touch()
-    read = read_annotations(source, root=folder / "pictures", names=names, format="list")
+    read = read_annotations(source, root=folder / "images", names=names, format="list")
     card = summarize(read, check(read, decode=False))
     write_summaries({"training": card, "evaluation": card}, run)
     (run / "results.json").write_text(json.dumps(make_results(annotations)))

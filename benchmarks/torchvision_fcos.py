@@ -43,7 +43,7 @@ def read_voc(data: Path, images: str, annotations: str, split: str, names: list[
     return records
 
 
-class Pictures(torch.utils.data.Dataset):
+class AugmentedImages(torch.utils.data.Dataset):
     def __init__(self, records, train: bool):
         self.records, self.train, self.decoded = records, train, {}
 
@@ -62,7 +62,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 @torch.inference_mode()
-def coco_ap(model: FCOS, pictures: Pictures, names: list[str]) -> list[float]:
+def coco_ap(model: FCOS, images: AugmentedImages, names: list[str]) -> list[float]:
     """-> AP, AP50, AP75"""
     model.eval()
     truth = {
@@ -72,8 +72,8 @@ def coco_ap(model: FCOS, pictures: Pictures, names: list[str]) -> list[float]:
     }
     found = []
     xywh = lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]]  # noqa: E731
-    for image_id in range(1, len(pictures) + 1):
-        image, target = pictures[image_id - 1]
+    for image_id in range(1, len(images) + 1):
+        image, target = images[image_id - 1]
         truth["images"].append({"id": image_id, "height": image.shape[1], "width": image.shape[2]})
         for box, label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
             truth["annotations"].append(
@@ -121,8 +121,8 @@ def main(
     torch.manual_seed(0)
     random.seed(0)
     classes = names.split(",")
-    train_set = Pictures(read_voc(data, images, annotations, train, classes), True)
-    test_set = Pictures(read_voc(data, images, annotations, test, classes), False)
+    train_set = AugmentedImages(read_voc(data, images, annotations, train, classes), True)
+    test_set = AugmentedImages(read_voc(data, images, annotations, test, classes), False)
     model = fcos_mobilenet(len(classes), weights, min_size=short_side, max_size=longest_side)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9, weight_decay=1e-4)

@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --model fcos_mobilenetv2 --height 400 --width 533
 
 Time: both in this process, one step each in turn, median. Memory: peak resident memory of a process of its
-own each. A step is assignment, forward, loss, backward, clipping and the optimizer, on the same pictures and
+own each. A step is assignment, forward, loss, backward, clipping and the optimizer, on the same images and
 boxes, padded to a multiple of 32; 80 classes, random weights. Ours is the preset as it is (`--set` changes
 settings: precision=bf16 is what `fcos train FOLDER` proposes where the processor is faster in it). The peer
 is torchvision's FCOS on the same backbone with frozen batch norm, frozen stem and first stage (block), and

@@ -5,8 +5,8 @@
 The floor of a part is the floating-point operations of its direct convolutions over the ceiling: what one
 large 3x3 convolution (256 to 256 channels at 100 x 168) reaches on this machine in the same process. (By
 Winograd large convolutions take fewer: a part may lie below its floor.) The backward pass counts twice the
-forward pass of what is trained. Weights are random; the picture is resized as the preset says, the training
-step takes `--batch` pictures of `--height` x `--width`. Medians; with 2 threads.
+forward pass of what is trained. Weights are random; the image is resized as the preset says, the training
+step takes `--batch` images of `--height` x `--width`. Medians; with 2 threads.
 """
 
 from __future__ import annotations
@@ -87,16 +87,16 @@ def predict(args: argparse.Namespace, per_second: float) -> None:
     nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     times: Times = {}
     for _ in range(args.rounds + 1):
-        picture = timed(times, "decode", lambda: read_image(args.image))
-        resized = timed(times, "resize", lambda p=picture: transform(p))  # type: ignore[misc]
-        size = (picture.shape[1], picture.shape[2])
+        image = timed(times, "decode", lambda: read_image(args.image))
+        resized = timed(times, "resize", lambda p=image: transform(p))  # type: ignore[misc]
+        size = (image.shape[1], image.shape[2])
 
         def to_batch(resized: Tensor = resized, size: tuple[int, int] = size) -> Any:
             batch = collate([Sample(resized, nothing, 0, size, 0)], PADDING_MULTIPLE)
             return batch.to(torch.device("cpu"), torch.channels_last)
 
         batch = timed(times, "pad", to_batch)
-        pixels = timed(times, "normalise", lambda b=batch: fast.normalize(b.images, b.sizes_hw))  # type: ignore[misc]
+        pixels = timed(times, "normalize", lambda b=batch: fast.normalize(b.images, b.sizes_hw))  # type: ignore[misc]
         features = timed(times, "backbone", lambda x=pixels: fast.backbone(x))  # type: ignore[misc]
         levels = timed(times, "pyramid", lambda f=features: fast.pyramid(f))  # type: ignore[misc]
         output = timed(times, "head", lambda v=levels: fast.head(v))  # type: ignore[misc]
@@ -130,7 +130,7 @@ def train(args: argparse.Namespace, per_second: float) -> None:
     for _ in range(args.rounds + 1):
         grid = model.grid((height, width))
         targets = timed(times, "targets", lambda g=grid: assign(g, boxes, labels))  # type: ignore[misc]
-        pixels = timed(times, "normalise", lambda: model.normalize(images, sizes))
+        pixels = timed(times, "normalize", lambda: model.normalize(images, sizes))
         features = timed(times, "backbone, forward", lambda x=pixels: model.backbone(x))  # type: ignore[misc]
         levels = timed(times, "pyramid, forward", lambda f=features: model.pyramid(f))  # type: ignore[misc]
         output = timed(times, "head, forward", lambda v=levels: model.head(v))  # type: ignore[misc]

@@ -40,7 +40,7 @@ OBJECTS = {
     "star": (3, 49, 39, 101),
     "button": (232, 576, 260, 600),
 }
-COLOURS = {
+COLORS = {
     "person": "#f97316",
     "hat": "#a855f7",
     "face": "#facc15",
@@ -101,7 +101,7 @@ class View:
     def outline(self, ax: Axes, name: str, *, label: bool = True, style: str = "-", width: float = 2) -> None:
         """An object's box with its name."""
         x1, y1, x2, y2 = self.boxes[NAMES.index(name)].tolist()
-        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=COLOURS[name], lw=width, ls=style))
+        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=COLORS[name], lw=width, ls=style))
         if label:
             low = y2 - y1 < 0.12 * self.size_hw[0]  # a name inside would hide what is drawn on the object
             ax.text(
@@ -110,7 +110,7 @@ class View:
                 fontsize=7.5,
                 color="#0f172a",
                 clip_on=True,
-                bbox={"facecolor": COLOURS[name], "edgecolor": "none", "pad": 1.5},
+                bbox={"facecolor": COLORS[name], "edgecolor": "none", "pad": 1.5},
             )
 
 
@@ -175,7 +175,7 @@ def ranges() -> Figure:
         for place in np.unique(matched[matched >= 0]).tolist():
             seen.outline(ax, NAMES[place])
             own = seen.points(index)[matched == place]
-            ax.scatter(*own.T, s=10, color=COLOURS[NAMES[place]], edgecolors=INK, linewidths=0.4)
+            ax.scatter(*own.T, s=10, color=COLORS[NAMES[place]], edgecolors=INK, linewidths=0.4)
         if (matched < 0).all():
             middle = (seen.size_hw[1] / 2, seen.size_hw[0] / 2)
             ax.text(*middle, "no positive points", ha="center", color=INK, fontsize=10)
@@ -183,7 +183,7 @@ def ranges() -> Figure:
 
 
 def center_sampling() -> Figure:
-    """All points inside, and those near the centre."""
+    """All points inside, and those near the center."""
     figure, axes = _figure(2, width=10, height=5.9)
     seen, place, stride = view(), NAMES.index("face"), 32
     level = seen.points(CONFIG.strides.index(stride))
@@ -193,7 +193,7 @@ def center_sampling() -> Figure:
     near = np.asarray(near_center(points, box[None], radius)[:, 0])
     titles = (
         f"first paper: {inside.sum()} points inside the box",
-        f"improved: {near.sum()} points within {CONFIG.center_radius:g} strides of its centre",
+        f"improved: {near.sum()} points within {CONFIG.center_radius:g} strides of its center",
     )
     for ax, chosen, title in zip(axes, (inside, near), titles, strict=True):
         seen.show(ax, dim=0.25, title=title)
@@ -221,7 +221,7 @@ def overlaps() -> Figure:
             learned = NAMES.index(name) in matched
             seen.outline(ax, name, style="-" if learned else "--", width=2.5)
             own = seen.points(index)[matched == NAMES.index(name)]
-            ax.scatter(*own.T, s=60, color=COLOURS[name], edgecolors=INK, linewidths=1)
+            ax.scatter(*own.T, s=60, color=COLORS[name], edgecolors=INK, linewidths=1)
         ax.scatter(
             *seen.points(index)[matched < 0].T, s=12, facecolors="none", edgecolors=INK, linewidths=0.6
         )
@@ -274,10 +274,10 @@ def focal_loss() -> Figure:
     scores = torch.linspace(0.01, 0.99, 99)
     logits = scores.logit()[:, None]
     for ax, target, title in zip(axes, (0.0, 1.0), ("background", "this class"), strict=True):
-        for gamma, colour in ((0.0, "#94a3b8"), (1.0, "#60a5fa"), (CONFIG.focal_gamma, "#dc2626")):
+        for gamma, color in ((0.0, "#94a3b8"), (1.0, "#60a5fa"), (CONFIG.focal_gamma, "#dc2626")):
             rule = torch.full((1, 1), target), "focal", CONFIG.focal_alpha, gamma
             values = [float(class_loss_sum(row[None], *rule)) for row in logits]
-            ax.plot(scores, values, color=colour, lw=2, label=f"gamma {gamma:g}")
+            ax.plot(scores, values, color=color, lw=2, label=f"gamma {gamma:g}")
         ax.set_xlabel("score", color=INK)
         ax.set_title(f"focal loss at a point of {title}", loc="left", fontsize=10, color=INK)
         ax.grid(alpha=0.25)
@@ -317,11 +317,11 @@ def _draw_detections(ax: Axes, found: ImageDetections) -> None:
     rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     for (x1, y1, x2, y2), score, label in rows:
         name = NAMES[label]
-        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=COLOURS[name], lw=1.6, alpha=0.9))
+        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=COLORS[name], lw=1.6, alpha=0.9))
         if len(found.scores) <= len(NAMES):
             ax.text(
                 *(x1 + 4, y1 + 4, f"{name} {score:.2f}"), va="top", fontsize=7.5, color="#0f172a",
-                bbox={"facecolor": COLOURS[name], "edgecolor": "none", "pad": 1.5},
+                bbox={"facecolor": COLORS[name], "edgecolor": "none", "pad": 1.5},
             )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from .rectangles import rectangles, tiny, tiny_of_module  # noqa: E402, F401  (a
 if TYPE_CHECKING:
     from fcos.weights.load import ExportFormat
 
-MakePicture = Callable[..., Path]
+MakeImage = Callable[..., Path]
 
 # The longest files, longest first. `--dist=loadfile` gives out whole files: begun last, one of these would
 # keep one worker busy while the others have nothing to do.
@@ -88,8 +88,8 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def make_picture(tmp_path: Path) -> MakePicture:
-    """Writes a plain picture below `tmp_path`: ``make_picture("a/b.jpg", width=40, height=30)``."""
+def make_image(tmp_path: Path) -> MakeImage:
+    """Writes a plain image below `tmp_path`: ``make_image("a/b.jpg", width=40, height=30)``."""
 
     def make(name: str, width: int = 40, height: int = 30, color: int = 128) -> Path:
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""A tiny data set of coloured rectangles, and the cheapest real network to train on it."""
+"""A tiny data set of colored rectangles, and the cheapest real network to train on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fcos.train.run import Run, train
 
 from .processes import Process
 
-COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
+COLORS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 NOT_NUMBERS = {"kind", "elapsed_s", "network_s", "images_per_s"}  # or such as differ from run to run
 
 # A training of ten steps takes about a second.
@@ -49,7 +49,7 @@ SETTINGS = {
 
 
 def draw_rectangles(folder: Path, num_images: int, seed: int) -> list[str]:
-    """Pictures of 0 to 3 rectangles that do not touch; returns the lines of a list in the seed's format."""
+    """Images of 0 to 3 rectangles that do not touch; returns the lines of a list in the seed's format."""
     random = torch.Generator().manual_seed(seed)
 
     def draw_number(low: int, high: int) -> int:
@@ -61,11 +61,11 @@ def draw_rectangles(folder: Path, num_images: int, seed: int) -> list[str]:
         image = Image.new("RGB", (64, draw_number(48, 65)), (90, 110, 90))
         canvas, words = ImageDraw.Draw(image), [f"{number:03d}.png"]
         num_boxes = 0 if number % 6 == 5 else draw_number(1, 4)
-        for column in range(num_boxes):  # one rectangle in each third of the picture
+        for column in range(num_boxes):  # one rectangle in each third of the image
             class_id = draw_number(0, 2)
             left, top = column * 21 + draw_number(0, 6), draw_number(0, 20)
             right, bottom = left + draw_number(10, 16), top + draw_number(10, 28)
-            canvas.rectangle((left, top, right - 1, bottom - 1), fill=list(COLOURS.values())[class_id])
+            canvas.rectangle((left, top, right - 1, bottom - 1), fill=list(COLORS.values())[class_id])
             words += map(str, (top, left, bottom, right, class_id + 1))
         image.save(folder / words[0])
         lines.append(" ".join(words))
@@ -165,12 +165,12 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def rectangles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 20 training and 7 evaluation pictures, their lists and a train.json."""
+    """A folder with 20 training and 7 evaluation images, their lists and a train.json."""
     folder = tmp_path_factory.mktemp("rectangles")
     for name, num_images, seed in (("train", 20, 0), ("eval", 7, 1)):
         lines = draw_rectangles(folder / name, num_images, seed)
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    (folder / "names.txt").write_text("\n".join(["background", *COLOURS]) + "\n")
+    (folder / "names.txt").write_text("\n".join(["background", *COLORS]) + "\n")
     data = {
         "root_train": "train",
         "list_train": "train.txt",

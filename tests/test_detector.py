@@ -1,4 +1,4 @@
-"""`Detector`: every kind of picture, lists, evaluation, training."""
+"""`Detector`: every kind of image, lists, evaluation, training."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_list_with_fewer_class_names_is_not_read_with_those_of_the_model(
         detector.read_annotations(tmp_path / "list.txt")
 
 
-def test_boxes_are_in_pixels_of_the_original_picture(detector: Detector, pixels: Any) -> None:
+def test_boxes_are_in_pixels_of_the_original_image(detector: Detector, pixels: Any) -> None:
     found = detector.predict(pixels, score_threshold=0.0)
 
     assert 0 < len(found) <= 100
@@ -72,7 +72,7 @@ def test_boxes_are_in_pixels_of_the_original_picture(detector: Detector, pixels:
     assert found.scores.diff().le(0).all()
 
 
-def test_path_picture_array_and_tensor_of_the_same_pixels_give_the_same(
+def test_path_image_array_and_tensor_of_the_same_pixels_give_the_same(
     detector: Detector, pixels: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "ünï 图.png"
@@ -97,11 +97,11 @@ def test_an_array_that_may_not_be_written_is_read(detector: Detector, pixels: An
 def test_a_list_gives_as_many_detections_in_its_order_whatever_the_sizes(
     detector: Detector, pixels: Any
 ) -> None:
-    pictures = [pixels, pixels[:40, :60], pixels[:, :30], pixels[:50]]
-    alone = [detector.predict(picture, score_threshold=0.0) for picture in pictures]
+    images = [pixels, pixels[:40, :60], pixels[:, :30], pixels[:50]]
+    alone = [detector.predict(image, score_threshold=0.0) for image in images]
 
     for batch_size in (None, 1, 3, 8):
-        together = detector.predict(tuple(pictures), score_threshold=0.0, batch_size=batch_size)
+        together = detector.predict(tuple(images), score_threshold=0.0, batch_size=batch_size)
         assert [found.image.size for found in together if found.image] == [
             (90, 60),
             (60, 40),
@@ -144,7 +144,7 @@ def results_of(detector: Detector, annotations: Annotations, batch_size: int) ->
     return entries
 
 
-def test_small_pictures_of_one_size_go_through_the_network_together(
+def test_small_images_of_one_size_go_through_the_network_together(
     detector: Detector, pixels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[tuple[int, ...]] = []
@@ -156,14 +156,14 @@ def test_small_pictures_of_one_size_go_through_the_network_together(
     plain = TorchBackend.detect_batch
     monkeypatch.setattr(TorchBackend, "detect_batch", detect_batch)
     upright = pixels.transpose(1, 0, 2)
-    pictures = [pixels, upright, pixels[::-1], pixels[:, ::-1], upright[::-1], pixels]
-    together = detector.predict(pictures, score_threshold=0.0)
+    images = [pixels, upright, pixels[::-1], pixels[:, ::-1], upright[::-1], pixels]
+    together = detector.predict(images, score_threshold=0.0)
     assert [size[0] for size in sizes] == [3, 1, 1, 1]  # of the first four, and of the other two
     assert sizes[0][2:] == sizes[1][:1:-1]
 
     sizes.clear()
     monkeypatch.setattr(pipeline, "MOST_PIXELS_OF_SMALL", 100)
-    alone = detector.predict(pictures, score_threshold=0.0)
+    alone = detector.predict(images, score_threshold=0.0)
     assert [size[0] for size in sizes] == [1] * 6
     for first, second in zip(together, alone, strict=True):
         assert_same(first, second, tolerance=1e-4)
@@ -211,15 +211,15 @@ def test_a_turned_photograph_gives_what_the_upright_one_gives(
     assert np.array_equal(np.asarray(from_path.image), pixels)
 
 
-def test_grey_arrays_and_those_with_a_fourth_channel_are_images(detector: Detector, pixels: Any) -> None:
-    grey = np.ascontiguousarray(pixels[..., 0])
-    wanted = detector.predict(np.stack([grey] * 3, axis=2))
+def test_gray_arrays_and_those_with_a_fourth_channel_are_images(detector: Detector, pixels: Any) -> None:
+    gray = np.ascontiguousarray(pixels[..., 0])
+    wanted = detector.predict(np.stack([gray] * 3, axis=2))
     assert len(wanted) > 0
-    for picture in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
-        assert_same(detector.predict(picture), wanted)
-    rgba = np.dstack([pixels, grey])
-    for picture in (rgba, torch.from_numpy(rgba).permute(2, 0, 1)):
-        assert_same(detector.predict(picture), detector.predict(pixels))
+    for image in (gray, gray[..., None], torch.from_numpy(gray), torch.from_numpy(gray)[None]):
+        assert_same(detector.predict(image), wanted)
+    rgba = np.dstack([pixels, gray])
+    for image in (rgba, torch.from_numpy(rgba).permute(2, 0, 1)):
+        assert_same(detector.predict(image), detector.predict(pixels))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, torch.bfloat16, torch.float32])
@@ -277,12 +277,10 @@ def overlaps(found: Any) -> float:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
-def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
-    picture = (
-        Image.new("I;16", (40, 30), 30000) if mode == "I;16" else Image.new("RGB", (40, 30)).convert(mode)
-    )
+def test_images_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
+    image = Image.new("I;16", (40, 30), 30000) if mode == "I;16" else Image.new("RGB", (40, 30)).convert(mode)
 
-    found = detector.predict(picture)
+    found = detector.predict(image)
     assert found.image is not None
     assert (found.image.mode, found.image.size) == ("RGB", (40, 30))
 
@@ -319,14 +317,14 @@ def test_pictures_of_any_mode_are_taken(detector: Detector, mode: str) -> None:
         (None, "NoneType is not an image"),
     ],
 )
-def test_what_is_no_rgb_picture_of_bytes_is_refused_in_words(wrong: object, message: str) -> None:
+def test_what_is_no_rgb_image_of_bytes_is_refused_in_words(wrong: object, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         pixels_of(wrong)
 
 
 def test_a_file_that_is_missing_or_broken_is_named(detector: Detector, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
 
     with pytest.raises(DatasetError, match=r"cannot be decoded[\s\S]*broken\.jpg"):
         detector.predict(broken)
@@ -347,7 +345,7 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_is(model_file: Pa
         Detector.load(model_file, device=[97])
 
 
-def write_coco(folder: Path, detector: Detector, pictures: dict[str, Any], names: tuple[str, ...]) -> Path:
+def write_coco(folder: Path, detector: Detector, images: dict[str, Any], names: tuple[str, ...]) -> Path:
     """What the detector is surest of as annotations, with classes in another order."""
     ids = {name: 10 * (number + 1) for number, name in enumerate(reversed(names))}
     content: dict[str, list[Any]] = {
@@ -355,7 +353,7 @@ def write_coco(folder: Path, detector: Detector, pictures: dict[str, Any], names
         "annotations": [],
         "categories": [{"id": category_id, "name": name} for name, category_id in ids.items()],
     }
-    for image_id, (name, array) in enumerate(pictures.items(), start=100):
+    for image_id, (name, array) in enumerate(images.items(), start=100):
         Image.fromarray(array).save(folder / name)
         height, width = array.shape[:2]
         content["images"].append({"id": image_id, "file_name": name, "height": height, "width": width})
@@ -403,7 +401,7 @@ def test_evaluation_refuses_other_classes_and_lists_them(
         detector.evaluate(file, root=tmp_path)
 
 
-def test_evaluation_names_every_broken_picture_before_it_starts(
+def test_evaluation_names_every_broken_image_before_it_starts(
     detector: Detector, pixels: Any, tmp_path: Path
 ) -> None:
     file = write_coco(tmp_path, detector, {"a.png": pixels, "b.png": pixels}, detector.class_names)
@@ -420,9 +418,9 @@ def test_training_gives_a_detector_of_the_best_model(pixels: Any, tmp_path: Path
     (tmp_path / "images").mkdir()
     lines = []
     for number in range(4):
-        picture = np.full((64, 64, 3), 40, np.uint8)
-        picture[16:48, 8 : 40 + number] = 220
-        Image.fromarray(picture).save(tmp_path / "images" / f"{number}.png")
+        image = np.full((64, 64, 3), 40, np.uint8)
+        image[16:48, 8 : 40 + number] = 220
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
         lines.append(f"{number}.png 16 8 48 {40 + number} 1")
     (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
     (tmp_path / "names.txt").write_text("background\nbox\n")

@@ -211,7 +211,7 @@ def test_recipe_of_the_seed_for_voc() -> None:
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.stem)
 def test_recipe_trains(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One step of the recipe's own network and losses, on one small picture."""
+    """One step of the recipe's own network and losses, on one small image."""
     Image.new("RGB", (64, 64), (90, 20, 20)).save(tmp_path / "a.png")
     num_classes = json.loads(file.read_text())["classes"]
     content = {

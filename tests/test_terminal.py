@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(autouse=True)
-def no_colours_are_asked_for(monkeypatch):
+def no_colors_are_asked_for(monkeypatch):
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -59,7 +59,7 @@ def test_a_stream_to_a_file_gets_no_control_characters():
     assert file.getvalue() == "\\x1b[31mcat\\x1b[2J\\x07\\r\\x9b\\u202e\\ud800\\x7f\n\tdog"
 
 
-def test_a_terminal_gets_colours_and_nothing_that_moves_its_cursor():
+def test_a_terminal_gets_colors_and_nothing_that_moves_its_cursor():
     terminal = Terminal()
     SafeStream(terminal).write(click.style("red", fg="red") + "\x1b[2K\x1b[1A\x1b]8;;x\x1b\\")
     assert terminal.getvalue() == "\x1b[31mred\x1b[0m\\x1b[2K\\x1b[1A\\x1b]8;;x\\x1b\\"

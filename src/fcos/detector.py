@@ -17,7 +17,7 @@ from fcos.data.check import valid_part
 from fcos.data.formats import find_name_file, read_annotations, read_names
 from fcos.data.in_memory import Names, write_items
 from fcos.data.names import is_no_class, with_classes_of
-from fcos.data.registry import format_named, recognise
+from fcos.data.registry import format_named, recognize
 from fcos.errors import ConfigError, DeviceError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
@@ -154,7 +154,7 @@ class Detector(Predictor):
         """
         source = Path(source)
         folder = None if root is None else Path(root)
-        known = recognise(source, folder) if format == "auto" else format
+        known = recognize(source, folder) if format == "auto" else format
         if names is None and format_named(known).class_names != "all":
             names = [name for name in self.class_names if not is_no_class(name)]
             beside = find_name_file(source, folder, known)

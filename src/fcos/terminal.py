@@ -26,9 +26,9 @@ MAX_LINE = 1000  # characters
 UNSAFE_CATEGORIES = ("Cc", "Cs")
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
-COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
+COLORS = re.compile(r"(\x1b\[[0-9;]*m)")
 PROGRESS = re.compile(r"(\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[[0-9]*A|\x1b\[2K|\r)")  # what bars of rich write
-COLOUR_VARIABLES = ("FORCE_COLOR", "TTY_COMPATIBLE")  # rich writes colours without a terminal
+COLOR_VARIABLES = ("FORCE_COLOR", "TTY_COMPATIBLE")  # rich writes colors without a terminal
 
 
 def printable(text: str) -> str:
@@ -69,18 +69,18 @@ def _escaped(character: str) -> str:
 
 
 class SafeStream:
-    """A text stream that shows control characters as text, except colours in a terminal.
+    """A text stream that shows control characters as text, except colors in a terminal.
 
     Args:
         kept: what a terminal may get as it is.
     """
 
-    def __init__(self, stream: Any, kept: re.Pattern[str] = COLOURS) -> None:
+    def __init__(self, stream: Any, kept: re.Pattern[str] = COLORS) -> None:
         self.stream, self.kept = stream, kept
 
     def write(self, text: str) -> int:
         """Write the text, made safe."""
-        is_terminal = self.stream.isatty() or any(os.environ.get(name) for name in COLOUR_VARIABLES)
+        is_terminal = self.stream.isatty() or any(os.environ.get(name) for name in COLOR_VARIABLES)
         parts = self.kept.split(text) if is_terminal else [text]
         self.stream.write("".join(part if place % 2 else printable(part) for place, part in enumerate(parts)))
         return len(text)

@@ -44,14 +44,14 @@ def seed_run(folder: Path) -> Path:
 
 
 def test_arrays_are_printed_as_the_seed_prints_them(tmp_path: Path) -> None:
-    picture = tmp_path / "curves.png"
+    output = tmp_path / "curves.png"
     result = CliRunner().invoke(
-        main, ["analyze", str(seed_run(tmp_path / "run")), "--arrays", "-o", str(picture)]
+        main, ["analyze", str(seed_run(tmp_path / "run")), "--arrays", "-o", str(output)]
     )
     assert result.exit_code == 0, result.output
     assert result.stdout == PRINTED
-    assert str(picture) in result.stderr
-    with Image.open(picture) as image:
+    assert str(output) in result.stderr
+    with Image.open(output) as image:
         assert image.format == "PNG"
 
 
@@ -84,7 +84,7 @@ def test_a_folder_that_is_no_run_is_an_error_with_a_remedy(tmp_path: Path) -> No
     assert "fix: give the folder of a run, for example runs/train" in result.stderr
 
 
-def test_a_picture_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, said in (
         ("file/curves.png", "cannot be written: "),
@@ -99,7 +99,7 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
     assert not list(tmp_path.glob("*curves*"))
 
 
-def test_names_of_runs_are_text_in_the_picture(tmp_path: Path) -> None:
+def test_names_of_runs_are_text_in_the_image(tmp_path: Path) -> None:
     runs = [str(seed_run(tmp_path / name)) for name in ("$x", "_hidden", "\x1b[2Jrun")]
     result = CliRunner().invoke(main, ["analyze", *runs, "--arrays", "-o", str(tmp_path / "c.svg")])
     assert result.exit_code == 0, result.output

@@ -39,9 +39,9 @@ def test_a_clean_set_ends_well_with_its_card(fcos, shared):
     assert "no problems" in result.output
 
 
-def test_two_lists_are_compared_and_names_without_background_are_told(fcos, make_picture, tmp_path):
-    make_picture("a.jpg")
-    make_picture("b.jpg", color=7)
+def test_two_lists_are_compared_and_names_without_background_are_told(fcos, make_image, tmp_path):
+    make_image("a.jpg")
+    make_image("b.jpg", color=7)
     (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1\nb.jpg\n")
     (tmp_path / "val.txt").write_text("a.jpg 1 2 3 4 1\n")
     (tmp_path / "names.txt").write_text("cat\n")
@@ -54,8 +54,8 @@ def test_two_lists_are_compared_and_names_without_background_are_told(fcos, make
     assert "cat" in result.output
 
 
-def test_a_config_is_checked_as_a_training_reads_it(fcos, make_picture, tmp_path):
-    make_picture("images/a.jpg")
+def test_a_config_is_checked_as_a_training_reads_it(fcos, make_image, tmp_path):
+    make_image("images/a.jpg")
     (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1\n")
     (tmp_path / "eval.txt").write_text("a.jpg 1 2 3 4 2\n")
     (tmp_path / "names.txt").write_text("background\ncat\n")
@@ -77,8 +77,8 @@ def test_a_config_is_checked_as_a_training_reads_it(fcos, make_picture, tmp_path
     assert "1 image is in both" in result.output
 
 
-def test_of_many_problems_the_first_are_shown_and_the_rest_counted(fcos, make_picture, tmp_path):
-    make_picture("a.jpg")
+def test_of_many_problems_the_first_are_shown_and_the_rest_counted(fcos, make_image, tmp_path):
+    make_image("a.jpg")
     lines = ["a.jpg 1 2 3 4 1", *(f"missing{number}.jpg 1 2 3 4 1" for number in range(30))]
     (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
 
@@ -112,8 +112,8 @@ def test_help_has_examples_and_imports_no_torch(name):
     assert f"  fcos {name} " in result.stdout.split("Examples:")[1]
 
 
-def test_images_without_a_box_end_with_code_1(fcos, make_picture, tmp_path):
-    make_picture("set/images/0.jpg")
+def test_images_without_a_box_end_with_code_1(fcos, make_image, tmp_path):
+    make_image("set/images/0.jpg")
     (tmp_path / "set/data.yaml").write_text("train: images\nnames: [cat]\n")
 
     result = fcos("check", tmp_path / "set")
@@ -125,9 +125,9 @@ def test_images_without_a_box_end_with_code_1(fcos, make_picture, tmp_path):
     assert [problem["record"] for problem in described["parts"][0]["problems"]] == [None]
 
 
-def test_splits_whose_classes_training_would_refuse_are_refused(fcos, make_picture, tmp_path):
+def test_splits_whose_classes_training_would_refuse_are_refused(fcos, make_image, tmp_path):
     for split, names in (("train", ["cat"]), ("val", ["cat", "dog"])):
-        make_picture(f"set/{split}.jpg")
+        make_image(f"set/{split}.jpg")
         categories = [{"id": number, "name": name} for number, name in enumerate(names)]
         box = {"id": 1, "image_id": 1, "category_id": 0, "bbox": [1, 1, 5, 5]}
         images = [{"id": 1, "file_name": f"{split}.jpg"}]
@@ -140,8 +140,8 @@ def test_splits_whose_classes_training_would_refuse_are_refused(fcos, make_pictu
     assert "only in the annotations: 'dog'; only in the model: none" in result.output
 
 
-def test_a_single_list_is_checked_with_the_names_beside_it(fcos, make_picture, tmp_path):
-    make_picture("a.jpg")
+def test_a_single_list_is_checked_with_the_names_beside_it(fcos, make_image, tmp_path):
+    make_image("a.jpg")
     (tmp_path / "train.txt").write_text("a.jpg 1 2 20 30 2\n")
     (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
 
@@ -153,9 +153,9 @@ def test_a_single_list_is_checked_with_the_names_beside_it(fcos, make_picture, t
     assert "class_1" not in result.output
 
 
-def test_the_last_line_totals_the_problems_of_all_parts(fcos, make_picture, tmp_path):
-    make_picture("a.jpg")
-    make_picture("b.jpg", color=7)
+def test_the_last_line_totals_the_problems_of_all_parts(fcos, make_image, tmp_path):
+    make_image("a.jpg")
+    make_image("b.jpg", color=7)
     (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1 9 9 2 2 1\n")
     (tmp_path / "val.txt").write_text("b.jpg 1 2 3 4 1\n")
 
@@ -167,9 +167,9 @@ def test_the_last_line_totals_the_problems_of_all_parts(fcos, make_picture, tmp_
     assert fcos("check", tmp_path).output.splitlines()[-1] == "in total: no problems in 2 parts"
 
 
-def test_an_empty_test_split_is_a_warning(fcos, make_picture, tmp_path):
+def test_an_empty_test_split_is_a_warning(fcos, make_image, tmp_path):
     for split in ("train", "val"):
-        make_picture(f"images/{split}/{split}.jpg")
+        make_image(f"images/{split}/{split}.jpg")
         (tmp_path / "labels" / split).mkdir(parents=True)
         (tmp_path / "labels" / split / f"{split}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     (tmp_path / "images/test").mkdir()

@@ -38,8 +38,8 @@ def test_what_was_converted_passes_the_check(fcos, shared, tmp_path):
     assert "50, 0 of them without boxes" in result.output
 
 
-def test_copied_images_do_not_need_the_originals(fcos, make_picture, tmp_path):
-    image = make_picture("a.jpg")
+def test_copied_images_do_not_need_the_originals(fcos, make_image, tmp_path):
+    image = make_image("a.jpg")
     (tmp_path / "a.txt").write_text("a.jpg 1 2 20 30 1\n")
     (tmp_path / "names.txt").write_text("background\ncat\n")
     words = ("--to", "voc", "-o", tmp_path / "voc", "--copy-images", "--names", tmp_path / "names.txt")
@@ -74,8 +74,8 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(fcos, 
     assert f"in: {out}" in result.output
 
 
-def test_a_list_does_not_replace_the_names_of_another(fcos, make_picture, tmp_path):
-    make_picture("a.jpg")
+def test_a_list_does_not_replace_the_names_of_another(fcos, make_image, tmp_path):
+    make_image("a.jpg")
     (tmp_path / "a.txt").write_text("a.jpg 1 2 20 30 1\n")
     (tmp_path / "b_names.txt").write_text("background\nbird\n")
 
@@ -87,8 +87,8 @@ def test_a_list_does_not_replace_the_names_of_another(fcos, make_picture, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["names.txt", "classes.txt", "train_names.txt", "things.names"])
-def test_a_single_list_takes_the_names_beside_it(fcos, make_picture, tmp_path, name):
-    make_picture("data/a.jpg")
+def test_a_single_list_takes_the_names_beside_it(fcos, make_image, tmp_path, name):
+    make_image("data/a.jpg")
     (tmp_path / "data/train.txt").write_text("a.jpg 1 2 20 30 2\n")
     (tmp_path / "data" / name).write_text("background\ncat\ndog\n")
 
@@ -101,8 +101,8 @@ def test_a_single_list_takes_the_names_beside_it(fcos, make_picture, tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["filenames.txt", "other_names.txt"])
-def test_names_of_images_and_of_other_lists_are_not_taken(make_picture, tmp_path, name):
-    make_picture("a.jpg")
+def test_names_of_images_and_of_other_lists_are_not_taken(make_image, tmp_path, name):
+    make_image("a.jpg")
     for file in ("train.txt", "other.txt"):
         (tmp_path / file).write_text("a.jpg 1 2 20 30 2\n")
     (tmp_path / name).write_text("background\ncat\ndog\n")

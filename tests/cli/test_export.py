@@ -25,7 +25,7 @@ def run(*words: str | Path) -> Result:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with four pictures."""
+    """A folder with four images."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for seed in range(4):
@@ -79,7 +79,7 @@ def test_the_photographs_of_pip_are_checked_where_none_are_given(small_model: Pa
     result = run("export", small_model, "--format", "onnx", "-o", out, "--json")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
-    assert content["num_pictures"] == 3
+    assert content["num_images"] == 3
     assert content["num_detections"] == content["num_same"] + content["num_ties"] > 0
     assert content["most_pixels"] < 0.01
     assert content["after_bytes"] == out.stat().st_size
@@ -112,13 +112,13 @@ def test_several_images_are_predicted_at_once(name: str, exported: dict[str, Pat
     try:
         detector = Detector.load(exported[name])
         assert detector.backend.calls_at_once == 2
-        pictures = sorted(photos.iterdir()) * 4
-        streamed = list(detector.stream(pictures, 0.0))
+        images = sorted(photos.iterdir()) * 4
+        streamed = list(detector.stream(images, 0.0))
     finally:
         torch.set_num_threads(before)
-    assert len(streamed) == len(pictures)
-    for found, picture in zip(streamed, pictures, strict=True):
-        alone = detector.predict(picture, 0.0)
+    assert len(streamed) == len(images)
+    for found, image in zip(streamed, images, strict=True):
+        alone = detector.predict(image, 0.0)
         assert len(found) == len(alone)
         torch.testing.assert_close(found.scores, alone.scores, rtol=0, atol=1e-5)
 
@@ -132,14 +132,14 @@ def test_predict_eval_and_info_take_an_exported_file(
         out = tmp_path / "out" / model.name
         result = run("predict", model, photos, "--out", out)
         assert result.exit_code == 0, result.output
-        found.append(json.loads((out / "detections.json").read_text())["pictures"])
+        found.append(json.loads((out / "detections.json").read_text())["images"])
         result = run("eval", model, "--list", annotated, "--root", photos, "--out", out)
         assert result.exit_code == 0, result.output
         found.append(json.loads((out / "results.json").read_text()))
     for before, after in zip(found[:2], found[2:], strict=True):
         assert len(before) == len(after) > 0
-    for picture, same in zip(found[0], found[2], strict=True):
-        boxes = [[entry["box_xyxy"] for entry in one["detections"]] for one in (picture, same)]
+    for image, same in zip(found[0], found[2], strict=True):
+        boxes = [[entry["box_xyxy"] for entry in one["detections"]] for one in (image, same)]
         np.testing.assert_allclose(boxes[0], boxes[1], atol=0.05)
 
     result = run("info", exported[name])

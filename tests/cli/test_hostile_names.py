@@ -131,7 +131,7 @@ def test_a_terminal_gets_no_control_characters_of_names_from_any_command(folder:
         *(["train", f"no{FILE}"], ["config", "train.json", f"{FILE}=1"], [FILE], ["info", f"--{FILE}"]),
     )
 
-    assert "\x1b[1m" in said  # it was a terminal, and our own colours arrive
+    assert "\x1b[1m" in said  # it was a terminal, and our own colors arrive
     assert "\x1b[31mred" not in said
     assert CONTROL.findall(PROGRESS.sub("", said)) == []
     assert "Traceback" not in said

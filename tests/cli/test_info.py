@@ -24,7 +24,7 @@ def run(*words: str | Path) -> Result:
 
 
 @pytest.fixture
-def picture(vectors: Callable[[str], Path], tmp_path: Path) -> Path:
+def image(vectors: Callable[[str], Path], tmp_path: Path) -> Path:
     path = tmp_path / "street.png"
     Image.fromarray(np.load(vectors("input.npy"))).save(path)
     return path
@@ -64,13 +64,13 @@ def test_info_as_json_has_everything(vectors: Callable[[str], Path], name: str) 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_imported_file_detects_what_its_authors_code_does(
-    vectors: Callable[[str], Path], tmp_path: Path, picture: Path, name: str
+    vectors: Callable[[str], Path], tmp_path: Path, image: Path, name: str
 ) -> None:
     out = tmp_path / "model.safetensors"
     result = run("import", vectors(name) / "state_dict.pth", "-o", out, "short_side=160", "view_size=256")
     assert result.exit_code == 0, result.output
     theirs = json.loads((vectors(name) / "detections.json").read_text())
-    found = Detector.load(out, "cpu").predict(picture, 0.0)
+    found = Detector.load(out, "cpu").predict(image, 0.0)
     assert (found.labels + int("official" in name)).tolist() == theirs["labels"]
     torch.testing.assert_close(found.scores, torch.tensor(theirs["scores"]), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.boxes_xyxy, torch.tensor(theirs["boxes"]), rtol=0, atol=0.01)
@@ -107,17 +107,17 @@ def test_import_names_classes_and_overwrites_only_when_told(
 
 
 def test_predict_takes_a_published_file_without_any_flag(
-    vectors: Callable[[str], Path], tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+    vectors: Callable[[str], Path], tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run("predict", vectors("detectron2_r50") / "state_dict.pth", picture, "--device", "cpu")
+    result = run("predict", vectors("detectron2_r50") / "state_dict.pth", image, "--device", "cpu")
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "predictions" / "detections.json").read_text())
     assert content["class_names"] == [f"class {i}" for i in range(1, 6)]
 
 
 def test_eval_of_torchvisions_outputs_has_the_ids_of_coco(
-    vectors: Callable[[str], Path], tmp_path: Path, picture: Path
+    vectors: Callable[[str], Path], tmp_path: Path, image: Path
 ) -> None:
     model = tmp_path / "model.safetensors"
     run(
@@ -129,7 +129,7 @@ def test_eval_of_torchvisions_outputs_has_the_ids_of_coco(
         "view_size=256",
     )
     detector = Detector.load(model, "cpu")
-    found = detector.predict(picture, 0.0)
+    found = detector.predict(image, 0.0)
     names = [name for name in reversed(detector.class_names) if not name.startswith("(")]
     ids = {name: detector.class_names.index(name) for name in names}
     real = [i for i in range(len(found)) if int(found.labels[i]) in ids.values()]
@@ -143,7 +143,7 @@ def test_eval_of_torchvisions_outputs_has_the_ids_of_coco(
         "iscrowd": 0,
     }
     coco = {
-        "images": [{"id": 7, "file_name": picture.name, "width": 317, "height": 203}],
+        "images": [{"id": 7, "file_name": image.name, "width": 317, "height": 203}],
         "annotations": [annotation],
         "categories": [{"id": ids[name], "name": name} for name in names],
     }
@@ -161,7 +161,7 @@ def test_eval_of_torchvisions_outputs_has_the_ids_of_coco(
 
 
 def test_results_of_the_official_code_end_after_the_last_pixel(
-    vectors: Callable[[str], Path], tmp_path: Path, picture: Path
+    vectors: Callable[[str], Path], tmp_path: Path, image: Path
 ) -> None:
     model, names = tmp_path / "model.safetensors", [f"class {i}" for i in range(1, 6)]
     run(
@@ -173,7 +173,7 @@ def test_results_of_the_official_code_end_after_the_last_pixel(
         "view_size=256",
     )
     coco = {
-        "images": [{"id": 7, "file_name": picture.name, "width": 317, "height": 203}],
+        "images": [{"id": 7, "file_name": image.name, "width": 317, "height": 203}],
         "annotations": [],
         "categories": [{"id": i, "name": name} for i, name in enumerate(names, start=1)],
     }
@@ -195,5 +195,5 @@ def test_results_of_the_official_code_end_after_the_last_pixel(
     )
     assert result.exit_code == 0, result.output
     row = json.loads((out / "results.json").read_text())[0]
-    x1, y1, x2, y2 = Detector.load(model, "cpu").predict(picture, 0.0).boxes_xyxy[0].tolist()
+    x1, y1, x2, y2 = Detector.load(model, "cpu").predict(image, 0.0).boxes_xyxy[0].tolist()
     assert row["bbox"] == pytest.approx([x1, y1, x2 - x1 + 1, y2 - y1 + 1], abs=0.001)

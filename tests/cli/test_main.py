@@ -103,7 +103,7 @@ def test_command_has_examples_that_it_understands(
         command.make_context(name, shlex.split(example)[2:])  # a wrong option or number of words raises
 
 
-def test_output_is_coloured_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_is_colored_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     command = click.Command("check", callback=lambda: click.secho("done", fg="green"))
     monkeypatch.setattr("fcos.cli.LazyGroup.get_command", lambda *_: command)
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -21,7 +21,7 @@ COMMANDS_WITHOUT_RESULT = {"demo", "serve"}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: two lists with a picture of a cat each, class names, and the pictures."""
+    """The working directory: two lists with a image of a cat each, class names, and the images."""
     monkeypatch.chdir(tmp_path)
     for part, names in (("train", "abc"), ("eval", "c")):
         for name in names:
@@ -38,7 +38,7 @@ def ask(*words: str | Path, exit_code: int = 0) -> Any:
     return json.loads(result.stdout)
 
 
-def test_check_tells_problems_and_common_pictures(folder: Path) -> None:
+def test_check_tells_problems_and_common_images(folder: Path) -> None:
     with (folder / "train.txt").open("a") as file:
         file.write("a.png 10 10 10 50 1\nmissing.png 1 1 9 9 1\n")
     answer = ask("check", "train.txt", "eval.txt", "--names", "names.txt", exit_code=1)
@@ -50,13 +50,13 @@ def test_check_tells_problems_and_common_pictures(folder: Path) -> None:
     assert second["problems"] == []
     (shared,) = answer["common"]
     assert shared["between"] == ["train.txt", "eval.txt"]
-    assert [[Path(path).name for path in pair] for pair in shared["pictures"]] == [["c.png", "c.png"]]
+    assert [[Path(path).name for path in pair] for pair in shared["images"]] == [["c.png", "c.png"]]
 
 
 def test_convert_names_what_it_wrote(folder: Path) -> None:
     answer = ask("convert", "train.txt", "--names", "names.txt", "--to", "voc", "-o", "voc")
     assert (answer["out"], answer["name_file"], answer["root"]) == ("voc", "voc/names.txt", None)
-    assert (answer["pictures"], answer["boxes"], answer["class_names"]) == (3, 3, ["cat", "dog", "bird"])
+    assert (answer["images"], answer["boxes"], answer["class_names"]) == (3, 3, ["cat", "dog", "bird"])
     assert (folder / answer["name_file"]).is_file()
 
 
@@ -76,7 +76,7 @@ def test_config_gives_values(folder: Path) -> None:
 
 def test_eval_gives_numbers_and_null_where_there_is_nothing_to_find(folder: Path, model_file: Path) -> None:
     answer = ask("eval", model_file, "--list", "eval.txt", "--device", "cpu", "--out", "measured")
-    assert answer["pictures"] == 1
+    assert answer["images"] == 1
     assert len(answer["metrics"]) == 12
     assert 0 <= answer["metrics"]["map_mean"] <= 1
     assert answer["metrics"]["map_small"] is None
@@ -112,7 +112,7 @@ def test_train_gives_run_model_and_numbers(folder: Path) -> None:
 def test_quickstart_makes_only_the_data_set_if_that_is_wanted(tmp_path: Path) -> None:
     words = ("--num-train", "2", "--num-eval", "1", "--data-only")
     answer = ask("quickstart", "--out", tmp_path / "digits", *words)
-    assert answer == {"folder": str(tmp_path / "digits"), "pictures_train": 2, "pictures_eval": 1}
+    assert answer == {"folder": str(tmp_path / "digits"), "images_train": 2, "images_eval": 1}
     assert len(list((tmp_path / "digits" / "images" / "train").iterdir())) == 2
     assert not (tmp_path / "digits" / "run").exists()
 

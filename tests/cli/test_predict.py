@@ -34,15 +34,15 @@ SOURCE = Path(fcos.__file__).parent
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """photos/a.jpg, photos/sub/ünï 图.png, photos/sub/deep/c.GIF, photos/notes.txt; the working directory."""
     coarse = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse.repeat(10, axis=0).repeat(10, axis=1))
+    image = Image.fromarray(coarse.repeat(10, axis=0).repeat(10, axis=1))
     for name in ("a.jpg", "sub/ünï 图.png", "sub/deep/c.GIF"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+        image.save(path)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,15 +65,13 @@ def drawn_below(out: str) -> list[str]:
     )
 
 
-def test_a_folder_is_searched_with_its_subfolders_and_names_are_kept(
-    model_file: Path, pictures: Path
-) -> None:
+def test_a_folder_is_searched_with_its_subfolders_and_names_are_kept(model_file: Path, images: Path) -> None:
     result = predict(model_file, "photos")
 
     assert result.exit_code == 0, result.output
     assert drawn_below("predictions") == ["a.jpg", "sub/deep/c.GIF.png", "sub/ünï 图.png"]
     content = written()
-    assert [Path(picture["path"]).as_posix() for picture in content["pictures"]] == [
+    assert [Path(image["path"]).as_posix() for image in content["images"]] == [
         "photos/a.jpg",
         "photos/sub/deep/c.GIF",
         "photos/sub/ünï 图.png",
@@ -83,20 +81,20 @@ def test_a_folder_is_searched_with_its_subfolders_and_names_are_kept(
     assert content["score_threshold"] == 0.5
 
 
-def test_without_a_model_everyday_objects_are_found(pictures: Path) -> None:
+def test_without_a_model_everyday_objects_are_found(images: Path) -> None:
     result = CliRunner().invoke(main, ["predict", "photos/a.jpg", "photos/sub", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "everyday detector, which knows 20 classes" in result.stderr
     assert "dog" in result.stderr
     assert "fcos train FOLDER" in result.stderr
-    assert len(written()["pictures"]) == 3
+    assert len(written()["images"]) == 3
     assert Path(written()["model"]).name == "everyday.safetensors"
 
 
 @pytest.mark.parametrize("words", [["runs/birds"], ["best.safetensors"], ["everyday"]])
-def test_a_model_alone_is_no_source(words: list[str], pictures: Path) -> None:
-    (pictures / "runs" / "birds").mkdir(parents=True)
-    (pictures / "runs" / "birds" / "config.json").write_text("{}")
+def test_a_model_alone_is_no_source(words: list[str], images: Path) -> None:
+    (images / "runs" / "birds").mkdir(parents=True)
+    (images / "runs" / "birds" / "config.json").write_text("{}")
     result = CliRunner().invoke(main, ["predict", *words])
     assert result.exit_code == 2
     assert f"nothing to predict on: give images after the model {words[0]!r}" in result.stderr
@@ -117,29 +115,29 @@ def test_a_model_alone_is_no_source(words: list[str], pictures: Path) -> None:
     ],
 )
 def test_the_first_word_is_the_model_unless_it_is_a_source(
-    words: list[str], model: str, pictures: Path
+    words: list[str], model: str, images: Path
 ) -> None:
     found, sources = split_arguments(words)
     assert str(found) == model
     assert list(sources) == (words if model == "everyday" else words[1:])
 
 
-def test_the_json_holds_what_the_detector_finds(model_file: Path, pictures: Path) -> None:
+def test_the_json_holds_what_the_detector_finds(model_file: Path, images: Path) -> None:
     result = predict(model_file, "photos/a.jpg", "--score-threshold", "0.55")
 
     found = Detector.load(model_file, "cpu").predict("photos/a.jpg", 0.55)
-    [picture] = written()["pictures"]
+    [image] = written()["images"]
     assert result.exit_code == 0, result.output
-    assert 0 < len(found) == len(picture["detections"])
-    assert (picture["width"], picture["height"]) == (90, 60)
-    first = picture["detections"][0]
+    assert 0 < len(found) == len(image["detections"])
+    assert (image["width"], image["height"]) == (90, 60)
+    first = image["detections"][0]
     assert first["box_xyxy"] == pytest.approx(found.boxes_xyxy[0].tolist(), abs=0.005)
     assert first["score"] == pytest.approx(float(found.scores[0]), abs=5e-5)
     assert first["class_name"] == found.class_name(0) == found.class_names[first["label"]]
     assert written()["score_threshold"] == 0.55
 
 
-def test_the_picture_is_drawn_on_and_the_source_is_left_alone(model_file: Path, pictures: Path) -> None:
+def test_the_image_is_drawn_on_and_the_source_is_left_alone(model_file: Path, images: Path) -> None:
     source = Path("photos/sub/ünï 图.png")
     before = source.read_bytes()
 
@@ -151,10 +149,10 @@ def test_the_picture_is_drawn_on_and_the_source_is_left_alone(model_file: Path, 
     assert source.read_bytes() == before
 
 
-def test_the_summary_says_how_much_how_fast_and_where(model_file: Path, pictures: Path) -> None:
+def test_the_summary_says_how_much_how_fast_and_where(model_file: Path, images: Path) -> None:
     result = predict(model_file, "photos", "--out", "found")
 
-    count = sum(len(picture["detections"]) for picture in written("found")["pictures"])
+    count = sum(len(image["detections"]) for image in written("found")["images"])
     assert f"3 images, {count} detections with a score of at least 0.50, " in result.output
     assert "images/s; saved to found, all boxes in found/detections.json" in result.output
 
@@ -169,7 +167,7 @@ def test_the_summary_says_how_much_how_fast_and_where(model_file: Path, pictures
     ],
 )
 def test_a_quoted_pattern_is_expanded(
-    model_file: Path, pictures: Path, pattern: str, expected: list[str]
+    model_file: Path, images: Path, pattern: str, expected: list[str]
 ) -> None:
     result = predict(model_file, pattern)
 
@@ -177,31 +175,31 @@ def test_a_quoted_pattern_is_expanded(
     assert drawn_below("predictions") == expected
 
 
-def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(model_file: Path, pictures: Path) -> None:
+def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(model_file: Path, images: Path) -> None:
     Path("photos/a.jpg").rename("photos/a[1].jpg")
 
     assert predict(model_file, "photos/a[1].jpg").exit_code == 0
     assert drawn_below("predictions") == ["a[1].jpg"]
 
 
-def test_a_picture_given_twice_is_searched_once(model_file: Path, pictures: Path) -> None:
+def test_a_image_given_twice_is_searched_once(model_file: Path, images: Path) -> None:
     predict(model_file, "photos", "photos/a.jpg", "photos/*.jpg")
 
-    assert len(written()["pictures"]) == 3
+    assert len(written()["images"]) == 3
 
 
-def test_different_pictures_of_one_name_are_numbered(model_file: Path, pictures: Path) -> None:
+def test_different_images_of_one_name_are_numbered(model_file: Path, images: Path) -> None:
     Path("more").mkdir()
     Path("more/a.jpg").write_bytes(Path("photos/a.jpg").read_bytes())
 
     predict(model_file, "photos/a.jpg", "more/a.jpg")
 
     assert drawn_below("predictions") == ["a.jpg", "a_2.jpg"]
-    assert [Path(picture["drawn"]).name for picture in written()["pictures"]] == ["a.jpg", "a_2.jpg"]
+    assert [Path(image["drawn"]).name for image in written()["images"]] == ["a.jpg", "a_2.jpg"]
 
 
-def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pictures: Path) -> None:
-    Path("photos/broken.jpg").write_bytes(b"no picture")
+def test_broken_images_are_reported_and_the_rest_is_done(model_file: Path, images: Path) -> None:
+    Path("photos/broken.jpg").write_bytes(b"no image")
     Path("photos/cut.jpg").write_bytes(Path("photos/a.jpg").read_bytes()[:700])
     Path("photos/empty.png").write_bytes(b"")
 
@@ -227,8 +225,8 @@ def test_broken_pictures_are_reported_and_the_rest_is_done(model_file: Path, pic
         ("empty", "the folder contains no images or videos"),
     ],
 )
-def test_a_source_without_pictures_says_what_was_looked_for(
-    model_file: Path, pictures: Path, source: str, words: str
+def test_a_source_without_images_says_what_was_looked_for(
+    model_file: Path, images: Path, source: str, words: str
 ) -> None:
     Path("empty").mkdir()
 
@@ -243,9 +241,7 @@ def test_a_source_without_pictures_says_what_was_looked_for(
 @pytest.mark.parametrize(
     ("sources", "out"), [(["photos"], "photos"), (["photos/a.jpg"], "photos"), (["photos/*.jpg"], "photos/.")]
 )
-def test_a_source_is_never_overwritten(
-    model_file: Path, pictures: Path, sources: list[str], out: str
-) -> None:
+def test_a_source_is_never_overwritten(model_file: Path, images: Path, sources: list[str], out: str) -> None:
     before = Path("photos/a.jpg").read_bytes()
 
     result = predict(model_file, *sources, "--out", out)
@@ -256,8 +252,8 @@ def test_a_source_is_never_overwritten(
     assert Path("photos/a.jpg").read_bytes() == before
 
 
-def test_a_picture_that_another_program_left_in_the_output_folder_is_not_overwritten(
-    model_file: Path, pictures: Path
+def test_a_image_that_another_program_left_in_the_output_folder_is_not_overwritten(
+    model_file: Path, images: Path
 ) -> None:
     Path("backup").mkdir()
     Path("backup/a.jpg").write_bytes(b"the only copy")
@@ -268,7 +264,7 @@ def test_a_picture_that_another_program_left_in_the_output_folder_is_not_overwri
 
 @pytest.mark.parametrize("name", ["a.jpg", "detections.json"])
 def test_a_file_of_the_user_among_our_own_is_not_overwritten(
-    model_file: Path, pictures: Path, name: str
+    model_file: Path, images: Path, name: str
 ) -> None:
     assert predict(model_file, "photos/sub").exit_code == 0
     Path("predictions", name).write_bytes(b"the only copy")
@@ -281,10 +277,10 @@ def test_a_file_of_the_user_among_our_own_is_not_overwritten(
         assert Path("predictions/a.jpg").read_bytes() == b"the only copy"
     else:  # results are ours, whatever their size
         assert result.exit_code == 0
-        assert len(written()["pictures"]) == 3
+        assert len(written()["images"]) == 3
 
 
-def test_a_drawn_copy_that_was_changed_since_is_not_overwritten(model_file: Path, pictures: Path) -> None:
+def test_a_drawn_copy_that_was_changed_since_is_not_overwritten(model_file: Path, images: Path) -> None:
     assert predict(model_file, "photos").exit_code == 0
     Path("predictions/a.jpg").write_bytes(b"with notes")
 
@@ -297,7 +293,7 @@ def test_a_drawn_copy_that_was_changed_since_is_not_overwritten(model_file: Path
     assert Path("predictions/a.jpg").read_bytes() == b"with notes"
 
 
-def test_detections_of_another_program_are_not_overwritten(model_file: Path, pictures: Path) -> None:
+def test_detections_of_another_program_are_not_overwritten(model_file: Path, images: Path) -> None:
     Path("predictions").mkdir()
     Path("predictions/detections.json").write_bytes(b"{}")
 
@@ -308,7 +304,7 @@ def test_detections_of_another_program_are_not_overwritten(model_file: Path, pic
     assert Path("predictions/detections.json").read_bytes() == b"{}"
 
 
-def test_a_line_that_a_killed_process_left_unfinished_is_ignored(model_file: Path, pictures: Path) -> None:
+def test_a_line_that_a_killed_process_left_unfinished_is_ignored(model_file: Path, images: Path) -> None:
     assert predict(model_file, "photos").exit_code == 0
     with Path("predictions/.fcos-predict").open("a") as file:
         file.write('\n["sub/un')
@@ -318,28 +314,28 @@ def test_a_line_that_a_killed_process_left_unfinished_is_ignored(model_file: Pat
 
 
 def test_without_drawing_an_image_in_the_output_folder_is_no_reason_to_stop(
-    model_file: Path, pictures: Path
+    model_file: Path, images: Path
 ) -> None:
     before = Path("photos/a.jpg").read_bytes()
 
     result = predict(model_file, "photos/a.jpg", "--out", "photos", "--no-draw")
 
     assert result.exit_code == 0, result.output
-    assert len(written("photos")["pictures"]) == 1
+    assert len(written("photos")["images"]) == 1
     assert Path("photos/a.jpg").read_bytes() == before
 
 
-def test_a_second_call_replaces_its_own_pictures_and_does_not_search_them(
-    model_file: Path, pictures: Path
+def test_a_second_call_replaces_its_own_images_and_does_not_search_them(
+    model_file: Path, images: Path
 ) -> None:
     first = predict(model_file, "photos", "--out", "photos/found")
     second = predict(model_file, "photos", "--out", "photos/found")
 
     assert (first.exit_code, second.exit_code) == (0, 0), second.output
-    assert len(written("photos/found")["pictures"]) == 3
+    assert len(written("photos/found")["images"]) == 3
 
 
-def test_a_photograph_is_drawn_upright(model_file: Path, pictures: Path) -> None:
+def test_a_photograph_is_drawn_upright(model_file: Path, images: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open("photos/a.jpg") as image:
@@ -352,7 +348,7 @@ def test_a_photograph_is_drawn_upright(model_file: Path, pictures: Path) -> None
         assert drawn.getexif().get(0x0112, 1) == 1
 
 
-def test_a_wrong_model_or_device_is_an_error_without_traceback(model_file: Path, pictures: Path) -> None:
+def test_a_wrong_model_or_device_is_an_error_without_traceback(model_file: Path, images: Path) -> None:
     missing = CliRunner().invoke(main, ["predict", "missing.safetensors", "photos"])
     device = CliRunner().invoke(main, ["predict", str(model_file), "photos", "--device", "gpu"])
 
@@ -362,10 +358,10 @@ def test_a_wrong_model_or_device_is_an_error_without_traceback(model_file: Path,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
-def test_many_pictures_are_shared_by_processes_and_the_files_are_the_same(
-    model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+def test_many_images_are_shared_by_processes_and_the_files_are_the_same(
+    model_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (pictures / "photos" / "broken.png").write_text("no picture")
+    (images / "photos" / "broken.png").write_text("no image")
     seen: list[int] = []
 
     def counted(*args: Any, num_processes: int = 1, **options: Any) -> Any:
@@ -382,8 +378,8 @@ def test_many_pictures_are_shared_by_processes_and_the_files_are_the_same(
         result = predict(model_file, "photos", "--out", out, "--score-threshold", "0", *words)
         assert result.exit_code == 1, result.output
         assert result.output.count("skipped: ") == 1
-        content = (pictures / out / "detections.json").read_text().replace(f"{out}/", "out/")
-        outputs.append([content, *((pictures / out / name).read_bytes() for name in drawn_below(out))])
+        content = (images / out / "detections.json").read_text().replace(f"{out}/", "out/")
+        outputs.append([content, *((images / out / name).read_bytes() for name in drawn_below(out))])
 
     assert seen == [1, 2, 3]
     assert outputs[0] == outputs[1] == outputs[2]
@@ -402,7 +398,7 @@ def test_forks_only_where_they_can_compute(monkeypatch: pytest.MonkeyPatch) -> N
     assert usual_processes(100) == 8
 
 
-def test_one_process_loads_neither_fabric_nor_training_nor_export(model_file: Path, pictures: Path) -> None:
+def test_one_process_loads_neither_fabric_nor_training_nor_export(model_file: Path, images: Path) -> None:
     code = f"""import sys
 from fcos.cli import main
 main(["predict", {str(model_file)!r}, "photos/a.jpg", "--device", "cpu"], standalone_mode=False)
@@ -413,10 +409,10 @@ print(*sys.modules)"""
     assert {"fcos.cli.predict", "fcos.predict.predictor", "fcos.predict.draw"} <= set(loaded)
     unwanted = ("lightning_fabric", "fcos.train", "fcos.export", "fcos.report")
     assert not [name for name in loaded if name.startswith(unwanted)]
-    assert len(written()["pictures"]) == 1
+    assert len(written()["images"]) == 1
 
 
-def test_an_image_goes_through_twelve_files(model_file: Path, pictures: Path) -> None:
+def test_an_image_goes_through_twelve_files(model_file: Path, images: Path) -> None:
     """From the list of sources to the drawn copy, once the model is loaded and ready.
 
     What makes the network fast (`cpu`) gives the same, and what writes files and messages explains itself.
@@ -444,25 +440,25 @@ def test_an_image_goes_through_twelve_files(model_file: Path, pictures: Path) ->
     assert {"predict/images.py", "model/fcos.py", "predict/draw.py"} <= path
 
 
-def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(model_file: Path, pictures: Path) -> None:
+def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(model_file: Path, images: Path) -> None:
     rng = np.random.default_rng(1)
     for number, (height, width) in enumerate([(60, 90), (90, 60), (30, 90), (60, 90), (64, 64), (20, 100)]):
         coarse = rng.integers(0, 255, (height // 10 + 1, width // 10 + 1, 3), dtype=np.uint8)
         pixels = coarse.repeat(10, axis=0).repeat(10, axis=1)[:height, :width]
-        Image.fromarray(pixels).save(pictures / "photos" / f"{number}.png")
+        Image.fromarray(pixels).save(images / "photos" / f"{number}.png")
 
     contents = []
     for batch_size in ("1", "8"):
         arguments = ["photos", "--score-threshold", "0.1", "--batch-size", batch_size, "--no-draw"]
         assert predict(model_file, *arguments).exit_code == 0
-        contents.append(written()["pictures"])
+        contents.append(written()["images"])
 
     alone, together = contents
     assert [len(entry["detections"]) > 0 for entry in alone] == [True] * 9
     assert together == alone  # to the last printed digit
 
 
-def test_what_is_broken_does_not_stop_the_rest(model_file: Path, pictures: Path) -> None:
+def test_what_is_broken_does_not_stop_the_rest(model_file: Path, images: Path) -> None:
     os.mkfifo("photos/pipe.jpg")
     os.symlink("nowhere", "photos/dead.jpg")
     name = "photos/\x1b]0;title\x07\n.jpg"
@@ -478,11 +474,11 @@ def test_what_is_broken_does_not_stop_the_rest(model_file: Path, pictures: Path)
     assert "4 of 8 images could not be read: photos/" in result.stderr
     assert "\x1b" not in result.output
     content = written()
-    assert name in [entry["path"] for entry in content["pictures"]]
-    assert len(content["pictures"]) == len(content["failed"]) == 4
+    assert name in [entry["path"] for entry in content["images"]]
+    assert len(content["images"]) == len(content["failed"]) == 4
 
 
-def test_escape_codes_in_names_do_not_reach_the_terminal(model_file: Path, pictures: Path) -> None:
+def test_escape_codes_in_names_do_not_reach_the_terminal(model_file: Path, images: Path) -> None:
     Path("photos/\x1b[2J.jpg").write_text("no image")
     result = predict(model_file, "photos/\x1b[2J.jpg")
     assert result.exit_code == 1
@@ -491,9 +487,9 @@ def test_escape_codes_in_names_do_not_reach_the_terminal(model_file: Path, pictu
 
 @pytest.mark.parametrize("draw", ["--draw", "--no-draw"])
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(
-    model_file: Path, pictures: Path, draw: str
+    model_file: Path, images: Path, draw: str
 ) -> None:
-    (pictures / "file").write_text("")
+    (images / "file").write_text("")
     with mock.patch("fcos.detector.Detector.load", side_effect=AssertionError("no work yet")):
         result = predict(model_file, "photos", "--out", "file/found", draw)
     assert result.exit_code == 2
@@ -501,18 +497,18 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(
     assert "in: file/found" in result.output
 
 
-def test_a_drawn_copy_that_cannot_be_written_is_one_message(model_file: Path, pictures: Path) -> None:
+def test_a_drawn_copy_that_cannot_be_written_is_one_message(model_file: Path, images: Path) -> None:
     with mock.patch("PIL.Image.Image.save", side_effect=OSError(28, "No space left on device")):
         result = predict(model_file, "photos")
     assert result.exit_code == 2
     assert "cannot be written: No space left on device\n  in: predictions/" in result.output
 
 
-def test_agnostic_nms_leaves_one_class_in_a_place(model_file: Path, pictures: Path) -> None:
+def test_agnostic_nms_leaves_one_class_in_a_place(model_file: Path, images: Path) -> None:
     counts = []
     for options in ([], ["--agnostic-nms"]):
         assert predict(model_file, "photos/a.jpg", "--score-threshold", "0.05", *options).exit_code == 0
-        counts.append(len(written()["pictures"][0]["detections"]))
+        counts.append(len(written()["images"][0]["detections"]))
     assert 0 < counts[1] < counts[0]
 
 
@@ -534,7 +530,7 @@ def test_without_a_readable_image_no_speed_is_printed(
 
 @pytest.mark.parametrize("format", ["coco", "list", "voc", "yolo"])
 def test_saved_labels_are_a_data_set_with_the_detections_as_boxes(
-    model_file: Path, pictures: Path, format: str
+    model_file: Path, images: Path, format: str
 ) -> None:
     Path("photos/broken.png").write_bytes(b"no image")
     result = predict(model_file, "photos", "--save-labels", format, "--score-threshold", "0.55")
@@ -548,7 +544,7 @@ def test_saved_labels_are_a_data_set_with_the_detections_as_boxes(
     assert annotations.format == labels["format"] == format
     named = {"bird", "cat", "dog"}
     assert set(annotations.class_names) <= named if format == "voc" else set(annotations.class_names) == named
-    boxes_of = {about["path"]: about["detections"] for about in content["pictures"]}
+    boxes_of = {about["path"]: about["detections"] for about in content["images"]}
     assert sum(map(len, boxes_of.values())) > 0
     found = {os.path.realpath(record.path): record for record in annotations}
     assert set(found) == {os.path.realpath(path) for path in boxes_of}
@@ -563,14 +559,14 @@ def test_saved_labels_are_a_data_set_with_the_detections_as_boxes(
     assert checked.exit_code == 0, checked.output
 
 
-def test_an_image_without_detections_is_an_image_without_boxes(model_file: Path, pictures: Path) -> None:
+def test_an_image_without_detections_is_an_image_without_boxes(model_file: Path, images: Path) -> None:
     predict(model_file, "photos/a.jpg", "--save-labels", "yolo", "--score-threshold", "1")
 
     assert Path("predictions/labels_yolo/labels/train/a.txt").read_text() == ""
     assert Path("predictions/labels_yolo/images/train/a.jpg").resolve() == Path("photos/a.jpg").resolve()
 
 
-def test_labels_leave_out_outputs_that_stand_for_no_class(pictures: Path) -> None:
+def test_labels_leave_out_outputs_that_stand_for_no_class(images: Path) -> None:
     entry = {"box_xyxy": [10.0, 20.0, 40.0, 50.0], "label": 2}
     about = {"path": "photos/a.jpg", "width": 90, "height": 60, "detections": [entry]}
 
@@ -584,7 +580,7 @@ def test_labels_leave_out_outputs_that_stand_for_no_class(pictures: Path) -> Non
 
 
 def test_labels_of_an_earlier_call_may_have_been_corrected_and_are_not_replaced(
-    model_file: Path, pictures: Path
+    model_file: Path, images: Path
 ) -> None:
     assert predict(model_file, "photos", "--save-labels", "coco").exit_code == 0
     before = Path("predictions/labels_coco.json").read_bytes()
@@ -595,7 +591,7 @@ def test_labels_of_an_earlier_call_may_have_been_corrected_and_are_not_replaced(
     assert Path("predictions/labels_coco.json").read_bytes() == before
 
 
-def test_labels_need_files_with_names_that_the_format_can_hold(model_file: Path, pictures: Path) -> None:
+def test_labels_need_files_with_names_that_the_format_can_hold(model_file: Path, images: Path) -> None:
     Path("photos/a.png").write_bytes(Path("photos/a.jpg").read_bytes())
     with mock.patch("fcos.detector.Detector.load", side_effect=AssertionError("no work yet")):
         same = predict(model_file, "photos", "--save-labels", "yolo")
@@ -606,11 +602,11 @@ def test_labels_need_files_with_names_that_the_format_can_hold(model_file: Path,
     assert "labels can only be saved for image files\n  in: http://127.0.0.1:9/a.jpg" in address.output
 
 
-def test_classes_leaves_out_the_others(model_file: Path, pictures: Path) -> None:
+def test_classes_leaves_out_the_others(model_file: Path, images: Path) -> None:
     predict(model_file, "photos/a.jpg", "--score-threshold", "0.05")
-    [every] = written()["pictures"]
+    [every] = written()["images"]
     result = predict(model_file, "photos/a.jpg", "--score-threshold", "0.05", "--classes", "cat, bird")
-    [some] = written()["pictures"]
+    [some] = written()["images"]
 
     assert result.exit_code == 0
     names = {entry["class_name"] for entry in every["detections"]}
@@ -619,7 +615,7 @@ def test_classes_leaves_out_the_others(model_file: Path, pictures: Path) -> None
     assert written()["class_names"] == ["cat", "dog", "bird"]
 
 
-def test_an_unknown_class_is_an_error_that_lists_the_classes(model_file: Path, pictures: Path) -> None:
+def test_an_unknown_class_is_an_error_that_lists_the_classes(model_file: Path, images: Path) -> None:
     result = predict(model_file, "photos/a.jpg", "--classes", "cat,cow")
 
     assert result.exit_code == 2
@@ -633,21 +629,21 @@ def test_a_class_with_a_comma_is_given_alone() -> None:
     assert class_list(["cup, glass", "cat"], classes) == ["cup, glass", "cat"]
 
 
-def test_classes_can_be_repeated(model_file: Path, pictures: Path) -> None:
+def test_classes_can_be_repeated(model_file: Path, images: Path) -> None:
     result = predict(
         model_file, "photos/a.jpg", "--score-threshold", "0.05", "--classes", "cat", "--classes", "bird"
     )
 
     assert result.exit_code == 0
-    [about] = written()["pictures"]
+    [about] = written()["images"]
     assert {entry["class_name"] for entry in about["detections"]} == {"cat", "bird"}
 
 
-def test_crops_are_the_pixels_of_the_boxes(model_file: Path, pictures: Path) -> None:
+def test_crops_are_the_pixels_of_the_boxes(model_file: Path, images: Path) -> None:
     result = predict(model_file, "photos", "--save-crops", "--score-threshold", "0.55")
 
     assert result.exit_code == 0, result.output
-    about = next(about for about in written()["pictures"] if about["path"].endswith("图.png"))
+    about = next(about for about in written()["images"] if about["path"].endswith("图.png"))
     boxes = Detector.load(model_file, "cpu").predict(about["path"], 0.55).boxes_xyxy
     assert len(about["detections"]) == len(boxes) > 0
     whole = np.asarray(Image.open(about["path"]))
@@ -660,7 +656,7 @@ def test_crops_are_the_pixels_of_the_boxes(model_file: Path, pictures: Path) -> 
             assert np.array_equal(np.asarray(image), whole[top:bottom, left:right])
 
 
-def test_crops_of_an_earlier_call_are_not_mixed_with_new_ones(model_file: Path, pictures: Path) -> None:
+def test_crops_of_an_earlier_call_are_not_mixed_with_new_ones(model_file: Path, images: Path) -> None:
     assert predict(model_file, "photos", "--save-crops").exit_code == 0
     again = predict(model_file, "photos", "--save-crops")
 
@@ -677,7 +673,7 @@ def test_no_class_name_leaves_the_folder_of_crops_or_is_too_long_for_one() -> No
 # -- tiles and large files
 
 
-def test_tiles_and_augmentation_are_those_of_the_detector(model_file: Path, pictures: Path) -> None:
+def test_tiles_and_augmentation_are_those_of_the_detector(model_file: Path, images: Path) -> None:
     detector = Detector.load(model_file, "cpu")
     for words, options in (
         (["--tile", "40", "--overlap", "0.5"], {"tile": 40, "overlap": 0.5}),
@@ -686,28 +682,28 @@ def test_tiles_and_augmentation_are_those_of_the_detector(model_file: Path, pict
         result = predict(model_file, "photos/a.jpg", *words)
         found = detector.predict("photos/a.jpg", **options)  # type: ignore[call-overload]
         assert result.exit_code == 0, result.output
-        [picture] = written()["pictures"]
-        boxes = [entry["box_xyxy"] for entry in picture["detections"]]
+        [image] = written()["images"]
+        boxes = [entry["box_xyxy"] for entry in image["detections"]]
         assert len(boxes) > 0
         np.testing.assert_allclose(boxes, found.boxes_xyxy.tolist(), atol=0.01)
 
 
 @pytest.mark.parametrize("words", [["--overlap", "0.3"], ["--tile", "16"]])
-def test_tiles_that_make_no_sense_are_an_error(model_file: Path, pictures: Path, words: list[str]) -> None:
+def test_tiles_that_make_no_sense_are_an_error(model_file: Path, images: Path, words: list[str]) -> None:
     result = predict(model_file, "photos/a.jpg", *words)
     assert result.exit_code != 0
     assert "tiles" in str(result.exception) + result.output
 
 
 def test_a_file_that_is_read_in_strips_is_not_drawn(
-    model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strips, "LARGE", 0)
     Path("photos/a.jpg").unlink()
     result = predict(model_file, "photos/sub", "--tile", "40")
     assert result.exit_code == 0, result.output
     assert "not drawn: photos/sub/ünï 图.png: too large" in result.output
-    gif, png = written()["pictures"]
+    gif, png = written()["images"]
     assert (png["width"], png["height"]) == (90, 60)
     assert len(png["detections"]) > 0
     assert "drawn" not in png

@@ -17,16 +17,16 @@ from fcos.cli import main
 from fcos.config import dump_config, load_config
 
 NAMES = ("cat", "dog", "bird")
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A list with twelve pictures of two cats each, and its class names."""
+    """A list with twelve images of two cats each, and its class names."""
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     lines = []
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         pixels = rng.integers(0, 255, (8, 10, 3), dtype=np.uint8).repeat(10, axis=0).repeat(10, axis=1)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
         lines.append(f"{number}.png 10 10 50 50 1 10 60 50 95 1")  # y before x
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def make_run(data: Path, name: str, share: float, **settings: Any) -> Path:
-    """The folder of a run that finds this share of the cats, and something else in each picture."""
+    """The folder of a run that finds this share of the cats, and something else in each image."""
     run = data / name
     run.mkdir()
     given = {"list_train": data / "eval.txt", "list_eval": data / "eval.txt", "name_file": data / "names.txt"}
@@ -48,9 +48,9 @@ def make_run(data: Path, name: str, share: float, **settings: Any) -> Path:
     evaluated = {"kind": "eval", "step": 2, "epoch": 1, "map_mean": share, "map_50": share, "map_75": share}
     (run / "metrics.jsonl").write_text(json.dumps(evaluated) + "\n")
     results = []
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         results.append({"image_id": number + 1, "category_id": 2, "bbox": [0, 60, 20, 20], "score": 0.5})
-        if number < share * NUM_PICTURES:
+        if number < share * NUM_IMAGES:
             for box in ([10, 10, 40, 40], [60, 10, 35, 40]):
                 results.append({"image_id": number + 1, "category_id": 1, "bbox": box, "score": 0.9})
     (run / "results.json").write_text(json.dumps(results))
@@ -68,7 +68,7 @@ def test_a_run_becomes_a_page(data: Path) -> None:
     assert result.output.startswith(f"{run / 'report.html'} (0.")
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "12 training images, 12 evaluation images" in page
-    assert page.count('<article class="example" ') == NUM_PICTURES
+    assert page.count('<article class="example" ') == NUM_IMAGES
     # found are 12 of 24 cats, so AP is 51 of 101 recall points
     assert "<span>AP50</span><b>0.505</b> <i>± " in page
 
@@ -82,7 +82,7 @@ def test_with_a_model_file_it_knows_what_nms_took_away(data: Path, model_file: P
     assert re.search(r"are known for \d+ images", (run / "report.html").read_text(encoding="utf-8"))
 
 
-def test_file_and_number_of_pictures_can_be_chosen(data: Path) -> None:
+def test_file_and_number_of_images_can_be_chosen(data: Path) -> None:
     run = make_run(data, "run", 0.5)
     assert report(run, "-o", data / "page.html", "--images", "3").exit_code == 0
     page = (data / "page.html").read_text(encoding="utf-8")
@@ -99,9 +99,9 @@ def test_two_runs_are_compared(data: Path) -> None:
     assert re.search(r"B is better: AP changed by \+0\.495 ± \d", page)
     assert re.search(r">epochs</th><td>\d+</td><td>7</td>", page)
     assert "run_folder" not in page
-    # the pictures in which A found nothing
-    assert page.count("B is better: F1 +") == NUM_PICTURES // 2
-    assert page.count('<article class="example" ') == NUM_PICTURES // 2
+    # the images in which A found nothing
+    assert page.count("B is better: F1 +") == NUM_IMAGES // 2
+    assert page.count('<article class="example" ') == NUM_IMAGES // 2
     assert not re.search(r"https?://|url\(|@import", page)
 
 
@@ -113,7 +113,7 @@ def test_equal_runs_do_not_differ(data: Path) -> None:
     assert "Images with the largest differences" not in page
 
 
-def test_runs_on_other_pictures_are_not_compared(data: Path) -> None:
+def test_runs_on_other_images_are_not_compared(data: Path) -> None:
     before, after = make_run(data, "before", 0.5), make_run(data, "after", 0.5)
     lines = (data / "eval.txt").read_text().splitlines()
     (data / "fewer.txt").write_text("\n".join(lines[:6]) + "\n")

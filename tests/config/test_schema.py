@@ -488,7 +488,7 @@ def test_override_without_equals_sign_is_explained() -> None:
 
 
 def test_colon_inside_of_a_value_does_not_make_a_key() -> None:
-    text = '{"root_train": "C:\\\\pictures",\n"name_file": "a\\": b",\n\n"load" : true}'
+    text = '{"root_train": "C:\\\\images",\n"name_file": "a\\": b",\n\n"load" : true}'
     assert key_lines(text) == [("root_train", 1), ("name_file", 2), ("load", 4)]
 
 

@@ -12,7 +12,7 @@ from fcos.model.backbone import Backbone
 from fcos.model.build import build_model
 from fcos.model.frozen_norm import FrozenBatchNorm, freeze_norms
 
-from ..model.test_backbone import randomise_norms
+from ..model.test_backbone import randomize_norms
 
 
 def test_weights_with_a_norm_by_hand() -> None:
@@ -32,7 +32,7 @@ def test_weights_with_a_norm_by_hand() -> None:
 def test_no_norm_is_left_in_the_backbone_and_the_features_stay(backbone: str, freeze_bn: bool) -> None:
     config = load_config({"backbone": backbone, "freeze_bn": freeze_bn, "pretrain": False})
     model = build_model(config, 3).double().eval()
-    randomise_norms(model)
+    randomize_norms(model)
     before = copy.deepcopy(model.state_dict())
     network = folded(model)
     kinds = {type(module).__name__ for module in network.backbone.modules()}

@@ -14,14 +14,14 @@ from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
 from fcos.model.frozen_norm import FrozenBatchNorm
 
-from ..model.test_backbone import randomise_norms
+from ..model.test_backbone import randomize_norms
 
 
 def make(**settings: Any) -> FCOS:
     config = load_config({"model": "fcos_r18", "list_train": "none", **settings})
     torch.manual_seed(0)
     model = build_model(config, 3).eval()
-    randomise_norms(model)
+    randomize_norms(model)
     nn.init.normal_(model.head.distances.weight, std=0.1)
     return model
 

@@ -15,7 +15,7 @@ from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
 from fcos.train.recompute import recompute_activations
 
-from ..model.test_backbone import randomise_norms
+from ..model.test_backbone import randomize_norms
 
 SMALL = {"pretrain": False, "fpn_channels": 16, "head_channels": 16, "head_convs": 1}
 
@@ -23,7 +23,7 @@ SMALL = {"pretrain": False, "fpn_channels": 16, "head_channels": 16, "head_convs
 def make(**settings: Any) -> FCOS:
     torch.manual_seed(0)
     model = build_model(load_config({"backbone": "resnet18", **SMALL, **settings}), 3).train()
-    randomise_norms(model)
+    randomize_norms(model)
     return model
 
 
@@ -92,7 +92,7 @@ def test_a_copy_uses_its_own_norms() -> None:
     images, sizes = random_images(1, 3, 64, 64), torch.tensor([[64, 64]])
     before = twin(images, sizes).logits
     assert torch.equal(other(images, sizes).logits, before)
-    randomise_norms(other, seed=1)
+    randomize_norms(other, seed=1)
     assert torch.equal(twin(images, sizes).logits, before)
     assert not torch.equal(other(images, sizes).logits, before)
 

@@ -10,7 +10,7 @@ from fcos.data.augmentation import change_color, random_color
 
 @pytest.fixture
 def noise() -> torch.Tensor:
-    """Colours far enough from black and white that nothing is clipped, three bytes a pixel side by side."""
+    """Colors far enough from black and white that nothing is clipped, three bytes a pixel side by side."""
     pixels = np.random.default_rng(0).integers(90, 150, (40, 64, 3), dtype=np.uint8)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -35,7 +35,7 @@ def test_factors_of_one_change_nothing(noise: torch.Tensor) -> None:
 
 
 def test_worked_out_by_hand() -> None:
-    # grey value 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2, which is also the mean
+    # gray value 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2, which is also the mean
     plain = torch.tensor([200, 100, 50], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
     assert change_color(plain, 1.0, 1.0, 0.5)[:, 0, 0].tolist() == [162, 112, 87]  # half way to 124.2
     assert change_color(plain, 1.0, 0.5, 1.0)[:, 0, 0].tolist() == [162, 112, 87]

@@ -62,14 +62,14 @@ def test_values_of_a_pixel_lie_side_by_side() -> None:
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Annotations:
-    """A noisy image with a crowd region and a box that sticks out; and an empty grey one."""
+    """A noisy image with a crowd region and a box that sticks out; and an empty gray one."""
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    Image.new("L", (30, 50), 128).save(tmp_path / "grey.png")
+    Image.new("L", (30, 50), 128).save(tmp_path / "gray.png")
     boxes = [[5, 5, 30, 30], [0, 0, 60, 40], [40, -1, 61, 41]]
     records = [
         Record.make(tmp_path / "noise.png", boxes, [0, 1, 1], 11, is_crowd=[False, True, False]),
-        Record.make(tmp_path / "grey.png", [], [], 12),
+        Record.make(tmp_path / "gray.png", [], [], 12),
     ]
     return Annotations.from_records(records, ["cat", "dog"], source=tmp_path, format="list")
 

@@ -55,8 +55,8 @@ def test_other_real_sets_are_clean(shared, source):
     assert report.warnings == ()
 
 
-def test_every_kind_of_impossible_box_is_reported_with_its_line(write_list, make_picture):
-    make_picture("a.jpg", width=40, height=30)
+def test_every_kind_of_impossible_box_is_reported_with_its_line(write_list, make_image):
+    make_image("a.jpg", width=40, height=30)
     lines = [
         "a.jpg 1 2 20 30 1 10 20 10 30 1",  # fine, no height
         "a.jpg 20 2 10 30 2",  # inverted
@@ -87,11 +87,11 @@ def test_every_kind_of_impossible_box_is_reported_with_its_line(write_list, make
 
 
 @pytest.mark.parametrize("decode", [True, False])
-def test_every_broken_image_is_reported(write_list, make_picture, tmp_path, decode):
+def test_every_broken_image_is_reported(write_list, make_image, tmp_path, decode):
     for name in "abcd":
-        make_picture(f"{name}.jpg", 64, 64)
+        make_image(f"{name}.jpg", 64, 64)
     (tmp_path / "a.jpg").write_bytes(b"")
-    (tmp_path / "b.jpg").write_bytes(make_picture("b.jpg", 64, 64).read_bytes()[:-80])
+    (tmp_path / "b.jpg").write_bytes(make_image("b.jpg", 64, 64).read_bytes()[:-80])
     (tmp_path / "c.jpg").write_text("no image")
     names = [*"abcd", "gone"]
     annotations = read_annotations(write_list(*[f"{name}.jpg 1 2 20 30 1" for name in names]))
@@ -116,8 +116,8 @@ def test_boxes_of_a_broken_image_are_not_reported_besides(write_list):
     assert [problem.box for problem in report.problems] == [None]
 
 
-def test_training_is_refused_with_all_problems_and_the_remedy(write_list, make_picture):
-    make_picture("a.jpg")
+def test_training_is_refused_with_all_problems_and_the_remedy(write_list, make_image):
+    make_image("a.jpg")
     report = check(read_annotations(write_list("a.jpg 1 2 1 3 1 1 2 20 30 1", "gone.jpg", "lost.jpg")))
 
     with pytest.raises(DatasetError) as error:
@@ -136,8 +136,8 @@ def test_missing_images_alone_ask_for_their_folder(write_list):
         check(read_annotations(write_list("gone.jpg 1 2 20 30 1", "lost.jpg"))).raise_problems()
 
 
-def test_a_clean_set_is_not_refused(write_list, make_picture):
-    make_picture("a.jpg")
+def test_a_clean_set_is_not_refused(write_list, make_image):
+    make_image("a.jpg")
     report = check(read_annotations(write_list("a.jpg 1 2 20 30 1")))
 
     report.raise_problems()
@@ -152,8 +152,8 @@ def test_nothing_left_is_an_error_that_points_to_the_folder(write_list):
         drop_invalid(annotations, check(annotations))
 
 
-def test_coco_problems_name_the_annotation(tmp_path, make_picture):
-    make_picture("a.jpg")
+def test_coco_problems_name_the_annotation(tmp_path, make_image):
+    make_image("a.jpg")
     content = {
         "images": [{"id": 5, "file_name": "a.jpg"}],
         "annotations": [
@@ -175,8 +175,8 @@ def test_coco_problems_name_the_annotation(tmp_path, make_picture):
     assert problems[1].what == "category_id 77 is not among the categories"
 
 
-def test_yolo_class_ids_are_told_as_in_the_file_which_counts_from_0(tmp_path, make_picture):
-    make_picture("set/a.jpg")
+def test_yolo_class_ids_are_told_as_in_the_file_which_counts_from_0(tmp_path, make_image):
+    make_image("set/a.jpg")
     (tmp_path / "set/a.txt").write_text("2 0.5 0.5 0.5 0.5\n-1 0.5 0.5 0.5 0.5\n")
     (tmp_path / "set/classes.txt").write_text("cat\ndog\n")
 
@@ -188,8 +188,8 @@ def test_yolo_class_ids_are_told_as_in_the_file_which_counts_from_0(tmp_path, ma
     ]
 
 
-def test_an_image_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, make_picture):
-    make_picture("a.jpg", 40, 30)
+def test_an_image_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, make_image):
+    make_image("a.jpg", 40, 30)
     images = [
         {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30},
         {"id": 2, "file_name": "a.jpg", "width": 80, "height": 60},
@@ -227,9 +227,9 @@ def test_boxes_in_the_cameras_frame_are_turned_before_they_are_judged(tmp_path):
     assert upright[0].size_hw == (40, 30)
 
 
-def test_the_card_counts_by_hand(write_list, make_picture):
-    make_picture("a.jpg", 200, 100)
-    make_picture("b.jpg", 100, 100)
+def test_the_card_counts_by_hand(write_list, make_image):
+    make_image("a.jpg", 200, 100)
+    make_image("b.jpg", 100, 100)
     lines = ["a.jpg 0 0 31 33 1 0 0 32 32 1 0 0 96 96 2", "b.jpg"]
     annotations = read_annotations(write_list(*lines), names=["cat", "dog", "emu"])
 
@@ -249,10 +249,10 @@ def test_the_card_of_real_coco_counts_as_the_file(shared):
     assert sum(count > 0 for count in card.boxes_per_class.values()) == 48
 
 
-def test_shared_images_are_found_by_path_and_by_content(write_list, make_picture, tmp_path):
-    make_picture("a.png", color=1)
-    make_picture("b.png", color=2)
-    make_picture("c.png", color=3)
+def test_shared_images_are_found_by_path_and_by_content(write_list, make_image, tmp_path):
+    make_image("a.png", color=1)
+    make_image("b.png", color=2)
+    make_image("c.png", color=3)
     shutil.copy(tmp_path / "b.png", tmp_path / "copy.png")
     first = read_annotations(write_list("a.png", "b.png", "gone.png"))
     second = read_annotations(write_list("c.png", "copy.png", "a.png", "lost.png", name="val.txt"))
@@ -272,8 +272,8 @@ def test_the_splits_of_the_real_set_share_no_image(shared):
     )
 
 
-def test_progress_sees_every_image(write_list, make_picture):
-    make_picture("a.jpg")
+def test_progress_sees_every_image(write_list, make_image):
+    make_image("a.jpg")
     seen = []
 
     def track(results, total):
@@ -298,9 +298,9 @@ def test_dropping_nothing_changes_nothing(shared):
 
 @pytest.mark.parametrize("crowd", [[], [1], [1, True]])
 def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_out(
-    tmp_path, make_picture, crowd
+    tmp_path, make_image, crowd
 ):
-    make_picture("a.jpg")
+    make_image("a.jpg")
     boxes = [
         {"id": n, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": flag}
         for n, flag in enumerate(crowd)
@@ -325,8 +325,8 @@ def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_
     assert len(drop_invalid(annotations, report)) == 1
 
 
-def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make_picture):
-    make_picture("a.jpg")
+def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make_image):
+    make_image("a.jpg")
     fractions = read_annotations(write_list("a.jpg 0.1 0.2 0.5 1 1 0 0 1 0.75 1"))
     pixels = read_annotations(write_list("a.jpg 0.1 0.2 0.5 1 1 0 0 1.5 20 1"))
     whole = read_annotations(write_list("a.jpg 0 0 1 1 1"))
@@ -340,16 +340,16 @@ def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make
     assert check(pixels).problems == check(whole).problems == ()
 
 
-def test_what_is_left_without_a_box_is_refused_too(write_list, make_picture):
-    make_picture("a.jpg")
+def test_what_is_left_without_a_box_is_refused_too(write_list, make_image):
+    make_image("a.jpg")
     annotations = read_annotations(write_list("a.jpg 1 2 1 3 1"))
 
     with pytest.raises(DatasetError, match="1 image, but no boxes"):
         require_boxes(drop_invalid(annotations, check(annotations)))
 
 
-def test_difficult_boxes_alone_are_a_warning(tmp_path, make_picture):
-    make_picture("a.jpg")
+def test_difficult_boxes_alone_are_a_warning(tmp_path, make_image):
+    make_image("a.jpg")
     (tmp_path / "a.xml").write_text(
         "<annotation><object><name>cat</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>2</ymin>"
         "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
@@ -363,8 +363,8 @@ def test_difficult_boxes_alone_are_a_warning(tmp_path, make_picture):
     ]
 
 
-def test_classes_that_differ_in_letter_case_or_spaces_only_are_a_warning(write_list, make_picture):
-    make_picture("a.jpg")
+def test_classes_that_differ_in_letter_case_or_spaces_only_are_a_warning(write_list, make_image):
+    make_image("a.jpg")
     names = ["Cat", "dog", "cat", "traffic light", "traffic  Light"]
 
     report = check(read_annotations(write_list("a.jpg 1 2 3 4 1"), names=names))
@@ -376,8 +376,8 @@ def test_classes_that_differ_in_letter_case_or_spaces_only_are_a_warning(write_l
     ]
 
 
-def test_an_image_that_is_listed_often_is_read_once(write_list, make_picture, monkeypatch):
-    make_picture("a.jpg")
+def test_an_image_that_is_listed_often_is_read_once(write_list, make_image, monkeypatch):
+    make_image("a.jpg")
     read = []
     monkeypatch.setattr(
         "fcos.data.check.read_header",

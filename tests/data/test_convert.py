@@ -15,7 +15,7 @@ from fcos.data.formats import (
     find_splits,
     read_annotations,
     read_names,
-    recognise,
+    recognize,
     split_annotations,
 )
 from fcos.errors import DatasetError
@@ -71,12 +71,12 @@ def assert_same_boxes(first: Annotations, second: Annotations, atol: float) -> N
         ("voc100/gts/yolo_format/obj_train_data", "yolo"),
     ],
 )
-def test_real_sources_are_recognised(shared, source, format):
-    assert recognise(shared / "data" / source) == format
+def test_real_sources_are_recognized(shared, source, format):
+    assert recognize(shared / "data" / source) == format
 
 
 def test_a_list_of_background_images_is_a_list(write):
-    assert recognise(write("train.txt", "a.jpg\nb.jpg\n")) == "list"
+    assert recognize(write("train.txt", "a.jpg\nb.jpg\n")) == "list"
 
 
 def test_a_list_with_mistakes_is_still_a_list_whose_reader_names_them(write):
@@ -87,7 +87,7 @@ def test_a_list_with_mistakes_is_still_a_list_whose_reader_names_them(write):
 def test_names_without_suffix_belong_to_the_xml_files_near_them(write):
     write("Annotations/a.xml", "<annotation/>")
 
-    assert recognise(write("train.txt", "a\n")) == "voc"
+    assert recognize(write("train.txt", "a\n")) == "voc"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_names_without_suffix_belong_to_the_xml_files_near_them(write):
 )
 def test_what_is_not_annotations_is_refused_with_what_is_known(write, name, text, words):
     with pytest.raises(DatasetError, match=words):
-        recognise(write(name, text))
+        recognize(write(name, text))
 
 
 def test_a_source_that_is_not_there_is_refused(tmp_path):
@@ -115,7 +115,7 @@ def test_a_folder_of_nothing_is_refused(tmp_path):
     with pytest.raises(
         DatasetError, match=r"no annotations in a known format(.|\n)*use one of COCO JSON, a list"
     ):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 def test_a_folder_of_several_files_asks_which(shared):
@@ -223,7 +223,7 @@ def test_only_coco_files_count_among_the_json_files_of_a_folder(write, tmp_path)
     write("settings.json", '{"list_train": "train.json"}')
     write("results.json", '[{"image_id": 1}]')
 
-    assert recognise(tmp_path) == "coco"
+    assert recognize(tmp_path) == "coco"
     assert find_splits(tmp_path).train.source.name == "train.json"
 
 
@@ -254,9 +254,9 @@ def test_two_coco_files_of_one_name_are_both_named(write, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["images/{}", "{}/images"])
-def test_yolo_folders_are_paired(make_picture, write, tmp_path, layout):
+def test_yolo_folders_are_paired(make_image, write, tmp_path, layout):
     for split in ("train", "val"):
-        make_picture(f"{layout.format(split)}/a.jpg")
+        make_image(f"{layout.format(split)}/a.jpg")
         write(f"{layout.replace('images', 'labels').format(split)}/a.txt", "0 0.5 0.5 0.5 0.5\n")
 
     splits = find_splits(tmp_path)
@@ -265,10 +265,10 @@ def test_yolo_folders_are_paired(make_picture, write, tmp_path, layout):
     assert [len(read_annotations(split.source).labels) for split in splits.all()] == [1, 1]
 
 
-def test_the_splits_of_a_yaml_are_its_keys(make_picture, write, tmp_path):
+def test_the_splits_of_a_yaml_are_its_keys(make_image, write, tmp_path):
     write("data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
-    make_picture("images/train/a.jpg")
-    make_picture("images/val/b.jpg")
+    make_image("images/train/a.jpg")
+    make_image("images/val/b.jpg")
 
     splits = find_splits(tmp_path)
 
@@ -392,8 +392,8 @@ def test_boxes_in_the_frame_of_the_sensor_lie_on_the_same_pixels_in_every_format
     np.testing.assert_allclose(check(read_annotations(out, root=root)).boxes_xyxy, [[13, 30, 18, 38]])
 
 
-def test_images_below_a_folder_called_images_keep_their_yolo_labels(make_picture, write, tmp_path):
-    paths = [make_picture("data/Images/a.jpg"), make_picture("data/more/images/b.jpg")]
+def test_images_below_a_folder_called_images_keep_their_yolo_labels(make_image, write, tmp_path):
+    paths = [make_image("data/Images/a.jpg"), make_image("data/more/images/b.jpg")]
     source = write("a.txt", "".join(f"{path} 1 2 30 40 1\n" for path in paths))
 
     convert(source, "yolo", tmp_path / "out")
@@ -404,8 +404,8 @@ def test_images_below_a_folder_called_images_keep_their_yolo_labels(make_picture
 
 
 @pytest.mark.parametrize("to", ["voc", "yolo"])
-def test_images_that_would_not_be_found_again_are_not_written(make_picture, write, tmp_path, to):
-    make_picture("a.jpg").rename(tmp_path / "a")
+def test_images_that_would_not_be_found_again_are_not_written(make_image, write, tmp_path, to):
+    make_image("a.jpg").rename(tmp_path / "a")
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 5]}
     images, categories = [{"id": 1, "file_name": "a"}], [{"id": 1, "name": "cat"}]
     content = {"images": images, "annotations": [box], "categories": categories}
@@ -477,9 +477,9 @@ XML = """<annotation><object><name>{}</name><bndbox>
 <xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""
 
 
-def test_exported_darknet_folders_are_paired_with_their_names(make_picture, write, tmp_path):
+def test_exported_darknet_folders_are_paired_with_their_names(make_image, write, tmp_path):
     for split in ("train", "valid", "test"):
-        make_picture(f"{split}/{split}_jpg.rf.1.jpg")
+        make_image(f"{split}/{split}_jpg.rf.1.jpg")
         write(f"{split}/{split}_jpg.rf.1.txt", "1 0.5 0.5 0.5 0.5\n")
         write(f"{split}/_darknet.labels", "cat\ndog\n")
     write("README.roboflow.txt", "exported")
@@ -494,10 +494,10 @@ def test_exported_darknet_folders_are_paired_with_their_names(make_picture, writ
 
 
 @pytest.mark.parametrize("layout", ["{}/{}.{}", "{}/Annotations/{}.{}"])
-def test_exported_voc_folders_are_paired_and_agree_on_classes(make_picture, write, tmp_path, layout):
+def test_exported_voc_folders_are_paired_and_agree_on_classes(make_image, write, tmp_path, layout):
     for split, name in (("train", "cat"), ("valid", "dog")):
         write(layout.format(split, split, "xml"), XML.format(name))
-        make_picture(layout.format(split, split, "jpg").replace("Annotations", "JPEGImages"))
+        make_image(layout.format(split, split, "jpg").replace("Annotations", "JPEGImages"))
 
     splits = find_splits(tmp_path)
 
@@ -510,9 +510,9 @@ def test_exported_voc_folders_are_paired_and_agree_on_classes(make_picture, writ
         ]
 
 
-def test_lists_of_images_beside_a_yolo_folder_are_its_split(make_picture, write, tmp_path):
+def test_lists_of_images_beside_a_yolo_folder_are_its_split(make_image, write, tmp_path):
     for name in ("a", "b"):
-        make_picture(f"images/{name}.jpg")
+        make_image(f"images/{name}.jpg")
         write(f"labels/{name}.txt", ROW)
     write("autosplit_train.txt", "./images/a.jpg\n")
     write("autosplit_val.txt", "./images/b.jpg\n")
@@ -522,9 +522,9 @@ def test_lists_of_images_beside_a_yolo_folder_are_its_split(make_picture, write,
     assert [read_annotations(split.source)[0].path.name for split in splits.all()] == ["a.jpg", "b.jpg"]
 
 
-def test_both_parts_of_obj_data_are_used(make_picture, write, tmp_path):
+def test_both_parts_of_obj_data_are_used(make_image, write, tmp_path):
     for split in ("train", "valid"):
-        make_picture(f"{split}/{split}.jpg")
+        make_image(f"{split}/{split}.jpg")
         write(f"{split}/{split}.txt", ROW)
         write(f"{split}.txt", f"{split}/{split}.jpg\n")
     write("obj.names", "cat\n")
@@ -539,8 +539,8 @@ def test_both_parts_of_obj_data_are_used(make_picture, write, tmp_path):
     ]
 
 
-def test_voc_folders_in_any_case_are_read_without_hidden_files(make_picture, write, tmp_path):
-    make_picture("jpegimages/0.JPG")
+def test_voc_folders_in_any_case_are_read_without_hidden_files(make_image, write, tmp_path):
+    make_image("jpegimages/0.JPG")
     write("ANNOTATIONS/0.XML", XML.format("cat"))
     write("ANNOTATIONS/.ipynb_checkpoints/0-checkpoint.xml", XML.format("cat"))
     write("ANNOTATIONS/._0.xml", "\0")
@@ -562,7 +562,7 @@ def test_lists_in_another_encoding_are_not_overlooked(write, tmp_path, encoding)
         find_splits(tmp_path)
 
 
-def test_imagesets_in_another_encoding_are_refused(make_picture, write, tmp_path):
+def test_imagesets_in_another_encoding_are_refused(make_image, write, tmp_path):
     write("Annotations/0.xml", XML.format("cat"))
     write("ImageSets/Main/train.txt")
     (tmp_path / "ImageSets/Main/train.txt").write_bytes("é\n".encode("latin-1"))
@@ -580,8 +580,8 @@ def test_a_pipe_is_refused_at_once(tmp_path, name):
 
 
 @pytest.mark.parametrize("to", ["list", "coco", "voc", "yolo"])
-def test_a_conversion_that_is_cut_short_leaves_nothing(make_picture, write, tmp_path, monkeypatch, to):
-    make_picture("a.jpg")
+def test_a_conversion_that_is_cut_short_leaves_nothing(make_image, write, tmp_path, monkeypatch, to):
+    make_image("a.jpg")
     source = write("a.txt", "a.jpg 1 2 20 30 1\n")
     out = tmp_path / {"list": "out.txt", "coco": "out.json"}.get(to, "out")
 
@@ -596,9 +596,9 @@ def test_a_conversion_that_is_cut_short_leaves_nothing(make_picture, write, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.txt"]
 
 
-def test_names_that_the_new_format_could_not_give_back_are_refused(make_picture, write, tmp_path):
-    make_picture("cat 1.jpg")
-    make_picture("x.jpg")
+def test_names_that_the_new_format_could_not_give_back_are_refused(make_image, write, tmp_path):
+    make_image("cat 1.jpg")
+    make_image("x.jpg")
     content = {
         "images": [{"id": 1, "file_name": "cat 1.jpg"}],
         "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
@@ -614,8 +614,8 @@ def test_names_that_the_new_format_could_not_give_back_are_refused(make_picture,
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a backslash is no letter of a name there")
-def test_an_image_whose_name_would_be_read_as_a_windows_path_is_refused(make_picture, write, tmp_path):
-    make_picture("set/a\\b.jpg")
+def test_an_image_whose_name_would_be_read_as_a_windows_path_is_refused(make_image, write, tmp_path):
+    make_image("set/a\\b.jpg")
     write("set/a\\b.txt", "0 0.5 0.5 0.5 0.5\n")
     write("set/classes.txt", "cat\n")
 

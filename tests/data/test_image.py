@@ -33,7 +33,7 @@ ORIENTATION = 0x0112
 
 @pytest.fixture
 def gradient():
-    """A grey image, 256 x 4, that grows brighter to the right."""
+    """A gray image, 256 x 4, that grows brighter to the right."""
     return np.tile(np.arange(256, dtype=np.uint8), (4, 1))
 
 
@@ -308,7 +308,7 @@ def test_large_images_have_the_pixels_of_pillow(tmp_path):
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(saved))
 
 
-# Depths of grey ------------------------------------------------------------------------------------------
+# Depths of gray ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.batch import TrainDataset
-from fcos.data.mixing import GREY, Mixing, mixup, mosaic, paste_objects
+from fcos.data.mixing import GRAY, Mixing, mixup, mosaic, paste_objects
 from fcos.data.transforms import Augmented, EvalTransform, TrainTransform
 
 
 def plain(value: int, size_hw: tuple[int, int], boxes: list[list[float]], label: int = 0) -> Augmented:
-    """An image of one grey value, with boxes."""
+    """An image of one gray value, with boxes."""
     image = torch.full((3, *size_hw), value, dtype=torch.uint8)
     return (
         image,
@@ -68,13 +68,13 @@ def test_images_of_a_mosaic_are_shrunk_about_the_point(monkeypatch: pytest.Monke
     assert labels.tolist() == [0, 1, 2, 3]
 
 
-def test_a_mosaic_is_grey_where_no_image_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mosaic_is_gray_where_no_image_is(monkeypatch: pytest.MonkeyPatch) -> None:
     fix_random(monkeypatch, 0.5, 0.5, 1.0)
     small = plain(200, (4, 4), [[0, 0, 4, 4]])
     image, boxes, _ = mosaic([plain(9, (40, 80), []), small, small, small])
     assert (image == 200).sum() == 3 * 3 * 16
     assert (image == 9).sum() == 3 * 20 * 40
-    assert (image == GREY).sum() == 3 * (40 * 80 - 20 * 40 - 3 * 16)
+    assert (image == GRAY).sum() == 3 * (40 * 80 - 20 * 40 - 3 * 16)
     assert boxes.tolist() == [[40, 16, 44, 20], [36, 20, 40, 24], [40, 20, 44, 24]]
 
 
@@ -86,7 +86,7 @@ def test_mixup_is_the_mean_of_two_images_with_the_boxes_of_both() -> None:
 
     assert image.shape == (3, 20, 30)
     assert (image[:, :, :20] == 150).all()  # (100 + 201) // 2
-    assert (image[:, :, 20:] == (100 + GREY) // 2).all()
+    assert (image[:, :, 20:] == (100 + GRAY) // 2).all()
     # 4 of the 14 rows of the last box are seen: more than a quarter
     assert boxes.tolist() == [[1, 2, 11, 12], [0, 0, 10, 10], [5, 16, 15, 20]]
     assert labels.tolist() == [0, 1, 1]
@@ -134,7 +134,7 @@ def test_mixing_ends_at_its_position(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Annotations:
-    """Eight grey images of values 10, 20, ... with one box each."""
+    """Eight gray images of values 10, 20, ... with one box each."""
     records = []
     for k in range(8):
         Image.new("L", (64, 32), 10 * (k + 1)).save(tmp_path / f"{k}.png")

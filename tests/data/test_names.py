@@ -55,14 +55,14 @@ def test_a_name_of_a_megabyte_is_no_name(tmp_path: Path) -> None:
         read_names(tmp_path / "names.txt")
 
 
-def labelled(label: int) -> Record:
+def labeled(label: int) -> Record:
     return Record.make(Path("0.jpg"), [[0, 0, 9, 9]], [label], 1)
 
 
 def test_a_slip_in_one_id_does_not_make_names_by_the_billion() -> None:
     with pytest.raises(DatasetError, match="4,294,967,296 classes; the limit is 65,536"):
-        numbered_names([labelled(2**32 - 1)], 1, "train.txt")
-    assert len(numbered_names([labelled(MAX_CLASSES - 1)], 0, "train.txt")) == MAX_CLASSES
+        numbered_names([labeled(2**32 - 1)], 1, "train.txt")
+    assert len(numbered_names([labeled(MAX_CLASSES - 1)], 0, "train.txt")) == MAX_CLASSES
 
 
 def annotations_of(names: tuple[str, ...], labels: list[int]) -> Annotations:

@@ -25,7 +25,7 @@ def test_the_same_seed_makes_the_same_files_and_another_seed_does_not(tmp_path: 
     assert files(tmp_path / "a")["train.txt"] != files(tmp_path / "c")["train.txt"]
 
 
-def test_a_longer_data_set_begins_with_the_pictures_of_a_shorter_one(tmp_path: Path) -> None:
+def test_a_longer_data_set_begins_with_the_images_of_a_shorter_one(tmp_path: Path) -> None:
     make_digits(tmp_path / "short", num_train=2, num_eval=1)
     make_digits(tmp_path / "long", num_train=4, num_eval=1)
     short, long = files(tmp_path / "short"), files(tmp_path / "long")
@@ -33,7 +33,7 @@ def test_a_longer_data_set_begins_with_the_pictures_of_a_shorter_one(tmp_path: P
     assert long["train.txt"].startswith(short["train.txt"])
 
 
-def test_making_a_shorter_data_set_again_leaves_no_old_pictures(tmp_path: Path) -> None:
+def test_making_a_shorter_data_set_again_leaves_no_old_images(tmp_path: Path) -> None:
     make_digits(tmp_path, num_train=4, num_eval=2)
     make_digits(tmp_path, num_train=2, num_eval=1)
     assert sorted(path.name for path in (tmp_path / "images" / "train").iterdir()) == ["0001.jpg", "0002.jpg"]
@@ -54,13 +54,13 @@ def test_the_lists_read_back_as_they_were_drawn(tmp_path: Path) -> None:
     annotations = read_annotations(tmp_path / "train.txt", root=tmp_path / "images" / "train", names=names)
     assert annotations.format == "list"
     for number, record in enumerate(annotations, start=1):
-        picture, digits = draw_image(load_material("train"), np.random.default_rng((0, 0, number)))
+        drawn, digits = draw_image(load_material("train"), np.random.default_rng((0, 0, number)))
         np.testing.assert_array_equal(
             record.boxes_xyxy, np.reshape([digit.box_xyxy for digit in digits], (-1, 4))
         )
         assert record.labels.tolist() == [digit.label for digit in digits]
         with Image.open(record.path) as image:
-            assert np.abs(np.asarray(image, float) - picture).mean() < 6  # JPEG
+            assert np.abs(np.asarray(image, float) - drawn).mean() < 6  # JPEG
 
 
 def test_train_json_is_a_config_that_stays_right_when_the_folder_moves(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_each_box_holds_the_pixels_that_change_when_its_digit_is_left_out(
     )
     num_hidden = 0
     for number in range(12):
-        picture, digits = draw_image(load_material("eval"), np.random.default_rng(number))
-        height, width, _ = picture.shape
+        image, digits = draw_image(load_material("eval"), np.random.default_rng(number))
+        height, width, _ = image.shape
         for left_out, digit in enumerate(digits):
             # How much of each pixel shows this digit: its cover, and every later digit takes its share.
             share = np.zeros((height, width))
@@ -129,18 +129,18 @@ def test_each_box_holds_the_pixels_that_change_when_its_digit_is_left_out(
             x1, y1, x2, y2 = digit.box_xyxy
             assert 0 <= x1 < x2 <= width
             assert 0 <= y1 < y2 <= height
-        if len(digits) == 1:  # then the picture itself shows the share
-            drawn = np.abs(picture - white).max(axis=2) >= np.abs(digits[0].colour - white).max() / 2
+        if len(digits) == 1:  # then the image itself shows the share
+            drawn = np.abs(image - white).max(axis=2) >= np.abs(digits[0].color - white).max() / 2
             ys, xs = np.nonzero(drawn)
             box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
             np.testing.assert_allclose(digits[0].box_xyxy, box, atol=1)
     assert num_hidden > 0
 
 
-def test_pictures_vary_as_promised() -> None:
+def test_images_vary_as_promised() -> None:
     drawn = [draw_image(load_material("train"), np.random.default_rng((0, 0, n))) for n in range(200)]
-    digits = [digit for _, on_picture in drawn for digit in on_picture]
-    counts = [len(on_picture) for _, on_picture in drawn]
+    digits = [digit for _, on_image in drawn for digit in on_image]
+    counts = [len(on_image) for _, on_image in drawn]
     assert 2 <= counts.count(0) <= 25
     assert max(counts) <= 8
     assert {digit.label for digit in digits} == set(range(10))
@@ -157,11 +157,11 @@ def test_every_digit_stands_out_from_what_is_behind_it() -> None:
     for _ in range(50):
         low, high = np.sort(rng.uniform(0, 255, 2))
         behind = rng.uniform(low, high, (20, 20, 1)).repeat(3, axis=2).astype(np.float32)
-        colour = quickstart.readable_colour(behind, rng)
-        if colour is None:
+        color = quickstart.readable_color(behind, rng)
+        if color is None:
             assert high - low > 120  # neither a darker nor a lighter ink has room
             continue
-        contrast = np.abs(quickstart.luminance(colour) - quickstart.luminance(behind))
+        contrast = np.abs(quickstart.luminance(color) - quickstart.luminance(behind))
         assert np.quantile(contrast, 0.06) > 40
 
 

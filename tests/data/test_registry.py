@@ -91,16 +91,16 @@ print(json.dumps(answers))
 
 
 @pytest.fixture
-def with_toy(tmp_path: Path, make_picture):
+def with_toy(tmp_path: Path, make_image):
     """Runs commands with a copy of the package that has one module more; answers with what each printed, and
     with the annotations of a.toy as a training reads them."""
     package = shutil.copytree(Path(fcos.__file__).parent, tmp_path / "copy" / "fcos")
     (package / "data" / "formats" / "toy.py").write_text(TOY)
     data = tmp_path / "data"
     data.mkdir()
-    make_picture("data/0.jpg", 40, 30)
+    make_image("data/0.jpg", 40, 30)
     (data / "a.toy").write_text("0.jpg;ball;1;2;30;20\n")
-    make_picture("data/bad/0.jpg", 40, 30)
+    make_image("data/bad/0.jpg", 40, 30)
     (data / "bad" / "a.toy").write_text("0.jpg;ball;1;2;60;20\n")
     (data / "bad" / "a.tox").write_text("")
 
@@ -121,7 +121,7 @@ def with_toy(tmp_path: Path, make_picture):
 
 
 def test_one_module_more_is_a_format_of_every_command(with_toy, tmp_path: Path) -> None:
-    helped, recognised, named, to_coco, _, to_folder, refused, outside, unknown, annotations = with_toy(
+    helped, recognized, named, to_coco, _, to_folder, refused, outside, unknown, annotations = with_toy(
         "--help",
         "check .",
         "check a.toy --format toy",
@@ -133,7 +133,7 @@ def test_one_module_more_is_a_format_of_every_command(with_toy, tmp_path: Path) 
         "check bad/a.tox",
     )
     assert "coco, list, toy, voc, yolo" in helped
-    assert "(toy)" in recognised
+    assert "(toy)" in recognized
     assert "no problems" in named
     assert "1 image, 1 box, 1 class" in to_coco
     assert (tmp_path / "data" / "c.toy").read_text() == "0.jpg;ball;1.0;2.0;30.0;20.0\n"

@@ -29,7 +29,7 @@ def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strips, "LARGE", 0)
 
 
-def picture(mode: str, size: tuple[int, int] = SIZE) -> Image.Image:
+def image_of(mode: str, size: tuple[int, int] = SIZE) -> Image.Image:
     """Smooth colors with noise, so that PNG's encoder chooses each of its filters somewhere."""
     random = np.random.default_rng(0)
     width, height = size
@@ -62,14 +62,14 @@ def assert_read_in_strips(path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
 def test_a_png_in_strips_has_the_pixels_of_the_whole(mode: str, tmp_path: Path) -> None:
-    picture(mode).save(tmp_path / "a.png")
+    image_of(mode).save(tmp_path / "a.png")
     assert_read_in_strips(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_every_filter_of_png_is_undone(mode: str, tmp_path: Path) -> None:
     """Rows are stored with filters 0, 1, 2, 3, 4, 0, ...: the first one of a piece with each of them once."""
-    pixels = np.asarray(picture(mode)).reshape(SIZE[1], SIZE[0], -1).astype(int)
+    pixels = np.asarray(image_of(mode)).reshape(SIZE[1], SIZE[0], -1).astype(int)
     above, left, corner = (np.zeros_like(pixels) for _ in range(3))
     above[1:], left[:, 1:], corner[1:, 1:] = pixels[:-1], pixels[:, :-1], pixels[:-1, :-1]
     estimate = left + above - corner
@@ -83,7 +83,7 @@ def test_every_filter_of_png_is_undone(mode: str, tmp_path: Path) -> None:
     color = {"L": 0, "RGB": 2, "RGBA": 6}[mode]
     (tmp_path / "a.png").write_bytes(png(*SIZE, color, zlib.compress(rows)))
     with Image.open(tmp_path / "a.png") as image:
-        assert np.array_equal(np.asarray(image), np.asarray(picture(mode)))
+        assert np.array_equal(np.asarray(image), np.asarray(image_of(mode)))
     assert_read_in_strips(tmp_path / "a.png")
 
 
@@ -97,13 +97,13 @@ def png(width: int, height: int, color: int, compressed: bytes) -> bytes:
 
 
 def test_a_palette_with_a_transparent_color_is_read(tmp_path: Path) -> None:
-    picture("P").save(tmp_path / "a.png", transparency=3)
+    image_of("P").save(tmp_path / "a.png", transparency=3)
     assert_read_in_strips(tmp_path / "a.png")
 
 
 def write_tiff(path: Path, tile: tuple[int, int] | None, compression: int, rows_per_strip: int = 16) -> None:
     """A TIFF of deflated or raw tiles (width, height) or strips, written by hand: Pillow writes no tiles."""
-    pixels = np.asarray(picture("RGB"))
+    pixels = np.asarray(image_of("RGB"))
     width, height = tile or (SIZE[0], rows_per_strip)
     parts = []
     for top in range(0, SIZE[1], height):
@@ -138,7 +138,7 @@ def test_a_tiff_of_tiles_or_strips_has_the_pixels_of_the_whole(
 ) -> None:
     write_tiff(tmp_path / "a.tif", tile, compression)
     assert torch.equal(
-        read_image(tmp_path / "a.tif"), torch.from_numpy(np.array(picture("RGB"))).permute(2, 0, 1)
+        read_image(tmp_path / "a.tif"), torch.from_numpy(np.array(image_of("RGB"))).permute(2, 0, 1)
     )
     assert_read_in_strips(tmp_path / "a.tif")
 
@@ -146,21 +146,21 @@ def test_a_tiff_of_tiles_or_strips_has_the_pixels_of_the_whole(
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
 def test_the_strips_that_pillow_writes_are_read(mode: str, compression: str, tmp_path: Path) -> None:
-    picture(mode).save(tmp_path / "a.tif", compression=compression, strip_size=4096)
+    image_of(mode).save(tmp_path / "a.tif", compression=compression, strip_size=4096)
     assert_read_in_strips(tmp_path / "a.tif")
 
 
 def test_strips_of_jpeg_and_the_predictor_of_deflate_are_read(tmp_path: Path) -> None:
-    picture("RGB").save(tmp_path / "a.tif", compression="jpeg", strip_size=8192, quality=90)
+    image_of("RGB").save(tmp_path / "a.tif", compression="jpeg", strip_size=8192, quality=90)
     assert_read_in_strips(tmp_path / "a.tif")
-    picture("RGB").save(tmp_path / "b.tif", compression="tiff_lzw", strip_size=8192, tiffinfo={317: 2})
+    image_of("RGB").save(tmp_path / "b.tif", compression="tiff_lzw", strip_size=8192, tiffinfo={317: 2})
     assert_read_in_strips(tmp_path / "b.tif")
 
 
 def test_a_tiff_of_one_strip_or_of_a_plane_for_each_color_is_read(tmp_path: Path) -> None:
-    picture("RGB").save(tmp_path / "a.tif", compression="tiff_lzw", strip_size=10**6)
+    image_of("RGB").save(tmp_path / "a.tif", compression="tiff_lzw", strip_size=10**6)
     assert_read_in_strips(tmp_path / "a.tif")
-    planes = np.moveaxis(np.asarray(picture("RGB")), 2, 0)
+    planes = np.moveaxis(np.asarray(image_of("RGB")), 2, 0)
     options = {"driver": "GTiff", "width": SIZE[0], "height": SIZE[1], "count": 3, "dtype": "uint8"}
     transform = rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_800_000)
     with rasterio.open(tmp_path / "b.tif", "w", **options, interleave="band", transform=transform) as file:
@@ -170,19 +170,19 @@ def test_a_tiff_of_one_strip_or_of_a_plane_for_each_color_is_read(tmp_path: Path
 
 
 def test_without_rasterio_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture("RGB").save(tmp_path / "a.png")
+    image_of("RGB").save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(FcosError, match=r"strip by strip needs rasterio(.|\n)*fcos-torch\[large\]"):
         in_strips(tmp_path / "a.png", [0], 300)
 
 
 def test_what_cannot_be_read_in_strips_is_read_as_a_whole(tmp_path: Path) -> None:
-    picture("RGB").save(tmp_path / "a.jpg")
+    image_of("RGB").save(tmp_path / "a.jpg")
     Image.fromarray(np.arange(27300, dtype=np.uint16).reshape(300, 91)).save(tmp_path / "deep.png")
-    picture("1").save(tmp_path / "bits.png")
+    image_of("1").save(tmp_path / "bits.png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture("RGB").save(tmp_path / "turned.tif", exif=turned)
+    image_of("RGB").save(tmp_path / "turned.tif", exif=turned)
     for path in tmp_path.iterdir():
         image = open_image(path)
         assert isinstance(image, Tensor), path.name
@@ -190,7 +190,7 @@ def test_what_cannot_be_read_in_strips_is_read_as_a_whole(tmp_path: Path) -> Non
 
 
 def test_small_images_are_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture("RGB").save(tmp_path / "a.png")
+    image_of("RGB").save(tmp_path / "a.png")
     monkeypatch.setattr(strips, "LARGE", SIZE[0] * SIZE[1] + 1)
     assert isinstance(open_image(tmp_path / "a.png"), Tensor)
     monkeypatch.setattr(strips, "LARGE", SIZE[0] * SIZE[1])
@@ -202,9 +202,9 @@ def test_small_images_are_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_file_that_was_cut_off_is_an_error_with_its_path(name: str, share: float, tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "a.png":
-        picture("RGB").save(path)
+        image_of("RGB").save(path)
     else:  # its tags come first, as other programs write them
-        picture("RGB").save(tmp_path / "b.tif", compression="tiff_adobe_deflate", strip_size=4096)
+        image_of("RGB").save(tmp_path / "b.tif", compression="tiff_adobe_deflate", strip_size=4096)
         with Image.open(tmp_path / "b.tif") as image:
             image.save(path, compression="tiff_adobe_deflate", strip_size=4096)
     content = path.read_bytes()
@@ -226,8 +226,8 @@ def test_a_file_that_is_missing_or_no_image_is_an_error(tmp_path: Path) -> None:
 def test_an_image_that_pillow_calls_a_bomb_is_read_in_strips_and_only_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture("RGB").save(tmp_path / "a.png")
-    picture("RGB").save(tmp_path / "a.jpg")
+    image_of("RGB").save(tmp_path / "a.png")
+    image_of("RGB").save(tmp_path / "a.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 130 * SIZE[0] // 2 + 1)  # a piece is allowed
     assert len(in_strips(tmp_path / "a.png", [0, 150], 150)) == 2
     assert Image.MAX_IMAGE_PIXELS == 130 * SIZE[0] // 2 + 1
@@ -262,7 +262,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 def test_the_header_of_a_large_file_is_read_without_its_pixels_or_with_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture("RGB").save(tmp_path / "a.png")
+    image_of("RGB").save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 130 * SIZE[0] // 2 + 1)  # a piece is allowed

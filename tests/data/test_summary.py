@@ -47,8 +47,8 @@ def test_boxes_are_counted_by_size_and_shape() -> None:
     assert card.num_warnings is None  # nobody looked
 
 
-def test_it_comes_back_from_the_run_folder(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
-    image = make_picture("a.jpg", width=600, height=400)
+def test_it_comes_back_from_the_run_folder(tmp_path: Path, make_image: Callable[..., Path]) -> None:
+    image = make_image("a.jpg", width=600, height=400)
     annotations = annotations_of(image, [0, 0, 50, 50], times=3)
     report = check(annotations)
     card = summarize(annotations, report)

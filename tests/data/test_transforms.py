@@ -50,7 +50,7 @@ def _random_state_is_kept() -> Iterator[None]:
 def draw(
     boxes_xyxy: Tensor = BOXES, labels: Tensor = LABELS, size_hw: tuple[int, int] = (130, 200)
 ) -> Tensor:
-    """A grey image with a rectangle in the place of every box; a label is the channel that shines."""
+    """A gray image with a rectangle in the place of every box; a label is the channel that shines."""
     image = torch.full((3, *size_hw), 90, dtype=torch.uint8)
     for (x1, y1, x2, y2), label in zip(boxes_xyxy.int().tolist(), labels.tolist(), strict=True):
         image[:, y1:y2, x1:x2] = 20

@@ -57,12 +57,12 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two pictures and a text."""
+    """A folder with two images and a text."""
     folder = tmp_path_factory.mktemp("examples")
     coarse = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse.repeat(10, axis=0).repeat(10, axis=1))
-    picture.save(folder / "a.png")
-    picture.transpose(Image.Transpose.ROTATE_90).save(folder / "ünï.jpg")
+    image = Image.fromarray(coarse.repeat(10, axis=0).repeat(10, axis=1))
+    image.save(folder / "a.png")
+    image.transpose(Image.Transpose.ROTATE_90).save(folder / "ünï.jpg")
     (folder / "secret.txt").write_text("nobody may read this")
     os.mkfifo(folder / "pipe.jpg")
     return folder

@@ -56,7 +56,7 @@ def num_boxes(page: sync_api.Page) -> int:
     return page.locator("#boxes rect").count()
 
 
-def test_dropped_picture_is_searched_and_the_slider_filters_without_asking(
+def test_dropped_image_is_searched_and_the_slider_filters_without_asking(
     page: sync_api.Page, examples: Path
 ) -> None:
     requests: list[str] = []
@@ -113,7 +113,7 @@ def test_pointing_at_a_box_says_what_it_is(page: sync_api.Page, examples: Path) 
     assert re.search(r"level P[3-7], point \d+, \d+$", words)
 
 
-def test_several_pictures_are_kept_in_a_row(page: sync_api.Page, examples: Path) -> None:
+def test_several_images_are_kept_in_a_row(page: sync_api.Page, examples: Path) -> None:
     drop(page, examples / "a.png", examples / "ünï.jpg")
     page.wait_for_selector("#strip button:nth-child(2)")
     assert "ünï.jpg" in page.inner_text("#facts")
@@ -123,7 +123,7 @@ def test_several_pictures_are_kept_in_a_row(page: sync_api.Page, examples: Path)
     assert "a.png" in page.inner_text("#facts")
 
 
-def test_a_picture_can_be_pasted(page: sync_api.Page, examples: Path) -> None:
+def test_a_image_can_be_pasted(page: sync_api.Page, examples: Path) -> None:
     page.evaluate(
         """(bytes) => {
             const transfer = new DataTransfer();
@@ -140,7 +140,7 @@ def test_a_broken_file_is_said_and_the_others_are_shown(
     page: sync_api.Page, examples: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
 
     drop(page, broken, examples / "a.png")
     page.wait_for_selector("#strip button")
@@ -149,17 +149,17 @@ def test_a_broken_file_is_said_and_the_others_are_shown(
     assert page.locator("#strip button").count() == 1
 
 
-def test_picture_and_json_can_be_saved(page: sync_api.Page, examples: Path, tmp_path: Path) -> None:
+def test_image_and_json_can_be_saved(page: sync_api.Page, examples: Path, tmp_path: Path) -> None:
     page.set_input_files("#pick", examples / "a.png")
     page.wait_for_selector("#boxes rect")
-    with page.expect_download() as picture:
-        page.click("#save-picture")
+    with page.expect_download() as image:
+        page.click("#save-image")
     with page.expect_download() as content:
         page.click("#save-json")
-    picture.value.save_as(tmp_path / "drawn.png")
+    image.value.save_as(tmp_path / "drawn.png")
     content.value.save_as(tmp_path / "found.json")
 
-    assert picture.value.suggested_filename == "a-detections.png"
+    assert image.value.suggested_filename == "a-detections.png"
     drawn, plain = Image.open(tmp_path / "drawn.png").convert("RGB"), Image.open(examples / "a.png")
     assert drawn.size == plain.size
     assert drawn.tobytes() != plain.convert("RGB").tobytes()
@@ -239,6 +239,6 @@ def test_page_fits_the_screen(browser: sync_api.Browser, address: str, examples:
     page.wait_for_selector("#boxes rect")
 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    picture, boxes = (page.locator(f"#{name}").bounding_box() for name in ("picture", "boxes"))
-    assert boxes == pytest.approx(picture, abs=1)
+    image, boxes = (page.locator(f"#{name}").bounding_box() for name in ("image", "boxes"))
+    assert boxes == pytest.approx(image, abs=1)
     page.close()

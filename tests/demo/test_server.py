@@ -54,7 +54,7 @@ def encoded(image: Image.Image, **options: Any) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of a file that says it holds so many grey pixels; not one of them is there."""
+    """The beginning of a file that says it holds so many gray pixels; not one of them is there."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + content))
@@ -97,10 +97,10 @@ def test_threshold_leaves_out_lower_scores(address: str, examples: Path) -> None
     assert len(answer["detections"]) == sum(score >= middle for score in scores) < len(scores)
 
 
-def test_boxes_are_in_the_frame_of_the_upright_picture(address: str) -> None:
+def test_boxes_are_in_the_frame_of_the_upright_image(address: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
-    content = encoded(Image.new("RGB", (90, 60), "grey"), format="JPEG", exif=exif)
+    content = encoded(Image.new("RGB", (90, 60), "gray"), format="JPEG", exif=exif)
 
     _, answer = post(f"{address}/predict", content)
 
@@ -111,7 +111,7 @@ def test_boxes_are_in_the_frame_of_the_upright_picture(address: str) -> None:
     ("content", "message"),
     [
         (b"", "there is no image in the request"),
-        (b"hello, I am no picture", "this is not a readable image"),
+        (b"hello, I am no image", "this is not a readable image"),
         (
             encoded(Image.effect_noise((300, 300), 90), format="PNG")[:20_000],
             "this image is broken and cannot be read",
@@ -123,14 +123,14 @@ def test_boxes_are_in_the_frame_of_the_upright_picture(address: str) -> None:
     ],
     ids=["empty", "text", "truncated", "program"],
 )
-def test_what_is_no_picture_is_refused_in_words(address: str, content: bytes, message: str) -> None:
+def test_what_is_no_image_is_refused_in_words(address: str, content: bytes, message: str) -> None:
     status, answer = post(f"{address}/predict", content)
 
     assert status == 415
     assert message in answer["detail"]
 
 
-def test_long_files_and_large_pictures_are_refused(address: str) -> None:
+def test_long_files_and_large_images_are_refused(address: str) -> None:
     status, answer = post(f"{address}/predict", b"0" * (33 * 2**20))
     assert (status, answer["detail"]) == (413, "the file is larger than 32 MB: resize the image")
 
@@ -146,7 +146,7 @@ def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded() -> None
     assert caught.value.status_code == 413
 
 
-def test_examples_are_the_pictures_of_the_folder_and_nothing_else(address: str, examples: Path) -> None:
+def test_examples_are_the_images_of_the_folder_and_nothing_else(address: str, examples: Path) -> None:
     about = json.loads(get(f"{address}/about")[1])
 
     assert (about["num_examples"], about["class_names"]) == (2, ["cat", "dog", "bird"])
@@ -260,7 +260,7 @@ def test_images_of_many_bits_or_many_passes_count_for_more() -> None:
     assert caught.value.detail == "the image is stored in 26 passes: save it again"
 
 
-def test_many_pictures_at_once_get_the_answers_of_one(address: str, examples: Path) -> None:
+def test_many_images_at_once_get_the_answers_of_one(address: str, examples: Path) -> None:
     contents = [(examples / name).read_bytes() for name in ("a.png", "ünï.jpg")] * 8
     alone = [post(f"{address}/predict", content)[1]["detections"] for content in contents[:2]] * 8
 

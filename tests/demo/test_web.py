@@ -107,15 +107,15 @@ def answer_of(page: Any, class_names: tuple[str, ...]) -> Detections:
     )
 
 
-def picture(folder: Path, size: tuple[int, int]) -> Path:
-    """Soft blotches of colour."""
+def image(folder: Path, size: tuple[int, int]) -> Path:
+    """Soft blotches of color."""
     coarse = np.random.default_rng(1).integers(0, 255, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / "a.png")
     return folder / "a.png"
 
 
 def test_detections_are_those_of_pytorch(page: Any, small_model: Path, tmp_path: Path) -> None:
-    path = picture(tmp_path, (128, 96))  # the size of the network: resizing would round pixels otherwise
+    path = image(tmp_path, (128, 96))  # the size of the network: resizing would round pixels otherwise
 
     drop(page, path)
     sync_api.expect(page.locator("#facts")).to_contain_text("shown, 128 x 96 pixels", timeout=120_000)
@@ -131,7 +131,7 @@ def test_detections_are_those_of_pytorch(page: Any, small_model: Path, tmp_path:
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 300), (333, 500)], ids=["enlarged", "narrow", "reduced"])
 def test_images_are_resized_as_by_pillow(page: Any, tmp_path: Path, size: tuple[int, int]) -> None:
-    path = picture(tmp_path, size)
+    path = image(tmp_path, size)
 
     height, width, pixels = page.evaluate(
         """async (bytes) => {
@@ -152,7 +152,7 @@ def test_images_are_resized_as_by_pillow(page: Any, tmp_path: Path, size: tuple[
 def test_photograph_on_its_side_is_shown_upright(page: Any, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (90, 60), "grey").save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (90, 60), "gray").save(tmp_path / "a.jpg", exif=exif)
 
     drop(page, tmp_path / "a.jpg")
 
@@ -162,8 +162,8 @@ def test_photograph_on_its_side_is_shown_upright(page: Any, tmp_path: Path) -> N
 def test_camera_is_predicted_frame_by_frame(page: Any) -> None:
     page.click("#webcam")
     sync_api.expect(page.locator("#facts")).to_contain_text("webcam: ", timeout=120_000)
-    first = page.get_attribute("#picture", "src")
-    page.wait_for_function("(first) => document.getElementById('picture').src !== first", arg=first)
+    first = page.get_attribute("#image", "src")
+    page.wait_for_function("(first) => document.getElementById('image').src !== first", arg=first)
     page.click("#webcam")
 
 

@@ -47,7 +47,7 @@ def test_commands_page_has_every_command_with_its_examples() -> None:
     assert "\n## train\n\n```text\nUsage: fcos train [OPTIONS] TRAIN_JSON|FOLDER" in page
 
 
-def test_a_page_outside_of_the_navigation_and_a_missing_picture_end_the_build(tmp_path: Path) -> None:
+def test_a_page_outside_of_the_navigation_and_a_missing_image_end_the_build(tmp_path: Path) -> None:
     (tmp_path / "new.md").write_text("![x](figures/none.webp)")
     with pytest.raises(SystemExit) as stopped:
         build.check_navigation(tmp_path)

@@ -1,4 +1,4 @@
-"""What "FCOS in pictures" says about its figures."""
+"""What "FCOS in images" says about its figures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_glasses_take_points_from_the_face() -> None:
     assert len(own) > 3
 
 
-def test_a_small_picture_loses_objects_and_a_large_one_none() -> None:
+def test_a_small_image_loses_objects_and_a_large_one_none() -> None:
     everything = set(range(len(figures.NAMES)))
     assert set(figures.view(400).targets.matched[0].tolist()) >= everything
     assert not set(figures.view(50).targets.matched[0].tolist()) >= everything
@@ -54,6 +54,6 @@ def test_every_figure_is_drawn_and_shown(tmp_path: Path, docs: Path, monkeypatch
     monkeypatch.setattr(figures, "FIGURES", (figures.distances, figures.focal_loss))  # two, for time
     drawn = figures.draw_all(tmp_path)
     for file in drawn:
-        with Image.open(file) as picture:
-            extremes = picture.convert("L").getextrema()
+        with Image.open(file) as image:
+            extremes = image.convert("L").getextrema()
         assert extremes[0] < 60 < 240 < extremes[1]

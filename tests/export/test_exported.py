@@ -31,7 +31,7 @@ NAMES: list[ExportFormat] = ["onnx", "openvino", "torch"]  # of the others: test
 SIZES_HW = [(60, 90), (200, 40), (60, 90), (3, 5), (128, 96)]
 
 
-def picture(size_hw: tuple[int, int], seed: int = 0) -> np.ndarray[Any, Any]:
+def image_of(size_hw: tuple[int, int], seed: int = 0) -> np.ndarray[Any, Any]:
     height, width = size_hw
     coarse = np.random.default_rng(seed).integers(
         0, 255, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8
@@ -73,12 +73,12 @@ def test_a_file_finds_what_the_network_finds_in_any_size_and_any_batch(
     name: ExportFormat, exported: dict[str, Path], small_model: Path
 ) -> None:
     before, after = Detector.load(small_model, "cpu"), Detector.load(exported[name])
-    pictures = [picture(size, seed) for seed, size in enumerate(SIZES_HW)]
-    alone = [before.predict(one, 0.0) for one in pictures]
-    for one, wanted in zip(pictures, alone, strict=True):
+    images = [image_of(size, seed) for seed, size in enumerate(SIZES_HW)]
+    alone = [before.predict(one, 0.0) for one in images]
+    for one, wanted in zip(images, alone, strict=True):
         assert len(wanted) > 0
         assert_same(after.predict(one, 0.0), wanted)
-    for found, wanted in zip(after.predict(pictures, 0.0, batch_size=8), alone, strict=True):
+    for found, wanted in zip(after.predict(images, 0.0, batch_size=8), alone, strict=True):
         assert_same(found, wanted)
 
 
@@ -108,7 +108,7 @@ def test_weights_of_other_code_bases_are_exported_with_their_rules(
         export_model(loaded, name, out)
         after = Detector.load(out)
         for seed, size in enumerate([(130, 190), (200, 140)]):
-            assert_same(after.predict(picture(size, seed), 0.0), before.predict(picture(size, seed), 0.0))
+            assert_same(after.predict(image_of(size, seed), 0.0), before.predict(image_of(size, seed), 0.0))
         if name == "onnx":  # OpenVINO begins with the same conversion, which takes longest
             import onnx
 
@@ -135,14 +135,14 @@ def blind(name: ExportFormat, exported: dict[str, Path], folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_in_which_nothing_is_found(
+def test_a_image_in_which_nothing_is_found(
     name: ExportFormat, exported: dict[str, Path], tmp_path: Path
 ) -> None:
     metadata, _ = FORMATS[name].open_file(exported[name])
     path = tmp_path / f"model{FORMATS[name].ENDING}"
     FORMATS[name].save(blind(name, exported, tmp_path), metadata, path)
     detector = Detector.load(path)
-    assert [len(found) for found in detector.predict([picture((60, 90)), picture((40, 40))], 0.0)] == [0, 0]
+    assert [len(found) for found in detector.predict([image_of((60, 90)), image_of((40, 40))], 0.0)] == [0, 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signal stacks as Linux has them")
@@ -219,7 +219,7 @@ def test_the_lines_of_the_documentation_run_without_this_package(
     lines = block.group(1)
     assert len(lines.strip().splitlines()) <= 21
     assert "fcos" not in lines
-    Image.fromarray(picture((60, 90))).save(tmp_path / "street.jpg", quality=95)
+    Image.fromarray(image_of((60, 90))).save(tmp_path / "street.jpg", quality=95)
     (tmp_path / "best.onnx").write_bytes(exported["onnx"].read_bytes())
     printed = subprocess.run(
         [sys.executable, "-W", "error", "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -334,12 +334,12 @@ def test_a_graph_of_more_classes_than_the_card_names_is_refused_when_it_runs(
 
     detector = Detector.load(with_card(exported["onnx"], tmp_path / "few.onnx", fewer))
     with pytest.raises(WeightsError, match=r"few\.onnx does not match a detector of 1 class"):
-        detector.predict(picture((60, 90)), 0.0)
+        detector.predict(image_of((60, 90)), 0.0)
 
 
 def test_tiles_of_a_file_are_those_of_the_network(exported: dict[str, Path], small_model: Path) -> None:
     before, after = Detector.load(small_model, "cpu", tile=96), Detector.load(exported["onnx"], tile=96)
-    image = picture((150, 200))
+    image = image_of((150, 200))
     wanted, found = before.predict(image, 0.2), after.predict(image, 0.2)
     assert found.found_at is None
     assert len(wanted) > len(before.predict(image, 0.2, tile=0)) > 0

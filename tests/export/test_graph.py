@@ -45,7 +45,7 @@ def small(model: str, **changes: Any) -> Small:
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Two pictures of different sizes in one padding."""
+    """Two images of different sizes in one padding."""
     images = torch.randint(0, 256, (2, 3, 96, 128), generator=torch.Generator().manual_seed(0))
     return images.to(torch.uint8), torch.tensor([[96, 100], [70, 128]]), torch.tensor([[192, 200], [70, 128]])
 
@@ -88,7 +88,7 @@ def test_weights_of_every_code_base_keep_their_rules_as_a_graph(
     vectors: Callable[[str], Path], name: str
 ) -> None:
     it = load_model(vectors(name) / "state_dict.pth")
-    # low thresholds and few candidates: the limits of the level and of the picture are both reached
+    # low thresholds and few candidates: the limits of the level and of the image are both reached
     postprocess = replace(
         build_postprocess(it.config), score_threshold=0.01, candidates_per_level=40, detections_per_image=50
     )

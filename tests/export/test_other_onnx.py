@@ -54,9 +54,9 @@ def opened(path: Path, names: Path | None = None, classes: tuple[str, ...] = ("c
 
 
 def test_yolo_boxes_by_hand(tmp_path: Path) -> None:
-    # an image of 16 x 32 becomes 32 x 64, with 16 rows of grey above and below
+    # an image of 16 x 32 becomes 32 x 64, with 16 rows of gray above and below
     columns = [
-        # centre x, y, width, height, score of cat, of dog
+        # center x, y, width, height, score of cat, of dog
         [20, 32, 8, 16, 0.0, 0.3],  # xyxy 16, 24, 24, 40 of the input: 8, 4, 12, 12 of the image
         [20, 32, 8, 15, 0.2, 0.0],  # a worse cat in the same place: goes
         [60, 40, 16, 32, 0.0005, 0.1],  # 52, 24, 68, 56: clipped to 26, 4, 32, 16

@@ -32,7 +32,7 @@ from fcos.export.verify import compare
 from fcos.model.build import build_postprocess
 from fcos.weights.load import ExportFormat, format_of, load_model
 
-from .test_exported import picture
+from .test_exported import image_of
 
 CARD = {
     **{"class_names": ["cat", "dog"], "strides": [8, 16], "threshold_on": "class", "score_threshold": 0.05},
@@ -110,7 +110,7 @@ def test_detections_of_the_decoder_are_those_of_the_network(small_model: Path) -
     loaded = load_model(small_model)
     graph = DetectionGraph(loaded.model, build_postprocess(loaded.config)).eval()
     card = {key: json.loads(text) for key, text in to_metadata(card_of(loaded), loaded.config).items()}
-    image = picture((96, 128))
+    image = image_of((96, 128))
     pixels = on_mean(image.transpose(2, 0, 1), (90, 100), (96, 128), card["pixel_mean"])
     with torch.no_grad():
         output = Undecoded(graph)(torch.from_numpy(pixels)[None])[0].numpy()
@@ -144,7 +144,7 @@ def test_a_folder_predicts_what_the_network_predicts(
     name: ExportFormat, exported: dict[str, Path], small_model: Path
 ) -> None:
     before, after = reference_of(load_model(small_model), name), Detector.load(exported[name])
-    images = [picture(size, seed) for seed, size in enumerate([(60, 90), (200, 40), (3, 5), (128, 96)])]
+    images = [image_of(size, seed) for seed, size in enumerate([(60, 90), (200, 40), (3, 5), (128, 96)])]
     alone = [before.predict(image, 0.0) for image in images]
     for found, wanted in zip(after.predict(images, 0.0, batch_size=8), alone, strict=True):
         same = compare(wanted, found, nms_iou=0.6)
@@ -183,7 +183,7 @@ def test_several_images_are_predicted_concurrently(name: str, exported: dict[str
     try:
         detector = Detector.load(exported[name])
         assert detector.backend.calls_at_once == 2
-        images = [picture((60, 90), seed) for seed in range(8)]
+        images = [image_of((60, 90), seed) for seed in range(8)]
         streamed = list(detector.stream(images, 0.0))
     finally:
         torch.set_num_threads(before)
@@ -219,7 +219,7 @@ def test_the_command_writes_a_folder_and_checks_it(
         model = litert_folder.Network(ready["model.tflite"], [0.0] * 3)
     # The conversion takes seconds: take its result from the folder that is there.
     monkeypatch.setattr(FORMATS[name], "convert", lambda graph, config: model)
-    Image.fromarray(picture((60, 90))).save(tmp_path / "a.png")
+    Image.fromarray(image_of((60, 90))).save(tmp_path / "a.png")
     out = tmp_path / "small"
     words = ["export", small_model, "--format", name, "-o", out, "--check", tmp_path / "a.png"]
     done = CliRunner().invoke(main, [str(word) for word in words])
@@ -240,7 +240,7 @@ def test_the_lines_of_the_documentation_run_without_this_package(
     lines = "\n".join(block.group(1) for block in blocks if block)
     assert "fcos" not in lines
     folder = shutil.copytree(exported[name], tmp_path / "folder")
-    Image.fromarray(picture((60, 90))).save(folder / "street.jpg", quality=95)
+    Image.fromarray(image_of((60, 90))).save(folder / "street.jpg", quality=95)
     lines += "\nprint(json.dumps([each.tolist() for each in (boxes, scores, labels)]))"
     done = subprocess.run([sys.executable, "-c", lines], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -275,14 +275,14 @@ def test_litert_in_integers(exported: dict[str, Path], small_model: Path, tmp_pa
     paths = []
     for seed in range(4):
         paths.append(tmp_path / f"{seed}.png")
-        Image.fromarray(picture((60, 90), seed)).save(paths[-1])
+        Image.fromarray(image_of((60, 90), seed)).save(paths[-1])
     loaded = load_model(small_model)
     content = (exported["litert"] / "model.tflite").read_bytes()
     network = litert_folder.Network(content, loaded.model.pixel_mean.flatten().tolist())
     calibration = Calibration(loaded.config, paths)
 
     def num_integers(*parts: str) -> int:
-        integers = litert_folder.quantise(network, calibration, frozenset(parts)).content
+        integers = litert_folder.quantize(network, calibration, frozenset(parts)).content
         tensors = litert_folder._interpreter(integers, 1).get_tensor_details()
         return sum(
             len(each["shape"]) == 4 and each["dtype"] == np.int8 and each["shape"][0] > 1 for each in tensors
@@ -295,7 +295,7 @@ def test_litert_in_integers(exported: dict[str, Path], small_model: Path, tmp_pa
     assert num_integers("head") < num_integers("outputs")
     assert num_integers("pyramid") < everything
 
-    integers = litert_folder.quantise(network, calibration, frozenset({"outputs"}))
+    integers = litert_folder.quantize(network, calibration, frozenset({"outputs"}))
     out = tmp_path / "int8_litert"
     FORMATS["litert"].save(integers, to_metadata(card_of(loaded), loaded.config), out)
     assert (out / "model.tflite").stat().st_size < 0.6 * len(content)

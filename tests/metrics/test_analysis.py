@@ -1,4 +1,4 @@
-"""Beyond the twelve numbers: worked out by hand, and the intervals against drawing pictures one by one."""
+"""Beyond the twelve numbers: worked out by hand, and the intervals against drawing images one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record, select
-from fcos.metrics.analysis import MAX_RESAMPLES, MIN_RESAMPLES, Analysis, analyse, margins_of, resamples_for
+from fcos.metrics.analysis import MAX_RESAMPLES, MIN_RESAMPLES, Analysis, analyze, margins_of, resamples_for
 from fcos.metrics.coco import evaluate_detections, measure
 from fcos.metrics.rows import rows_of
 
@@ -36,7 +36,7 @@ def found(image_id: int, box_xyxy: list[float], score: float, label: int) -> dic
 
 
 @pytest.fixture
-def two_pictures() -> tuple[Annotations, list[dict[str, Any]]]:
+def two_images() -> tuple[Annotations, list[dict[str, Any]]]:
     """A cat found, a dog taken for a cat, a cat found too timidly, and three things where nothing is."""
     annotations = annotations_of(([A, B], [CAT, DOG]), ([A], [CAT]))
     results = [
@@ -51,19 +51,19 @@ def two_pictures() -> tuple[Annotations, list[dict[str, Any]]]:
 
 
 def test_the_numbers_are_those_of_the_evaluation(
-    two_pictures: tuple[Annotations, list[dict[str, Any]]],
+    two_images: tuple[Annotations, list[dict[str, Any]]],
 ) -> None:
-    analysis = analyse(*two_pictures)
-    assert analysis.metrics == evaluate_detections(*two_pictures)
-    assert analysis.threshold == measure(*two_pictures)[1]
+    analysis = analyze(*two_images)
+    assert analysis.metrics == evaluate_detections(*two_images)
+    assert analysis.threshold == measure(*two_images)[1]
     by_class = {row.name: row.ap for row in analysis.classes}
     assert by_class == pytest.approx(analysis.metrics.per_class_ap)
 
 
 def test_every_detection_and_object_has_its_fate(
-    two_pictures: tuple[Annotations, list[dict[str, Any]]],
+    two_images: tuple[Annotations, list[dict[str, Any]]],
 ) -> None:
-    analysis = analyse(*two_pictures)
+    analysis = analyze(*two_images)
     assert analysis.is_right.tolist() == [1, 0, 0, 0, 0, 1]
     assert analysis.found_with.tolist() == [0.9, -1, 0.1]
     assert 0.8 < analysis.threshold < 0.9  # only the first: F1 is 2 / (1 + 3)
@@ -73,15 +73,15 @@ def test_every_detection_and_object_has_its_fate(
     assert analysis.shown.f1().tolist() == pytest.approx([2 / 3, 0])
 
 
-def test_a_picture_without_objects_and_detections_is_perfect() -> None:
-    analysis = analyse(annotations_of(([A], [CAT]), ([], [])), [found(1, A, 0.9, CAT)])
+def test_a_image_without_objects_and_detections_is_perfect() -> None:
+    analysis = analyze(annotations_of(([A], [CAT]), ([], [])), [found(1, A, 0.9, CAT)])
     assert analysis.shown.f1().tolist() == [1, 1]
 
 
 def test_each_class_has_its_own_threshold() -> None:
     annotations = annotations_of(([A, B], [CAT, DOG]))
     results = [found(1, A, 0.9, CAT), found(1, C, 0.6, CAT), found(1, B, 0.3, DOG), found(1, C, 0.2, DOG)]
-    cat, dog = analyse(annotations, results).classes
+    cat, dog = analyze(annotations, results).classes
     assert cat.best is not None
     assert dog.best is not None
     assert (cat.best.threshold, dog.best.threshold) == pytest.approx((0.75, 0.25))
@@ -90,12 +90,12 @@ def test_each_class_has_its_own_threshold() -> None:
 
 def test_what_cannot_be_measured_has_no_number() -> None:
     annotations, results = annotations_of(([A], [CAT])), [found(1, A, 0.9, CAT)]
-    analysis = analyse(annotations, results)
+    analysis = analyze(annotations, results)
     dog = analysis.classes[DOG]
     assert (dog.ap, dog.best, dog.calibration_error, dog.num_boxes) == (None, None, None, 0)
     assert analysis.classes[CAT].by_size[:2] == (None, None)
     assert analysis.classes[CAT].by_size[2] == pytest.approx(1)
-    assert margins_of(annotations, results) == [None] * 12  # one picture
+    assert margins_of(annotations, results) == [None] * 12  # one image
 
 
 def test_confident_detections_that_the_annotations_contradict_are_told() -> None:
@@ -120,7 +120,7 @@ def test_disagreements_of_a_class_that_is_right_elsewhere_come_first() -> None:
     ]
     ranked = [
         (one.found, round(one.score, 2), one.num_right, one.num_elsewhere, one.trust)
-        for one in analyse(annotations, results).shown.disagreements
+        for one in analyze(annotations, results).shown.disagreements
     ]
     assert ranked == [
         ("dog", 0.9, 3, 3, 3 / 4),
@@ -133,10 +133,10 @@ def test_disagreements_of_a_class_that_is_right_elsewhere_come_first() -> None:
 def test_boxes_are_counted_by_size_as_coco_measures_them() -> None:
     sides = (31, 32, 33, 96, 97)  # 32 and 96 are on a limit: AP of both sizes counts them
     boxes = [[100.0 * place, 0.0, 100.0 * place + side, float(side)] for place, side in enumerate(sides)]
-    analysis = analyse(annotations_of((boxes, [CAT] * 5)), [found(1, boxes[0], 0.9, CAT)])
+    analysis = analyze(annotations_of((boxes, [CAT] * 5)), [found(1, boxes[0], 0.9, CAT)])
     assert [row.boxes_by_size for row in analysis.classes] == [(2, 3, 2), (0, 0, 0)]
     alone = [
-        analyse(annotations_of(([box], [CAT])), [found(1, box, 0.9, CAT)]).classes[CAT].by_size
+        analyze(annotations_of(([box], [CAT])), [found(1, box, 0.9, CAT)]).classes[CAT].by_size
         for box in boxes
     ]
     assert [[ap is not None for ap in by_size] for by_size in alone] == [
@@ -146,7 +146,7 @@ def test_boxes_are_counted_by_size_as_coco_measures_them() -> None:
 
 
 def analysed_with_more(annotations: Annotations, results: list[dict[str, Any]]) -> Analysis:
-    """With objects in a second picture, found with a low score, so that the threshold lies at 0.5 or so."""
+    """With objects in a second image, found with a low score, so that the threshold lies at 0.5 or so."""
     records = [*annotations, *(annotations[0],) * 3]
     records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
     more = Annotations.from_records(
@@ -157,19 +157,19 @@ def analysed_with_more(annotations: Annotations, results: list[dict[str, Any]]) 
         for image_id in (2, 3, 4)
         for entry in (found(image_id, A, 0.5, CAT), found(image_id, B, 0.5, DOG))
     ]
-    return analyse(more, [*results, *extra])
+    return analyze(more, [*results, *extra])
 
 
 def test_costs_of_errors_are_tides() -> None:
     annotations = annotations_of(([A], [CAT]), ([A], [CAT]))
     # a detection of nothing that is surer than the right ones: without it AP would be 1
-    analysis = analyse(annotations, [found(1, C, 0.9, CAT), found(1, A, 0.8, CAT), found(2, A, 0.7, CAT)])
+    analysis = analyze(annotations, [found(1, C, 0.9, CAT), found(1, A, 0.8, CAT), found(2, A, 0.7, CAT)])
     assert analysis.error_costs["Bkg"] == pytest.approx(1 - analysis.metrics.map_50)
     assert [analysis.error_costs[kind] for kind in ("Cls", "Miss")] == pytest.approx([0, 0])
 
 
 def noisy(seed: int, num_images: int) -> tuple[Annotations, NDArray[np.float64]]:
-    """Pictures of one to four cats of which some are found, with false alarms."""
+    """Images of one to four cats of which some are found, with false alarms."""
     rng = np.random.default_rng(seed)
     images, rows = [], []
     for image_id in range(1, num_images + 1):
@@ -183,7 +183,7 @@ def noisy(seed: int, num_images: int) -> tuple[Annotations, NDArray[np.float64]]
     return annotations_of(*images), rows_of(np.array(rows))
 
 
-def test_margins_are_those_of_drawing_pictures_one_by_one() -> None:
+def test_margins_are_those_of_drawing_images_one_by_one() -> None:
     annotations, rows = noisy(0, 40)
     rng = np.random.default_rng(1)
     values = []
@@ -208,15 +208,15 @@ def test_large_evaluations_are_resampled_less_often() -> None:
     assert resamples_for(10_000_000) == MIN_RESAMPLES
 
 
-def test_nothing_found_can_be_analysed() -> None:
-    analysis = analyse(annotations_of(([A], [CAT]), ([], [])), [])
+def test_nothing_found_can_be_analyzed() -> None:
+    analysis = analyze(annotations_of(([A], [CAT]), ([], [])), [])
     assert analysis.best is None
     assert analysis.shown.missed.tolist() == [True]
     assert analysis.shown.f1().tolist() == [0, 1]
 
 
-def test_nothing_to_find_can_be_analysed() -> None:
-    analysis = analyse(annotations_of(([], [])), [found(1, A, 0.9, CAT)])
+def test_nothing_to_find_can_be_analyzed() -> None:
+    analysis = analyze(annotations_of(([], [])), [found(1, A, 0.9, CAT)])
     assert analysis.metrics.map_mean == -1
     assert analysis.shown.num_wrong.tolist() == [1]
 
@@ -225,8 +225,8 @@ def test_nothing_to_find_can_be_analysed() -> None:
 def test_objects_that_nobody_has_to_find_are_neither_missed_nor_found(kind: str) -> None:
     annotations = annotations_of(([A, B], [CAT, CAT]))
     annotations = replace(annotations, **{kind: np.array([False, True])})
-    analysis = analyse(annotations, [found(1, A, 0.9, CAT), found(1, B, 0.8, CAT), found(1, B, 0.7, CAT)])
+    analysis = analyze(annotations, [found(1, A, 0.9, CAT), found(1, B, 0.8, CAT), found(1, B, 0.7, CAT)])
     assert analysis.shown.missed.tolist() == [False, False]
     assert (analysis.shown.num_right[0], analysis.shown.num_wrong[0]) == (1, 0)
     assert analysis.is_right.tolist() == [1, -1, -1]
-    assert analyse(annotations, [found(1, A, 0.9, CAT)]).shown.missed.tolist() == [False, False]
+    assert analyze(annotations, [found(1, A, 0.9, CAT)]).shown.missed.tolist() == [False, False]

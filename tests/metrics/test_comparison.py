@@ -1,4 +1,4 @@
-"""Two detectors on the same pictures: equal ones, better ones, and differences by chance."""
+"""Two detectors on the same images: equal ones, better ones, and differences by chance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
-from fcos.metrics.analysis import analyse
+from fcos.metrics.analysis import analyze
 from fcos.metrics.comparison import compare_results
 
 NUM_IMAGES = 40
@@ -17,7 +17,7 @@ NUM_IMAGES = 40
 
 @pytest.fixture
 def annotations() -> Annotations:
-    """Three cats in each picture."""
+    """Three cats in each image."""
     boxes = [[110.0 * place, 0.0, 110.0 * place + 100, 100.0] for place in range(3)]
     records = [
         Record.make(Path(f"{number}.jpg"), boxes, [0] * 3, number, size_hw=(480, 640))
@@ -39,7 +39,7 @@ def finds(annotations: Annotations, share: float, seed: int) -> NDArray[np.float
 
 
 def test_equal_detectors_do_not_differ(annotations: Annotations) -> None:
-    analysis = analyse(annotations, finds(annotations, 0.8, 0))
+    analysis = analyze(annotations, finds(annotations, 0.8, 0))
     compared = compare_results(annotations, analysis, analysis)
     assert compared.deltas[0].change == compared.deltas[0].margin == 0
     assert not any(delta.is_significant for delta in compared.deltas)
@@ -47,7 +47,7 @@ def test_equal_detectors_do_not_differ(annotations: Annotations) -> None:
 
 
 def test_a_better_detector_is_better_by_more_than_chance(annotations: Annotations) -> None:
-    worse, better = (analyse(annotations, finds(annotations, share, 0)) for share in (0.5, 0.9))
+    worse, better = (analyze(annotations, finds(annotations, share, 0)) for share in (0.5, 0.9))
     compared = compare_results(annotations, worse, better)
     ap = compared.deltas[0]
     assert ap.change is not None
@@ -59,7 +59,7 @@ def test_a_better_detector_is_better_by_more_than_chance(annotations: Annotation
 
 
 def test_detectors_that_differ_by_luck_do_not_differ_by_more_than_chance(annotations: Annotations) -> None:
-    one, other = (analyse(annotations, finds(annotations, 0.7, seed)) for seed in (1, 2))
+    one, other = (analyze(annotations, finds(annotations, 0.7, seed)) for seed in (1, 2))
     ap = compare_results(annotations, one, other).deltas[0]
     assert ap.change
     assert ap.margin is not None
@@ -68,7 +68,7 @@ def test_detectors_that_differ_by_luck_do_not_differ_by_more_than_chance(annotat
 
 
 def test_what_is_not_there_has_no_difference(annotations: Annotations) -> None:
-    analysis = analyse(annotations, finds(annotations, 0.8, 0))
+    analysis = analyze(annotations, finds(annotations, 0.8, 0))
     compared = compare_results(annotations, analysis, analysis)
     small = compared.deltas[3]
     assert (small.first, small.change, small.margin, small.is_significant) == (None, None, None, False)

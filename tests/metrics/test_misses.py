@@ -1,4 +1,4 @@
-"""Each reason for a miss, in a picture that has just that reason."""
+"""Each reason for a miss, in a image that has just that reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fcos.data.annotations import Annotations, Record
-from fcos.metrics.analysis import analyse
+from fcos.metrics.analysis import analyze
 from fcos.metrics.misses import Miss, why_missed
 from fcos.model.postprocess import ImageDetections
 
@@ -19,7 +19,7 @@ A, B = [0.0, 0.0, 100.0, 100.0], [200.0, 0.0, 300.0, 100.0]
 HALF_OF_A = [0.0, 0.0, 100.0, 40.0]  # an IoU of 0.4
 NEXT_TO_A = [20.0, 0.0, 120.0, 100.0]  # 2 / 3
 
-# Objects found well in a picture of their own, so that the threshold lies between 0.4 and 0.6.
+# Objects found well in a image of their own, so that the threshold lies between 0.4 and 0.6.
 ANCHORS = [[110.0 * place, 300.0, 110.0 * place + 100, 400.0] for place in range(4)]
 
 
@@ -54,7 +54,7 @@ def missed(
     # so many are wrong below 0.4 that the threshold stays above
     wrong = [found([500.0, 0.0, 520.0 + place, 20.0], 0.35, CAT, 2) for place in range(20)]
     anchors = [found(box, 0.6, CAT, 2) for box in ANCHORS]
-    analysis = analyse(annotations, [*results, *anchors, *wrong])
+    analysis = analyze(annotations, [*results, *anchors, *wrong])
     assert 0.4 <= analysis.threshold <= 0.6
     without = np.array([without_point] * len(boxes) + [False] * 4)
     return why_missed(annotations, analysis, without, candidates, agnostic_nms=agnostic_nms)

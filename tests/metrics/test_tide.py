@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
-from fcos.metrics.analysis import TIDE_ERRORS, analyse
+from fcos.metrics.analysis import TIDE_ERRORS, analyze
 from fcos.metrics.confusion import box_overlap, xyxy_of
 from fcos.metrics.rows import Rows, rows_of
 
@@ -20,7 +20,7 @@ NONE = -1
 
 @pytest.fixture(scope="module")
 def made() -> tuple[Annotations, NDArray[np.float64]]:
-    """Pictures with objects that are found well, badly, twice, as another class, or not at all."""
+    """Images with objects that are found well, badly, twice, as another class, or not at all."""
     rng = np.random.default_rng(3)
     records, rows = [], []
     for image_id in range(1, NUM_IMAGES + 1):
@@ -109,6 +109,6 @@ def slow_costs(annotations: Annotations, rows: Rows) -> dict[str, float]:
 
 
 def test_costs_of_errors_are_those_of_a_slow_version(made: tuple[Annotations, NDArray[np.float64]]) -> None:
-    costs = analyse(*made).error_costs
+    costs = analyze(*made).error_costs
     assert costs == pytest.approx(slow_costs(*made), abs=1e-9)
     assert min(costs[kind] for kind in ("Loc", "Cls", "Bkg", "Miss")) > 0.001

@@ -23,7 +23,7 @@ NETWORK_HW = (160, 256)  # of the network input in all vectors
 
 @dataclass(frozen=True)
 class Peer:
-    """What another code base computed, with random weights, on the same picture.
+    """What another code base computed, with random weights, on the same image.
 
     Attributes:
         targets: per point, by name as in the vectors' README.

@@ -126,9 +126,9 @@ def test_large_boxes_are_learnt_by_coarse_levels() -> None:
         assert {key[2] for key in positives(grid, targets)} == {stride}
 
 
-def test_center_sampling_keeps_points_within_the_radius_of_the_centre() -> None:
+def test_center_sampling_keeps_points_within_the_radius_of_the_center() -> None:
     grid, targets = assign([[0, 0, 56, 56]], [0], radius=1.5)
-    # Centre 28, radius 12: strictly between 16 and 40.
+    # Center 28, radius 12: strictly between 16 and 40.
     assert positives(grid, targets).keys() == {
         (x, y, 8.0) for x in (20.0, 28.0, 36.0) for y in (20.0, 28.0, 36.0)
     }
@@ -171,7 +171,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
 def test_normalizers_count_positives_and_sum_their_centerness() -> None:
     _, targets = assign([[0, 0, 56, 56]], [0], radius=1.5)
     scores, centerness, count = targets.normalizers().tolist()
-    # 9 points at offsets -8, 0, 8 from the centre of a box of half side 28: 20 / 36 for each axis off centre.
+    # 9 points at offsets -8, 0, 8 from the center of a box of half side 28: 20 / 36 for each axis off center.
     off = (20 / 36) ** 0.5
     assert scores == count == 9
     assert centerness == pytest.approx(1 + 4 * off + 4 * off**2)

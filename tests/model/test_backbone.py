@@ -13,7 +13,7 @@ from fcos.model.backbone import Backbone, check_backbone, pixel_statistics
 from fcos.model.frozen_norm import FrozenBatchNorm
 
 
-def randomise_norms(module: nn.Module, seed: int = 0) -> None:
+def randomize_norms(module: nn.Module, seed: int = 0) -> None:
     """Statistics and affine weights as after training, in place: fresh ones are nearly no norm at all."""
     generator = torch.Generator().manual_seed(seed)
     for norm in module.modules():
@@ -168,7 +168,7 @@ def test_freezing_keeps_the_names_and_places_of_tensors() -> None:
 def test_features_are_those_of_timm_in_evaluation_mode(name: str) -> None:
     torch.manual_seed(0)
     original = timm.create_model(name, features_only=True).double().eval()
-    randomise_norms(original)
+    randomize_norms(original)
     backbone = Backbone(name).double().train()
     backbone.body.load_state_dict(original.state_dict())
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64)

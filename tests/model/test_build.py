@@ -38,7 +38,7 @@ def config(**settings: Any) -> TrainConfig:
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Annotations:
-    """Five grey pictures of different sizes with one box each."""
+    """Five gray images of different sizes with one box each."""
     records = []
     for i in range(5):
         path = tmp_path / f"{i}.png"
@@ -170,7 +170,7 @@ def test_boxes_are_weighted_by_centerness_where_the_network_learns_it() -> None:
 # Data -----------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_sees_every_picture_once_over_all_devices(annotations: Annotations) -> None:
+def test_evaluation_sees_every_image_once_over_all_devices(annotations: Annotations) -> None:
     settings = config(num_workers=0, short_side=40, view_size=100)
     ids: list[int] = []
     for rank in range(2):
@@ -216,7 +216,7 @@ def test_training_leaves_out_boxes_that_are_too_small() -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_every_trained_parameter_is_optimised_once_and_only_weights_decay(name: str, kind: type) -> None:
+def test_every_trained_parameter_is_optimized_once_and_only_weights_decay(name: str, kind: type) -> None:
     settings = config(optimizer=name, lr_base=0.02, lr_backbone=1, weight_decay=0.1, grad_clip=0.0)
     model = build_model(settings, 2)
     optimizer = build_optimizer(settings, model)

@@ -81,8 +81,8 @@ def test_simota_takes_as_many_points_as_the_ious_add_up_to() -> None:
     assert match.box_weights.tolist() == [0, 1, 1]
 
 
-def test_simota_takes_one_point_at_least_and_prefers_the_centre() -> None:
-    # 30 pixels from the centre are more than 2.5 strides: the better box there does not help
+def test_simota_takes_one_point_at_least_and_prefers_the_center() -> None:
+    # 30 pixels from the center are more than 2.5 strides: the better box there does not help
     pairs = pairs_by_hand([[0.4], [0.1]], [0.5, 0.5], [[70.0, 40.0], [45.0, 40.0]])
     assert match_simota(pairs).matched.tolist() == [-1, 0]
 
@@ -92,7 +92,7 @@ def test_simota_prefers_the_better_class_score_among_equal_boxes() -> None:
     assert match_simota(pairs).matched.tolist() == [-1, 0]
 
 
-def test_soft_assignment_costs_ten_times_more_for_each_stride_from_the_centre() -> None:
+def test_soft_assignment_costs_ten_times_more_for_each_stride_from_the_center() -> None:
     # equal boxes and scores; 10 ** (0 - 3) against 10 ** (4 - 3)
     pairs = pairs_by_hand([[0.5], [0.5]], [0.3, 0.3], [[40.0, 72.0], [40.0, 40.0]])
     match = match_soft(pairs)

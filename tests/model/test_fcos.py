@@ -28,7 +28,7 @@ def random_features(height: int = 21, width: int = 13) -> list[Tensor]:
 
 
 def identity(pyramid: FeaturePyramid) -> FeaturePyramid:
-    """Every convolution passes the pixel under its centre on."""
+    """Every convolution passes the pixel under its center on."""
     for conv in [*pyramid.lateral, *pyramid.output, *pyramid.extra]:
         assert isinstance(conv, torch.nn.Conv2d)
         torch.nn.init.zeros_(conv.weight)
@@ -130,7 +130,7 @@ def make(num_convs: int = 1, **options: Any) -> Head:
     return Head(32, 32, 5, num_convs, STRIDES, **options)
 
 
-def randomise(head: nn.Module) -> None:
+def randomize(head: nn.Module) -> None:
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.1)
 
@@ -138,7 +138,7 @@ def randomise(head: nn.Module) -> None:
 def test_outputs_are_torchvisions() -> None:
     torch.manual_seed(0)
     theirs = FCOSHead(32, 1, 5, 4)
-    randomise(theirs)
+    randomize(theirs)
     ours = make(4, normalize_targets=False)  # torchvision's head predicts in strides
     ours.classification_tower.load_state_dict(theirs.classification_head.conv.state_dict())
     ours.box_tower.load_state_dict(theirs.regression_head.conv.state_dict())
@@ -173,7 +173,7 @@ def test_a_fresh_head_gives_every_class_the_prior_probability() -> None:
 
 def test_each_level_has_its_own_scale_and_unit() -> None:
     head = make()
-    randomise(head)
+    randomize(head)
     head.scales.data = torch.tensor([1.0, 1.0])
     before = head(levels()).distances
     head.scales.data = torch.tensor([2.0, 3.0])
@@ -186,7 +186,7 @@ def test_each_level_has_its_own_scale_and_unit() -> None:
 
 def test_exp_makes_distances_positive_after_the_scale() -> None:
     relu, exp = make(), make(box_activation="exp")
-    randomise(relu)
+    randomize(relu)
     exp.load_state_dict(relu.state_dict())
     exp.scales.data = torch.tensor([2.0, 2.0])
     raw = relu.distances(relu.box_tower(levels()[0])).permute(0, 2, 3, 1).flatten(1, 2)
@@ -280,7 +280,7 @@ def random_images(number: int, height: int, width: int) -> Tensor:
     return torch.randint(0, 256, (number, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-def test_pixels_are_normalised_by_hand(network: FCOS) -> None:
+def test_pixels_are_normalized_by_hand(network: FCOS) -> None:
     images = torch.tensor([0, 100, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     normal = network.normalize(images, torch.tensor([[1, 1]]))
     expected = [(0 - 123.675) / 58.395, (100 - 116.28) / 57.12, (255 - 103.53) / 57.375]

@@ -92,7 +92,7 @@ def test_focal_loss_of_sure_predictions_is_finite() -> None:
 
 def test_box_losses_by_hand() -> None:
     predicted = torch.tensor([[1.0, 1.0, 1.0, 1.0]])  # 2 x 2
-    wanted = torch.tensor([[1.0, 1.0, 3.0, 1.0]])  # 4 x 2 around it, its centre 1 to the right
+    wanted = torch.tensor([[1.0, 1.0, 3.0, 1.0]])  # 4 x 2 around it, its center 1 to the right
     aspect = 4 / math.pi**2 * (math.atan(1) - math.atan(2)) ** 2
     expected = {
         "iou": -math.log(0.5),
@@ -355,7 +355,7 @@ def test_one_is_added_to_areas_in_the_unit_of_the_box_branch(normalize_targets: 
 
 
 def peer_output(peer: Peer, num_images: int, *, in_strides: bool) -> tuple[HeadOutput, PointGrid]:
-    """A peer's predictions as our output; all images of a batch are the same picture."""
+    """A peer's predictions as our output; all images of a batch are the same image."""
     grid = make_grid(NETWORK_HW, STRIDES)
     unit = grid.strides[:, None] if in_strides else 1.0
     parts = peer.predicted("cls"), peer.predicted("reg").relu() * unit, peer.predicted("ctr")[:, 0]

@@ -13,7 +13,7 @@ from .conftest import NETWORK_HW, STRIDES, Peer
 pixels = st.integers(-500, 1500)
 
 
-def test_points_are_the_centres_of_the_cells_row_by_row() -> None:
+def test_points_are_the_centers_of_the_cells_row_by_row() -> None:
     grid = make_grid((16, 24), [8, 16])
     fine = [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
     coarse = [[8, 8], [24, 8]]

@@ -238,7 +238,7 @@ def test_many_equal_scores_give_the_same_detections_every_time() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_full_picture_of_80_classes_takes_less_than_seconds() -> None:
+def test_a_full_image_of_80_classes_takes_less_than_seconds() -> None:
     output, grid = silent((512, 512), num_classes=80)
     generator = torch.Generator().manual_seed(0)
     output.logits.copy_(torch.randn(output.logits.shape, generator=generator) * 2)

@@ -21,7 +21,7 @@ CLASSES = ("cat", "dog")
 
 @pytest.fixture
 def three() -> Detections:
-    """Two dogs and a cat on a grey picture."""
+    """Two dogs and a cat on a gray image."""
     return Detections(
         torch.tensor([[0.0, 0.0, 10.0, 20.0], [5.5, 6.25, 20.0, 30.0], [50.0, 50.0, 60.0, 90.0]]),
         torch.tensor([0.75, 0.5, 0.25]),
@@ -107,11 +107,11 @@ def test_drawing_leaves_out_what_is_below_the_threshold(three: Detections) -> No
     assert np.asarray(three.draw())[55:, 55:].std() > 0
 
 
-def test_drawing_nothing_gives_the_picture_itself(three: Detections) -> None:
+def test_drawing_nothing_gives_the_image_itself(three: Detections) -> None:
     assert three.above(1.0).draw().getcolors() == [(100 * 100, (128, 128, 128))]
 
 
-def test_drawing_without_a_picture_says_how_to_give_one(nothing: Detections) -> None:
+def test_drawing_without_a_image_says_how_to_give_one(nothing: Detections) -> None:
     with pytest.raises(
         ValueError, match=r"do not contain their image\n  fix: dataclasses.replace\(detections"
     ):

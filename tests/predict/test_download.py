@@ -15,7 +15,7 @@ from fcos.errors import DatasetError
 from fcos.predict.download import download, without_secrets
 from fcos.predict.sources import find_sources
 
-PICTURE = bytes(range(256)) * 1000
+IMAGE = bytes(range(256)) * 1000
 
 
 class Server(BaseHTTPRequestHandler):
@@ -41,7 +41,7 @@ class Server(BaseHTTPRequestHandler):
             return
         if self.path == "/moved.jpg":
             self.send_response(302)
-            self.send_header("Location", "/picture.jpg")
+            self.send_header("Location", "/image.jpg")
             self.end_headers()
             return
         if self.path.startswith("/to?"):
@@ -49,7 +49,7 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Location", self.path[4:])
             self.end_headers()
             with contextlib.suppress(OSError):
-                self.wfile.write(PICTURE)  # of any length, and never read
+                self.wfile.write(IMAGE)  # of any length, and never read
             return
         if self.path == "/drips_headers.jpg":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
@@ -60,19 +60,19 @@ class Server(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         if self.path != "/unknown_length.jpg":
-            self.send_header("Content-Length", str(len(PICTURE)))
+            self.send_header("Content-Length", str(len(IMAGE)))
         self.end_headers()
         if self.path == "/stalls.jpg":
-            self.wfile.write(PICTURE[:100])
+            self.wfile.write(IMAGE[:100])
             self.wfile.flush()
             time.sleep(1.5)
         elif self.path == "/drips.jpg":
-            for byte in PICTURE[:100]:
+            for byte in IMAGE[:100]:
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()
                 time.sleep(0.05)
         else:
-            self.wfile.write(PICTURE[:5000] if self.path == "/breaks_off.jpg" else PICTURE)
+            self.wfile.write(IMAGE[:5000] if self.path == "/breaks_off.jpg" else IMAGE)
 
     def log_message(self, *words: object) -> None:
         """Say nothing."""
@@ -89,9 +89,9 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("name", ["picture.jpg", "moved.jpg", "unknown_length.jpg"])
+@pytest.mark.parametrize("name", ["image.jpg", "moved.jpg", "unknown_length.jpg"])
 def test_the_content_comes_as_it_is(address: str, name: str) -> None:
-    assert download(f"{address}/{name}") == PICTURE
+    assert download(f"{address}/{name}") == IMAGE
 
 
 def test_user_and_password_go_to_their_server_alone_and_into_no_message(address: str) -> None:
@@ -123,14 +123,14 @@ def test_addresses_are_shown_without_what_may_be_secret(address: str, shown: str
 
 def test_the_query_goes_to_the_server_and_into_no_message(address: str) -> None:
     assert download(f"{address}/asked?token=secret") == b"/asked?token=secret"
-    for name in ("missing.jpg", "picture.jpg", "to?ftp://h"):  # refused, too large, redirected
+    for name in ("missing.jpg", "image.jpg", "to?ftp://h"):  # refused, too large, redirected
         with pytest.raises(DatasetError) as error:
             download(f"{address}/{name}?token=secret", max_bytes=9)
         assert "token=..." in str(error.value)
         assert "secret" not in str(error.value)
 
 
-def test_addresses_that_differ_in_their_query_are_two_pictures() -> None:
+def test_addresses_that_differ_in_their_query_are_two_images() -> None:
     words = ["https://h/get?id=1", "https://h/get?id=2", "https://h/get?id=1"]
     sources = find_sources(words, Path("out"))
     assert [source.address for source in sources] == words[:2]
@@ -142,10 +142,10 @@ def test_what_the_server_refuses_is_said_in_its_words(address: str) -> None:
         download(f"{address}/missing.jpg")
 
 
-@pytest.mark.parametrize("name", ["picture.jpg", "unknown_length.jpg"])
+@pytest.mark.parametrize("name", ["image.jpg", "unknown_length.jpg"])
 def test_a_file_that_is_too_large_is_not_taken(address: str, name: str) -> None:
     with pytest.raises(DatasetError, match="the file is larger than 0 MB"):
-        download(f"{address}/{name}", max_bytes=len(PICTURE) - 1)
+        download(f"{address}/{name}", max_bytes=len(IMAGE) - 1)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_what_is_no_address_has_a_message(malformed: str) -> None:
 
 def test_without_a_connection_the_message_asks_for_one() -> None:
     with pytest.raises(DatasetError) as error:
-        download("http://127.0.0.1:9/picture.jpg")
+        download("http://127.0.0.1:9/image.jpg")
     assert "cannot be downloaded: Connection refused" in str(error.value)
     assert "fix: is this machine online, and the address right?" in str(error.value)
     with pytest.raises(DatasetError, match="cannot be downloaded"):
-        download("http://name.that.is.not.there.invalid/picture.jpg", silence_s=5.0)
+        download("http://name.that.is.not.there.invalid/image.jpg", silence_s=5.0)

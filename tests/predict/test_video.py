@@ -142,7 +142,7 @@ def test_a_video_that_is_cut_off_is_searched_to_where_it_goes(model_file: Path, 
     assert summary()["failed"] == [{"path": str(cut_clip), "error": summary()["videos"][0]["error"]}]
 
 
-def test_a_folder_of_pictures_and_videos_whole_and_broken(
+def test_a_folder_of_images_and_videos_whole_and_broken(
     model_file: Path, clip: Path, frames: list[Image.Image]
 ) -> None:
     Path("mixed/sub").mkdir(parents=True)
@@ -156,7 +156,7 @@ def test_a_folder_of_pictures_and_videos_whole_and_broken(
     assert "skipped: mixed/sub/pan.mkv: the video cannot be opened" in result.stderr
     assert "1 of 3 images and videos could not be read in full: " in result.stderr
     content = summary()
-    assert [picture["drawn"] for picture in content["pictures"]] == ["predictions/sub/pan.png"]
+    assert [image["drawn"] for image in content["images"]] == ["predictions/sub/pan.png"]
     assert [video["drawn"] for video in content["videos"]] == ["predictions/pan.mp4"]
     assert {line["path"] for line in lines()} == {"mixed/pan.mp4"}
     assert predict(model_file, "mixed/pan.mp4", "--every", "8").exit_code == 0  # over what it wrote itself
@@ -197,7 +197,7 @@ def test_ctrl_c_leaves_a_whole_video_and_whole_lines(
 
 @pytest.fixture
 def address(clip: Path, frames: list[Image.Image]) -> Iterator[str]:
-    """A server of the clip's folder, with a picture in it."""
+    """A server of the clip's folder, with a image in it."""
     frames[0].save(clip.parent / "frame.png")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(clip.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -208,23 +208,23 @@ def address(clip: Path, frames: list[Image.Image]) -> Iterator[str]:
     (clip.parent / "frame.png").unlink()
 
 
-def test_pictures_and_videos_at_an_address(model_file: Path, address: str, frames: list[Image.Image]) -> None:
+def test_images_and_videos_at_an_address(model_file: Path, address: str, frames: list[Image.Image]) -> None:
     words = [f"{address}/frame.png", f"{address}/missing.png", f"{address}/pan.mp4"]
     result = predict(model_file, *words, "--every", "12")
 
     assert result.exit_code == 1
     content = summary()
-    [picture] = content["pictures"]
-    assert (picture["path"], picture["drawn"]) == (words[0], "predictions/frame.png")
-    assert len(picture["detections"]) == len(Detector.load(model_file, "cpu").predict(frames[0]))
+    [image] = content["images"]
+    assert (image["path"], image["drawn"]) == (words[0], "predictions/frame.png")
+    assert len(image["detections"]) == len(Detector.load(model_file, "cpu").predict(frames[0]))
     assert content["failed"] == [{"path": words[1], "error": "the server answers 404 File not found"}]
     assert [video["num_frames"] for video in content["videos"]] == [2]
 
 
 def test_a_camera_is_searched_until_it_ends(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ffmpeg's test picture stands for one; see test_video_reader.py."""
-    picture = "testsrc=size=64x48:rate=10:duration=0.5"
-    monkeypatch.setitem(video_reader.CAMERAS, sys.platform, (picture + "{:.0s}", "lavfi"))
+    """ffmpeg's test image stands for one; see test_video_reader.py."""
+    image = "testsrc=size=64x48:rate=10:duration=0.5"
+    monkeypatch.setitem(video_reader.CAMERAS, sys.platform, (image + "{:.0s}", "lavfi"))
 
     result = predict(model_file, "0")
 
@@ -268,7 +268,7 @@ def test_what_is_for_videos_is_refused_where_there_is_none(
     assert f"{words[0]} works on videos, but no source is a video" in result.stderr
 
 
-def test_a_picture_from_standard_input(model_file: Path, frames: list[Image.Image]) -> None:
+def test_a_image_from_standard_input(model_file: Path, frames: list[Image.Image]) -> None:
     frames[0].save("frame.png")
     content = Path("frame.png").read_bytes()
     words = ["predict", str(model_file), "-", "--device", "cpu"]
@@ -276,8 +276,8 @@ def test_a_picture_from_standard_input(model_file: Path, frames: list[Image.Imag
     result = CliRunner().invoke(main, words, input=content)
 
     assert result.exit_code == 0, result.output
-    [picture] = summary()["pictures"]
-    assert (picture["path"], picture["drawn"]) == ("standard input", "predictions/standard_input.png")
+    [image] = summary()["images"]
+    assert (image["path"], image["drawn"]) == ("standard input", "predictions/standard_input.png")
     found = Detector.load(model_file, "cpu").predict("frame.png")
     assert isinstance(found, Detections)
-    assert len(picture["detections"]) == len(found)
+    assert len(image["detections"]) == len(found)

@@ -161,9 +161,9 @@ def test_a_system_whose_cameras_are_not_read_says_so(monkeypatch: pytest.MonkeyP
 
 
 def test_frames_of_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of ffmpeg's test picture, which it reads as it reads a camera: there is none in a test."""
-    picture = "testsrc=size=64x48:rate=10:duration=0.5"
-    monkeypatch.setitem(video_reader.CAMERAS, sys.platform, (picture + "{:.0s}", "lavfi"))
+    """Of ffmpeg's test image, which it reads as it reads a camera: there is none in a test."""
+    image = "testsrc=size=64x48:rate=10:duration=0.5"
+    monkeypatch.setitem(video_reader.CAMERAS, sys.platform, (image + "{:.0s}", "lavfi"))
 
     with VideoReader("0", camera=True) as reader:
         found = list(reader.frames())

@@ -80,11 +80,11 @@ def test_sound_is_kept(make_clip: MakeClip, tmp_path: Path, name: str, sound: st
 
 
 def test_an_odd_last_row_and_column_are_left_out(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (33, 21), (200, 30, 30))
+    image = Image.new("RGB", (33, 21), (200, 30, 30))
     with VideoWriter(tmp_path / "odd.mp4", Fraction(10), Fraction(1, 10)) as writer:
         for number in range(3):
-            frame = Frame(number, number / 10, number, av.VideoFrame.from_image(picture))
-            writer.write(frame, picture)
+            frame = Frame(number, number / 10, number, av.VideoFrame.from_image(image))
+            writer.write(frame, image)
 
     with VideoReader(str(tmp_path / "odd.mp4")) as reader:
         found = list(reader.frames())

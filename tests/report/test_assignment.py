@@ -23,10 +23,10 @@ CONFIG = load_config(
 )
 
 
-def annotations_of(folder: Path, *pictures: list[list[float]]) -> Annotations:
-    """Pictures of 512 x 512, which `CONFIG` halves."""
+def annotations_of(folder: Path, *images: list[list[float]]) -> Annotations:
+    """Images of 512 x 512, which `CONFIG` halves."""
     records = []
-    for number, boxes in enumerate(pictures, start=1):
+    for number, boxes in enumerate(images, start=1):
         path = folder / f"{number}.png"
         Image.new("RGB", (512, 512)).save(path)
         records.append(Record.make(path, boxes, [0] * len(boxes), number, size_hw=(512, 512)))
@@ -34,7 +34,7 @@ def annotations_of(folder: Path, *pictures: list[list[float]]) -> Annotations:
 
 
 def test_the_points_of_one_box_by_hand(tmp_path: Path) -> None:
-    # at the network 64 to 96, centre at 80: points of stride 8 less than 12 from it lie at 76 and 84
+    # at the network 64 to 96, center at 80: points of stride 8 less than 12 from it lie at 76 and 84
     annotations = annotations_of(tmp_path, [[128, 128, 192, 192]])
     _, levels = assigned_image(annotations, 0, CONFIG)
     assert [(level.name, level.stride, len(level.learned)) for level in levels] == [
@@ -68,14 +68,14 @@ def test_crowds_take_no_points(tmp_path: Path) -> None:
     assert [level.num_objects for level in levels] == [1, 0, 0]
 
 
-def test_pictures_with_objects_that_no_point_learns_and_many_sizes_are_chosen(tmp_path: Path) -> None:
+def test_images_with_objects_that_no_point_learns_and_many_sizes_are_chosen(tmp_path: Path) -> None:
     plain, between = [128.0, 128.0, 192.0, 192.0], [58.0, 58.0, 70.0, 70.0]
     annotations = annotations_of(tmp_path, [plain], [], [plain, between], [plain, [0.0, 0.0, 500.0, 500.0]])
     chosen = choose_assigned(annotations, ~eligibility(annotations, CONFIG, range(4)).learned, 2)
     assert chosen == [2, 3]
 
 
-def test_nothing_to_choose_from_is_no_picture(tmp_path: Path) -> None:
+def test_nothing_to_choose_from_is_no_image(tmp_path: Path) -> None:
     annotations = annotations_of(tmp_path, [])
     assert choose_assigned(annotations, np.zeros(0, bool), 3) == []
 
@@ -122,7 +122,7 @@ def test_centerness_is_a_heat_map_of_a_pixel_a_point(tmp_path: Path) -> None:
 def test_a_corner_point_is_drawn_as_the_cell_to_its_right_and_below(tmp_path: Path) -> None:
     annotations = annotations_of(tmp_path, [[128, 128, 192, 192]])
     config = CONFIG.model_copy(update={"rules": "torchvision"})
-    # at the network 64 to 96, centre at 80: corners of stride 8 less than 12 from it lie at 72, 80 and 88
+    # at the network 64 to 96, center at 80: corners of stride 8 less than 12 from it lie at 72, 80 and 88
     _, (fine, *_) = assigned_image(annotations, 0, config)
     scale = 480 / 256
     assert sorted({(cell.x, cell.y) for cell in fine.learned})[0] == (72 * scale, 72 * scale)

@@ -1,4 +1,4 @@
-"""Runs that are compared: the same pictures, whatever order and ids their classes have."""
+"""Runs that are compared: the same images, whatever order and ids their classes have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOX = [10.0, 20.0, 50.0, 60.0]
 def finished(
     folder: Path, names: tuple[str, str], category_ids: tuple[int, int], first_id: int
 ) -> FinishedRun:
-    """Three pictures of a cat, two of which were found."""
+    """Three images of a cat, two of which were found."""
     folder.mkdir()
     (folder / "metrics.jsonl").touch()
     records, results = [], []
@@ -43,7 +43,7 @@ def entry(image_id: int, category_id: int) -> dict[str, Any]:
     return {"image_id": image_id, "category_id": category_id, "bbox": [10, 20, 40, 40], "score": 0.9}
 
 
-def test_classes_and_pictures_may_have_other_ids(tmp_path: Path) -> None:
+def test_classes_and_images_may_have_other_ids(tmp_path: Path) -> None:
     first = finished(tmp_path / "a", ("cat", "dog"), (1, 2), first_id=1)
     second = finished(tmp_path / "b", ("dog", "cat"), (40, 7), first_id=100)
     write_comparison(first, second, tmp_path / "new" / "c.html")

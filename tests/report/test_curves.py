@@ -92,14 +92,14 @@ def test_runs_are_named_by_as_much_of_their_path_as_it_takes() -> None:
 
 
 @pytest.mark.parametrize("num_epochs", [0, 1, 3])
-def test_a_picture_is_drawn_of_any_number_of_points(tmp_path: Path, num_epochs: int) -> None:
+def test_a_image_is_drawn_of_any_number_of_points(tmp_path: Path, num_epochs: int) -> None:
     out = tmp_path / "new" / "curves.png"
     plot_curves([write_run(tmp_path / "run", num_epochs)], out)
     with Image.open(out) as image:
         assert image.width > 1000
 
 
-def test_several_runs_are_told_apart_by_colour_and_legend(tmp_path: Path) -> None:
+def test_several_runs_are_told_apart_by_color_and_legend(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", 2), write_run(tmp_path / "b", 3)
     plot_curves([a, b], tmp_path / "curves.svg")
     svg = (tmp_path / "curves.svg").read_text()

@@ -1,4 +1,4 @@
-"""Which pictures a report shows."""
+"""Which images a report shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.splits import spread
-from fcos.metrics.analysis import Analysis, analyse
+from fcos.metrics.analysis import Analysis, analyze
 from fcos.report.examples import place_box, with_labels
 from fcos.report.gallery import choose_images, confusions, disagreement_crops, gallery, tally
 
@@ -19,7 +19,7 @@ BOX = [10.0, 20.0, 50.0, 60.0]
 
 
 def cats(folder: Path, num_images: int) -> Annotations:
-    """A cat in each picture."""
+    """A cat in each image."""
     records = []
     for number in range(1, num_images + 1):
         path = folder / f"{number}.png"
@@ -33,34 +33,34 @@ def found(image_id: int, score: float, label: int = 0, x: float = 10.0) -> dict[
 
 
 @pytest.fixture
-def analysed(tmp_path: Path) -> tuple[Annotations, Analysis]:
+def analyzed(tmp_path: Path) -> tuple[Annotations, Analysis]:
     """Of twelve cats the 5th is missed, the 7th taken for a dog, the 9th found beside something else."""
     annotations = cats(tmp_path, 12)
     right = [found(image_id, 0.8) for image_id in range(1, 13) if image_id not in (5, 7)]
-    return annotations, analyse(annotations, [*right, found(7, 0.9, label=1), found(9, 0.85, x=55)])
+    return annotations, analyze(annotations, [*right, found(7, 0.9, label=1), found(9, 0.85, x=55)])
 
 
-def test_the_worst_come_first_then_the_best_and_no_picture_twice(
-    analysed: tuple[Annotations, Analysis],
+def test_the_worst_come_first_then_the_best_and_no_image_twice(
+    analyzed: tuple[Annotations, Analysis],
 ) -> None:
-    chosen = choose_images(*analysed, most=9)
+    chosen = choose_images(*analyzed, most=9)
     assert list(chosen.items())[:3] == [(6, "worst"), (4, "worst"), (8, "worst")]
     assert list(chosen.values())[3] == "best"
     assert len(chosen) == 9
 
 
-def test_of_few_pictures_all_are_shown(analysed: tuple[Annotations, Analysis]) -> None:
-    assert sorted(choose_images(*analysed, most=50)) == list(range(12))
-    assert choose_images(*analysed, most=0) == {}
+def test_of_few_images_all_are_shown(analyzed: tuple[Annotations, Analysis]) -> None:
+    assert sorted(choose_images(*analyzed, most=50)) == list(range(12))
+    assert choose_images(*analyzed, most=0) == {}
 
 
-def test_confusions_are_told_largest_first(analysed: tuple[Annotations, Analysis]) -> None:
+def test_confusions_are_told_largest_first(analyzed: tuple[Annotations, Analysis]) -> None:
     cat, dog, background = 0, 1, 2
-    assert set(confusions(analysed[1])) == {(cat, dog), (cat, background), (background, cat)}
+    assert set(confusions(analyzed[1])) == {(cat, dog), (cat, background), (background, cat)}
 
 
-def test_a_picture_is_tagged_with_its_errors(analysed: tuple[Annotations, Analysis]) -> None:
-    annotations, analysis = analysed
+def test_a_image_is_tagged_with_its_errors(analyzed: tuple[Annotations, Analysis]) -> None:
+    annotations, analysis = analyzed
     examples = {example.name: example for example in gallery(annotations, analysis, {6: "worst", 0: ""}, [])}
     assert examples["7.png"].tags == ("worst", "cell-0-1")
     assert examples["7.png"].caption == "worst: F1 0.00, 0 right, 1 wrong, 1 missed"
@@ -68,24 +68,24 @@ def test_a_picture_is_tagged_with_its_errors(analysed: tuple[Annotations, Analys
     assert examples["1.png"].caption == tally(analysis, 0)
 
 
-def test_boxes_know_what_they_were_found_with(analysed: tuple[Annotations, Analysis]) -> None:
-    annotations, analysis = analysed
+def test_boxes_know_what_they_were_found_with(analyzed: tuple[Annotations, Analysis]) -> None:
+    annotations, analysis = analyzed
     [example] = gallery(annotations, analysis, {8: ""}, [])
     truth, detections = example.panes
     assert [box.found_with for box in truth.boxes] == [0.8]
     assert [(box.score, box.is_wrong) for box in detections.boxes] == [(0.8, False), (0.85, True)]
 
 
-def test_crops_show_the_surroundings_of_a_box(analysed: tuple[Annotations, Analysis]) -> None:
-    annotations, analysis = analysed
+def test_crops_show_the_surroundings_of_a_box(analyzed: tuple[Annotations, Analysis]) -> None:
+    annotations, analysis = analyzed
     dog, thing = disagreement_crops(annotations, analysis, shown=[6])
     assert (dog.caption, dog.example, dog.name) == (
         "dog 0.90, annotated as cat; elsewhere 0 of 0 right",
-        "picture-7",
+        "image-7",
         "7.png",
     )
     assert (thing.caption, thing.example) == ("cat 0.85, not annotated; elsewhere 0 of 0 right", None)
-    # 40 pixels and 24 on each side, cut to the picture: x from 0 to 74, y from 0 to 80; then 170 pixels high
+    # 40 pixels and 24 on each side, cut to the image: x from 0 to 74, y from 0 to 80; then 170 pixels high
     assert (dog.width, dog.height) == (157, 170)
     scale = 170 / 80
     assert (dog.box.x, dog.box.y) == (round(10 * scale, 1), round(20 * scale, 1))
@@ -96,7 +96,7 @@ def test_crops_show_the_surroundings_of_a_box(analysed: tuple[Annotations, Analy
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(0, 3), (1, 3), (3, 3), (100, 12)])
-def test_examples_are_spread_over_all_pictures(count: int, wanted: int) -> None:
+def test_examples_are_spread_over_all_images(count: int, wanted: int) -> None:
     chosen = spread(count, wanted)
     assert len(set(chosen)) == len(chosen) == min(count, wanted)
     assert chosen == sorted(chosen)
@@ -130,8 +130,8 @@ def test_in_a_crowd_a_label_without_room_is_left_to_the_title() -> None:
     boxes = [place_box((10, 10, 14, 14), "digit", f"{number}", (0, 0, 0), (60, 40)) for number in range(65)]
     placed = with_labels(boxes, (60, 40), font_size=8.0)
     assert len(placed) == 65
-    labelled = [box for box in placed if box.text]
+    labeled = [box for box in placed if box.text]
     assert placed[-1].text == "digit"  # drawn on top, chooses first
-    assert 0 < len(labelled) < 10
-    assert len({(box.text_x, box.text_y) for box in labelled}) == len(labelled)
+    assert 0 < len(labeled) < 10
+    assert len({(box.text_x, box.text_y) for box in labeled}) == len(labeled)
     assert {box.title for box in placed} == {str(number) for number in range(65)}

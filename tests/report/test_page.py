@@ -37,7 +37,7 @@ def write_run(folder: Path) -> Path:
 
 
 def data_set(folder: Path, num_images: int = 3) -> Annotations:
-    """Pictures of 100 x 80 with a cat at 10, 20, 50, 60; the last is empty; no dogs."""
+    """Images of 100 x 80 with a cat at 10, 20, 50, 60; the last is empty; no dogs."""
     folder.mkdir(exist_ok=True)
     records = []
     for number in range(1, num_images + 1):
@@ -120,7 +120,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(tmp_path: Path) -> Non
 def test_every_link_leads_somewhere(tmp_path: Path) -> None:
     parser = parsed(report_of(tmp_path, MIXED, num_images=8))
     targets = {value[1:] for value in parser.values("href") if value.startswith("#")}
-    assert "picture-1" in targets
+    assert "image-1" in targets
     assert targets <= set(parser.values("id"))
 
 
@@ -175,19 +175,19 @@ def test_what_was_missed_and_what_is_wrong_is_marked(tmp_path: Path) -> None:
     assert "wrong" in boxes["box wrong"]
 
 
-def test_a_cell_of_the_confusion_matrix_leads_to_its_pictures(tmp_path: Path) -> None:
+def test_a_cell_of_the_confusion_matrix_leads_to_its_images(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
     [(target, words)] = re.findall(r'<a href="#([\w-]+)" data-tag="cell-0-1" data-words="([^"]*)"', page)
-    assert target == "picture-2"
+    assert target == "image-2"
     assert words == "cat taken for &lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;: 1"
     tags = dict(re.findall(r'<article class="example" id="([\w-]+)" data-tags="([^"]*)"', page))
-    assert "cell-0-1" in tags["picture-2"].split()
-    assert "cell-0-1" not in tags["picture-1"].split()
+    assert "cell-0-1" in tags["image-2"].split()
+    assert "cell-0-1" not in tags["image-1"].split()
 
 
-def test_reasons_of_misses_lead_to_their_pictures(tmp_path: Path) -> None:
+def test_reasons_of_misses_lead_to_their_images(tmp_path: Path) -> None:
     page = report_of(tmp_path, MIXED, num_images=8)
-    assert re.search(r'<a href="#picture-2" data-tag="miss-class" [^>]*>1</a>', page)
+    assert re.search(r'<a href="#image-2" data-tag="miss-class" [^>]*>1</a>', page)
     assert "1 of 7 objects" in page
     assert "were not predicted again: the run has no model file, or predicts on tiles" in page
 
@@ -273,12 +273,12 @@ def test_the_report_of_a_model_with_tiles_says_what_is_learned_on_them(tmp_path:
 def test_positive_points_are_drawn_for_each_level(tmp_path: Path) -> None:
     page = report_of(tmp_path, [])
     [part] = re.findall(r'<article class="example assigned">(.*?)</article>', page, flags=re.DOTALL)[:1]
-    # at the network the cat has 160 pixels: near its centre, distances of 80 to 104
+    # at the network the cat has 160 pixels: near its center, distances of 80 to 104
     assert re.search(r"<b>P4 learns</b>, stride 16, distances 64 to 128:\s+6 points of 1 object<", part)
     assert "cat: centerness" in part
 
 
-def test_large_pictures_are_made_smaller_with_their_boxes(tmp_path: Path) -> None:
+def test_large_images_are_made_smaller_with_their_boxes(tmp_path: Path) -> None:
     path = tmp_path / "big.jpg"
     Image.new("RGB", (1280, 960)).save(path)
     record = Record.make(path, [[80.0, 160.0, 400.0, 480.0]], [0], 1, size_hw=(960, 1280))
@@ -288,14 +288,14 @@ def test_large_pictures_are_made_smaller_with_their_boxes(tmp_path: Path) -> Non
     assert '<rect x="30.0" y="60.0" width="120.0" height="120.0"' in page
 
 
-def test_no_more_pictures_than_wanted_and_each_is_stored_once(tmp_path: Path) -> None:
+def test_no_more_images_than_wanted_and_each_is_stored_once(tmp_path: Path) -> None:
     page = report_of(tmp_path, [], max_images=2)
     assert page.count('<article class="example" ') == 2
-    assert page.count('<image id="picture-') == 2
+    assert page.count('<image id="image-') == 2
     assert "2 of 3 images" in page
 
 
-def test_without_pictures_there_are_still_numbers(tmp_path: Path) -> None:
+def test_without_images_there_are_still_numbers(tmp_path: Path) -> None:
     page = report_of(tmp_path, [found(1, 0.9)], max_images=0)
     parsed(page)
     assert "Evaluation images" not in page
@@ -360,7 +360,7 @@ TRY_IT = """<script>
   tried.best = shown().length;
   document.querySelector('button[data-tag="all"]').click();
   tried.all = shown().length;
-  const box = document.querySelector("#picture-2 .box rect");
+  const box = document.querySelector("#image-2 .box rect");
   box.scrollIntoView();
   const place = box.getBoundingClientRect();
   const here = { clientX: place.left + 3, clientY: place.top + 3, bubbles: true };
@@ -403,7 +403,7 @@ def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> N
         "first": "6 right, 2 wrong, 1 missed in 8 images",
         "high": "0 right, 2 wrong, 7 missed in 8 images",
         "low": "6 right, 3 wrong, 1 missed in 8 images",
-        "cell": [["picture-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 image here)"],
+        "cell": [["image-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 image here)"],
         "best": 5,
         "all": 8,
         "tip": "cat, missed: detected as <b>dog & 'co'</b>, 0.80",
@@ -411,7 +411,7 @@ def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> N
     }
 
 
-def test_more_than_a_few_pictures_are_folded_in_a_browser_only(tmp_path: Path) -> None:
+def test_more_than_a_few_images_are_folded_in_a_browser_only(tmp_path: Path) -> None:
     page = report_of(tmp_path, [found(image_id, 0.6) for image_id in range(1, 15)], num_images=15)
     assert page.count('<article class="example" ') == 15
     (tmp_path / "tried.html").write_text(page + FOLDED, encoding="utf-8")

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Annotations:
-    """Three pictures of coloured squares."""
+    """Three images of colored squares."""
     rng = np.random.default_rng(0)
     records = []
     for number in range(3):
@@ -59,7 +59,7 @@ def test_it_stops_when_there_is_no_more_time(
     assert look.candidates(annotations, []) == {}
 
 
-def test_scores_are_those_of_the_points_of_the_picture(model_file: Path, annotations: Annotations) -> None:
+def test_scores_are_those_of_the_points_of_the_image(model_file: Path, annotations: Annotations) -> None:
     look = second_look(model_file.parent, CPU)
     assert look is not None
     scores, labels, quality = look.at_points(annotations, 1)

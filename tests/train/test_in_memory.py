@@ -17,10 +17,10 @@ from fcos.detector import with_items
 from fcos.errors import CheckpointError, ConfigError, DatasetError
 from fcos.train.callbacks import Callback, TrainEvent
 
-from ..rectangles import COLOURS, Tiny
+from ..rectangles import COLORS, Tiny
 
 IN_MEMORY = {"root_train": "", "list_train": "", "root_eval": "", "list_eval": "", "name_file": ""}
-NAMES = list(COLOURS)
+NAMES = list(COLORS)
 
 
 def items(tiny: Tiny, split: str) -> list[tuple[Any, dict[str, Any]]]:

@@ -198,16 +198,16 @@ def test_evaluation_and_prediction_are_shared_to_the_last_digit(tiny: Tiny, one_
         said = run(num_processes, "predict", one_run, tiny.data / "eval", "--score-threshold", 0, *shared)
         assert said.count("7 images, ") == 1  # not the 7 of "5.7 images/s"
         content = json.loads((folder / "detections.json").read_text())
-        for picture in content["pictures"]:
-            picture["drawn"] = Path(picture["drawn"]).read_bytes()
+        for image in content["images"]:
+            image["drawn"] = Path(image["drawn"]).read_bytes()
         results = (folder / "results.json").read_bytes()
         outputs.setdefault("numbers", []).append(printed.splitlines()[:12])
         outputs.setdefault("results", []).append(results)
-        outputs.setdefault("pictures", []).append(content)
+        outputs.setdefault("images", []).append(content)
     for one, two in outputs.values():
         assert one == two
     assert len(outputs["results"][0]) > 1000
-    assert len(outputs["pictures"][0]["pictures"]) == 7
+    assert len(outputs["images"][0]["images"]) == 7
 
 
 def test_uneven_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_other_processes_run_the_same_command_with_ranks_of_their_own(
         "NCCL error: remote process exited or there was a network error",
     ],
 )
-def test_lost_connections_are_recognised(said: str) -> None:
+def test_lost_connections_are_recognized(said: str) -> None:
     assert is_lost_connection(RuntimeError(said))
     assert not is_lost_connection(OSError(said))
     assert not is_lost_connection(RuntimeError("CUDA error: unknown error"))

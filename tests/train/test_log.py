@@ -19,7 +19,7 @@ def console(get_time: Callable[[], float] | None = None) -> Console:
 
 
 def shown(console: Console) -> str:
-    """What a terminal was sent, without colours and movements of the cursor."""
+    """What a terminal was sent, without colors and movements of the cursor."""
     assert isinstance(console.file, io.StringIO)
     return re.sub(r"\x1b\[[?\d;]*\w", "", console.file.getvalue())
 

@@ -26,7 +26,7 @@ from .. import processes
 if TYPE_CHECKING:
     from ..rectangles import Tiny
 
-# Everything that could depend on the split is on; pictures of 19 to 64 pixels are padded to 32 or 64.
+# Everything that could depend on the split is on; images of 19 to 64 pixels are padded to 32 or 64.
 SPLIT = {"epochs": 4, "augmentation": True, "img_scale_min": 0.3, "ema_decay": 0.9, "eval_epochs": 2}
 
 # The paper's assigner first, then one that depends on predictions.

@@ -59,8 +59,8 @@ def finished(tiny_of_module: Tiny) -> Path:
 
 def test_run_folder_holds_what_is_promised(finished: Path) -> None:
     files = {"config.json", "metrics.jsonl", "last.ckpt", "best.safetensors", "last.safetensors"}
-    pictures = {"data.json", "coverage.json", "results.json", "curves.png", "report.html", "tensorboard"}
-    assert {path.name for path in finished.iterdir()} == files | pictures
+    images = {"data.json", "coverage.json", "results.json", "curves.png", "report.html", "tensorboard"}
+    assert {path.name for path in finished.iterdir()} == files | images
     assert next((finished / "tensorboard").iterdir()).stat().st_size > 200
     assert "In the training set</h3>" in (finished / "report.html").read_text(encoding="utf-8")
 
@@ -158,7 +158,7 @@ def test_small_boxes_are_counted_and_reported(tiny: Tiny, capsys: pytest.Capture
         (int(words[i + 2]) - int(words[i])) * (int(words[i + 3]) - int(words[i + 1]))
         for words in map(str.split, (tiny.data / "train.txt").read_text().splitlines())
         for i in range(1, len(words), 5)
-    ]  # pictures have their full size, 64 pixels
+    ]  # images have their full size, 64 pixels
     small = sum(area < 200 for area in boxes)
     assert 0 < small < len(boxes)
     said = f"{small} of {len(boxes)} training boxes ({small / len(boxes):.1%}) are smaller than 200 square"
@@ -287,7 +287,7 @@ def test_data_without_a_box_are_refused_even_where_invalid_ones_are_left_out(tin
     assert not (tiny.runs / "run").exists()
 
 
-def test_pictures_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_in_both_lists_are_told(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     same = {"list_eval": str(tiny.data / "train.txt"), "root_eval": str(tiny.data / "train")}
     tiny.train("run", **same, epochs=1)
     assert "warning: 20 images are in both training and evaluation" in capsys.readouterr().err

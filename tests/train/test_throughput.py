@@ -111,7 +111,7 @@ def test_what_makes_the_network_faster(
         ({"num_workers": 8, "augmentation": "strong"}, 1, "cuda", 8, "augmentation=standard"),
     ],
 )
-def test_what_brings_pictures_faster(
+def test_what_brings_images_faster(
     settings: dict[str, Any], num_processes: int, device: str, cores: int, words: str
 ) -> None:
     assert words in loader_advice(config(**settings), num_processes, device, cores)

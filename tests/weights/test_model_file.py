@@ -185,7 +185,7 @@ def card_with(**changes: object) -> str:
         ({"origin": "\x1b[2J"}, r"origin '\x1b[2J': Value error, contains control characters"),
         ({"settings": {"model": "\x1b[2J"}}, r"settings.model '\x1b[2J': Value error, contains control"),
         ({"metrics": {"\x1b[2J": 1}}, r"'\x1b[2J': Value error, contains control characters"),
-        ({"colour": "red"}, "colour 'red': Unexpected keyword argument"),
+        ({"color": "red"}, "color 'red': Unexpected keyword argument"),
         ({"format_version": None}, "it has no format_version"),
         ({"format_version": True}, "it has no format_version"),
     ],

@@ -70,7 +70,7 @@ def command(
         if not as_json:
             _print_report(title, part, report)
     shared = [
-        {"between": [first_title, second_title], "pictures": pairs}
+        {"between": [first_title, second_title], "images": pairs}
         for (first_title, first), (second_title, second) in combinations(parts, 2)
         if (pairs := common_images(first, second))
     ]
@@ -163,12 +163,12 @@ def _print_report(title: str, annotations: Annotations, report: CheckReport) -> 
     click.secho(f"{printable_line(title)} ({annotations.format})", bold=True)
     print_table(_summary_table(report.counts))
     print_table(_class_table(report.counts))
-    for problems, what, colour in (
+    for problems, what, color in (
         (report.warnings, "warning", "yellow"),
         (report.problems, "problem", "red"),
     ):
         for problem in problems[:MAX_SHOWN]:
-            click.echo(click.style(f"{what}: ", fg=colour) + printable_line(str(problem)))
+            click.echo(click.style(f"{what}: ", fg=color) + printable_line(str(problem)))
         if len(problems) > MAX_SHOWN:
             more = counted(len(problems) - MAX_SHOWN, f"more {what}")
             click.echo(f"... and {more} (--json lists all)")
@@ -209,7 +209,7 @@ def _class_table(counts: Counts) -> Any:
 
 def _print_common(shared: list[dict[str, Any]]) -> None:
     for entry in shared:
-        (first, second), pairs = entry["between"], entry["pictures"]
+        (first, second), pairs = entry["between"], entry["images"]
         number = counted(len(pairs), "image is", "images are")
         what = printable_line(f"{number} in both {first} and {second}")
         click.secho(f"warning: {what}; do not evaluate on training images", fg="yellow")

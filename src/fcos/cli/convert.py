@@ -58,7 +58,7 @@ def command(
     annotations = result.annotations
     boxes, classes = len(annotations.labels), annotations.num_classes
     if as_json:
-        counts = {"pictures": len(annotations), "boxes": boxes, "class_names": annotations.class_names}
+        counts = {"images": len(annotations), "boxes": boxes, "class_names": annotations.class_names}
         files = {"out": out, "root": result.root, "name_file": result.name_file}
         print_json({**files, **counts, "notes": result.notes})
         return

@@ -118,7 +118,7 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
         print_json(
             {
                 **as_json,
-                "pictures": len(annotations),
+                "images": len(annotations),
                 "detections": len(rows),
                 "results": folder / "results.json",
                 "metrics": named_numbers(metrics.stats),

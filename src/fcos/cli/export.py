@@ -18,7 +18,7 @@ from fcos.terminal import counted
 if TYPE_CHECKING:
     from fcos.data.annotations import Annotations
     from fcos.export.calibration import Calibration
-    from fcos.export.quantise import Search
+    from fcos.export.quantize import Search
     from fcos.export.verify import Check
     from fcos.weights.load import ExportFormat, LoadedModel
 
@@ -209,7 +209,7 @@ def _calibration(
     loaded: LoadedModel, name: ExportFormat, calibrate: tuple[str, ...], path: Path
 ) -> Calibration:
     from fcos.export.calibration import Calibration
-    from fcos.export.quantise import check_int8
+    from fcos.export.quantize import check_int8
     from fcos.predict.sources import find_images
 
     check_int8(name)
@@ -231,7 +231,7 @@ def _write_int8(
     max_loss: float,
 ) -> Search:
     """Write the quantized model, unless it loses too much AP."""
-    from fcos.export.quantise import export_int8
+    from fcos.export.quantize import export_int8
 
     def on_trial(in_float32: tuple[str, ...]) -> None:
         parts = f", {' and '.join(in_float32)} in float32" if in_float32 else ""
@@ -270,7 +270,7 @@ def _report(check: Check, path: Path, name: ExportFormat, search: Search | None,
     click.echo(f"{path}: {FORMATS[name].ABOUT}")
     if search is None:
         click.echo(
-            f"{check.num_same} of {check.num_detections} detections in {check.num_pictures} images are the "
+            f"{check.num_same} of {check.num_detections} detections in {check.num_images} images are the "
             f"same; boxes differ by at most {check.most_pixels:.4f} pixels, scores by {check.most_score:.6f}"
         )
         if check.num_ties:

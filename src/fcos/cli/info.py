@@ -113,7 +113,7 @@ def describe(config: TrainConfig, about: ExportCard, format: ExportFormat | None
         f"category ids {min(card.category_ids)} to {max(card.category_ids)}",
         "images": f"{size}, {SIZES[rules.size]}; resized {RESIZES[rules.resize]}",
         "pixels": f"RGB, (x - {mean}) / {std}; then zero-padded to a multiple of 32",
-        "points": "top-left corner of each cell" if rules.points == "corner" else "centre of each cell",
+        "points": "top-left corner of each cell" if rules.points == "corner" else "center of each cell",
         "boxes": f"{config.box_activation}(scale * x), {unit}; {CLIPS[rules.clip]}"
         + (", including their last pixels" if rules.inclusive_boxes else ""),
         "candidates": f"{TESTED[config.threshold_on]} above {config.score_threshold:g}; top "

@@ -105,16 +105,16 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
         "model": str(detector.path),
         "score_threshold": threshold,
         "class_names": detector.class_names,
-        "pictures": [outcome for outcome in outcomes if "error" not in outcome],
+        "images": [outcome for outcome in outcomes if "error" not in outcome],
         "videos": [video for video in of_videos if "num_frames" in video],
         "failed": [{"path": outcome["path"], "error": outcome["error"]} for outcome in failed],
     }
     write_result(out, content)
-    if options.save_labels and content["pictures"]:
+    if options.save_labels and content["images"]:
         from fcos.predict.labels import save_labels
 
         content["labels"] = save_labels(
-            detector.class_names, detector.category_ids, content["pictures"], options.save_labels, out
+            detector.class_names, detector.category_ids, content["images"], options.save_labels, out
         )
         write_result(out, content)
     if options.as_json:

@@ -27,7 +27,7 @@ def print_images(content: dict[str, Any], elapsed_s: float | None, out: Path) ->
     """What was found in images, and where it was written; the speed, if `elapsed_s` tells it."""
     from fcos.predict.images import RESULT_FILE
 
-    images = content["pictures"]
+    images = content["images"]
     if not images:
         click.echo("no images were read")
         return

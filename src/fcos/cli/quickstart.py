@@ -72,7 +72,7 @@ def command(
     )
     if data_only:
         if as_json:
-            print_json({"folder": out, "pictures_train": num_train, "pictures_eval": num_eval})
+            print_json({"folder": out, "images_train": num_train, "images_eval": num_eval})
         return
 
     from fcos.cli.train import result_of

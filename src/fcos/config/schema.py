@@ -149,9 +149,9 @@ class TrainConfig(BaseModel):
     static_start: float = setting(
         0.0, "use the static assigner for this first fraction of the training", ge=0, le=1
     )
-    center_sampling: bool = setting(True, "only points near a box's centre are positive")
+    center_sampling: bool = setting(True, "only points near a box's center are positive")
     center_radius: float = setting(
-        1.5, "largest distance from the centre with center_sampling", unit="strides", gt=0
+        1.5, "largest distance from the center with center_sampling", unit="strides", gt=0
     )
     quality: Literal["centerness", "iou", "none"] = setting("centerness", "what the quality branch predicts")
     quality_tower: Literal["box", "classification"] = setting("box", "tower that the quality branch reads")

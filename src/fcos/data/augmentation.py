@@ -17,8 +17,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as torchvision and Pillow have it
-MEAN_STRIDE = 4  # the mean grey value is that of every fourth pixel of every fourth row
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as torchvision and Pillow have it
+MEAN_STRIDE = 4  # the mean gray value is that of every fourth pixel of every fourth row
 TILES_WITH_A_BOX = 0.75  # share: background alone teaches less, but has to be seen everywhere
 COLOR_RANGES = (0.3, 0.3, 0.4)  # factors of brightness, contrast and saturation are drawn from 1 +- this
 COLOR_CHANGED = 0.7  # share of the images
@@ -106,7 +106,7 @@ class RandomTile(RandomCropOfBoxes):
 
 
 def random_color(image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
-    """The image with other colours, drawn from torch's generator, or as it is."""
+    """The image with other colors, drawn from torch's generator, or as it is."""
     chance, *drawn = torch.rand(4).tolist()
     if chance >= COLOR_CHANGED:
         return image
@@ -119,19 +119,19 @@ def change_color(
 ) -> UInt8[Tensor, "3 height width"]:
     """Saturation, contrast and brightness times these factors; 1 leaves each as it is.
 
-    With grey value g = w . rgb of each pixel and its mean m, saturation is s rgb + (1 - s) g, contrast
+    With gray value g = w . rgb of each pixel and its mean m, saturation is s rgb + (1 - s) g, contrast
     c rgb + (1 - c) m, brightness b rgb. Saturation leaves g alone, so one after the other they are
     b c s rgb + b c (1 - s) g + b (1 - c) m: a 3 x 4 matrix, and one pass over the bytes. torchvision's
     `ColorJitter` makes three, with roundings in between.
     """
     few = image[:, ::MEAN_STRIDE, ::MEAN_STRIDE].float().mean(dim=(1, 2)).tolist()
-    mean = sum(weight * value for weight, value in zip(GREY_WEIGHTS, few, strict=True))
+    mean = sum(weight * value for weight, value in zip(GRAY_WEIGHTS, few, strict=True))
     own = brightness * contrast * saturation
-    grey = brightness * contrast * (1 - saturation)
+    gray = brightness * contrast * (1 - saturation)
     offset = brightness * (1 - contrast) * mean
     matrix: list[float] = []
     for channel in range(3):
-        matrix += [own * (column == channel) + grey * GREY_WEIGHTS[column] for column in range(3)]
+        matrix += [own * (column == channel) + gray * GRAY_WEIGHTS[column] for column in range(3)]
         matrix.append(offset)
     # Pillow's matrix conversion: rounds and clips, and reads and writes the bytes where they are.
     pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

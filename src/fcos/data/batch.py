@@ -120,7 +120,7 @@ class TrainDataset(Dataset[Sample]):
 
 
 def stream_seed(seed: int, position: int) -> int:
-    """A seed for (seed, position); mixed, so neighbours have nothing in common."""
+    """A seed for (seed, position); mixed, so neighbors have nothing in common."""
     mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64

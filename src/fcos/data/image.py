@@ -272,7 +272,7 @@ def _upright_rgb(image: Image.Image, header: Header) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_to_8_bit(image)).convert("RGB")
+        return Image.fromarray(_gray_to_8_bit(image)).convert("RGB")
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
@@ -284,8 +284,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # of RGB it would make a copy
 
 
-def _grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
-    """A grey image of more than 8 bits scaled to 0..255 (Pillow's own conversion clips it to white).
+def _gray_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
+    """A gray image of more than 8 bits scaled to 0..255 (Pillow's own conversion clips it to white).
 
     Files do not say which value is white: 12 bits come as 16, 8 as 32. It is the largest one of the fewest
     usual bits that hold all values; floats up to 1 are fractions. NaN is black.

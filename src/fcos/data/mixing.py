@@ -14,7 +14,7 @@ import torch
 
 from fcos.data.transforms import Augmented, Image, keep_large, keep_visible, resize
 
-GREY = 127  # where no image is, as in `RandomZoomOut`
+GRAY = 127  # where no image is, as in `RandomZoomOut`
 CENTER = 0.25, 0.75  # range of the point where the four images of a mosaic meet, share of each side
 SHRINK = 0.5, 1.0  # range of the factor that each of them is resized by
 MAX_COVERED = 0.3  # share of a box that a pasted object may cover
@@ -64,7 +64,7 @@ def mosaic(parts: list[Augmented]) -> Augmented:
     with less than a quarter left are dropped.
     """
     height, width = parts[0][0].shape[1:]
-    canvas = torch.full_like(parts[0][0], GREY)
+    canvas = torch.full_like(parts[0][0], GRAY)
     y, x = (round(_between(*CENTER) * side) for side in (height, width))
     kept = []
     for (image, boxes, labels), is_right, is_below in zip(parts, (0, 1, 0, 1), (0, 0, 1, 1), strict=True):
@@ -83,10 +83,10 @@ def mosaic(parts: list[Augmented]) -> Augmented:
 def mixup(first: Augmented, second: Augmented) -> Augmented:
     """The mean of two images, with the boxes of both (1902.04103).
 
-    The second is cut off at the border of the first, or grey where it ends.
+    The second is cut off at the border of the first, or gray where it ends.
     """
     image, boxes, labels = first
-    other = torch.full_like(image, GREY)
+    other = torch.full_like(image, GRAY)
     place_image(other, second[0], 0, 0)
     other_boxes, other_labels = keep_visible(second[1], second[2], (image.shape[1], image.shape[2]))
     mean = ((image.to(torch.int16) + other) // 2).to(torch.uint8)

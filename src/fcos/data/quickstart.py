@@ -1,6 +1,6 @@
 """The data set of `fcos quickstart`: real handwritten digits on real photographs, nothing to download.
 
-1,797 digits of 8 x 8 grey levels and three photographs, all in `samples`. Held-out numbers are honest:
+1,797 digits of 8 x 8 gray levels and three photographs, all in `samples`. Held-out numbers are honest:
 training and evaluation images share no digit and no pixel of a photograph. Each image depends on (seed,
 split, its number) only, so a longer data set begins with the images of a shorter one.
 """
@@ -52,18 +52,18 @@ MAX_ANGLE = 20.0  # degrees; from about 30 on, many a 1 of this data set reads a
 MAX_DIGITS = 8
 SHARE_EMPTY = 0.05
 MAX_HIDDEN = 0.3  # share of a digit's ink, and of the smaller of two boxes, that others may cover
-CONTRASTS = (45.0, 130.0)  # grey levels between the ink and the brightest (or darkest) of what is behind
+CONTRASTS = (45.0, 130.0)  # gray levels between the ink and the brightest (or darkest) of what is behind
 SHARE_NEAR = 0.3  # of digits that are put where they may overlap with another
 PLACES_TRIED = 20
 MAX_ENLARGING = 1.8  # of a photograph, beyond what fills the image
 
 CELLS = 8  # of a scanned digit, each way
 SHARPENING = 1.0  # without it the small holes of 6, 8 and 9 run full
-PEN_LEVELS = (0.42, 0.58)  # grey level at which ink begins; lower is a broader pen
+PEN_LEVELS = (0.42, 0.58)  # gray level at which ink begins; lower is a broader pen
 INK = 0.5  # a pixel that is covered to half belongs to the digit: box sides are off by half a pixel at most
 
 # Digits in the file's order were written by one person after the other, so its end is in other hands than
-# its beginning: a mixed split would be easier (nearest neighbour: 98.7 % instead of 97.1 %).
+# its beginning: a mixed split would be easier (nearest neighbor: 98.7 % instead of 97.1 %).
 NUM_TRAIN_DIGITS = 1250
 PHOTO_PARTS: dict[Split, tuple[float, float]] = {"train": (0.0, 0.62), "eval": (0.63, 1.0)}  # of the width
 
@@ -76,7 +76,7 @@ The digits of train and eval were written by different people, and no pixel of a
 
 Digits: Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak), UCI, CC BY 4.0, by scikit-learn.
 Photographs: china.jpg by danielbuechele, flower.jpg by vultilion (Flickr), both CC BY 2.0, by scikit-learn;
-Grace Hopper by the U.S. Navy, public domain, by matplotlib. All cropped, scaled and recoloured.
+Grace Hopper by the U.S. Navy, public domain, by matplotlib. All cropped, scaled and recolored.
 """
 
 
@@ -97,7 +97,7 @@ class Drawn:
     top_left: tuple[int, int]  # y, x of `cover` on the image
     visible: NDArray[np.float32]  # `cover` without what later digits hide
     label: int
-    colour: NDArray[np.float32]  # RGB of the ink, 0 to 255
+    color: NDArray[np.float32]  # RGB of the ink, 0 to 255
 
     @property
     def box_xyxy(self) -> tuple[int, int, int, int]:
@@ -196,9 +196,9 @@ def draw_image(material: Material, rng: np.random.Generator) -> tuple[NDArray[np
         for _ in range(PLACES_TRIED):
             top_left = _propose_place(size_hw, cover.shape, drawn, rng)
             new = Drawn(cover, top_left, cover, label, np.zeros(3, np.float32))
-            colour = readable_colour(canvas[new.window], rng)
-            if colour is not None and not any(_hides(new, below) for below in drawn):
-                new.colour = colour
+            color = readable_color(canvas[new.window], rng)
+            if color is not None and not any(_hides(new, below) for below in drawn):
+                new.color = color
                 _draw(new, canvas, drawn)
                 drawn.append(new)
                 break
@@ -242,13 +242,13 @@ def draw_background(
 def digit_cover(
     digit: NDArray[np.float32], size: float, angle: float, pen_level: float
 ) -> NDArray[np.float32]:
-    """Scale a scanned digit smoothly, turn it, and cut it where its grey level passes `pen_level`.
+    """Scale a scanned digit smoothly, turn it, and cut it where its gray level passes `pen_level`.
 
     Args:
         digit: `(8, 8)`, 0 is paper, 1 is ink.
         size: side of the scan on the image, pixels.
         angle: degrees, counter-clockwise.
-        pen_level: grey level at which ink begins.
+        pen_level: gray level at which ink begins.
 
     Returns:
         `(h, w)` in [0, 1], how much of each pixel is covered; as small as the ink allows.
@@ -257,27 +257,27 @@ def digit_cover(
     cells_per_pixel = CELLS / size
     side = math.ceil(size * math.sqrt(2)) + 2
     cos, sin = (turn(math.radians(angle)) * cells_per_pixel for turn in (math.cos, math.sin))
-    centre = len(paper) / 2
-    grey = Image.fromarray(paper).transform(
+    center = len(paper) / 2
+    gray = Image.fromarray(paper).transform(
         (side, side),
         Image.Transform.AFFINE,
-        (cos, -sin, centre - (cos - sin) * side / 2, sin, cos, centre - (sin + cos) * side / 2),
+        (cos, -sin, center - (cos - sin) * side / 2, sin, cos, center - (sin + cos) * side / 2),
         Image.Resampling.BICUBIC,
     )
-    # The grey level of a pen's edge changes by about 1 from cell to cell, so this edge is one pixel wide.
-    cover = np.clip((np.asarray(grey) - pen_level) / cells_per_pixel + 0.5, 0, 1)
+    # The gray level of a pen's edge changes by about 1 from cell to cell, so this edge is one pixel wide.
+    cover = np.clip((np.asarray(gray) - pen_level) / cells_per_pixel + 0.5, 0, 1)
     rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
     return cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
 
 
 def sharpen(digits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Add to each cell of `(N, 8, 8)` what distinguishes it from the mean of its 3 x 3 neighbours."""
+    """Add to each cell of `(N, 8, 8)` what distinguishes it from the mean of its 3 x 3 neighbors."""
     padded = np.pad(digits, ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     return np.asarray(digits + SHARPENING * (digits - windows.mean(axis=(3, 4))), np.float32)
 
 
-def readable_colour(behind: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32] | None:
+def readable_color(behind: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32] | None:
     """A random ink `(3,)` that a person can read on these pixels, or None where no ink would be readable."""
     darkest, brightest = np.quantile(luminance(behind), (0.05, 0.95))
     contrast = rng.uniform(*CONTRASTS)
@@ -288,10 +288,10 @@ def readable_colour(behind: NDArray[np.float32], rng: np.random.Generator) -> ND
     if not fits:
         return None
     wanted = fits[rng.integers(len(fits))]
-    colour = rng.uniform(0, 255, 3)
+    color = rng.uniform(0, 255, 3)
     for _ in range(12):  # what one channel cannot give when it is full, the others must
-        colour = np.clip(colour + wanted - luminance(colour), 0, 255)
-    return colour.astype(np.float32)
+        color = np.clip(color + wanted - luminance(color), 0, 255)
+    return color.astype(np.float32)
 
 
 def luminance(rgb: NDArray[Any]) -> NDArray[Any]:
@@ -326,7 +326,7 @@ def _hides(new: Drawn, below: Drawn) -> bool:
 def _draw(new: Drawn, canvas: NDArray[np.float32], drawn: Sequence[Drawn]) -> None:
     """Put ink on the canvas, and take what it hides from the digits below."""
     behind = canvas[new.window]
-    behind += new.cover[..., None] * (new.colour - behind)
+    behind += new.cover[..., None] * (new.color - behind)
     for below in drawn:
         shared = _shared_windows(new, below)
         if shared is not None:

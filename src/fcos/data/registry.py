@@ -96,7 +96,7 @@ def read_annotations(
     source = Path(source)
     if isinstance(names, Path):
         names = read_names(names)[0]
-    known = format_named(recognise(source, root) if format == "auto" else format)
+    known = format_named(recognize(source, root) if format == "auto" else format)
     if root is not None and not os.path.isdir(root):
         fix = "correct root_train / root_eval / --root"
         raise DatasetError("the folder of images does not exist", where=str(root), fix=fix)
@@ -114,7 +114,7 @@ def read_annotations(
     return annotations
 
 
-def recognise(source: Path, root: Path | None = None) -> str:
+def recognize(source: Path, root: Path | None = None) -> str:
     """The name of the format of an annotation file or a data set folder."""
     source = Path(source)
     file = Path(without_part(str(source)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from fcos.data.annotations import Annotations, select
 from fcos.data.image_files import names_in
-from fcos.data.registry import format_named, recognise
+from fcos.data.registry import format_named, recognize
 from fcos.data.text import several
 from fcos.errors import DatasetError
 
@@ -48,12 +48,12 @@ class Splits:
 
 
 def find_splits(folder: Path) -> Splits:
-    """Recognise a data set folder and its splits.
+    """Recognize a data set folder and its splits.
 
     Train and val are preferred to trainval and test: test is to be reported once, not to choose settings by.
     Where there is only a test split beside the training split, it is the evaluation.
     """
-    format = format_named(recognise(folder))
+    format = format_named(recognize(folder))
     if format.splits is not None:
         return format.splits(folder)
     assert format.files is not None
@@ -92,7 +92,7 @@ def split_annotations(
 
 def find_name_file(source: Path, root: Path | None = None, format: str = "auto") -> Path | None:
     """The name file beside annotations without class names; None for other formats."""
-    known = format_named(recognise(source, root) if format == "auto" else format)
+    known = format_named(recognize(source, root) if format == "auto" else format)
     if known.class_names != "none" or os.path.isdir(source):
         return None
     found = name_file_beside(source.parent, source)

@@ -28,7 +28,7 @@ OVERLAP = 0.2  # of neighboring tiles, share of their side: the default
 DRIVERS = {"PNG": "PNG", "TIFF": "GTiff"}  # GDAL's names of Pillow's formats
 PNG_MODES = ("L", "LA", "P", "RGB", "RGBA")  # of 8 bits
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-COLORS = (1, 2, 3, 6)  # grey whose 0 is black, RGB, palette, YCbCr
+COLORS = (1, 2, 3, 6)  # gray whose 0 is black, RGB, palette, YCbCr
 GDAL = {"GDAL_CACHEMAX": 64, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # MB; files beside it do not count
 
 

@@ -1,6 +1,6 @@
 """Pixels and boxes together: resizing for every image, augmentation for training.
 
-Pixels stay bytes, channels last, up to the network. The ways of resizing differ by up to dozens of grey
+Pixels stay bytes, channels last, up to the network. The ways of resizing differ by up to dozens of gray
 levels at edges (antialiased or not), and their rounding by one pixel: enough to move published scores. Each
 is exact to the last bit against its original.
 """
@@ -32,7 +32,7 @@ Resized = UInt8[Tensor, "3 _ _"] | Float[Tensor, "3 _ _"]
 
 
 # An image is decoded no smaller than this times the size that it is resized to: reduced and full decoding
-# then differ by one grey level in the mean; by two and a half at 1.0 (docs/data.md).
+# then differ by one gray level in the mean; by two and a half at 1.0 (docs/data.md).
 DECODE_MARGIN = 1.5
 MIN_VISIBLE = 0.25  # share of a box's area that a crop has to leave of it
 

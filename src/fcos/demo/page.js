@@ -7,7 +7,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 let about = null; // what /about says
 const hiddenLabels = new Set();
-const pictures = []; // {name, url, answer, totalMs, button}
+const images = []; // {name, url, answer, totalMs, button}
 let current = null;
 let stream = null; // of the webcam, while it runs
 
@@ -46,7 +46,7 @@ function classButton(name, label) {
     show();
   });
   button.dataset.label = label;
-  button.style.setProperty("--class", about.class_colours[label]);
+  button.style.setProperty("--class", about.class_colors[label]);
   return button;
 }
 
@@ -93,11 +93,11 @@ async function add(files) {
   for (const file of files) {
     try {
       if (file.size > about.max_bytes) throw new Error(`the file is larger than ${about.max_bytes / 2 ** 20} MB`);
-      const picture = { name: file.name || "pasted", url: URL.createObjectURL(file), ...(await ask(file)) };
-      picture.button = imageButton(picture.url, picture.name, "eager", () => choose(picture));
-      pictures.push(picture);
-      at("strip").append(picture.button);
-      await choose(picture);
+      const image = { name: file.name || "pasted", url: URL.createObjectURL(file), ...(await ask(file)) };
+      image.button = imageButton(image.url, image.name, "eager", () => choose(image));
+      images.push(image);
+      at("strip").append(image.button);
+      await choose(image);
     } catch (error) {
       say(`${file.name || "image"}: ${error.message}`);
     }
@@ -105,12 +105,12 @@ async function add(files) {
   at("stage").classList.remove("busy");
 }
 
-async function choose(picture) {
+async function choose(image) {
   stopWebcam();
-  current = picture;
-  at("picture").src = picture.url;
-  at("picture").alt = picture.name;
-  for (const each of pictures) each.button.setAttribute("aria-pressed", String(each === picture));
+  current = image;
+  at("image").src = image.url;
+  at("image").alt = image.name;
+  for (const each of images) each.button.setAttribute("aria-pressed", String(each === image));
   show();
 }
 
@@ -130,7 +130,7 @@ function show() {
   }
   at("hint").hidden = current !== null || stream !== null;
   at("frame").hidden = current === null;
-  for (const id of ["save-picture", "save-json"]) at(id).disabled = current === null;
+  for (const id of ["save-image", "save-json"]) at(id).disabled = current === null;
   const boxes = at("boxes");
   boxes.replaceChildren();
   if (current === null) return;
@@ -150,7 +150,7 @@ function show() {
 function rectangle(found) {
   const [x1, y1, x2, y2] = found.box_xyxy;
   const rect = document.createElementNS(SVG, "rect");
-  const sides = { x: x1, y: y1, width: x2 - x1, height: y2 - y1, stroke: about.class_colours[found.label] };
+  const sides = { x: x1, y: y1, width: x2 - x1, height: y2 - y1, stroke: about.class_colors[found.label] };
   for (const [key, value] of Object.entries(sides)) rect.setAttribute(key, value);
   const words = [
     `${found.class_name} ${found.score.toFixed(2)}`,
@@ -168,13 +168,13 @@ function rectangle(found) {
 // The class above its box, at the same size on the screen whatever the image's.
 function label(found) {
   const { width, height } = current.answer;
-  const size = (12 * width) / (at("picture").clientWidth || width);
+  const size = (12 * width) / (at("image").clientWidth || width);
   const [x1, y1, x2] = found.box_xyxy;
-  const isRight = x1 > 0.8 * width; // it would run out of the picture
+  const isRight = x1 > 0.8 * width; // it would run out of the image
   const text = document.createElementNS(SVG, "text");
-  const colour = about.class_colours[found.label];
+  const color = about.class_colors[found.label];
   const places = { x: isRight ? x2 : x1, y: y1 > 1.2 * size ? y1 - size / 4 : Math.min(y1 + size, height) };
-  const looks = { fill: isLight(colour) ? "#000" : "#fff", stroke: colour, "text-anchor": isRight ? "end" : "start" };
+  const looks = { fill: isLight(color) ? "#000" : "#fff", stroke: color, "text-anchor": isRight ? "end" : "start" };
   for (const [key, value] of Object.entries({ ...places, ...looks, "font-size": size })) text.setAttribute(key, value);
   text.textContent = `${found.class_name} ${found.score.toFixed(2)}`;
   return text;
@@ -200,7 +200,7 @@ function drawn() {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [answer.width, answer.height];
   const context = canvas.getContext("2d");
-  context.drawImage(at("picture"), 0, 0, answer.width, answer.height);
+  context.drawImage(at("image"), 0, 0, answer.width, answer.height);
   const line = Math.max(1, Math.round(Math.min(answer.width, answer.height) / 250));
   const size = Math.max(11, Math.round(Math.min(answer.width, answer.height) / 40));
   context.lineWidth = line;
@@ -208,20 +208,20 @@ function drawn() {
   context.textBaseline = "top";
   for (const found of visible(answer).reverse()) {
     const [x1, y1, x2, y2] = found.box_xyxy;
-    const colour = about.class_colours[found.label];
-    context.strokeStyle = context.fillStyle = colour;
+    const color = about.class_colors[found.label];
+    context.strokeStyle = context.fillStyle = color;
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
     const text = `${found.class_name} ${found.score.toFixed(2)}`;
     const top = Math.max(0, y1 - size - 3);
     context.fillRect(x1, top, context.measureText(text).width + 6, size + 3);
-    context.fillStyle = isLight(colour) ? "#000" : "#fff";
+    context.fillStyle = isLight(color) ? "#000" : "#fff";
     context.fillText(text, x1 + 3, top + 2);
   }
   return canvas;
 }
 
-function isLight(colour) {
-  const [red, green, blue] = [1, 3, 5].map((place) => parseInt(colour.slice(place, place + 2), 16));
+function isLight(color) {
+  const [red, green, blue] = [1, 3, 5].map((place) => parseInt(color.slice(place, place + 2), 16));
   return 0.299 * red + 0.587 * green + 0.114 * blue > 150;
 }
 
@@ -262,8 +262,8 @@ async function startWebcam() {
       const old = url;
       url = URL.createObjectURL(frame);
       current = { name: "webcam", url, ...got };
-      at("picture").src = url;
-      await at("picture").decode();
+      at("image").src = url;
+      await at("image").decode();
       show();
       if (old) URL.revokeObjectURL(old);
     } catch (error) {
@@ -281,14 +281,14 @@ function stopWebcam() {
 }
 
 at("threshold").addEventListener("input", show);
-at("picture").addEventListener("load", show); // its size on the screen is known: labels follow it
+at("image").addEventListener("load", show); // its size on the screen is known: labels follow it
 window.addEventListener("resize", show);
 at("pick").addEventListener("change", async (event) => {
   await add([...event.target.files]);
   event.target.value = "";
 });
 at("webcam").addEventListener("click", () => (stream ? stopWebcam() : startWebcam()));
-at("save-picture").addEventListener("click", () => drawn().toBlob((blob) => save(blob, `${stem()}-detections.png`)));
+at("save-image").addEventListener("click", () => drawn().toBlob((blob) => save(blob, `${stem()}-detections.png`)));
 at("save-json").addEventListener("click", () => {
   const content = { ...current.answer, name: current.name, detections: visible(current.answer) };
   save(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }), `${stem()}-detections.json`);

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from fcos.demo.body import MAX_BYTES
 from fcos.demo.endpoint import build_endpoint
 from fcos.detector import Detector
-from fcos.predict.draw import class_colour
+from fcos.predict.draw import class_color
 from fcos.terminal import counted, printable_line
 from fcos.weights.load import EVERYDAY, EVERYDAY_FILE
 
@@ -30,11 +30,11 @@ PAGE_FILES = {  # by path
 
 
 class About(BaseModel):
-    """The model behind the page; colours as #rrggbb, in the order of the classes."""
+    """The model behind the page; colors as #rrggbb, in the order of the classes."""
 
     model: str
     class_names: tuple[str, ...]
-    class_colours: tuple[str, ...]
+    class_colors: tuple[str, ...]
     threshold: float
     num_examples: int
     max_bytes: int
@@ -74,8 +74,8 @@ def about_model(detector: Detector, num_examples: int) -> About:
     return About(
         model=printable_line(name),
         class_names=class_names,
-        class_colours=tuple(
-            "#{:02x}{:02x}{:02x}".format(*class_colour(label)) for label in range(len(class_names))
+        class_colors=tuple(
+            "#{:02x}{:02x}{:02x}".format(*class_color(label)) for label in range(len(class_names))
         ),
         threshold=detector.threshold,
         num_examples=num_examples,

@@ -28,7 +28,7 @@ MODEL = "model.onnx"
 PACKAGE = "onnxruntime-web"
 VERSION = "1.22.0"
 RUNTIME = ("dist/ort.wasm.min.js", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm")
-FILES = (*RUNTIME, "package.json", "README.md")  # the last two name version, author and licence
+FILES = (*RUNTIME, "package.json", "README.md")  # the last two name version, author and license
 RESIZE = ("antialiased", "pillow")  # the same up to rounding; `web.js` does this
 SCRIPT = '<script src="page.js" defer></script>'
 MORE_SCRIPTS = '\n<script src="ort/ort.wasm.min.js" defer></script>\n<script src="web.js" defer></script>'

@@ -4,6 +4,6 @@ Read `graph.py` first (what is exported), then `suppress.py` (its NMS), `card.py
 `torch_program.py`, `onnx_file.py` and `openvino_folder.py` (formats that hold all of it), `undecoded.py`,
 `decode.py`, `ncnn_folder.py` and `litert_folder.py` (formats without NMS), `formats.py` (writing
 any of them), `exported.py` (opening any of them), `verify.py` (comparing a file with the network),
-`quantise.py` and `calibration.py` (8-bit integers), `safe_program.py` (reading a torch program without
+`quantize.py` and `calibration.py` (8-bit integers), `safe_program.py` (reading a torch program without
 running its code).
 """

@@ -36,7 +36,7 @@ class Format(Protocol):
         """Metadata of a file or folder, and what runs it."""
 
     @property
-    def quantise(self) -> Callable[[Any, Calibration, frozenset[str]], Any] | None:
+    def quantize(self) -> Callable[[Any, Calibration, frozenset[str]], Any] | None:
         """Such a model in 8-bit integers except for some parts; None: the format has none."""
 
 

@@ -76,7 +76,7 @@ def _converted(network: bytes, size_hw: tuple[int, int]) -> bytes:
         return bytes(litert_torch.convert(module, (torch.zeros(1, *size_hw, 3),)).model_content())
 
 
-def quantise(model: Network, calibration: Calibration, parts: frozenset[str]) -> Network:
+def quantize(model: Network, calibration: Calibration, parts: frozenset[str]) -> Network:
     """A model in 8-bit integers except for some parts; its input and output stay float32."""
     with needs("litert"), quiet():
         from ai_edge_quantizer import quantizer

@@ -24,7 +24,7 @@ from fcos.weights.load import NCNN_GRAPH
 
 ENDING, ABOUT = "_ncnn", "ncnn, run on the CPU"
 save = save_folder
-quantise = None  # pnnx writes no 8-bit integers
+quantize = None  # pnnx writes no 8-bit integers
 NCNN_WEIGHTS = "model.ncnn.bin"
 # What differs between two images is dynamic. In these two, no level has equally many points.
 EXAMPLE_SIZES_HW = ((352, 480), (160, 96))

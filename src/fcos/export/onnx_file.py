@@ -42,7 +42,7 @@ INPUT_DIMS = {
 }
 OUTPUT_DIMS = {"boxes_xyxy": ("detections", 4), "scores": ("detections",), "labels": ("detections",)}
 # What is quantized, by the module that it is in: convolutions, their activations, and sums between them.
-QUANTISED = {
+QUANTIZED = {
     "backbone": ("Conv", "Relu", "Clip", "Add", "MaxPool"),
     "pyramid": ("Conv", "Relu", "Add"),
     "head": ("Conv",),  # what follows is group norm
@@ -133,7 +133,7 @@ def _name_nodes(model: Any) -> None:
         del thing.metadata_props[:]
 
 
-def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
+def quantize(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
     """A model in 8-bit integers except for some parts; weights have a scale for each channel."""
     with needs("onnx"):
         import onnx
@@ -142,7 +142,7 @@ def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
     nodes = [
         node
         for node in model.graph.node
-        if node.op_type in QUANTISED.get(node.name.partition(".")[0].partition("/")[0], ())
+        if node.op_type in QUANTIZED.get(node.name.partition(".")[0].partition("/")[0], ())
     ]
     kept = in_float32([node.name for node in nodes if node.op_type == "Conv"], parts)
     if "sums" in parts:

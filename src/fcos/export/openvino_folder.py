@@ -74,7 +74,7 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     openvino.save_model(model, path / OPENVINO_GRAPH, compress_to_fp16=False)
 
 
-def quantise(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
+def quantize(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
     """A model in 8-bit integers except for some parts; what is not the network stays as it is."""
     with needs("openvino"):
         import nncf

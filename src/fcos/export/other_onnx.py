@@ -5,10 +5,10 @@ the file says.
 
 - DEIM, D-FINE, RT-DETR: inputs ``images`` and ``orig_target_sizes`` (width, height), outputs ``labels``,
   ``boxes`` (xyxy, original pixels), ``scores``. The image is stretched to the input.
-- YOLOv8, YOLO11: an output ``(1, 4 + classes, N)``, centre and size in input pixels, then scores; no NMS.
+- YOLOv8, YOLO11: an output ``(1, 4 + classes, N)``, center and size in input pixels, then scores; no NMS.
 - YOLOv10, YOLO26: an output ``(1, N, 6)``, xyxy in input pixels, score and label, after NMS.
 
-For YOLO the image is scaled and padded with grey.
+For YOLO the image is scaled and padded with gray.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fcos.predict.detections import Detections
 Layout = Literal["detr", "yolo", "yolo_after_nms"]
 
 SIZE = 640  # of files that take any
-GREY = 114 / 255  # what YOLO pads with
+GRAY = 114 / 255  # what YOLO pads with
 MIN_SCORE, NMS_IOU, MAX_DETECTIONS = 0.001, 0.7, 300  # YOLO's, for computing AP
 
 
@@ -82,7 +82,7 @@ class OtherOnnx:
         scale = min(self.size_hw[0] / height, self.size_hw[1] / width)
         inner_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
         top, left = ((outer - inner) // 2 for outer, inner in zip(self.size_hw, inner_hw, strict=True))
-        pixels = torch.full((1, 3, *self.size_hw), GREY)
+        pixels = torch.full((1, 3, *self.size_hw), GRAY)
         resized = resize(image, inner_hw)
         pixels[0, :, top : top + inner_hw[0], left : left + inner_hw[1]] = resized.float() / 255
         [output] = self._run({self.session.get_inputs()[0].name: pixels}).values()

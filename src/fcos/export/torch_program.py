@@ -25,7 +25,7 @@ from fcos.files import first_line_of
 from fcos.weights.archive import UnsafeFileError
 
 ENDING, ABOUT = ".pt2", "torch.export program, run by torch"
-quantise = None  # it has no 8-bit integers
+quantize = None  # it has no 8-bit integers
 # torch.export wants limits: of a batch, and of the cells of 32 pixels along a side.
 MOST_IMAGES = MOST_CELLS = 1024
 

@@ -29,7 +29,7 @@ class Check:
     """An exported file beside the network.
 
     Attributes:
-        num_pictures: images that both were run on.
+        num_images: images that both were run on.
         num_detections: of the network.
         num_same: of those, that the file has too.
         num_ties: differences that rounding explains: equal scores or overlaps at the threshold of NMS.
@@ -40,7 +40,7 @@ class Check:
         before_bytes, after_bytes: sizes of the model file and of the exported file.
     """
 
-    num_pictures: int
+    num_images: int
     num_detections: int
     num_same: int
     num_ties: int
@@ -107,7 +107,7 @@ def compare(
     """Which detections are the same: class, box to `MAX_PIXELS`, score to `MAX_SCORE`.
 
     Two computations round differently. Where scores or overlaps are equal up to rounding, it decides which of
-    two overlapping boxes NMS keeps (and then which of their neighbours), and which detections are the last
+    two overlapping boxes NMS keeps (and then which of their neighbors), and which detections are the last
     within the limit of an image. Such detections are ties.
     """
     pixels = (first.boxes_xyxy[:, None] - second.boxes_xyxy[None]).abs().amax(dim=2)

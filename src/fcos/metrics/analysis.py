@@ -1,6 +1,6 @@
 """Evaluation beyond the twelve COCO metrics: confidence intervals, and where AP is lost.
 
-`analyse` asks hotcoco once for all of it. Two evaluations are made: of all detections, for AP, and of
+`analyze` asks hotcoco once for all of it. Two evaluations are made: of all detections, for AP, and of
 those from the best threshold up, which are what a user of the detector sees.
 """
 
@@ -149,7 +149,7 @@ class Analysis:
     shown: Shown
 
 
-def analyse(annotations: Annotations, results: Results) -> Analysis:
+def analyze(annotations: Annotations, results: Results) -> Analysis:
     """Everything about the results; arguments as in `metrics.coco.evaluate_detections`."""
     rows = result_array(annotations, results)
     evaluation = match(annotations, rows)
@@ -184,7 +184,7 @@ def analyse(annotations: Annotations, results: Results) -> Analysis:
 def margins_of(annotations: Annotations, results: Results) -> list[float | None]:
     """Half of the 95 % interval of each of COCO's numbers, compared with a detector that finds nothing.
 
-    It takes as long as all of `analyse`; in a separate thread, hotcoco lets others run.
+    It takes as long as all of `analyze`; in a separate thread, hotcoco lets others run.
     """
     rows = result_array(annotations, results)
     return margins_between(annotations, np.zeros(0, ROW), rows, resamples_for(len(rows)))

@@ -199,7 +199,7 @@ def _candidates(config: TrainConfig) -> Iterator[tuple[str, dict[str, object], s
     words = ", ".join(f"{end:g}" for end in doubled)
     yield f"regress_ranges [{words}]", {"regress_ranges": doubled}, "finer levels learn larger objects too"
     if config.center_sampling:
-        note = "points far from the centre are positive too"
+        note = "points far from the center are positive too"
         yield "center_sampling false", {"center_sampling": False}, note
     finer: dict[str, object] = {
         "strides": [config.strides[0] // 2, *config.strides],

@@ -1,6 +1,6 @@
 """Label assignment: ground truth to targets per point (sections 3.1 to 3.3 of the paper).
 
-A point is positive for a box if it lies inside (with centre sampling: near the centre), and if its level is
+A point is positive for a box if it lies inside (with center sampling: near the center), and if its level is
 the one for the box's size there (``lower <= max(l, t, r, b) <= upper``). Of several boxes the smallest wins.
 Other code bases differ only in ties, which `eligible_pairs` and `smallest_box` can reproduce.
 
@@ -108,9 +108,9 @@ def near_center(
     boxes_xyxy: Float[Tensor, "boxes 4"],
     radius: Float[Tensor, " points"],
 ) -> Bool[Tensor, "points boxes"]:
-    """Points strictly inside the box and within `radius` pixels (per side) of its centre.
+    """Points strictly inside the box and within `radius` pixels (per side) of its center.
 
-    The sub-box of the improved paper (2006.09214, section 3.1): centre +- radius * stride, cut to the box.
+    The sub-box of the improved paper (2006.09214, section 3.1): center +- radius * stride, cut to the box.
     """
     centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     low = torch.maximum(centers[None] - radius[:, None, None], boxes_xyxy[None, :, :2])
@@ -122,7 +122,7 @@ class Eligible(NamedTuple):
     """The two halves of the rule, for each pair of point and box; a point may learn a box where both hold.
 
     Attributes:
-        inside: the point is in the right place: inside the box (near its centre).
+        inside: the point is in the right place: inside the box (near its center).
         in_range: the box has the right size there for the point's level.
     """
 
@@ -245,7 +245,7 @@ class StaticAssigner:
     Attributes:
         regress_ranges: upper end of each level's range except the last, input pixels; None: boxes of any
             size on every level.
-        center_radius: centre sampling radius in strides; None: off.
+        center_radius: center sampling radius in strides; None: off.
         strict_ranges: as in `eligible_pairs`.
         areas: as in `smallest_box`.
         weight_boxes: weigh the box loss of a point by its centerness; otherwise all alike.

@@ -29,7 +29,7 @@ CENTER_RADIUS = 2.5  # of SimOTA, strides
 class AtssAssigner:
     """Adaptive training sample selection (arXiv 1912.02424, algorithm 1).
 
-    Around each point stands a square of 8 strides. Of each level, the 9 points nearest to the centre of a box
+    Around each point stands a square of 8 strides. Of each level, the 9 points nearest to the center of a box
     are its candidates; those whose squares overlap it more than their mean plus one standard deviation learn
     it, if they are inside. Of several boxes the one that a point's square overlaps most wins.
 
@@ -130,7 +130,7 @@ def match_aligned(pairs: Pairs, top: int = 13, alpha: float = 1.0, beta: float =
 def match_simota(pairs: Pairs, top: int = 10) -> Match:
     """SimOTA (YOLOX, arXiv 2107.08430): as many points as IoUs add up to, those of the lowest cost.
 
-    Points far from the centre come last. The wanted score is the IoU, as in the authors' code.
+    Points far from the center come last. The wanted score is the IoU, as in the authors' code.
     """
     near = near_center(pairs.points, pairs.boxes_xyxy, CENTER_RADIUS * pairs.strides)
     fit = -pairs.ious.clamp(min=1e-8).log()
@@ -141,7 +141,7 @@ def match_simota(pairs: Pairs, top: int = 10) -> Match:
 
 
 def match_soft(pairs: Pairs, top: int = 13) -> Match:
-    """Dynamic soft label assignment (RTMDet, arXiv 2212.07784, section 3.3): a soft class cost and centre."""
+    """Dynamic soft label assignment (RTMDet, arXiv 2212.07784, section 3.3): a soft class cost and center."""
     centers = (pairs.boxes_xyxy[:, :2] + pairs.boxes_xyxy[:, 2:]) / 2
     from_center = torch.cdist(pairs.points, centers) / pairs.strides[:, None]
     fit = -pairs.ious.clamp(min=1e-7).log()

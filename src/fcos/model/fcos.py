@@ -170,9 +170,9 @@ class Head(nn.Module):
         self.distances = nn.Conv2d(width, 4, size, padding=size // 2)
         self.quality = nn.Conv2d(width, 1, size, padding=size // 2) if quality_tower else None
         self.scales = nn.Parameter(torch.ones(len(strides)))
-        self._initialise(distance_init, init)
+        self._initialize(distance_init, init)
 
-    def _initialise(self, distance_init: float, init: str) -> None:
+    def _initialize(self, distance_init: float, init: str) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 if module.groups > 1:  # a depthwise filter sees few inputs: 0.01 would silence it

@@ -64,7 +64,7 @@ def pairwise_box_terms(
 
     Returns:
         iou, the share of the enclosing box that the union leaves empty (GIoU, arXiv 1902.09630),
-        the squared centre distance over the squared enclosing diagonal (DIoU, arXiv 1911.08287), and
+        the squared center distance over the squared enclosing diagonal (DIoU, arXiv 1911.08287), and
         the aspect term of CIoU (same paper).
     """
     eps = 1e-7

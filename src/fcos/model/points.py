@@ -1,7 +1,7 @@
 """The locations at which FCOS predicts (section 3.1 of the paper).
 
 Level i is a grid over the padded network input; its cell at column x, row y is at the input pixel
-``(x + 0.5) * stride, (y + 0.5) * stride``, the centre of the cell.
+``(x + 0.5) * stride, (y + 0.5) * stride``, the center of the cell.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make_grid(
         image_hw: height, width in pixels.
         strides: of the levels, pixels.
         device: of the points.
-        place: of the point in its cell: the centre, or (torchvision) the upper left corner. torchvision also
+        place: of the point in its cell: the center, or (torchvision) the upper left corner. torchvision also
             steps by the padded side over the number of cells, rounded down: 61 and 114 pixels instead of 64
             and 128 for an input 800 pixels high.
     """

@@ -60,7 +60,7 @@ def from_coco(
 def to_yolo(
     self: Detections, size_hw: tuple[int, int] | None = None, *, with_scores: bool = True
 ) -> list[str]:
-    """Lines of a YOLO label file: label, centre x, y, width, height as fractions of the image, score.
+    """Lines of a YOLO label file: label, center x, y, width, height as fractions of the image, score.
 
     Args:
         size_hw: height, width of the image; default: that of `image`.

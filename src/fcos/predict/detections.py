@@ -147,7 +147,7 @@ class Detections:
         min_score: float | int = 0,
         min_area: float | int = 0,
     ) -> Detections:
-        """The detections that fulfil every condition.
+        """The detections that fulfill every condition.
 
         Args:
             classes: a name or label, or several.

@@ -1,7 +1,7 @@
 """Draw boxes with readable labels on an image.
 
 Drawn with Pillow: `torchvision.utils.draw_bounding_boxes` lets labels run off the image and cannot
-choose the text's colour by its background in all versions that we support.
+choose the text's color by its background in all versions that we support.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from fcos.terminal import printable_line
 Rgb = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # xyxy, pixels
 
-GOLDEN_RATIO = 0.618034  # steps of it around the colour circle never come close to an earlier one for long
+GOLDEN_RATIO = 0.618034  # steps of it around the color circle never come close to an earlier one for long
 MAX_NAME = 200  # characters of a label
 MAX_ROWS = 8  # of labels below each other in a box
 GAP = 8  # pixels between two images side by side
 
 
-def class_colour(label: int) -> Rgb:
-    """The colour of a class: always the same, whatever other classes there are."""
+def class_color(label: int) -> Rgb:
+    """The color of a class: always the same, whatever other classes there are."""
     hue = (0.58 + label * GOLDEN_RATIO) % 1
     saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.95, 0.7))[label // 8 % 3]
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
@@ -70,14 +70,14 @@ def draw_boxes(
     line_width = max(1, round(min(drawn.size) / 250))
     order = list(range(len(boxes))) if values is None else np.argsort(values, kind="stable").tolist()
     for i in order:  # all lines first: no line crosses a label
-        draw.rectangle(boxes[i], outline=class_colour(classes[i]), width=line_width)
+        draw.rectangle(boxes[i], outline=class_color(classes[i]), width=line_width)
     taken: list[Box] = []
     for i in reversed(order):  # the best score has the first choice of a place
         name = printable_line(class_names[classes[i]][:MAX_NAME])
         if ids and ids[i] >= 0:
             name = f"#{ids[i]} {name}"
         text = _fitting(name, "" if values is None else f" {values[i]:.2f}", font_size, drawn.width)
-        label = _label(text, class_colour(classes[i]), font_size)
+        label = _label(text, class_color(classes[i]), font_size)
         x, y = place_of_label(label.size, boxes[i], drawn.size, taken)
         drawn.paste(label, (x, y))
         taken.append((x, y, x + label.width, y + label.height))
@@ -131,14 +131,14 @@ def _margin(font_size: int) -> int:
 
 
 @lru_cache(maxsize=256)  # the same classes and scores come again and again; 50 MB of 12-megapixel images
-def _label(text: str, colour: Rgb, font_size: int) -> Image.Image:
+def _label(text: str, color: Rgb, font_size: int) -> Image.Image:
     """A filled rectangle with the text."""
     font = label_font(text, font_size)
     margin = _margin(font_size)
     left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text, font=font)
     width, height = math.ceil(right - left) + 2 * margin, math.ceil(bottom - top) + 2 * margin
-    label = Image.new("RGB", (width, height), colour)
-    ImageDraw.Draw(label).text((margin - left, margin - top), text, fill=readable_on(colour), font=font)
+    label = Image.new("RGB", (width, height), color)
+    ImageDraw.Draw(label).text((margin - left, margin - top), text, fill=readable_on(color), font=font)
     return label
 
 
@@ -177,9 +177,9 @@ def hidden_pixels(box: Box, others: Sequence[Box]) -> int:
     )
 
 
-def readable_on(colour: Rgb) -> str:
-    """Black or white, whichever stands out from `colour` more."""
-    red, green, blue = colour
+def readable_on(color: Rgb) -> str:
+    """Black or white, whichever stands out from `color` more."""
+    red, green, blue = color
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
 
 

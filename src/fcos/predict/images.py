@@ -18,7 +18,7 @@ from fcos.data.strips import LargeImage
 from fcos.errors import DatasetError, OutputError
 from fcos.files import explained
 from fcos.predict.detections import Detections, as_dicts
-from fcos.predict.sources import Source, read_picture, real_path
+from fcos.predict.sources import Source, read_source, real_path
 from fcos.predict.stream import predict_each
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def predict_images(
     results = predict_each(
         detector,
         images,
-        lambda source: detector.read(source.path) if source.path else read_picture(source),
+        lambda source: detector.read(source.path) if source.path else read_source(source),
         outcome,
         score_threshold=threshold,
         batch_size=batch_size,

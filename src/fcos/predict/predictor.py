@@ -109,7 +109,7 @@ class Predictor(Pipeline):
 
         Args:
             images: a path, a PIL image, an array `(height, width, 3)` or a tensor `(3, height, width)`, uint8
-                or floats in [0, 1], or a list of them, of any sizes. Arrays and tensors may also be grey,
+                or floats in [0, 1], or a list of them, of any sizes. Arrays and tensors may also be gray,
                 with one channel or none, or have a fourth channel, which is dropped; with four dimensions
                 they are a batch. Paths and PIL images are rotated upright by their EXIF.
             score_threshold: minimum score of a detection; None: the model's own `threshold`; 0: everything

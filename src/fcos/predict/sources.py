@@ -55,7 +55,7 @@ class Source:
         return None if no_file else Path(self.where)
 
 
-def read_picture(source: Source) -> Tensor:
+def read_source(source: Source) -> Tensor:
     """RGB uint8 pixels `(3, height, width)`, upright.
 
     Raises:

@@ -59,7 +59,7 @@ class VideoWriter:
         """The next frame: `drawn` at the time of `frame`."""
         if not self._is_open:
             self._open(drawn.width, drawn.height)
-        # 4:2:0 has a colour for two by two pixels: an odd last row or column is left out.
+        # 4:2:0 has a color for two by two pixels: an odd last row or column is left out.
         pixels = np.asarray(drawn)[: self._video.height, : self._video.width]
         image = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         unit = self._video.codec_context.time_base

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fcos.metrics.analysis import Analysis, ClassResult
 from fcos.report.chart import Chart, line_chart
 
-MAX_CURVES = 8  # of classes; as many as there are colours
+MAX_CURVES = 8  # of classes; as many as there are colors
 
 
 def precision_charts(analysis: Analysis, ranked: Sequence[ClassResult]) -> list[Chart | None]:

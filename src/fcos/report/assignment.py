@@ -19,7 +19,7 @@ from fcos.data.annotations import Annotations
 from fcos.metrics.coverage import place_objects
 from fcos.model.build import build_known_assigner
 from fcos.model.points import level_name
-from fcos.predict.draw import as_base64, class_colour
+from fcos.predict.draw import as_base64, class_color
 from fcos.report.examples import Example, Pane, ReportImage
 from fcos.report.second_look import PointAnswers
 
@@ -35,7 +35,7 @@ class Cell:
     x: float
     y: float
     side: float
-    colour: str
+    color: str
     opacity: float
     title: str
 
@@ -57,8 +57,8 @@ class Level:
     Attributes:
         range: which distances it regresses, in words.
         num_objects: that it learns.
-        learned: positive points; opacity is centerness, colours are those of the objects.
-        said: points with a score; opacity is the score, colours are those of the classes.
+        learned: positive points; opacity is centerness, colors are those of the objects.
+        said: points with a score; opacity is the score, colors are those of the classes.
         quality: centerness (or predicted IoU) at every point, if there is a detector.
     """
 
@@ -144,7 +144,7 @@ class _View:
         return self.image.annotations.class_names[label]
 
     def objects_pane(self) -> Pane:
-        """The objects, each in its own colour; dashed if it has no positive point."""
+        """The objects, each in its own color; dashed if it has no positive point."""
         learned = set(self.objects[np.unique(self.matched[self.matched >= 0])].tolist())
         boxes = []
         for place, (box, label) in enumerate(
@@ -197,14 +197,14 @@ class _View:
         x, y = (float(value) for value in self.grid.points[point])
         return f"point {x:g}, {y:g}"
 
-    def _cell(self, point: int, colour: int, opacity: float, title: str) -> Cell:
+    def _cell(self, point: int, color: int, opacity: float, title: str) -> Cell:
         x, y = (float(value) for value in self.grid.points[point])
         stride = float(self.grid.strides[point])
         return Cell(
             x=round((x - self.cell_begin * stride) * self.scale[0], 1),
             y=round((y - self.cell_begin * stride) * self.scale[1], 1),
             side=round(stride * self.scale[0], 1),
-            colour="#{:02x}{:02x}{:02x}".format(*class_colour(colour)),
+            color="#{:02x}{:02x}{:02x}".format(*class_color(color)),
             opacity=round(opacity, 2),
             title=title,
         )

@@ -12,7 +12,7 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.errors import DatasetError
 from fcos.files import write_text
-from fcos.metrics.analysis import Analysis, analyse
+from fcos.metrics.analysis import Analysis, analyze
 from fcos.metrics.coco import STATS, result_array
 from fcos.metrics.comparison import Comparison, Delta, compare_results
 from fcos.metrics.confusion import rows_by_image
@@ -43,8 +43,8 @@ def write_comparison(
     first_results, second_results = _results_of(first), _results_of(second)
     check_same_images(first, second)
     annotations = first.annotations
-    before = analyse(annotations, first_results)
-    after = analyse(annotations, _in_ids_of(annotations, second.annotations, second_results))
+    before = analyze(annotations, first_results)
+    after = analyze(annotations, _in_ids_of(annotations, second.annotations, second_results))
     compared = compare_results(annotations, before, after)
     names = run_names([first.folder, second.folder])
     page = template("comparison.html").render(

@@ -23,7 +23,7 @@ from fcos.terminal import printable_line
 EVAL_CURVES = ("map_mean", "map_50", "map_75")
 EVAL_TITLES = ("AP", "AP50", "AP75")
 NUM_COLUMNS = 4
-COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
+COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def plot_curves(runs: Sequence[Path], out: Path) -> None:
-    """Draw AP of every epoch, losses and learning rate of every step; one colour a run."""
+    """Draw AP of every epoch, losses and learning rate of every step; one color a run."""
     names = run_names(runs)
     check_format(out)
     metrics_of = [read_metrics(run) for run in runs]
@@ -128,7 +128,7 @@ def plot_curves(runs: Sequence[Path], out: Path) -> None:
         unused.set_visible(False)
     for index, (metrics, label) in enumerate(zip(metrics_of, names, strict=True)):
         for ax, (name, x) in zip(axes.flat, panels, strict=False):
-            _plot(ax, curve(metrics, name, x), _as_label(label), COLOURS[index % len(COLOURS)])
+            _plot(ax, curve(metrics, name, x), _as_label(label), COLORS[index % len(COLORS)])
     for ax, (name, x) in zip(axes.flat, panels, strict=False):
         _finish(ax, name, x)
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -154,9 +154,9 @@ def _as_label(name: str) -> str:
     return printable_line(f"./{name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
-def _plot(ax: Axes, points: NDArray[np.float64], label: str, colour: str) -> None:
+def _plot(ax: Axes, points: NDArray[np.float64], label: str, color: str) -> None:
     few = len(points) <= FEW_POINTS
-    ax.plot(*points.T, label=label, color=colour, linewidth=1.6, marker="o" if few else "", markersize=3.5)
+    ax.plot(*points.T, label=label, color=color, linewidth=1.6, marker="o" if few else "", markersize=3.5)
 
 
 def _finish(ax: Axes, name: str, x: str) -> None:

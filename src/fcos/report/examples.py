@@ -18,7 +18,7 @@ from fcos.data.annotations import Annotations, Record
 from fcos.data.image import read_image
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.confusion import labels_of, xyxy_of
-from fcos.predict.draw import as_base64, class_colour, hidden_pixels, label_font, place_of_label, readable_on
+from fcos.predict.draw import as_base64, class_color, hidden_pixels, label_font, place_of_label, readable_on
 from fcos.terminal import printable_line
 
 LONGEST_SIDE = 480  # of an example image, pixels
@@ -53,8 +53,8 @@ class Box:
     height: float
     text: str
     title: str
-    colour: str
-    text_colour: str
+    color: str
+    text_color: str
     text_x: float = 0.0
     text_y: float = 0.0
     score: float | None = None
@@ -131,7 +131,7 @@ class ReportImage:
     def box(self, box_xyxy: Any, label: int, text: str, title: str = "", **more: Any) -> Box:
         """A box of the original image."""
         scaled = np.asarray(box_xyxy) * self.scale
-        return place_box(scaled, text, title or text, class_colour(label), self.small.size, **more)
+        return place_box(scaled, text, title or text, class_color(label), self.small.size, **more)
 
     def pane(self, title: str, boxes: Sequence[Box]) -> Pane:
         """A view with these boxes, the most important last; their labels hide little of each other."""
@@ -205,14 +205,14 @@ class ReportImage:
         inside, *others = (np.stack([box_xyxy, *self.record.boxes_xyxy]) - np.array(window[:2] * 2)) * factor
         names = [self.annotations.class_names[other] for other in self.record.labels]
         annotated = [
-            place_box(other, "", f"annotated: {name}", class_colour(other_label), piece.size)
+            place_box(other, "", f"annotated: {name}", class_color(other_label), piece.size)
             for other, name, other_label in zip(others, names, self.record.labels.tolist(), strict=True)
         ]
         return Crop(
             jpeg=as_base64(piece, quality=JPEG_QUALITY),
             width=piece.width,
             height=piece.height,
-            box=place_box(inside, "", caption, class_colour(label), piece.size),
+            box=place_box(inside, "", caption, class_color(label), piece.size),
             annotated=tuple(box for box in annotated if box.width and box.height),
             caption=caption,
             name=self.record.path.name,
@@ -237,8 +237,8 @@ def place_box(
         height=round(y2 - y1, 1),
         text=text,
         title=title,
-        colour="#{:02x}{:02x}{:02x}".format(*rgb),
-        text_colour=readable_on(rgb),
+        color="#{:02x}{:02x}{:02x}".format(*rgb),
+        text_color=readable_on(rgb),
         **more,
     )
 

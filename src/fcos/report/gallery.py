@@ -68,7 +68,7 @@ def miss_tag(reason: str) -> str:
 
 def image_key(image: int) -> str:
     """The id of an image in the page."""
-    return f"picture-{image + 1}"
+    return f"image-{image + 1}"
 
 
 def gallery(

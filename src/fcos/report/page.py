@@ -21,7 +21,7 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.summary import DataSummary, summarize
 from fcos.files import write_text
-from fcos.metrics.analysis import MIN_IMAGES, Analysis, analyse, margins_of, resamples_for
+from fcos.metrics.analysis import MIN_IMAGES, Analysis, analyze, margins_of, resamples_for
 from fcos.metrics.coco import STATS
 from fcos.metrics.coverage import Coverage, cover
 from fcos.metrics.misses import Miss, why_missed
@@ -163,7 +163,7 @@ def _measured(
     # Resampling takes about as long as all the rest.
     with ThreadPoolExecutor(1) as resampling:
         margins = resampling.submit(margins_of, annotations, results)
-        analysis = analyse(annotations, results)
+        analysis = analyze(annotations, results)
         chosen = choose_images(annotations, analysis, max_images)
         with_misses = [image for image in chosen if analysis.shown.num_missed[image]]
         candidates = look.candidates(annotations, with_misses) if look else {}

@@ -204,7 +204,7 @@ def _few(number: int) -> str:
 
 def _augmentation(num_images: int) -> Proposal:
     if num_images < MANY_IMAGES:
-        return Proposal("augmentation", True, f"{_few(num_images)}: vary colours and crops")
+        return Proposal("augmentation", True, f"{_few(num_images)}: vary colors and crops")
     return Proposal("augmentation", False, f"{num_images:,} images vary enough by themselves")
 
 

@@ -67,8 +67,8 @@ def test_boxes_crowd_area_and_ignore_stay_with_their_image(write_coco):
     assert (first.size_hw, second.size_hw, empty.size_hw) == ((30, 40), None, None)
 
 
-def test_images_lie_in_the_folder_named_like_the_split(write_coco, make_picture, tmp_path):
-    make_picture("val/sub/b.jpg")
+def test_images_lie_in_the_folder_named_like_the_split(write_coco, make_image, tmp_path):
+    make_image("val/sub/b.jpg")
     (tmp_path / "annotations").mkdir()
     source = write_coco(content(), "annotations/instances_val.json")
 
@@ -215,8 +215,8 @@ def test_places_of_ids_that_lie_close_together_or_far_apart(values: list[int], a
     assert found.tolist() == [among.index(value) if value in among else -1 for value in values]
 
 
-def test_names_of_windows_are_read_with_slashes(write_coco, make_picture, tmp_path):
-    make_picture("images/sub/b.jpg")
+def test_names_of_windows_are_read_with_slashes(write_coco, make_image, tmp_path):
+    make_image("images/sub/b.jpg")
     data = content()
     data["images"][0]["file_name"] = "sub\\b.jpg"
 

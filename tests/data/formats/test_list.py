@@ -87,17 +87,17 @@ def test_impossible_class_ids_are_kept_for_the_check(write_list):
     assert annotations.class_names == ("cat", "dog")
 
 
-def test_images_are_found_beside_the_list_or_under_root(write_list, make_picture, tmp_path):
-    make_picture("images/a.jpg")
+def test_images_are_found_beside_the_list_or_under_root(write_list, make_image, tmp_path):
+    make_image("images/a.jpg")
     path = write_list("a.jpg 1 2 3 4 1\n")
 
     assert image_list.read(path)[0].path == tmp_path / "images" / "a.jpg"
     assert image_list.read(path, root=tmp_path)[0].path == tmp_path / "a.jpg"
 
 
-def test_images_are_found_in_a_folder_called_like_the_list(make_picture, tmp_path):
+def test_images_are_found_in_a_folder_called_like_the_list(make_image, tmp_path):
     for part in ("train", "eval"):
-        make_picture(f"images/{part}/a.jpg")
+        make_image(f"images/{part}/a.jpg")
         (tmp_path / f"{part}.txt").write_text("a.jpg 1 2 3 4 1\n")
 
         assert image_list.read(tmp_path / f"{part}.txt")[0].path == tmp_path / "images" / part / "a.jpg"
@@ -140,8 +140,8 @@ def test_what_is_written_is_read_back(tmp_path, images):
     assert [record.path for record in found] == [record.path for record in written]
 
 
-def test_the_folder_of_images_is_found_where_the_first_ones_are_missing(write_list, make_picture):
-    path = make_picture("images/last.jpg")
+def test_the_folder_of_images_is_found_where_the_first_ones_are_missing(write_list, make_image):
+    path = make_image("images/last.jpg")
     names = [*(f"gone_{number}" for number in range(30)), "last"]
     source = write_list("".join(f"{name}.jpg 1 2 3 4 1\n" for name in names))
 
@@ -195,9 +195,9 @@ def test_a_name_with_a_space_at_its_end_is_not_written(tmp_path):
         image_list.write_lines(annotations, tmp_path / "out.txt", root=tmp_path)
 
 
-def test_names_of_windows_are_read_with_slashes(write_list, make_picture, tmp_path):
-    make_picture("images/sub/a.jpg")
-    make_picture("images/b.jpg")
+def test_names_of_windows_are_read_with_slashes(write_list, make_image, tmp_path):
+    make_image("images/sub/a.jpg")
+    make_image("images/b.jpg")
     source = write_list("sub\\a.jpg 1 2 3 4 1\nb.jpg 1 2 3 4 1\n")
 
     annotations = image_list.read(source)

@@ -32,13 +32,13 @@ def write_xml(tmp_path):
 
 
 @pytest.fixture
-def dataset(tmp_path, write_xml, make_picture) -> Path:
+def dataset(tmp_path, write_xml, make_image) -> Path:
     """Three images, cats in train and a dog in val only."""
     write_xml("a", xml_object("cat", 1, 2, 20.5, 30), xml_object("cat", 3, 4, 5, 6, difficult=1))
     write_xml("b")
     write_xml("c", xml_object("ape", 1, 2, 3, 4))
     for name in ("a.jpg", "b.png", "c.JPEG"):
-        make_picture(f"JPEGImages/{name}")
+        make_image(f"JPEGImages/{name}")
     sets = tmp_path / "ImageSets" / "Main"
     sets.mkdir(parents=True)
     (sets / "train.txt").write_text("b\na\n")
@@ -88,25 +88,25 @@ def test_given_names_set_the_order_and_refuse_others(dataset):
         voc.read(dataset, names=["dog"])
 
 
-def test_images_may_lie_beside_the_xml_files(write_xml, make_picture, tmp_path):
+def test_images_may_lie_beside_the_xml_files(write_xml, make_image, tmp_path):
     write_xml("a", folder="mixed")
-    make_picture("mixed/a.png")
+    make_image("mixed/a.png")
 
     assert voc.read(tmp_path / "mixed")[0].path == tmp_path / "mixed/a.png"
 
 
-def test_of_two_images_with_one_stem_the_file_name_inside_decides(write_xml, make_picture, tmp_path):
+def test_of_two_images_with_one_stem_the_file_name_inside_decides(write_xml, make_image, tmp_path):
     write_xml("a")
-    make_picture("JPEGImages/a.bmp")
-    make_picture("JPEGImages/a.jpg")
+    make_image("JPEGImages/a.bmp")
+    make_image("JPEGImages/a.jpg")
 
     assert voc.read(tmp_path)[0].path.name == "a.jpg"
 
 
-def test_a_missing_image_is_named_where_it_should_be(write_xml, make_picture, tmp_path):
+def test_a_missing_image_is_named_where_it_should_be(write_xml, make_image, tmp_path):
     write_xml("a")
     write_xml("b")
-    make_picture("images/b.jpg")
+    make_image("images/b.jpg")
 
     assert voc.read(tmp_path)[0].path == tmp_path / "images/a.jpg"
 
@@ -165,11 +165,11 @@ def test_what_is_written_is_read_back(dataset, tmp_path, copy_images):
     assert all(path.is_file() and path.is_symlink() is not copy_images for path in images)
 
 
-def test_images_in_subfolders_stay_there(write_xml, make_picture, tmp_path):
+def test_images_in_subfolders_stay_there(write_xml, make_image, tmp_path):
     write_xml("day/a", xml_object("cat", 1, 2, 3, 4))
     write_xml("night/a", xml_object("dog", 1, 2, 3, 4))
-    make_picture("JPEGImages/day/a.jpg")
-    make_picture("JPEGImages/night/a.jpg")
+    make_image("JPEGImages/day/a.jpg")
+    make_image("JPEGImages/night/a.jpg")
     voc.write(voc.read(tmp_path), tmp_path / "out")
 
     found = voc.read(tmp_path / "out")
@@ -180,8 +180,8 @@ def test_images_in_subfolders_stay_there(write_xml, make_picture, tmp_path):
     ]
 
 
-def test_images_that_would_share_an_xml_file_are_refused(dataset, make_picture, tmp_path):
-    paths = [make_picture("p/a.jpg"), make_picture("p/a.png")]
+def test_images_that_would_share_an_xml_file_are_refused(dataset, make_image, tmp_path):
+    paths = [make_image("p/a.jpg"), make_image("p/a.png")]
     records = [Record.make(path, [], [], i, where=f"line {i}") for i, path in enumerate(paths)]
     annotations = Annotations.from_records(records, ["cat"], source=tmp_path, format="list")
 
@@ -191,8 +191,8 @@ def test_images_that_would_share_an_xml_file_are_refused(dataset, make_picture, 
         voc.write(annotations, tmp_path / "out")
 
 
-def test_a_hidden_image_is_refused_as_nobody_would_find_it_again(make_picture, tmp_path):
-    record = Record.make(make_picture(".a.jpg"), [[1, 2, 20, 25]], [0], 1, where="line 1")
+def test_a_hidden_image_is_refused_as_nobody_would_find_it_again(make_image, tmp_path):
+    record = Record.make(make_image(".a.jpg"), [[1, 2, 20, 25]], [0], 1, where="line 1")
     annotations = Annotations.from_records([record], ["cat"], source=tmp_path, format="list")
 
     for write in (voc.write, yolo.write):
@@ -201,10 +201,10 @@ def test_a_hidden_image_is_refused_as_nobody_would_find_it_again(make_picture, t
 
 
 @pytest.mark.parametrize("images", ["JPEGImages", "JPEGImages/{part}"])
-def test_parts_within_the_folder_of_annotations_are_parts(tmp_path, write_xml, make_picture, images):
+def test_parts_within_the_folder_of_annotations_are_parts(tmp_path, write_xml, make_image, images):
     for part, stem in (("train", "a"), ("val", "b")):
         write_xml(stem, xml_object("cat", 1, 2, 20, 30), folder=f"Annotations/{part}")
-        make_picture(f"{images.format(part=part)}/{stem}.jpg")
+        make_image(f"{images.format(part=part)}/{stem}.jpg")
 
     splits = find_splits(tmp_path)
 
@@ -238,29 +238,29 @@ def test_real_sets_are_read_whole(shared, name, source, facts):
     assert all(record.path.is_file() for record in annotations)
 
 
-def test_of_two_images_that_no_file_name_tells_apart_none_is_taken(tmp_path, make_picture):
+def test_of_two_images_that_no_file_name_tells_apart_none_is_taken(tmp_path, make_image):
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations/a.xml").write_text("<annotation/>")
-    make_picture("JPEGImages/a.bmp")
-    make_picture("JPEGImages/a.jpg")
+    make_image("JPEGImages/a.bmp")
+    make_image("JPEGImages/a.jpg")
 
     with pytest.raises(DatasetError, match=r"several images\n  in: a.xml: 'a.bmp' or 'a.jpg'"):
         voc.read(tmp_path)
 
 
-def test_images_without_an_xml_file_are_told_of(dataset, make_picture):
+def test_images_without_an_xml_file_are_told_of(dataset, make_image):
     assert voc.read(dataset).notes == ()
-    make_picture("JPEGImages/d.jpg")
+    make_image("JPEGImages/d.jpg")
     assert voc.read(dataset).notes == ("1 image without an xml file is not used, for example 'd.jpg'",)
-    make_picture("JPEGImages/e.jpg")
+    make_image("JPEGImages/e.jpg")
     assert voc.read(dataset).notes[0].startswith("2 images without an xml file are not used")
     assert voc.read(dataset / "ImageSets" / "Main" / "val.txt").notes == ()
 
 
-def test_images_of_other_parts_have_their_xml_files_there(write_xml, make_picture, tmp_path):
+def test_images_of_other_parts_have_their_xml_files_there(write_xml, make_image, tmp_path):
     for part, stem in (("train", "a"), ("val", "b")):
         write_xml(stem, xml_object("cat", 1, 2, 3, 4), folder=f"Annotations/{part}")
-        make_picture(f"JPEGImages/{stem}.jpg")
+        make_image(f"JPEGImages/{stem}.jpg")
     assert voc.read(tmp_path / "Annotations" / "train").notes == ()
 
 
@@ -270,9 +270,9 @@ def test_a_folder_called_like_an_xml_file_is_refused(dataset):
         voc.read(dataset)
 
 
-def test_names_with_backslashes_in_a_split_are_those_of_subfolders(write_xml, make_picture, tmp_path):
+def test_names_with_backslashes_in_a_split_are_those_of_subfolders(write_xml, make_image, tmp_path):
     write_xml("sub/a", xml_object("cat", 1, 2, 3, 4))
-    image = make_picture("JPEGImages/sub/a.jpg")
+    image = make_image("JPEGImages/sub/a.jpg")
     (tmp_path / "ImageSets").mkdir()
     (tmp_path / "ImageSets" / "train.txt").write_text("sub\\a\n")
     assert voc.read(tmp_path / "ImageSets" / "train.txt")[0].path == image

@@ -23,10 +23,10 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def dataset(tmp_path, write, make_picture) -> Path:
+def dataset(tmp_path, write, make_image) -> Path:
     """`images` and `labels` with train and val, and a data.yaml."""
     for name in ("train/a.jpg", "train/b.png", "val/c.jpg"):
-        make_picture(f"images/{name}", width=40, height=20)
+        make_image(f"images/{name}", width=40, height=20)
     write("labels/train/a.txt", "1 0.5 0.5 0.5 1.0\n0 0.25 0.5 0.1 0.2\n")
     write("labels/val/c.txt", "0 0.5 0.5 1 1\n")
     write("data.yaml", "path: .\ntrain: images/train\nval: [images/val]\nnames: {0: cat, 1: dog}\n")
@@ -71,8 +71,8 @@ def test_paths_of_another_machine_are_found_beside_the_yaml(dataset, write):
     assert len(yolo.read(path)) == 2
 
 
-def test_a_plain_folder_has_its_labels_beside_the_images(write, make_picture, tmp_path):
-    make_picture("set/a.jpg")
+def test_a_plain_folder_has_its_labels_beside_the_images(write, make_image, tmp_path):
+    make_image("set/a.jpg")
     write("set/a.txt", "1 0.5 0.5 0.5 0.5")
     write("set/classes.txt", "cat\ndog\n")
 
@@ -81,12 +81,12 @@ def test_a_plain_folder_has_its_labels_beside_the_images(write, make_picture, tm
     assert (len(annotations), annotations.class_names) == (1, ("cat", "dog"))
 
 
-def test_darknet_lists_name_images_and_labels_of_another_folder(write, make_picture, tmp_path):
+def test_darknet_lists_name_images_and_labels_of_another_folder(write, make_image, tmp_path):
     write("set/obj.data", "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
     write("set/obj.names", "cat\ndog\n")
     write("set/train.txt", "data/obj_train_data/a.jpg\n")
     write("set/obj_train_data/a.txt", "1 0.5 0.5 0.5 0.5")
-    image = make_picture("elsewhere/a.jpg")
+    image = make_image("elsewhere/a.jpg")
 
     annotations = yolo.read(tmp_path / "set/obj.data", root=tmp_path / "elsewhere")
 
@@ -95,8 +95,8 @@ def test_darknet_lists_name_images_and_labels_of_another_folder(write, make_pict
     assert annotations.class_names == ("cat", "dog")
 
 
-def test_without_names_classes_are_numbered_as_in_the_file(write, make_picture, tmp_path):
-    make_picture("a/x/y/set/a.jpg")
+def test_without_names_classes_are_numbered_as_in_the_file(write, make_image, tmp_path):
+    make_image("a/x/y/set/a.jpg")
     write("a/x/y/set/a.txt", "1 0.5 0.5 0.5 0.5")
 
     assert yolo.read(tmp_path / "a/x/y/set").class_names == ("class_0", "class_1")
@@ -185,8 +185,8 @@ def test_a_yaml_that_makes_no_sense_is_refused(dataset, write, text, words):
 
 
 @pytest.mark.parametrize("copy_images", [False, True])
-def test_what_is_written_is_read_back(make_picture, tmp_path, copy_images):
-    paths = [make_picture("p/a.jpg", 333, 217), make_picture("p/sub/b.png", 31, 57)]
+def test_what_is_written_is_read_back(make_image, tmp_path, copy_images):
+    paths = [make_image("p/a.jpg", 333, 217), make_image("p/sub/b.png", 31, 57)]
     boxes = [[[0, 0, 333, 217], [10.25, 20, 10.25, 20]], [[1, 2, 30.5, 50]]]
     records = [Record.make(path, box, [0] * len(box), 1) for path, box in zip(paths, boxes, strict=True)]
     first = Annotations.from_records(records, ["überraschung"], source=tmp_path, format="list")
@@ -265,8 +265,8 @@ def test_rows_of_other_forms_are_refused(dataset, write, row, words):
         yolo.read(dataset)
 
 
-def test_a_class_id_of_billions_makes_no_names(write, make_picture, tmp_path):
-    make_picture("a/x/y/set/a.jpg")
+def test_a_class_id_of_billions_makes_no_names(write, make_image, tmp_path):
+    make_image("a/x/y/set/a.jpg")
     write("a/x/y/set/a.txt", "4294967296 0.5 0.5 0.5 0.5")
 
     with pytest.raises(DatasetError, match="4,294,967,297 classes; the limit is 65,536"):
@@ -280,11 +280,11 @@ def test_only_classes_with_boxes_must_be_among_given_names(dataset, write):
     assert yolo.read(dataset, names=["dog", "cat"]).labels.tolist() == [1, 0]
 
 
-def test_images_without_a_label_file_are_told_of(dataset, make_picture):
+def test_images_without_a_label_file_are_told_of(dataset, make_image):
     note = "1 image without a label file counts as background, for example 'b.png'"
     assert yolo.read(dataset).notes == (note,)
     assert yolo.read(dataset / "data.yaml:val").notes == ()
-    make_picture("images/train/d.jpg")
+    make_image("images/train/d.jpg")
     assert yolo.read(dataset).notes[0].startswith("2 images without a label file count as background")
 
 

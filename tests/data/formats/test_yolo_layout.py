@@ -16,12 +16,12 @@ ROW = "0 0.5 0.5 0.5 0.5\n"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, make_picture):
+def folder(tmp_path: Path, make_image):
     """Makes the files of a folder: images where the name is one, text elsewhere."""
 
     def make(*images: str, **texts: str) -> Path:
         for name in images:
-            make_picture(f"set/{name}")
+            make_image(f"set/{name}")
         (tmp_path / "set").mkdir(exist_ok=True)
         for name, text in texts.items():
             path = tmp_path / "set" / name

@@ -33,7 +33,7 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A published file as we read it, the picture, and the folder with what its authors' code computed."""
+    """A published file as we read it, the image, and the folder with what its authors' code computed."""
 
     folder: Path
     vectors: Callable[[str], Path]
@@ -60,12 +60,12 @@ class Case:
 def case(request: pytest.FixtureRequest, vectors: Callable[[str], Path]) -> Case:
     """Each of the folders in turn."""
     folder = vectors(request.param)
-    picture = torch.from_numpy(np.load(vectors("input.npy"))).permute(2, 0, 1)
+    image = torch.from_numpy(np.load(vectors("input.npy"))).permute(2, 0, 1)
     file = read_published(folder / "state_dict.pth")
     config = TrainConfig(**{**file.card.settings, **SIZE})
     model = build_model(config, len(file.card.class_names))
     model.load_state_dict({**model.state_dict(), **file.tensors_for(model.state_dict())})
     nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    resized = build_eval_transform(config)(picture)
+    resized = build_eval_transform(config)(image)
     batch = collate([Sample(resized, nothing, 0, (203, 317), 0)], 32)
     return Case(folder, vectors, FOLDERS[request.param], config, model.eval(), batch)

@@ -168,7 +168,7 @@ def test_a_file_of_the_first_paper_is_known_by_the_name_its_authors_gave(
         assert read_published(tmp_path / name).card.settings["box_activation"] == activation
 
 
-def test_a_model_without_p6_and_p7_is_adelaidets_for_small_pictures(
+def test_a_model_without_p6_and_p7_is_adelaidets_for_small_images(
     vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
     def cut(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Targets, losses and gradients with the rules of each code base, from its own weights and picture."""
+"""Targets, losses and gradients with the rules of each code base, from its own weights and image."""
 
 from __future__ import annotations
 

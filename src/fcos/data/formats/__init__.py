@@ -9,7 +9,7 @@ from fcos.data.convert import Converted as Converted
 from fcos.data.convert import convert as convert
 from fcos.data.names import read_names as read_names
 from fcos.data.registry import read_annotations as read_annotations
-from fcos.data.registry import recognise as recognise
+from fcos.data.registry import recognize as recognize
 from fcos.data.splits import Split as Split
 from fcos.data.splits import Splits as Splits
 from fcos.data.splits import find_name_file as find_name_file

@@ -155,22 +155,22 @@ class _Rows:
 def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
     """Whether the first four numbers can be a box in the image, and the others points in it.
 
-    Points are x, y, or x, y and visibility (0, 1, 2); 0, 0 is a point that was not labelled. Of polygons this
+    Points are x, y, or x, y and visibility (0, 1, 2); 0, 0 is a point that was not labeled. Of polygons this
     is seldom true, and hardly ever of all in a data set.
     """
     if len(numbers) == NOT_POSE:
         return False
-    centre, half = numbers[:2], numbers[2:4] / 2
-    low, high = centre - half - POSE_TOLERANCE, centre + half + POSE_TOLERANCE
+    center, half = numbers[:2], numbers[2:4] / 2
+    low, high = center - half - POSE_TOLERANCE, center + half + POSE_TOLERANCE
     if (half <= 0).any() or (low < -2 * POSE_TOLERANCE).any() or (high > 1 + 2 * POSE_TOLERANCE).any():
         return False
     for size in (2, 3):
         if len(numbers[4:]) % size:
             continue
         points = numbers[4:].reshape(-1, size)
-        labelled = points[(points[:, :2] != 0).any(axis=1), :2]
+        labeled = points[(points[:, :2] != 0).any(axis=1), :2]
         seen = points[:, 2:]
-        if np.isin(seen, (0, 1, 2)).all() and ((labelled >= low) & (labelled <= high)).all():
+        if np.isin(seen, (0, 1, 2)).all() and ((labeled >= low) & (labeled <= high)).all():
             return True
     return False
 

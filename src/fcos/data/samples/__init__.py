@@ -1,6 +1,6 @@
 """Handwritten digits and photographs for `fcos quickstart` and for checks of exported files.
 
-They are not ours: README.txt beside them names authors and licences.
+They are not ours: README.txt beside them names authors and licenses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 
 
 def load_digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """`(1797, 8, 8)` grey levels, 0 (paper) to 16 (ink), and `(1797,)` the digit each stands for."""
+    """`(1797, 8, 8)` gray levels, 0 (paper) to 16 (ink), and `(1797,)` the digit each stands for."""
     with np.load(FOLDER / "digits.npz", allow_pickle=False) as arrays:
         return arrays["images"], arrays["labels"]
 

@@ -56,7 +56,7 @@ if (slider) {
       event.preventDefault();
       const tag = link.dataset.tag === "all" ? "" : link.dataset.tag;
       choose(tag, link.dataset.words);
-      if (link.tagName === "A") document.querySelector("#pictures").scrollIntoView();
+      if (link.tagName === "A") document.querySelector("#images").scrollIntoView();
     });
   }
   // A link to a hidden image shows all again.

@@ -13,7 +13,7 @@ from fcos import Detector
 from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import to_metadata
 from fcos.export.formats import FORMATS, card_of
-from fcos.export.quantise import search
+from fcos.export.quantize import search
 from fcos.weights.load import load_model
 
 NAMES = ["backbone.body.conv1/Conv", "backbone.body.layer1.0.conv1/Conv", "pyramid.lateral.0/Conv"]
@@ -21,11 +21,11 @@ HEAD = ["head.box_tower.0/Conv", "head.box_tower.0/Conv_2", "head.logits/Conv", 
 
 
 def ap_of(losses: dict[str, float], whole: float) -> Callable[[frozenset[str]], float]:
-    """AP where everything quantised costs `whole`, and each part in float32 gives its share back."""
+    """AP where everything quantized costs `whole`, and each part in float32 gives its share back."""
     return lambda in_float32: 0.6 - whole + sum(losses.get(part, 0.0) for part in in_float32)
 
 
-def test_everything_is_quantised_where_it_costs_little() -> None:
+def test_everything_is_quantized_where_it_costs_little() -> None:
     found = search(0.6, ap_of({}, 0.009), 0.01)
     assert found.is_within
     assert found.chosen.in_float32 == ()
@@ -62,7 +62,7 @@ def test_the_stem_is_the_first_convolution_and_a_head_is_shared_by_its_levels() 
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     paths = []
     for seed in range(4):
         coarse = np.random.default_rng(seed).integers(0, 255, (6, 9, 3), dtype=np.uint8)
@@ -73,40 +73,40 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_convolutions_become_integers_and_detections_stay_close(
-    name: str, exported: dict[str, Path], small_model: Path, pictures: list[Path], tmp_path: Path
+    name: str, exported: dict[str, Path], small_model: Path, images: list[Path], tmp_path: Path
 ) -> None:
     loaded = load_model(small_model)
-    calibration = Calibration(loaded.config, pictures)
+    calibration = Calibration(loaded.config, images)
     assert [inputs["images"].shape for inputs in calibration] == [(1, 3, 96, 128)] * 4
     format = FORMATS[name]  # type: ignore[index]
-    assert format.quantise is not None
+    assert format.quantize is not None
     model = opened(name, exported[name])
-    num_convolutions = len(quantised_convolutions(name, format.quantise(model, calibration, frozenset())))
-    integers = format.quantise(model, calibration, frozenset({"outputs"}))
-    in_integers = quantised_convolutions(name, integers)
+    num_convolutions = len(quantized_convolutions(name, format.quantize(model, calibration, frozenset())))
+    integers = format.quantize(model, calibration, frozenset({"outputs"}))
+    in_integers = quantized_convolutions(name, integers)
     assert len(in_integers) == num_convolutions - 9  # three outputs on three levels
     assert not [convolution for convolution in in_integers if convolution.startswith("head.logits")]
 
     path = tmp_path / f"int8{format.ENDING}"
     format.save(integers, to_metadata(card_of(loaded), loaded.config), path)
     before, after = Detector.load(exported[name]), Detector.load(path)
-    for picture in pictures:
-        wanted, found = before.predict(picture, 0.0), after.predict(picture, 0.0)
+    for image in images:
+        wanted, found = before.predict(image, 0.0), after.predict(image, 0.0)
         best = (found.boxes_xyxy[:, None] - wanted.boxes_xyxy[None]).abs().amax(dim=2).amin(dim=0)
         assert float(best.median()) < 3  # pixels
         assert float((found.scores[:20] - wanted.scores[:20]).abs().max()) < 0.1
 
 
 def test_a_model_with_tiles_is_calibrated_on_tiles_and_whole_images(
-    small_model: Path, pictures: list[Path]
+    small_model: Path, images: list[Path]
 ) -> None:
     config = load_model(small_model).config.model_copy(update={"tile": 60})  # of 60 x 90: two tiles
-    sizes = [inputs["original_sizes_hw"].tolist() for inputs in Calibration(config, pictures)]
+    sizes = [inputs["original_sizes_hw"].tolist() for inputs in Calibration(config, images)]
 
     assert len(sizes) == 12  # of four images, all views
     assert sorted(sizes[:3]) == [[[60, 60]], [[60, 60]], [[60, 90]]]
 
-    calibration = Calibration(config, pictures * 75)  # 300: one view each
+    calibration = Calibration(config, images * 75)  # 300: one view each
     assert calibration.num_images == len(list(calibration)) == 300
 
 
@@ -120,7 +120,7 @@ def opened(name: str, path: Path) -> object:
     return openvino.Core().read_model(path / "model.xml")
 
 
-def quantised_convolutions(name: str, model: object) -> list[str]:
+def quantized_convolutions(name: str, model: object) -> list[str]:
     """Names of the convolutions that read integers."""
     if name == "onnx":
         made_by = {output: node for node in model.graph.node for output in node.output}  # type: ignore[attr-defined]

@@ -85,15 +85,15 @@ def export_int8(
         max_loss: of AP, in [0, 1].
         on_trial: called before each trial with what stays in float32.
     """
-    format, quantise = FORMATS[name], FORMATS[name].quantise
-    assert quantise is not None, "the caller has checked it (`check_int8`)"
+    format, quantize = FORMATS[name], FORMATS[name].quantize
+    assert quantize is not None, "the caller has checked it (`check_int8`)"
     model = format.convert(*graph_of(loaded, name))
     card = card_of(loaded)
 
     def write(partial: Path, in_float32: frozenset[str], note: str = "") -> None:
         notes = (*card.notes, *([note] if note else []))
         metadata = to_metadata(replace(card, precision="int8", notes=notes), loaded.config)
-        format.save(quantise(model, calibration, in_float32), metadata, partial)
+        format.save(quantize(model, calibration, in_float32), metadata, partial)
 
     def measure(in_float32: frozenset[str]) -> float:
         on_trial(tuple(part for part in PARTS if part in in_float32))
@@ -114,7 +114,7 @@ def export_int8(
 
 def check_int8(name: ExportFormat) -> None:
     """Refuse a format without 8-bit integers."""
-    if FORMATS[name].quantise is None:
+    if FORMATS[name].quantize is None:
         raise FcosError(
             f"the format {name} does not support --int8",
             fix="use --format openvino (the fastest), onnx or litert",
