@@ -1,4 +1,4 @@
-"""Time a image in the network, of batches of 1, 2 and 4 images of one size, on one and on two cores.
+"""Time an image in the network, of batches of 1, 2 and 4 images of one size, on one and on two cores.
 
     python benchmarks/batch_sizes.py --model runs/train [--rounds 4]
 
@@ -25,7 +25,7 @@ BATCHES = (1, 2, 4)
 
 @torch.inference_mode()
 def milliseconds(network: FCOS, size_hw: tuple[int, int], rounds: int) -> list[float]:
-    """A image, for each size of batch."""
+    """An image, for each size of batch."""
     best = [float("inf")] * len(BATCHES)
     for _ in range(rounds):
         for place, number in enumerate(BATCHES):
@@ -45,7 +45,7 @@ def main(model: Path, rounds: int = 4) -> None:
         for size_hw in SIZES_HW:
             times = milliseconds(network, size_hw, rounds)
             shown = ", ".join(f"{number}: {ms:.1f}" for number, ms in zip(BATCHES, times, strict=True))
-            print(f"{threads} threads, {size_hw[0]} x {size_hw[1]}: {shown} ms a image", flush=True)
+            print(f"{threads} threads, {size_hw[0]} x {size_hw[1]}: {shown} ms an image", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 The objects are those of the list `lists/coco_val2017.txt` there. The images are photographs of
 `voc100/images`, brought to the sizes that the boxes need and linked under the names of the list. The
-detections are made: as of a mediocre detector, 100 a image, which is the most that there can be. The model
+detections are made: as of a mediocre detector, 100 an image, which is the most that there can be. The model
 file has random weights: looking at images again takes its time, and what it says means nothing. What is
 timed is the command as a user types it.
 """
@@ -38,7 +38,7 @@ PER_IMAGE = 100
 
 
 def make_images(annotations: Annotations, photographs: list[Path], folder: Path) -> None:
-    """A image of each name that is large enough for its boxes."""
+    """An image of each name that is large enough for its boxes."""
     made: dict[tuple[int, int], Path] = {}
     for index, record in enumerate(annotations):
         needed = record.boxes_xyxy[:, 2:].max(axis=0, initial=320)

@@ -84,7 +84,7 @@ def test_a_folder_that_is_no_run_is_an_error_with_a_remedy(tmp_path: Path) -> No
     assert "fix: give the folder of a run, for example runs/train" in result.stderr
 
 
-def test_a_image_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, said in (
         ("file/curves.png", "cannot be written: "),

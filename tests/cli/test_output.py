@@ -21,7 +21,7 @@ COMMANDS_WITHOUT_RESULT = {"demo", "serve"}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: two lists with a image of a cat each, class names, and the images."""
+    """The working directory: two lists with an image of a cat each, class names, and the images."""
     monkeypatch.chdir(tmp_path)
     for part, names in (("train", "abc"), ("eval", "c")):
         for name in names:

@@ -182,7 +182,7 @@ def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(model_file: P
     assert drawn_below("predictions") == ["a[1].jpg"]
 
 
-def test_a_image_given_twice_is_searched_once(model_file: Path, images: Path) -> None:
+def test_an_image_given_twice_is_searched_once(model_file: Path, images: Path) -> None:
     predict(model_file, "photos", "photos/a.jpg", "photos/*.jpg")
 
     assert len(written()["images"]) == 3
@@ -252,7 +252,7 @@ def test_a_source_is_never_overwritten(model_file: Path, images: Path, sources: 
     assert Path("photos/a.jpg").read_bytes() == before
 
 
-def test_a_image_that_another_program_left_in_the_output_folder_is_not_overwritten(
+def test_an_image_that_another_program_left_in_the_output_folder_is_not_overwritten(
     model_file: Path, images: Path
 ) -> None:
     Path("backup").mkdir()

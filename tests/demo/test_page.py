@@ -123,7 +123,7 @@ def test_several_images_are_kept_in_a_row(page: sync_api.Page, examples: Path) -
     assert "a.png" in page.inner_text("#facts")
 
 
-def test_a_image_can_be_pasted(page: sync_api.Page, examples: Path) -> None:
+def test_an_image_can_be_pasted(page: sync_api.Page, examples: Path) -> None:
     page.evaluate(
         """(bytes) => {
             const transfer = new DataTransfer();

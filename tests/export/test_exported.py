@@ -135,7 +135,7 @@ def blind(name: ExportFormat, exported: dict[str, Path], folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_image_in_which_nothing_is_found(
+def test_an_image_in_which_nothing_is_found(
     name: ExportFormat, exported: dict[str, Path], tmp_path: Path
 ) -> None:
     metadata, _ = FORMATS[name].open_file(exported[name])

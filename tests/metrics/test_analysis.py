@@ -73,7 +73,7 @@ def test_every_detection_and_object_has_its_fate(
     assert analysis.shown.f1().tolist() == pytest.approx([2 / 3, 0])
 
 
-def test_a_image_without_objects_and_detections_is_perfect() -> None:
+def test_an_image_without_objects_and_detections_is_perfect() -> None:
     analysis = analyze(annotations_of(([A], [CAT]), ([], [])), [found(1, A, 0.9, CAT)])
     assert analysis.shown.f1().tolist() == [1, 1]
 

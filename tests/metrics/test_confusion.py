@@ -105,7 +105,7 @@ def test_counts_are_those_of_hotcoco_on_real_annotations(shared: Path) -> None:
     np.testing.assert_array_equal(matrix, wanted.astype(np.int64))
 
 
-def test_rows_of_a_image_are_best_first() -> None:
+def test_rows_of_an_image_are_best_first() -> None:
     annotations = annotations_of(([A], [CAT]), ([A], [CAT]), ([], []))
     rows = rows_from([row(2, A, 0.2, CAT), row(1, A, 0.5, CAT), row(2, A, 0.9, CAT)])
     assert [found.tolist() for found in rows_by_image(annotations, rows)] == [[1], [2, 0], []]

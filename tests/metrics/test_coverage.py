@@ -25,8 +25,8 @@ CONFIG = load_config(
 )
 
 
-def boxes_in_a_image(*boxes_xyxy: list[float], crowd: list[bool] | None = None) -> Annotations:
-    """A image of 256 x 256, which `CONFIG` leaves at its size."""
+def boxes_in_an_image(*boxes_xyxy: list[float], crowd: list[bool] | None = None) -> Annotations:
+    """An image of 256 x 256, which `CONFIG` leaves at its size."""
     record = Record.make(
         Path("a.jpg"), list(boxes_xyxy), [0] * len(boxes_xyxy), 1, is_crowd=crowd, size_hw=(256, 256)
     )
@@ -67,7 +67,7 @@ def test_it_is_what_a_training_would_learn(rules: str) -> None:
 
 def test_a_box_between_the_points_is_not_learned_and_finer_points_would_help() -> None:
     # points of stride 8 lie at 4, 12, ..., 28, 36; of 16 at 24, 40; of 32 at 16, 48
-    found = cover(boxes_in_a_image([29, 29, 35, 35], [100, 100, 130, 130]), CONFIG)
+    found = cover(boxes_in_an_image([29, 29, 35, 35], [100, 100, 130, 130]), CONFIG)
     assert found.without.tolist() == [True, False]
     assert found.reasons == {"no point inside": 1, "out of range": 0, "smaller boxes": 0}
     assert found.share == 0.5
@@ -79,9 +79,9 @@ def test_a_box_between_the_points_is_not_learned_and_finer_points_would_help() -
 
 def test_a_thin_box_is_out_of_range_where_points_lie_in_it() -> None:
     # 100 wide: its middle is 50 from both ends, so points of stride 8 near the center are in range ...
-    assert not cover(boxes_in_a_image([100, 97, 200, 103]), CONFIG).without.any()
+    assert not cover(boxes_in_an_image([100, 97, 200, 103]), CONFIG).without.any()
     # ... 200 wide: too far for stride 8, and no point of the other levels (8, 24, ..., 16, 48, ...) is in it
-    found = cover(boxes_in_a_image([20, 106, 220, 110]), CONFIG)
+    found = cover(boxes_in_an_image([20, 106, 220, 110]), CONFIG)
     assert found.reasons == {"no point inside": 0, "out of range": 1, "smaller boxes": 0}
     doubled = next(change for change in found.changes if change.what.startswith("regress_ranges"))
     assert doubled.what == "regress_ranges [128, 256]"
@@ -89,7 +89,7 @@ def test_a_thin_box_is_out_of_range_where_points_lie_in_it() -> None:
 
 
 def test_the_smaller_of_two_boxes_at_the_same_place_takes_the_points() -> None:
-    found = cover(boxes_in_a_image([96, 96, 128, 128], [97, 97, 127, 127]), CONFIG)
+    found = cover(boxes_in_an_image([96, 96, 128, 128], [97, 97, 127, 127]), CONFIG)
     assert found.without.tolist() == [True, False]
     assert found.reasons["smaller boxes"] == 1
 
@@ -111,13 +111,13 @@ def test_a_model_with_tiles_learns_what_is_large_enough_on_a_tile() -> None:
 
 
 def test_crowds_are_nobodys_target() -> None:
-    found = cover(boxes_in_a_image([29, 29, 35, 35], [100, 100, 130, 130], crowd=[True, False]), CONFIG)
+    found = cover(boxes_in_an_image([29, 29, 35, 35], [100, 100, 130, 130], crowd=[True, False]), CONFIG)
     assert found.targets.tolist() == [False, True]
     assert found.share == 0
 
 
 def test_no_objects_at_all_are_covered() -> None:
-    found = cover(boxes_in_a_image(), CONFIG)
+    found = cover(boxes_in_an_image(), CONFIG)
     assert (found.share, found.changes) == (0, ())
 
 

@@ -1,4 +1,4 @@
-"""Each reason for a miss, in a image that has just that reason."""
+"""Each reason for a miss, in an image that has just that reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ A, B = [0.0, 0.0, 100.0, 100.0], [200.0, 0.0, 300.0, 100.0]
 HALF_OF_A = [0.0, 0.0, 100.0, 40.0]  # an IoU of 0.4
 NEXT_TO_A = [20.0, 0.0, 120.0, 100.0]  # 2 / 3
 
-# Objects found well in a image of their own, so that the threshold lies between 0.4 and 0.6.
+# Objects found well in an image of their own, so that the threshold lies between 0.4 and 0.6.
 ANCHORS = [[110.0 * place, 300.0, 110.0 * place + 100, 400.0] for place in range(4)]
 
 

@@ -111,7 +111,7 @@ def test_drawing_nothing_gives_the_image_itself(three: Detections) -> None:
     assert three.above(1.0).draw().getcolors() == [(100 * 100, (128, 128, 128))]
 
 
-def test_drawing_without_a_image_says_how_to_give_one(nothing: Detections) -> None:
+def test_drawing_without_an_image_says_how_to_give_one(nothing: Detections) -> None:
     with pytest.raises(
         ValueError, match=r"do not contain their image\n  fix: dataclasses.replace\(detections"
     ):

@@ -15,7 +15,7 @@ from PIL import Image
 from fcos.data.registry import recognize
 from fcos.errors import DatasetError
 from fcos.predict.images import plan
-from fcos.predict.sources import Source, find_images, find_sources, is_address, read_image
+from fcos.predict.sources import Source, find_images, find_sources, is_address, read_source
 from fcos.predict.video_reader import VideoReader
 
 
@@ -106,7 +106,7 @@ def test_a_text_that_is_no_list_is_refused(here: Path, content: str, message: st
         found("todo.txt")
 
 
-def test_standard_input_may_be_a_image(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_may_be_an_image(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe(monkeypatch, (here / "photos/a.jpg").read_bytes())
 
     [source] = find_sources(["-"], Path("predictions"))
@@ -116,7 +116,7 @@ def test_standard_input_may_be_a_image(here: Path, monkeypatch: pytest.MonkeyPat
         Path("standard_input.jpg"),
     )
     assert source.path is None
-    assert read_image(source).shape == (3, 6, 8)
+    assert read_source(source).shape == (3, 6, 8)
 
 
 def test_standard_input_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,14 +173,14 @@ def test_what_was_piped_is_refused_with_its_source_when_it_is_broken(here: Path)
     half = (here / "photos/a.jpg").read_bytes()[:300]
 
     with pytest.raises(DatasetError, match=r"image cannot be decoded.*\n  in: standard input"):
-        read_image(Source("image", "standard input", Path("x.jpg"), half))
+        read_source(Source("image", "standard input", Path("x.jpg"), half))
 
 
 def test_pixels_of_a_piped_image_are_those_of_its_file(here: Path) -> None:
     path = here / "photos/a.jpg"
-    piped = read_image(Source("image", "standard input", Path("x.jpg"), path.read_bytes()))
+    piped = read_source(Source("image", "standard input", Path("x.jpg"), path.read_bytes()))
 
-    assert np.array_equal(piped.numpy(), read_image(Source("image", str(path), Path("a.jpg"))).numpy())
+    assert np.array_equal(piped.numpy(), read_source(Source("image", str(path), Path("a.jpg"))).numpy())
 
 
 def test_where_files_are_needed_nothing_else_is_taken(here: Path) -> None:
@@ -218,7 +218,7 @@ def test_what_is_no_file_is_a_source_that_cannot_be_read(here: Path) -> None:
     assert len(plan(list(sources.values()), Path("out"))) == 6
     for name, message in (("pipe", "this is a pipe"), ("dead", "points to nothing"), ("loop", "to nothing")):
         with pytest.raises(DatasetError, match=message):
-            read_image(sources[f"{name}.jpg"])
+            read_source(sources[f"{name}.jpg"])
     with pytest.raises(DatasetError, match="this is a pipe"):
         find_sources(["photos/pipe.jpg"], Path("out"))
     with pytest.raises(DatasetError, match="points to nothing"):
@@ -251,7 +251,7 @@ def test_names_that_no_file_can_have_are_left_to_who_reads_them(here: Path) -> N
     assert [source.where for source in sources] == lines
     for source in sources[1:]:
         with pytest.raises(DatasetError):
-            read_image(source)
+            read_source(source)
     with pytest.raises(DatasetError, match="does not exist"):
         find_sources(["x" * 5000], Path("out"))
 

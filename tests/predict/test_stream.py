@@ -146,7 +146,7 @@ def test_where_networks_may_not_run_side_by_side_the_rest_does(
     assert 1 in read_meanwhile
 
 
-def test_a_image_that_cannot_be_read_is_an_error_at_its_place(
+def test_an_image_that_cannot_be_read_is_an_error_at_its_place(
     detector: Detector, images: list[Any], tmp_path: Path
 ) -> None:
     stream = detector.stream([images[0], tmp_path / "missing.jpg", images[1]])

@@ -197,7 +197,7 @@ def test_ctrl_c_leaves_a_whole_video_and_whole_lines(
 
 @pytest.fixture
 def address(clip: Path, frames: list[Image.Image]) -> Iterator[str]:
-    """A server of the clip's folder, with a image in it."""
+    """A server of the clip's folder, with an image in it."""
     frames[0].save(clip.parent / "frame.png")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(clip.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -268,7 +268,7 @@ def test_what_is_for_videos_is_refused_where_there_is_none(
     assert f"{words[0]} works on videos, but no source is a video" in result.stderr
 
 
-def test_a_image_from_standard_input(model_file: Path, frames: list[Image.Image]) -> None:
+def test_an_image_from_standard_input(model_file: Path, frames: list[Image.Image]) -> None:
     frames[0].save("frame.png")
     content = Path("frame.png").read_bytes()
     words = ["predict", str(model_file), "-", "--device", "cpu"]

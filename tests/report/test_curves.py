@@ -92,7 +92,7 @@ def test_runs_are_named_by_as_much_of_their_path_as_it_takes() -> None:
 
 
 @pytest.mark.parametrize("num_epochs", [0, 1, 3])
-def test_a_image_is_drawn_of_any_number_of_points(tmp_path: Path, num_epochs: int) -> None:
+def test_an_image_is_drawn_of_any_number_of_points(tmp_path: Path, num_epochs: int) -> None:
     out = tmp_path / "new" / "curves.png"
     plot_curves([write_run(tmp_path / "run", num_epochs)], out)
     with Image.open(out) as image:

@@ -59,7 +59,7 @@ def test_confusions_are_told_largest_first(analyzed: tuple[Annotations, Analysis
     assert set(confusions(analyzed[1])) == {(cat, dog), (cat, background), (background, cat)}
 
 
-def test_a_image_is_tagged_with_its_errors(analyzed: tuple[Annotations, Analysis]) -> None:
+def test_an_image_is_tagged_with_its_errors(analyzed: tuple[Annotations, Analysis]) -> None:
     annotations, analysis = analyzed
     examples = {example.name: example for example in gallery(annotations, analysis, {6: "worst", 0: ""}, [])}
     assert examples["7.png"].tags == ("worst", "cell-0-1")
