@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,28 @@ def test_without_rasterio_the_extra_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(FcosError, match=r"strip by strip needs rasterio(.|\n)*fcos-torch\[large\]"):
         in_strips(tmp_path / "a.png", [0], 300)
+
+
+def test_other_threads_do_not_change_which_warnings_are_ignored_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GDAL warns of every image without map coordinates, which is an error where warnings are."""
+    path = tmp_path / "a.png"
+    image_of("RGB").save(path)
+    as_usual, others = rasterio.open, []
+
+    def with_another_thread(*args: Any, **options: Any) -> Any:
+        other = threading.Thread(target=read_image, args=(path,))
+        other.start()
+        other.join(0.2)
+        others.append((other, other.is_alive()))
+        return as_usual(*args, **options)
+
+    monkeypatch.setattr(rasterio, "open", with_another_thread)
+    assert read_large_header(path, decode=True).size_hw == (SIZE[1], SIZE[0])
+    [(other, waited)] = others
+    other.join()
+    assert waited
 
 
 def test_what_cannot_be_read_in_strips_is_read_as_a_whole(tmp_path: Path) -> None:

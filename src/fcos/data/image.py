@@ -232,14 +232,23 @@ def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
     return f"image cannot be decoded: {error}"
 
 
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Ignore all warnings, in one thread at a time: ``catch_warnings`` alone is not safe between threads.
+
+    For short work only, as opening a file; pixels are decoded outside of it.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _open_quietly(file: Path | io.BytesIO, any_size: bool = False) -> Image.Image:
     """Open without Pillow's warnings about large images and odd metadata: neither asks for an action.
 
     Up to Pillow's hard limit (179 megapixels) a large image is just large; above it Pillow raises.
-    ``catch_warnings`` is not safe between threads, hence the lock; pixels are decoded outside of it.
     """
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with no_warnings():
         limit = Image.MAX_IMAGE_PIXELS
         try:
             Image.MAX_IMAGE_PIXELS = None if any_size else limit
@@ -254,8 +263,7 @@ def _orientation(image: Image.Image, *, may_decode: bool = True) -> int:
     Pillow decodes a PNG for it, since it may stand behind the pixels; without `may_decode` only what stands
     before them counts.
     """
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with no_warnings():
         try:
             exif = image.getexif() if may_decode else Image.Image.getexif(image)
             orientation = exif.get(EXIF_ORIENTATION, 1)

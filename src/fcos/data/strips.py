@@ -6,7 +6,6 @@ rows of a PNG or TIFF.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import ImageFile
 from torch import Tensor
 
-from fcos.data.image import Header, opened, read_header, read_image
+from fcos.data.image import Header, no_warnings, opened, read_header, read_image
 from fcos.errors import needs_extra
 
 LARGE = 50_000_000  # pixels: smaller images are read as a whole
@@ -65,8 +64,7 @@ class LargeImage:
     def _pieces(self, rasterio: Any) -> Iterator[UInt8[Tensor, "rows width 3"]]:
         """The image in pieces of a few rows, from top to bottom."""
         height, width = self.size_hw
-        with rasterio.Env(**GDAL), warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.Env(**GDAL), no_warnings():  # most images are not of maps
             file = rasterio.open(self.path, driver=self.driver)
         with file:
             bands, palette = [1, 2, 3] if file.count >= 3 else [1], None

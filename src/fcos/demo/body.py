@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from functools import cache
 
 from fastapi import HTTPException, Request
@@ -11,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from fcos.data.image import to_pixels
+from fcos.data.image import no_warnings, to_pixels
 from fcos.terminal import printable
 
 MAX_BYTES = 32 * 2**20  # of one image file
@@ -79,8 +78,7 @@ def open_image(content: bytes | bytearray, max_pixels: int = MAX_PIXELS) -> Tens
         HTTPException: 413 with too many pixels, 415 if it cannot be read.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images: the limit is ours
+        with no_warnings():  # of large images: the limit is ours
             opened = Image.open(io.BytesIO(content), formats=_formats())
         _check_size(opened, content, max_pixels)
         return to_pixels(opened)
