@@ -15,7 +15,8 @@ each set (mean over the seeds, and half their range), the mean over the sets, an
 
 A method is a peer of `benchmarks/peers.py`, a preset, or NAME:PRESET,key=value,... with settings of `fcos
 train`. Ours trains for as many whole epochs as the budget holds (of a set that it cannot see once: as many
-images), after two short trainings have shown what a step costs; a peer trains until the budget is spent.
+images), after two short trainings have shown what a step costs; if it then took so little that more epochs
+would have fit, it trains again with these. A peer trains until the budget is spent.
 
 Sets: bccd, raccoon and coco_mini lie in `--shared`, voc07 and neu_det in `--pulled`. Splits are fixed: bccd's
 and voc07's own; raccoon's trainval and neu_det's train are split by a seed, their test images are left for
@@ -383,8 +384,12 @@ def run_one(
             epochs, shown = epochs_within(budget_s, kind, settings, name, lists, model)
         else:
             epochs, shown = args.epochs, lists
-        note["cpu_s"] = train_ours(kind, settings, name, shown, epochs, seed, model)
-        note["epochs"] = epochs
+        cpu_s = train_ours(kind, settings, name, shown, epochs, seed, model)
+        while args.epochs is None and shown is lists and int(epochs * budget_s / cpu_s) > epochs:
+            epochs = int(epochs * budget_s / cpu_s)
+            print(f"  took {cpu_s:.0f} CPU s: again with {epochs} epochs", flush=True)
+            cpu_s = train_ours(kind, settings, name, shown, epochs, seed, model)
+        note |= {"cpu_s": cpu_s, "epochs": epochs}
     torch.set_num_threads(NUM_THREADS)
     annotations = read_data(name, *lists[2:])
     [row] = measure([open_model(str(model), annotations)[0]], annotations)

@@ -88,9 +88,10 @@ def main(
     with contextlib.redirect_stdout(io.StringIO()):
         truth.dataset = coco_ground_truth(annotations)
         truth.createIndex()
+    columns = (rows[key].tolist() for key in ("image_id", "category_id", "bbox", "score"))
     entries = [
-        {"image_id": int(row[0]), "bbox": row[1:5], "score": row[5], "category_id": int(row[6])}
-        for row in rows.tolist()
+        {"image_id": image, "category_id": category, "bbox": box, "score": score}
+        for image, category, box, score in zip(*columns, strict=True)
     ]
     theirs: list[float] = []
 

@@ -72,7 +72,8 @@ def torchvision_losses(
 def our_losses(weights: Path, batches: list[Batch], config: TrainConfig) -> Iterator[list[float]]:
     """The same of ours."""
     model = build_model(config, NUM_OUTPUTS)
-    model.load_state_dict(read_published(weights).tensors_for(model.state_dict()))
+    state = model.state_dict()
+    model.load_state_dict(state | read_published(weights).tensors_for(state))
     model.train().head.scales.requires_grad_(False)  # torchvision has none
     assign, loss, optimizer = build_assigner(config), build_loss(config), build_optimizer(config, model)
     for batch in batches:
