@@ -112,10 +112,13 @@ def near_center(
 
     The sub-box of the improved paper (2006.09214, section 3.1): center +- radius * stride, cut to the box.
     """
-    centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
-    low = torch.maximum(centers[None] - radius[:, None, None], boxes_xyxy[None, :, :2])
-    high = torch.minimum(centers[None] + radius[:, None, None], boxes_xyxy[None, :, 2:])
-    return ((points[:, None] > low) & (points[:, None] < high)).all(dim=-1)
+    centers, radius = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2, radius[:, None]
+    near = []
+    for axis in (0, 1):  # one at a time: twice as fast as both in a tensor
+        low = torch.maximum(centers[:, axis] - radius, boxes_xyxy[:, axis])
+        high = torch.minimum(centers[:, axis] + radius, boxes_xyxy[:, axis + 2])
+        near.append((points[:, axis, None] > low) & (points[:, axis, None] < high))
+    return near[0] & near[1]
 
 
 class Eligible(NamedTuple):
@@ -154,7 +157,7 @@ def eligible_pairs(
     """
     distances = box_distances(points, boxes_xyxy)
     if center_radius is None:
-        inside = (distances > 0).all(dim=-1)
+        inside = distances.amin(dim=-1) > 0
     else:
         inside = near_center(points, boxes_xyxy, center_radius * strides)
     largest = distances.amax(dim=-1)
@@ -264,15 +267,20 @@ class StaticAssigner:
     ) -> Targets:
         """Targets of a batch, as `Assigner` says; predictions are ignored."""
         ranges = self._ranges(grid)
-        matches = []
-        for boxes in boxes_xyxy:
-            inside, in_range = self._eligible(grid, ranges, boxes)
-            matches.append(Match.hard(smallest_box(inside & in_range, boxes, self.areas)))
+        matches = [
+            Match.hard(self.choose(grid, boxes, self._eligible(grid, ranges, boxes))) for boxes in boxes_xyxy
+        ]
         return build_targets(grid.points, matches, boxes_xyxy, labels, weigh_by_centerness=self.weight_boxes)
 
     def eligible(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Eligible:
         """Which points of an image may learn which of its boxes, before the smallest box wins."""
         return self._eligible(grid, self._ranges(grid), boxes_xyxy)
+
+    def choose(
+        self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"], eligible: Eligible
+    ) -> Int64[Tensor, " points"]:
+        """Index of the box that each point learns of those that it may learn, or -1: the smallest."""
+        return smallest_box(eligible.inside & eligible.in_range, boxes_xyxy, self.areas)
 
     def _ranges(self, grid: PointGrid) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the range of each point's level."""

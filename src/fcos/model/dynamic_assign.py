@@ -52,8 +52,7 @@ class AtssAssigner:
         """Index of each point's box, or -1."""
         if not len(boxes_xyxy):
             return torch.full((len(grid.points),), -1, device=grid.points.device)
-        inside, in_range = self.eligible(grid, boxes_xyxy)
-        return _largest(self._overlaps(grid, boxes_xyxy), inside & in_range)
+        return self.choose(grid, boxes_xyxy, self.eligible(grid, boxes_xyxy))
 
     def eligible(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Eligible:
         """Which points may learn which boxes; in range are candidates that overlap enough."""
@@ -64,8 +63,14 @@ class AtssAssigner:
         mean = (overlaps * candidate).sum(dim=0) / count
         # of a sample, as in the authors' code
         variance = ((overlaps - mean).square() * candidate).sum(dim=0) / (count - 1).clamp(min=1)
-        inside = (box_distances(grid.points, boxes_xyxy) > 0).all(dim=-1)
+        inside = box_distances(grid.points, boxes_xyxy).amin(dim=-1) > 0
         return Eligible(inside, candidate & (overlaps >= mean + variance.sqrt()))
+
+    def choose(
+        self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"], eligible: Eligible
+    ) -> Int64[Tensor, " points"]:
+        """Index of the box that each point learns of those that it may, or -1: the one most overlapped."""
+        return _largest(self._overlaps(grid, boxes_xyxy), eligible.inside & eligible.in_range)
 
     def _overlaps(self, grid: PointGrid, boxes_xyxy: Tensor) -> Float[Tensor, "points boxes"]:
         half = ATSS_SQUARE / 2 * grid.strides[:, None]
@@ -177,7 +182,7 @@ class DynamicAssigner:
         assert predictions is not None
         matches = []
         for i, (boxes, image_labels) in enumerate(zip(boxes_xyxy, labels, strict=True)):
-            inside = (box_distances(grid.points, boxes) > 0).all(dim=-1)
+            inside = box_distances(grid.points, boxes).amin(dim=-1) > 0
             some = inside.any(dim=1).nonzero().squeeze(1)
             points, strides = grid.points[some], grid.strides[some]
             logits, distances = predictions.logits[i, some].float(), predictions.distances[i, some].float()
