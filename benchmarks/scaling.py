@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from frame import start
+
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini"
 SETTINGS = {
     "list_train": str(DATA / "annotations" / "instances_train2017.json"),
@@ -51,16 +53,17 @@ WAYS = {
 }
 
 
-def losses(folder: Path, start: list[str], words: list[str]) -> list[float]:
+def losses(folder: Path, launcher: list[str], words: list[str]) -> list[float]:
     """Of every step."""
     (folder / "train.json").write_text(json.dumps(SETTINGS))
     run = folder / f"run-{len(list(folder.iterdir()))}"
-    command = [*start, str(folder / "train.json"), f"run_folder={run}", *words]
+    command = [*launcher, str(folder / "train.json"), f"run_folder={run}", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [entry["loss"] for entry in entries if entry["kind"] == "train"]
 
 
 def main() -> None:
@@ -76,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

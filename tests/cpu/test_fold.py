@@ -107,3 +107,11 @@ def test_running_the_network_does_not_count_as_a_batch() -> None:
     counts = {n for name, n in backbone.state_dict().items() if name.endswith("num_batches_tracked")}
     assert {int(count) for count in counts} == {0}
     assert backbone.body.training
+
+
+def test_norms_are_found_in_inference_mode_too() -> None:
+    """Whose tensors count no versions, by which a tensor that was changed in place is known."""
+    model = build_model(load_config({"model": "fcos_mobilenetv2", "pretrain": False}), 1)
+    as_usual = len(norms_behind_convolutions(model.backbone.body))
+    with torch.inference_mode():
+        assert len(norms_behind_convolutions(model.backbone.body)) == as_usual > 0

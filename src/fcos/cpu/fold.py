@@ -90,6 +90,7 @@ def is_plain_convolution(module: object) -> TypeGuard[nn.Conv2d]:
     return module.padding_mode == "zeros"
 
 
+@torch.inference_mode(False)  # such tensors count no versions
 @torch.no_grad()
 def _run(network: nn.Module) -> list[Tensor]:
     was_training, like = network.training, next(network.parameters())
