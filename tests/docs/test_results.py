@@ -38,10 +38,13 @@ def test_figures_of_the_summary_stand_in_the_sections(sections: dict[str, str]) 
 @pytest.mark.parametrize("page", [README, RESULTS])
 def test_accuracy_at_equal_time_is_that_of_the_results_file(page: Path) -> None:
     lines = (RESULTS.parent / "accuracy.jsonl").read_text(encoding="utf-8").splitlines()
-    aps: dict[str, dict[str, float]] = {}
+    of_seeds: dict[tuple[str, str], list[float]] = {}
     for result in map(json.loads, lines):
-        assert (result["budget"], result["seed"]) == ("short", 0)
-        aps.setdefault(result["method"], {})[result["set"]] = 100 * result["ap"]
+        assert result["budget"] == "short"
+        of_seeds.setdefault((result["method"], result["set"]), []).append(100 * result["ap"])
+    aps: dict[str, dict[str, float]] = {}
+    for (method, name), of_cell in of_seeds.items():
+        aps.setdefault(method, {})[name] = statistics.mean(of_cell)
 
     text = page.read_text(encoding="utf-8")
     header, _, *rows = text[text.index("|  | bccd |") :].split("\n\n")[0].splitlines()
