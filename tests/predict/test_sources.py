@@ -89,6 +89,24 @@ def test_a_text_file_lists_images_from_here_or_from_its_folder(here: Path) -> No
     assert found("photos/notes.txt") == [("image", "photos/a.jpg", "a.jpg")]
 
 
+def test_a_list_of_voc_names_images_without_their_suffix(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, lists = here / "voc/JPEGImages", here / "voc/ImageSets/Main"
+    images.mkdir(parents=True)
+    lists.mkdir(parents=True)
+    (here / "photos/a.jpg").rename(images / "000012.jpg")
+    (here / "photos/sub/b.png").rename(images / "x.y.png")
+    (lists / "test.txt").write_text("x.y\n000012\n000013\n")
+    expected = [
+        ("image", str(images / "x.y.png"), "x.y.png"),
+        ("image", str(images / "000012.jpg"), "000012.jpg"),
+        ("image", "000013", "000013"),
+    ]
+
+    assert found("voc/ImageSets/Main/test.txt") == expected
+    monkeypatch.chdir(lists)
+    assert found("test.txt") == expected
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

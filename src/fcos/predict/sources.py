@@ -205,13 +205,15 @@ def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
 def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[Source]:
     """One path or URL per line; paths are relative to the working directory, or else to the list's folder.
 
-    A file that does not exist is an image that cannot be read: the others are processed.
+    In a list of VOC a line is the name of an image without its suffix. A file that does not exist is an image
+    that cannot be read: the others are processed.
     """
+    of_voc = _voc_images(folder)
     lines = [line.strip() for line in _decoded(content, where).split("\n")]
     lines = [line for line in lines if line and not line.startswith("#")]
     found = []
     for line in lines:
-        path = Path(os.path.expanduser(line))
+        path = of_voc.get(line) or Path(os.path.expanduser(line))
         path = path if _exists(path) or not _exists(folder / path) else folder / path
         if is_address(line):
             found.append(_at_address(line))
@@ -231,6 +233,15 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
             "folder of the list",
         )
     yield from found
+
+
+def _voc_images(folder: Path) -> dict[str, Path]:
+    """The images of `JPEGImages` by the names that lists in this folder, `ImageSets/Main`, have for them."""
+    sets = folder.absolute().parent
+    images = sets.parent / "JPEGImages"
+    if sets.name != "ImageSets" or not images.is_dir():
+        return {}
+    return {path.stem: path for path in images.iterdir() if is_image(path)}
 
 
 def _is_video(path: Path) -> bool:

@@ -164,7 +164,7 @@ def _finish(ax: Axes, name: str, x: str) -> None:
     ax.set_xlabel(x)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     if x == "epoch":
         ax.set_ylim(0, 1.04 * ax.get_ylim()[1])  # the upper limit was made for a lower one above 0
     if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines):
