@@ -110,6 +110,14 @@ def test_a_model_with_tiles_learns_what_is_large_enough_on_a_tile() -> None:
     assert places[3].boxes_xyxy.tolist() == [[72, 72, 184, 184]]  # at 128, 128
 
 
+@pytest.mark.parametrize("assigner", ["static", "atss", "tal"])
+def test_an_image_may_hold_nothing_but_crowds(assigner: str) -> None:
+    config = CONFIG.model_copy(update={"assigner": assigner})
+    found = cover(boxes_in_an_image([100, 100, 130, 130], crowd=[True]), config)
+    assert not found.targets.any()
+    assert found.share == 0
+
+
 def test_crowds_are_nobodys_target() -> None:
     found = cover(boxes_in_an_image([29, 29, 35, 35], [100, 100, 130, 130], crowd=[True, False]), CONFIG)
     assert found.targets.tolist() == [False, True]

@@ -50,8 +50,6 @@ class AtssAssigner:
 
     def match(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Int64[Tensor, " points"]:
         """Index of each point's box, or -1."""
-        if not len(boxes_xyxy):
-            return torch.full((len(grid.points),), -1, device=grid.points.device)
         return self.choose(grid, boxes_xyxy, self.eligible(grid, boxes_xyxy))
 
     def eligible(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Eligible:
@@ -213,6 +211,8 @@ def _largest(
     values: Float[Tensor, "points boxes"], chosen: Bool[Tensor, "points boxes"]
 ) -> Int64[Tensor, " points"]:
     """The chosen box of the largest value of each point, or -1."""
+    if not values.shape[1]:
+        return torch.full((len(values),), -1, device=values.device)
     index = torch.where(chosen, values, -torch.inf).argmax(dim=1)
     return torch.where(chosen.any(dim=1), index, -1)
 
