@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,11 +112,11 @@ def training_steps(
 ) -> Iterator[tuple[str, Callable[[], Step]]]:
     """What is measured, in turn."""
     for name, mixed in PEER.items():
-        yield name, lambda mixed=mixed: peer_step(args, device, mixed)
+        yield name, partial(peer_step, args, device, mixed)
     for name, settings in OURS.items():
         if not (args.without_compile and settings.get("compile")):
-            yield name, lambda settings=settings: our_step(args, folder, settings)
-    yield f"{name_of_mixed()} again", lambda: peer_step(args, device, True)
+            yield name, partial(our_step, args, folder, settings)
+    yield f"{name_of_mixed()} again", partial(peer_step, args, device, True)
 
 
 def name_of_mixed() -> str:

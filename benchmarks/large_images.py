@@ -58,7 +58,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     annotations = read_annotations(arguments.annotations)
-    shuffled, choose = [], random.Random(arguments.seed)
+    shuffled: list[int] = []
+    choose = random.Random(arguments.seed)
     content: dict[str, list[Any]] = {"images": [], "annotations": []}
     names = enumerate(annotations.class_names, start=1)
     content["categories"] = [{"id": number, "name": name} for number, name in names]

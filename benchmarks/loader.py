@@ -35,6 +35,7 @@ from fcos.data.loader import build_train_transform
 from fcos.model.build import build_model
 
 SMALL, LARGE = (640, 480), (4000, 3000)
+Call = Callable[[], object]
 SIZES = {"320 / 532": (320, 532), "800 / 1333": (800, 1333)}
 BOXES = [[20, 30, 220, 330], [300, 100, 420, 180], [10, 10, 40, 40], [200, 200, 600, 470]]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -135,7 +136,7 @@ def main(images: Annotated[Path, "folder with 640 x 480 photographs"], rounds: i
                     mine = ours(paths, short_side, longest_side, color)
                     batch = mine()
                     normalize = partial(model.normalize, batch.images, batch.sizes_hw)
-                    calls = {"peer": peer, "mine": mine, "normalize": normalize}
+                    calls: dict[str, Call] = {"peer": peer, "mine": mine, "normalize": normalize}
                     took = medians(in_turn(calls, rounds, clock=time.process_time))
                     rates = {key: len(paths) / seconds for key, seconds in took.items()}
                     whole = took["mine"] + took["normalize"]

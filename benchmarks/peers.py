@@ -74,7 +74,7 @@ class MobileNetV2Levels(nn.Module):
 
     def __init__(self, features: nn.Sequential, norm_layer: Callable[..., nn.Module]) -> None:
         super().__init__()
-        last = features[14].conv  # the first block at stride 32: its expansion is the last layer at 16
+        last: Any = features[14].conv  # the first block at stride 32: its expansion is the last layer at 16
         self.stages = nn.ModuleList(
             [nn.Sequential(*features[:14], last[0]), nn.Sequential(*last[1:], *features[15:])]
         )

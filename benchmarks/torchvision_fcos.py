@@ -17,40 +17,45 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import torch
 from frame import start
 from hotcoco import COCO, COCOeval
 from peers import fcos_mobilenet
+from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.models.detection import FCOS
 
+Record = tuple[Path, Tensor, Tensor]  # image, `(N, 4)` xyxy pixels, `(N,)` labels from 1
 
-def read_voc(data: Path, images: str, annotations: str, split: str, names: list[str]):
-    """-> [(image path, (N, 4) xyxy pixels, (N,) labels from 1)]; boxes without area are left out."""
+
+def read_voc(data: Path, images: str, annotations: str, split: str, names: list[str]) -> list[Record]:
+    """Of a split; boxes without area are left out."""
     records = []
     for stem in (data / "ImageSets/Main" / f"{split}.txt").read_text().split():
         root = ET.parse(data / annotations / f"{stem}.xml").getroot()
         boxes, labels = [], []
         for item in root.iter("object"):
-            box = [float(item.find(f"bndbox/{k}").text) for k in ("xmin", "ymin", "xmax", "ymax")]
+            box = [float(item.findtext(f"bndbox/{k}", "")) for k in ("xmin", "ymin", "xmax", "ymax")]
             if box[2] > box[0] and box[3] > box[1]:
                 boxes.append(box)
-                labels.append(names.index(item.find("name").text) + 1)
+                labels.append(names.index(item.findtext("name", "")) + 1)
         records.append(
             (data / images / f"{stem}.jpg", torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels))
         )
     return records
 
 
-class AugmentedImages(torch.utils.data.Dataset):
-    def __init__(self, records, train: bool):
-        self.records, self.train, self.decoded = records, train, {}
+class AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    def __init__(self, records: list[Record], train: bool) -> None:
+        self.records, self.train = records, train
+        self.decoded: dict[Path, Tensor] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         path, boxes, labels = self.records[index]
         if path not in self.decoded:
             self.decoded[path] = decode_image(str(path), mode=ImageReadMode.RGB)
@@ -65,7 +70,7 @@ class AugmentedImages(torch.utils.data.Dataset):
 def coco_ap(model: FCOS, images: AugmentedImages, names: list[str]) -> list[float]:
     """-> AP, AP50, AP75"""
     model.eval()
-    truth = {
+    truth: dict[str, list[dict[str, Any]]] = {
         "images": [],
         "annotations": [],
         "categories": [{"id": i + 1, "name": n} for i, n in enumerate(names)],

@@ -30,6 +30,7 @@ def make_run(kind: str, name: str) -> Callable[[], object]:
     from fcos.cpu.memory import keep_freed_memory
     from fcos.data.batch import Batch, GroundTruth
     from fcos.model.build import build_assigner, build_loss, build_model, build_postprocess
+    from fcos.model.fcos import FCOS
     from fcos.predict.pipeline import TorchBackend
     from fcos.train.optimizer import build_optimizer
 
@@ -37,14 +38,16 @@ def make_run(kind: str, name: str) -> Callable[[], object]:
         from fcos.cpu.training import for_training
     except ImportError:  # older checkouts: the model was made for CPUs
 
-        def for_training(model):  # type: ignore[no-untyped-def]
+        def for_training(model: FCOS) -> FCOS:
             return model
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
     config = load_config({"model": name, "pretrain": False})
-    number, height, width = (1, config.short_side, config.view_size) if kind == "predict" else (2, 416, 544)
+    number, height, width = (
+        (1, config.short_side or 0, config.view_size) if kind == "predict" else (2, 416, 544)
+    )
     height, width = (-(-side // 32) * 32 for side in (height, width))
     images = torch.randint(0, 256, (number, 3, height, width), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ the largest difference from the convolution in float64, as a part of its largest
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -27,7 +27,7 @@ def direct(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=1)
 
 
-def milliseconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
+def milliseconds(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     times = in_turn({str(place): call for place, call in enumerate(calls)}, rounds)
     return [seconds * 1000 for seconds in medians(times).values()]
 
@@ -63,7 +63,7 @@ def main(threads: int = 2, rounds: int = 9) -> None:
         errors = [error(result, exact) for result in results]
         print(f"| {shape} | forward | {row(forward, '.1f')} | {row(errors, '.1e')} |")
         calls = [partial(gradients, result, inputs, back) for result in results]
-        backward = milliseconds([*calls], rounds)
+        backward = milliseconds(calls, rounds)
         errors = [max(map(error, call(), wanted)) for call in calls]
         print(f"| {shape} | both gradients | {row(backward, '.1f')} | {row(errors, '.1e')} |")
 
@@ -72,8 +72,8 @@ def main(threads: int = 2, rounds: int = 9) -> None:
         x = torch.randn(size[0], channels, *size[1:]).contiguous(memory_format=torch.channels_last)
         weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            calls = [partial(conv3x3_ahead, x, transform_weight(weight)), partial(direct, x, weight)]
-            times = row(milliseconds(calls, rounds), ".2f")
+            both = [partial(conv3x3_ahead, x, transform_weight(weight)), partial(direct, x, weight)]
+            times = row(milliseconds(both, rounds), ".2f")
         print(f"| {channels}, {' x '.join(map(str, size))} | {times} |")
 
 
