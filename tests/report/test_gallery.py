@@ -63,7 +63,7 @@ def test_an_image_is_tagged_with_its_errors(analyzed: tuple[Annotations, Analysi
     annotations, analysis = analyzed
     examples = {example.name: example for example in gallery(annotations, analysis, {6: "worst", 0: ""}, [])}
     assert examples["7.png"].tags == ("worst", "cell-0-1")
-    assert examples["7.png"].caption == "worst: F1 0.00, 0 right, 1 wrong, 1 missed"
+    assert examples["7.png"].caption == "worst: F1 0.00, 0 correct, 1 wrong, 1 missed"
     assert examples["1.png"].tags == ("cell-0-0",)
     assert examples["1.png"].caption == tally(analysis, 0)
 
@@ -80,11 +80,11 @@ def test_crops_show_the_surroundings_of_a_box(analyzed: tuple[Annotations, Analy
     annotations, analysis = analyzed
     dog, thing = disagreement_crops(annotations, analysis, shown=[6])
     assert (dog.caption, dog.example, dog.name) == (
-        "dog 0.90, annotated as cat; elsewhere 0 of 0 right",
+        "dog 0.90, annotated as cat; elsewhere 0 of 0 correct",
         "image-7",
         "7.png",
     )
-    assert (thing.caption, thing.example) == ("cat 0.85, not annotated; elsewhere 0 of 0 right", None)
+    assert (thing.caption, thing.example) == ("cat 0.85, not annotated; elsewhere 0 of 0 correct", None)
     # 40 pixels and 24 on each side, cut to the image: x from 0 to 74, y from 0 to 80; then 170 pixels high
     assert (dog.width, dog.height) == (157, 170)
     scale = 170 / 80

@@ -179,7 +179,7 @@ def test_a_cell_of_the_confusion_matrix_leads_to_its_images(tmp_path: Path) -> N
     page = report_of(tmp_path, MIXED, num_images=8)
     [(target, words)] = re.findall(r'<a href="#([\w-]+)" data-tag="cell-0-1" data-words="([^"]*)"', page)
     assert target == "image-2"
-    assert words == "cat taken for &lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;: 1"
+    assert words == "cat detected as &lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;: 1"
     tags = dict(re.findall(r'<article class="example" id="([\w-]+)" data-tags="([^"]*)"', page))
     assert "cell-0-1" in tags["image-2"].split()
     assert "cell-0-1" not in tags["image-1"].split()
@@ -197,8 +197,8 @@ def test_confident_disagreements_are_shown_as_crops(tmp_path: Path) -> None:
     captions = re.findall(r'<figure class="crop">.*?<figcaption>(.*?)<br>', page, flags=re.DOTALL)
     dog = "&lt;b&gt;dog &amp; &#39;co&#39;&lt;/b&gt;"
     assert captions == [
-        f"{dog} 0.90, not annotated; elsewhere 0 of 0 right",
-        f"{dog} 0.80, annotated as cat; elsewhere 0 of 1 right",
+        f"{dog} 0.90, not annotated; elsewhere 0 of 0 correct",
+        f"{dog} 0.80, annotated as cat; elsewhere 0 of 1 correct",
     ]
 
 
@@ -400,10 +400,10 @@ def test_in_a_browser_slider_and_cells_choose_what_is_shown(tmp_path: Path) -> N
     page = report_of(tmp_path, MIXED, num_images=8)
     (tmp_path / "tried.html").write_text(page + TRY_IT, encoding="utf-8")
     assert tried(tmp_path / "tried.html") == {
-        "first": "6 right, 2 wrong, 1 missed in 8 images",
-        "high": "0 right, 2 wrong, 7 missed in 8 images",
-        "low": "6 right, 3 wrong, 1 missed in 8 images",
-        "cell": [["image-2"], "0 right, 1 wrong, 1 missed in 1 image", ": 1 (1 image here)"],
+        "first": "6 correct, 2 wrong, 1 missed in 8 images",
+        "high": "0 correct, 2 wrong, 7 missed in 8 images",
+        "low": "6 correct, 3 wrong, 1 missed in 8 images",
+        "cell": [["image-2"], "0 correct, 1 wrong, 1 missed in 1 image", ": 1 (1 image here)"],
         "best": 5,
         "all": 8,
         "tip": "cat, missed: detected as <b>dog & 'co'</b>, 0.80",
@@ -415,7 +415,7 @@ def test_more_than_a_few_images_are_folded_in_a_browser_only(tmp_path: Path) -> 
     page = report_of(tmp_path, [found(image_id, 0.6) for image_id in range(1, 15)], num_images=15)
     assert page.count('<article class="example" ') == 15
     (tmp_path / "tried.html").write_text(page + FOLDED, encoding="utf-8")
-    counts = "14 right, 0 wrong, 0 missed in 15 images"  # also of the three that are folded
+    counts = "14 correct, 0 wrong, 0 missed in 15 images"  # also of the three that are folded
     assert tried(tmp_path / "tried.html") == [12, "show all 15 images", counts, 15, True, counts]
 
 
@@ -461,6 +461,6 @@ def test_markup_in_names_of_all_kinds_is_text_in_a_browser(tmp_path: Path) -> No
         "names": True,
         "file": True,
         "settings": True,
-        "chosen": f"{HURT[0]} taken for {HURT[1]}: 1 (1 image here)",
+        "chosen": f"{HURT[0]} detected as {HURT[1]}: 1 (1 image here)",
         "hurts": 0,
     }

@@ -76,7 +76,7 @@ def test_patience_ends_the_training_without_a_new_best(
 ) -> None:
     assert tiny.train("whole", **NEVER_BETTER).finished
     said = capsys.readouterr().err
-    assert "no better map_mean in 2 evaluations (patience): training ends here" in said
+    assert "no better AP in 2 evaluations (patience): training ends here" in said
     measured = "map_mean 0.0000  map_50 0.0000  map_75 0.0000"
     shown = [line for line in said.splitlines() if line.endswith(("  best", measured))]
     assert shown == [f"epoch   1/6  {measured}  best", *(f"epoch   {i}/6  {measured}" for i in (2, 3))]

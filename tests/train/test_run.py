@@ -266,7 +266,7 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
     assert not (tiny.runs / "run").exists()
     assert tiny.train("run", **broken, skip_invalid=True).finished
     said = capsys.readouterr().err
-    assert "training: 1 image and 1 box cannot be used and are skipped" in said
+    assert "training: 1 image and 1 box cannot be used (skipped)" in said
     assert "21 images for training" in said
 
 

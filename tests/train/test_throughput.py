@@ -71,7 +71,7 @@ def test_the_line_says_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     little = replace(waited, waited_s=0.4)
     assert describe(waited, 3) == "epoch 3: 38 s, 10.0 img/s, 12% waiting for images"
     assert describe(little, 3) == "epoch 3: 38 s, 10.0 img/s, 1% waiting for images"
-    assert advice(waited, settings, 1, "cuda") == "more num_workers (now 2, 16 cores)"
+    assert advice(waited, settings, 1, "cuda") == "raise num_workers (now 2, 16 cores)"
     assert advice(little, settings, 1, "cpu") == (
         "the network is the bottleneck; faster with a smaller short_side and view_size, or a smaller model"
     )
@@ -103,11 +103,17 @@ def test_what_makes_the_network_faster(
     ("settings", "num_processes", "device", "cores", "words"),
     [
         ({"num_workers": 0}, 1, "cpu", 8, "num_workers=1 (now 0, 8 cores)"),
-        ({"num_workers": 4}, 1, "cpu", 6, "more num_workers (now 4, 6 cores)"),
+        ({"num_workers": 4}, 1, "cpu", 6, "raise num_workers (now 4, 6 cores)"),
         ({"num_workers": 5}, 1, "cpu", 6, "all cores are in use (now 5, 6 cores)"),
-        ({"num_workers": 5}, 1, "cuda", 6, "more num_workers"),
+        ({"num_workers": 5}, 1, "cuda", 6, "raise num_workers"),
         ({"num_workers": 3}, 2, "cuda", 6, "all cores are in use (now 3 for each of 2 devices, 6 cores)"),
-        ({"num_workers": 8, "reduced_decode": False}, 1, "cuda", 8, "reduced_decode=true, or smaller files"),
+        (
+            {"num_workers": 8, "reduced_decode": False},
+            1,
+            "cuda",
+            8,
+            "reduced_decode=true, or use smaller files",
+        ),
         ({"num_workers": 8, "augmentation": "strong"}, 1, "cuda", 8, "augmentation=standard"),
     ],
 )

@@ -29,7 +29,7 @@ COMMANDS = {  # each fits into a line of 80 columns
     "eval": "Compute COCO metrics and AP per class of a run or model file.",
     "compare": "Measure AP, latency and size of several models, to choose one.",
     "analyze": "Print and plot the curves of one or more runs.",
-    "report": "Write an HTML report on a run, or comparing two runs.",
+    "report": "Write an HTML report on a run, or a comparison of two.",
     "predict": "Detect objects in images and videos; draw them, write JSON.",
     "export": "Export a model: ONNX, OpenVINO, torch.export, ncnn, LiteRT, web.",
     "demo": "Try a model in the browser.",

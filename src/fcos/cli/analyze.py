@@ -29,7 +29,7 @@ Examples:
     "The image to write, as png, pdf or svg by its suffix. Default: curves.png in the run folder, or in the "
     "working directory for several runs."
 )
-@click.option("--arrays", is_flag=True, help="Print the curves as arrays, in the seed's format.")
+@click.option("--arrays", is_flag=True, help="Print the curves as arrays, in the format of xytpai/fcos.")
 @json_option
 def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: bool) -> None:
     """Print AP per epoch, and plot it with the losses and the learning rate.

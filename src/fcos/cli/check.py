@@ -225,7 +225,7 @@ def _print_total(reports: list[CheckReport]) -> None:
     """The last line: the problems of all parts, since those of the first may have scrolled away."""
     numbers = [len(report.problems) for report in reports if report.problems]
     if numbers:
-        total = f"{counted(sum(numbers), 'problem')} in {len(numbers)} of {len(reports)} parts"
+        total = f"{counted(sum(numbers), 'problem')} in {len(numbers)} of {len(reports)} splits"
         click.secho(f"in total: {total}", fg="red")
     else:
-        click.secho(f"in total: no problems in {len(reports)} parts", fg="green")
+        click.secho(f"in total: no problems in {len(reports)} splits", fg="green")

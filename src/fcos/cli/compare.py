@@ -44,7 +44,7 @@ Examples:
     help="Class names of ONNX files that do not hold them, one per line; default: those of the data.",
 )
 @click.option(
-    "--num-images", type=click.IntRange(min=1), help="Only the first images of the data, for AP too."
+    "--num-images", type=click.IntRange(min=1), help="Measure latency and AP on the first N images only."
 )
 @output_option(
     "The plot to write, as png, pdf or svg by its suffix.", default=Path("compare.png"), show_default=True
@@ -67,9 +67,9 @@ def command(
     """Measure AP, AP50, latency and file size of several models, to choose one.
 
     A MODEL is a run folder, a model file, an exported file, or an ONNX file of DEIM, D-FINE, RT-DETR or YOLO;
-    write NAME=MODEL to name it in table and plot. Models take turns of a few images, one image at a
-    time: the latency is the median time from its pixels to detections, on this machine. Classes are matched
-    by name.
+    write NAME=MODEL to name it in the table and plot. The latency is the median time per image on this
+    machine, from pixels to detections, one image at a time; models take turns, a few images each. Classes
+    are matched by name.
     """
     from fcos.data.annotations import select
     from fcos.data.check import valid_part

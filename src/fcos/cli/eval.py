@@ -51,12 +51,16 @@ Examples:
 @agnostic_nms_option
 @device_option
 @num_processes_option
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per forward pass.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images per forward pass; default: the run's nbatch_eval.",
+)
 @click.option(
     "--out",
     type=PATH,
-    help="Folder for results.json; default: eval/ next to the model file, or eval/NAME/ if the --list is not "
-    "the run's own or the model is not its best.",
+    help="Folder for results.json; default: eval/ next to the model file, or eval/NAME/ for another --list "
+    "than the run's own, or another model than the run's best.",
 )
 @json_option
 def command(

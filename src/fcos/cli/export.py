@@ -111,8 +111,8 @@ def command(
 
     The file includes decoding and NMS, takes batches and images of any size, and stores class names,
     preprocessing and thresholds. (ncnn and litert: folders in which decode.py decodes the output of the
-    network; the input of litert has one size.) Detector.load, fcos predict, eval, info and demo open it like
-    any other model. Its detections are compared with PyTorch's; if they differ, the file is deleted.
+    network; litert takes images of one size only.) Detector.load, fcos predict, eval, info and demo open it
+    like any other model. Its detections are compared with PyTorch's; if they differ, the file is deleted.
 
     With --int8, AP is compared instead. If it drops by more than --max-ap-loss, parts of the network are
     kept in float32; if that does not help, nothing is written.
@@ -130,7 +130,7 @@ def command(
         loaded = loaded.with_agnostic_nms(agnostic_nms)
     if name == "web":
         if int8:
-            raise FcosError("--format web has no 8-bit integers", fix="omit --int8")
+            raise FcosError("--format web does not support --int8", fix="omit --int8")
         path = output or beside(loaded.path, "_web")
         check_free(path, overwrite=force)
         images = find_images(check_on, path) if check_on else photographs()
@@ -245,7 +245,7 @@ def _write_int8(
         for trial in search.trials
     )
     raise FcosError(
-        f"quantization costs {(search.ap_before - search.chosen.ap) * 100:.2f} AP, more than "
+        f"quantization costs {(search.ap_before - search.chosen.ap) * 100:.2f} points of AP, more than "
         f"{max_loss * 100:g}; nothing was written. AP was {search.ap_before:.4f}; tried:\n  {trials}",
         fix="give more images to --calibrate, or accept the loss with --max-ap-loss",
     )

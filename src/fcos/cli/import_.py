@@ -44,5 +44,5 @@ def command(
         return
     classes = counted(len(card.class_names), "class", "classes")
     click.echo(
-        f"{output}: a detector of {card.origin or 'fcos'}, {classes}; for details: `fcos info {output}`"
+        f"{output}: a detector from {card.origin or 'fcos'}, {classes}; for details: `fcos info {output}`"
     )

@@ -60,7 +60,7 @@ def command(model: Path, as_json: bool) -> None:
     if as_json:
         print_json(as_dict(opened.config, opened.path, about))
         return
-    click.echo(f"{printable_line(str(opened.path))}: a detector of {about.model.origin or 'fcos'}\n")
+    click.echo(f"{printable_line(str(opened.path))}: a detector from {about.model.origin or 'fcos'}\n")
     for title, text in describe(opened.config, about, format).items():
         click.echo(f"{title:<11} {printable_line(text)}")
     for note in about.notes:
@@ -106,8 +106,8 @@ def describe(config: TrainConfig, about: ExportCard, format: ExportFormat | None
     score = {"sqrt": f"sqrt(class * {config.quality})", "product": f"class * {config.quality}"}[rules.score]
     levels = f"{level_name(config.strides[0])} to {level_name(config.strides[-1])}"
     lines = {
-        "network": f"{config.backbone}{widths}{stem}; levels {levels} of "
-        f"{config.fpn_channels}, head of {config.head_convs} x {config.head_channels} ({config.head_norm}); "
+        "network": f"{config.backbone}{widths}{stem}; levels {levels} with {config.fpn_channels} channels, "
+        f"head of {config.head_convs} convolutions, {config.head_channels} channels ({config.head_norm}); "
         f"{about.num_parameters / 1e6:.1f} M parameters",
         "classes": f"{len(card.class_names)}: {names}{', ...' * (len(card.class_names) > SHOWN_CLASSES)}; "
         f"category ids {min(card.category_ids)} to {max(card.category_ids)}",

@@ -52,7 +52,7 @@ device_option = click.option(
     default="auto",
     show_default=True,
     callback=_convert_device,
-    help="auto, cpu, cuda, mps, or GPU numbers such as 0,1,2,3 to split the images.",
+    help="auto, cpu, cuda, mps, or a GPU number; eval and predict split images between several (0,1,2,3).",
 )
 num_processes_option = click.option(
     "--num-processes",
@@ -126,7 +126,7 @@ views_options = group(  # `Detector.load` takes them
         "--tile",
         type=click.IntRange(min=0),
         metavar="PIXELS",
-        help="For small objects in large images: also predict square tiles with this side; 0: none; "
+        help="For small objects in large images: also predict on square tiles of this size; 0: none; "
         "default: the model's setting.",
     ),
     click.option(

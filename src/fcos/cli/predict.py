@@ -37,7 +37,7 @@ Examples:
   fcos predict runs/train photos/ --out found --score-threshold 0.5
   fcos predict best.safetensors "photos/**/*.png" https://example.org/street.jpg
   fcos predict runs/train photos/ --classes person,car --save-crops
-  fcos predict runs/train photos/ --save-labels yolo   to train on, or to correct in a labelling tool
+  fcos predict runs/train photos/ --save-labels yolo   to train on, or to correct in a labeling tool
   fcos predict runs/train aerial.tif --tile 640      small objects in a large image
   fcos predict runs/train clip.mp4 --track
   fcos predict runs/train rtsp://camera.local/live   until Ctrl-C; reconnects by itself

@@ -64,8 +64,8 @@ predict_options = group(
         "--classes",
         multiple=True,
         metavar="NAME,...",
-        help="Only these classes, by name; default: all classes of the model. May be repeated; give a name "
-        "that contains a comma alone.",
+        help="Only these classes, by name; default: all classes of the model. May be repeated; a name that "
+        "contains a comma needs a --classes of its own.",
     ),
     agnostic_nms_option,
     views_options,

@@ -74,7 +74,7 @@ def _image_size(config: TrainConfig) -> Iterator[Broken]:
         yield Broken(
             ("short_side", "view_size"),
             f"short_side {config.short_side} is more than view_size {config.view_size}, the longest side",
-            f"give view_size at least {config.short_side}, or short_side null",
+            f"set view_size to at least {config.short_side}, or short_side to null",
         )
 
 
@@ -132,7 +132,7 @@ def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
             yield Broken(
                 (key, switch),
                 f'"{key}" has no effect while "{switch}" is {json.dumps(getattr(config, switch))}',
-                f'remove "{key}", or give "{switch}": {needed}',
+                f'remove "{key}", or set "{switch}" to {needed}',
             )
 
 

@@ -165,7 +165,7 @@ def _unknown(entry: Given) -> ConfigError:
         words = " and ".join(f'"{key}" ({_meaning(key)})' for key in ours)
         return ConfigError(what, where=entry.where, fix=f"use {words}")
     if why := why_none(entry.key):
-        return ConfigError(what, where=entry.where, fix=f"remove it: there is no equivalent; {why}")
+        return ConfigError(what, where=entry.where, fix=f"remove it; {why}")
     similar = nearest(entry.key, [*TrainConfig.model_fields, *ALIASES])
     fix = (
         f'did you mean "{ALIASES.get(similar, similar)}"?'
@@ -237,7 +237,7 @@ def _wrong_value(entry: Given) -> ConfigError:
     written = str(entry.value).lower()
     words = re.findall(r'"\w+"|\b(?:true|false|null)\b', taken)
     similar = difflib.get_close_matches(WORDS_ELSEWHERE.get(written, f'"{written}"'), words, n=1)
-    hint = f"did you mean {similar[0]}? It takes" if similar and isinstance(entry.value, str) else "give"
+    hint = f"did you mean {similar[0]}? It takes" if similar and isinstance(entry.value, str) else "use"
     return ConfigError(
         f'"{entry.key}": {json.dumps(entry.value)} is not a valid value',
         where=entry.where,

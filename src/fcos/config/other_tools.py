@@ -13,8 +13,8 @@ from collections.abc import Collection
 SAME = {
     "nbatch_train": "batch batch_size train_batch_size samples_per_gpu images_per_gpu ims_per_batch bs",
     "nbatch_eval": "val_batch_size eval_batch_size test_batch_size val_dataloader.batch_size",
-    "micro_batch": "nbs accumulate accumulate_grad_batches accumulative_counts grad_accum_steps "
-    "gradient_accumulation_steps",
+    "nbatch_train, micro_batch": "nbs accumulate accumulate_grad_batches accumulative_counts "
+    "grad_accum_steps gradient_accumulation_steps",
     "view_size, short_side": "imgsz img_size image_size imgsize img_scale input_size resize size height "
     "width",
     "short_side": "min_size min_size_train min_size_test shortest_edge",
@@ -71,6 +71,7 @@ SAME = {
     "normalize_targets": "norm_on_bbox",
     "quality_tower": "centerness_on_reg",
     "box_loss": "loss_bbox iou_loss_type loc_loss_type reg_loss",
+    "box_loss_weight": "box",
     "focal_alpha": "alpha loss_alpha",
     "focal_gamma": "loss_gamma",
     "list_train": "data train train_data ann_file train_ann annotations train_json dataset train_list "
@@ -110,7 +111,7 @@ NONE = {
     "cutmix copy_paste_mode erasing random_erasing": (
         'the strongest changes are "augmentation": "strong"; "mosaic", "mixup" and "copy_paste" mix images'
     ),
-    "box cls dfl pose kobj loss_weight label_smoothing": "the losses have equal weights",
+    "cls dfl pose kobj loss_weight label_smoothing": "the losses have equal weights",
     "cache cache_images": "images are read as they are needed",
     "rect aspect_ratio_group_factor": "wide and tall images are always in separate batches",
     "single_cls": "give annotations with one class",

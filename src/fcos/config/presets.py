@@ -41,7 +41,7 @@ _FOR_CPUS = {
     "optimizer": Change("adamw", "needs no tuning of the learning rate per backbone"),
     "lr_base": Change(0.001, "for AdamW with batch size 8"),
     "lr_backbone": Change(
-        0.1, "the rate of new layers spoils pretrained weights (VOC07, 300 steps: AP50 3.5 to 12.2)"
+        0.1, "the full learning rate would spoil pretrained weights (VOC07, 300 steps: AP50 3.5 to 12.2)"
     ),
     "head_init": Change("kaiming", "0.01 is too small for AdamW (with the above: AP50 20.4)"),
     "weight_decay": Change(0.05, "AdamW's decay is decoupled from the gradient and needs a larger value"),
@@ -64,7 +64,7 @@ ALL_PRESETS: dict[str, Preset] = {
         {"backbone": Change("resnet101", "43 instead of 24 million parameters")},
     ),
     "fcos_seed": Preset(
-        "the seed's detector, without its bugs",
+        "the detector of xytpai/fcos (the seed), without its bugs",
         {
             "quality": Change("none", "the seed ranks detections by their class score alone"),
             "box_loss": Change("iou", "the seed's -log(IoU)"),

@@ -116,7 +116,7 @@ class TrainConfig(BaseModel):
         1, "freeze the stem and the first N stages of the backbone; 0: train all", ge=0, le=4
     )
     fpn_channels: int = setting(256, "width of the feature pyramid", ge=1)
-    fpn_extra_from: Literal["p5", "c5"] = setting("p5", "input of P6: P5 (papers) or C5 (seed)")
+    fpn_extra_from: Literal["p5", "c5"] = setting("p5", "input of P6: P5 (papers) or C5 (xytpai/fcos)")
     strides: list[int] = setting(
         [8, 16, 32, 64, 128],
         "stride of each level, from 8 up, or from 4 (small objects; slow)",
@@ -135,7 +135,8 @@ class TrainConfig(BaseModel):
     normalize_targets: bool = setting(True, "regress distances in units of the level's stride")
     head_init: Literal["normal", "kaiming"] = setting(
         "normal",
-        "initialization of the towers: standard deviation 0.01 (papers), or scaled by fan-in",
+        "initialization of the towers: standard deviation 0.01, as in the papers (normal), or scaled by "
+        "fan-in (kaiming)",
     )
     distance_init: float = setting(
         0.0,
@@ -172,7 +173,7 @@ class TrainConfig(BaseModel):
     )
 
     # Images
-    view_size: int = setting(1333, "longest side after resizing (the seed's was 1025)", unit="pixels", ge=32)
+    view_size: int = setting(1333, "longest side after resizing (xytpai/fcos: 1025)", unit="pixels", ge=32)
     short_side: int | None = setting(
         800,
         "shorter side after resizing, limited by view_size; null: scale the longest side to view_size",
@@ -220,7 +221,7 @@ class TrainConfig(BaseModel):
     epochs: int = setting(12, "passes over the training data", ge=1)
     patience: int | None = setting(
         None,
-        "early stopping: end training after this many evaluations without a better map_mean",
+        "early stopping: end training after this many evaluations without a better AP",
         unit="evaluations",
         ge=1,
     )
@@ -264,10 +265,16 @@ class TrainConfig(BaseModel):
 
     # Evaluation and prediction
     eval_epochs: int = setting(1, "evaluate every N epochs, and after the last", unit="epochs", ge=1)
-    score_threshold: float = setting(0.05, "minimum score of a candidate", ge=0, le=1)
+    score_threshold: float = setting(
+        0.05,
+        "minimum score of a candidate for NMS; what is shown: `fcos predict --score-threshold`",
+        ge=0,
+        le=1,
+    )
     threshold_on: ThresholdOn = setting(
         "class",
-        "what score_threshold applies to: class score, class score times quality, or final score",
+        "what score_threshold applies to: class score (class), class score times quality (product), or final "
+        "score (score)",
     )
     nms_iou: float = setting(0.6, "IoU threshold of NMS", ge=0, le=1)
     agnostic_nms: bool = setting(False, "class-agnostic NMS: one box per object")

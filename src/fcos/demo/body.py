@@ -104,7 +104,7 @@ def _check_size(opened: Image.Image, content: bytes | bytearray, max_pixels: int
         raise _too_large(f"{num_pixels / 1e6:.0f} million pixels{depth}", max_pixels // weight)
     num_scans = content.count(START_OF_SCAN) if opened.format in ("JPEG", "MPO") else 0
     if num_pixels * num_scans > max_pixels * MAX_SCANS:  # each goes over all pixels
-        raise HTTPException(413, f"the image is stored in {num_scans} passes: save it again")
+        raise HTTPException(413, f"the JPEG is stored in {num_scans} scans: save it as a baseline JPEG")
 
 
 def _too_large(what: str, max_pixels: int) -> HTTPException:

@@ -49,17 +49,22 @@ class Views:
     def __post_init__(self) -> None:
         if self.tile and self.tile < SMALLEST_TILE:
             raise FcosError(
-                f"tiles of {self.tile} pixels", fix=f"use at least {SMALLEST_TILE}, or 0 for none"
+                f"tiles of {self.tile} pixels are too small",
+                fix=f"use at least {SMALLEST_TILE}, or 0 for none",
             )
         if not 0 <= self.overlap <= MOST_OVERLAP:
-            raise FcosError(f"tiles that overlap by {self.overlap}", fix=f"use a share, 0 to {MOST_OVERLAP}")
+            raise FcosError(
+                f"tiles cannot overlap by {self.overlap}", fix=f"use a fraction from 0 to {MOST_OVERLAP}"
+            )
 
     def changed(self, tile: int | None, overlap: float | None, tta: bool | None) -> Views:
         """The same with other values; None: as they are."""
         given: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta}
         views = replace(self, **{name: value for name, value in given.items() if value is not None})
         if overlap is not None and not views.tile:
-            raise FcosError("an overlap without tiles", fix="give their size too: --tile 640, tile=640")
+            raise FcosError(
+                "an overlap has no effect without tiles", fix="set their size too: --tile 640, tile=640"
+            )
         return views
 
 

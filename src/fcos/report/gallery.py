@@ -113,7 +113,7 @@ def tally(analysis: Analysis, image: int) -> str:
     """What is right and wrong in an image, in words."""
     shown = analysis.shown
     return (
-        f"F1 {shown.f1()[image]:.2f}, {shown.num_right[image]} right, {shown.num_wrong[image]} wrong, "
+        f"F1 {shown.f1()[image]:.2f}, {shown.num_right[image]} correct, {shown.num_wrong[image]} wrong, "
         f"{shown.num_missed[image]} missed"
     )
 
@@ -135,7 +135,7 @@ def disagreement_crops(annotations: Annotations, analysis: Analysis, shown: Iter
         if one.image not in views:
             views[one.image] = ReportImage(annotations[one.image], annotations)
         there = f"annotated as {one.there}" if one.there else "not annotated"
-        elsewhere = f"elsewhere {one.num_right} of {one.num_elsewhere} right"
+        elsewhere = f"elsewhere {one.num_right} of {one.num_elsewhere} correct"
         crops.append(
             views[one.image].crop(
                 one.box_xyxy,

@@ -20,7 +20,7 @@ MAX_WORST = 8  # confusions that are named
 
 ERROR_MEANINGS = {
     "Cls": ("classification", "right place, wrong class"),
-    "Loc": ("localisation", "right class, inexact box"),
+    "Loc": ("localization", "right class, inexact box"),
     "Both": ("both", "wrong class and poorly localized box"),
     "Dupe": ("duplicate", "the object is already detected"),
     "Bkg": ("background", "no object nearby"),
@@ -147,12 +147,12 @@ def confusion_table(analysis: Analysis, class_names: Sequence[str]) -> Confusion
 
 def _confusion_words(names: Sequence[str], there: int, found: int, count: int) -> str:
     if there == found:
-        return f"{names[there]} found: {count}" if there < len(names) else ""
+        return f"{names[there]} detected correctly: {count}" if there < len(names) else ""
     if found == len(names):
         return f"{names[there]}, {NO_DETECTION}: {count}"
     if there == len(names):
         return f"{names[found]}, {NO_OBJECT}: {count}"
-    return f"{names[there]} taken for {names[found]}: {count}"
+    return f"{names[there]} detected as {names[found]}: {count}"
 
 
 @dataclass(frozen=True)

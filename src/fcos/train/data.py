@@ -104,7 +104,7 @@ def usable(
         if not config.skip_invalid or report.of_all:
             report.raise_problems()
         if report.problems:
-            say(fabric, f"{what}: {report.summary()} and are skipped")
+            say(fabric, f"{what}: {report.summary()} (skipped)")
     report = fabric.broadcast(report)
     assert report is not None
     left = drop_invalid(annotations, report)

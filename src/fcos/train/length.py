@@ -86,7 +86,7 @@ class Length:
         if self.stop_asked:
             return Decision(step, "callback", "a callback ended the training")
         if patience and since_best >= patience:
-            line = f"no better map_mean in {counted(since_best, 'evaluation')} (patience): training ends here"
+            line = f"no better AP in {counted(since_best, 'evaluation')} (patience): training ends here"
             return Decision(step, "patience", line)
         fits = self._fits(step, elapsed_s)
         if fits is None:

@@ -130,8 +130,8 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
         Proposal("root_eval", parts.evaluation.root, "folder of the images"),
         Proposal("list_eval", parts.evaluation.source, evaluated),
         Proposal("name_file", parts.name_file, counted(train.num_classes, "class", "classes")),
-        Proposal("data_format", parts.format, f"the folder is {splits.format}"),
-        Proposal("run_folder", f"runs/{folder.resolve().name}", "named like the folder"),
+        Proposal("data_format", parts.format, f"the folder is in {splits.format} format"),
+        Proposal("run_folder", f"runs/{folder.resolve().name}", "named after the folder"),
     ]
     return FolderData(train, [proposal for proposal in found if proposal.value is not None], files)
 
@@ -169,7 +169,7 @@ def _pretrain(preset: str) -> Iterator[Proposal]:
         yield Proposal(
             "lr_backbone",
             LR_BACKBONE,
-            "a lower learning rate: the backbone has already been trained on boxes",
+            "the backbone has already learned boxes: higher than the 0.1 for ImageNet weights",
         )
 
 

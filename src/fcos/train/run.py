@@ -291,7 +291,7 @@ def extended(trainer: Trainer, former: Schedule, former_epochs: int) -> str:
     before, after = former.factor(max(0, step - 1)), trainer.take_step.schedule.factor(step)
     done = f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}"
     if config.epochs == former_epochs:
-        done = f"training has up to {counted(config.epochs, 'epoch')} again"
+        done = f"extended, to at most {counted(config.epochs, 'epoch')}"
     return (
         f"{done}: learning rate {config.lr_base * before:.3g} in the last step, "
         f"{config.lr_base * after:.3g} in the next"

@@ -128,9 +128,9 @@ def loader_advice(config: TrainConfig, num_processes: int, device: str, cores: i
     # A process that computes on the CPU needs its own core, one that feeds a GPU hardly any.
     free = cores - (0 if device == "cuda" else num_processes) - workers
     if free > 0:
-        return f"more num_workers ({now})"
+        return f"raise num_workers ({now})"
     ways = [] if config.reduced_decode else ["reduced_decode=true"]
-    ways.append(f"smaller files (JPEG, longest side {2 * config.view_size} pixels, are enough)")
+    ways.append(f"use smaller files (a JPEG with a longest side of {2 * config.view_size} pixels is enough)")
     if config.augmentation == "strong":
         ways.append("augmentation=standard")
     return f"all cores are in use ({now}); {', or '.join(ways)}"

@@ -30,7 +30,7 @@ function tally() {
       } else if (box.classList.contains("missed")) missed++;
     }
   }
-  document.querySelector("#tally").textContent = `${right} right, ${wrong} wrong, ${missed} missed in ${wanted.length} image${wanted.length === 1 ? "" : "s"}`;
+  document.querySelector("#tally").textContent = `${right} correct, ${wrong} wrong, ${missed} missed in ${wanted.length} image${wanted.length === 1 ? "" : "s"}`;
 }
 
 // Show the images of one kind, or of all: the first FEW of them, unless `everything`.
