@@ -76,13 +76,13 @@ def test_what_neither_file_nor_name_says_is_asked_for_and_answered(
 
 def test_a_configuration_as_a_dict_is_read_too(rename: Callable[..., Path]) -> None:
     text = (
-        "Config (path: fcos.py): {'model': {'data_preprocessor': {'mean': [123.675, 116.28, 103.53], 'std': "
-        "[58.395, 57.12, 57.375], 'bgr_to_rgb': True}, 'backbone': {'style': 'pytorch'}, 'bbox_head': "
+        "Config (path: fcos.py): {'model': {'data_preprocessor': {'mean': [0.0, 0.0, 0.0], 'std': "
+        "[255.0, 255.0, 255.0], 'bgr_to_rgb': True}, 'backbone': {'style': 'pytorch'}, 'bbox_head': "
         "{'norm_on_bbox': True, 'centerness_on_reg': True}, 'test_cfg': {'nms': {'iou_threshold': 0.6}}}}"
     )
     file = read_published(rename("mmdet_r50_caffe", "epoch_12.pth", meta={"cfg": text}))
     settings = file.card.settings
-    assert (settings["stride_in_1x1"], settings["pixel_std"]) == (False, IMAGENET_STD)
+    assert (settings["stride_in_1x1"], settings["pixel_std"]) == (False, [255.0, 255.0, 255.0])
     assert (settings["box_activation"], settings["quality_tower"], settings["nms_iou"]) == (
         "relu",
         "box",

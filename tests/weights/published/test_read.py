@@ -135,7 +135,7 @@ def test_the_configuration_that_mmdetection_files_carry_is_read_and_not_run(
     vectors: Callable[[str], Path], tmp_path: Path
 ) -> None:
     text = (
-        "img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)\n"
+        "img_norm_cfg = dict(mean=[120.5, 110.25, 100], std=[60.0, 50.0, 40.0], to_rgb=True)\n"
         "model = dict(backbone=dict(style='pytorch'), bbox_head=dict(norm_on_bbox=True))\n"
         "test_cfg = dict(nms_pre=1000, nms=dict(type='nms', iou_threshold=0.55))"
     )
@@ -149,8 +149,8 @@ def test_the_configuration_that_mmdetection_files_carry_is_read_and_not_run(
         "box_activation": "relu",
         "quality_tower": "classification",
         "nms_iou": 0.55,
-        "pixel_mean": [123.675, 116.28, 103.53],
-        "pixel_std": [58.395, 57.12, 57.375],
+        "pixel_mean": [120.5, 110.25, 100.0],  # not those of ImageNet, which would be assumed otherwise
+        "pixel_std": [60.0, 50.0, 40.0],
     }
     assert {key: file.card.settings[key] for key in wanted} == wanted
     assert file.card.class_names == tuple("abcde")

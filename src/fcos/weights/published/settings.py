@@ -316,6 +316,6 @@ def _is_true(text: str, flag: str) -> bool:
 
 def _numbers(text: str, word: str) -> list[float]:
     """The three numbers after `word=[`; empty if they are not there."""
-    found = re.search(rf"""\b{word}['"]?\s*[=:]\s*[\[(]([^\])]{0, 200})[\])]""", text)
+    found = re.search(rf"""\b{word}['"]?\s*[=:]\s*[\[(]([^\])]{{0,200}})[\])]""", text)
     numbers = [float(part) for part in re.findall(r"\d+\.?\d*|\.\d+", found.group(1))] if found else []
     return numbers if len(numbers) == 3 else []
