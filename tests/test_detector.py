@@ -13,9 +13,10 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from fcos import Detector
+from fcos.config import load_config
 from fcos.data.annotations import Annotations
 from fcos.data.image import pixels_of
-from fcos.errors import DatasetError, DeviceError, WeightsError
+from fcos.errors import ConfigError, DatasetError, DeviceError, WeightsError
 from fcos.metrics.rows import results_json
 from fcos.predict import pipeline
 from fcos.predict.pipeline import TorchBackend
@@ -447,3 +448,9 @@ def test_training_gives_a_detector_of_the_best_model(pixels: Any, tmp_path: Path
     assert detector.class_names == ("box",)
     assert detector.path == tmp_path / "run" / "best.safetensors"
     assert detector.predict(tmp_path / "images" / "0.png").class_names == ("box",)
+
+
+def test_training_without_saving_is_refused_before_it_begins(tmp_path: Path) -> None:
+    config = load_config({"save": False, "list_train": "none.txt", "run_folder": str(tmp_path / "run")})
+    with pytest.raises(ConfigError, match="save=false writes no model that could be returned"):
+        Detector.train(config)

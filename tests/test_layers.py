@@ -14,7 +14,7 @@ SOURCE = Path(fcos.__file__).parent
 
 # Lower ones first; folders of one row do not know each other.
 LAYERS = (
-    ("errors", "terminal", "files"),  # errors quote foreign text as `terminal` does
+    ("errors", "terminal", "files", "machine"),  # errors quote foreign text as `terminal` does
     ("format_names",),
     ("config",),
     ("data", "model"),

@@ -39,12 +39,9 @@ __all__ = ["__version__", *_LAZY, *(name for name in globals() if name.endswith(
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from fcos.machine import package_versions
 
-        try:
-            return version("fcos-torch")
-        except PackageNotFoundError:
-            return "unknown (run from source, not installed)"
+        return package_versions("fcos-torch")["fcos-torch"]
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'fcos' has no attribute {name!r}")

@@ -14,10 +14,9 @@ import torch
 from fcos.config import TrainConfig, load_config
 from fcos.data.annotations import Annotations
 from fcos.data.check import valid_part
-from fcos.data.formats import find_name_file, read_annotations, read_names
+from fcos.data.formats import read_with_classes_of
 from fcos.data.in_memory import Names, write_items
-from fcos.data.names import is_no_class, with_classes_of
-from fcos.data.registry import format_named, recognize
+from fcos.data.names import with_classes_of
 from fcos.errors import ConfigError, DeviceError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
@@ -104,6 +103,12 @@ class Detector(Predictor):
             config = load_config(config if isinstance(config, Mapping) else Path(config))
         for split, items in (("train", data), ("eval", eval_data)):
             config = config if items is None else with_items(config, split, items, names)
+        if not config.save:
+            raise ConfigError(
+                "save=false writes no model that could be returned",
+                where=config.origin("save"),
+                fix="remove it",
+            )
         return cls.load(train_and_draw(config, callbacks).folder, config.device)
 
     def evaluate(
@@ -154,14 +159,7 @@ class Detector(Predictor):
         """
         source = Path(source)
         folder = None if root is None else Path(root)
-        known = recognize(source, folder) if format == "auto" else format
-        if names is None and format_named(known).class_names != "all":
-            names = [name for name in self.class_names if not is_no_class(name)]
-            beside = find_name_file(source, folder, known)
-            own = names if beside is None else read_names(beside)[0]
-            if sorted(own) == sorted(names) or len(own) != len(names):
-                names = own  # the order of the list's class ids; other words for as many may be in that order
-        annotations = read_annotations(source, root=folder, names=names, format=known)
+        annotations = read_with_classes_of(source, self.class_names, root=folder, names=names, format=format)
         annotations = with_classes_of(annotations, self.class_names, self.category_ids)
         return valid_part(annotations, skip_invalid=skip_invalid, on_tiles=bool(self._views.tile))
 

@@ -18,7 +18,9 @@ from pycocotools.cocoeval import COCOeval
 
 from fcos import Detector, load_config
 from fcos.cli import main
+from fcos.cli.eval import run_config
 from fcos.config import dump_config
+from fcos.weights.load import is_model
 
 NAMES = ("bird", "dog", "cat")  # another order than the model's
 IDS = {"bird": 40, "dog": 7, "cat": 12}
@@ -298,3 +300,11 @@ def test_images_that_pillow_calls_bombs_are_evaluated_on_tiles(
     assert "5 images, " in in_strips.stdout
     usual, strips = (tmp_path / name / "results.json" for name in ("usual", "strips"))
     assert strips.read_bytes() == usual.read_bytes()
+
+
+def test_a_config_of_another_program_beside_a_model_is_not_a_run(model_file: Path, tmp_path: Path) -> None:
+    shutil.copy(model_file, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architectures": ["Net"]}')
+    assert run_config(tmp_path / "model.safetensors") is None
+    (tmp_path / "model.safetensors").unlink()
+    assert not is_model(str(tmp_path))

@@ -380,6 +380,11 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
             '"lr_schedule" has no effect while "lr_policy" is "cosine"',
             'remove "lr_schedule", or set "lr_policy" to "step"',
         ),
+        (
+            {"mix_until": 0.5},
+            '"mix_until" has no effect while "mosaic" is 0.0',
+            'or set "mosaic" to more than 0',
+        ),
         ({"static_start": 0.1}, '"static_start" has no effect while "assigner" is "static"', '"tal"'),
         (
             {"assigner": "tal", "class_target": "iou"},

@@ -431,6 +431,7 @@ def test_the_three_rules_by_hand() -> None:
     # 427 x 640 to 160: 640 * 160 / 427 = 239.81
     assert resized_size((427, 640), 160, 256, "round") == (160, 240)
     assert resized_size((427, 640), 160, 256, "truncate") == (160, 239)
+    assert resized_size((1, 5000), 800, 1333, "truncate")[0] == 1  # the official code makes it 0
     assert resized_size((427, 640), 160, 256, "floor") == (160, 239)
     # 1080 x 1920: the longer side decides; 1080 * 1333 / 1920 = 749.81
     assert resized_size((1080, 1920), 800, 1333, "round") == (750, 1333)

@@ -102,3 +102,17 @@ def test_an_error_goes_to_every_image_of_its_pass(small_model: Path) -> None:
     assert [str(answer) for answer in answers] == ["full"] * 3
     with pytest.raises(MemoryError):
         raise answers[2]  # type: ignore[misc]
+
+
+def test_a_model_with_tiles_predicts_on_tiles_as_elsewhere(small_model: Path) -> None:
+    detector = Detector.load(small_model, device="cpu", tile=64)
+    image = torch.randint(0, 256, (3, 90, 150), dtype=torch.uint8)
+
+    async def ask() -> ImageDetections:
+        batches = Batches(detector, None, lambda num_images, seconds: None)
+        found = [asyncio.ensure_future(batches.detect(detector.prepare(image))) for _ in range(2)]
+        return (await asyncio.gather(*found))[1][0]
+
+    found, wanted = asyncio.run(ask()), detector.predict(image, 0.0)
+    assert torch.equal(found.boxes_xyxy, wanted.boxes_xyxy)
+    assert len(found.scores) != len(Detector.load(small_model, device="cpu").predict(image, 0.0))

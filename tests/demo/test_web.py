@@ -202,3 +202,5 @@ def test_models_that_resize_otherwise_are_refused(small_model: Path, rules: str)
 
     with pytest.raises(FcosError, match="the page cannot resize images as this model needs it"):
         check_web(detector)
+    with pytest.raises(FcosError, match="the page predicts whole images, and this model predicts on tiles"):
+        check_web(Detector.load(small_model, device="cpu", tile=64))

@@ -72,7 +72,7 @@ def test_a_box_between_the_points_is_not_learned_and_finer_points_would_help() -
     assert found.reasons == {"no point inside": 1, "out of range": 0, "smaller boxes": 0}
     assert found.share == 0.5
     changes = {change.what: change.share for change in found.changes}
-    assert changes["one more level, of stride 4"] == 0
+    assert changes["strides [4, 8, 16, 32] and regress_ranges [32, 64, 128]"] == 0
     assert changes["view_size 512"] == 0
     assert "center_sampling false" not in changes  # would not help
 

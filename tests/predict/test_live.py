@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -186,3 +187,13 @@ def test_which_addresses_are_streams(word: str, streams: bool, kind: str, name: 
     assert (source.kind, source.name, source.path) == (kind, Path(name), None)
     assert source.address == word
     assert "secret" not in source.where
+
+
+def test_an_error_while_receiving_ends_the_stream(
+    make_clip: MakeClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = LiveReader(str(make_clip("clip.mp4")), lambda: False)
+    monkeypatch.setattr(reader, "_receive", mock.Mock(side_effect=MemoryError("full")))
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    assert list(reader.frames()) == []
+    assert reader.problem == "receiving the stream failed: MemoryError('full')"

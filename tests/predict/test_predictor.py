@@ -16,7 +16,7 @@ from fcos.data import strips
 from fcos.data.annotations import Annotations
 from fcos.data.formats import read_annotations
 from fcos.data.loader import build_eval_loader
-from fcos.errors import FcosError
+from fcos.errors import ConfigError, FcosError
 from fcos.metrics.rows import result_rows, results_json
 from fcos.model.build import build_model, build_postprocess
 from fcos.model.fcos import FCOS
@@ -217,3 +217,12 @@ def test_a_large_file_is_predicted_in_strips_as_it_is_from_memory(
     assert share_found(found, boxes) > 0.6
     # The whole image is reduced in another way; what comes from tiles is the same.
     assert box_iou(from_memory.boxes_xyxy, found.boxes_xyxy).amax(dim=1).ge(0.9).float().mean() > 0.85
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_images_is_refused(small_model: Path, batch_size: int) -> None:
+    detector = Detector.load(small_model, device="cpu")
+    image = torch.zeros((3, 32, 32), dtype=torch.uint8)
+    for predict in (detector.predict, lambda *args, **options: list(detector.stream(*args, **options))):
+        with pytest.raises(ConfigError, match=f"a batch size of {batch_size}"):
+            predict([image, image], batch_size=batch_size)

@@ -304,3 +304,14 @@ def test_a_document_is_no_list_and_no_video(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"%PDF-1.7\nno image\n")
     with pytest.raises(DatasetError, match="this is a document, not an image, a video or a list"):
         find_sources([str(tmp_path / name)], tmp_path / "out")
+
+
+def test_a_list_may_have_folders_of_windows_and_names_that_begin_like_comments(here: Path) -> None:
+    (here / "photos").mkdir(exist_ok=True)
+    for name in ("photos/p.png", "#1.png"):
+        Image.new("RGB", (8, 8)).save(here / name)
+    (here / "list.txt").write_text("# a comment\nphotos\\p.png\n#1.png\n")
+    assert [source.path for source in find_sources(["list.txt"], Path("out"))] == [
+        Path("photos/p.png"),
+        Path("#1.png"),
+    ]

@@ -240,7 +240,7 @@ def test_objects_that_no_point_learns_are_told_with_a_remedy(tmp_path: Path) -> 
     page = page_of(tmp_path / "run", annotations, [])
     assert re.search(r"<b>33\.33 %</b> of the objects\s+\(1 of 3\)", page)
     assert "no point inside: " in page
-    assert "one more level, of stride 4" in page
+    assert "strides [4, 8, 16, 32, 64, 128]" in page
     assert "missed: no positive point at this size" in page
 
 

@@ -71,3 +71,20 @@ def test_weights_of_linear_layers_decay_too() -> None:
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(3, 4), (2, 3, 1, 1)]
     assert [tuple(parameter.shape) for parameter in others["params"]] == [(3,), (3,), (3,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "total", "problem"),
+    [
+        ({"warmup_iter": 500}, 150, "the training (150 steps) ends within the warm-up (500)"),
+        ({"warmup_iter": 0.05}, 150, None),
+        ({"lr_schedule": [40000, 60000], "warmup_iter": 0}, 60000, "lr_schedule 60000 is never reached"),
+        ({"lr_schedule": [40000, 60000], "warmup_iter": 0}, 60001, None),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_said(
+    settings: dict[str, Any], total: int, problem: str | None
+) -> None:
+    problems = list(Schedule(load_config(settings), total).problems())
+    assert len(problems) == (problem is not None)
+    assert problem is None or problem in problems[0]

@@ -21,3 +21,15 @@ def test_writers_of_a_resumed_run_begin_at_its_next_step(tmp_path: Path, tensorb
     with mock.patch("fcos.train.output.open_writers", return_value=[]) as opened:
         RunOutput(build_fabric("cpu"), config, tmp_path, state, Meter(8), 2.5, (), lambda: None).close()
     opened.assert_called_once_with(tmp_path, 5, tensorboard=tensorboard)
+
+
+def test_a_logger_that_cannot_be_opened_leaves_the_terminal_alone(tmp_path: Path) -> None:
+    state = RunState(step=0, total_steps=4)
+    config = load_config({"loggers": ["wandb"], "tensorboard": False})
+    with (
+        mock.patch.dict("fcos.train.output.LOGGERS", {"wandb": mock.Mock(side_effect=OSError("offline"))}),
+        mock.patch("fcos.train.output.Display") as display,
+        pytest.raises(OSError, match="offline"),
+    ):
+        RunOutput(build_fabric("cpu"), config, tmp_path, state, Meter(8), 2.5, (), lambda: None)
+    display.assert_not_called()

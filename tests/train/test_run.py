@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,16 @@ from fcos.data.formats import coco, read_annotations
 from fcos.data.summary import read_summaries
 from fcos.errors import ConfigError, DatasetError, OutputError
 from fcos.report.after_training import train_and_draw
+from fcos.report.finished_run import read_run
 from fcos.train.data import left_out
-from fcos.train.run import train
-from fcos.train.run_folder import LOCK_NAME, find_run_folder, in_use, is_named_exactly
+from fcos.train.run import hold_new_folder, train
+from fcos.train.run_folder import (
+    LOCK_NAME,
+    FolderInUseError,
+    find_run_folder,
+    in_use,
+    is_named_exactly,
+)
 from fcos.weights.load import load_model
 
 if TYPE_CHECKING:
@@ -251,6 +259,38 @@ def test_a_lock_names_its_owner_and_not_the_one_before(tmp_path: Path) -> None:
     assert not tmp_path.exists()  # nothing was written
 
 
+def test_a_new_run_beside_one_that_is_starting_gets_the_next_number(tmp_path: Path) -> None:
+    wanted, tried = tmp_path / "birds", list[Path]()
+    lock = in_use
+
+    def lock_of_another(folder: Path) -> AbstractContextManager[None]:
+        tried.append(folder)
+        if len(tried) < 3:
+            folder.mkdir(exist_ok=True)
+            raise FolderInUseError("another training writes to this run folder")
+        return lock(folder)
+
+    with mock.patch("fcos.train.run.in_use", lock_of_another), ExitStack() as held:
+        assert hold_new_folder(wanted, wanted, held) == tmp_path / "birds-3"
+    assert tried == [wanted, tmp_path / "birds-2", tmp_path / "birds-3"]
+
+
+def test_a_run_resumes_without_the_weights_that_it_began_with(tiny: Tiny) -> None:
+    tiny.train("start", epochs=1)
+    start = {"pretrain": str(tiny.runs / "start"), "load": False}
+    tiny.train_until(3, "run", **start)
+    (tiny.runs / "start").rename(tiny.runs / "elsewhere")
+    with pytest.raises(ConfigError, match="does not exist"):
+        tiny.train("run", **start)
+    assert tiny.train("run", **start | {"load": True}).finished
+
+
+def test_random_weights_that_stay_frozen_are_said(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.train("run", epochs=1, freeze_stages=1)
+    tiny.train("other", epochs=1, freeze_stages=0, freeze_bn=False)
+    assert capsys.readouterr().err.count("freeze_stages and freeze_bn freeze random weights") == 1
+
+
 def test_missing_data_are_refused_before_anything_is_written(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         tiny.train("run", list_train=str(tiny.runs / "none.txt"))
@@ -268,6 +308,21 @@ def test_invalid_data_are_refused_or_left_out(tiny: Tiny, capsys: pytest.Capture
     said = capsys.readouterr().err
     assert "training: 1 image and 1 box cannot be used (skipped)" in said
     assert "21 images for training" in said
+
+
+def test_evaluation_data_without_the_last_class_are_taken(tiny: Tiny) -> None:
+    """Lists without a file of names: the classes are as many as the highest id."""
+    lists = tiny.runs / "lists"
+    lists.mkdir()
+    shutil.copy(tiny.data / "train.txt", lists)
+    with (lists / "eval.txt").open("w") as file:
+        for line in (tiny.data / "eval.txt").read_text().splitlines():
+            image, *numbers = line.split()
+            numbers[4::5] = ["1"] * len(numbers[4::5])
+            print(image, *numbers, file=file)
+    found = {f"list_{part}": str(lists / f"{part}.txt") for part in ("train", "eval")}
+    assert tiny.train("run", **found, name_file="", epochs=1).finished
+    assert read_run(tiny.runs / "run").annotations.class_names == ("class_1", "class_2")
 
 
 def test_evaluation_data_of_difficult_boxes_alone_are_refused(tiny: Tiny) -> None:

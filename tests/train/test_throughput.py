@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fcos.config import TrainConfig, load_config
+from fcos.machine import num_cores
 from fcos.train import devices
 from fcos.train import throughput as waiting
 from fcos.train.throughput import (
@@ -137,4 +138,4 @@ def test_cores_are_counted_where_the_system_does_not_say_which_are_allowed(
 ) -> None:
     monkeypatch.delattr("os.sched_getaffinity", raising=False)  # as on macOS and Windows
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert waiting.num_cores() == 4
+    assert num_cores() == 4

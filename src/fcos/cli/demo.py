@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcos.cli.eval import evaluation_data
+from fcos.cli.eval import run_config
 from fcos.cli.options import PATH, announce, needs_demo, server_options
 from fcos.errors import FcosError
 from fcos.files import files_below
@@ -83,9 +83,14 @@ def images_of(folder: Path) -> list[Path]:
 def images_of_run(detector: Detector) -> list[Path]:
     """Some of the images that a run was evaluated on, where they still exist."""
     from fcos.data.splits import spread
+    from fcos.train.data import read_eval_set
 
-    try:
-        annotations = evaluation_data(detector, skip_invalid=True)
-    except FcosError:  # no run, or moved away since: the page works without them
+    run = run_config(detector.path)
+    if run is None or not run.list_eval:
         return []
-    return [annotations[index].path for index in spread(len(annotations), NUM_EXAMPLES)]
+    try:
+        annotations = read_eval_set(run, detector.class_names)
+    except FcosError:  # moved away since: the page works without them
+        return []
+    paths = [annotations[index].path for index in spread(len(annotations), NUM_EXAMPLES)]
+    return [path for path in paths if path.is_file()]

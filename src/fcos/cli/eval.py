@@ -141,9 +141,10 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
 def run_config(model_file: Path) -> TrainConfig | None:
     """The settings of the run that a model file lies in, if it does."""
     from fcos.config import load_config
+    from fcos.weights.load import is_run
 
-    file = model_file.parent / "config.json"
-    return load_config(file) if file.is_file() else None
+    folder = model_file.parent
+    return load_config(folder / "config.json") if is_run(folder) else None
 
 
 def _results_folder(model: Path, run: TrainConfig | None, list_: Path | None) -> Path:

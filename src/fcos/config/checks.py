@@ -121,6 +121,7 @@ def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
         ("center_radius", never_static, "assigner", '"static"'),
         ("static_start", static, "assigner", '"atss", "simota", "tal" or "dsla"'),
         ("class_target", by_predictions, "assigner", '"static" or "atss"'),
+        ("mix_until", not config.mixes_images, "mosaic", "more than 0 (or mixup, or copy_paste)"),
         ("focal_alpha", config.class_loss == "qfl", "class_loss", '"focal" or "vfl"'),
         ("lr_schedule", cosine, "lr_policy", '"step"'),
         ("lr_gamma", cosine, "lr_policy", '"step"'),
@@ -191,7 +192,7 @@ def check_paths(config: TrainConfig) -> None:
 def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:
     """A problem for each path of the settings that does not exist."""
     paths = {key: getattr(config, key) for key in DATA_PATHS}
-    if isinstance(config.pretrain, str) and config.pretrain not in NAMED_WEIGHTS:
+    if isinstance(config.pretrain, str) and config.pretrain not in NAMED_WEIGHTS and not config.load:
         paths["pretrain"] = config.pretrain
     for key, path in paths.items():
         if path and not os.path.exists(without_part(path)):

@@ -8,7 +8,6 @@ VOC do that to correct boxes, and training clips them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,9 +25,11 @@ from fcos.data.strips import read_large_header
 from fcos.data.summary import Counts, count
 from fcos.data.text import number_text, shown
 from fcos.errors import DatasetError
+from fcos.machine import num_cores
 from fcos.terminal import counted
 
 MAX_OVERHANG = 2.0  # pixels
+MOST_AT_ONCE = 8  # images that are decoded, in memory
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -191,7 +192,7 @@ def _read_headers(
 
     paths = [record.path for record in annotations]
     once = list(dict.fromkeys(paths))  # a list may name an image a hundred thousand times
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(num_cores(), MOST_AT_ONCE)) as pool:
         headers: Iterable[Header | DatasetError] = pool.map(try_header, once)
         of_path = dict(zip(once, track(headers, len(once)) if track else headers, strict=True))
     results = [of_path[path] for path in paths]

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -190,15 +189,21 @@ def common_images(first: Annotations, second: Annotations) -> list[tuple[Path, P
     by_size: dict[int, list[Path]] = {}
     for path in by_path.values():
         by_size.setdefault(_file_size(path), []).append(path)
-    digest = cache(lambda path: hashlib.blake2b(path.read_bytes()).digest())
+    by_digest: dict[int, dict[bytes, Path]] = {}  # of the sizes that are in both
     pairs = []
     for record in second:
         same = by_path.get(os.path.realpath(record.path))
         if same is None and (size := _file_size(record.path)) > 0:
-            same = next((p for p in by_size.get(size, ()) if digest(p) == digest(record.path)), None)
+            if size not in by_digest:
+                by_digest[size] = {_digest(path): path for path in reversed(by_size.get(size, []))}
+            same = by_digest[size].get(_digest(record.path)) if by_digest[size] else None
         if same is not None:
             pairs.append((same, record.path))
     return pairs
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.blake2b(path.read_bytes()).digest()
 
 
 def _file_size(path: Path) -> int:

@@ -51,6 +51,11 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
     )
 
 
+def last_mixed_step(config: TrainConfig, total_steps: int) -> int:
+    """The step from which on images are no longer mixed."""
+    return int(config.mix_until * total_steps)
+
+
 def build_train_loader(
     config: TrainConfig,
     annotations: Annotations,
@@ -67,7 +72,7 @@ def build_train_loader(
         config.mosaic,
         config.mixup,
         config.copy_paste,
-        until=int(config.mix_until * total_steps) * config.nbatch_train,
+        until=last_mixed_step(config, total_steps) * config.nbatch_train,
         min_area=config.boxarea_th,
     )
     dataset = TrainDataset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from fcos.data.annotations import Annotations, select
 from fcos.data.image_files import names_in
-from fcos.data.registry import format_named, recognize
+from fcos.data.names import is_no_class, read_names
+from fcos.data.registry import format_named, read_annotations, recognize
 from fcos.data.text import several
 from fcos.errors import DatasetError
 
@@ -101,6 +102,28 @@ def find_name_file(source: Path, root: Path | None = None, format: str = "auto")
     if other and other != found and other.is_file() and _rest(other.stem) != _rest(source.stem):
         return None
     return found
+
+
+def read_with_classes_of(
+    source: Path,
+    class_names: Sequence[str],
+    *,
+    root: Path | None = None,
+    names: Sequence[str] | Path | None = None,
+    format: str = "auto",
+) -> Annotations:
+    """`read_annotations`; a source that does not name its classes has those of a model or of training data.
+
+    Without this, a list in which no box has the last class would have one class less.
+    """
+    known = recognize(source, root) if format == "auto" else format
+    if names is None and format_named(known).class_names != "all":
+        names = [name for name in class_names if not is_no_class(name)]
+        beside = find_name_file(source, root, known)
+        own = names if beside is None else read_names(beside)[0]
+        if sorted(own) == sorted(names) or len(own) != len(names):
+            names = own  # the order of the list's class ids; other words for as many may be in that order
+    return read_annotations(source, root=root, names=names, format=known)
 
 
 def name_file_beside(folder: Path, train: Path | None) -> Path | None:

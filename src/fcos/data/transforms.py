@@ -194,7 +194,7 @@ def resized_size(
 def _truncated_size(size_hw: tuple[int, int], short_side: int, longest_side: int) -> tuple[int, int]:
     low, high = min(size_hw), max(size_hw)
     if high / low * short_side > longest_side:
-        short_side = round(longest_side * low / high)
+        short_side = max(1, round(longest_side * low / high))
     long_side = int(short_side * high / low)
     return (short_side, long_side) if size_hw[0] <= size_hw[1] else (long_side, short_side)
 

@@ -38,7 +38,13 @@ FOOTER = """<footer>
 
 
 def check_web(detector: Detector) -> None:
-    """Refuse a model that resizes as another code base does, which the page cannot."""
+    """Refuse a model that predicts on tiles or resizes as another code base does, which the page cannot."""
+    if detector.has_views:
+        raise FcosError(
+            "the page predicts whole images, and this model predicts on tiles",
+            where=str(detector.path),
+            fix="use `fcos serve` or `fcos demo`, which predict on tiles too",
+        )
     conventions = CONVENTIONS[detector.config.rules]
     if conventions.resize not in RESIZE or conventions.size != "round":
         raise FcosError(

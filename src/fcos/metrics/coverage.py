@@ -7,7 +7,7 @@ assigner of the configuration answers it before training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -183,7 +183,7 @@ def _changes(
     return sorted(changes, key=lambda change: change.share)
 
 
-def _candidates(config: TrainConfig) -> Iterator[tuple[str, dict[str, object], str]]:
+def _candidates(config: TrainConfig) -> Iterator[tuple[str, Mapping[str, object], str]]:
     """Other settings, one change each: words, settings, remark."""
     for factor in (1.5, 2.0):
         # sides in whole strides of 32, as images are padded to
@@ -201,9 +201,13 @@ def _candidates(config: TrainConfig) -> Iterator[tuple[str, dict[str, object], s
     if config.center_sampling:
         note = "points far from the center are positive too"
         yield "center_sampling false", {"center_sampling": False}, note
-    finer: dict[str, object] = {
+    finer: dict[str, list[float]] = {
         "strides": [config.strides[0] // 2, *config.strides],
         "regress_ranges": [ends[0] / 2, *ends] if ends else [config.strides[0] * 4],
     }
-    note = "not a setting: the backbone would need features of this stride; four times the points"
-    yield f"one more level, of stride {config.strides[0] // 2}", finer, note
+    words = " and ".join(f"{key} [{', '.join(f'{n:g}' for n in numbers)}]" for key, numbers in finer.items())
+    if config.strides[0] > 4:
+        yield words, finer, "a finer level: four times the points"
+    else:
+        note = "not a setting: the backbone would need features of this stride; four times the points"
+        yield f"one more level, of stride {config.strides[0] // 2}", finer, note

@@ -51,7 +51,7 @@ class LiveReader:
 
     def frames(self, on_audio: Callable[[Packet], None] = lambda packet: None) -> Iterator[Frame]:
         """The newest frame each time, until the stream is over or `is_stopped`."""
-        threading.Thread(target=self._receive, name="stream", daemon=True).start()
+        threading.Thread(target=self._receive_all, name="stream", daemon=True).start()
         while not self._is_stopped():
             with self._changed:
                 self._changed.wait_for(lambda: self._newest or self._is_over, STOP_CHECK_S)
@@ -62,8 +62,20 @@ class LiveReader:
             elif is_over:
                 return
 
+    def _receive_all(self) -> None:
+        """In the thread: `_receive`; whatever goes wrong there ends the stream."""
+        try:
+            self._receive()
+        except Exception as error:
+            self.problem = f"receiving the stream failed: {error!r}"
+            raise
+        finally:
+            self._is_over = True
+            with self._changed:
+                self._changed.notify()
+
     def _receive(self) -> None:
-        """In the thread: every frame of every connection becomes the newest one."""
+        """Every frame of every connection becomes the newest one."""
         started_at, index, last_pts = time.monotonic(), 0, -1
         while not self._is_over:
             with self._reader as reader:
@@ -79,8 +91,6 @@ class LiveReader:
             self.num_damaged += reader.num_damaged
             if not self._is_over:
                 self._reconnect(reader.problem)
-        with self._changed:
-            self._changed.notify()
 
     def _reconnect(self, reason: str) -> None:
         """Open the stream again, or end it after `PATIENCE_S`."""

@@ -49,12 +49,16 @@ class Prepared(NamedTuple):
     """An image as the network takes it, before padding.
 
     Attributes:
-        pixels: `(3, height, width)` RGB in 0..255, resized.
+        pixels: `(3, height, width)` RGB in 0..255, resized, unless it is predicted in several views.
         original_size_hw: height and width before resizing.
     """
 
     pixels: Tensor
     original_size_hw: tuple[int, int]
+
+
+def _resized(image: Tensor, transform: EvalTransform) -> Prepared:
+    return Prepared(transform(image), (image.shape[1], image.shape[2]))
 
 
 class Pipeline:
@@ -100,20 +104,39 @@ class Pipeline:
             return open_image(Path(image))
         return pixels_of(image, color)
 
-    def prepare(self, image: Tensor, transform: EvalTransform | None = None) -> Prepared:
-        """Resize an image, `(3, height, width)` uint8 RGB, as the model does or with another transform."""
-        return Prepared((transform or self._transform)(image), (image.shape[1], image.shape[2]))
+    @property
+    def has_views(self) -> bool:
+        """Whether an image is predicted as several views of it."""
+        return bool(self._views.tile) or self._views.tta
+
+    def prepare(self, image: Tensor) -> Prepared:
+        """Resize an image, `(3, height, width)` uint8 RGB; with tiles it stays whole until `detect`."""
+        if self.has_views:
+            return Prepared(image, (image.shape[1], image.shape[2]))
+        return _resized(image, self._transform)
 
     def passes(self, images: Sequence[Prepared], batch_size: int | None = None) -> list[list[int]]:
+        """Indices of the images that `detect` takes together; the limit `batch_size` is up to the caller."""
+        if self.has_views:
+            return [[index] for index in range(len(images))]
+        return self._passes(images, batch_size)
+
+    def detect(self, images: Sequence[Prepared]) -> list[ImageDetections]:
+        """Everything that is predicted in prepared images, which share a pass."""
+        if self.has_views:
+            return [self._detect_in_views(image.pixels, None) for image in images]
+        return self._detect_pass(images)
+
+    def _passes(self, images: Sequence[Prepared], batch_size: int | None) -> list[list[int]]:
         """Indices of the images that share a forward pass: of one padded size; on a CPU only small ones.
 
-        With a `batch_size` large ones too; the limit itself is up to the caller.
+        With a `batch_size` large ones too.
         """
         max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
         sizes_hw = [(image.pixels.shape[1], image.pixels.shape[2]) for image in images]
         return same_padded_size(sizes_hw, PADDING_MULTIPLE, max_pixels)
 
-    def detect(self, images: Sequence[Prepared]) -> list[ImageDetections]:
+    def _detect_pass(self, images: Sequence[Prepared]) -> list[ImageDetections]:
         """Everything that one forward pass predicts in images of one padded size."""
         padded, sizes_hw = pad([image.pixels for image in images], PADDING_MULTIPLE)
         original_sizes_hw = torch.tensor([image.original_size_hw for image in images])
@@ -127,7 +150,7 @@ class Pipeline:
     ) -> list[Detections]:
         """Predict images that `read` has read, all at once; arguments as in `predict`."""
         threshold = self.threshold if score_threshold is None else score_threshold
-        if self._views.tile or self._views.tta:
+        if self.has_views:
             found = [self._detect_in_views(image, batch_size, threshold) for image in images]
         else:
             whole = [image for image in images if isinstance(image, Tensor)]
@@ -152,10 +175,10 @@ class Pipeline:
     def _detect(
         self, images: list[Tensor], transform: EvalTransform, batch_size: int | None
     ) -> list[ImageDetections]:
-        prepared = [self.prepare(image, transform) for image in images]
+        prepared = [_resized(image, transform) for image in images]
         found: dict[int, ImageDetections] = {}
-        for group in self.passes(prepared, batch_size):
-            found |= zip(group, self.detect([prepared[i] for i in group]), strict=True)
+        for group in self._passes(prepared, batch_size):
+            found |= zip(group, self._detect_pass([prepared[i] for i in group]), strict=True)
         return [found[i] for i in range(len(images))]
 
     def _detections(self, image: Tensor | LargeImage, found: ImageDetections) -> Detections:

@@ -17,7 +17,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.arrays import Color
 from fcos.data.loader import build_eval_loader
 from fcos.data.workers import loading
-from fcos.errors import DatasetError, WeightsError
+from fcos.errors import ConfigError, DatasetError, WeightsError
 from fcos.metrics.rows import ROW, Rows, result_rows
 from fcos.model.build import build_postprocess
 from fcos.model.fcos import FCOS
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it function by function
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse a number of images that is none."""
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"a batch size of {batch_size}", fix="give at least 1, or None")
 
 
 class Predictor(Pipeline):
@@ -132,6 +138,7 @@ class Predictor(Pipeline):
             thousands fills the memory: use `stream`.)
         """
         detector = self._with(agnostic_nms, tile, overlap, tta)
+        check_batch_size(batch_size)
         if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
             images = list(images)
         if isinstance(images, str) or not isinstance(images, Sequence):
@@ -173,6 +180,7 @@ class Predictor(Pipeline):
             DatasetError: where an image cannot be read; the stream ends there.
         """
         detector = self._with(agnostic_nms, tile, overlap, tta)
+        check_batch_size(batch_size)
         for found in predict_each(
             detector,
             images,
@@ -207,7 +215,7 @@ class Predictor(Pipeline):
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         size = batch_size or self.backend.batch_size
-        if self._views.tile or self._views.tta:
+        if self.has_views:
             found = self._find_in_views(annotations, range(rank, len(annotations), world), size, on_batch)
         else:
             loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)

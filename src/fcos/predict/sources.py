@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fcos.data.image import decode_image, read_image
-from fcos.data.image_files import ARCHIVE_SUFFIXES, DOCUMENT_SUFFIXES, IMAGE_SUFFIXES, is_image
+from fcos.data.image_files import ARCHIVE_SUFFIXES, DOCUMENT_SUFFIXES, IMAGE_SUFFIXES, is_image, slashed
 from fcos.errors import DatasetError
 from fcos.files import check_regular, files_below, is_hidden, read_bytes
 from fcos.predict.download import download, without_secrets
@@ -210,11 +210,16 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
     """
     of_voc = _voc_images(folder)
     lines = [line.strip() for line in _decoded(content, where).split("\n")]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in lines if line and not (line.startswith("#") and not _exists(folder / line))]
     found = []
     for line in lines:
         path = of_voc.get(line) or Path(os.path.expanduser(line))
-        path = path if _exists(path) or not _exists(folder / path) else folder / path
+        others = (
+            folder / path,
+            Path(slashed(line)),
+            folder / slashed(line),
+        )  # the last two: as Windows has it
+        path = path if _exists(path) else next(filter(_exists, others), path)
         if is_address(line):
             found.append(_at_address(line))
         elif os.path.isdir(path):

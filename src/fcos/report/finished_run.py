@@ -14,7 +14,7 @@ from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, read_summaries, summarize
 from fcos.errors import ConfigError, DatasetError
 from fcos.files import read_json
-from fcos.train.data import read_set
+from fcos.train.data import read_eval_set, read_train_set
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ def read_run(folder: Path) -> FinishedRun:
     results = read_results(folder) if config.list_eval else None  # first: annotations may take long
     cards = read_summaries(folder)
     if results is None or not cards:
-        train_set, checked = _usable(config.list_train, config.root_train, config, cards.get("training"))
+        train_set, checked = _usable(read_train_set(config), config, cards.get("training"))
         cards.setdefault("training", summarize(train_set, checked))
     if results is None:
         return FinishedRun(folder, config, train_set, None, cards)
-    annotations, checked = _usable(config.list_eval, config.root_eval, config, cards.get("evaluation"))
-    annotations = with_classes_of(annotations, tuple(cards["training"].counts.boxes_per_class))
+    class_names = tuple(cards["training"].counts.boxes_per_class)
+    eval_set = read_eval_set(config, class_names)
+    annotations, checked = _usable(eval_set, config, cards.get("evaluation"))
+    annotations = with_classes_of(annotations, class_names)
     cards.setdefault("evaluation", summarize(annotations, checked))
     return FinishedRun(folder, config, annotations, results, cards)
 
@@ -86,10 +88,9 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def _usable(
-    source: str, root: str, config: TrainConfig, card: DataSummary | None
+    annotations: Annotations, config: TrainConfig, card: DataSummary | None
 ) -> tuple[Annotations, CheckReport]:
     """What training read from a list, without what it left out."""
-    annotations = read_set(config, source, root)
     # The training has decoded all pixels; only where it left some out is it to be found again which.
     left_some_out = card is None or card.num_problems != 0
     report = check(annotations, decode=config.skip_invalid and left_some_out)

@@ -129,19 +129,18 @@ def _notes(annotations: Annotations, misses: Sequence[Miss]) -> tuple[str, ...]:
 def disagreement_crops(annotations: Annotations, analysis: Analysis, shown: Iterable[int]) -> list[Crop]:
     """The first disagreements; `shown` are the images that the page shows in full."""
     shown = set(shown)
-    crops = []
-    views: dict[int, ReportImage] = {}
-    for one in analysis.shown.disagreements[:MAX_CROPS]:
-        if one.image not in views:
-            views[one.image] = ReportImage(annotations[one.image], annotations)
-        there = f"annotated as {one.there}" if one.there else "not annotated"
-        elsewhere = f"elsewhere {one.num_right} of {one.num_elsewhere} correct"
-        crops.append(
-            views[one.image].crop(
-                one.box_xyxy,
-                annotations.class_names.index(one.found),
-                f"{one.found} {one.score:.2f}, {there}; {elsewhere}",
-                image_key(one.image) if one.image in shown else None,
-            )
-        )
-    return crops
+    chosen = analysis.shown.disagreements[:MAX_CROPS]
+    crops: dict[int, Crop] = {}
+    for image in dict.fromkeys(one.image for one in chosen):
+        view = ReportImage(annotations[image], annotations)  # large: one is in memory at a time
+        for place, one in enumerate(chosen):
+            if one.image == image:
+                there = f"annotated as {one.there}" if one.there else "not annotated"
+                elsewhere = f"elsewhere {one.num_right} of {one.num_elsewhere} correct"
+                crops[place] = view.crop(
+                    one.box_xyxy,
+                    annotations.class_names.index(one.found),
+                    f"{one.found} {one.score:.2f}, {there}; {elsewhere}",
+                    image_key(image) if image in shown else None,
+                )
+    return [crops[place] for place in range(len(chosen))]

@@ -6,7 +6,6 @@ taken into the page).
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.summary import DataSummary, summarize
 from fcos.files import write_text
+from fcos.machine import package_versions
 from fcos.metrics.analysis import MIN_IMAGES, Analysis, analyze, margins_of, resamples_for
 from fcos.metrics.coco import STATS
 from fcos.metrics.coverage import Coverage, cover
@@ -101,10 +101,7 @@ def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataSummary]) 
         "cards": cards,
         "histograms": _histograms(cards),
         "settings": _setting_rows(config),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **package_versions(*PACKAGES)},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from fcos.config import TrainConfig
 from fcos.config.checks import check_classes
 from fcos.data.annotations import Annotations
 from fcos.data.check import CheckReport, check, drop_invalid, require_boxes
-from fcos.data.formats import find_name_file, read_annotations, read_names
+from fcos.data.formats import find_name_file, read_annotations, read_names, read_with_classes_of
 from fcos.data.image_files import common_images
 from fcos.data.loader import build_eval_transform
 from fcos.data.names import with_classes_of
@@ -39,7 +40,7 @@ def load_data(
         say(fabric, f"class names from {name_file}")
     if name_file and not read_names(name_file)[1]:
         say(fabric, f"{name_file} does not start with 'background', so every line is read as a class")
-    train_set = read_set(config, config.list_train, config.root_train)
+    train_set = read_train_set(config)
     check_classes(config, train_set.class_names)
     train_set, report = usable(train_set, "training", config, fabric)
     cards = {"training": summarize(train_set, report)}
@@ -48,9 +49,8 @@ def load_data(
     if not config.list_eval:
         say(fabric, "no list_eval, so there is no evaluation; the result is the last model")
         return train_set, None, cards
-    eval_set, eval_report = usable(
-        read_set(config, config.list_eval, config.root_eval), "evaluation", config, fabric
-    )
+    eval_set = read_eval_set(config, train_set.class_names)
+    eval_set, eval_report = usable(eval_set, "evaluation", config, fabric)
     eval_set = with_classes_of(eval_set, train_set.class_names)
     if not eval_set.is_counted.any():
         raise DatasetError(
@@ -69,10 +69,18 @@ def load_data(
     return train_set, eval_set, cards
 
 
-def read_set(config: TrainConfig, source: str, root: str) -> Annotations:
-    """The annotations of `list_train` or `list_eval`, with the class names of `name_file_of`."""
-    names, folder = name_file_of(config), Path(root) if root else None
-    return read_annotations(Path(source), root=folder, names=names, format=config.data_format)
+def read_train_set(config: TrainConfig) -> Annotations:
+    """The annotations of `list_train`."""
+    root = Path(config.root_train) if config.root_train else None
+    source, names = Path(config.list_train), name_file_of(config)
+    return read_annotations(source, root=root, names=names, format=config.data_format)
+
+
+def read_eval_set(config: TrainConfig, class_names: Sequence[str]) -> Annotations:
+    """The annotations of `list_eval`, with the classes of the training data where it names none."""
+    root = Path(config.root_eval) if config.root_eval else None
+    source, names = Path(config.list_eval), name_file_of(config)
+    return read_with_classes_of(source, class_names, root=root, names=names, format=config.data_format)
 
 
 def name_file_of(config: TrainConfig) -> Path | None:

@@ -18,7 +18,7 @@ from fcos.cpu.training import for_training
 from fcos.data.annotations import Annotations
 from fcos.data.balance import epoch_length, repeat_factors
 from fcos.data.batch import Batch
-from fcos.data.loader import build_train_loader
+from fcos.data.loader import build_train_loader, last_mixed_step
 from fcos.data.workers import loading
 from fcos.metrics.rows import results_json
 from fcos.model.fcos import FCOS
@@ -125,7 +125,8 @@ class Trainer:
 
     def _take_steps(self, batches: Iterator[Batch], stop: StopSignal) -> bool:
         """Steps until the end, a signal (then True), or a change of the length that the images depend on."""
-        config, state, total_steps = self.config, self.state, self.state.total_steps
+        config, state = self.config, self.state
+        until = last_mixed_step(config, state.total_steps)
         log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
         stopping = False
         while state.step < state.total_steps and not stopping:
@@ -150,7 +151,9 @@ class Trainer:
                 self._save()
             if not stopping:  # an evaluation may take longer than there is time
                 self._end_epoch()
-            if config.mixes_images and state.total_steps != total_steps:
+            new_until = last_mixed_step(config, state.total_steps)
+            if config.mixes_images and new_until != until and max(until, new_until) > state.step:
+                self.output.clock.loader_runs = False
                 break  # the last part of the training, without mixed images, begins elsewhere
         return stopping
 

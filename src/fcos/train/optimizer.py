@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from fcos.config import TrainConfig
+from fcos.terminal import counted
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -48,6 +50,21 @@ class Schedule:
             return rise * 0.5 * (1 + math.cos(math.pi * done))
         moments = [self._in_steps(entry) for entry in self.config.lr_schedule]
         return rise * self.config.lr_gamma ** bisect.bisect_right(moments, step)
+
+    def problems(self) -> Iterator[str]:
+        """What the training is too short for."""
+        warmup, steps = self._in_steps(self.config.warmup_iter), counted(self.total_steps, "step")
+        if warmup >= self.total_steps:
+            yield (
+                f"the training ({steps}) ends within the warm-up ({warmup:g}): the learning rate never "
+                "reaches lr_base. Set warmup_iter to a fraction, such as 0.05, or train longer"
+            )
+        late = [entry for entry in self.config.lr_schedule if entry >= max(1, self.total_steps)]
+        if late and self.config.lr_policy == "step":
+            yield (
+                f"lr_schedule {', '.join(f'{entry:g}' for entry in late)} is never reached: the training has "
+                f"{steps}. Fractions of the training, such as 0.67, fit any length"
+            )
 
     def _in_steps(self, entry: float) -> float:
         """A moment of the training in steps: entries below 1 are fractions of it."""

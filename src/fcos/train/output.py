@@ -48,11 +48,13 @@ class RunOutput:
         self.advice_given: set[str] = set()
         self.measured: dict[str, float] = {}  # by the last evaluation
         state, is_first = self.state, self.fabric.is_global_zero
-        self.display = Display(state.total_steps, state.step, enabled=is_first)
         self.writers: list[MetricsWriter] = []
         if is_first:
             self.writers = open_writers(self.run, state.step + 1, tensorboard=self.config.tensorboard)
             self.writers += [LOGGERS[name](self.run, self.config) for name in self.config.loggers]
+        self.display = Display(
+            state.total_steps, state.step, enabled=is_first
+        )  # last: it takes the terminal over
 
     def close(self) -> None:
         """At the end, also after an error."""

@@ -21,9 +21,9 @@ from fcos.data.check import require_boxes
 from fcos.data.convert import check_boxes
 from fcos.data.formats import Split, Splits, coco, find_splits, read_annotations, split_annotations
 from fcos.data.image_files import common_root
+from fcos.machine import num_cores
 from fcos.terminal import counted
 from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, Budget, InputSize, choose_size, training_speed
-from fcos.train.throughput import num_cores
 from fcos.weights.load import EVERYDAY
 
 MANY_IMAGES = 2000  # from here up, flips alone keep a detector from memorizing its images

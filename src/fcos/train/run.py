@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from fcos.config.checks import check_paths, split_batch
 from fcos.data.annotations import Annotations
 from fcos.data.summary import write_summaries
 from fcos.errors import TrainingError
+from fcos.machine import package_versions
 from fcos.model.backbone import check_backbone
 from fcos.model.build import build_model
 from fcos.predict.stop import StopSignal
@@ -42,11 +42,13 @@ from fcos.train.micro_batch import find_micro_batch
 from fcos.train.optimizer import Schedule
 from fcos.train.recompute import backbone_blocks
 from fcos.train.run_folder import (
+    FolderInUseError,
     check_run_folder,
     find_run_folder,
     in_use,
     is_fresh,
     is_named_exactly,
+    next_run_folder,
     numbered_folders,
 )
 from fcos.train.throughput import too_many_workers
@@ -55,7 +57,7 @@ from fcos.weights.load import LoadedModel
 from fcos.weights.load import settings_of as card_settings
 from fcos.weights.model_file import ModelCard
 from fcos.weights.published.coco import coco_file
-from fcos.weights.start import adopt_settings, find_start, load_start
+from fcos.weights.start import adopt, adopt_settings, find_start, load_start
 
 
 class Trained(NamedTuple):
@@ -95,23 +97,18 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
     check_run_folder(config)
     fabric = build_fabric(config.device, config.num_processes, config.precision)
     with launched(fabric), ExitStack() as held, memory_in_words(fabric):
-        config, start = adopt_start(config, fabric)
         config, folder, checkpoint = claim(config, fabric, held)
         if checkpoint is not None and is_finished(config, checkpoint):
             say(fabric, already_finished(folder, config, checkpoint))
             return Run(folder, True)
+        start = None
+        if checkpoint is None:  # a resumed run needs no weights to begin with: they may be gone
+            config, start = adopt_start(config, fabric)
         trainer = prepare(config, fabric, start, folder, checkpoint, held, callbacks)
         say(fabric, describe(trainer))
-        if too_many := too_many_workers(config, local_world_size(fabric)):
-            say(fabric, f"warning: {too_many}")
-        if fabric.is_global_zero and (slow := slow_precision(config.precision, fabric.device.type)):
-            say(fabric, f"warning: {slow}")
-        if config.activation_checkpointing and not backbone_blocks(trainer.model):
-            say(
-                fabric,
-                f"warning: activation_checkpointing does nothing in the backbone: {config.backbone} has no "
-                "blocks; memory is saved in the head only",
-            )
+        if fabric.is_global_zero:
+            for warning in warnings_about(trainer):
+                say(fabric, f"warning: {warning}")
         with StopSignal(announce=fabric.is_global_zero) as stop:
             finished = trainer.fit(stop)
         if not finished:
@@ -159,6 +156,8 @@ def claim(
     checkpoint = fabric.broadcast(checkpoint)
     assert checkpoint is not None
     config = without_new_presets(config, checkpoint)
+    if isinstance(config.pretrain, str):
+        config, _ = adopt(config, settings_of(checkpoint), file)
     check_same_settings(settings_of(checkpoint), config.model_dump(mode="json"), file)
     return config, folder, checkpoint
 
@@ -193,7 +192,7 @@ def prepare(
     model = build_model(config, train_set.num_classes)
     if checkpoint is None:
         if fabric.is_global_zero:
-            folder = hold_new_folder(folder, held)
+            folder = hold_new_folder(Path(config.run_folder), folder, held)
         folder = Path(fabric.broadcast(str(folder)))
         if start is not None:
             known = load_start(model, train_set.class_names, start)
@@ -211,7 +210,7 @@ def prepare(
         settings=card_settings(config),
         class_names=train_set.class_names,
         category_ids=train_set.category_ids,
-        versions={name: importlib.metadata.version(name) for name in ("fcos-torch", "torch", "timm")},
+        versions=package_versions("fcos-torch", "torch", "timm"),
     )
     check_same_everywhere(fabric, train_set, eval_set)
     trainer = Trainer(
@@ -231,13 +230,16 @@ def prepare(
     return trainer
 
 
-def hold_new_folder(folder: Path, held: ExitStack) -> Path:
-    """Create the folder of a new run, with the next number if another training has just taken this one."""
+def hold_new_folder(wanted: Path, folder: Path, held: ExitStack) -> Path:
+    """Create the folder of a new run; the next number of `wanted` if another training has just taken it."""
     lock = ExitStack()
-    lock.enter_context(in_use(folder))
+    try:
+        lock.enter_context(in_use(folder))
+    except FolderInUseError:
+        return hold_new_folder(wanted, next_run_folder(wanted), held)
     if not is_fresh(folder):
         lock.close()
-        return hold_new_folder(find_run_folder(folder, load=False), held)
+        return hold_new_folder(wanted, next_run_folder(wanted), held)
     held.enter_context(lock)
     return folder
 
@@ -262,6 +264,26 @@ def describe(trainer: Trainer) -> str:
         f"learning rate {config.lr_base:g} ({config.origin('lr_base')})\n"
         f"run folder: {trainer.run}"
     )
+
+
+def warnings_about(trainer: Trainer) -> Iterator[str]:
+    """What is allowed, and hardly ever meant."""
+    config, fabric = trainer.config, trainer.fabric
+    if too_many := too_many_workers(config, local_world_size(fabric)):
+        yield too_many
+    if slow := slow_precision(config.precision, fabric.device.type):
+        yield slow
+    if config.activation_checkpointing and not backbone_blocks(trainer.model):
+        yield (
+            f"activation_checkpointing does nothing in the backbone: {config.backbone} has no blocks; "
+            "memory is saved in the head only"
+        )
+    if config.pretrain is False and (config.freeze_stages or config.freeze_bn):
+        yield (
+            "pretrain=false, but freeze_stages and freeze_bn freeze random weights: set freeze_stages=0 and "
+            "freeze_bn=false"
+        )
+    yield from trainer.take_step.schedule.problems()
 
 
 def how_to_resume(trainer: Trainer) -> str:

@@ -31,15 +31,19 @@ def find_run_folder(wanted: Path, *, load: bool, exact: bool = False) -> Path:
             where='setting "run_folder"',
             fix="give a folder, or an unused name",
         )
-    numbered = numbered_folders(wanted)
     if not load:
-        if is_fresh(wanted):
-            return wanted
-        return wanted.with_name(f"{wanted.name}-{max(numbered) + 1}")
+        return wanted if is_fresh(wanted) else next_run_folder(wanted)
     if exact:
         return wanted
-    with_checkpoint = [folder for folder in numbered.values() if (folder / "last.ckpt").is_file()]
+    with_checkpoint = [
+        folder for folder in numbered_folders(wanted).values() if (folder / "last.ckpt").is_file()
+    ]
     return max(with_checkpoint, key=lambda folder: (folder / "last.ckpt").stat().st_mtime, default=wanted)
+
+
+def next_run_folder(wanted: Path) -> Path:
+    """The next number after those that are there."""
+    return wanted.with_name(f"{wanted.name}-{max(numbered_folders(wanted), default=1) + 1}")
 
 
 def numbered_folders(wanted: Path) -> dict[int, Path]:
@@ -75,12 +79,17 @@ def check_run_folder(config: TrainConfig) -> None:
     check_writable(find_run_folder(wanted, load=config.load, exact=is_named_exactly(config)))
 
 
+class FolderInUseError(OutputError):
+    """Another training writes to the run folder."""
+
+
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """Make the folder, and keep other processes from training in it; ends with this process.
 
     Raises:
-        OutputError: another process trains in it, or it cannot be written.
+        FolderInUseError: another process trains in it.
+        OutputError: it cannot be written.
     """
     path = folder / LOCK_NAME
     with explained(folder, "choose another run_folder where you may write"):
@@ -107,7 +116,7 @@ def _open_locked(path: Path) -> IO[str]:
             file.seek(0)
             owner = file.read().strip()
             file.close()
-            raise OutputError(
+            raise FolderInUseError(
                 f"another training writes to this run folder{f': {owner}' if owner else ''}",
                 where=str(path.parent),
                 fix="wait for it to finish, stop it, or set another run_folder",

@@ -7,13 +7,13 @@ next batch is fetched, so waiting can be overstated by their few milliseconds a 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fcos.config import TrainConfig
+from fcos.machine import num_cores
 from fcos.terminal import counted
 
 WORTH_A_CHANGE = 0.05  # share of the time; below, more loading would change nothing that one could see
@@ -73,12 +73,6 @@ class EpochClock:
         return times
 
 
-def num_cores() -> int:
-    """Processor cores that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
 def describe(times: EpochTimes, epoch: int | float) -> str:
     """How long an epoch took, and what was waited for; `times` of the device that waited longest."""
     rate = times.num_images / max(times.elapsed_s, 1e-9)
@@ -107,7 +101,7 @@ def too_many_workers(config: TrainConfig, num_processes: int) -> str | None:
 
 def network_advice(config: TrainConfig, device: str) -> str:
     """A setting that makes a step faster."""
-    from fcos.train.devices import prefers_bf16, slow_precision  # PyTorch: `num_cores` is needed without it
+    from fcos.train.devices import prefers_bf16, slow_precision  # they bring PyTorch
 
     if config.precision == "fp32" and prefers_bf16(device):
         return "precision=bf16"

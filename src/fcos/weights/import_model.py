@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import cast, get_args
 
 from fcos.config import load_config
 from fcos.errors import ConfigError, WeightsError
 from fcos.files import check_writable
+from fcos.machine import package_versions
 from fcos.model.build import build_model
 from fcos.terminal import counted
 from fcos.weights.load import MODEL_SETTINGS, load_model, settings_of
@@ -77,7 +77,7 @@ def import_model(
         loaded.card,
         settings=settings_of(config),
         class_names=names,
-        versions={name: version(name) for name in ("fcos-torch", "torch", "timm")},
+        versions=package_versions("fcos-torch", "torch", "timm"),
     )
     save_model(output, model.state_dict(), card)
     return card

@@ -83,10 +83,16 @@ def format_of(path: Path) -> ExportFormat | None:
     return {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}.get(path.suffix)  # type: ignore[return-value]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether the config.json of this folder is one of ours: other programs have such a file too."""
+    file = folder / "config.json"
+    return file.is_file() and b'"list_train"' in file.read_bytes()
+
+
 def is_model(word: str) -> bool:
     """Whether a word looks like a model: a run folder, a suffix, or the everyday detector."""
     path = Path(word)
-    in_folder = any((path / name).is_file() for name in (*MODELS_OF_A_RUN, "config.json"))
+    in_folder = is_run(path) or any((path / name).is_file() for name in MODELS_OF_A_RUN)
     return (
         word == EVERYDAY
         or in_folder

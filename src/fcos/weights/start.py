@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,23 +40,32 @@ def find_start(config: TrainConfig) -> LoadedModel | None:
 
 
 def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig, list[str]]:
+    """`adopt` the settings of a detector."""
+    return adopt(config, start.config.model_dump(), start.path)
+
+
+def adopt(config: TrainConfig, settings: Mapping[str, Any], source: Path) -> tuple[TrainConfig, list[str]]:
     """The settings, with those of a detector where the user gave none, and what changed, in words.
+
+    Args:
+        settings: of the detector, or of the run that began from it.
+        source: the file that they are from.
 
     Raises:
         ConfigError: the user's settings conflict with the adopted ones.
     """
     keys = [key for key in MODEL_SETTINGS if key not in NOT_ADOPTED]
     changes = {
-        key: getattr(start.config, key)
+        key: settings[key]
         for key in keys
         if config.origin(key).split(" ")[0] in ("default", "preset")
-        and getattr(config, key) != getattr(start.config, key)
+        and getattr(config, key) != settings.get(key, getattr(config, key))
     }
     adopted = config.model_copy(update=changes)
     # model_copy shares private attributes: the caller's config would take these for its own
-    adopted._origins = config._origins | {key: f"file {start.path}" for key in changes}
+    adopted._origins = config._origins | {key: f"file {source}" for key in changes}
     if broken := next(broken_rules(adopted), None):
-        raise ConfigError(broken.what, where=f"settings adopted from {start.path}", fix=broken.fix)
+        raise ConfigError(broken.what, where=f"settings adopted from {source}", fix=broken.fix)
     return adopted, [f"{key} {json.dumps(value)}" for key, value in changes.items()]
 
 

@@ -310,3 +310,10 @@ def test_a_pickle_that_wants_to_run_code_is_refused_with_what_it_wants(
     (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": HistoryBuffer()}, protocol=2))
     with pytest.raises(WeightsError, match=r"contains more than tensors, .*HistoryBuffer"):
         load_model(tmp_path / "model.pkl")
+
+
+def test_a_checkpoint_to_resume_from_is_told_from_a_model_file(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "last.ckpt")
+    with pytest.raises(WeightsError, match=r"last\.ckpt is a checkpoint to resume a training from") as caught:
+        read_published(tmp_path / "last.ckpt")
+    assert caught.value.fix == f"give the run folder, {tmp_path}, or last.safetensors in it"

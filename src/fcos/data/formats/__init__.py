@@ -14,4 +14,5 @@ from fcos.data.splits import Split as Split
 from fcos.data.splits import Splits as Splits
 from fcos.data.splits import find_name_file as find_name_file
 from fcos.data.splits import find_splits as find_splits
+from fcos.data.splits import read_with_classes_of as read_with_classes_of
 from fcos.data.splits import split_annotations as split_annotations

@@ -205,6 +205,12 @@ def find_layout(file: StateFile, path: Path) -> Layout:
     """The code base that uses these tensor names."""
     if (layout := layout_of(file.tensors)) is not None:
         return layout
+    if path.name == "last.ckpt":
+        raise WeightsError(
+            "last.ckpt is a checkpoint to resume a training from, not a model file",
+            where=str(path),
+            fix=f"give the run folder, {path.parent}, or last.safetensors in it",
+        )
     names = ", ".join(list(file.tensors)[:5])
     known = ", ".join(layout.origin for layout in LAYOUTS)
     raise WeightsError(
