@@ -162,9 +162,9 @@ def test_the_last_line_totals_the_problems_of_all_parts(fcos, make_image, tmp_pa
     result = fcos("check", tmp_path)
 
     assert result.exit_code == 1
-    assert result.output.splitlines()[-1] == "in total: 1 problem in 1 of 2 parts"
+    assert result.output.splitlines()[-1] == "in total: 1 problem in 1 of 2 splits"
     (tmp_path / "train.txt").write_text("a.jpg 1 2 3 4 1\n")
-    assert fcos("check", tmp_path).output.splitlines()[-1] == "in total: no problems in 2 parts"
+    assert fcos("check", tmp_path).output.splitlines()[-1] == "in total: no problems in 2 splits"
 
 
 def test_an_empty_test_split_is_a_warning(fcos, make_image, tmp_path):
@@ -180,7 +180,7 @@ def test_an_empty_test_split_is_a_warning(fcos, make_image, tmp_path):
 
     assert result.exit_code == 0
     assert "data.yaml:test: no images in the annotations" in result.stderr
-    assert "in total: no problems in 2 parts" in result.stdout
+    assert "in total: no problems in 2 splits" in result.stdout
 
     (tmp_path / "data.yaml").write_text(f"path: .\n{splits.replace('val: images/val', 'val: images/test')}")
     assert fcos("check", tmp_path).exit_code == 2  # training needs it

@@ -33,7 +33,7 @@ def image(vectors: Callable[[str], Path], tmp_path: Path) -> Path:
 def test_info_says_whose_it_is_and_what_it_will_do(vectors: Callable[[str], Path]) -> None:
     result = run("info", vectors("mmdet_r50_caffe") / "state_dict.pth")
     assert result.exit_code == 0, result.output
-    assert "a detector of MMDetection" in result.output
+    assert "a detector from MMDetection" in result.output
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines() if line)
     assert lines["classes"].startswith("5: class0, class1, class2, class3, class4")
     assert "as OpenCV, not antialiased" in lines["images"]
@@ -47,7 +47,7 @@ def test_info_says_whose_it_is_and_what_it_will_do(vectors: Callable[[str], Path
 def test_info_of_our_own_file(model_file: Path) -> None:
     result = run("info", model_file)
     assert result.exit_code == 0, result.output
-    assert f"{model_file}: a detector of fcos" in result.output
+    assert f"{model_file}: a detector from fcos" in result.output
     assert "3: cat, dog, bird; category ids 1 to 3" in result.output
     assert "note:" not in result.output
 

@@ -94,7 +94,7 @@ def test_without_a_model_everyday_objects_are_found(images: Path) -> None:
 @pytest.mark.parametrize("words", [["runs/birds"], ["best.safetensors"], ["everyday"]])
 def test_a_model_alone_is_no_source(words: list[str], images: Path) -> None:
     (images / "runs" / "birds").mkdir(parents=True)
-    (images / "runs" / "birds" / "config.json").write_text("{}")
+    (images / "runs" / "birds" / "config.json").write_text('{"list_train": "a.json"}')
     result = CliRunner().invoke(main, ["predict", *words])
     assert result.exit_code == 2
     assert f"nothing to predict on: give images after the model {words[0]!r}" in result.stderr

@@ -257,7 +257,7 @@ def test_images_of_many_bits_or_many_passes_count_for_more() -> None:
     assert open_image(progressive, 10_000).shape == (3, 100, 100)
     with pytest.raises(HTTPException) as caught:
         open_image(progressive + b"\xff\xda" * 20, 10_000)
-    assert caught.value.detail == "the image is stored in 26 passes: save it again"
+    assert caught.value.detail == "the JPEG is stored in 26 scans: save it as a baseline JPEG"
 
 
 def test_many_images_at_once_get_the_answers_of_one(address: str, examples: Path) -> None:

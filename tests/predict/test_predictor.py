@@ -163,7 +163,7 @@ def test_load_list_stream_and_any_batch_size_give_the_same_tiles(
         torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
     alone = detector.predict(canvas, 0.3)
     torch.testing.assert_close(loaded.predict(canvas, 0.3, tile=0).boxes_xyxy, alone.boxes_xyxy)
-    with pytest.raises(FcosError, match="overlap without tiles"):
+    with pytest.raises(FcosError, match="an overlap has no effect without tiles"):
         detector.predict(canvas, overlap=0.5)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
 from fcos.config import load_config
+from fcos.data.loader import build_train_loader
 from fcos.data.mixing import Mixing
 from fcos.errors import ConfigError
 from fcos.train.length import Decision, Length, steps_that_fit
@@ -146,6 +148,16 @@ def test_the_part_without_mixed_images_moves_with_the_end(
     ours, theirs = tiny.checkpoint("stopped"), tiny.checkpoint("whole")
     del ours["config"], theirs["config"]
     assert list(tiny.differences(ours, theirs)) == []
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_loader_does_not_start_again_where_no_image_is_mixed_any_more(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = mock.Mock(side_effect=build_train_loader)
+    monkeypatch.setattr("fcos.train.loop.build_train_loader", starts)
+    tiny.train("run", **TIMED | {"mosaic": 1.0, "mix_until": 0.01, "num_workers": 0})
+    assert starts.call_count == 1
 
 
 def test_schedule_is_laid_out_over_the_steps_that_fit(

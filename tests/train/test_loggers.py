@@ -68,7 +68,7 @@ def test_loggers_are_a_list_or_words() -> None:
     for word in ("loggers=wandb,mlflow", 'loggers=["wandb","mlflow"]'):
         assert load_config(None, [word]).loggers == ["wandb", "mlflow"]
     assert load_config({"loggers": "wandb"}).loggers == ["wandb"]
-    with pytest.raises(ConfigError, match='give a list of "wandb" or "mlflow"'):
+    with pytest.raises(ConfigError, match='use a list of "wandb" or "mlflow"'):
         load_config({"loggers": "comet"})
 
 

@@ -72,7 +72,9 @@ def test_models_are_known_by_their_looks(tmp_path: Path, small_model: Path) -> N
     assert is_model("model.onnx")
     (tmp_path / "run").mkdir()
     assert not is_model(str(tmp_path / "run"))
-    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "config.json").write_text('{"architectures": ["Net"]}')
+    assert not is_model(str(tmp_path / "run")), "of another program"
+    (tmp_path / "run" / "config.json").write_text('{"list_train": "train.json"}')
     assert is_model(str(tmp_path / "run")), "a run that has not finished an epoch"
     assert not is_model("photo.jpg")
     assert load_model(str(EVERYDAY_FILE)).card.class_names[0] == load_model("everyday").card.class_names[0]

@@ -5,7 +5,8 @@ Nothing here changes the training, except a callback that ends it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,11 +51,19 @@ class RunOutput:
         state, is_first = self.state, self.fabric.is_global_zero
         self.writers: list[MetricsWriter] = []
         if is_first:
-            self.writers = open_writers(self.run, state.step + 1, tensorboard=self.config.tensorboard)
-            self.writers += [LOGGERS[name](self.run, self.config) for name in self.config.loggers]
+            with ExitStack() as opened:
+                for writer in self._open_writers():
+                    self.writers.append(writer)
+                    opened.callback(writer.close)
+                opened.pop_all()
         self.display = Display(
             state.total_steps, state.step, enabled=is_first
         )  # last: it takes the terminal over
+
+    def _open_writers(self) -> Iterator[MetricsWriter]:
+        yield from open_writers(self.run, self.state.step + 1, tensorboard=self.config.tensorboard)
+        for name in self.config.loggers:
+            yield LOGGERS[name](self.run, self.config)
 
     def close(self) -> None:
         """At the end, also after an error."""
