@@ -16,7 +16,6 @@ from fcos.data.annotations import Annotations
 from fcos.data.summary import COCO_LARGE, COCO_SMALL
 from fcos.metrics.coco import (
     F1_IOU,
-    NOTHING_FOUND_THRESHOLD,
     SIZES,
     STATS,
     BestF1,
@@ -24,12 +23,12 @@ from fcos.metrics.coco import (
     best_f1,
     boxes_by_id,
     class_places,
+    judge,
     match,
     mean_of_valid,
     measured,
     numbers_of,
     result_array,
-    status_of_rows,
 )
 from fcos.metrics.confusion import Pairs, pair_up, xyxy_of
 from fcos.metrics.rows import ROW, Results, Rows
@@ -156,10 +155,8 @@ def analyze(annotations: Annotations, results: Results) -> Analysis:
     metrics = numbers_of(evaluation, annotations)
     diagnostics = evaluation.image_diagnostics(iou_thr=F1_IOU)
     is_right = np.full(len(rows), -1, np.int8)
-    counted, right = status_of_rows(diagnostics["dt_status"])
+    counted, right, best, threshold = judge(annotations, rows, diagnostics["dt_status"])
     is_right[counted] = right
-    best = best_f1(rows["score"][counted], right, int(annotations.is_counted.sum()))
-    threshold = NOTHING_FOUND_THRESHOLD if best is None else best.threshold
     calibration = evaluation.calibration(n_bins=10, iou_threshold=F1_IOU)
     curves = evaluation.report()["curves"]
     precision = evaluation.eval["precision"][:, :, :, :, -1]  # (IoUs, recalls, classes, sizes)

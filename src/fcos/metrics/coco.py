@@ -173,10 +173,32 @@ def measure(annotations: Annotations, results: Results) -> tuple[CocoMetrics, fl
     """`evaluate_detections`, and the score with the best F1 over all classes at IoU 0.5."""
     rows = result_array(annotations, results)
     evaluation = match(annotations, rows)
-    counted, is_right = status_of_rows(evaluation.image_diagnostics(iou_thr=F1_IOU)["dt_status"])
+    diagnostics = evaluation.image_diagnostics(iou_thr=F1_IOU)
+    return numbers_of(evaluation, annotations), judge(annotations, rows, diagnostics["dt_status"]).threshold
+
+
+class Judged(NamedTuple):
+    """Detections as right or wrong at IoU 0.5.
+
+    Attributes:
+        rows: places of the detections that count; those in crowd regions do not.
+        is_right: of these.
+        best: None where no detection is right.
+        threshold: that of `best`, or `NOTHING_FOUND_THRESHOLD`.
+    """
+
+    rows: NDArray[np.int64]
+    is_right: NDArray[np.bool_]
+    best: BestF1 | None
+    threshold: float
+
+
+def judge(annotations: Annotations, rows: Rows, status: Mapping[int, str]) -> Judged:
+    """Which rows are right, by hotcoco's `dt_status` at `F1_IOU`, and the best threshold."""
+    counted = np.fromiter(status.keys(), np.int64, len(status)) - 1  # ids count rows from 1
+    is_right = np.array([value == "tp" for value in status.values()], bool)
     best = best_f1(rows["score"][counted], is_right, int(annotations.is_counted.sum()))
-    threshold = NOTHING_FOUND_THRESHOLD if best is None else best.threshold
-    return numbers_of(evaluation, annotations), threshold
+    return Judged(counted, is_right, best, NOTHING_FOUND_THRESHOLD if best is None else best.threshold)
 
 
 def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_objects: int) -> BestF1 | None:
@@ -203,12 +225,6 @@ def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_object
         precision=float(right / num_shown[last]),
         recall=float(right / num_objects),
     )
-
-
-def status_of_rows(status: Mapping[int, str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """hotcoco's `dt_status` as row numbers and whether each is right; rows that are ignored are absent."""
-    rows = np.fromiter(status.keys(), np.int64, len(status)) - 1  # ids count rows from 1
-    return rows, np.array([value == "tp" for value in status.values()], bool)
 
 
 def coco_ground_truth(annotations: Annotations, results: Results = ()) -> dict[str, Any]:

@@ -159,7 +159,8 @@ class FcosLoss:
             weights = box_weights.new_tensor(self.class_weights)[targets.labels[positive]]
             box_weights = box_weights * weights
         box = (box_loss(predicted, wanted, self.box, added) * box_weights).sum()
-        ious = pairwise_box_terms(predicted.detach(), wanted, added)[0]
+        if self.score_by_iou or self.quality == "iou":
+            ious = pairwise_box_terms(predicted.detach(), wanted, added)[0]
         if self.score_by_iou:
             scores = targets.class_scores.masked_scatter(positive, ious.clamp(0, 1))
             targets = targets._replace(class_scores=scores)
