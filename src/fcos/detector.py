@@ -21,6 +21,7 @@ from fcos.errors import ConfigError, DeviceError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
 from fcos.predict.predictor import Predictor
+from fcos.terminal import track
 from fcos.weights.load import format_of, load_model
 
 if TYPE_CHECKING:
@@ -166,8 +167,6 @@ class Detector(Predictor):
 
 def with_items(config: TrainConfig, split: str, items: Any, names: Names | None) -> TrainConfig:
     """The settings with data in memory, which are written to files, as its "train" or "eval" list."""
-    from fcos.train.log import track
-
     key = f"list_{split}"
     if given := getattr(config, key):
         raise ConfigError(

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -117,3 +117,13 @@ def progress_console(**options: Any) -> Console:
     if isinstance(stream, SafeStream):
         stream = SafeStream(stream.stream, PROGRESS)
     return Console(file=stream, markup=False, emoji=False, **options)
+
+
+def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """The same items, with a bar that disappears at the end; no bar without a terminal."""
+    from rich import progress
+
+    console = progress_console()
+    return progress.track(
+        items, what, total=total, console=console, transient=True, disable=not console.is_terminal
+    )

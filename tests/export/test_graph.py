@@ -95,7 +95,7 @@ def test_weights_of_every_code_base_keep_their_rules_as_a_graph(
     wanted = in_pytorch(it.model, postprocess)
     for torchvision_nms in (False, True):
         found = in_graph(it.model, postprocess, torchvision_nms)
-        if postprocess.inclusive_boxes:  # torch leaves the order of the best candidates of a level open
+        if postprocess.point_order:  # torch leaves the order of the best candidates of a level open
             found, wanted = ([by_score(image) for image in images] for images in (found, wanted))
         assert_same(found, wanted)
 
@@ -114,11 +114,11 @@ def by_score(found: ImageDetections) -> ImageDetections:
         {"rank_by": "class"},
         {"keep_empty": True},
         {"keep_ties": True, "detections_per_image": 7},
-        {"inclusive_boxes": True},
+        {"inclusive_boxes": True, "point_order": True},
         {"candidates_per_level": 5},
         {"nms_iou": 0.3},
         {"agnostic_nms": True, "nms_iou": 0.4},
-        {"agnostic_nms": True, "inclusive_boxes": True},
+        {"agnostic_nms": True, "inclusive_boxes": True, "point_order": True},
     ],
     ids=str,
 )

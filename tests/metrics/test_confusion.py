@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from fcos.data.annotations import Annotations, Record, select
 from fcos.data.formats import read_annotations, read_names
 from fcos.metrics.coco import match
-from fcos.metrics.confusion import box_overlap, pair_up, rows_by_image
-from fcos.metrics.rows import Rows, rows_of
+from fcos.metrics.confusion import box_overlap, pair_up
+from fcos.metrics.rows import Rows, rows_by_image, rows_of
 
 CAT, DOG, BACKGROUND = 0, 1, 2
 

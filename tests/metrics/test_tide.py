@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
 from fcos.metrics.analysis import TIDE_ERRORS, analyze
-from fcos.metrics.confusion import box_overlap, xyxy_of
-from fcos.metrics.rows import Rows, rows_of
+from fcos.metrics.confusion import box_overlap
+from fcos.metrics.rows import Rows, rows_of, xyxy_of
 
 NUM_CLASSES, NUM_IMAGES = 3, 30
 BACKGROUND_IOU, MATCH_IOU = 0.1, 0.5

@@ -132,7 +132,7 @@ def test_assigner_loss_and_postprocess_follow_the_conventions(name: str) -> None
     conventions = CONVENTIONS[name]
     settings = config(rules=name, normalize_targets=False, threshold_on="score", agnostic_nms=True)
     built = build_postprocess(settings)
-    shared = ("score", "rank_by", "clip", "keep_empty", "inclusive_boxes", "keep_ties")
+    shared = ("score", "rank_by", "clip", "keep_empty", "inclusive_boxes", "point_order", "keep_ties")
     assert [getattr(built, key) for key in shared] == [getattr(conventions, key) for key in shared]
     assert (built.threshold_on, built.agnostic_nms) == ("score", True)
     loss = build_loss(settings)

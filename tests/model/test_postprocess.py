@@ -348,7 +348,7 @@ def test_inclusive_boxes_end_at_the_last_pixel_and_keep_the_order_of_the_candida
     output, grid = one_point_each([(0.5, 0.5), (0.9, 0.9), (0.4, 0.4)], boxes)
     # IoU of the first and the last: 16 / 28 = 0.57; with sides + 1 it is 25 / 40 = 0.63
     assert len(PostProcess()(output, grid, WIDE, WIDE)[0].scores) == 3
-    found = PostProcess(inclusive_boxes=True)(output, grid, WIDE, WIDE)[0]
+    found = PostProcess(inclusive_boxes=True, point_order=True)(output, grid, WIDE, WIDE)[0]
     assert found.boxes_xyxy.tolist() == [[0.0, 0.0, 4.0, 4.0], [50.0, 0.0, 63.0, 4.0]]
 
 

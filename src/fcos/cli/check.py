@@ -16,7 +16,7 @@ from fcos.cli.options import annotation_options
 from fcos.cli.output import json_option, new_table, print_json, print_table
 from fcos.errors import DatasetError
 from fcos.files import read_text
-from fcos.terminal import counted, printable_line
+from fcos.terminal import counted, printable_line, track
 
 if TYPE_CHECKING:
     from fcos.data.annotations import Annotations
@@ -60,7 +60,6 @@ def command(
     """
     from fcos.data.check import check
     from fcos.data.image_files import common_images
-    from fcos.train.log import track
 
     parts = _read_parts(sources, root, names, format)
     reports = []

@@ -30,6 +30,7 @@ class Conventions(NamedTuple):
     clip: ClipBoxes = "resized"  # when boxes are clipped to the image
     keep_empty: bool = False  # keep boxes without area
     inclusive_boxes: bool = False  # x2 and y2 are the last pixels of a box, instead of the ends after them
+    point_order: bool = False  # detections in the order of their points, instead of best first
     keep_ties: bool = False  # keep more than `detections_per_image` if the last ones have equal scores
     strict_ranges: bool = False  # the limits of a level's range belong to neither level, instead of to both
     areas: Areas = "exact"  # how areas are compared when a point lies in several boxes
@@ -44,6 +45,7 @@ CONVENTIONS = {
         resize="pillow",
         keep_empty=True,
         inclusive_boxes=True,
+        point_order=True,
         keep_ties=True,
         areas="inclusive",
         iou_plus_one=True,

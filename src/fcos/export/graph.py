@@ -102,7 +102,7 @@ class DetectionGraph(nn.Module):
         pair = ranks.topk(_at_most(most, ranks.shape[1]), dim=1).indices
         place = torch.div(pair, self.num_classes, rounding_mode="floor")
         label = pair - place * self.num_classes
-        if rules.inclusive_boxes:  # in the order of the points, class after class
+        if rules.point_order:
             key = point.gather(1, place) * self.num_classes + label
             order = key.argsort(dim=1)
             pair, place, label = (part.gather(1, order) for part in (pair, place, label))
@@ -127,7 +127,7 @@ class DetectionGraph(nn.Module):
             kept = suppress(apart, scores, rules.nms_iou, limit)
         if self.torchvision_nms or rules.keep_ties:
             kept = kept[self._within_limit(kept, scores)]
-        if rules.inclusive_boxes:  # in the order of the candidates
+        if rules.point_order:
             kept = kept[(kept[:, 0] * boxes.shape[1] + kept[:, 1]).argsort()]
         return kept
 

@@ -30,8 +30,8 @@ from fcos.metrics.coco import (
     numbers_of,
     result_array,
 )
-from fcos.metrics.confusion import Pairs, pair_up, xyxy_of
-from fcos.metrics.rows import ROW, Results, Rows
+from fcos.metrics.confusion import Pairs, pair_up
+from fcos.metrics.rows import ROW, Results, Rows, xyxy_of
 
 TIDE_ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations
 from fcos.metrics.coco import F1_IOU
-from fcos.metrics.rows import Rows
+from fcos.metrics.rows import Rows, labels_of, rows_by_image, xyxy_of
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,6 @@ def pair_up(annotations: Annotations, results: Rows, counted: NDArray[np.bool_])
         pairs.extend((image, label, background) for label in annotations.labels[boxes[~taken]].tolist())
     columns = np.array(pairs, np.int64).reshape(-1, 3)
     return Pairs(columns[:, 0], columns[:, 1], columns[:, 2], annotations.num_classes)
-
-
-def rows_by_image(annotations: Annotations, results: Rows) -> list[NDArray[np.int64]]:
-    """The rows of results of each image, best score first."""
-    order = np.lexsort((-results["score"], results["image_id"]))
-    image_ids = results["image_id"][order]
-    first = np.searchsorted(image_ids, annotations.image_ids, "left")
-    last = np.searchsorted(image_ids, annotations.image_ids, "right")
-    return [order[start:end] for start, end in zip(first, last, strict=True)]
-
-
-def labels_of(annotations: Annotations, results: Rows) -> NDArray[np.int64]:
-    """The label of each row of results."""
-    label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
-    return np.array([label_of[category_id] for category_id in results["category_id"].tolist()], np.int64)
-
-
-def xyxy_of(results: Rows) -> NDArray[np.float64]:
-    """`(N, 4)` xyxy of rows of results."""
-    boxes = results["bbox"]
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def box_overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,8 @@ from torchvision.ops import batched_nms
 from fcos.data.annotations import Annotations
 from fcos.metrics.analysis import Analysis
 from fcos.metrics.coco import F1_IOU
-from fcos.metrics.confusion import box_overlap, labels_of, rows_by_image, xyxy_of
+from fcos.metrics.confusion import box_overlap
+from fcos.metrics.rows import labels_of, rows_by_image, xyxy_of
 from fcos.model.postprocess import ImageDetections
 
 NEAR_IOU = 0.1  # TIDE's limit between a box that is off and one that means something else

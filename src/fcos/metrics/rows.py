@@ -84,6 +84,27 @@ class _Entry(msgspec.Struct, gc=False):
     score: float
 
 
+def rows_by_image(annotations: Annotations, results: Rows) -> list[NDArray[np.int64]]:
+    """The rows of results of each image, best score first."""
+    order = np.lexsort((-results["score"], results["image_id"]))
+    image_ids = results["image_id"][order]
+    first = np.searchsorted(image_ids, annotations.image_ids, "left")
+    last = np.searchsorted(image_ids, annotations.image_ids, "right")
+    return [order[start:end] for start, end in zip(first, last, strict=True)]
+
+
+def labels_of(annotations: Annotations, results: Rows) -> NDArray[np.int64]:
+    """The label of each row of results."""
+    label_of = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
+    return np.array([label_of[category_id] for category_id in results["category_id"].tolist()], np.int64)
+
+
+def xyxy_of(results: Rows) -> NDArray[np.float64]:
+    """`(N, 4)` xyxy of rows of results."""
+    boxes = results["bbox"]
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
 def results_json(rows: Rows) -> bytes:
     """Rows as a COCO results file.
 

@@ -117,6 +117,7 @@ def build_postprocess(config: TrainConfig) -> PostProcess:
         clip=conventions.clip,
         keep_empty=conventions.keep_empty,
         inclusive_boxes=conventions.inclusive_boxes,
+        point_order=conventions.point_order,
         keep_ties=conventions.keep_ties,
         agnostic_nms=config.agnostic_nms,
     )

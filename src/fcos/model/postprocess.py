@@ -65,7 +65,9 @@ class PostProcess:
             the padding; or to the original one after NMS.
         keep_empty: keep boxes that clipping leaves without area.
         inclusive_boxes: sides are last pixels (official code): they end at width - 1, NMS adds 1 to widths
-            and heights, and detections come in the order of the candidates, level by level.
+            and heights.
+        point_order: detections come in the order of their points, class after class (official code), and not
+            best first.
         keep_ties: also keep those with the same score as the last of `detections_per_image`.
         agnostic_nms: class-agnostic NMS: one box per object.
     """
@@ -80,6 +82,7 @@ class PostProcess:
     clip: ClipBoxes = "resized"
     keep_empty: bool = False
     inclusive_boxes: bool = False
+    point_order: bool = False
     keep_ties: bool = False
     agnostic_nms: bool = False
 
@@ -202,9 +205,9 @@ class PostProcess:
         first = 0
         for level in torch.split(ranks, points_per_level):
             point, label = (level >= 0).nonzero(as_tuple=True)
-            if not self.inclusive_boxes or len(point) > self.candidates_per_level:
+            if not self.point_order or len(point) > self.candidates_per_level:
                 count = min(self.candidates_per_level, len(point))
-                best = level[point, label].topk(count, sorted=not self.inclusive_boxes).indices
+                best = level[point, label].topk(count, sorted=not self.point_order).indices
                 point, label = point[best], label[best]
             points.append(point + first)
             labels.append(label)
@@ -220,7 +223,7 @@ class PostProcess:
         if self.keep_ties and len(kept) > most:
             most = int((scores[kept] >= scores[kept[most - 1]]).sum())
         kept = kept[:most]
-        return kept.sort().values if self.inclusive_boxes else kept
+        return kept.sort().values if self.point_order else kept
 
 
 def whwh(sizes_hw: Int64[Tensor, "batch 2"]) -> Float[Tensor, "batch 4"]:

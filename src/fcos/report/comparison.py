@@ -15,8 +15,7 @@ from fcos.files import write_text
 from fcos.metrics.analysis import Analysis, analyze
 from fcos.metrics.coco import STATS, result_array
 from fcos.metrics.comparison import Comparison, Delta, compare_results
-from fcos.metrics.confusion import rows_by_image
-from fcos.metrics.rows import Results, Rows
+from fcos.metrics.rows import Results, Rows, rows_by_image
 from fcos.report.chart import Chart, line_chart
 from fcos.report.curves import curve, read_metrics, run_names
 from fcos.report.examples import Example, ReportImage

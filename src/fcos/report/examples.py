@@ -17,7 +17,7 @@ from PIL import Image
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image import read_image
 from fcos.metrics.analysis import Analysis
-from fcos.metrics.confusion import labels_of, xyxy_of
+from fcos.metrics.rows import labels_of, xyxy_of
 from fcos.predict.draw import as_base64, class_color, hidden_pixels, label_font, place_of_label, readable_on
 from fcos.terminal import printable_line
 

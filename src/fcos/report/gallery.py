@@ -9,8 +9,8 @@ import numpy as np
 from fcos.data.annotations import Annotations
 from fcos.data.splits import spread
 from fcos.metrics.analysis import Analysis
-from fcos.metrics.confusion import rows_by_image
 from fcos.metrics.misses import Miss
+from fcos.metrics.rows import rows_by_image
 from fcos.report.examples import Crop, Example, ReportImage
 
 IMAGES_OF_A_CELL = 3  # of the confusion matrix

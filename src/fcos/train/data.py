@@ -20,9 +20,9 @@ from fcos.data.loader import build_eval_transform
 from fcos.data.names import with_classes_of
 from fcos.data.summary import DataSummary, summarize
 from fcos.errors import DatasetError
-from fcos.terminal import counted
+from fcos.terminal import counted, track
 from fcos.train.checkpoint import fingerprints
-from fcos.train.log import say, track
+from fcos.train.log import say
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

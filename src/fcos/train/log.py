@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,14 +162,6 @@ class Display:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.progress.stop()
-
-
-def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """The same items, with a bar that disappears at the end; no bar without a terminal."""
-    console = progress_console()
-    return progress.track(
-        items, what, total=total, console=console, transient=True, disable=not console.is_terminal
-    )
 
 
 def say(fabric: Fabric, text: str) -> None:
