@@ -285,6 +285,15 @@ def test_a_run_resumes_without_the_weights_that_it_began_with(tiny: Tiny) -> Non
     assert tiny.train("run", **start | {"load": True}).finished
 
 
+def test_patience_that_cannot_end_the_training_is_said(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.train("run", epochs=2, patience=1)
+    assert "patience=1 cannot end this training early: it has 2 evaluations" in capsys.readouterr().err
+    tiny.train("other", epochs=3, patience=1)
+    assert "patience=1" not in capsys.readouterr().err
+
+
 def test_random_weights_that_stay_frozen_are_said(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.train("run", epochs=1, freeze_stages=1)
     tiny.train("other", epochs=1, freeze_stages=0, freeze_bn=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -282,6 +283,12 @@ def warnings_about(trainer: Trainer) -> Iterator[str]:
         yield (
             "pretrain=false, but freeze_stages and freeze_bn freeze random weights: set freeze_stages=0 and "
             "freeze_bn=false"
+        )
+    evaluations = math.ceil(config.epochs / config.eval_epochs)
+    if config.patience and config.patience >= evaluations - 1:  # the first one is the best so far
+        yield (
+            f"patience={config.patience} cannot end this training early: it has "
+            f"{counted(evaluations, 'evaluation')} (epochs={config.epochs}, eval_epochs={config.eval_epochs})"
         )
     yield from trainer.take_step.schedule.problems()
 
