@@ -29,7 +29,7 @@ from fcos.machine import num_cores
 from fcos.terminal import counted
 
 MAX_OVERHANG = 2.0  # pixels
-MOST_AT_ONCE = 8  # images that are decoded, in memory
+MOST_AT_ONCE = 16  # images decoded in memory: containers often see more cores than they may use
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
