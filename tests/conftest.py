@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # with -n: busy threads of one would wa
 
 check_types_of("fcos")  # before anything of the package is imported
 
-from .rectangles import rectangles, tiny, tiny_of_module  # noqa: E402, F401  (after the hook)
+from fcos.files import unpack  # noqa: E402  (after the hook)
+
+from .rectangles import rectangles, tiny, tiny_of_module  # noqa: E402, F401
 
 if TYPE_CHECKING:
     from fcos.weights.load import ExportFormat
@@ -74,8 +75,7 @@ def shared() -> Path:
 def vectors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Finds a file or folder of what other code bases computed; see `tests/vectors/README.md`."""
     unpacked = tmp_path_factory.mktemp("vectors")
-    with tarfile.open(Path(__file__).parent / "vectors" / "vectors.tar.xz") as archive:
-        archive.extractall(unpacked, filter="data")
+    unpack(Path(__file__).parent / "vectors" / "vectors.tar.xz", unpacked)
     beside = Path(__file__).parent.parent.parent / "shared" / "vectors"
 
     def find(name: str) -> Path:

@@ -2,13 +2,15 @@ import errno
 import os
 import subprocess
 import sys
+import tarfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fcos.errors import ConfigError, DatasetError, OutputError
-from fcos.files import check_writable, files_below, read_text, write_bytes, write_text, written
+from fcos.files import check_writable, files_below, read_text, unpack, write_bytes, write_text, written
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path):
@@ -194,3 +196,20 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path):
     check_writable(tmp_path / "new" / "folder" / "x.json")
     check_writable(Path("/dev/null"))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("can_check", [True, False])
+def test_archives_are_unpacked_by_older_pythons_too(
+    can_check: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "a.txt", "a.txt")
+    given = list[dict[str, Any]]()
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, folder, **options: given.append(options))
+    if not can_check:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    elif not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python has no filter")
+    unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert given == [{"filter": "data"} if can_check else {}]

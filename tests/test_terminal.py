@@ -5,7 +5,15 @@ import click
 import pytest
 
 from fcos.errors import FcosError
-from fcos.terminal import SafeStream, counted, is_printable, printable, printable_line, safe_output
+from fcos.terminal import (
+    SafeStream,
+    counted,
+    is_printable,
+    printable,
+    printable_line,
+    safe_output,
+    track,
+)
 
 NAME = "\x1b[31mcat\x1b[2J\x07\r\x9b\u202e\ud800\x7f"
 
@@ -89,3 +97,7 @@ def test_an_ascii_terminal_gets_escapes_and_no_error(monkeypatch):
 def test_nouns_follow_their_number():
     assert [counted(number, "box", "boxes") for number in (0, 1, 2)] == ["0 boxes", "1 box", "2 boxes"]
     assert counted(3, "problem") == "3 problems"
+
+
+def test_track_passes_everything_on() -> None:
+    assert list(track(iter("abc"), 3, "checking")) == ["a", "b", "c"]

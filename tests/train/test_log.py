@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from fcos.train.log import Display, Meter, StepReport, track
+from fcos.train.log import Display, Meter, StepReport
 
 STEP = StepReport({"classification": 1.0, "box": 0.5, "quality": 0.25}, num_positive=8, grad_norm=2, lr=0.01)
 
@@ -147,7 +147,3 @@ def test_time_left_is_in_hours_minutes_and_seconds(
     display.step(1, "loss 1")
     display.close()
     assert capsys.readouterr().err.splitlines() == [f"step 1/{total_steps}  loss 1  left {left}"]
-
-
-def test_track_passes_everything_on() -> None:
-    assert list(track(iter("abc"), 3, "checking")) == ["a", "b", "c"]

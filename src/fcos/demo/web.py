@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from fcos.data.loader import PADDING_MULTIPLE
 from fcos.demo.server import about_model
 from fcos.detector import Detector
 from fcos.errors import FcosError
-from fcos.files import first_line_of
+from fcos.files import first_line_of, unpack
 
 MODEL = "model.onnx"
 PACKAGE = "onnxruntime-web"
@@ -78,8 +77,7 @@ def _fetched(folder: Path) -> Path:
             f"the page needs the npm package {PACKAGE}, and `{' '.join(command)}` failed: {reason.strip()}",
             fix=f"npm install {PACKAGE}@{VERSION} where npm works, then give --ort node_modules/{PACKAGE}",
         ) from error
-    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
-        archive.extractall(folder, filter="data")
+    unpack(next(folder.glob("*.tgz")), folder)
     return folder / "package"
 
 
