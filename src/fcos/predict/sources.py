@@ -214,11 +214,8 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
     found = []
     for line in lines:
         path = of_voc.get(line) or Path(os.path.expanduser(line))
-        others = (
-            folder / path,
-            Path(slashed(line)),
-            folder / slashed(line),
-        )  # the last two: as Windows has it
+        as_on_windows = slashed(line)
+        others = folder / path, Path(as_on_windows), folder / as_on_windows
         path = path if _exists(path) else next(filter(_exists, others), path)
         if is_address(line):
             found.append(_at_address(line))

@@ -56,9 +56,8 @@ class RunOutput:
                     self.writers.append(writer)
                     opened.callback(writer.close)
                 opened.pop_all()
-        self.display = Display(
-            state.total_steps, state.step, enabled=is_first
-        )  # last: it takes the terminal over
+        # Last, since it takes over the terminal.
+        self.display = Display(state.total_steps, state.step, enabled=is_first)
 
     def _open_writers(self) -> Iterator[MetricsWriter]:
         yield from open_writers(self.run, self.state.step + 1, tensorboard=self.config.tensorboard)
