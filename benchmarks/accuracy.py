@@ -56,7 +56,7 @@ from fcos.data.batch import read_sample
 from fcos.data.check import check, drop_invalid
 from fcos.data.formats import read_annotations
 from fcos.export.verify import size_of
-from fcos.report.tradeoff import Candidate, measure
+from fcos.report.tradeoff import Candidate, measure_candidates
 from fcos.train.devices import prefers_bf16
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -392,7 +392,7 @@ def run_one(
         note |= {"cpu_s": cpu_s, "epochs": epochs}
     torch.set_num_threads(NUM_THREADS)
     annotations = read_data(name, *lists[2:])
-    [row] = measure([open_model(str(model), annotations)[0]], annotations)
+    [row] = measure_candidates([open_model(str(model), annotations)[0]], annotations)
     measured, milliseconds = row.metrics, row.latency_ms
     small = measured.stats[3]
     scores = {"ap": measured.map_mean, "ap50": measured.map_50, "ap75": measured.map_75, "ap_small": small}
@@ -452,7 +452,7 @@ def print_latency(args: argparse.Namespace) -> None:
     opened = [open_model(source, annotations) for source in args.models]
     note_of = {candidate.name: note for candidate, note in opened}
     print("| detector | AP | AP50 | AP75 | ms per image | |\n|---|---|---|---|---|---|")
-    for row in measure([candidate for candidate, _ in opened], annotations):
+    for row in measure_candidates([candidate for candidate, _ in opened], annotations):
         name, numbers = row.candidate.name, row.metrics
         scores = " | ".join(f"{n:.3f}" for n in (numbers.map_mean, numbers.map_50, numbers.map_75))
         print(f"| {name} | {scores} | {row.latency_ms:.1f} | {note_of[name]} |")

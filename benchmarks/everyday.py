@@ -34,7 +34,7 @@ from fcos.data.annotations import Annotations, select
 from fcos.data.check import check, drop_invalid
 from fcos.data.formats import read_annotations
 from fcos.data.names import with_classes_of
-from fcos.report.tradeoff import measure as compare
+from fcos.report.tradeoff import measure_candidates
 from fcos.weights.load import EVERYDAY
 from fcos.weights.model_file import read_model, save_model
 from fcos.weights.published.coco import COCO_IDS, COCO_NAMES
@@ -131,7 +131,9 @@ def measure(args: argparse.Namespace) -> None:
         coco_names.write_text("".join(f"{name}\n" for name in COCO_NAMES))
         for name, read in sets.items():
             annotations = everyday_objects(drop_invalid(read, check(read)), class_names)
-            for row in compare(open_candidates(args.models, annotations, coco_names, "cpu"), annotations):
+            for row in measure_candidates(
+                open_candidates(args.models, annotations, coco_names, "cpu"), annotations
+            ):
                 numbers = row.metrics
                 scores = numbers.map_mean, numbers.map_50, numbers.map_75, numbers.stats[3]
                 cells = [row.candidate.name, name, *(f"{score:.3f}" for score in scores)]

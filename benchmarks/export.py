@@ -21,7 +21,7 @@ from frame import Make, measure, start
 
 from fcos.export.calibration import Calibration
 from fcos.export.card import to_metadata
-from fcos.export.formats import FORMATS, card_of, graph_of
+from fcos.export.formats import FORMATS, export_card, graph_of
 from fcos.weights.import_model import import_model
 from fcos.weights.load import ExportFormat, LoadedModel, load_model
 from predict import detector_run, make_torchvision, torchvision_run
@@ -48,7 +48,7 @@ def write(loaded: LoadedModel, names: list[str], folder: Path, calibrate_on: Pat
         if int8:
             assert format.quantize is not None
             model = format.quantize(model, Calibration(loaded.config, [calibrate_on]), frozenset())
-        format.save(model, to_metadata(card_of(loaded), loaded.config), paths[name])
+        format.save(model, to_metadata(export_card(loaded), loaded.config), paths[name])
     return paths
 
 

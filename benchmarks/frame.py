@@ -94,14 +94,14 @@ def save_random(path: Path, settings: dict[str, Any], **card: Any) -> Path:
 
     from fcos.config import load_config
     from fcos.model.build import build_model
-    from fcos.weights.load import settings_of
+    from fcos.weights.load import model_settings
     from fcos.weights.model_file import ModelCard, save_model
 
     usual = {"model": "fcos_r18", "head_convs": 1, "strides": [8, 16, 32], "regress_ranges": [64, 128]}
     config = load_config(usual | {"list_train": "none"} | settings)
     torch.manual_seed(0)
     state = build_model(config, 2).state_dict()
-    save_model(path, state, ModelCard(settings_of(config), ("cat", "dog"), (1, 2), **card))
+    save_model(path, state, ModelCard(model_settings(config), ("cat", "dog"), (1, 2), **card))
     return path
 
 

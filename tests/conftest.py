@@ -135,7 +135,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from fcos.config import load_config
     from fcos.model.build import build_model
-    from fcos.weights.load import settings_of
+    from fcos.weights.load import model_settings
     from fcos.weights.model_file import ModelCard, save_model
 
     config = load_config(
@@ -153,7 +153,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.nn.init.constant_(model.head.logits.bias, -2.0)
         torch.nn.init.normal_(model.head.distances.weight, std=0.3)
     path = tmp_path_factory.mktemp("small") / "best.safetensors"
-    save_model(path, model.state_dict(), ModelCard(settings_of(config), class_names, (1, 2, 3), 0.5))
+    save_model(path, model.state_dict(), ModelCard(model_settings(config), class_names, (1, 2, 3), 0.5))
     return path
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image_files import relative_name
-from fcos.data.registry import Format
+from fcos.data.registry import DataFormat
 
 
 def read(source, *, root=None, names=None):
@@ -51,7 +51,7 @@ def files(folder):
     return sorted(folder.glob("*.toy"))
 
 
-FORMAT = Format(
+FORMAT = DataFormat(
     name="toy",
     looks_like="toys (*.toy)",
     suffixes=(".toy",),

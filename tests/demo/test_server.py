@@ -22,7 +22,7 @@ from PIL import Image
 
 from fcos import Detector
 from fcos.cli import main
-from fcos.demo.body import Inbox, open_image
+from fcos.demo.body import Inbox, decode_image
 from fcos.demo.guard import served_hosts
 from fcos.demo.server import about_model, build_app
 
@@ -142,7 +142,7 @@ def test_long_files_and_large_images_are_refused(address: str) -> None:
 
 def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded() -> None:
     with pytest.raises(HTTPException) as caught:
-        open_image(png_header(60_000, 60_000), 1_000_000)
+        decode_image(png_header(60_000, 60_000), 1_000_000)
     assert caught.value.status_code == 413
 
 
@@ -248,15 +248,15 @@ def test_thresholds_that_are_none_are_refused(address: str, value: str) -> None:
 
 def test_images_of_many_bits_or_many_passes_count_for_more() -> None:
     wide = encoded(Image.new("I;16", (100, 100)), format="PNG")
-    assert open_image(wide, 80_000).shape == (3, 100, 100)
+    assert decode_image(wide, 80_000).shape == (3, 100, 100)
     with pytest.raises(HTTPException) as caught:
-        open_image(wide, 79_999)
+        decode_image(wide, 79_999)
     assert caught.value.status_code == 413
 
     progressive = encoded(Image.effect_noise((100, 100), 90), format="JPEG", progressive=True)
-    assert open_image(progressive, 10_000).shape == (3, 100, 100)
+    assert decode_image(progressive, 10_000).shape == (3, 100, 100)
     with pytest.raises(HTTPException) as caught:
-        open_image(progressive + b"\xff\xda" * 20, 10_000)
+        decode_image(progressive + b"\xff\xda" * 20, 10_000)
     assert caught.value.detail == "the JPEG is stored in 26 scans: save it as a baseline JPEG"
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from fcos import Detector
 from fcos.export.calibration import Calibration, in_float32
 from fcos.export.card import to_metadata
-from fcos.export.formats import FORMATS, card_of
+from fcos.export.formats import FORMATS, export_card
 from fcos.export.quantize import search
 from fcos.weights.load import load_model
 
@@ -88,7 +88,7 @@ def test_convolutions_become_integers_and_detections_stay_close(
     assert not [convolution for convolution in in_integers if convolution.startswith("head.logits")]
 
     path = tmp_path / f"int8{format.ENDING}"
-    format.save(integers, to_metadata(card_of(loaded), loaded.config), path)
+    format.save(integers, to_metadata(export_card(loaded), loaded.config), path)
     before, after = Detector.load(exported[name]), Detector.load(path)
     for image in images:
         wanted, found = before.predict(image, 0.0), after.predict(image, 0.0)

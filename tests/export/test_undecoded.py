@@ -25,7 +25,7 @@ from fcos.export.calibration import Calibration
 from fcos.export.card import to_metadata
 from fcos.export.decode import decode
 from fcos.export.exported import open_exported
-from fcos.export.formats import FORMATS, card_of, export_model, reference_of
+from fcos.export.formats import FORMATS, export_card, export_model, reference_of
 from fcos.export.graph import DetectionGraph
 from fcos.export.undecoded import Undecoded, on_mean
 from fcos.export.verify import compare
@@ -109,7 +109,7 @@ def test_a_level_gives_its_best_candidates_and_an_image_its_best_detections() ->
 def test_detections_of_the_decoder_are_those_of_the_network(small_model: Path) -> None:
     loaded = load_model(small_model)
     graph = DetectionGraph(loaded.model, build_postprocess(loaded.config)).eval()
-    card = {key: json.loads(text) for key, text in to_metadata(card_of(loaded), loaded.config).items()}
+    card = {key: json.loads(text) for key, text in to_metadata(export_card(loaded), loaded.config).items()}
     image = image_of((96, 128))
     pixels = on_mean(image.transpose(2, 0, 1), (90, 100), (96, 128), card["pixel_mean"])
     with torch.no_grad():
@@ -297,7 +297,7 @@ def test_litert_in_integers(exported: dict[str, Path], small_model: Path, tmp_pa
 
     integers = litert_folder.quantize(network, calibration, frozenset({"outputs"}))
     out = tmp_path / "int8_litert"
-    FORMATS["litert"].save(integers, to_metadata(card_of(loaded), loaded.config), out)
+    FORMATS["litert"].save(integers, to_metadata(export_card(loaded), loaded.config), out)
     assert (out / "model.tflite").stat().st_size < 0.6 * len(content)
     before, after = Detector.load(exported["litert"]), Detector.load(out)
     for path in paths:

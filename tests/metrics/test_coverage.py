@@ -71,10 +71,10 @@ def test_a_box_between_the_points_is_not_learned_and_finer_points_would_help() -
     assert found.without.tolist() == [True, False]
     assert found.reasons == {"no point inside": 1, "out of range": 0, "smaller boxes": 0}
     assert found.share == 0.5
-    changes = {change.what: change.share for change in found.changes}
-    assert changes["strides [4, 8, 16, 32] and regress_ranges [32, 64, 128]"] == 0
-    assert changes["view_size 512"] == 0
-    assert "center_sampling false" not in changes  # would not help
+    remedies = {remedy.what: remedy.share for remedy in found.remedies}
+    assert remedies["strides [4, 8, 16, 32] and regress_ranges [32, 64, 128]"] == 0
+    assert remedies["view_size 512"] == 0
+    assert "center_sampling false" not in remedies  # would not help
 
 
 def test_a_thin_box_is_out_of_range_where_points_lie_in_it() -> None:
@@ -83,7 +83,7 @@ def test_a_thin_box_is_out_of_range_where_points_lie_in_it() -> None:
     # ... 200 wide: too far for stride 8, and no point of the other levels (8, 24, ..., 16, 48, ...) is in it
     found = cover(boxes_in_an_image([20, 106, 220, 110]), CONFIG)
     assert found.reasons == {"no point inside": 0, "out of range": 1, "smaller boxes": 0}
-    doubled = next(change for change in found.changes if change.what.startswith("regress_ranges"))
+    doubled = next(remedy for remedy in found.remedies if remedy.what.startswith("regress_ranges"))
     assert doubled.what == "regress_ranges [128, 256]"
     assert doubled.share == 0
 
@@ -126,7 +126,7 @@ def test_crowds_are_nobodys_target() -> None:
 
 def test_no_objects_at_all_are_covered() -> None:
     found = cover(boxes_in_an_image(), CONFIG)
-    assert (found.share, found.changes) == (0, ())
+    assert (found.share, found.remedies) == (0, ())
 
 
 def test_of_a_large_data_set_evenly_spread_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

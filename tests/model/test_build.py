@@ -23,12 +23,12 @@ from fcos.data.loader import (
 from fcos.data.mixing import Mixing
 from fcos.errors import ConfigError, WeightsError
 from fcos.model.backbone import pixel_statistics
-from fcos.model.build import build_assigner, build_known_assigner, build_loss, build_model, build_postprocess
+from fcos.model.build import build_assigner, build_fixed_assigner, build_loss, build_model, build_postprocess
 from fcos.model.dynamic_assign import RULES, AtssAssigner
 from fcos.model.losses import FcosLoss
 from fcos.model.points import make_grid
 from fcos.train.optimizer import build_optimizer
-from fcos.weights.load import MODEL_SETTINGS, load_model, model_file_of, settings_of
+from fcos.weights.load import MODEL_SETTINGS, load_model, model_file_of, model_settings
 from fcos.weights.model_file import ModelCard, read_model, save_model
 
 
@@ -145,7 +145,7 @@ def test_assigner_loss_and_postprocess_follow_the_conventions(name: str) -> None
 def test_an_assigner_by_predictions_chooses_from_the_points_inside_a_box(name: str) -> None:
     settings = config(assigner=name)
     assert build_assigner(settings).rule is RULES[name]
-    possible = build_known_assigner(settings)
+    possible = build_fixed_assigner(settings)
     grid = make_grid((256, 256), settings.strides)
     boxes = torch.tensor([[20.0, 20.0, 29.0, 29.0], [0.0, 0.0, 256.0, 256.0]])
     inside, in_range = possible.eligible(grid, boxes)
@@ -266,10 +266,10 @@ def test_the_settings_of_a_model_file_are_settings() -> None:
 
 
 def test_later_settings_are_only_in_the_files_that_need_them() -> None:
-    plain = settings_of(load_config({"model": "fcos_r18"}))
+    plain = model_settings(load_config({"model": "fcos_r18"}))
     assert set(plain) == set(MODEL_SETTINGS) - {"tile", "horizontal_flip"}
-    assert settings_of(load_config({"model": "fcos_r18", "tile": 640})) == plain | {"tile": 640}
-    digits = settings_of(load_config({"model": "fcos_r18", "horizontal_flip": False}))
+    assert model_settings(load_config({"model": "fcos_r18", "tile": 640})) == plain | {"tile": 640}
+    digits = model_settings(load_config({"model": "fcos_r18", "horizontal_flip": False}))
     assert digits == plain | {"horizontal_flip": False}
 
 

@@ -16,7 +16,7 @@ from fcos.errors import WeightsError
 from fcos.metrics.coco import CocoMetrics
 from fcos.predict.detections import Detections
 from fcos.report import tradeoff
-from fcos.report.tradeoff import Candidate, Measured, marked, measure, plot
+from fcos.report.tradeoff import Candidate, Measured, marked, measure_candidates, plot
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_ap_is_that_of_the_classes_by_name_and_the_fastest_is_first(annotations:
     cats = candidate("cats", [cat], [0], ("cat",))
     done: list[int] = []
 
-    rows = measure([right, cats], annotations, done.append)
+    rows = measure_candidates([right, cats], annotations, done.append)
 
     assert [row.candidate.name for row in rows] == ["cats", "right"]
     assert [row.metrics.map_mean for row in rows] == pytest.approx([0.5, 1.0])
@@ -71,12 +71,12 @@ def test_models_take_turns_of_a_few_images_after_one_that_is_not_timed(
 
         return Candidate(name, predict, ("cat",), 0)
 
-    measure([named("a"), named("b")], annotations)
+    measure_candidates([named("a"), named("b")], annotations)
     assert seen == [("a", 1), ("a", 1), ("a", 2), ("b", 1), ("b", 1), ("b", 2)]
 
     monkeypatch.setattr(tradeoff, "IMAGES_OF_A_TURN", 1)
     seen.clear()
-    measure([named("a"), named("b")], annotations)
+    measure_candidates([named("a"), named("b")], annotations)
     assert seen == [(name, image) for image in (1, 2) for name in "aabb"]
 
 
@@ -84,14 +84,17 @@ def test_inclusive_boxes_are_a_pixel_larger(annotations: Annotations) -> None:
     shifted = candidate("a", [[10.0, 10, 49, 49], [60.0, 10, 89, 49]], [0, 1], ("cat", "dog"))
     inclusive = Candidate("b", shifted.predict, shifted.class_names, 0, inclusive_boxes=True)
 
-    aps = {row.candidate.name: row.metrics.map_mean for row in measure([shifted, inclusive], annotations)}
+    aps = {
+        row.candidate.name: row.metrics.map_mean
+        for row in measure_candidates([shifted, inclusive], annotations)
+    }
     assert aps["b"] == pytest.approx(1)
     assert aps["a"] == pytest.approx(0.95)  # IoU of the cat 39 * 39 / 1600 = 0.951, of the dog 0.9425
 
 
 def test_a_model_without_a_class_of_the_data_is_an_error(annotations: Annotations) -> None:
     with pytest.raises(WeightsError, match=r"a has none of the classes of the data\n  in: .*\n  fix: .*cow"):
-        measure([candidate("a", [], [], ("cow",))], annotations)
+        measure_candidates([candidate("a", [], [], ("cow",))], annotations)
 
 
 def measured(name: str, ap: float, latency_ms: float) -> Measured:

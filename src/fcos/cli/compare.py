@@ -75,7 +75,7 @@ def command(
     from fcos.data.check import valid_part
     from fcos.data.formats import read_annotations
     from fcos.report.curves import check_format
-    from fcos.report.tradeoff import measure, plot
+    from fcos.report.tradeoff import measure_candidates, plot
 
     check_format(output)
     check_writable(output)
@@ -85,7 +85,7 @@ def command(
     annotations = valid_part(annotations, skip_invalid=skip_invalid)
     candidates = open_candidates(models, annotations, other_names, device)
     with progress_bar(len(annotations), "comparing") as advance:
-        rows = measure(candidates, annotations, advance)
+        rows = measure_candidates(candidates, annotations, advance)
     plot(rows, output)
     for row in rows:
         if row.unknown:

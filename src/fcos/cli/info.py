@@ -51,12 +51,12 @@ def command(model: Path, as_json: bool) -> None:
     it.
     """
     from fcos.export.exported import ExportedModel, open_exported
-    from fcos.export.formats import card_of
+    from fcos.export.formats import export_card
     from fcos.weights.load import format_of, load_model
 
     format = format_of(model)
     opened: LoadedModel | ExportedModel = open_exported(model) if format else load_model(model)
-    about = opened.export if isinstance(opened, ExportedModel) else card_of(opened)
+    about = opened.export if isinstance(opened, ExportedModel) else export_card(opened)
     if as_json:
         print_json(as_dict(opened.config, opened.path, about))
         return

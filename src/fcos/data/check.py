@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, select
 from fcos.data.image import NOT_FOUND, Header, read_header, upright
-from fcos.data.registry import Format, format_named
+from fcos.data.registry import DataFormat, format_named
 from fcos.data.strips import read_large_header
 from fcos.data.summary import Counts, count
 from fcos.data.text import number_text, shown
@@ -243,7 +243,7 @@ def _box_problems(
         yield Problem(what, where, "correct the box, or remove it", index, number)
 
 
-def _unknown_class(label: int, num_classes: int, format: Format) -> str:
+def _unknown_class(label: int, num_classes: int, format: DataFormat) -> str:
     first = format.first_class_id
     if first is None:
         return "the class is not among the categories"

@@ -12,7 +12,7 @@ import numpy as np
 from fcos.data.annotations import Annotations
 from fcos.data.image_files import common_root
 from fcos.data.names import check_names
-from fcos.data.registry import Format, format_named, read_annotations
+from fcos.data.registry import DataFormat, format_named, read_annotations
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults
 from fcos.errors import DatasetError
@@ -126,7 +126,7 @@ def _check_names_can_be_written(annotations: Annotations) -> None:
     )
 
 
-def _losses(annotations: Annotations, target: Format) -> Iterator[str]:
+def _losses(annotations: Annotations, target: DataFormat) -> Iterator[str]:
     """What the new format cannot hold, one sentence each."""
     num_crowd, num_difficult = int(annotations.is_crowd.sum()), int(annotations.is_difficult.sum())
     if num_crowd and "crowd" not in target.keeps:

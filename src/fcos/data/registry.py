@@ -1,4 +1,4 @@
-"""The interface of an annotation format (`Format`), and detecting and reading the format of a source.
+"""The interface of an annotation format (`DataFormat`), and detecting and reading the format of a source.
 
 A format is a module of `fcos.data.formats` with one object `FORMAT`; commands, settings, recognition, splits,
 conversion and the data check take it from there.
@@ -37,7 +37,7 @@ TextSign = tuple[int, Callable[[Path, Path | None, list[str]], bool]]
 
 
 @dataclass(frozen=True)
-class Format:
+class DataFormat:
     """One format of annotations."""
 
     name: str  # of the module; what `--format` and `data_format` take
@@ -68,15 +68,15 @@ class Format:
     keeps: frozenset[str] = field(default=frozenset())  # which of "crowd", "difficult", "ids" and "areas"
 
 
-def format_named(name: str) -> Format:
+def format_named(name: str) -> DataFormat:
     """The format of this name."""
     found = import_module(f"fcos.data.formats.{name}").FORMAT
-    assert isinstance(found, Format)
+    assert isinstance(found, DataFormat)
     return found
 
 
 @cache
-def all_formats() -> tuple[Format, ...]:
+def all_formats() -> tuple[DataFormat, ...]:
     """Every format there is."""
     return tuple(map(format_named, FORMAT_NAMES))
 
@@ -137,7 +137,7 @@ def recognize(source: Path, root: Path | None = None) -> str:
     return found.name
 
 
-def _of_file(file: Path, root: Path | None) -> Format | None:
+def _of_file(file: Path, root: Path | None) -> DataFormat | None:
     """By the suffix; among formats that share it by the text."""
     suffix = file.suffix.lower()
     if suffix in ARCHIVE_SUFFIXES:
@@ -158,7 +158,7 @@ def _of_file(file: Path, root: Path | None) -> Format | None:
 
 
 def _strongest(
-    signs: Sequence[tuple[tuple[int, Callable[..., bool]], Format]], *source: Any
-) -> Format | None:
+    signs: Sequence[tuple[tuple[int, Callable[..., bool]], DataFormat]], *source: Any
+) -> DataFormat | None:
     by_strength = sorted(signs, key=lambda sign: sign[0][0], reverse=True)
     return next((format for (_, holds), format in by_strength if holds(*source)), None)

@@ -69,7 +69,7 @@ def busy() -> HTTPException:
     return HTTPException(503, "too many images at once: try again", headers={"Retry-After": "5"})
 
 
-def open_image(content: bytes | bytearray, max_pixels: int = MAX_PIXELS) -> Tensor:
+def decode_image(content: bytes | bytearray, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The image of a file's bytes: `(3, height, width)` uint8 RGB, upright.
 
     ``except Exception`` because Pillow's decoders raise nearly any kind on broken files.

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from fcos import __version__
 from fcos.demo.batching import Batches
-from fcos.demo.body import Inbox, busy, open_image
+from fcos.demo.body import Inbox, busy, decode_image
 from fcos.demo.guard import Guard
 from fcos.detector import Detector
 from fcos.model.points import level_name
@@ -33,7 +33,7 @@ WAIT_SECONDS = 60.0  # for other requests to finish
 DECODED_AT_ONCE = 2  # images in memory at their original size
 
 
-class Found(BaseModel):
+class Detection(BaseModel):
     """One detection, in pixels of the upright image.
 
     Attributes:
@@ -59,7 +59,7 @@ class Answer(BaseModel):
 
     width: int
     height: int
-    detections: list[Found]
+    detections: list[Detection]
     elapsed_ms: float
 
 
@@ -120,7 +120,7 @@ def build_endpoint(
                 if await request.is_disconnected():
                     raise HTTPException(400, "the client has disconnected")
                 async with decoding:
-                    image = await asyncio.to_thread(lambda: detector.prepare(open_image(content)))
+                    image = await asyncio.to_thread(lambda: detector.prepare(decode_image(content)))
                 found, seconds = await batches.detect(image)
         except (MemoryError, torch.OutOfMemoryError):
             raise HTTPException(503, "not enough memory for this image: resize it") from None
@@ -150,14 +150,14 @@ async def _one_of(slots: asyncio.Semaphore) -> AsyncIterator[None]:
         slots.release()
 
 
-def _found(detections: ImageDetections, min_score: float, class_names: Sequence[str]) -> list[Found]:
+def _found(detections: ImageDetections, min_score: float, class_names: Sequence[str]) -> list[Detection]:
     """The detections from a score, best first, as they come."""
     labels, scores, boxes = (
         part.tolist() for part in (detections.labels, detections.scores, detections.boxes_xyxy)
     )
     places = [None] * len(labels) if detections.found_at is None else detections.found_at.tolist()
     return [
-        Found(
+        Detection(
             class_name=class_names[label],
             label=label,
             score=score,

@@ -92,7 +92,7 @@ def reference_of(loaded: LoadedModel, name: ExportFormat) -> Predictor:
     return Predictor(backend, loaded.config, loaded.card, loaded.path)
 
 
-def card_of(loaded: LoadedModel) -> ExportCard:
+def export_card(loaded: LoadedModel) -> ExportCard:
     """The card of the exported file."""
     model = loaded.model
     mean, std = (tuple(statistic.flatten().tolist()) for statistic in (model.pixel_mean, model.pixel_std))
@@ -102,7 +102,7 @@ def card_of(loaded: LoadedModel) -> ExportCard:
 
 def export_model(loaded: LoadedModel, name: ExportFormat, path: Path) -> None:
     """Write a model in a format, completely or not at all."""
-    metadata = to_metadata(card_of(loaded), loaded.config)
+    metadata = to_metadata(export_card(loaded), loaded.config)
     model = FORMATS[name].convert(*graph_of(loaded, name))
     with written(path) as partial:
         FORMATS[name].save(model, metadata, partial)

@@ -19,7 +19,7 @@ from fcos.errors import FcosError
 from fcos.export.calibration import PARTS, Calibration
 from fcos.export.card import to_metadata
 from fcos.export.exported import open_exported
-from fcos.export.formats import FORMATS, card_of, graph_of
+from fcos.export.formats import FORMATS, export_card, graph_of
 from fcos.files import written
 from fcos.metrics.coco import evaluate_detections
 from fcos.predict.predictor import Predictor
@@ -88,7 +88,7 @@ def export_int8(
     format, quantize = FORMATS[name], FORMATS[name].quantize
     assert quantize is not None, "the caller has checked it (`check_int8`)"
     model = format.convert(*graph_of(loaded, name))
-    card = card_of(loaded)
+    card = export_card(loaded)
 
     def write(partial: Path, in_float32: frozenset[str], note: str = "") -> None:
         notes = (*card.notes, *([note] if note else []))

@@ -30,7 +30,7 @@ from fcos.metrics.coco import (
     numbers_of,
     result_array,
 )
-from fcos.metrics.confusion import Pairs, pair_up
+from fcos.metrics.confusion import LabelPairs, pair_up
 from fcos.metrics.rows import ROW, Results, Rows, xyxy_of
 
 TIDE_ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
@@ -101,7 +101,7 @@ class Shown:
         missed: `(boxes,)` objects that no detection of their class found.
     """
 
-    pairs: Pairs
+    pairs: LabelPairs
     num_right: NDArray[np.int64]
     num_wrong: NDArray[np.int64]
     num_missed: NDArray[np.int64]

@@ -17,7 +17,7 @@ from fcos.metrics.rows import Rows, labels_of, rows_by_image, xyxy_of
 
 
 @dataclass(frozen=True)
-class Pairs:
+class LabelPairs:
     """One entry for each pair, each object that nothing answers, and each detection that answers nothing.
 
     Attributes:
@@ -46,7 +46,7 @@ class Pairs:
         return [int(image) for image in images[np.argsort(-counts, kind="stable")]]
 
 
-def pair_up(annotations: Annotations, results: Rows, counted: NDArray[np.bool_]) -> Pairs:
+def pair_up(annotations: Annotations, results: Rows, counted: NDArray[np.bool_]) -> LabelPairs:
     """Each detection, best score first, takes the free object that it covers best, from an IoU of 0.5.
 
     Args:
@@ -73,7 +73,7 @@ def pair_up(annotations: Annotations, results: Rows, counted: NDArray[np.bool_])
                 pairs.append((image, background, found))
         pairs.extend((image, label, background) for label in annotations.labels[boxes[~taken]].tolist())
     columns = np.array(pairs, np.int64).reshape(-1, 3)
-    return Pairs(columns[:, 0], columns[:, 1], columns[:, 2], annotations.num_classes)
+    return LabelPairs(columns[:, 0], columns[:, 1], columns[:, 2], annotations.num_classes)
 
 
 def box_overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

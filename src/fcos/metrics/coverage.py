@@ -24,7 +24,7 @@ from fcos.data.loader import PADDING_MULTIPLE, build_eval_transform
 from fcos.data.splits import spread
 from fcos.data.strips import starts
 from fcos.data.transforms import keep_visible, padded_size
-from fcos.model.build import build_known_assigner
+from fcos.model.build import build_fixed_assigner
 from fcos.model.points import PointGrid, make_grid
 
 MAX_IMAGES = 500  # of a data set: about 1 s for each configuration
@@ -52,7 +52,7 @@ class Placed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Change:
+class Remedy:
     """What the share would be with other settings.
 
     Attributes:
@@ -75,7 +75,7 @@ class Coverage:
         targets: `(boxes,)` objects to learn: no crowd, in examined images of known size.
         without: `(boxes,)` those of them without a positive point.
         reasons: how many for each of `REASONS`.
-        changes: what would help, best first.
+        remedies: what would help, best first.
     """
 
     annotations: Annotations
@@ -83,7 +83,7 @@ class Coverage:
     targets: NDArray[np.bool_]
     without: NDArray[np.bool_]
     reasons: dict[str, int]
-    changes: tuple[Change, ...]
+    remedies: tuple[Remedy, ...]
 
     @property
     def share(self) -> float:
@@ -136,7 +136,7 @@ def cover(annotations: Annotations, config: TrainConfig) -> Coverage:
         targets=targets,
         without=without,
         reasons={reason: int((without & held).sum()) for reason, held in zip(REASONS, holds, strict=True)},
-        changes=tuple(_changes(annotations, config, known, targets, without)),
+        remedies=tuple(_remedies(annotations, config, known, targets, without)),
     )
 
 
@@ -150,7 +150,7 @@ class Eligibility(NamedTuple):
 
 def eligibility(annotations: Annotations, config: TrainConfig, images: Iterable[int]) -> Eligibility:
     """The result of the configuration's assigner for each box of some images; crowd regions are ignored."""
-    assigner = build_known_assigner(config)
+    assigner = build_fixed_assigner(config)
     result = Eligibility(*np.zeros((3, len(annotations.labels)), bool))
     for image in images:
         first = annotations.first_box[image]
@@ -167,20 +167,20 @@ def eligibility(annotations: Annotations, config: TrainConfig, images: Iterable[
     return result
 
 
-def _changes(
+def _remedies(
     annotations: Annotations,
     config: TrainConfig,
     images: Sequence[int],
     targets: NDArray[np.bool_],
     without: NDArray[np.bool_],
-) -> list[Change]:
+) -> list[Remedy]:
     """Settings that would leave fewer objects without a point, best first."""
-    changes = []
+    remedies = []
     for what, changed, note in _candidates(config) if without.any() else ():
         left = targets & ~eligibility(annotations, config.model_copy(update=changed), images).learned
         if left.sum() < without.sum():
-            changes.append(Change(what, float(left.sum() / targets.sum()), note))
-    return sorted(changes, key=lambda change: change.share)
+            remedies.append(Remedy(what, float(left.sum() / targets.sum()), note))
+    return sorted(remedies, key=lambda remedy: remedy.share)
 
 
 def _candidates(config: TrainConfig) -> Iterator[tuple[str, Mapping[str, object], str]]:

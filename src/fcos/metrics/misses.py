@@ -53,7 +53,7 @@ class Miss:
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedBoxes:
     """Detections of an image, best first: boxes xyxy in original pixels, scores and labels."""
 
     boxes_xyxy: NDArray[np.float64]
@@ -83,7 +83,7 @@ def why_missed(
     misses = []
     for image in np.unique(annotations.image_of_box[analysis.shown.missed]).tolist():
         rows = analysis.rows[rows_of[image]]
-        found = Found(xyxy_of(rows), rows["score"], labels_of(annotations, rows))
+        found = DetectedBoxes(xyxy_of(rows), rows["score"], labels_of(annotations, rows))
         entered = (candidates or {}).get(int(annotations.image_ids[image]))
         suppressed = (
             _Suppressed(entered, analysis.threshold, nms_iou, agnostic_nms) if entered is not None else None
@@ -100,7 +100,7 @@ def why_missed(
 def _reasons(
     annotations: Annotations,
     box: int,
-    found: Found,
+    found: DetectedBoxes,
     threshold: float,
     is_without_point: bool,
     suppressed: _Suppressed | None,
@@ -137,7 +137,7 @@ class _Suppressed:
         is_kept = torch.zeros(len(entered.scores), dtype=torch.bool)
         is_kept[kept] = True
         self.kept, self.lost = (
-            Found(
+            DetectedBoxes(
                 entered.boxes_xyxy[chosen].double().numpy(),
                 entered.scores[chosen].double().numpy(),
                 entered.labels[chosen].numpy(),

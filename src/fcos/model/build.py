@@ -61,11 +61,11 @@ def build_assigner(config: TrainConfig) -> Assigner:
     """Ground truth to targets."""
     if config.assigner in RULES:
         return DynamicAssigner(RULES[config.assigner])
-    return build_known_assigner(config)
+    return build_fixed_assigner(config)
 
 
-def build_known_assigner(config: TrainConfig) -> StaticAssigner | AtssAssigner:
-    """The assigner; where it needs predictions, one of all that it may choose: the points inside a box."""
+def build_fixed_assigner(config: TrainConfig) -> StaticAssigner | AtssAssigner:
+    """The assigner; for one that needs predictions, all that it could choose: the points inside a box."""
     if config.assigner == "atss":
         return AtssAssigner(weight_boxes=config.quality == "centerness")
     if config.assigner == "static":

@@ -85,7 +85,7 @@ class Part(NamedTuple):
     inner: tuple[bool, bool, bool, bool] = (False, False, False, False)
 
 
-class Found(NamedTuple):
+class ViewDetections(NamedTuple):
     """Detections of one view, on the image.
 
     Attributes:
@@ -119,7 +119,7 @@ def detect_in_views(
         batch_size: views of one size that are predicted together.
         score_threshold: minimum score; lower ones do not remove others.
     """
-    found: list[Found] = []
+    found: list[ViewDetections] = []
     remaining = parts_of(image, views, transform.longest_side)
     while group := list(islice(remaining, batch_size)):
         for variant, mirrored in variants(transform, views.tta, mirrors):
@@ -194,7 +194,7 @@ def mirror(found: ImageDetections, width: int, inclusive_boxes: bool = False) ->
     return found._replace(boxes_xyxy=boxes, found_at=torch.stack([width - x, y, stride], dim=1))
 
 
-def _on_image(found: ImageDetections, part: Part) -> Found:
+def _on_image(found: ImageDetections, part: Part) -> ViewDetections:
     """Detections of a part on the image that it is a part of."""
     height, width = part.pixels.shape[1:]
     far = torch.tensor([0, 0, width, height])
@@ -205,10 +205,10 @@ def _on_image(found: ImageDetections, part: Part) -> Found:
     if found.found_at is not None:
         points = found.found_at[:, :2] * part.reduction + corner
         placed = placed._replace(found_at=torch.cat([points, found.found_at[:, 2:]], dim=1))
-    return Found(placed, is_cut)
+    return ViewDetections(placed, is_cut)
 
 
-def merge(found: Sequence[Found], postprocess: PostProcess) -> ImageDetections:
+def merge(found: Sequence[ViewDetections], postprocess: PostProcess) -> ImageDetections:
     """The detections of all views, each object once, best first."""
     points = [one.detections.found_at for one in found]
     together = ImageDetections(

@@ -17,7 +17,7 @@ from fcos.config import TrainConfig
 from fcos.config.conventions import CONVENTIONS
 from fcos.data.annotations import Annotations
 from fcos.metrics.coverage import place_objects
-from fcos.model.build import build_known_assigner
+from fcos.model.build import build_fixed_assigner
 from fcos.model.points import level_name
 from fcos.predict.draw import as_base64, class_color
 from fcos.report.examples import Example, Pane, ReportImage
@@ -132,7 +132,7 @@ class _View:
         self.image = ReportImage(self.record, annotations)
         self.size_hw, self.grid, boxes, self.objects = place_objects(self.record, config)
         labels = torch.from_numpy(self.record.labels[self.objects])
-        self.targets = build_known_assigner(config)(self.grid, [boxes], [labels])
+        self.targets = build_fixed_assigner(config)(self.grid, [boxes], [labels])
         # The square of a point: the cell of the feature map that it stands for.
         self.cell_begin = 0.0 if CONVENTIONS[config.rules].points == "corner" else 0.5
         self.matched = self.targets.matched[0].numpy()

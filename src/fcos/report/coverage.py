@@ -16,7 +16,7 @@ from fcos.config import TrainConfig
 from fcos.data.annotations import Annotations
 from fcos.data.summary import COCO_LARGE, COCO_SMALL
 from fcos.files import read_json, write_json
-from fcos.metrics.coverage import REASONS, Change, Coverage, cover
+from fcos.metrics.coverage import REASONS, Coverage, Remedy, cover
 
 FILE_NAME = "coverage.json"
 
@@ -57,7 +57,7 @@ class CoverageFacts(
     num_all_images: int
     size: str
     reasons: tuple[tuple[str, str, int], ...]
-    changes: tuple[Change, ...]
+    remedies: tuple[Remedy, ...]
     by_class: tuple[CoverageRow, ...]
 
 
@@ -84,7 +84,7 @@ def coverage_facts(coverage: Coverage, config: TrainConfig) -> CoverageFacts:
         reasons=tuple(
             (reason, REASONS[reason], count) for reason, count in coverage.reasons.items() if count
         ),
-        changes=coverage.changes,
+        remedies=coverage.remedies,
         by_class=tuple(sorted(rows, key=lambda row: -row.cells[-1].without)),
     )
 

@@ -61,7 +61,7 @@ class Measured:
     is_best: bool = False
 
 
-def measure(
+def measure_candidates(
     candidates: Sequence[Candidate],
     annotations: Annotations,
     on_images: Callable[[int], None] = lambda num_images: None,

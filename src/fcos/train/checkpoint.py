@@ -17,7 +17,7 @@ from fcos.data.annotations import Annotations
 from fcos.data.in_memory import content_name
 from fcos.errors import CheckpointError
 from fcos.files import explained, first_line_of, written
-from fcos.weights.archive import load_tensors
+from fcos.weights.archive import read_archive
 
 # Settings that may differ when a run resumes: where it runs, what it writes, and where the data are (what
 # they are is compared by `fingerprint`).
@@ -96,7 +96,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; only tensors and plain values are loaded, never code."""
     check_checkpoint(path)
     try:
-        content: dict[str, Any] = dict(load_tensors(path))
+        content: dict[str, Any] = dict(read_archive(path))
     except Exception as error:
         raise CheckpointError(
             f"{path.name} cannot be read: {first_line_of(error)}",

@@ -54,8 +54,7 @@ from fcos.train.run_folder import (
 )
 from fcos.train.throughput import too_many_workers
 from fcos.weights.imagenet import load_imagenet_weights
-from fcos.weights.load import LoadedModel
-from fcos.weights.load import settings_of as card_settings
+from fcos.weights.load import LoadedModel, model_settings
 from fcos.weights.model_file import ModelCard
 from fcos.weights.published.coco import coco_file
 from fcos.weights.start import adopt, adopt_settings, find_start, load_start
@@ -208,7 +207,7 @@ def prepare(
     fabric.barrier()
 
     card = ModelCard(
-        settings=card_settings(config),
+        settings=model_settings(config),
         class_names=train_set.class_names,
         category_ids=train_set.category_ids,
         versions=package_versions("fcos-torch", "torch", "timm"),

@@ -67,7 +67,7 @@ def check_archive(path: Path) -> list[str]:
     return names
 
 
-def load_tensors(path: Path) -> Any:
+def read_archive(path: Path) -> Any:
     """The content of a file of `torch.save`: tensors and plain values, never code.
 
     Raises:

@@ -13,7 +13,7 @@ from fcos.files import check_writable
 from fcos.machine import package_versions
 from fcos.model.build import build_model
 from fcos.terminal import counted
-from fcos.weights.load import MODEL_SETTINGS, load_model, settings_of
+from fcos.weights.load import MODEL_SETTINGS, load_model, model_settings
 from fcos.weights.model_file import ModelCard, load_tensors, save_model
 from fcos.weights.published.settings import ChannelOrder
 
@@ -75,7 +75,7 @@ def import_model(
         )
     card = replace(
         loaded.card,
-        settings=settings_of(config),
+        settings=model_settings(config),
         class_names=names,
         versions=package_versions("fcos-torch", "torch", "timm"),
     )

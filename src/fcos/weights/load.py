@@ -205,7 +205,7 @@ def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
     return config
 
 
-def settings_of(config: TrainConfig) -> dict[str, object]:
+def model_settings(config: TrainConfig) -> dict[str, object]:
     """The settings for a model file; `LATER_SETTINGS` only if they are not the default.
 
     So older versions still open all other files.

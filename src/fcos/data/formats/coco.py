@@ -24,7 +24,7 @@ from fcos.data.image import read_header
 from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name, some_of
 from fcos.data.names import check_name, check_number_of_classes, with_names
 from fcos.data.numbers import cut
-from fcos.data.registry import Format
+from fcos.data.registry import DataFormat
 from fcos.data.text import Faults
 from fcos.files import check_regular, write_text
 
@@ -216,7 +216,7 @@ def _box_places(annotations: Annotations) -> Callable[[Record, int], tuple[str, 
     return place_of
 
 
-FORMAT = Format(
+FORMAT = DataFormat(
     name="coco",
     looks_like="COCO JSON",
     suffixes=(".json",),

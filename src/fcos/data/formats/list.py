@@ -32,7 +32,7 @@ from fcos.data.image_files import (
 )
 from fcos.data.names import numbered_names, read_names, write_names
 from fcos.data.numbers import EXACT, number
-from fcos.data.registry import Format
+from fcos.data.registry import DataFormat
 from fcos.data.splits import find_name_file
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
@@ -169,7 +169,7 @@ def _has_boxes(lines: Sequence[str]) -> bool:
     return False
 
 
-FORMAT = Format(
+FORMAT = DataFormat(
     name="list",
     looks_like="a list (name.jpg ymin xmin ymax xmax class_id ...)",
     suffixes=(".txt", ""),

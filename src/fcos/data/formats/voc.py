@@ -32,7 +32,7 @@ from fcos.data.image_files import (
     unique_stems,
 )
 from fcos.data.names import check_number_of_classes, with_names, write_names
-from fcos.data.registry import Format
+from fcos.data.registry import DataFormat
 from fcos.data.splits import SPLIT_FOLDERS, Split, Splits, arranged, pick, split_folders
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
@@ -268,7 +268,7 @@ def _splits(folder: Path) -> Splits:
     return arranged("voc", sources, root=folder, whole=Split(folder, root), name_file=name_file)
 
 
-FORMAT = Format(
+FORMAT = DataFormat(
     name="voc",
     looks_like="Pascal VOC (Annotations folder, ImageSets file)",
     suffixes=(".txt", ""),

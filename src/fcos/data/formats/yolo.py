@@ -27,7 +27,7 @@ from fcos.data.image import read_header, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
 from fcos.data.names import numbered_names, with_names
 from fcos.data.numbers import EXACT, number
-from fcos.data.registry import Format
+from fcos.data.registry import DataFormat
 from fcos.data.splits import Split, Splits, arranged, pick
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
@@ -235,7 +235,7 @@ def _subfolders(folder: Path) -> list[Path]:
     return [folder / name for name in names_in(folder) if (folder / name).is_dir()]
 
 
-FORMAT = Format(
+FORMAT = DataFormat(
     name="yolo",
     looks_like="YOLO (data.yaml, obj.data, or txt files beside images)",
     suffixes=(*YAML_SUFFIXES, ".data", ".txt", ""),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fcos.errors import WeightsError
 from fcos.files import check_regular, first_line_of
-from fcos.weights.archive import PICKLE_STARTS, UnsafeFileError, load_tensors
+from fcos.weights.archive import PICKLE_STARTS, UnsafeFileError, read_archive
 from fcos.weights.model_file import check_numbers
 from fcos.weights.published.layouts import layout_of
 
@@ -144,7 +144,7 @@ def load_without_code(path: Path) -> dict[Any, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = load_tensors(path)
+        content = read_archive(path)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
