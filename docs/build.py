@@ -1,8 +1,9 @@
 """Build the documentation: `python docs/build.py`; the site is in build/site, for a browser, offline.
 
-Pages are copied to build/docs, so that what is generated never lies among the sources: the reference of the
-settings from the config model, that of the commands from their `--help`, the figures from `docs/figures.py`.
-A warning (a link that leads nowhere, a name of the API that does not exist) ends the build.
+Two pages are generated from the code and kept beside the others, so that they can be read without a site:
+`settings.md` from the config model, `commands.md` from each `--help`. All pages are then copied to
+build/docs. (`docs/figures.py` redraws the figures.) A warning (a link that leads nowhere, a name of the API
+that does not exist) ends the build.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ OF_ELSEWHERE = {
     "benchmarks/RESULTS.md": "results.md",
 }
 SETTINGS_INTRODUCTION = """\
-One flat JSON object; every key has a default. Relative paths are resolved against the folder of the file,
-then the working directory. `key=value` on the command line overrides the file, the file overrides the preset
-(`model`), and the preset overrides the default. `fcos config train.json` prints the values that training
-would use and where each comes from. An unknown key is rejected with a suggestion of the closest match.
+One flat JSON object; every key has a default. Relative paths of data and weights are resolved against the
+folder of the file, then the working directory; `run_folder` always against the working directory. `key=value`
+on the command line overrides the file, the file overrides the preset (`model`), and the preset overrides the
+default. `fcos config train.json` prints the values that training would use and where each comes from. An
+unknown key is rejected with a suggestion of the closest match.
 """
 LINK = re.compile(r"(?<=\]\()(?!https?://|#|mailto:)([^)\s#]+)")
 
@@ -58,8 +60,7 @@ def build(site: Path = BUILD / "site", pages: Path = BUILD / "docs") -> None:
 
 def write_pages(pages: Path) -> None:
     """Sources with their links turned to the site, and what is generated."""
-    from figures import draw_all
-
+    write_generated()
     pages.mkdir(parents=True)
     for file in SOURCE.glob("*.md"):
         (pages / file.name).write_text(for_site(file), encoding="utf-8")
@@ -67,9 +68,13 @@ def write_pages(pages: Path) -> None:
         (pages / page).write_text(for_site(ROOT / name), encoding="utf-8")
     for picture in (*SOURCE.glob("*.jpg"), *SOURCE.glob("*.css")):
         shutil.copy(picture, pages)
-    (pages / "settings.md").write_text(settings_page(), encoding="utf-8")
-    (pages / "commands.md").write_text(commands_page(), encoding="utf-8")
-    draw_all(pages / "figures")
+    shutil.copytree(SOURCE / "figures", pages / "figures")
+
+
+def write_generated() -> None:
+    """Pages of the repository that the code writes."""
+    (SOURCE / "settings.md").write_text(settings_page(), encoding="utf-8")
+    (SOURCE / "commands.md").write_text(commands_page(), encoding="utf-8")
 
 
 def for_site(file: Path) -> str:

@@ -1,11 +1,10 @@
-"""The figures of "FCOS in pictures", drawn from what `fcos.model` computes: `python docs/figures.py FOLDER`.
+"""The figures of "FCOS in pictures", from what `fcos.model` computes: `python docs/figures.py` draws them.
 
 The photograph is Grace Hopper's (U.S. Navy, public domain), which matplotlib brings; the boxes are ours.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -355,10 +354,10 @@ def draw_all(folder: Path) -> list[Path]:
     files = []
     for draw in FIGURES:
         file = folder / f"{draw.__name__}.webp"
-        draw().savefig(file, dpi=130, pil_kwargs={"quality": 88})
+        draw().savefig(file, dpi=115, pil_kwargs={"quality": 80})
         files.append(file)
     return files
 
 
 if __name__ == "__main__":
-    draw_all(Path(sys.argv[1]))
+    draw_all(Path(__file__).parent / "figures")

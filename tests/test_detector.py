@@ -140,7 +140,7 @@ def test_measuring_gives_each_image_what_it_gets_alone_whatever_the_batch(
 
 def results_of(detector: Detector, annotations: Annotations, batch_size: int) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = json.loads(
-        results_json(detector.find(annotations, batch_size=batch_size))
+        results_json(detector.predict_dataset(annotations, batch_size=batch_size))
     )
     return entries
 
@@ -344,6 +344,10 @@ def test_a_run_folder_stands_for_its_best_model(model_file: Path, tmp_path: Path
 def test_a_device_that_is_not_there_is_an_error_that_says_what_is(model_file: Path) -> None:
     with pytest.raises(DeviceError, match=r"there is no GPU 97 on this machine[\s\S]*there is: .*cpu"):
         Detector.load(model_file, device=[97])
+    with pytest.raises(DeviceError, match="there is no GPU 97 on this machine"):
+        Detector.load(model_file, device=97)
+    with pytest.raises(DeviceError, match=r"'gpu' is not a device(.|\n)*fix: there is: .*cpu"):
+        Detector.load(model_file, device="gpu")
 
 
 def write_coco(folder: Path, detector: Detector, images: dict[str, Any], names: tuple[str, ...]) -> Path:

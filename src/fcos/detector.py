@@ -40,7 +40,7 @@ class Detector(Predictor):
     def load(
         cls,
         source: str | os.PathLike[str],
-        device: str | Sequence[int] | torch.device = "auto",
+        device: str | int | Sequence[int] | torch.device = "auto",
         *,
         agnostic_nms: bool | None = None,
         tile: int | None = None,
@@ -52,13 +52,18 @@ class Detector(Predictor):
         `agnostic_nms`, `tile`, `overlap` and `tta` are as in `predict`, for all that this detector does.
 
         Args:
-            source: a run folder, one of our `*.safetensors` files, an export of `fcos export`, or a `*.pth`
-                file of AdelaiDet, detectron2, MMDetection, the official code or torchvision, which keeps its
-                authors' preprocessing and post-processing.
-            device: "auto", "cpu", "cuda", "mps", or a list with a GPU number. Exported files run on the CPU.
+            source: "everyday" (the detector in this package), a run folder, one of our `*.safetensors` files,
+                an export of `fcos export`, or a `*.pth` file of AdelaiDet, detectron2, MMDetection, the
+                official code or torchvision, which keeps its authors' preprocessing and post-processing.
+            device: "auto", "cpu", "cuda", "mps", or the number of a GPU. Exported files run on the CPU.
+
+        Raises:
+            WeightsError: the file cannot be read, or is no detector.
+            DeviceError: this machine has no such device.
         """
         path = Path(source)
         if not isinstance(device, torch.device):
+            device = [device] if isinstance(device, int) else device
             device = device if isinstance(device, str) else list(device)
             device = torch_device("cpu" if device == "auto" and format_of(path) else device)
         if format_of(path):
@@ -140,7 +145,7 @@ class Detector(Predictor):
         annotations = self.read_annotations(
             list, root=root, names=names, format=format, skip_invalid=skip_invalid
         )
-        return evaluate_detections(annotations, self.find(annotations, batch_size=batch_size))
+        return evaluate_detections(annotations, self.predict_dataset(annotations, batch_size=batch_size))
 
     def read_annotations(
         self,

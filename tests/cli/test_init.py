@@ -67,7 +67,7 @@ def test_init_refuses_to_replace_another_config(folder: Path) -> None:
         "ConfigError: the config file already exists and differs from the proposal\n"
         "  in: file train.json\n"
         "  fix: `fcos train train.json` trains with it; `fcos init birds -o OTHER.json` writes another, "
-        "--force replaces it\n"
+        "`fcos init birds --force` replaces it\n"
     )
     assert Path("train.json").read_text() == '{"epochs": 1}'
     assert not Path("train_split").exists()
@@ -98,7 +98,7 @@ def test_a_split_of_the_users_own_is_not_replaced(folder: Path) -> None:
     assert answer.stderr.startswith(
         "ConfigError: the annotation file already exists and differs from the proposal\n"
         "  in: file train_split/eval.json\n"
-        "  fix: `fcos init birds -o OTHER.json` writes another, --force replaces it\n"
+        "  fix: `fcos init birds -o OTHER.json` writes another, `fcos init birds --force` replaces it\n"
     )
     assert ([file.name for file in mine.parent.iterdir()], mine.read_text()) == (["eval.json"], "[1]")
     assert not Path("train.json").exists()

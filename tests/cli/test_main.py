@@ -217,3 +217,10 @@ def test_commands_end_without_a_search_for_garbage() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "True"
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "compare", "report"])
+def test_commands_on_one_device_take_no_more(command: str) -> None:
+    answer = CliRunner().invoke(main, [command, "run", "--device", "0,1"])
+    assert answer.exit_code == 2
+    assert "this command runs on one device: give one GPU number" in answer.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def test_settings_page_has_every_setting_with_its_default() -> None:
         assert f"| `{key}` | `{build.show(field.default)}` |" in page
     assert "| `lr_base` | `0.001` | for AdamW with batch size 8 |" in page
     assert "runs/&lt;name of the config file&gt;" in page
+
+
+@pytest.mark.parametrize("page", ["settings", "commands"])
+def test_generated_pages_in_the_repository_are_up_to_date(docs: Path, page: str) -> None:
+    generated = getattr(build, f"{page}_page")()
+    words = [set(re.findall(r"[\w=-]+", text)) for text in (generated, (docs / f"{page}.md").read_text())]
+    assert words[0] == words[1], "run python docs/build.py"  # click's versions break lines differently
 
 
 def test_commands_page_has_every_command_with_its_examples() -> None:

@@ -177,7 +177,7 @@ def test_evaluation_counts_what_predict_finds(
     (tmp_path / "eval.txt").write_text("a.png 0 0 9 9 1\nb.png 0 0 9 9 1\n")
     annotations = read_annotations(tmp_path / "eval.txt", root=tmp_path, names=["flower"])
     detector, counts = Detector.load(flower_detector, "cpu", **options), []
-    rows = detector.find(annotations, on_batch=counts.append)
+    rows = detector.predict_dataset(annotations, on_batch=counts.append)
     assert counts == [1, 1]
     for image_id, name in ((1, "a.png"), (2, "b.png")):
         found = detector.predict(tmp_path / name, 0.0)

@@ -14,7 +14,7 @@ from fcos.cli.options import (
     agnostic_nms_option,
     annotation_options,
     device_of,
-    device_option,
+    devices_option,
     model_argument,
     num_processes_option,
     views_options,
@@ -49,12 +49,12 @@ Examples:
 @click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes.")
 @views_options
 @agnostic_nms_option
-@device_option
+@devices_option
 @num_processes_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Images per forward pass; default: the run's nbatch_eval.",
+    help="Images per forward pass; default: the run's nbatch_eval; without a run 8 on a GPU, 1 on a CPU.",
 )
 @click.option(
     "--out",
@@ -102,7 +102,9 @@ def command(
         with progress_bar(-(-len(annotations) // fabric.world_size), "evaluating") as advance:
             # Rounding depends on the batch size: with that of training we get training's numbers.
             batch_size = batch_size or (run.nbatch_eval if run else None)
-            rows = detector.find(annotations, batch_size=batch_size, on_batch=advance, fabric=fabric)
+            rows = detector.predict_dataset(
+                annotations, batch_size=batch_size, on_batch=advance, fabric=fabric
+            )
     if not fabric.is_global_zero:
         return
     show(annotations, rows, folder, as_json={"model": detector.path} if as_json else None)

@@ -97,7 +97,8 @@ def write_proposal(
             raise ConfigError(
                 f"the {kind} file already exists and differs from the proposal",
                 where=f"file {file}",
-                fix=f"{train}`fcos init {folder} -o OTHER.json` writes another, --force replaces it",
+                fix=f"{train}`fcos init {folder} -o OTHER.json` writes another, "
+                f"`fcos init {folder} --force` replaces it",
             )
     for file, text in texts.items():
         write_text(file, text)

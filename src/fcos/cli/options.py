@@ -26,6 +26,13 @@ def _convert_device(ctx: click.Context, param: click.Parameter, value: str) -> s
     raise click.BadParameter(f"{value!r} is neither one of {', '.join(DEVICES)} nor GPU numbers")
 
 
+def _convert_one_device(ctx: click.Context, param: click.Parameter, value: str) -> str | list[int]:
+    device = _convert_device(ctx, param, value)
+    if isinstance(device, list) and len(device) > 1:
+        raise click.BadParameter("this command runs on one device: give one GPU number")
+    return device
+
+
 def device_of(model: Path, device: str | list[int]) -> str | list[int]:
     """The device for a model: exported files run on the CPU, so for them "auto" is never a GPU."""
     from fcos.weights.load import format_of
@@ -51,8 +58,15 @@ device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
+    callback=_convert_one_device,
+    help="auto, cpu, cuda, mps, or a GPU number.",
+)
+devices_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
     callback=_convert_device,
-    help="auto, cpu, cuda, mps, or a GPU number; eval and predict split images between several (0,1,2,3).",
+    help="auto, cpu, cuda, mps, a GPU number, or several (0,1,2,3) to split the images between.",
 )
 num_processes_option = click.option(
     "--num-processes",
@@ -64,7 +78,7 @@ num_processes_option = click.option(
 minutes_option = click.option(
     "--minutes",
     type=click.FloatRange(min=1),
-    help="With FOLDER: how long training may take on this machine; image size and epochs are chosen to fit.",
+    help="How long training with FOLDER may take on this machine; image size and epochs are chosen to fit.",
 )
 agnostic_nms_option = click.option(
     "--agnostic-nms",

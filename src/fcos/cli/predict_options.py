@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fcos.cli.options import FOLDER, agnostic_nms_option, device_option, group, views_options
+from fcos.cli.options import FOLDER, agnostic_nms_option, devices_option, group, views_options
 from fcos.cli.output import json_option
 from fcos.cli.processes import MANY_IMAGES, MOST_PROCESSES
 from fcos.format_names import FORMAT_NAMES
@@ -99,7 +99,7 @@ predict_options = group(
         type=click.IntRange(min=1),
         help="Images per forward pass; default: 8 on a GPU, up to 4 small ones on a CPU.",
     ),
-    device_option,
+    devices_option,
     click.option(
         "--num-processes",
         type=click.IntRange(min=1),

@@ -41,8 +41,8 @@ def load_config(
 ) -> TrainConfig:
     """Settings from a train.json (or a dict, or nothing but defaults), with `key=value` overrides.
 
-    Relative paths are looked for beside the config file, then in the working directory; those of a dict or
-    the command line in the working directory.
+    Relative paths of data and weights are looked for beside the config file, then in the working directory;
+    those of a dict or the command line, and `run_folder`, in the working directory.
 
     Args:
         source: where the settings come from.

@@ -39,7 +39,7 @@ SAME = {
     "weight_decay": "wd decay",
     "grad_clip": "clip_grad max_norm gradient_clip_val clip_gradients solver.clip_gradients.clip_value "
     "clip_grad_norm clip_max_norm max_grad_norm",
-    "ema_decay": "ema ema_momentum model_ema use_ema model_ema.enabled",
+    "ema_decay": "ema model_ema use_ema model_ema.enabled",
     "precision": "amp half fp16 fp32 bf16 mixed_precision use_amp solver.amp.enabled dtype",
     "num_workers": "workers workers_per_gpu j nw",
     "device": "gpu gpus gpu_ids gpu_id cuda num_gpus devices accelerator launcher",
@@ -113,7 +113,8 @@ NONE = {
     ),
     "cls dfl pose kobj loss_weight label_smoothing": "the losses have equal weights",
     "cache cache_images": "images are read as they are needed",
-    "rect aspect_ratio_group_factor": "wide and tall images are always in separate batches",
+    "ema_momentum": '"ema_decay" is 1 - momentum',
+    "rect aspect_ratio_group_factor": "the images of a step are always all landscape or all portrait",
     "single_cls": "give annotations with one class",
     "deterministic use_deterministic_algorithms cudnn_benchmark": (
         '"seed" alone decides the initial weights, the order of the data and the augmentation'

@@ -61,7 +61,9 @@ class TrainConfig(BaseModel):
     skip_invalid: bool = setting(False, "skip broken images and invalid boxes instead of refusing to train")
 
     # Run
-    run_folder: str = setting("", "folder of the run; empty: runs/<name of the config file>")
+    run_folder: str = setting(
+        "", "folder of the run, relative to the working directory; empty: runs/<name of the config file>"
+    )
     load: bool = setting(False, "resume the run in run_folder exactly where it stopped")
     save: bool = setting(True, "write checkpoints")
     save_steps: int = setting(
@@ -69,7 +71,7 @@ class TrainConfig(BaseModel):
     )
     seed: int = setting(0, "seed of initial weights, data order and augmentation", ge=0)
     device: list[int] | Literal["auto", "cpu", "cuda", "mps"] = setting(
-        "auto", "device to run on; a list holds GPU numbers"
+        "auto", "device to run on; auto: all GPUs of this machine, else the CPU; a list holds GPU numbers"
     )
     num_processes: int = setting(1, "number of processes with device=cpu", ge=1)
     num_workers: int = setting(2, "data loader processes per device", ge=0)
@@ -195,7 +197,8 @@ class TrainConfig(BaseModel):
     horizontal_flip: bool = setting(True, "flip half of the training images; false for text and digits")
     augmentation: bool | Literal["color", "standard", "strong", "overhead"] = setting(
         False,
-        "augmentation of training images; true means standard; overhead is for aerial images",
+        "augmentation of training images; true means standard; overhead is for images without a fixed "
+        "orientation (aerial, microscope)",
     )
     mosaic: float = setting(0.0, "fraction of training images that are mosaics of four", ge=0, le=1)
     mixup: float = setting(0.0, "fraction of training images that are the mean of two", ge=0, le=1)

@@ -123,7 +123,7 @@ def check_int8(name: ExportFormat) -> None:
 
 def average_precision(detector: Predictor, annotations: Annotations) -> float:
     """COCO's AP."""
-    return evaluate_detections(annotations, detector.find(annotations)).map_mean
+    return evaluate_detections(annotations, detector.predict_dataset(annotations)).map_mean
 
 
 def _note(found: Search, calibration: Calibration, annotations: Annotations) -> str:

@@ -85,7 +85,8 @@ class Assigner(Protocol):
 
         Args:
             grid: of the padded batch.
-            boxes_xyxy, labels: of each image.
+            boxes_xyxy: of each image, in input pixels.
+            labels: of each image.
             predictions: of the network for this batch; only where `needs_predictions`.
         """
         ...

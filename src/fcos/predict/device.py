@@ -51,7 +51,12 @@ def torch_device(device: list[int] | str) -> torch.device:
     accelerator, numbers = choose_device(device)
     if isinstance(numbers, list):
         return torch.device(accelerator, numbers[0])
-    return torch.device(accelerator)
+    try:
+        return torch.device(accelerator)
+    except RuntimeError:
+        raise DeviceError(
+            f"{device!r} is not a device", fix=f"there is: {available_devices()}. Give one of these, or auto"
+        ) from None
 
 
 def gather(found: list[T], fabric: Fabric | None) -> list[T]:

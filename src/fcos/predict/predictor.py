@@ -193,7 +193,7 @@ class Predictor(Pipeline):
                 raise found
             yield found
 
-    def find(
+    def predict_dataset(
         self,
         annotations: Annotations,
         *,
@@ -216,7 +216,7 @@ class Predictor(Pipeline):
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         size = batch_size or self.backend.batch_size
         if self.has_views:
-            found = self._find_in_views(annotations, range(rank, len(annotations), world), size, on_batch)
+            found = self._predict_in_views(annotations, range(rank, len(annotations), world), size, on_batch)
         else:
             loader = build_eval_loader(self.config, annotations, size, rank=rank, world=world)
             with loading(loader) as batches:
@@ -226,7 +226,7 @@ class Predictor(Pipeline):
             return np.zeros(0, ROW)
         return result_rows(found, annotations, inclusive_boxes=CONVENTIONS[self.config.rules].inclusive_boxes)
 
-    def _find_in_views(
+    def _predict_in_views(
         self, annotations: Annotations, mine: range, batch_size: int, on_batch: Callable[[int], None]
     ) -> list[tuple[int, ImageDetections]]:
         """Detections of some images with their ids; a thread reads the next image meanwhile."""

@@ -59,7 +59,7 @@ def evaluate(
     started_at = time.monotonic()
     predictor = Predictor(TorchBackend(model, build_postprocess(config)), config, card, Path())
     batch_size = max(1, config.nbatch_eval // fabric.world_size)
-    rows = predictor.find(annotations, batch_size=batch_size, on_batch=on_batch, fabric=fabric)
+    rows = predictor.predict_dataset(annotations, batch_size=batch_size, on_batch=on_batch, fabric=fabric)
     if not fabric.is_global_zero:
         return None
     network_s = time.monotonic() - started_at
