@@ -184,3 +184,24 @@ def test_an_empty_test_split_is_a_warning(fcos, make_image, tmp_path):
 
     (tmp_path / "data.yaml").write_text(f"path: .\n{splits.replace('val: images/val', 'val: images/test')}")
     assert fcos("check", tmp_path).exit_code == 2  # training needs it
+
+
+def test_evaluation_data_may_lack_a_class_as_in_training(fcos, make_image, tmp_path):
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>20</xmax><ymax>30</ymax></bndbox>"
+    for stem, split, name in (("a", "train", "cat"), ("b", "train", "dog"), ("c", "val", "cat")):
+        make_image(f"{split}/JPEGImages/{stem}.jpg")
+        folder = tmp_path / split / "Annotations"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{stem}.xml").write_text(
+            f"<annotation><object><name>{name}</name>{box}</object></annotation>"
+        )
+    answer = fcos("check", tmp_path)
+    assert answer.exit_code == 0, answer.output
+    assert "no problems in 2 splits" in answer.output
+
+
+def test_a_warning_says_what_to_do(fcos, make_image, tmp_path):
+    make_image("a.jpg")
+    (tmp_path / "train.txt").write_text("a.jpg 1 2 20 30 1\na.jpg 1 2 20 30 1\n")
+    output = " ".join(fcos("check", tmp_path / "train.txt").output.split())
+    assert f"image 'a.jpg' is listed twice (merge it with {tmp_path / 'train.txt'}, line 1)" in output

@@ -305,3 +305,17 @@ def test_a_config_of_another_program_beside_a_model_is_not_a_run(model_file: Pat
     shutil.copy(model_file, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architectures": ["Net"]}')
     assert run_config(tmp_path / "model.safetensors") is None
+
+
+def test_of_a_folder_its_evaluation_part_is_measured(model_file: Path, coco: Path, tmp_path: Path) -> None:
+    val, content = coco.with_name("val.json"), json.loads(coco.read_text())
+    coco.rename(val)
+    first = content["images"][0]["id"]
+    content["images"] = content["images"][:1]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == first]
+    coco.with_name("train.json").write_text(json.dumps(content))
+
+    answer = evaluate(model_file, "--list", tmp_path, "--out", tmp_path / "out")
+    assert answer.exit_code == 0, answer.output
+    assert f"evaluating {val}" in answer.stderr
+    assert answer.stdout.splitlines()[-1].startswith("5 images")

@@ -113,6 +113,19 @@ def test_init_again_changes_nothing(folder: Path) -> None:
     assert Path("train.json").read_text() == first
 
 
+def test_init_prints_what_the_reader_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "labels"):
+        (tmp_path / "birds" / name).mkdir(parents=True)
+    for index in range(3):
+        Image.new("RGB", (64, 48)).save(f"birds/images/{index}.jpg")
+    for index in range(2):
+        Path(f"birds/labels/{index}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    answer = fcos("init", "birds")
+    assert answer.exit_code == 0, answer.output
+    assert "note: 1 image without a label file counts as background" in answer.stderr
+
+
 def test_init_of_a_folder_without_annotations_says_what_is_known(folder: Path) -> None:
     (folder / "all.txt").unlink()
     answer = fcos("init", "birds")

@@ -202,7 +202,7 @@ def test_an_image_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, ma
 
     assert report.problems == ()
     assert [warning.what for warning in report.warnings] == [
-        "image 'a.jpg' is listed twice",
+        "image 'a.jpg' is listed twice, each time with other boxes: those of the other count as background",
         "stated size 80 x 60, but 'a.jpg' has 40 x 30",
     ]
 
@@ -328,7 +328,8 @@ def test_a_data_set_without_a_box_to_learn_from_is_a_problem_that_is_never_left_
 def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make_image):
     make_image("a.jpg")
     fractions = read_annotations(write_list("a.jpg 0.1 0.2 0.5 1 1 0 0 1 0.75 1"))
-    pixels = read_annotations(write_list("a.jpg 0.1 0.2 0.5 1 1 0 0 1.5 20 1"))
+    pixels = read_annotations(write_list("a.jpg 0 0 1 1 1 0.5 0.5 1.5 20 1"))
+    mixed = read_annotations(write_list("a.jpg 0.1 0.2 0.5 1 1 0 0 15 20 1"))
     whole = read_annotations(write_list("a.jpg 0 0 1 1 1"))
 
     report = check(fractions)
@@ -338,6 +339,9 @@ def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make
         with pytest.raises(DatasetError, match="every box is smaller than a pixel"):
             report.raise_problems(may_lack_boxes=may_lack_boxes)
     assert check(pixels).problems == check(whole).problems == ()
+    [problem] = check(mixed).problems
+    assert problem.what == "box [0.2, 0.1, 1, 0.5] seems to be in fractions of the image, not in pixels"
+    assert problem.box == 0
 
 
 def test_what_is_left_without_a_box_is_refused_too(write_list, make_image):
@@ -386,3 +390,27 @@ def test_an_image_that_is_listed_often_is_read_once(write_list, make_image, monk
     report = check(read_annotations(write_list(*["a.jpg 1 2 20 30 1"] * 5)))
     assert len(read) == 1
     assert report.sizes_hw.tolist() == [[30, 40]] * 5
+
+
+def test_an_image_of_another_spelling_is_named(write_list, make_image):
+    make_image("a.JPEG")
+    make_image("Gro\u0308\u00dfe.jpg")  # o and a diaeresis, as macOS stores it
+    lines = write_list("A.jpeg 1 2 20 30 1", "Gr\u00f6\u00dfe.jpg 1 2 20 30 1", "b.jpg 1 2 20 30 1")
+    whats = [problem.what for problem in check(read_annotations(lines)).problems]
+    assert whats == [
+        "image not found, but 'a.JPEG' is there, in other letter case or Unicode composition",
+        "image not found, but 'Gro\u0308\u00dfe.jpg' is there, in other letter case or Unicode composition",
+        "image not found",
+    ]
+
+
+def test_boxes_that_are_there_twice_are_counted(write_list, make_image):
+    make_image("a.jpg")
+    make_image("b.jpg")
+    repeated = " 1 2 20 30 1" * 3
+    annotations = read_annotations(
+        write_list(f"a.jpg{repeated} 1 2 20 30 2", "b.jpg 1 2 20 30 1 1 2 21 30 1"), names=["cat", "dog"]
+    )
+    [warning] = check(annotations).warnings
+    assert warning.what == "2 boxes are in an image twice, with the same class, for example in 'a.jpg'"
+    assert warning.where.endswith("line 1")

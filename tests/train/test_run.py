@@ -382,3 +382,12 @@ def test_weights_of_unknown_classes_are_refused_with_the_names(tiny: Tiny) -> No
         tiny.train("run", class_weights={"blue": 2, "green": 3})
     assert caught.value.what == '"class_weights" has "green", which the data does not have'
     assert caught.value.fix == 'the classes are "red", "blue"'
+
+
+def test_warnings_of_the_data_check_are_printed(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (tiny.data / "train.txt").read_text().splitlines()
+    (tiny.runs / "twice.txt").write_text("\n".join([*lines, *lines[:7]]))
+    tiny.train("run", list_train=str(tiny.runs / "twice.txt"), epochs=1)
+    printed = capsys.readouterr().err
+    assert printed.count("is listed twice") == 5
+    assert "... and 2 more warnings of the training data: `fcos check" in printed

@@ -96,7 +96,7 @@ def _read_parts(
     sources: tuple[str, ...], root: Path | None, name_file: Path | None, format: Any
 ) -> list[tuple[str, Annotations]]:
     """Every part with its title; all with the class names of the first, as a training reads them."""
-    from fcos.data.formats import find_name_file, read_annotations, read_names
+    from fcos.data.formats import find_name_file, read_annotations, read_names, read_with_classes_of
     from fcos.data.names import with_classes_of
     from fcos.data.registry import NO_IMAGES, format_named
 
@@ -111,7 +111,13 @@ def _read_parts(
     parts: list[tuple[str, Annotations]] = []
     for split in splits:
         try:
-            annotations = read_annotations(split.source, root=split.root, names=names, format=format)
+            if parts:  # as training reads evaluation data
+                of_training = parts[0][1].class_names
+                annotations = read_with_classes_of(
+                    split.source, of_training, root=split.root, names=names, format=format
+                )
+            else:
+                annotations = read_annotations(split.source, root=split.root, names=names, format=format)
         except DatasetError as error:
             if error.what != NO_IMAGES or len(parts) < 2 or len(sources) > 1:
                 raise
@@ -167,7 +173,8 @@ def _print_report(title: str, annotations: Annotations, report: CheckReport) -> 
         (report.problems, "problem", "red"),
     ):
         for problem in problems[:MAX_SHOWN]:
-            click.echo(click.style(f"{what}: ", fg=color) + printable_line(str(problem)))
+            advice = f" ({problem.fix})" if what == "warning" and problem.fix else ""
+            click.echo(click.style(f"{what}: ", fg=color) + printable_line(f"{problem}{advice}"))
         if len(problems) > MAX_SHOWN:
             more = counted(len(problems) - MAX_SHOWN, f"more {what}")
             click.echo(f"... and {more} (--json lists all)")

@@ -173,6 +173,8 @@ def evaluation_data(
     skip_invalid: bool = False,
 ) -> Annotations:
     """The annotations of `--list`; without one those of the model's run, read as the run read them."""
+    from fcos.data.formats import find_splits
+
     if list_ is None:
         run = run_config(detector.path)
         if run is None or not run.list_eval:
@@ -185,6 +187,9 @@ def evaluation_data(
         root = root or (Path(run.root_eval) if run.root_eval else None)
         names = names or (Path(run.name_file) if run.name_file else None)
         skip_invalid = skip_invalid or run.skip_invalid
+    elif list_.is_dir() and format == "auto" and (part := find_splits(list_).evaluation) is not None:
+        click.echo(f"evaluating {part.source}", err=True)
+        list_, root = part.source, root or part.root
     return detector.read_annotations(list_, root=root, names=names, format=format, skip_invalid=skip_invalid)
 
 

@@ -102,6 +102,8 @@ def write_proposal(
             )
     for file, text in texts.items():
         write_text(file, text)
+    for note in data.train.notes:
+        click.echo(f"note: {printable_line(note)}", err=True)
     given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
     proposals = [proposal for proposal in proposals if proposal.key not in given]
     return [*proposals, *(Proposal(key, getattr(config, key), "command line, not written") for key in given)]

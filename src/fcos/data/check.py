@@ -8,18 +8,20 @@ VOC do that to correct boxes, and training clips them.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fcos.data.annotations import Annotations, select
+from fcos.data.annotations import Annotations, Record, select
 from fcos.data.image import NOT_FOUND, Header, read_header, upright
+from fcos.data.image_files import names_in
 from fcos.data.registry import DataFormat, format_named
 from fcos.data.strips import read_large_header
 from fcos.data.summary import Counts, count
@@ -163,11 +165,7 @@ def lack_of_boxes(annotations: Annotations) -> list[Problem]:
         fix = "put the annotations where the format expects them, or set list_train in a train.json"
     elif annotations.is_crowd.all():
         what, fix = f"{images}, but no boxes other than crowd regions", "correct 'iscrowd' in the annotations"
-    elif (
-        format_named(annotations.format).in_pixels
-        and ((boxes >= 0) & (boxes <= 1)).all()
-        and (boxes != np.floor(boxes)).any()
-    ):
+    elif format_named(annotations.format).in_pixels and _all_in_fractions(boxes):
         what = "every box is smaller than a pixel: the coordinates seem to be fractions of the image"
         fix = "multiply them by the width and height of the images"
     else:
@@ -190,6 +188,10 @@ def _read_headers(
         except DatasetError as error:
             return error
 
+    @cache
+    def alike(folder: Path) -> dict[str, str]:
+        return {_spelling(name): name for name in names_in(folder)}
+
     paths = [record.path for record in annotations]
     once = list(dict.fromkeys(paths))  # a list may name an image a hundred thousand times
     with ThreadPoolExecutor(min(num_cores(), MOST_AT_ONCE)) as pool:
@@ -200,8 +202,22 @@ def _read_headers(
     for index, result in enumerate(results):
         if isinstance(result, DatasetError):
             where = f"{annotations[index].where}, image '{result.where}'"
-            broken.append(Problem(result.what, where, result.fix, index))
+            what = result.what
+            if what == NOT_FOUND and (other := alike(paths[index].parent).get(_spelling(paths[index].name))):
+                what = f"{NOT_FOUND}, but '{other}' is there, in other letter case or Unicode composition"
+            broken.append(Problem(what, where, result.fix, index))
     return [result if isinstance(result, Header) else None for result in results], broken
+
+
+def _have_same_boxes(first: Record, second: Record) -> bool:
+    """Whether two records have the same boxes and classes, in any order."""
+    rows = [np.column_stack([record.boxes_xyxy, record.labels]) for record in (first, second)]
+    return np.array_equal(*(part[np.lexsort(part.T)] for part in rows), equal_nan=True)
+
+
+def _spelling(name: str) -> str:
+    """A name without what file systems and copies change: letter case, and how accents are composed."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _box_problems(
@@ -223,6 +239,8 @@ def _box_problems(
         "has no area": (x2 == x1) | (y2 == y1),
         "extends beyond the image": (overhang > MAX_OVERHANG) | (inside_w <= 0) | (inside_h <= 0),
     }
+    if format_named(annotations.format).in_pixels and not _all_in_fractions(boxes_xyxy):  # else said once
+        kinds["seems to be in fractions of the image, not in pixels"] = _in_fractions(boxes_xyxy)
     bad = np.flatnonzero(np.any(list(kinds.values()), axis=0) & (height > 0))
     format = format_named(annotations.format)
     place_of = format.box_places(annotations) if format.box_places and len(bad) else None
@@ -241,6 +259,17 @@ def _box_problems(
             what += f" (width {sizes_hw[index][1]}, height {sizes_hw[index][0]})"
         where = f"{where}, image '{record.path.name}'"
         yield Problem(what, where, "correct the box, or remove it", index, number)
+
+
+def _all_in_fractions(boxes_xyxy: NDArray[np.float64]) -> bool:
+    is_within = ((boxes_xyxy >= 0) & (boxes_xyxy <= 1)).all()
+    return bool(is_within and _in_fractions(boxes_xyxy).any())  # some may be the whole image: 0, 0, 1, 1
+
+
+def _in_fractions(boxes_xyxy: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which boxes lie within the first pixel, and not on its corners."""
+    is_within = ((boxes_xyxy >= 0) & (boxes_xyxy <= 1)).all(axis=1)
+    return np.asarray(is_within & (boxes_xyxy != np.floor(boxes_xyxy)).any(axis=1))
 
 
 def _unknown_class(label: int, num_classes: int, format: DataFormat) -> str:
@@ -266,15 +295,35 @@ def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Ite
     if len(annotations.labels) and annotations.is_difficult.all():
         what = "all boxes are difficult, so evaluation ignores them"
         yield Problem(what, str(annotations.source), "correct 'difficult' or 'ignore'", record=None)
+    if repeated := _repeated_boxes(annotations):
+        yield Problem(*repeated, "remove all but one of them", record=None)
     first_of: dict[Path, int] = {}
     for index, (record, header) in enumerate(zip(annotations, headers, strict=True)):
-        first = first_of.setdefault(record.path, index)
-        if first != index:
+        first_index = first_of.setdefault(record.path, index)
+        first = annotations[first_index]
+        if first_index != index:
             what = f"image '{record.path.name}' is listed twice"
-            yield Problem(what, record.where, f"it is also at {annotations[first].where}: merge them", index)
+            if not _have_same_boxes(first, record):
+                what += ", each time with other boxes: those of the other count as background"
+            yield Problem(what, record.where, f"merge it with {first.where}", index)
         if header and record.size_hw and sorted(record.size_hw) != sorted(header.raw_size_hw):
             (height, width), (true_height, true_width) = record.size_hw, header.size_hw
             what = (
                 f"stated size {width} x {height}, but '{record.path.name}' has {true_width} x {true_height}"
             )
             yield Problem(what, record.where, "make sure that the boxes belong to this image", index)
+
+
+def _repeated_boxes(annotations: Annotations) -> tuple[str, str] | None:
+    """How many boxes their image already has with the same class, and where the first is."""
+    columns = (annotations.image_of_box, annotations.labels, *annotations.boxes_xyxy.T)
+    order = np.lexsort(columns[::-1])
+    rows = np.column_stack(columns)[order]
+    is_repeated = (rows[1:] == rows[:-1]).all(axis=1)
+    if not is_repeated.any():
+        return None
+    box = order[1:][is_repeated].min()
+    record = annotations[int(annotations.image_of_box[box])]
+    number = counted(int(is_repeated.sum()), "box is", "boxes are")
+    what = f"{number} in an image twice, with the same class, for example in '{record.path.name}'"
+    return what, record.where

@@ -26,21 +26,24 @@ def is_image(name: str | Path) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def folders_near(start: Path) -> list[Path]:
-    """Folders that commonly hold the images of annotations in `start`, nearest first."""
+def folders_near(start: Path, *own: str) -> list[Path]:
+    """Folders that commonly hold the images of annotations in `start`, nearest first.
+
+    Those called `own` are looked for in `start` and in the folder above it, before the usual ones.
+    """
     bases = [start, *start.absolute().parents[:3]]
-    return [folder for base in bases for folder in (base, base / "images", base / "JPEGImages")]
+    names = [(".", *(own if base in bases[:2] else ()), "images", "JPEGImages") for base in bases]
+    return [base / name for base, names in zip(bases, names, strict=True) for name in names]
 
 
 def folders_of(source: Path) -> list[Path]:
     """Folders that may hold the images of an annotation file: near it, or named like its split.
 
     ``annotations/instances_val2017.json`` goes with ``val2017`` beside it, ``train.txt`` with
-    ``images/train``.
+    ``images/train``, FiftyOne's ``labels.json`` with ``data``.
     """
     part = source.stem.rsplit("_", 1)[-1]
-    bases = [source.parent, source.absolute().parent.parent]
-    return folders_near(source.parent) + [b / sub for b in bases for sub in (part, f"images/{part}")]
+    return folders_near(source.parent, part, f"images/{part}", "data")
 
 
 def some_of(names: Sequence[Name]) -> Sequence[Name]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fcos.terminal import printable_line
+from fcos.terminal import counted, printable_line
 
 T = TypeVar("T")
 MAX_ID = 2**63 - 2  # ids are kept as 64-bit integers; the last one of each sign is left free
@@ -116,3 +116,18 @@ def _lenient(value: Any) -> float:
         return math.nan if value is None or isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+
+
+def upright_around(box_xyxy: Sequence[float], degrees: float) -> list[float]:
+    """The upright box around a box that is turned about its center, as CVAT writes them (xyxy)."""
+    x1, y1, x2, y2 = box_xyxy
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    half_w, half_h = ((x2 - x1) * cos + (y2 - y1) * sin) / 2, ((x2 - x1) * sin + (y2 - y1) * cos) / 2
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return [x - half_w, y - half_h, x + half_w, y + half_h]
+
+
+def rotated_note(number: int) -> list[str]:
+    """The note on rotated boxes, if there are any."""
+    boxes = counted(number, "box is rotated", "boxes are rotated")
+    return [f"{boxes}: the upright boxes around them are used"] if number else []

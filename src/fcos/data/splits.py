@@ -22,6 +22,7 @@ TRAIN_WORDS = ("train", "training")
 EVAL_WORDS = ("val", "valid", "validation", "eval", "dev")
 TEST_WORDS = ("test", "testing")
 WHICH_SPLIT = "set list_train / list_eval to the right one"
+SPLIT_NAMES = frozenset((*TRAIN_WORDS, "trainval", *EVAL_WORDS, *TEST_WORDS))
 SPLIT_FOLDERS = frozenset((*TRAIN_WORDS, "val", "valid", "validation", *TEST_WORDS))
 
 

@@ -27,6 +27,8 @@ from fcos.train.log import say
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+MAX_WARNINGS = 5  # that are printed of each data set
+
 
 def load_data(
     config: TrainConfig, fabric: Fabric
@@ -113,6 +115,11 @@ def usable(
             report.raise_problems()
         if report.problems:
             say(fabric, f"{what}: {report.summary()} (skipped)")
+        for warning in report.warnings[:MAX_WARNINGS]:
+            say(fabric, f"warning: {warning}")
+        if len(report.warnings) > MAX_WARNINGS:
+            more = counted(len(report.warnings) - MAX_WARNINGS, "more warning")
+            say(fabric, f"... and {more} of the {what} data: `fcos check {annotations.source}`")
     report = fabric.broadcast(report)
     assert report is not None
     left = drop_invalid(annotations, report)

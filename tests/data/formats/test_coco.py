@@ -224,3 +224,18 @@ def test_names_of_windows_are_read_with_slashes(write_coco, make_image, tmp_path
 
     assert annotations[0].path == tmp_path / "images" / "sub" / "b.jpg"
     assert annotations[1].path == tmp_path / "images" / "a.jpg"
+
+
+def test_the_folder_of_the_split_comes_before_folders_above(write_coco, make_image, tmp_path):
+    data = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []}
+    (tmp_path / "set" / "annotations").mkdir(parents=True)
+    file = write_coco(data, "set/annotations/instances_val.json")
+    make_image("images/a.jpg")  # of another data set
+    own = make_image("set/val/a.jpg")
+    assert [record.path for record in coco.read(file)] == [own]
+
+
+def test_images_of_fiftyone_lie_in_data(write_coco, make_image):
+    image = make_image("data/a.jpg")
+    data = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []}
+    assert [record.path for record in coco.read(write_coco(data, "labels.json"))] == [image]

@@ -209,3 +209,23 @@ def test_the_fast_reader_leaves_what_is_not_certain_to_the_careful_one(tmp_path,
     assert columns.sizes_hw.tolist() == [[-1, -1]]
     (tmp_path / "x.json").write_text(json.dumps({**content, "annotations": [box | change]}))
     assert read_columns(tmp_path / "x.json") is None
+
+
+def test_a_rotated_box_becomes_the_upright_box_around_it(read):
+    turned = read(box={"bbox": [3, 4, 20, 30], "attributes": {"rotation": 90, "occluded": False}})
+    # about (13, 19): 30 wide, 20 high
+    np.testing.assert_allclose(turned.boxes_xyxy, [[-2, 9, 28, 29]], atol=1e-12)
+    assert turned.notes == ("1 box is rotated: the upright boxes around them are used",)
+
+    tilted = read(box={"bbox": [0, 0, 10, 10], "attributes": {"rotation": 45}}).boxes_xyxy
+    np.testing.assert_allclose(tilted, [[5 - 50**0.5, 5 - 50**0.5, 5 + 50**0.5, 5 + 50**0.5]])
+
+    upright = read(box={"attributes": {"rotation": 0.0}})
+    assert (upright.boxes_xyxy.tolist(), upright.notes) == ([[3, 4, 23, 34]], ())
+    with pytest.raises(DatasetError, match='rotation holds the text "much", not a number'):
+        read(box={"attributes": {"rotation": "much"}})
+
+
+def test_a_segmentation_without_a_box_says_what_to_do(read):
+    with pytest.raises(DatasetError, match="bbox is null; segmentations are not read, so compute"):
+        read(box={"bbox": None, "segmentation": [[1, 2, 3, 4, 5, 6]]})

@@ -276,3 +276,44 @@ def test_names_with_backslashes_in_a_split_are_those_of_subfolders(write_xml, ma
     (tmp_path / "ImageSets").mkdir()
     (tmp_path / "ImageSets" / "train.txt").write_text("sub\\a\n")
     assert voc.read(tmp_path / "ImageSets" / "train.txt")[0].path == image
+
+
+def test_lists_of_splits_are_found_where_other_tools_put_them(dataset):
+    def splits() -> list[str]:
+        return [split.source.relative_to(dataset).as_posix() for split in find_splits(dataset).all()]
+
+    sets = dataset / "ImageSets"
+    (sets / "Main" / "train.txt").rename(sets / "Main" / "Train.txt")
+    (sets / "Main" / "val.txt").rename(sets / "Main" / "Validation.txt")
+    assert splits() == ["ImageSets/Main/Train.txt", "ImageSets/Main/Validation.txt"]  # of CVAT
+
+    (sets / "Main" / "Train.txt").rename(sets / "train.txt")
+    (sets / "Main" / "Validation.txt").rename(sets / "val.txt")
+    assert splits() == ["ImageSets/train.txt", "ImageSets/val.txt"]
+
+    for name in ("train.txt", "val.txt"):
+        (sets / name).rename(dataset / name)
+    assert splits() == ["train.txt", "val.txt"]
+
+    (dataset / "train.txt").write_text("./JPEGImages/a.jpg ./Annotations/a.xml\n")  # of PaddleDetection
+    assert splits() == ["train.txt", "val.txt"]
+    assert [record.path.name for record in voc.read(dataset / "train.txt")] == ["a.jpg"]
+
+    (dataset / "train.txt").write_text("/other/images/9.jpg\n")  # of another format
+    (dataset / "val.txt").unlink()
+    assert splits() == ["."]
+
+
+def test_xml_files_of_one_name_are_refused(dataset):
+    (dataset / "Annotations" / "a.XML").write_text(XML.format(name="a", objects=""))
+    with pytest.raises(
+        DatasetError, match=r"of one image twice(.|\n)*Annotations/a.xml: 'a.XML' is there too"
+    ):
+        voc.read(dataset)
+
+
+def test_an_image_with_a_yolo_file_instead_of_xml_is_pointed_out(dataset, make_image):
+    make_image("JPEGImages/d.jpg")
+    (dataset / "JPEGImages" / "d.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    [note] = voc.read(dataset).notes
+    assert note.endswith("'d.jpg' (1 of them with a .txt file, as in YOLO's format: convert these first)")

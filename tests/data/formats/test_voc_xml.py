@@ -114,3 +114,29 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
     with pytest.raises(ValueError, match="this is a pipe, not a file"):
         read_xml(tmp_path / "0.xml")
+
+
+def test_a_rotated_box_becomes_the_upright_box_around_it(read):
+    stated = "<attributes><attribute><name>{}</name><value>{}</value></attribute></attributes>"
+    long = "<bndbox><xmin>10</xmin><ymin>90</ymin><xmax>190</xmax><ymax>110</ymax></bndbox>"
+    for degrees, wanted in (
+        ("90.0", [90, 10, 110, 190]),
+        ("180", [10, 90, 190, 110]),
+        ("0.0", [10, 90, 190, 110]),
+    ):
+        rotation = stated.format("rotation", degrees)
+        xml = read(f"<annotation><object><name>cat</name>{long}{rotation}</object></annotation>")
+        assert xml.boxes_xyxy[0] == pytest.approx(wanted)
+        assert xml.num_rotated == (float(degrees) != 0)
+    xml = read(
+        f"<annotation><object><name>cat</name>{long}{stated.format('color', 'red')}</object></annotation>"
+    )
+    assert xml.boxes_xyxy == [[10, 90, 190, 110]]
+    rotation = stated.format("rotation", "much")
+    with pytest.raises(ValueError, match="rotation 'much' is not a number"):
+        read(f"<annotation><object><name>cat</name>{long}{rotation}</object></annotation>")
+
+
+def test_an_encoding_that_the_parser_lacks_is_named(read):
+    with pytest.raises(ValueError, match="multi-byte encodings are not supported: save it as UTF-8"):
+        read(f'<?xml version="1.0" encoding="gb2312"?><annotation>{OBJECT}</annotation>')

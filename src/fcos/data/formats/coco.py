@@ -23,7 +23,7 @@ from fcos.data.formats.coco_entries import Entry, load, read_entries, whole
 from fcos.data.image import read_header
 from fcos.data.image_files import find_root, folders_like, folders_of, names_in, relative_name, some_of
 from fcos.data.names import check_name, check_number_of_classes, with_names
-from fcos.data.numbers import cut
+from fcos.data.numbers import cut, rotated_note
 from fcos.data.registry import DataFormat
 from fcos.data.text import Faults
 from fcos.files import check_regular, write_text
@@ -38,7 +38,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     not a crowd region. An annotation with an unknown category keeps the label -1, for `check` to report.
     """
     check_regular(source)
-    arrays, described = cached(source, {"coco": 4}, lambda: _arrays(source))
+    arrays, described = cached(source, {"coco": 5}, lambda: _arrays(source))
     paths = arrays["_paths"]
     some_names = (unpack_name(paths[place]) for place in some_of(range(len(paths))))
     annotations = Annotations(
@@ -47,7 +47,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         source=source,
         format="coco",
         _wheres=None,
-        notes=(),
+        notes=tuple(rotated_note(described["num_rotated"])),
         _folder=root or find_root(folders_of(source), some_names),
         **arrays,
     )
@@ -84,7 +84,11 @@ def _arrays(source: Path) -> tuple[Arrays, dict[str, Any]]:
         "_paths": columns.names,
     }
     class_names = [name_of[category_id] for category_id in category_ids]
-    return arrays, {"class_names": class_names, "category_ids": category_ids}
+    return arrays, {
+        "class_names": class_names,
+        "category_ids": category_ids,
+        "num_rotated": columns.num_rotated,
+    }
 
 
 def _find(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -53,6 +53,7 @@ class BoxEntry(msgspec.Struct, gc=False):
     area: float | None = float("nan")
     iscrowd: float | bool | None = 0.0
     ignore: float | bool | None = 0.0
+    attributes: float = 0.0  # an object in CVAT's files, which may say that the box is rotated: not for here
 
 
 def _packed_dtype() -> np.dtype[Any]:
@@ -83,6 +84,7 @@ class Columns:
     areas: NDArray[np.float64]  # nan where not stated
     is_crowd: NDArray[np.bool_]
     is_difficult: NDArray[np.bool_]  # ``ignore``
+    num_rotated: int = 0
 
 
 def read_columns(source: Path) -> Columns | None:

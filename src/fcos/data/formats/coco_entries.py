@@ -87,6 +87,7 @@ def read_entries(source: Path) -> Columns:
         areas=boxes["area"],
         is_crowd=boxes["iscrowd"],
         is_difficult=boxes["ignore"],
+        num_rotated=sum(_rotation(entry) != 0 for entry in content["annotations"]),
     )
 
 
@@ -119,7 +120,7 @@ def _read_box(entry: Any, image_ids: Container[int]) -> tuple[Any, ...]:
     return (
         image_id,
         whole(entry, "category_id"),  # one that no category has is for `check` to report
-        named("bbox", _xywh, bbox),
+        _upright(named("bbox", _xywh, bbox), _rotation(entry)),
         numbers.area(entry.get("area")),
         is_crowd is not None and named("iscrowd", numbers.flag, is_crowd),
         is_difficult is not None and named("ignore", numbers.flag, is_difficult),
@@ -127,9 +128,26 @@ def _read_box(entry: Any, image_ids: Container[int]) -> tuple[Any, ...]:
 
 
 def _xywh(box: Any) -> list[float]:
+    if box is None:
+        raise ValueError("is null; segmentations are not read, so compute [x, y, width, height] from them")
     if not isinstance(box, list) or len(box) != 4:
         raise ValueError(f"is {described(box)}, not [x, y, width, height] in pixels")
     return [numbers.coordinate(value) for value in box]
+
+
+def _rotation(entry: Entry) -> float:
+    """Degrees about the center of the box, as CVAT writes them."""
+    attributes = entry.get("attributes")
+    stated = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return 0.0 if stated is None else named("rotation", numbers.coordinate, stated)
+
+
+def _upright(xywh: list[float], degrees: float) -> list[float]:
+    if degrees == 0:
+        return xywh
+    x, y, width, height = xywh
+    x1, y1, x2, y2 = numbers.upright_around([x, y, x + width, y + height], degrees)
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def _shown_id(entry: Any, place: int) -> str:

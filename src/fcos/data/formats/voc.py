@@ -32,8 +32,9 @@ from fcos.data.image_files import (
     unique_stems,
 )
 from fcos.data.names import check_number_of_classes, with_names, write_names
+from fcos.data.numbers import rotated_note
 from fcos.data.registry import DataFormat
-from fcos.data.splits import SPLIT_FOLDERS, Split, Splits, arranged, pick, split_folders
+from fcos.data.splits import SPLIT_FOLDERS, SPLIT_NAMES, Split, Splits, arranged, pick, split_folders
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
 from fcos.files import files_below, read_text, write_text, written
@@ -78,6 +79,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         "annotation file", "with several images", "correct <filename>, or remove the other image"
     )
     notes = list(_unused_images(records, {*files, *others})) if os.path.isdir(source) else []
+    notes += rotated_note(sum(parsed[stem].num_rotated for stem in stems))
     annotations = Annotations.from_records(records, found, source=source, format="voc", notes=notes)
     if names is None:
         return annotations
@@ -86,8 +88,14 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
 
 def _xml_files(folder: Path) -> dict[str, Path]:
     """The xml files below a folder by their names without suffix; folders called so are to be refused."""
-    found = files_below(folder, ".xml", folders_too=True)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+    files: dict[str, Path] = {}
+    faults = Faults()
+    for path in files_below(folder, ".xml", folders_too=True):
+        other = files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if other != path:
+            faults.add(str(path), f"'{other.name}' is there too")
+    faults.raise_any("annotation file", "of one image twice", "remove the other file")
+    return files
 
 
 def _other_parts(folder: Path) -> dict[str, Path]:
@@ -115,7 +123,9 @@ def _unused_images(records: Sequence[Record], stems: Iterable[str]) -> Iterator[
     unused = [path for path in beside if path not in used and path.stem not in with_xml]
     if unused:
         number = counted(len(unused), "image without an xml file is", "images without an xml file are")
-        yield f"{number} not used, for example '{unused[0].name}'"
+        labeled = sum(path.with_suffix(".txt").is_file() for path in unused)
+        of_yolo = f" ({labeled} of them with a .txt file, as in YOLO's format: convert these first)"
+        yield f"{number} not used, for example '{unused[0].name}'{of_yolo if labeled else ''}"
 
 
 def write(
@@ -171,7 +181,8 @@ def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
     without = list(map(_without_flag, stems))
     if not files.keys() >= {*stems} and all(map(str.__ne__, stems, without)):  # "photo 1" may be a name too
         stems = without
-    # some tools write the names of the images
+    # some tools write the names of the images, PaddleDetection image and xml
+    stems = [Path(s.split()[-1]).stem if s.lower().endswith(".xml") else s for s in stems]
     return [os.path.splitext(s)[0] if is_image(s) and s not in files else s for s in stems]
 
 
@@ -248,17 +259,37 @@ def _tree(
     return ElementTree.ElementTree(top)
 
 
+def _split_files(folder: Path) -> dict[str, Path]:
+    """The lists of the splits by name, from where VOC has them, or one or two folders higher."""
+    for place, is_list in (("ImageSets/Main", _has_text), ("ImageSets", _has_text), (".", _names_xml)):
+        for sets in folders_like(folder, place):
+            # Whole names only: the folder also holds a file per class (cat_train.txt).
+            named = {
+                Path(name).stem.lower(): sets / name
+                for name in names_in(sets)
+                if name.lower().endswith(".txt")
+            }
+            found = {part: file for part, file in named.items() if part in SPLIT_NAMES and is_list(file)}
+            if found:
+                return found
+    return {}
+
+
+def _has_text(file: Path) -> bool:
+    return bool(read_text(file).strip())
+
+
+def _names_xml(file: Path) -> bool:
+    """Whether a list beside the folder of xml files names any: it could be one of another format."""
+    folder = annotation_folder(file)
+    files = _xml_files(folder) if folder else {}
+    return any(stem in files for stem in some_of(_split_stems(file, files)))
+
+
 def _splits(folder: Path) -> Splits:
     # Only `convert` writes one: it keeps the order of the classes, which xml files cannot.
     name_file = folder / "names.txt" if (folder / "names.txt").is_file() else None
-    sets = folders_like(folder, "ImageSets/Main")
-    files = {Path(name).stem.lower(): sets[0] / name for name in names_in(sets[0])} if sets else {}
-    # Only the four names that VOC defines: the folder also holds a file per class (cat_train.txt).
-    named: dict[str, Path] = {
-        part: files[part] for part in ("train", "val", "test", "trainval") if part in files
-    }
-    named = {part: file for part, file in named.items() if read_text(file).strip()}
-    sources = pick(named, folder)
+    sources = pick(_split_files(folder), folder)
     annotations = annotation_folder(folder)
     # ``train`` and ``val`` with their own folders, or within ``Annotations``
     subfolders = split_folders(folder if annotations is None else annotations)

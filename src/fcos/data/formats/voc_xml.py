@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcos.data.numbers import cut, flag, named, number, side
+from fcos.data.numbers import cut, flag, named, number, side, upright_around
 from fcos.files import read_bytes
 
 MAX_BYTES = 2**28
@@ -20,7 +20,7 @@ OF_BOXES = frozenset("object bndbox robndbox polygon xmin box points".split())
 Element = ElementTree.Element
 
 
-@dataclass(frozen=True)
+@dataclass
 class Xml:
     """What one annotation file says."""
 
@@ -29,6 +29,7 @@ class Xml:
     class_names: list[str]
     boxes_xyxy: list[list[float]]
     is_difficult: list[bool]
+    num_rotated: int = 0
 
 
 def read_xml(file: Path) -> Xml:
@@ -54,7 +55,9 @@ def read_xml(file: Path) -> Xml:
             raise ValueError(f"object {place} ('{cut(name)}') has several names")
         try:
             xml.class_names.append(name)
-            xml.boxes_xyxy.append(_box(element))
+            degrees = _rotation(element)
+            xml.boxes_xyxy.append(upright_around(_box(element), degrees) if degrees else _box(element))
+            xml.num_rotated += degrees != 0
             difficult = _text(element, "difficult").lower().replace("unspecified", "")
             xml.is_difficult.append(named("<difficult>", flag, difficult or None))
         except ValueError as error:
@@ -69,6 +72,8 @@ def _parse(content: bytes) -> Element:
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
         raise ValueError(f"not well-formed xml: {error}") from None
+    except ValueError as error:  # "multi-byte encodings are not supported"
+        raise ValueError(f"{error}: save it as UTF-8") from None
     for element in root.iter():
         if isinstance(element.tag, str):  # else a comment
             element.tag = element.tag.rpartition("}")[2]  # without namespace
@@ -96,6 +101,14 @@ def _box(element: Element) -> list[float]:
         raise ValueError(f"has {len(boxes)} bndbox")
     corners = ("xmin", "ymin", "xmax", "ymax")
     return [named(f"<{corner}>", number, _text(boxes[0], corner)) for corner in corners]
+
+
+def _rotation(element: Element) -> float:
+    """Degrees about the center of the box, as CVAT writes them."""
+    for attribute in element.iterfind("attributes/attribute"):
+        if _text(attribute, "name") == "rotation":
+            return named("rotation", number, _text(attribute, "value"))
+    return 0.0
 
 
 def _text(element: Element, path: str) -> str:
