@@ -138,10 +138,11 @@ def commands_page() -> str:
         "",
         "The output of `fcos COMMAND --help`. See also [In the terminal](terminal.md).",
     ]
+    parent = main.context_class(main, info_name="fcos", terminal_width=82, **main.context_settings)
     for name in COMMANDS:
-        command = main.get_command(click.Context(main), name)
+        command = main.get_command(parent, name)
         assert command is not None
-        context = command.context_class(command, info_name=f"fcos {name}", terminal_width=82)
+        context = command.context_class(command, info_name=name, parent=parent)
         text = click.unstyle(command.get_help(context))
         lines += ["", f"## {name}", "", "```text", text, "```"]
     return "\n".join(lines) + "\n"
