@@ -1,17 +1,18 @@
 """Train the detector that comes with the package, pack it, and measure it.
 
-    python benchmarks/everyday.py train --voc07 DIR --out everyday         on train, measured on val
-    python benchmarks/everyday.py train --voc07 DIR --out more --list trainval --start everyday/large  no gain
-    python benchmarks/everyday.py pack everyday/large -o src/fcos/weights/everyday.safetensors
+    python benchmarks/everyday.py train --voc07 DIR --more DIR --out everyday   on train, measured on val
+    python benchmarks/everyday.py train --voc07 DIR --out all --list trainval --start everyday/large   no gain
+    python benchmarks/everyday.py pack everyday/more -o src/fcos/weights/everyday.safetensors
     python benchmarks/everyday.py measure everyday --voc07 DIR --coco-mini DIR
 
 `train` runs the stages below, each from the weights of the one before (the first from ImageNet's); a stage
-that was stopped resumes, one that is done is kept. With `--start`, only the last stage runs, from those
-weights. `pack` stores the weights in half precision, and renames the classes and their ids to COCO's, which
-users' data more often have. `measure` prints AP on VOC07's val and on COCO's 20 classes of the same objects.
+that was stopped resumes, one that is done is kept. Stage `more` runs where there are `--more` images. With
+`--start`, only stage `large` runs, from those weights. `pack` stores the weights in half precision, and
+renames the classes and their ids to COCO's, which users' data more often have. `measure` prints AP on VOC07's
+val and on COCO's 20 classes of the same objects.
 
-DIR of VOC07 holds JPEGImages, Annotations and ImageSets/Main, with train.txt and val.txt: the images are
-not part of this repository.
+Each DIR holds JPEGImages, Annotations and ImageSets/Main, with train.txt (VOC07 with val.txt too): the images
+are not part of this repository.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,6 +56,7 @@ STAGES: dict[str, dict[str, Any]] = {
     # small images first: a third of the time of large ones, and most of what there is to learn
     "small": {"epochs": 20, "eval_epochs": 4, "short_side": 192, "view_size": 320},
     "large": {"epochs": 5, "eval_epochs": 5, "short_side": 320, "view_size": 532, "lr_base": 0.0005},
+    "more": {"epochs": 6, "eval_epochs": 2, "short_side": 320, "view_size": 532, "lr_base": 0.0005},
 }
 SHORT_SIDE, VIEW_SIZE = 320, 532  # of the file
 COCO_NAME = {
@@ -69,12 +72,13 @@ COCO_NAME = {
 def train(args: argparse.Namespace) -> None:
     """Each stage in a process of its own."""
     start = str(args.start) if args.start else True
-    stages = {"large": STAGES["large"]} if args.start else STAGES
+    names = ["large"] if args.start else ["small", "large", *(["more"] if args.more else [])]
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, settings in stages.items():
+    for name in names:
         run = args.out / name
-        lists, images = args.voc07 / "ImageSets" / "Main", args.voc07 / "JPEGImages"
-        settings = ALL | settings | {"pretrain": start, "run_folder": str(run.absolute())}
+        data = with_more(args.voc07, args.more, args.out / "voc") if name == "more" else args.voc07
+        lists, images = data / "ImageSets" / "Main", data / "JPEGImages"
+        settings = ALL | STAGES[name] | {"pretrain": start, "run_folder": str(run.absolute())}
         settings |= {"list_train": str(lists / f"{args.list}.txt"), "root_train": str(images)}
         settings |= {"list_eval": str(lists / "val.txt"), "root_eval": str(images)}
         config = args.out / f"{name}.json"
@@ -82,6 +86,21 @@ def train(args: argparse.Namespace) -> None:
         resume = ["load=true"] if (run / "last.ckpt").exists() else []
         subprocess.run([sys.executable, "-m", "fcos", "train", str(config), *resume], check=True)
         start = str(run.absolute())
+
+
+def with_more(voc07: Path, more: Path, out: Path) -> Path:
+    """VOC07, and more images to learn from, in one folder of links."""
+    for part in ("JPEGImages", "Annotations"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+        for file in (*(voc07 / part).iterdir(), *(more / part).iterdir()):
+            if not (out / part / file.name).exists():
+                (out / part / file.name).symlink_to(file.absolute())
+    lists = out / "ImageSets" / "Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    own, other = (folder / "ImageSets" / "Main" for folder in (voc07, more))
+    (lists / "train.txt").write_text((own / "train.txt").read_text() + (other / "train.txt").read_text())
+    shutil.copy(own / "val.txt", lists)
+    return out
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -148,7 +167,8 @@ def main() -> None:
     trained = commands.add_parser("train", help="run the stages that are not done")
     trained.add_argument("--out", type=Path, required=True)
     trained.add_argument("--list", default="train", help="train (the shipped file), or trainval")
-    trained.add_argument("--start", type=Path, help="run only the last stage, from these weights")
+    trained.add_argument("--more", type=Path, help="a VOC folder of other images, for a last stage")
+    trained.add_argument("--start", type=Path, help="run only stage large, from these weights")
     packed = commands.add_parser("pack", help="write the file that ships")
     packed.add_argument("run", type=Path)
     packed.add_argument("-o", "--output", type=Path, required=True)
