@@ -239,10 +239,10 @@ def _box_problems(
         "has no area": (x2 == x1) | (y2 == y1),
         "extends beyond the image": (overhang > MAX_OVERHANG) | (inside_w <= 0) | (inside_h <= 0),
     }
-    if format_named(annotations.format).in_pixels and not _all_in_fractions(boxes_xyxy):  # else said once
+    format = format_named(annotations.format)
+    if format.in_pixels and not _all_in_fractions(boxes_xyxy):  # else it is said once, of the whole data set
         kinds["seems to be in fractions of the image, not in pixels"] = _in_fractions(boxes_xyxy)
     bad = np.flatnonzero(np.any(list(kinds.values()), axis=0) & (height > 0))
-    format = format_named(annotations.format)
     place_of = format.box_places(annotations) if format.box_places and len(bad) else None
     for box in bad:
         index = int(image_of[box])
@@ -300,8 +300,8 @@ def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Ite
     first_of: dict[Path, int] = {}
     for index, (record, header) in enumerate(zip(annotations, headers, strict=True)):
         first_index = first_of.setdefault(record.path, index)
-        first = annotations[first_index]
         if first_index != index:
+            first = annotations[first_index]
             what = f"image '{record.path.name}' is listed twice"
             if not _have_same_boxes(first, record):
                 what += ", each time with other boxes: those of the other count as background"
