@@ -24,8 +24,10 @@ from fcos.data.image import (
     read_image,
     read_reduced,
     reduction_for,
+    to_pixels,
     upright,
 )
+from fcos.demo import body
 from fcos.errors import DatasetError
 
 ORIENTATION = 0x0112
@@ -139,6 +141,45 @@ def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, ori
         assert turned.size_hw == tuple(image.shape[1:])
     else:
         assert turned.boxes_xyxy.tolist() == [[16, 8, 40, 16]]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_once_though_pillow_turns_a_tiff_itself(tmp_path, orientation, name):
+    """Three colored corners and a black one, 60 high and 100 wide when upright."""
+    whole = np.zeros((60, 100, 3), np.uint8)
+    whole[:20, :30], whole[:20, 70:], whole[40:, :30] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    # By the EXIF standard: which side of the image the first row of the file is, and which the first column.
+    stored = {
+        1: whole,
+        2: whole[:, ::-1],
+        3: whole[::-1, ::-1],
+        4: whole[::-1],
+        5: whole.swapaxes(0, 1),
+        6: whole[:, ::-1].swapaxes(0, 1),
+        7: whole[::-1, ::-1].swapaxes(0, 1),
+        8: whole[::-1].swapaxes(0, 1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = save(tmp_path, Image.fromarray(np.ascontiguousarray(stored)), name, exif=exif)
+    expected = torch.from_numpy(whole).permute(2, 0, 1)
+
+    header = read_header(path)
+
+    assert header == (stored.shape[:2], orientation)
+    assert read_header(path, decode=True) == header
+    assert header.size_hw == (60, 100)
+    assert read_reduced(path).size_hw == (60, 100)
+    assert torch.equal(read_image(path), expected)
+    assert torch.equal(body.decode_image(path.read_bytes()), expected)
+    assert torch.equal(image_module.decode_image(path.read_bytes(), name), expected)
+    with Image.open(path) as image:
+        assert torch.equal(to_pixels(image), expected)
+        assert torch.equal(to_pixels(image), expected)  # loaded by now
+    with Image.open(path) as image:
+        image.load()
+        assert torch.equal(to_pixels(image), expected)
 
 
 @pytest.mark.parametrize("size_hw", [None, (48, 32)])

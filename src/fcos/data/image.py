@@ -48,7 +48,7 @@ REDUCTIONS = (8, 4, 2)
 STRIPS_ABOVE = 2**20  # pixels
 STRIP_ROWS = 64
 USUAL_BITS = (8, 10, 12, 14, 16, 24, 31, 32)
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # of TIFF
 WHITE_IS_ZERO = 0
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several images in one JPEG file, as of phones; the first one is read
 _warnings_lock = threading.Lock()
@@ -112,7 +112,7 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
             reduction = reduction_for(header.size_hw, enough(header.size_hw))
         _reduce(image, reduction)
         begin_xy = _begin_xy(header, reduction)
-        return DecodedImage(_to_tensor(_upright_rgb(image, header)), header.size_hw, reduction, begin_xy)
+        return DecodedImage(_to_tensor(_upright_rgb(image)), header.size_hw, reduction, begin_xy)
 
 
 def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
@@ -138,15 +138,15 @@ def _reduce(image: Image.Image, reduction: int) -> None:
 
 def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels, upright, of an image file that is in memory; `where` names it in messages."""
-    with opened(io.BytesIO(content), where) as (image, header):
-        return _to_tensor(_upright_rgb(image, header))
+    with opened(io.BytesIO(content), where) as (image, _):
+        return _to_tensor(_upright_rgb(image))
 
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of an image that is open already, upright."""
     if 0 in image.size:
         raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="remove it")
-    return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
+    return _to_tensor(_upright_rgb(image))
 
 
 def read_header(path: Path, *, decode: bool = False) -> Header:
@@ -200,7 +200,7 @@ def opened(
                     where=where,
                     fix="convert it to PNG",
                 )
-            yield image, Header((image.height, image.width), _orientation(image, may_decode=not any_size))
+            yield image, Header(_raw_size_hw(image), _orientation(image, may_decode=not any_size))
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -272,9 +272,16 @@ def _orientation(image: Image.Image, *, may_decode: bool = True) -> int:
     return orientation if orientation in TURN_UPRIGHT else 1
 
 
-def _upright_rgb(image: Image.Image, header: Header) -> Image.Image:
+def _raw_size_hw(image: Image.Image) -> tuple[int, int]:
+    """Height, width as stored; newer versions of Pillow open a TIFF with the size that it has upright."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(IMAGE_LENGTH, image.height), tags.get(IMAGE_WIDTH, image.width)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()  # turns a TIFF upright, and takes the orientation out of its tags
+    turn = TURN_UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
-    turn = TURN_UPRIGHT.get(header.orientation)
     return rgb if turn is None else rgb.transpose(turn)
 
 
