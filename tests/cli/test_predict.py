@@ -217,6 +217,29 @@ def test_broken_images_are_reported_and_the_rest_is_done(model_file: Path, image
     )
 
 
+def test_one_line_names_the_other_images_and_videos_of_a_folder(model_file: Path, images: Path) -> None:
+    for name in "abcd":
+        Path(f"photos/{name}.dng").touch()
+
+    result = predict(model_file, "photos", "photos/*.dng", "photos", "--json", "--no-draw")
+    assert "no images or videos match the pattern 'photos/*.dng'" in result.stderr
+
+    result = predict(model_file, "photos", "photos", "--json", "--no-draw")
+    assert result.exit_code == 0
+    ignored = (
+        "ignored: 4 images and videos of other formats: photos/a.dng, photos/b.dng, photos/c.dng and 1 more\n"
+    )
+    assert result.stderr.count(ignored) == 1
+    assert "ignored" not in result.stdout
+    for name in "bcd":
+        Path(f"photos/{name}.dng").unlink()
+    assert (
+        "ignored: 1 image or video of other formats: photos/a.dng\n" in predict(model_file, "photos").stderr
+    )
+    Path("photos/a.dng").unlink()
+    assert "ignored" not in predict(model_file, "photos").output
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

@@ -211,6 +211,21 @@ def test_a_missing_image_says_so(tmp_path):
         read_image(tmp_path / "nowhere.jpg")
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_heic_file_is_named_with_what_to_do(tmp_path, brand):
+    content = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic"
+    (tmp_path / "a.heic").write_bytes(content)
+
+    words = r"format HEIC \(HEIF\), which Pillow does not support: convert it to JPEG or PNG\n  in: .*a.heic"
+    with pytest.raises(DatasetError, match=words):
+        read_image(tmp_path / "a.heic")
+    with pytest.raises(DatasetError, match=words):
+        image_module.decode_image(content, "a.heic")
+    (tmp_path / "a.heic").write_bytes(content.replace(brand, b"isom", 1))
+    with pytest.raises(DatasetError, match="not an image, or in a format that Pillow does not support"):
+        read_image(tmp_path / "a.heic")
+
+
 def test_an_empty_file_says_so(tmp_path):
     (tmp_path / "a.jpg").touch()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcos.data.image import read_image
 from fcos.data.registry import recognize
 from fcos.errors import DatasetError
 from fcos.predict.images import plan
@@ -48,6 +49,39 @@ def test_a_folder_holds_images_and_videos() -> None:
         ("video", "photos/clip.MP4", "clip.MP4"),
         ("image", "photos/sub/b.png", "sub/b.png"),
     ]
+
+
+@pytest.mark.parametrize("suffix", ["mpo", "tga", "dib", "j2k", "jp2", "apng"])
+def test_a_folder_holds_images_of_rare_formats(suffix: str) -> None:
+    written_as = {"mpo": "JPEG", "apng": "PNG"}.get(suffix)
+    Image.new("RGB", (8, 6), (10, 200, 30)).save(f"photos/sub/c.{suffix}", format=written_as)
+
+    assert ("image", f"photos/sub/c.{suffix}", f"sub/c.{suffix}") in found("photos")
+    [image] = find_images([f"photos/*/*.{suffix}"], Path("predictions"))
+    assert read_image(image)[:, 0, 0].tolist() == pytest.approx([10, 200, 30], abs=2)
+
+
+@pytest.mark.parametrize("word", ["photos", "photos/**", "list.txt"])
+def test_other_images_and_videos_of_a_folder_are_named_and_other_files_are_not(here: Path, word: str) -> None:
+    others = ["photos/c.DNG", "photos/d.psd", "photos/sub/e.qt", "photos/sub/f.ico"]
+    for name in [*others, "photos/g.json", "photos/.h.dng", "photos/i.tif.gz", "photos/j"]:
+        (here / name).touch()
+    (here / "photos/k.dng").mkdir()
+    (here / "list.txt").write_text("photos\n")
+    named: list[str] = []
+
+    sources = find_sources([word], Path("predictions"), on_other=named.append)
+
+    assert sorted(named) == others
+    assert [source.where for source in sources] == ["photos/a.jpg", "photos/clip.MP4", "photos/sub/b.png"]
+
+
+def test_a_folder_of_other_images_alone_is_an_error(here: Path) -> None:
+    (here / "raw").mkdir()
+    (here / "raw/a.dng").touch()
+
+    with pytest.raises(DatasetError, match="the folder contains no images or videos"):
+        find_sources(["raw"], Path("predictions"))
 
 
 def test_a_pattern_may_be_of_videos() -> None:

@@ -50,6 +50,7 @@ STRIP_ROWS = 64
 USUAL_BITS = (8, 10, 12, 14, 16, 24, 31, 32)
 IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # of TIFF
 WHITE_IS_ZERO = 0
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several images in one JPEG file, as of phones; the first one is read
 _warnings_lock = threading.Lock()
 
@@ -226,10 +227,23 @@ def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
     if isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0:
         return "image file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
+        if _is_heif(file):
+            return (
+                "image is in the format HEIC (HEIF), which Pillow does not support: convert it to JPEG or PNG"
+            )
         return "image cannot be decoded: not an image, or in a format that Pillow does not support"
     if isinstance(error, MemoryError):
         return "image cannot be decoded: out of memory"
     return f"image cannot be decoded: {error}"
+
+
+def _is_heif(file: Path | io.BytesIO) -> bool:
+    if isinstance(file, Path):
+        with file.open("rb") as opened_file:
+            head = opened_file.read(12)
+    else:
+        head = file.getvalue()[:12]
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
 
 
 @contextmanager
