@@ -206,6 +206,43 @@ def test_damaged_exif_does_not_cost_the_image(tmp_path):
     assert read_header(path).size_hw == (3, 5)
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
+def test_the_first_frame_is_read_and_all_are_counted(tmp_path, name):
+    first, *others = [Image.new("RGB", (8, 6), (60 * number, 0, 0)) for number in range(4)]
+    path = save(tmp_path, first, name, save_all=True, append_images=others)
+
+    assert image_module.count_frames(path) == 4
+    assert read_image(path).max() < 5
+    assert image_module.count_frames(save(tmp_path, first, f"one_{name}")) == 1
+
+
+def test_reduced_copies_in_a_tiff_and_what_a_phone_adds_to_a_jpeg_are_no_frames(tmp_path):
+    """As in a file with overviews: an image, a smaller copy, the mask of each."""
+    pages = [Image.new("L", (8, 6)), Image.new("L", (4, 3)), Image.new("L", (8, 6)), Image.new("L", (4, 3))]
+    for page, kind in zip(pages, (0, 1, 4, 5), strict=True):
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+    path = save(tmp_path, pages[0], "a.tif", save_all=True, append_images=pages[1:], tiffinfo={254: 0})
+    with Image.open(path) as image:
+        kinds = [image.seek(place) or image.tag_v2[254] for place in range(4)]
+    assert kinds == [0, 1, 4, 5]
+
+    assert image_module.count_frames(path) == 1
+    pages = [Image.new("RGB", (8, 6)), Image.new("RGB", (4, 3))]
+    path = save(tmp_path, pages[0], "a.mpo", save_all=True, append_images=pages[1:])
+    assert image_module.count_frames(path) == 1
+
+
+def test_frames_of_a_broken_file_are_not_counted(tmp_path):
+    path = save(
+        tmp_path, Image.new("L", (8, 6)), "a.tif", save_all=True, append_images=[Image.new("L", (8, 6))]
+    )
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 100])  # in the tags of the second page
+
+    assert image_module.count_frames(path) == 1
+    assert image_module.count_frames(tmp_path / "nowhere.tif") == 1
+
+
 def test_a_missing_image_says_so(tmp_path):
     with pytest.raises(DatasetError, match=r"image not found\n  in: .*nowhere.jpg\n  fix: correct the name"):
         read_image(tmp_path / "nowhere.jpg")

@@ -18,6 +18,7 @@ from fcos.cli.output import print_json, progress_bar
 from fcos.cli.predict_options import Options, predict_options
 from fcos.cli.predict_output import (
     print_failed,
+    print_frames,
     print_images,
     print_others,
     print_skipped,
@@ -225,6 +226,8 @@ def _predict_images(
             elif window:
                 with Image.open(outcome["drawn"]) as drawn:
                     window.show(drawn, printable_line(outcome["path"]), wait=True)
+            if "error" not in outcome and (path := images[place].path):
+                print_frames(path)
             outcomes.append((place, outcome))
             advance(1)
     return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]

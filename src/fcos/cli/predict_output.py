@@ -76,6 +76,14 @@ def print_others(paths: Collection[str]) -> None:
         click.echo(f"ignored: {count} of other formats: {_first_names(sorted(paths))}", err=True)
 
 
+def print_frames(path: Path) -> None:
+    """A line about an image of several frames, if it is one: only the first is predicted."""
+    from fcos.data.image import count_frames  # imports torch
+
+    if (num_frames := count_frames(path)) > 1:
+        click.echo(f"only the first of {num_frames} frames: {printable_line(str(path))}", err=True)
+
+
 def print_failed(failed: Sequence[dict[str, Any]], num_images: int, num_videos: int) -> None:
     """How many images and videos could not be read, and the first of them."""
     what = counted(num_images, "image")

@@ -16,7 +16,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from fcos.data.annotations import Record
@@ -48,8 +48,10 @@ REDUCTIONS = (8, 4, 2)
 STRIPS_ABOVE = 2**20  # pixels
 STRIP_ROWS = 64
 USUAL_BITS = (8, 10, 12, 14, 16, 24, 31, 32)
-IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # of TIFF
+NEW_SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH = 254, 256, 257  # tags of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO = 0
+REDUCED, MASK = 1, 4  # bits of NEW_SUBFILE_TYPE
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several images in one JPEG file, as of phones; the first one is read
 _warnings_lock = threading.Lock()
@@ -158,6 +160,23 @@ def read_header(path: Path, *, decode: bool = False) -> Header:
                 _reduce(image, REDUCTIONS[0])
             image.load()
         return header
+
+
+def count_frames(path: Path) -> int:
+    """Frames of an animation or pages of a TIFF, without decoding them; 1 for any other image.
+
+    Reduced copies and masks in a TIFF do not count, nor what phones add to a JPEG.
+    """
+    with suppress(DatasetError), opened(path, any_size=True) as (image, _), no_warnings():
+        if image.format in ("GIF", "PNG", "WEBP", "AVIF"):
+            return getattr(image, "n_frames", 1)
+        if image.format == "TIFF":
+            num_pages = 0
+            for page in ImageSequence.Iterator(image):
+                kind = page.tag_v2.get(NEW_SUBFILE_TYPE, 0)  # type: ignore[attr-defined]
+                num_pages += not kind & (REDUCED | MASK)
+            return num_pages
+    return 1
 
 
 def upright(record: Record, header: Header) -> Record:
