@@ -58,6 +58,9 @@ def print_video(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> 
             + ("; stopped early" if about["stopped"] else ""),
             err=to_stderr,
         )
+        if num_resized := about.get("num_resized"):
+            what = f"{counted(num_resized, 'drawn frame')}, to the size of the first one"
+            click.echo(f"resized: {printable_line(about['path'])}: {what}", err=True)
         if "error" in about:
             click.echo(f"broken: {printable_line(about['path'])}: {printable_line(about['error'])}", err=True)
     else:
