@@ -84,6 +84,24 @@ def test_a_folder_of_other_images_alone_is_an_error(here: Path) -> None:
         find_sources(["raw"], Path("predictions"))
 
 
+def test_a_folder_with_brackets_in_its_name_may_begin_a_pattern(here: Path) -> None:
+    for name in ("scan [1]/a [2].jpg", "scan [1]/b2.jpg", "scan [1]/sub/c.jpg", "scan 1/d.jpg"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).touch()
+
+    both = [("image", "scan [1]/a [2].jpg", "a [2].jpg"), ("image", "scan [1]/b2.jpg", "b2.jpg")]
+    assert found("scan [1]/*.jpg") == both
+    assert found(f"{here}/scan [1]/b[12].jpg") == [("image", f"{here}/scan [1]/b2.jpg", "b2.jpg")]
+    assert found("scan [1]/**/c.jpg") == [("image", "scan [1]/sub/c.jpg", "sub/c.jpg")]
+    assert found("scan [12]/*.jpg") == [("image", "scan 1/d.jpg", "scan 1/d.jpg")]
+    assert found("scan [[]1]/b*") == [("image", "scan [1]/b2.jpg", "scan [1]/b2.jpg")]
+
+
+def test_a_pattern_that_matches_nothing_says_what_brackets_mean() -> None:
+    with pytest.raises(DatasetError, match=r"\[12\] the character 1 or 2, and \[\[\] a bracket \(searched"):
+        find_sources(["photos [1]/*.jpg"], Path("predictions"))
+
+
 def test_a_pattern_may_be_of_videos() -> None:
     assert found("photos/*.MP4") == [("video", "photos/clip.MP4", "clip.MP4")]
 

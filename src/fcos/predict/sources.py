@@ -152,8 +152,10 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
     elif word.isdecimal():
         yield Source("camera", str(int(word)), Path(f"camera_{int(word)}"))
     else:
-        matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
-        yield from _found(path, _fixed_folder(path), matches, out)
+        folder = _fixed_folder(path)
+        pattern = Path(glob.escape(str(folder))) / path.relative_to(folder)
+        matches = (Path(match) for match in sorted(glob.glob(str(pattern), recursive=True)))
+        yield from _found(path, folder, matches, out)
 
 
 def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> Iterator[Source]:
@@ -337,10 +339,16 @@ def _is_text(head: bytes) -> bool:
 
 
 def _fixed_folder(pattern: Path) -> Path:
-    """The part of a pattern before its first wildcard: "photos/**/*.png" -> "photos"."""
-    parts = pattern.parts
-    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return Path(*parts[:wild])
+    """The part of a pattern before its first wildcard: "photos/**/*.png" -> "photos".
+
+    A folder that exists as written is none: "scan [1]/*.png" -> "scan [1]".
+    """
+    folder = Path()
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part) and not _exists(folder / part):
+            break
+        folder /= part
+    return folder
 
 
 def _nothing_found(path: Path) -> DatasetError:
@@ -355,7 +363,8 @@ def _nothing_found(path: Path) -> DatasetError:
         return DatasetError(
             f"no images or videos match the pattern {str(path)!r}",
             where=str(_fixed_folder(path).absolute()),
-            fix=f"correct the pattern: * matches any name, ** any folders (searched for {suffixes})",
+            fix="correct the pattern: * matches any name, ** any folders, [12] the character 1 or 2, and [[] "
+            f"a bracket (searched for {suffixes})",
         )
     return DatasetError(
         f"{str(path)!r} does not exist",
