@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -218,10 +219,11 @@ def test_the_first_frame_is_read_and_all_are_counted(tmp_path, name):
 
 def test_reduced_copies_in_a_tiff_and_what_a_phone_adds_to_a_jpeg_are_no_frames(tmp_path):
     """As in a file with overviews: an image, a smaller copy, the mask of each."""
-    pages = [Image.new("L", (8, 6)), Image.new("L", (4, 3)), Image.new("L", (8, 6)), Image.new("L", (4, 3))]
-    for page, kind in zip(pages, (0, 1, 4, 5), strict=True):
-        page.encoderinfo = {"tiffinfo": {254: kind}}
+    pages = [Image.new("L", size) for size in ((8, 6), (4, 3), (8, 6), (4, 3))]
     path = save(tmp_path, pages[0], "a.tif", save_all=True, append_images=pages[1:], tiffinfo={254: 0})
+    parts = path.read_bytes().split(struct.pack("<HHII", 254, 4, 1, 0))  # the tag of each page: one LONG
+    tags = [struct.pack("<HHII", 254, 4, 1, kind) for kind in (0, 1, 4, 5)]
+    path.write_bytes(b"".join(part + tag for part, tag in zip(parts, [*tags, b""], strict=True)))
     with Image.open(path) as image:
         kinds = [image.seek(place) or image.tag_v2[254] for place in range(4)]
     assert kinds == [0, 1, 4, 5]
