@@ -217,6 +217,40 @@ def test_broken_images_are_reported_and_the_rest_is_done(model_file: Path, image
     )
 
 
+def test_an_animation_says_that_only_its_first_frame_is_predicted(model_file: Path, images: Path) -> None:
+    first, *others = [Image.new("RGB", (64, 48), (60 * number, 0, 0)) for number in range(4)]
+    first.save("photos/film.gif", save_all=True, append_images=others)
+
+    result = predict(model_file, "photos", "--json", "--no-draw")
+
+    assert result.exit_code == 0
+    assert result.stderr.count("only the first of") == 1
+    assert "only the first of 4 frames: photos/film.gif\n" in result.stderr
+
+
+def test_one_line_names_the_other_images_and_videos_of_a_folder(model_file: Path, images: Path) -> None:
+    for name in "abcd":
+        Path(f"photos/{name}.dng").touch()
+
+    result = predict(model_file, "photos", "photos/*.dng", "photos", "--json", "--no-draw")
+    assert "no images or videos match the pattern 'photos/*.dng'" in result.stderr
+
+    result = predict(model_file, "photos", "photos", "--json", "--no-draw")
+    assert result.exit_code == 0
+    ignored = (
+        "ignored: 4 images and videos of other formats: photos/a.dng, photos/b.dng, photos/c.dng and 1 more\n"
+    )
+    assert result.stderr.count(ignored) == 1
+    assert "ignored" not in result.stdout
+    for name in "bcd":
+        Path(f"photos/{name}.dng").unlink()
+    assert (
+        "ignored: 1 image or video of other formats: photos/a.dng\n" in predict(model_file, "photos").stderr
+    )
+    Path("photos/a.dng").unlink()
+    assert "ignored" not in predict(model_file, "photos").output
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

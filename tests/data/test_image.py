@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -24,8 +25,10 @@ from fcos.data.image import (
     read_image,
     read_reduced,
     reduction_for,
+    to_pixels,
     upright,
 )
+from fcos.demo import body
 from fcos.errors import DatasetError
 
 ORIENTATION = 0x0112
@@ -141,6 +144,45 @@ def test_pixels_are_turned_as_pillow_turns_them_and_boxes_go_along(tmp_path, ori
         assert turned.boxes_xyxy.tolist() == [[16, 8, 40, 16]]
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_once_though_pillow_turns_a_tiff_itself(tmp_path, orientation, name):
+    """Three colored corners and a black one, 60 high and 100 wide when upright."""
+    whole = np.zeros((60, 100, 3), np.uint8)
+    whole[:20, :30], whole[:20, 70:], whole[40:, :30] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    # By the EXIF standard: which side of the image the first row of the file is, and which the first column.
+    stored = {
+        1: whole,
+        2: whole[:, ::-1],
+        3: whole[::-1, ::-1],
+        4: whole[::-1],
+        5: whole.swapaxes(0, 1),
+        6: whole[:, ::-1].swapaxes(0, 1),
+        7: whole[::-1, ::-1].swapaxes(0, 1),
+        8: whole[::-1].swapaxes(0, 1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = save(tmp_path, Image.fromarray(np.ascontiguousarray(stored)), name, exif=exif)
+    expected = torch.from_numpy(whole).permute(2, 0, 1)
+
+    header = read_header(path)
+
+    assert header == (stored.shape[:2], orientation)
+    assert read_header(path, decode=True) == header
+    assert header.size_hw == (60, 100)
+    assert read_reduced(path).size_hw == (60, 100)
+    assert torch.equal(read_image(path), expected)
+    assert torch.equal(body.decode_image(path.read_bytes()), expected)
+    assert torch.equal(image_module.decode_image(path.read_bytes(), name), expected)
+    with Image.open(path) as image:
+        assert torch.equal(to_pixels(image), expected)
+        assert torch.equal(to_pixels(image), expected)  # loaded by now
+    with Image.open(path) as image:
+        image.load()
+        assert torch.equal(to_pixels(image), expected)
+
+
 @pytest.mark.parametrize("size_hw", [None, (48, 32)])
 def test_boxes_that_are_upright_already_stay(tmp_path, size_hw):
     exif = Image.Exif()
@@ -165,9 +207,62 @@ def test_damaged_exif_does_not_cost_the_image(tmp_path):
     assert read_header(path).size_hw == (3, 5)
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
+def test_the_first_frame_is_read_and_all_are_counted(tmp_path, name):
+    first, *others = [Image.new("RGB", (8, 6), (60 * number, 0, 0)) for number in range(4)]
+    path = save(tmp_path, first, name, save_all=True, append_images=others)
+
+    assert image_module.count_frames(path) == 4
+    assert read_image(path).max() < 5
+    assert image_module.count_frames(save(tmp_path, first, f"one_{name}")) == 1
+
+
+def test_reduced_copies_in_a_tiff_and_what_a_phone_adds_to_a_jpeg_are_no_frames(tmp_path):
+    """As in a file with overviews: an image, a smaller copy, the mask of each."""
+    pages = [Image.new("L", size) for size in ((8, 6), (4, 3), (8, 6), (4, 3))]
+    path = save(tmp_path, pages[0], "a.tif", save_all=True, append_images=pages[1:], tiffinfo={254: 0})
+    parts = path.read_bytes().split(struct.pack("<HHII", 254, 4, 1, 0))  # the tag of each page: one LONG
+    tags = [struct.pack("<HHII", 254, 4, 1, kind) for kind in (0, 1, 4, 5)]
+    path.write_bytes(b"".join(part + tag for part, tag in zip(parts, [*tags, b""], strict=True)))
+    with Image.open(path) as image:
+        kinds = [image.seek(place) or image.tag_v2[254] for place in range(4)]
+    assert kinds == [0, 1, 4, 5]
+
+    assert image_module.count_frames(path) == 1
+    pages = [Image.new("RGB", (8, 6)), Image.new("RGB", (4, 3))]
+    path = save(tmp_path, pages[0], "a.mpo", save_all=True, append_images=pages[1:])
+    assert image_module.count_frames(path) == 1
+
+
+def test_frames_of_a_broken_file_are_not_counted(tmp_path):
+    path = save(
+        tmp_path, Image.new("L", (8, 6)), "a.tif", save_all=True, append_images=[Image.new("L", (8, 6))]
+    )
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 100])  # in the tags of the second page
+
+    assert image_module.count_frames(path) == 1
+    assert image_module.count_frames(tmp_path / "nowhere.tif") == 1
+
+
 def test_a_missing_image_says_so(tmp_path):
     with pytest.raises(DatasetError, match=r"image not found\n  in: .*nowhere.jpg\n  fix: correct the name"):
         read_image(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_heic_file_is_named_with_what_to_do(tmp_path, brand):
+    content = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic"
+    (tmp_path / "a.heic").write_bytes(content)
+
+    words = r"format HEIC \(HEIF\), which Pillow does not support: convert it to JPEG or PNG\n  in: .*a.heic"
+    with pytest.raises(DatasetError, match=words):
+        read_image(tmp_path / "a.heic")
+    with pytest.raises(DatasetError, match=words):
+        image_module.decode_image(content, "a.heic")
+    (tmp_path / "a.heic").write_bytes(content.replace(brand, b"isom", 1))
+    with pytest.raises(DatasetError, match="not an image, or in a format that Pillow does not support"):
+        read_image(tmp_path / "a.heic")
 
 
 def test_an_empty_file_says_so(tmp_path):

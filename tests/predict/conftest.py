@@ -72,6 +72,7 @@ def write_clip(
     sound_rate: int = SOUND_RATE,
     times: list[float] | None = None,
     options: dict[str, str] | None = None,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> Path:
     """A video of these frames; with a tone as sound. `times` in seconds."""
     with av.open(str(path), "w", options=options or {}) as container:
@@ -79,6 +80,7 @@ def write_clip(
         video.width, video.height, video.pix_fmt = *frames[0].size, "yuv420p"
         video.codec_context.options = {"crf": "10", "g": "6"} if codec == "libx264" else {"qscale": "2"}
         video.codec_context.time_base = Fraction(1, 1000 if times else RATE)
+        video.codec_context.sample_aspect_ratio = pixel_aspect
         audio: Any = container.add_stream(sound, rate=sound_rate) if sound else None
         for number, frame in enumerate(frames):
             image = av.VideoFrame.from_image(frame)

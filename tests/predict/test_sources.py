@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcos.data.image import read_image
 from fcos.data.registry import recognize
 from fcos.errors import DatasetError
 from fcos.predict.images import plan
@@ -48,6 +49,57 @@ def test_a_folder_holds_images_and_videos() -> None:
         ("video", "photos/clip.MP4", "clip.MP4"),
         ("image", "photos/sub/b.png", "sub/b.png"),
     ]
+
+
+@pytest.mark.parametrize("suffix", ["mpo", "tga", "dib", "j2k", "jp2", "apng"])
+def test_a_folder_holds_images_of_rare_formats(suffix: str) -> None:
+    written_as = {"mpo": "JPEG", "apng": "PNG"}.get(suffix)
+    Image.new("RGB", (8, 6), (10, 200, 30)).save(f"photos/sub/c.{suffix}", format=written_as)
+
+    assert ("image", f"photos/sub/c.{suffix}", f"sub/c.{suffix}") in found("photos")
+    [image] = find_images([f"photos/*/*.{suffix}"], Path("predictions"))
+    assert read_image(image)[:, 0, 0].tolist() == pytest.approx([10, 200, 30], abs=2)
+
+
+@pytest.mark.parametrize("word", ["photos", "photos/**", "list.txt"])
+def test_other_images_and_videos_of_a_folder_are_named_and_other_files_are_not(here: Path, word: str) -> None:
+    others = ["photos/c.DNG", "photos/d.psd", "photos/sub/e.qt", "photos/sub/f.ico"]
+    for name in [*others, "photos/g.json", "photos/.h.dng", "photos/i.tif.gz", "photos/j"]:
+        (here / name).touch()
+    (here / "photos/k.dng").mkdir()
+    (here / "list.txt").write_text("photos\n")
+    named: list[str] = []
+
+    sources = find_sources([word], Path("predictions"), on_other=named.append)
+
+    assert sorted(named) == others
+    assert [source.where for source in sources] == ["photos/a.jpg", "photos/clip.MP4", "photos/sub/b.png"]
+
+
+def test_a_folder_of_other_images_alone_is_an_error(here: Path) -> None:
+    (here / "raw").mkdir()
+    (here / "raw/a.dng").touch()
+
+    with pytest.raises(DatasetError, match="the folder contains no images or videos"):
+        find_sources(["raw"], Path("predictions"))
+
+
+def test_a_folder_with_brackets_in_its_name_may_begin_a_pattern(here: Path) -> None:
+    for name in ("scan [1]/a [2].jpg", "scan [1]/b2.jpg", "scan [1]/sub/c.jpg", "scan 1/d.jpg"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).touch()
+
+    both = [("image", "scan [1]/a [2].jpg", "a [2].jpg"), ("image", "scan [1]/b2.jpg", "b2.jpg")]
+    assert found("scan [1]/*.jpg") == both
+    assert found(f"{here}/scan [1]/b[12].jpg") == [("image", f"{here}/scan [1]/b2.jpg", "b2.jpg")]
+    assert found("scan [1]/**/c.jpg") == [("image", "scan [1]/sub/c.jpg", "sub/c.jpg")]
+    assert found("scan [12]/*.jpg") == [("image", "scan 1/d.jpg", "scan 1/d.jpg")]
+    assert found("scan [[]1]/b*") == [("image", "scan [1]/b2.jpg", "scan [1]/b2.jpg")]
+
+
+def test_a_pattern_that_matches_nothing_says_what_brackets_mean() -> None:
+    with pytest.raises(DatasetError, match=r"\[12\] the character 1 or 2, and \[\[\] a bracket \(searched"):
+        find_sources(["photos [1]/*.jpg"], Path("predictions"))
 
 
 def test_a_pattern_may_be_of_videos() -> None:

@@ -24,7 +24,7 @@ from fcos.predict import video_reader
 from fcos.predict.video_reader import VideoReader
 from fcos.predict.video_writer import VideoWriter
 
-from .conftest import NUM_FRAMES, RATE, flowers_at, pan
+from .conftest import NUM_FRAMES, RATE, MakeClip, flowers_at, pan
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +108,33 @@ def test_tracks_follow_a_flower_over_the_pan(flower_detector: Path, clip: Path) 
         assert entry["box_xyxy"] == pytest.approx(flowers_at(*pan(number))[0].tolist(), abs=14)
     assert summary()["videos"][0]["num_tracks"] == 1
     assert ", 1 track, " in result.output
+
+
+def test_boxes_are_in_the_pixels_of_their_own_frame_and_all_are_drawn_in_the_size_of_the_first(
+    model_file: Path, make_clip: MakeClip, frames: list[Image.Image]
+) -> None:
+    """Two recordings in one file, as of a camera whose resolution was changed: 160 x 120, then 240 x 240."""
+    small, large = frames[:3], [frame.resize((240, 240)) for frame in frames[3:6]]
+    recordings = [
+        make_clip("small.ts", frames=small, times=[n / RATE for n in range(3)], sound=None),
+        make_clip("large.ts", frames=large, times=[n / RATE for n in range(3, 6)], sound=None),
+    ]
+    Path("both.mts").write_bytes(b"".join(path.read_bytes() for path in recordings))
+
+    result = predict(model_file, "both.mts", "--score-threshold", "0.3")
+
+    assert result.exit_code == 0, result.output
+    assert "resized: both.mts: 3 drawn frames, to the size of the first one\n" in result.stderr
+    assert [(line["width"], line["height"]) for line in lines()] == [(160, 120)] * 3 + [(240, 240)] * 3
+    detector = Detector.load(model_file, "cpu")
+    with VideoReader("both.mts") as reader:
+        for line, frame in zip(lines(), reader.frames(), strict=True):
+            boxes = [entry["box_xyxy"] for entry in line["detections"]]
+            wanted = detector.predict(frame.pixels(), 0.3).boxes_xyxy
+            torch.testing.assert_close(torch.tensor(boxes), wanted, rtol=0, atol=0.02)
+    with VideoReader("predictions/both.mp4") as reader:
+        assert {tuple(frame.pixels().shape) for frame in reader.frames()} == {(3, 120, 160)}
+    assert summary()["videos"][0]["num_resized"] == 3
 
 
 def test_each_nth_frame(model_file: Path, clip: Path) -> None:

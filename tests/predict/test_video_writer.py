@@ -15,12 +15,13 @@ from fcos.predict.video_reader import Frame, VideoReader
 from fcos.predict.video_writer import VideoWriter
 
 from .conftest import NUM_FRAMES, RATE, SIZE, MakeClip
+from .test_video_reader import turn_in_file
 
 
 def rewrite(source: Path, target: Path) -> None:
     with (
         VideoReader(str(source)) as reader,
-        VideoWriter(target, reader.frame_rate, reader.time_base, reader.audio) as writer,
+        VideoWriter(target, reader.frame_rate, reader.time_base, reader.audio, reader.pixel_aspect) as writer,
     ):
         for frame in reader.frames(writer.write_audio):
             writer.write(frame, Image.fromarray(frame.pixels().permute(1, 2, 0).numpy()))
@@ -90,6 +91,56 @@ def test_an_odd_last_row_and_column_are_left_out(tmp_path: Path) -> None:
         found = list(reader.frames())
     assert [tuple(frame.pixels().shape) for frame in found] == [(3, 20, 32)] * 3
     assert found[0].pixels().float().mean(dim=(1, 2)).tolist() == pytest.approx([200, 30, 30], abs=8)
+
+
+def test_frames_of_another_size_are_fitted_into_the_first_with_a_border(tmp_path: Path) -> None:
+    red, green, border = (200, 30, 30), (30, 200, 30), (0, 0, 0)
+    images = [
+        Image.new("RGB", (160, 80), red),
+        Image.new("RGB", (40, 40), green),  # becomes 80 x 80: 40 columns on either side remain
+        Image.new("RGB", (320, 320), green),  # the same
+        Image.new("RGB", (320, 80), green),  # becomes 160 x 40: 20 rows above and below
+        Image.new("RGB", (320, 160), green),  # of the same shape: no border
+        Image.new("RGB", (160, 80), red),
+    ]
+    with VideoWriter(tmp_path / "a.mp4", Fraction(10), Fraction(1, 10)) as writer:
+        for number, image in enumerate(images):
+            writer.write(Frame(number, number / 10, number, av.VideoFrame.from_image(image)), image)
+
+    assert writer.num_resized == 4
+    with VideoReader(str(tmp_path / "a.mp4")) as reader:
+        found = [frame.pixels() for frame in reader.frames()]
+    assert [tuple(pixels.shape) for pixels in found] == [(3, 80, 160)] * 6
+
+    def color(frame: int, rows: slice, columns: slice) -> list[float]:
+        return found[frame][:, rows, columns].float().mean(dim=(1, 2)).tolist()
+
+    everything = slice(None)
+    for frame in (1, 2):
+        assert color(frame, everything, slice(44, 116)) == pytest.approx(green, abs=10)
+        assert color(frame, everything, slice(0, 36)) == pytest.approx(border, abs=10)
+        assert color(frame, everything, slice(124, 160)) == pytest.approx(border, abs=10)
+    assert color(3, slice(24, 56), everything) == pytest.approx(green, abs=10)
+    assert color(3, slice(0, 16), everything) == pytest.approx(border, abs=10)
+    assert color(3, slice(64, 80), everything) == pytest.approx(border, abs=10)
+    assert color(4, everything, everything) == pytest.approx(green, abs=10)
+    for frame in (0, 5):
+        assert color(frame, everything, everything) == pytest.approx(red, abs=10)
+
+
+@pytest.mark.parametrize(("quarter_turns", "expected"), [(0, (4, 3)), (1, (3, 4)), (2, (4, 3)), (3, (3, 4))])
+def test_pixels_that_are_not_square_stay_so(
+    make_clip: MakeClip, tmp_path: Path, quarter_turns: int, expected: tuple[int, int]
+) -> None:
+    clip = make_clip("wide.mp4", pixel_aspect=Fraction(4, 3))
+    source = turn_in_file(clip, tmp_path / "turned.mp4", quarter_turns)
+
+    rewrite(source, tmp_path / "drawn.mp4")
+
+    with VideoReader(str(tmp_path / "drawn.mp4")) as reader:
+        assert reader.pixel_aspect == Fraction(*expected)
+        frame = next(iter(reader.frames()))
+    assert tuple(frame.pixels().shape[1:]) == (SIZE if quarter_turns % 2 else SIZE[::-1])
 
 
 def test_without_a_frame_there_is_no_file(clip: Path, tmp_path: Path) -> None:

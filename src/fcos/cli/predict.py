@@ -16,7 +16,15 @@ from fcos.cli import processes
 from fcos.cli.options import announce, device_of
 from fcos.cli.output import print_json, progress_bar
 from fcos.cli.predict_options import Options, predict_options
-from fcos.cli.predict_output import print_failed, print_images, print_skipped, print_video, write_result
+from fcos.cli.predict_output import (
+    print_failed,
+    print_frames,
+    print_images,
+    print_others,
+    print_skipped,
+    print_video,
+    write_result,
+)
 from fcos.cli.processes import is_first_process
 from fcos.files import check_writable
 from fcos.terminal import printable_line
@@ -71,8 +79,11 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     if is_first_process():
         announce(model)
         # Before other processes start, so that their output is not mistaken for the user's files.
-        planned = plan(find_sources(sources, out, streams=options.stream), out, draw=options.draw)
+        others = set[str]()
+        found = find_sources(sources, out, streams=options.stream, on_other=others.add)
+        planned = plan(found, out, draw=options.draw)
         check_options(options, planned)
+        print_others(others)
     images = [source for source in planned if source.kind == "image"]
     videos = [source for source in planned if source.kind != "image"]
     device = device_of(model, options.device)
@@ -215,6 +226,8 @@ def _predict_images(
             elif window:
                 with Image.open(outcome["drawn"]) as drawn:
                     window.show(drawn, printable_line(outcome["path"]), wait=True)
+            if "error" not in outcome and (path := images[place].path):
+                print_frames(path)
             outcomes.append((place, outcome))
             advance(1)
     return [outcome for _, outcome in sorted(gather(outcomes, fabric), key=lambda outcome: outcome[0])]

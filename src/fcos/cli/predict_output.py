@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import click
 from fcos.files import write_bytes
 from fcos.terminal import counted, printable_line
 
-MOST_NAMES = 3  # unreadable files that the last line names
+MOST_NAMES = 3  # of files that a line names
 
 
 def write_result(out: Path, content: dict[str, Any]) -> None:
@@ -58,6 +58,9 @@ def print_video(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> 
             + ("; stopped early" if about["stopped"] else ""),
             err=to_stderr,
         )
+        if num_resized := about.get("num_resized"):
+            what = f"{counted(num_resized, 'drawn frame')}, to the size of the first one"
+            click.echo(f"resized: {printable_line(about['path'])}: {what}", err=True)
         if "error" in about:
             click.echo(f"broken: {printable_line(about['path'])}: {printable_line(about['error'])}", err=True)
     else:
@@ -69,12 +72,31 @@ def print_skipped(outcome: dict[str, Any]) -> None:
     click.echo(f"skipped: {printable_line(outcome['path'])}: {printable_line(outcome['error'])}", err=True)
 
 
+def print_others(paths: Collection[str]) -> None:
+    """A line about images and videos of folders that are not predicted."""
+    if paths:
+        count = counted(len(paths), "image or video", "images and videos")
+        click.echo(f"ignored: {count} of other formats: {_first_names(sorted(paths))}", err=True)
+
+
+def print_frames(path: Path) -> None:
+    """A line about an image of several frames, if it is one: only the first is predicted."""
+    from fcos.data.image import count_frames  # imports torch
+
+    if (num_frames := count_frames(path)) > 1:
+        click.echo(f"only the first of {num_frames} frames: {printable_line(str(path))}", err=True)
+
+
 def print_failed(failed: Sequence[dict[str, Any]], num_images: int, num_videos: int) -> None:
     """How many images and videos could not be read, and the first of them."""
     what = counted(num_images, "image")
     if num_videos:
         what = f"{num_images + num_videos} images and videos" if num_images else counted(num_videos, "video")
-    names = ", ".join(printable_line(outcome["path"]) for outcome in failed[:MOST_NAMES])
-    more = f" and {len(failed) - MOST_NAMES} more" if len(failed) > MOST_NAMES else ""
+    names = _first_names([outcome["path"] for outcome in failed])
     in_full = " in full" if num_videos else ""
-    click.echo(f"{len(failed)} of {what} could not be read{in_full}: {names}{more}", err=True)
+    click.echo(f"{len(failed)} of {what} could not be read{in_full}: {names}", err=True)
+
+
+def _first_names(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - MOST_NAMES} more" if len(paths) > MOST_NAMES else ""
+    return ", ".join(map(printable_line, paths[:MOST_NAMES])) + more

@@ -16,7 +16,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from fcos.data.annotations import Record
@@ -48,8 +48,11 @@ REDUCTIONS = (8, 4, 2)
 STRIPS_ABOVE = 2**20  # pixels
 STRIP_ROWS = 64
 USUAL_BITS = (8, 10, 12, 14, 16, 24, 31, 32)
+NEW_SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH = 254, 256, 257  # tags of TIFF
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO = 0
+REDUCED, MASK = 1, 4  # bits of NEW_SUBFILE_TYPE
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: several images in one JPEG file, as of phones; the first one is read
 _warnings_lock = threading.Lock()
 
@@ -112,7 +115,7 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
             reduction = reduction_for(header.size_hw, enough(header.size_hw))
         _reduce(image, reduction)
         begin_xy = _begin_xy(header, reduction)
-        return DecodedImage(_to_tensor(_upright_rgb(image, header)), header.size_hw, reduction, begin_xy)
+        return DecodedImage(_to_tensor(_upright_rgb(image)), header.size_hw, reduction, begin_xy)
 
 
 def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
@@ -138,15 +141,15 @@ def _reduce(image: Image.Image, reduction: int) -> None:
 
 def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels, upright, of an image file that is in memory; `where` names it in messages."""
-    with opened(io.BytesIO(content), where) as (image, header):
-        return _to_tensor(_upright_rgb(image, header))
+    with opened(io.BytesIO(content), where) as (image, _):
+        return _to_tensor(_upright_rgb(image))
 
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of an image that is open already, upright."""
     if 0 in image.size:
         raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="remove it")
-    return _to_tensor(_upright_rgb(image, Header((image.height, image.width), _orientation(image))))
+    return _to_tensor(_upright_rgb(image))
 
 
 def read_header(path: Path, *, decode: bool = False) -> Header:
@@ -157,6 +160,23 @@ def read_header(path: Path, *, decode: bool = False) -> Header:
                 _reduce(image, REDUCTIONS[0])
             image.load()
         return header
+
+
+def count_frames(path: Path) -> int:
+    """Frames of an animation or pages of a TIFF, without decoding them; 1 for any other image.
+
+    Reduced copies and masks in a TIFF do not count, nor what phones add to a JPEG.
+    """
+    with suppress(DatasetError), opened(path, any_size=True) as (image, _), no_warnings():
+        if image.format in ("GIF", "PNG", "WEBP", "AVIF"):
+            return getattr(image, "n_frames", 1)
+        if image.format == "TIFF":
+            num_pages = 0
+            for page in ImageSequence.Iterator(image):
+                kind = page.tag_v2.get(NEW_SUBFILE_TYPE, 0)  # type: ignore[attr-defined]
+                num_pages += not kind & (REDUCED | MASK)
+            return num_pages
+    return 1
 
 
 def upright(record: Record, header: Header) -> Record:
@@ -200,7 +220,7 @@ def opened(
                     where=where,
                     fix="convert it to PNG",
                 )
-            yield image, Header((image.height, image.width), _orientation(image, may_decode=not any_size))
+            yield image, Header(_raw_size_hw(image), _orientation(image, may_decode=not any_size))
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -226,10 +246,23 @@ def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
     if isinstance(file, Path) and os.path.isfile(file) and file.stat().st_size == 0:
         return "image file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
+        if _is_heif(file):
+            return (
+                "image is in the format HEIC (HEIF), which Pillow does not support: convert it to JPEG or PNG"
+            )
         return "image cannot be decoded: not an image, or in a format that Pillow does not support"
     if isinstance(error, MemoryError):
         return "image cannot be decoded: out of memory"
     return f"image cannot be decoded: {error}"
+
+
+def _is_heif(file: Path | io.BytesIO) -> bool:
+    if isinstance(file, Path):
+        with file.open("rb") as opened_file:
+            head = opened_file.read(12)
+    else:
+        head = file.getvalue()[:12]
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
 
 
 @contextmanager
@@ -272,9 +305,16 @@ def _orientation(image: Image.Image, *, may_decode: bool = True) -> int:
     return orientation if orientation in TURN_UPRIGHT else 1
 
 
-def _upright_rgb(image: Image.Image, header: Header) -> Image.Image:
+def _raw_size_hw(image: Image.Image) -> tuple[int, int]:
+    """Height, width as stored; newer versions of Pillow open a TIFF with the size that it has upright."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(IMAGE_LENGTH, image.height), tags.get(IMAGE_WIDTH, image.width)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()  # turns a TIFF upright, and takes the orientation out of its tags
+    turn = TURN_UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
-    turn = TURN_UPRIGHT.get(header.orientation)
     return rgb if turn is None else rgb.transpose(turn)
 
 

@@ -15,7 +15,8 @@ from fcos.files import is_hidden
 
 Name = TypeVar("Name")
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic".split()
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .tif .tiff .tga .webp .gif .ppm .pgm .pbm .pnm "
+    ".jp2 .j2k .j2c .jpx .avif .heic .heif".split()
 )
 ARCHIVE_SUFFIXES = frozenset(".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar".split())
 DOCUMENT_SUFFIXES = frozenset(".pdf .svg .doc .docx .odt .ppt .pptx .odp .xls .xlsx .ods .html .htm".split())

@@ -36,7 +36,7 @@ class LiveReader:
     def __init__(self, address: str, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self._address, self._is_stopped = address, is_stopped
         self._reader = VideoReader(address)
-        self.frame_rate = self._reader.frame_rate
+        self.frame_rate, self.pixel_aspect = self._reader.frame_rate, self._reader.pixel_aspect
         self.audio: list[AudioStream] = []
         self.num_damaged, self.num_reconnects, self.problem = 0, 0, ""
         self._newest: Frame | None = None

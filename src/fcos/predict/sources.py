@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import glob
 import io
+import mimetypes
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -24,6 +25,11 @@ from fcos.files import check_regular, files_below, is_hidden, read_bytes
 from fcos.predict.download import download, without_secrets
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
+# Of images and videos that are left out of folders: these, and what else Python's table of types has.
+OTHER_SUFFIXES = frozenset(
+    ".dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .psd .xcf .jxl .exr .hdr .vob .m2v .mxf .asf .f4v .rm".split()
+)
+_TYPES = mimetypes.MimeTypes()  # an object of its own: not those of this machine
 STREAM_SUFFIXES = frozenset({".m3u8", ".mjpg", ".mjpeg", ".sdp"})  # of addresses
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 STANDARD_INPUT = "-"
@@ -36,13 +42,14 @@ class Source:
     """One image, video, live stream or camera.
 
     Attributes:
+        kind: "other" is an image or video that is left out of its folder: `find_sources` gives none.
         where: path, address (`without_secrets`), or number of the camera.
         name: of its drawn copy below the output folder.
         content: the image file itself, if it came through standard input.
         address: the whole address, secrets included, if it is one.
     """
 
-    kind: Literal["image", "video", "stream", "camera"]
+    kind: Literal["image", "video", "stream", "camera", "other"]
     where: str
     name: Path
     content: bytes | None = None
@@ -79,12 +86,19 @@ def is_source(word: str) -> bool:
     return known or os.path.isdir(word) or is_image(word) or _is_video(Path(word))
 
 
-def find_sources(words: Iterable[str], out: Path, *, streams: bool = False) -> list[Source]:
+def find_sources(
+    words: Iterable[str],
+    out: Path,
+    *,
+    streams: bool = False,
+    on_other: Callable[[str], None] = lambda path: None,
+) -> list[Source]:
     """The sources that the arguments name, each once.
 
     Args:
         out: the output folder: images that an earlier call drew there are not sources.
         streams: every address is a live stream.
+        on_other: called with the path of each image or video that is left out of its folder for its suffix.
 
     Raises:
         DatasetError: an argument that names nothing.
@@ -92,6 +106,9 @@ def find_sources(words: Iterable[str], out: Path, *, streams: bool = False) -> l
     found: dict[tuple[str, str], Source] = {}
     for word in words:
         for source in _expand(word, real_path(out)):
+            if source.kind == "other":
+                on_other(source.where)
+                continue
             if streams and source.address:
                 source = replace(source, kind="stream")
             found.setdefault((source.kind, source.address or source.where), source)
@@ -135,8 +152,10 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
     elif word.isdecimal():
         yield Source("camera", str(int(word)), Path(f"camera_{int(word)}"))
     else:
-        matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
-        yield from _found(path, _fixed_folder(path), matches, out)
+        folder = _fixed_folder(path)
+        pattern = Path(glob.escape(str(folder))) / path.relative_to(folder)
+        matches = (Path(match) for match in sorted(glob.glob(str(pattern), recursive=True)))
+        yield from _found(path, folder, matches, out)
 
 
 def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> Iterator[Source]:
@@ -145,13 +164,15 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
     drawn = out if real_path(folder) in out.parents else None
     nothing = True
     for path in candidates:
-        hidden = any(is_hidden(part) for part in path.relative_to(folder).parts)
+        name = path.relative_to(folder)
+        is_read = _is_video(path) or is_image(path)
+        if not (is_read or _is_other(path)) or any(map(is_hidden, name.parts)) or path.is_dir():
+            continue
+        if drawn and drawn in real_path(path).parents:
+            continue
         # A pipe or a broken link is a source too: its reader reports what is wrong.
-        if (_is_video(path) or is_image(path)) and not hidden and not path.is_dir():
-            if drawn and drawn in real_path(path).parents:
-                continue
-            nothing = False
-            yield _by_suffix(path, path.relative_to(folder))
+        yield _by_suffix(path, name) if is_read else Source("other", str(path), name)
+        nothing = nothing and not is_read
     if nothing:
         raise _nothing_found(word)
 
@@ -250,6 +271,13 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
+def _is_other(path: Path) -> bool:
+    """Whether the suffix is of an image or video, where neither `is_image` nor `_is_video` knows it."""
+    kind, encoding = _TYPES.guess_type(path.name)
+    is_media = not encoding and (kind or "").startswith(("image/", "video/"))
+    return is_media or path.suffix.lower() in OTHER_SUFFIXES
+
+
 def _by_suffix(path: Path, name: Path) -> Source:
     return Source("video" if _is_video(path) else "image", str(path), name)
 
@@ -311,10 +339,16 @@ def _is_text(head: bytes) -> bool:
 
 
 def _fixed_folder(pattern: Path) -> Path:
-    """The part of a pattern before its first wildcard: "photos/**/*.png" -> "photos"."""
-    parts = pattern.parts
-    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return Path(*parts[:wild])
+    """The part of a pattern before its first wildcard: "photos/**/*.png" -> "photos".
+
+    A folder that exists as written is none: "scan [1]/*.png" -> "scan [1]".
+    """
+    folder = Path()
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part) and not _exists(folder / part):
+            break
+        folder /= part
+    return folder
 
 
 def _nothing_found(path: Path) -> DatasetError:
@@ -329,7 +363,8 @@ def _nothing_found(path: Path) -> DatasetError:
         return DatasetError(
             f"no images or videos match the pattern {str(path)!r}",
             where=str(_fixed_folder(path).absolute()),
-            fix=f"correct the pattern: * matches any name, ** any folders (searched for {suffixes})",
+            fix="correct the pattern: * matches any name, ** any folders, [12] the character 1 or 2, and [[] "
+            f"a bracket (searched for {suffixes})",
         )
     return DatasetError(
         f"{str(path)!r} does not exist",

@@ -111,7 +111,9 @@ def predict_video(
         tracker = Tracker(options.score_threshold, float(rate)) if options.track else None
         writer = None
         if options.draw:
-            writer = stack.enter_context(VideoWriter(target, rate, reader.time_base, reader.audio))
+            writer = stack.enter_context(
+                VideoWriter(target, rate, reader.time_base, reader.audio, reader.pixel_aspect)
+            )
         about: dict[str, Any] = {
             "path": source.where,
             "drawn": None,
@@ -149,6 +151,8 @@ def predict_video(
     about["stopped"] = options.is_stopped()  # also while a live stream sends nothing
     if isinstance(reader, LiveReader):
         about["num_reconnects"] = reader.num_reconnects
+    if writer and writer.num_resized:
+        about["num_resized"] = writer.num_resized
     if reader.num_damaged:
         about["num_damaged"] = reader.num_damaged
     if about["stopped"]:

@@ -65,6 +65,7 @@ class VideoReader:
         frame_rate: frames per second, on average.
         time_base: seconds, the unit of `Frame.pts`.
         num_frames: as the file says; None: unknown.
+        pixel_aspect: width / height of a pixel as stored, before frames are turned upright.
         audio: its sound.
         num_damaged: frames and parts that were not decoded, or not in full.
         problem: why the last call of `frames` ended before the stated end of the file; "" if it did not.
@@ -84,6 +85,7 @@ class VideoReader:
         assert stream.time_base is not None
         self.time_base: Fraction = stream.time_base
         self.frame_rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
         self._starts_at_s = (self._container.start_time or 0) / self._av.time_base
         self.duration_s = (self._container.duration or 0) / self._av.time_base
         if self._container.format.name in COUNTED_FROM_0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fcos.predict.video_reader import AudioStream, Frame, Packet, import_av
 
@@ -23,6 +23,10 @@ class VideoWriter:
         frame_rate: on average.
         time_base: of `Frame.pts`.
         audio: sound to come, of an open `VideoReader`.
+        pixel_aspect: of the frames to come, as `VideoReader` has it.
+
+    Attributes:
+        num_resized: frames of another size than the first, which were fitted into it, in their shape.
     """
 
     def __init__(
@@ -31,34 +35,38 @@ class VideoWriter:
         frame_rate: Fraction,
         time_base: Fraction,
         audio: Sequence[AudioStream] = (),
+        pixel_aspect: Fraction = Fraction(1),
     ) -> None:
         self._av = import_av()
-        self._path, self._time_base = path, time_base
+        self._path, self._time_base, self._pixel_aspect = path, time_base, pixel_aspect
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container: Any = self._av.open(str(path), "w", format="mp4")
         self._video = self._container.add_stream("h264", rate=frame_rate)
         self._audio = {stream.index: self._add_audio(stream) for stream in audio}
         self._early: list[Packet] = []  # sound before the first frame, whose size opens the file
-        self._is_open = False
-        self.num_lost_audio = 0
+        self._size: tuple[int, int] | None = None  # of the first frame; None: the file is not open
+        self.num_lost_audio = self.num_resized = 0
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_open:  # flush the encoders; closing writes the index
+        if self._size:  # flush the encoders; closing writes the index
             self._container.mux(self._video.encode())
             for out, is_copied in self._audio.values():
                 if not is_copied:
                     self._container.mux(out.encode())
         self._container.close()
-        if not self._is_open:  # no frame came: nothing to see
+        if not self._size:  # no frame came: nothing to see
             self._path.unlink(missing_ok=True)
 
     def write(self, frame: Frame, drawn: Image.Image) -> None:
         """The next frame: `drawn` at the time of `frame`."""
-        if not self._is_open:
-            self._open(drawn.width, drawn.height)
+        if not self._size:
+            self._open(frame, drawn.size)
+        elif drawn.size != self._size:
+            drawn = ImageOps.pad(drawn, self._size)
+            self.num_resized += 1
         # 4:2:0 has a color for two by two pixels: an odd last row or column is left out.
         pixels = np.asarray(drawn)[: self._video.height, : self._video.width]
         image = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -68,7 +76,7 @@ class VideoWriter:
 
     def write_audio(self, packet: Packet) -> None:
         """A part of the sound, unchanged if mp4 supports its codec."""
-        if not self._is_open:
+        if not self._size:
             self._early.append(packet)
             return
         out, is_copied = self._audio[packet.stream.index]
@@ -82,12 +90,13 @@ class VideoWriter:
         except (self._av.FFmpegError, ValueError):  # damaged sound is no reason to lose the video
             self.num_lost_audio += 1
 
-    def _open(self, width: int, height: int) -> None:
-        video = self._video
-        video.width, video.height = max(2, width // 2 * 2), max(2, height // 2 * 2)
+    def _open(self, first: Frame, size: tuple[int, int]) -> None:
+        video, self._size = self._video, size
+        video.width, video.height = (max(2, side // 2 * 2) for side in size)
+        is_on_its_side = round(first.image.rotation / 90) % 2 == 1
+        video.codec_context.sample_aspect_ratio = self._pixel_aspect ** (-1 if is_on_its_side else 1)
         video.pix_fmt = "yuv420p"
         video.codec_context.options, video.codec_context.time_base = QUALITY, self._time_base
-        self._is_open = True
         early, self._early = self._early, []
         for packet in early:
             self.write_audio(packet)
