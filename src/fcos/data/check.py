@@ -211,8 +211,8 @@ def _read_headers(
 
 def _have_same_boxes(first: Record, second: Record) -> bool:
     """Whether two records have the same boxes and classes, in any order."""
-    rows = [np.column_stack([record.boxes_xyxy, record.labels]) for record in (first, second)]
-    return np.array_equal(*(part[np.lexsort(part.T)] for part in rows), equal_nan=True)
+    ours, theirs = (np.column_stack([record.boxes_xyxy, record.labels]) for record in (first, second))
+    return np.array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)], equal_nan=True)
 
 
 def _spelling(name: str) -> str:
