@@ -15,6 +15,7 @@ from fcos.data.formats import (
     find_splits,
     read_annotations,
     read_names,
+    read_with_classes_of,
     recognize,
     split_annotations,
 )
@@ -285,6 +286,48 @@ def test_lists_with_their_names(write, tmp_path):
 
     assert [split.source.name for split in splits.all()] == ["train.txt", "eval.txt"]
     assert splits.name_file == tmp_path / "names.txt"
+
+
+@pytest.mark.parametrize("val_names", ["cat dog", "dog cat", "dog"])
+def test_each_list_beside_others_is_read_with_its_own_names(write, tmp_path, val_names):
+    for part, names in (("train", "cat dog"), ("val", val_names)):
+        dog = names.split().index("dog") + 1
+        write(f"{part}.txt", f"{part}.jpg 1 2 30 40 {dog}\n")
+        write(f"{part}_names.txt", "\n".join(["background", *names.split(), ""]))
+
+    splits = find_splits(tmp_path)
+    train, val = (read_annotations(part.source, names=splits.name_file) for part in splits.all())
+    alone = read_annotations(tmp_path / "val.txt")
+    measured = read_with_classes_of(tmp_path / "val.txt", ["cat", "dog"])
+
+    assert splits.name_file == tmp_path / "train_names.txt"
+    assert train.class_names == val.class_names == ("cat", "dog")
+    assert val.category_ids == (1, 2)
+    for found in (train, val, alone, measured):
+        assert [found.class_names[label] for label in found.labels] == ["dog"]
+
+
+def test_own_names_that_the_other_lists_do_not_have_are_refused(write, tmp_path):
+    write("val.txt", "a.jpg 1 2 30 40 1\n")
+    write("val_names.txt", "background\nbird\n")
+
+    with pytest.raises(DatasetError, match="classes that are not among the class names: 'bird'"):
+        read_annotations(tmp_path / "val.txt", names=["cat"])
+
+
+def test_several_name_files_of_a_list_are_named(write, tmp_path):
+    source = write("test.txt", "a.jpg 1 2 30 40 1\n")
+    write("train_names.txt", "background\ncat\n")
+    write("val_names.txt", "background\ncat\n")
+    assert read_annotations(source).class_names == ("cat",)
+
+    write("val_names.txt", "background\ndog\n")
+    words = (
+        r"several files could hold the class names of test.txt: train_names.txt, val_names.txt"
+        r"\n.*\n  fix: call the right one test_names.txt"
+    )
+    with pytest.raises(DatasetError, match=words):
+        read_annotations(source)
 
 
 def test_several_candidates_for_a_part_are_named(write, tmp_path):

@@ -16,6 +16,7 @@ from fcos.data.names import is_no_class, read_names
 from fcos.data.registry import format_named, read_annotations, recognize
 from fcos.data.text import several
 from fcos.errors import DatasetError
+from fcos.files import read_text
 
 # Words in file names. "trainval" stands for training only where it has no parts (see pick).
 TRAIN_WORDS = ("train", "training")
@@ -96,12 +97,7 @@ def find_name_file(source: Path, root: Path | None = None, format: str = "auto")
     known = format_named(recognize(source, root) if format == "auto" else format)
     if known.class_names != "none" or os.path.isdir(source):
         return None
-    found = name_file_beside(source.parent, source)
-    # A file called like another list belongs to that one.
-    other = found and found.with_name(re.sub("_?names?$", "", found.stem) + ".txt")
-    if other and other != found and other.is_file() and _rest(other.stem) != _rest(source.stem):
-        return None
-    return found
+    return name_file_beside(source.parent, source)
 
 
 def read_with_classes_of(
@@ -121,19 +117,38 @@ def read_with_classes_of(
         names = [name for name in class_names if not is_no_class(name)]
         beside = find_name_file(source, root, known)
         own = names if beside is None else read_names(beside)[0]
-        if sorted(own) == sorted(names) or len(own) != len(names):
+        if beside == own_name_file(source) or sorted(own) == sorted(names) or len(own) != len(names):
             names = own  # the order of the list's class ids; other words for as many may be in that order
     return read_annotations(source, root=root, names=names, format=known)
 
 
-def name_file_beside(folder: Path, train: Path | None) -> Path | None:
-    """The name file of a folder of lists; of several, the one called like the training list."""
+def own_name_file(source: Path) -> Path:
+    """The name file of this list alone: ``train.txt`` -> ``train_names.txt``, as `fcos convert` writes it."""
+    return source.with_name(f"{source.stem}_names.txt")
+
+
+def name_file_beside(folder: Path, source: Path | None) -> Path | None:
+    """The name file of a list in a folder: its own, else the only one that belongs to no unrelated list.
+
+    Raises:
+        DatasetError: several could be meant.
+    """
     files = [folder / name for name in names_in(folder) if _may_hold_names(name.lower())]
-    files = [file for file in files if file != train]
-    if len(files) > 1 and train is not None:
-        rest = _rest(train.stem)
-        files = [file for file in files if _rest(re.sub("names?$", "", file.stem)) == rest]
-    return files[0] if len(files) == 1 else None
+    files = [file for file in files if file != source]
+    if source is None:
+        return files[0] if len(files) == 1 else None
+    if own_name_file(source) in files:
+        return own_name_file(source)
+    called_like = {file: re.sub("_?(names?|classes)$", "", file.stem) for file in files}
+    related = [file for file in files if _rest(called_like[file]) == _rest(source.stem)]
+    others = [folder / f"{stem}.txt" for stem in called_like.values()]
+    files = related or [
+        file for file, other in zip(files, others, strict=True) if other == file or not other.is_file()
+    ]
+    if len(files) > 1 and len(set(map(read_text, files))) > 1:
+        what, right = f"hold the class names of {source.name}", own_name_file(source).name
+        raise several(folder, what, files, f"call the right one {right}")
+    return files[0] if files else None
 
 
 def _may_hold_names(name: str) -> bool:

@@ -12,6 +12,7 @@ import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -30,10 +31,10 @@ from fcos.data.image_files import (
     slashed,
     some_of,
 )
-from fcos.data.names import numbered_names, read_names, write_names
+from fcos.data.names import numbered_names, read_names, with_names, write_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import DataFormat
-from fcos.data.splits import find_name_file
+from fcos.data.splits import find_name_file, own_name_file
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
 from fcos.files import read_bytes, read_text, write_text
@@ -51,7 +52,8 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     """Read a list; `root` is the folder of images (without it, found near the list).
 
     Class ids that cannot be (0, or above the number of names) stay as labels out of range, for `check` to
-    report all of them.
+    report all of them. Ids count the given `names`; if the list has a name file of its own, they count
+    that one's, and classes are matched by name: the lists of two splits may number theirs differently.
     """
     lines = _parse(source)
     folder = root or find_root(folders_of(source), some_of([name for _, name, _ in lines]))
@@ -65,24 +67,24 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         )
         for image_id, (line_number, name, numbers) in enumerate(lines, start=1)
     ]
-    if names is None and (name_file := find_name_file(source, root, "list")):
-        names = read_names(name_file)[0]
-    if names is None:
-        names = numbered_names(records, 1, str(source))
-    return Annotations.from_records(records, names, source=source, format="list")
+    name_file = find_name_file(source, root, "list") if names is None else own_name_file(source)
+    own_names = names
+    if name_file is not None and os.path.isfile(name_file):
+        own_names = read_names(name_file)[0]
+    if own_names is None:
+        own_names = numbered_names(records, 1, str(source))
+    annotations = Annotations.from_records(records, own_names, source=source, format="list")
+    if names is None or tuple(names) == tuple(own_names):
+        return annotations
+    return replace(with_names(annotations, names), category_ids=tuple(range(1, len(names) + 1)))
 
 
 def write(
     annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
 ) -> None:
     """Write a list and its class names; images stay where they are."""
-    write_names(annotations.class_names, names_beside(out))
+    write_names(annotations.class_names, own_name_file(out))
     write_lines(annotations, out, root=root)
-
-
-def names_beside(out: Path) -> Path:
-    """The name file that is written with a list: ``train.txt`` -> ``train_names.txt``."""
-    return out.with_name(f"{out.stem}_names.txt")
 
 
 def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
@@ -186,5 +188,5 @@ FORMAT = DataFormat(
     first_class_id=1,
     write=write,
     written_suffix=".txt",
-    names_beside=names_beside,
+    names_beside=own_name_file,
 )
