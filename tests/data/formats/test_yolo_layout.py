@@ -158,3 +158,27 @@ def test_a_list_of_another_machine_is_read_by_one_rule(folder):
     assert listed_files(lines, [source]) == [
         source / "images/train" / name for name in ("0.JPG", "1.jpg", "2.jpg")
     ]
+
+
+def test_what_fcos_wrote_below_the_images_is_no_data(folder):
+    drawn = ("0.png", "crops/cat/0_1.png", "labels_yolo/images/train/0.png")
+    source = folder(
+        "0.jpg",
+        "predictions/mine.jpg",
+        *(f"predictions/{name}" for name in drawn),
+        "runs/set/curves.png",
+        "other/curves.png",
+        **{
+            "0.txt": ROW,
+            "predictions/labels_yolo/labels/train/0.txt": ROW,
+            "runs/set/config.json": '{"list_train": "train.json"}',
+        },
+    )
+    size = (source / "predictions/0.png").stat().st_size
+    marker = source / "predictions/.fcos-predict"
+    marker.write_text(f'\n["detections.json", null]\n["0.png", {size}]\n["mine.jpg", 1]')
+
+    found = [record.path.relative_to(source).as_posix() for record in yolo.read(source)]
+
+    assert found == ["0.jpg", "other/curves.png", "predictions/mine.jpg"]
+    assert len(yolo.read(source / "predictions/labels_yolo")) == 1

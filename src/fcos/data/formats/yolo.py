@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats.yolo_description import YAML_SUFFIXES, find_description, read_description
-from fcos.data.formats.yolo_layout import LabelFiles, Pair, find_layout, is_label_file, list_pairs
+from fcos.data.formats.yolo_layout import LabelFiles, Pair, data_below, find_layout, is_label_file, list_pairs
 from fcos.data.image import read_header, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
 from fcos.data.names import numbered_names, with_names
@@ -31,7 +31,7 @@ from fcos.data.registry import DataFormat
 from fcos.data.splits import Split, Splits, arranged, pick
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
-from fcos.files import files_below, written
+from fcos.files import written
 from fcos.terminal import counted
 
 NOT_POSE = 8  # numbers behind the class: four corners of a rotated box
@@ -188,8 +188,8 @@ def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
 
 def _has_label_files(folder: Path) -> bool:
     labels = LabelFiles()
-    some_images = islice(files_below(folder, *IMAGE_SUFFIXES), 20)
-    some_texts = islice(files_below(folder, ".txt"), 20)
+    some_images = islice(data_below(folder, *IMAGE_SUFFIXES), 20)
+    some_texts = islice(data_below(folder, ".txt"), 20)
     return any(map(is_label_file, [*filter(None, map(labels.of, some_images)), *some_texts]))
 
 

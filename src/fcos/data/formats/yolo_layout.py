@@ -7,6 +7,8 @@ the image is in ``images``. The case of suffixes and of these two folders is fre
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +37,7 @@ from fcos.data.image_files import (
 from fcos.data.numbers import number
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
-from fcos.files import files_below
+from fcos.files import files_below, is_run, predicted_files
 
 SAMPLED_LINES = 50
 
@@ -158,6 +160,25 @@ def labels_folders(folder: Path) -> list[Path]:
     return folders_like(Path(*parts[: places[-1]]), str(Path("labels", *parts[places[-1] + 1 :])))
 
 
+def data_below(folder: Path, *suffixes: str) -> Iterator[Path]:
+    """`files_below` without what fcos itself wrote there: drawn copies, crops, predicted labels and plots."""
+    sizes_of, is_of_run = cache(predicted_files), cache(is_run)
+
+    def is_written(path: Path) -> bool:
+        for out in path.parents:
+            if sizes := sizes_of(out):
+                name = path.relative_to(out)
+                if sizes.get(name.as_posix(), -1) in (None, path.lstat().st_size):
+                    return True
+                if out != folder and name.parts[0].startswith(("crops", "labels_")):
+                    return True
+            if out == folder:
+                break
+        return path.name == "curves.png" and is_of_run(path.parent)
+
+    return (path for path in files_below(folder, *suffixes) if not is_written(path))
+
+
 def is_label_file(file: Path) -> bool:
     """Whether a txt file holds rows of numbers: a class and a box or more."""
     try:
@@ -203,12 +224,12 @@ def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
     folders = folders_like(source, "images")
     if len(folders) == 1 and folders_like(source, "labels"):
         return _folder_pairs(folders[0], root)
-    images = sorted(files_below(source, *IMAGE_SUFFIXES))
+    images = sorted(data_below(source, *IMAGE_SUFFIXES))
     labels = LabelFiles()
     if images and root is None:
         pairs = [Pair(image, labels.of(image)) for image in images]
         return pairs + _without_image(source, labels.claimed)
-    files = sorted(path for path in files_below(source, ".txt") if not is_name_file(path.name))
+    files = sorted(path for path in data_below(source, ".txt") if not is_name_file(path.name))
     files = [file for file in files if "labels" in map(str.lower, file.parts) or is_label_file(file)]
     stems = [file.relative_to(source).with_suffix("").as_posix() for file in files]
     parts = ["images" if part.lower() == "labels" else part for part in source.parts]
@@ -240,7 +261,7 @@ def _without_image(images: Path, used: set[Path]) -> list[Pair]:
     """Label files that no image has, for `check` to report."""
     image_of: dict[Path, Path] = {}
     for folder in (*labels_folders(images), images):
-        for file in sorted(files_below(folder, ".txt")):
+        for file in sorted(data_below(folder, ".txt")):
             is_no_label = file in used or is_name_file(file.name)
             if not is_no_label and (folder != images or is_label_file(file)):
                 image_of.setdefault(file, (images / file.relative_to(folder)).with_suffix(".jpg"))
