@@ -59,6 +59,8 @@ def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(tmp_path):
         ("000012 1 2 3 4 5", "000012", 5),
         ("folder/a.b.jpeg\t1\t2\t3\t4\t5", "folder/a.b.jpeg", 5),
         ("a.jpgx 1 2 3 4 5", "a.jpgx", 5),
+        ("a.mpo\t1\t2\t3\t4\t5", "a.mpo", 5),
+        ("000012", "000012", 0),
     ],
 )
 def test_the_name_ends_with_the_last_image_suffix(line, name, num_words):

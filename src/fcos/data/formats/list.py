@@ -115,7 +115,7 @@ def split_line(line: str) -> tuple[str, list[str]]:
     The name ends with the last word that has an image's suffix; if none has, it is the first word.
     """
     match = _NAME_AND_REST.fullmatch(line)
-    name, rest = (match[1], match[2] or "") if match else (line.split()[0], line.partition(" ")[2])
+    name, rest = (match[1], match[2] or "") if match else (*line.split(maxsplit=1), "")[:2]
     return name, rest.split()
 
 
