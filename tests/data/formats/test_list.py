@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats import list as image_list
-from fcos.data.formats import read_annotations
+from fcos.data.formats import read_annotations, recognize
 from fcos.errors import DatasetError
 
 
@@ -208,3 +208,9 @@ def test_names_of_windows_are_read_with_slashes(write_list, make_image, tmp_path
         tmp_path / "images" / "sub" / "a.jpg",
         tmp_path / "images" / "b.jpg",
     ]
+
+
+def test_a_list_in_a_folder_may_begin_with_many_images_without_boxes(write_list, tmp_path):
+    write_list("".join(f"{number}.jpg\n" for number in range(500)) + "last.jpg 1 2 3 4 1\n")
+
+    assert recognize(tmp_path) == "list"

@@ -155,7 +155,8 @@ def _is_list(file: Path) -> bool:
     content = read_bytes(file)
     encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
     lines = map(str.strip, content.decode(encoding, "replace").splitlines())
-    is_list = _has_boxes(list(islice(filter(None, lines), 50)))
+    # The first images may be without boxes; a line with boxes ends with a class id.
+    is_list = _has_boxes(list(islice((line for line in lines if line[-1:].isdigit()), 50)))
     if is_list:
         read_text(file)
     return is_list
