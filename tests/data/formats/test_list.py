@@ -189,6 +189,20 @@ def test_lines_that_mean_something_else_are_refused(write_list, line, words):
         image_list.read(write_list(line + "\n"))
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a.jpg,1,2,3,4,1", "line 1: numbers must be separated by spaces"),
+        ("a.jpg; 1; 2; 3; 4; 1", "line 1: numbers must be separated by spaces"),
+        ('"a.jpg",1,2,3,4,1', "line 1: numbers must be separated by spaces"),
+        ('"a b.jpg" 1 2 3 4 1', "line 1: image names are written without quotes"),
+    ],
+)
+def test_lists_with_commas_or_quotes_are_recognized_and_say_what_is_wrong(write_list, line, words):
+    with pytest.raises(DatasetError, match=words):
+        read_annotations(write_list(line + "\n"))
+
+
 def test_a_name_with_a_space_at_its_end_is_not_written(tmp_path):
     records = [Record.make(tmp_path / " a.jpg", [], [], 1, where="somewhere")]
     annotations = Annotations.from_records(records, ["a"], source=tmp_path, format="list")

@@ -43,7 +43,8 @@ from fcos.terminal import counted
 _SUFFIXES = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))
 # Greedy: the name goes on to the last suffix in the line.
 _NAME_AND_REST = re.compile(rf"(.*(?:{_SUFFIXES}))(?:\s(.*))?", re.IGNORECASE)
-_NOT_SPACED = re.compile(rf"(?:{_SUFFIXES})[,;:|]\s*[-+.\d]", re.IGNORECASE)  # name.jpg,12,34,56,78,1
+_NOT_SPACED = re.compile(rf"(?:{_SUFFIXES})[\"']?[,;:|]\s*[-+.\d]", re.IGNORECASE)  # name.jpg,12,34,56,78,1
+_QUOTED = re.compile(rf"([\"']).*(?:{_SUFFIXES})\1", re.IGNORECASE)  # "my name.jpg" 12 34 56 78 1
 
 Line = tuple[int, str, NDArray[np.float64]]  # line number, image name, (N, 5) ymin xmin ymax xmax class_id
 
@@ -136,8 +137,10 @@ def _parse(source: Path) -> list[Line]:
     for line_number, line in read_lines(source):
         name, words = split_line(line)
         with faults.at(f"{source}, line {line_number}"):
-            if _NOT_SPACED.search(name):
+            if _NOT_SPACED.search(line):
                 raise ValueError("numbers must be separated by spaces")
+            if _QUOTED.match(line):
+                raise ValueError("image names are written without quotes")
             lines.append((line_number, slashed(name), parse_numbers(words)))
     format = "name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ..."
     faults.raise_any("line", "cannot be read", f"a line is: {format}")
@@ -183,6 +186,7 @@ FORMAT = DataFormat(
         (50, lambda file, root, lines: all(map(is_image, lines))),  # without a single box
         # most likely with mistakes: the reader says in which lines
         (30, lambda file, root, lines: any(map(is_image, lines[0].split()))),
+        (20, lambda file, root, lines: bool(_NOT_SPACED.search(lines[0]) or _QUOTED.match(lines[0]))),
     ),
     files=_list_files,
     class_names="none",
