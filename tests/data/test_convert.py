@@ -203,6 +203,23 @@ def test_without_val_test_is_the_evaluation(shared):
     assert splits.test is None
 
 
+@pytest.mark.parametrize("name", ["trainval", "train_val", "instances_train-val2017"])
+def test_train_and_val_in_one_file_are_trained_on_and_never_the_evaluation(write, tmp_path, name):
+    for stem in (name, "test"):
+        write(f"{stem}.json", '{"images": []}')
+    assert [split.source.stem for split in find_splits(tmp_path).all()] == [name, "test"]
+
+    for stem in ("train", "val"):
+        write(f"{stem}.json", '{"images": []}')
+    assert [split.source.stem for split in find_splits(tmp_path).all()] == ["train", "val", "test"]
+
+
+def test_what_is_trained_on_is_not_the_evaluation_too(write, tmp_path):
+    write("train_test.json", '{"images": []}')
+
+    assert [split.source.stem for split in find_splits(tmp_path).all()] == ["train_test"]
+
+
 def test_coco_files_are_paired(shared):
     splits = find_splits(shared / "data/coco_mini")
 

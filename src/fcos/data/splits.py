@@ -159,11 +159,14 @@ def _may_hold_names(name: str) -> bool:
 
 def pick(named: dict[str, Path], folder: Path) -> list[Path | None]:
     """Train, evaluation and test among named files, by the words in their names."""
-    train = _with_words(named, TRAIN_WORDS) or _with_words(named, ("trainval",))
+    both = {name: file for name, file in named.items() if _is_train_and_val(name)}
+    one = {name: file for name, file in named.items() if name not in both}
+    train = _with_words(one, TRAIN_WORDS) or both
     if len(train) > 1:
         raise several(folder, "be the training split", train.values(), WHICH_SPLIT)
     parts: list[Path | None] = [next(iter(train.values()), None)]
-    others = _with_words(named, EVAL_WORDS + TEST_WORDS)
+    others = {name: file for name, file in one.items() if name not in train}
+    others = _with_words(others, EVAL_WORDS + TEST_WORDS)
     rests = {_rest(name) for name in train}
     others = {name: file for name, file in others.items() if _rest(name) in rests} or others
     for words in (EVAL_WORDS, TEST_WORDS):
@@ -200,6 +203,12 @@ def words_of(name: str) -> list[str]:
 
 def _with_words(named: dict[str, Path], words: tuple[str, ...]) -> dict[str, Path]:
     return {name: file for name, file in named.items() if set(words) & set(words_of(name))}
+
+
+def _is_train_and_val(name: str) -> bool:
+    """``trainval`` and ``train_val``: both parts in one."""
+    words = set(words_of(name))
+    return "trainval" in words or ("train" in words and not words.isdisjoint(("val", "valid", "validation")))
 
 
 def _rest(name: str) -> tuple[str, ...]:
