@@ -45,18 +45,18 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     not numbers: `check` reports both.
     """
     pairs, description = find_layout(source, root)
-    rows = _Rows(description.num_keypoint_values if description else None)
+    rows = _Rows(description.num_keypoint_values)
     records = [_record(pair, image_id, rows) for image_id, pair in enumerate(pairs, start=1)]
     rows.raise_faults(source)
-    file_names = description.class_names if description else None
+    file_names = description.class_names
     if file_names is None:
         file_names = list(names or numbered_names(records, 0, str(source)))
-    notes = []
+    notes = list(description.notes)
     if without := [pair.image.name for pair in pairs if pair.label_file is None]:
         number = counted(
             len(without), "image without a label file counts", "images without a label file count"
         )
-        notes = [f"{number} as background, for example '{without[0]}'"]
+        notes.append(f"{number} as background, for example '{without[0]}'")
     annotations = Annotations.from_records(records, file_names, source=source, format="yolo", notes=notes)
     if names is None:
         return annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -49,24 +50,24 @@ class Pair(NamedTuple):
     label_file: Path | None
 
 
-def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Description | None]:
+def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Description]:
     """The images of a ``data.yaml``, ``obj.data``, list of images, or folder; and what describes them."""
     file, split = split_source(source)
     is_folder = os.path.isdir(file)
     describes = file.suffix.lower() in (*YAML_SUFFIXES, ".data")
     described_by = find_description(file) if is_folder else file if describes else None
-    description: Description | None
+    notes: list[str] = []
     if described_by is not None:
-        description = described = read_description(described_by)
-        pairs = _described_pairs(described, split, root)
-        if described.class_names is None:
-            description = names_near(described_by.parent) or described
-    elif is_folder:
-        pairs, description = _folder_pairs(file, root), names_near(file)
+        description = read_description(described_by)
+        pairs = _described_pairs(description, split, root)
+        notes += description.notes
+        if description.class_names is None:
+            description = names_near(described_by.parent) or description
     else:
-        pairs, description = list_pairs(file, root), names_near(file.parent)
+        pairs = _folder_pairs(file, root) if is_folder else list_pairs(file, root)
+        description = names_near(file if is_folder else file.parent) or Description(file, None)
     _check_labels_are_of_one_image(pairs)
-    return pairs, description
+    return pairs, replace(description, notes=tuple(notes))
 
 
 def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> list[Pair]:
