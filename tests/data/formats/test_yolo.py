@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.formats import yolo
+from fcos.data.formats import convert, yolo
 from fcos.errors import DatasetError
 
 
@@ -282,10 +282,23 @@ def test_only_classes_with_boxes_must_be_among_given_names(dataset, write):
 
 def test_images_without_a_label_file_are_told_of(dataset, make_image):
     note = "1 image without a label file counts as background, for example 'b.png'"
-    assert yolo.read(dataset).notes == (note,)
+    assert yolo.read(dataset / "data.yaml:train").notes == (note,)
     assert yolo.read(dataset / "data.yaml:val").notes == ()
     make_image("images/train/d.jpg")
-    assert yolo.read(dataset).notes[0].startswith("2 images without a label file count as background")
+    assert (
+        yolo.read(dataset / "data.yaml:train")
+        .notes[0]
+        .startswith("2 images without a label file count as background")
+    )
+
+
+def test_the_splits_that_were_not_read_are_told_of(dataset, tmp_path):
+    note = "only the split 'train' was read; also there: data.yaml:val"
+
+    assert note in yolo.read(dataset).notes
+    assert note in yolo.read(dataset / "data.yaml").notes
+    assert note in convert(dataset, "coco", tmp_path / "out.json").notes
+    assert convert(dataset / "data.yaml:val", "coco", tmp_path / "val.json").notes == ()
 
 
 def test_a_folder_called_like_a_label_file_is_refused(dataset):

@@ -61,6 +61,9 @@ def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Descriptio
         description = read_description(described_by)
         pairs = _described_pairs(description, split, root)
         notes += description.notes
+        others = [f"{described_by.name}:{other}" for other in description.splits if other != split]
+        if others and file == source:
+            notes.append(f"only the split '{split}' was read; also there: {', '.join(others)}")
         if description.class_names is None:
             description = names_near(described_by.parent) or description
     else:
