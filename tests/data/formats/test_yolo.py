@@ -61,6 +61,7 @@ def test_a_folder_of_images_finds_its_labels_and_the_names_above_it(dataset):
 
     assert len(annotations.labels) == 1
     assert annotations.class_names == ("cat", "dog")
+    assert annotations.notes == (f"the class names are from {dataset / 'data.yaml'}",)
 
 
 def test_paths_of_another_machine_are_found_beside_the_yaml(dataset, write):

@@ -69,6 +69,9 @@ def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Descriptio
     else:
         pairs = _folder_pairs(file, root) if is_folder else list_pairs(file, root)
         description = names_near(file if is_folder else file.parent) or Description(file, None)
+    folder = file if is_folder else file.parent
+    if description.class_names and description.file.parent not in (folder, folder.absolute()):
+        notes.append(f"the class names are from {description.file}")
     _check_labels_are_of_one_image(pairs)
     return pairs, replace(description, notes=tuple(notes))
 
