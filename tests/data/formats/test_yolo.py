@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.formats import convert, yolo
+from fcos.data.formats import convert, read_annotations, yolo
 from fcos.errors import DatasetError
 
 
@@ -316,3 +316,24 @@ def test_paths_of_windows_are_found(dataset, write, tmp_path):
         [record] = yolo.read(write("train.txt", f"{line}\n"))
         assert record.path == tmp_path / "images" / "train" / "a.jpg"
         assert len(record.labels) == 2
+
+
+def test_a_name_file_means_the_same_beside_the_images_and_elsewhere(write, make_image, tmp_path):
+    make_image("a/b/c/set/a.jpg")
+    write("a/b/c/set/a.txt", "1 0.5 0.5 0.5 0.5")
+    elsewhere = write("classes.txt", "background\ncat\n")
+
+    given = read_annotations(tmp_path / "a/b/c/set", names=elsewhere)
+    write("a/b/c/set/classes.txt", "background\ncat\n")
+    beside = read_annotations(tmp_path / "a/b/c/set")
+
+    assert given.class_names == beside.class_names == ("background", "cat")
+    assert given.labels.tolist() == beside.labels.tolist() == [1]
+
+
+def test_background_in_a_name_file_is_no_class_where_the_data_name_theirs(dataset, write):
+    names = write("elsewhere/names.txt", "background\ndog\ncat\n")
+
+    annotations = read_annotations(dataset, names=names)
+
+    assert (annotations.class_names, annotations.labels.tolist()) == (("dog", "cat"), [0, 1])

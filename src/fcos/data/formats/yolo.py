@@ -25,7 +25,7 @@ from fcos.data.formats.yolo_description import YAML_SUFFIXES, find_description, 
 from fcos.data.formats.yolo_layout import LabelFiles, Pair, data_below, find_layout, is_label_file, list_pairs
 from fcos.data.image import read_header, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
-from fcos.data.names import numbered_names, with_names
+from fcos.data.names import BACKGROUND, numbered_names, with_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import DataFormat
 from fcos.data.splits import Split, Splits, arranged, pick
@@ -60,6 +60,8 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     annotations = Annotations.from_records(records, file_names, source=source, format="yolo", notes=notes)
     if names is None:
         return annotations
+    if names[0].lower() in BACKGROUND and description.class_names and names[0] not in description.class_names:
+        names = names[1:]  # the first line of a name file for other formats
     return replace(with_names(annotations, names), category_ids=tuple(range(1, len(names) + 1)))
 
 
