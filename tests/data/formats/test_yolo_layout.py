@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fcos.data.check import check
-from fcos.data.formats import yolo
+from fcos.data.formats import read_annotations, yolo
 from fcos.data.formats.yolo_layout import LabelFiles, listed_files
 from fcos.errors import DatasetError
 
@@ -182,3 +182,14 @@ def test_what_fcos_wrote_below_the_images_is_no_data(folder):
 
     assert found == ["0.jpg", "other/curves.png", "predictions/mine.jpg"]
     assert len(yolo.read(source / "predictions/labels_yolo")) == 1
+
+
+@pytest.mark.parametrize("place", ["images", "labels", "images/train", "labels/train"])
+def test_the_working_directory_may_be_among_the_images_or_labels(folder, monkeypatch, place):
+    source = folder("images/train/0.jpg", **{"labels/train/0.txt": ROW})
+    monkeypatch.chdir(source / place)
+
+    [record] = read_annotations(Path("."))
+
+    assert len(record.labels) == 1
+    assert record.path.is_file()

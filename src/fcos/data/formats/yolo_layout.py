@@ -160,11 +160,17 @@ class LabelFiles(FilesByStem):
 
 def labels_folders(folder: Path) -> list[Path]:
     """``.../labels/train`` of ``.../images/train``; none where no part of the path is ``images``."""
-    parts = folder.parts
+    parts = _parts_with("images", folder)
     places = [place for place, part in enumerate(parts) if part.lower() == "images"]
     if not places:
         return []
     return folders_like(Path(*parts[: places[-1]]), str(Path("labels", *parts[places[-1] + 1 :])))
+
+
+def _parts_with(name: str, folder: Path) -> tuple[str, ...]:
+    """The parts of a path, with those of the working directory if it may be there that one has this name."""
+    is_there = name in map(str.lower, folder.parts)
+    return folder.parts if is_there else Path(os.path.abspath(folder)).parts
 
 
 def data_below(folder: Path, *suffixes: str) -> Iterator[Path]:
@@ -237,9 +243,10 @@ def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
         pairs = [Pair(image, labels.of(image)) for image in images]
         return pairs + _without_image(source, labels.claimed)
     files = sorted(path for path in data_below(source, ".txt") if not is_name_file(path.name))
-    files = [file for file in files if "labels" in map(str.lower, file.parts) or is_label_file(file)]
+    in_labels = "labels" in map(str.lower, _parts_with("labels", source))
+    files = [f for f in files if in_labels or "labels" in map(str.lower, f.parts) or is_label_file(f)]
     stems = [file.relative_to(source).with_suffix("").as_posix() for file in files]
-    parts = ["images" if part.lower() == "labels" else part for part in source.parts]
+    parts = ["images" if part.lower() == "labels" else part for part in _parts_with("labels", source)]
     folders = (
         [root] if root else [*folders_like(Path(), str(Path(*parts))), Path(*parts), *folders_near(source)]
     )
