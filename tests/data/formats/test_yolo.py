@@ -337,3 +337,22 @@ def test_background_in_a_name_file_is_no_class_where_the_data_name_theirs(datase
     annotations = read_annotations(dataset, names=names)
 
     assert (annotations.class_names, annotations.labels.tolist()) == (("dog", "cat"), [0, 1])
+
+
+def test_rows_of_a_tracker_are_not_read_as_triangles(dataset, write):
+    write("labels/train/a.txt", "0 0.5 0.5 0.2 0.2 0.9 1\n0 0.3 0.3 0.2 0.2 0.8 7\n")
+
+    with pytest.raises(DatasetError, match=r"may be boxes of a tracker .* or triangles"):
+        yolo.read(dataset)
+    write("labels/train/b.txt", "0 0.1 0.2 0.5 0.1 0.3 0.9\n")  # a triangle, so all are
+    assert len(yolo.read(dataset).labels) == 3
+
+
+def test_rows_in_pixels_say_so(dataset, write):
+    write("labels/train/a.txt", "0 20 10 8 6\n")
+    write("labels/train/b.txt", "0 12 9 30 3\n")
+
+    with pytest.raises(DatasetError, match="these seem to be pixels; YOLO files hold fractions of the image"):
+        yolo.read(dataset)
+    write("labels/train/b.txt", "0 0.5 0.5 0.2 0.2\n")  # one wrong row is for `check` to report
+    assert len(yolo.read(dataset).labels) == 2

@@ -35,6 +35,7 @@ from fcos.files import written
 from fcos.terminal import counted
 
 NOT_POSE = 8  # numbers behind the class: four corners of a rotated box
+MAX_SIDE_OF_FRACTIONS = 2
 POSE_TOLERANCE = 0.02  # of the image
 
 
@@ -60,7 +61,7 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     annotations = Annotations.from_records(records, file_names, source=source, format="yolo", notes=notes)
     if names is None:
         return annotations
-    if names[0].lower() in BACKGROUND and description.class_names and names[0] not in description.class_names:
+    if description.class_names and {*names[:1]} & {*BACKGROUND} - {*description.class_names}:
         names = names[1:]  # the first line of a name file for other formats
     return replace(with_names(annotations, names), category_ids=tuple(range(1, len(names) + 1)))
 
@@ -106,6 +107,10 @@ class _Rows:
     num_keypoint_values: int | None  # behind the box, as data.yaml says
     faults: Faults = field(default_factory=Faults)
     may_be_pose: list[bool] = field(default_factory=list)  # whether polygons could be boxes with keypoints
+    may_be_tracked: list[bool] = field(
+        default_factory=list
+    )  # or boxes with a score and the number of a track
+    may_be_pixels: list[bool] = field(default_factory=list)  # whether boxes are larger than any image
 
     def read(self, file: Path) -> tuple[list[Sequence[float]], list[int]]:
         """Boxes xyxy as fractions, and class ids."""
@@ -118,7 +123,9 @@ class _Rows:
                 class_id, *values = map(number, line.split())
                 if not class_id.is_integer() or abs(class_id) > EXACT:
                     raise ValueError(f"class id {class_id:g} is not a whole number")
-                boxes.append(self._box(values))
+                x1, y1, x2, y2 = box = self._box(values)
+                self.may_be_pixels.append(min(x2 - x1, y2 - y1) > MAX_SIDE_OF_FRACTIONS)
+                boxes.append(box)
                 labels.append(int(class_id))
         return boxes, labels
 
@@ -130,6 +137,19 @@ class _Rows:
             "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "
             "between the numbers",
         )
+        if self.may_be_pixels and all(self.may_be_pixels):
+            raise DatasetError(
+                "these seem to be pixels; YOLO files hold fractions of the image",
+                where=str(source),
+                fix="divide the coordinates by the width and height of each image",
+            )
+        if self.may_be_tracked and all(self.may_be_tracked):
+            raise DatasetError(
+                "the rows may be boxes of a tracker (class cx cy width height score track) or triangles",
+                where=str(source),
+                fix="if they are boxes, remove the last two numbers of each row; if they are triangles, "
+                "convert them to boxes: class cx cy width height",
+            )
         if self.may_be_pose and all(self.may_be_pose):
             raise DatasetError(
                 "the rows may be boxes with keypoints or polygons",
@@ -150,8 +170,27 @@ class _Rows:
             raise ValueError(f"{counted(count, 'number')} after the class, but a box has 4 and {others}")
         numbers = np.array(values)
         self.may_be_pose.append(_may_be_pose(numbers))
+        self.may_be_tracked.append(_may_be_tracked(numbers))
         points = numbers.reshape(-1, 2)
         return (*points.min(axis=0), *points.max(axis=0))
+
+
+def _is_box_in_image(numbers: NDArray[np.float64]) -> bool:
+    """Whether the first four numbers can be a box in the image."""
+    center, half = numbers[:2], numbers[2:4] / 2
+    return bool(
+        (half > 0).all()
+        and (center - half >= -POSE_TOLERANCE).all()
+        and (center + half <= 1 + POSE_TOLERANCE).all()
+    )
+
+
+def _may_be_tracked(numbers: NDArray[np.float64]) -> bool:
+    """Whether the numbers can be a box, a score and the whole number of a track; of triangles seldom all."""
+    if len(numbers) != 6 or not _is_box_in_image(numbers):
+        return False
+    score, track = numbers[4:].tolist()
+    return 0 <= score <= 1 and float(track).is_integer()
 
 
 def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
@@ -164,7 +203,7 @@ def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
         return False
     center, half = numbers[:2], numbers[2:4] / 2
     low, high = center - half - POSE_TOLERANCE, center + half + POSE_TOLERANCE
-    if (half <= 0).any() or (low < -2 * POSE_TOLERANCE).any() or (high > 1 + 2 * POSE_TOLERANCE).any():
+    if not _is_box_in_image(numbers):
         return False
     for size in (2, 3):
         if len(numbers[4:]) % size:
