@@ -90,6 +90,16 @@ def test_a_yaml_that_unfolds_to_billions_of_names_is_refused_at_once(write):
         read_yaml(write(f"{bomb}names: [a]\ntrain: *a20"))
 
 
+@pytest.mark.parametrize("merge", ["*base", "[*base, {val: z}]"])
+def test_merged_keys_are_read(write, merge):
+    found = read_yaml(write(f"base: &base {{names: [a], val: y, train: w}}\n<<: {merge}\ntrain: x\n"))
+
+    assert found.class_names == ["a"]
+    assert found.splits == {"train": ["x"], "val": ["y"]}
+    with pytest.raises(DatasetError, match="<< merges no keys"):
+        read_yaml(write("names: [a]\n<<: train"))
+
+
 def test_validation_parts_have_several_names(write):
     found = read_yaml(
         write("names: [a]\ntrain: [x, y]\nvalid: z\ntest:\npath: ds\nkpt_shape: [17, 3]\nnc: 1")

@@ -206,12 +206,20 @@ def _check_number(file: Path, key: str, stated: object, names: list[str]) -> Non
 
 
 class _TextLoader(_BaseLoader):  # type: ignore[misc]
-    """Every scalar as it is written; a key that appears twice is refused, as the first would be lost."""
+    """Every scalar as it is written; a key that appears twice is refused, as the first would be lost.
+
+    ``<<`` merges the keys of another mapping, as YAML says.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if isinstance(node, yaml.MappingNode) and len(mapping) != len(node.value):
             raise yaml.constructor.ConstructorError(None, None, "a key appears twice", node.start_mark)
+        merged = mapping.pop("<<", {})
+        for other in merged if isinstance(merged, list) else [merged]:
+            if not isinstance(other, dict):
+                raise yaml.constructor.ConstructorError(None, None, "<< merges no keys", node.start_mark)
+            mapping = other | mapping
         return mapping
 
 
