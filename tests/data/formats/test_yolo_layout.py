@@ -193,3 +193,25 @@ def test_the_working_directory_may_be_among_the_images_or_labels(folder, monkeyp
 
     assert len(record.labels) == 1
     assert record.path.is_file()
+
+
+def test_images_without_labels_are_read_from_the_folder_of_labels_too(folder):
+    source = folder("Images/0.jpg", "Images/1.jpg", **{"labels/0.txt": ROW})
+
+    found = [(record.path.name, len(record.labels)) for record in yolo.read(source / "labels")]
+
+    assert found == [("0.jpg", 1), ("1.jpg", 0)]
+
+
+def test_with_a_root_labels_are_those_of_the_source(folder):
+    source = folder(
+        "images/train/0.jpg",
+        "elsewhere/0.jpg",
+        **{"labels/train/0.txt": ROW, "data.yaml": "train: images/train\nnames: [a]"},
+    )
+
+    for given in (source / "data.yaml", source / "images/train", source / "labels/train"):
+        [record] = yolo.read(given, root=source / "elsewhere")
+        assert (record.path, len(record.labels)) == (source / "elsewhere/0.jpg", 1)
+    with pytest.raises(DatasetError, match=r"no label files in the folder\n  in: .*elsewhere"):
+        yolo.read(source / "elsewhere", root=source / "images")

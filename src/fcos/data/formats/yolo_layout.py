@@ -160,11 +160,15 @@ class LabelFiles(FilesByStem):
 
 def labels_folders(folder: Path) -> list[Path]:
     """``.../labels/train`` of ``.../images/train``; none where no part of the path is ``images``."""
-    parts = _parts_with("images", folder)
-    places = [place for place, part in enumerate(parts) if part.lower() == "images"]
+    return _counterparts(folder, "images", "labels")
+
+
+def _counterparts(folder: Path, name: str, other: str) -> list[Path]:
+    parts = _parts_with(name, folder)
+    places = [place for place, part in enumerate(parts) if part.lower() == name]
     if not places:
         return []
-    return folders_like(Path(*parts[: places[-1]]), str(Path("labels", *parts[places[-1] + 1 :])))
+    return folders_like(Path(*parts[: places[-1]]), str(Path(other, *parts[places[-1] + 1 :])))
 
 
 def _parts_with(name: str, folder: Path) -> tuple[str, ...]:
@@ -233,7 +237,7 @@ def _described_pairs(description: Description, split: str, root: Path | None) ->
 
 
 def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
-    """A folder of images, of label files, or of ``images`` and ``labels``."""
+    """A folder of images, of label files, or of ``images`` and ``labels``; with a `root`, of its labels."""
     folders = folders_like(source, "images")
     if len(folders) == 1 and folders_like(source, "labels"):
         return _folder_pairs(folders[0], root)
@@ -242,19 +246,31 @@ def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
     if images and root is None:
         pairs = [Pair(image, labels.of(image)) for image in images]
         return pairs + _without_image(source, labels.claimed)
+    if root is not None:
+        source = next(iter(labels_folders(source)), source)
     files = sorted(path for path in data_below(source, ".txt") if not is_name_file(path.name))
     in_labels = "labels" in map(str.lower, _parts_with("labels", source))
     files = [f for f in files if in_labels or "labels" in map(str.lower, f.parts) or is_label_file(f)]
     stems = [file.relative_to(source).with_suffix("").as_posix() for file in files]
+    if root is not None and not files:
+        fix = "give the folder of the labels with --root, or leave out --root"
+        raise DatasetError("no label files in the folder", where=str(source), fix=fix)
     parts = ["images" if part.lower() == "labels" else part for part in _parts_with("labels", source)]
-    folders = (
-        [root] if root else [*folders_like(Path(), str(Path(*parts))), Path(*parts), *folders_near(source)]
-    )
+    beside = _counterparts(source, "labels", "images")
+    folders = [root] if root else [*beside, Path(*parts), *folders_near(source)]
     finders = [ImageFolder(folder) for folder in folders]
     finder = next((f for f in finders if any(_images_of(f, stem) for stem in some_of(stems))), finders[0])
-    return [
+    pairs = [
         Pair(next(iter(_images_of(finder, stem)), finder.folder / f"{stem}.jpg"), file)
         for stem, file in zip(stems, files, strict=True)
+    ]
+    if finder.folder not in beside:  # others may hold images of other splits
+        return pairs
+    labeled = {pair.image for pair in pairs}
+    return pairs + [
+        Pair(image, None)
+        for image in sorted(data_below(finder.folder, *IMAGE_SUFFIXES))
+        if image not in labeled
     ]
 
 
