@@ -283,6 +283,32 @@ def test_yolo_folders_are_paired(make_image, write, tmp_path, layout):
     assert [len(read_annotations(split.source).labels) for split in splits.all()] == [1, 1]
 
 
+def test_what_belongs_to_no_split_is_told_of(make_image, write, tmp_path):
+    for name in ("train/0", "val/1", "more/2", "3"):
+        make_image(f"set/images/{name}.jpg")
+        write(f"set/labels/{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+    for name in ("instances_Train", "instances_val", "instances_default"):
+        write(f"coco/annotations/{name}.json", '{"images": []}')
+    for folder, note in (
+        ("set", "2 images belong to no split, for example 'images/3.jpg'"),
+        ("coco", "1 annotation file belongs to no split, for example 'annotations/instances_default.json'"),
+    ):
+        assert find_splits(tmp_path / folder).notes == (note,)
+    assert find_splits(tmp_path / "set/images/val").notes == ()
+
+
+def test_images_of_a_split_that_are_read_with_others_are_told_of(make_image, write, tmp_path):
+    for name in ("val/1", "3"):
+        make_image(f"set/images/{name}.jpg")
+        write(f"set/labels/{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+
+    [part] = find_splits(tmp_path / "set").all()
+
+    note = "the images of 'val' are read together with those beside it"
+    assert read_annotations(part.source).notes == (note,)
+    assert read_annotations(tmp_path / "set/images/val").notes == ()
+
+
 def test_the_splits_of_a_yaml_are_its_keys(make_image, write, tmp_path):
     write("data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
     make_image("images/train/a.jpg")

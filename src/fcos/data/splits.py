@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from fcos.data.registry import format_named, read_annotations, recognize
 from fcos.data.text import several
 from fcos.errors import DatasetError
 from fcos.files import read_text
+from fcos.terminal import counted
 
 # Words in file names. "trainval" stands for training only where it has no parts (see pick).
 TRAIN_WORDS = ("train", "training")
@@ -43,6 +44,7 @@ class Splits:
     evaluation: Split | None = None  # to measure on while choosing settings
     test: Split | None = None  # to report once; only where train and evaluation exist besides
     name_file: Path | None = None  # class names, where the format keeps them apart
+    notes: tuple[str, ...] = ()  # on what lies beside the splits and is in none of them
 
     def all(self) -> list[Split]:
         """Every part."""
@@ -64,7 +66,10 @@ def find_splits(folder: Path) -> Splits:
     named = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     sources = pick(named, folder)
     name_file = name_file_beside(folder, sources[0]) if format.class_names == "none" else None
-    return arranged(format.name, sources, whole=Split(folder), name_file=name_file)
+    found = arranged(format.name, sources, whole=Split(folder), name_file=name_file)
+    used = {*sources, *(file for name, file in named.items() if found.evaluation and _is_train_and_val(name))}
+    unused = [file for file in files if file not in used]
+    return with_note(found, sources, unused, folder, "annotation file belongs", "annotation files belong")
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -194,6 +199,17 @@ def arranged(
             raise DatasetError("the data set has no 'train' split", fix="add 'train' to its data.yaml")
         return Splits(format, whole, name_file=name_file)
     return Splits(format, train, evaluation, test, name_file)
+
+
+def with_note(
+    splits: Splits, sources: Sequence[Path | None], unused: Sequence[Path], folder: Path, one: str, more: str
+) -> Splits:
+    """The splits with a note on files that are in none of them; no note where there is only a whole."""
+    if sources[0] is None or not unused:
+        return splits
+    example = unused[0].relative_to(folder).as_posix()
+    note = f"{counted(len(unused), one, more)} to no split, for example '{example}'"
+    return replace(splits, notes=(*splits.notes, note))
 
 
 def words_of(name: str) -> list[str]:

@@ -28,7 +28,7 @@ from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_
 from fcos.data.names import BACKGROUND, numbered_names, with_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import DataFormat
-from fcos.data.splits import Split, Splits, arranged, pick
+from fcos.data.splits import Split, Splits, arranged, pick, with_note
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
 from fcos.files import written
@@ -261,7 +261,13 @@ def _splits(folder: Path) -> Splits:
         images = folders_like(sub, "images")
         if images or any(map(is_image, names_in(sub))):
             named.setdefault(sub.name, images[0] if images else sub)
-    return arranged("yolo", pick(named, folder), whole=Split(folder))
+    sources = pick(named, folder)
+    found = arranged("yolo", sources, whole=Split(folder))
+    unused: list[Path] = []
+    if sources[0] is not None:
+        below = data_below(folder, *IMAGE_SUFFIXES)
+        unused = [path for path in below if not any(map(path.is_relative_to, filter(None, sources)))]
+    return with_note(found, sources, unused, folder, "image belongs", "images belong")
 
 
 def _is_image_list(file: Path) -> bool:

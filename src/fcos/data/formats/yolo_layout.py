@@ -36,6 +36,7 @@ from fcos.data.image_files import (
     some_of,
 )
 from fcos.data.numbers import number
+from fcos.data.splits import SPLIT_FOLDERS
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
 from fcos.files import files_below, is_run, predicted_files
@@ -70,6 +71,8 @@ def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Descriptio
         pairs = _folder_pairs(file, root) if is_folder else list_pairs(file, root)
         description = names_near(file if is_folder else file.parent) or Description(file, None)
     folder = file if is_folder else file.parent
+    if is_folder and described_by is None:
+        notes += _notes_on_parts([pair.image for pair in pairs], file)
     if description.class_names and description.file.parent not in (folder, folder.absolute()):
         notes.append(f"the class names are from {description.file}")
     _check_labels_are_of_one_image(pairs)
@@ -213,6 +216,15 @@ def _check_labels_are_of_one_image(pairs: list[Pair]) -> None:
         if label_file is not None and image_of.setdefault(label_file, image) != image:
             faults.add(str(label_file), f"belongs to '{image_of[label_file].name}' or to '{image.name}'")
     faults.raise_any("label file", "of two images", "remove one of the images, or call its labels .jpg.txt")
+
+
+def _notes_on_parts(images: list[Path], folder: Path) -> Iterator[str]:
+    """The note on folders called like a split that are read together with images outside of any split."""
+    inside = [image.relative_to(folder).parts[:-1] for image in images if image.is_relative_to(folder)]
+    parts = [next((part for part in parents if part.lower() in SPLIT_FOLDERS), None) for parents in inside]
+    if None in parts and any(parts):
+        names = ", ".join(sorted({f"'{part}'" for part in parts if part}))
+        yield f"the images of {names} are read together with those beside it"
 
 
 def _described_pairs(description: Description, split: str, root: Path | None) -> list[Pair]:
