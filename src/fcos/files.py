@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ MAX_TEXT_BYTES = 4 * 2**30
 SYSTEM_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
 )
+# In the output folder of `fcos predict`: a line of JSON with name and size for each file that it wrote.
+WRITTEN_FILE = ".fcos-predict"
 # What libraries that write for us say when the disk is full, in an error that is no OSError.
 WRITE_FAILURES = (
     *("No space left on device", "PytorchStreamWriter failed", "os error", "file write failed"),
@@ -153,6 +156,26 @@ def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iter
         for name in sorted([*names, *folders] if folders_too else names):
             if not is_hidden(name) and (not wanted or os.path.splitext(name)[1].lower() in wanted):
                 yield Path(parent, name)
+
+
+def predicted_files(out: Path) -> dict[str, int | None]:
+    """The files that `fcos predict` wrote to its output folder, with their sizes; None: of any size."""
+    sizes: dict[str, int | None] = {}
+    try:
+        lines = (out / WRITTEN_FILE).read_bytes().splitlines()
+    except OSError:
+        return sizes
+    for line in lines:
+        with suppress(ValueError):  # the end of a line is missing: the process was killed
+            name, size = json.loads(line)
+            sizes[name] = size
+    return sizes
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the config.json of this folder is one of ours: other programs have such a file too."""
+    file = folder / "config.json"
+    return file.is_file() and b'"list_train"' in file.read_bytes()
 
 
 # Writing ----------------------------------------------------------------------------------------------------

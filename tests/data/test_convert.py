@@ -15,6 +15,7 @@ from fcos.data.formats import (
     find_splits,
     read_annotations,
     read_names,
+    read_with_classes_of,
     recognize,
     split_annotations,
 )
@@ -202,6 +203,23 @@ def test_without_val_test_is_the_evaluation(shared):
     assert splits.test is None
 
 
+@pytest.mark.parametrize("name", ["trainval", "train_val", "instances_train-val2017"])
+def test_train_and_val_in_one_file_are_trained_on_and_never_the_evaluation(write, tmp_path, name):
+    for stem in (name, "test"):
+        write(f"{stem}.json", '{"images": []}')
+    assert [split.source.stem for split in find_splits(tmp_path).all()] == [name, "test"]
+
+    for stem in ("train", "val"):
+        write(f"{stem}.json", '{"images": []}')
+    assert [split.source.stem for split in find_splits(tmp_path).all()] == ["train", "val", "test"]
+
+
+def test_what_is_trained_on_is_not_the_evaluation_too(write, tmp_path):
+    write("train_test.json", '{"images": []}')
+
+    assert [split.source.stem for split in find_splits(tmp_path).all()] == ["train_test"]
+
+
 def test_coco_files_are_paired(shared):
     splits = find_splits(shared / "data/coco_mini")
 
@@ -265,6 +283,32 @@ def test_yolo_folders_are_paired(make_image, write, tmp_path, layout):
     assert [len(read_annotations(split.source).labels) for split in splits.all()] == [1, 1]
 
 
+def test_what_belongs_to_no_split_is_told_of(make_image, write, tmp_path):
+    for name in ("train/0", "val/1", "more/2", "3"):
+        make_image(f"set/images/{name}.jpg")
+        write(f"set/labels/{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+    for name in ("instances_Train", "instances_val", "instances_default"):
+        write(f"coco/annotations/{name}.json", '{"images": []}')
+    for folder, note in (
+        ("set", "2 images belong to no split, for example 'images/3.jpg'"),
+        ("coco", "1 annotation file belongs to no split, for example 'annotations/instances_default.json'"),
+    ):
+        assert find_splits(tmp_path / folder).notes == (note,)
+    assert find_splits(tmp_path / "set/images/val").notes == ()
+
+
+def test_images_of_a_split_that_are_read_with_others_are_told_of(make_image, write, tmp_path):
+    for name in ("val/1", "3"):
+        make_image(f"set/images/{name}.jpg")
+        write(f"set/labels/{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+
+    [part] = find_splits(tmp_path / "set").all()
+
+    note = "the images of 'val' are read together with those beside it"
+    assert read_annotations(part.source).notes == (note,)
+    assert read_annotations(tmp_path / "set/images/val").notes == ()
+
+
 def test_the_splits_of_a_yaml_are_its_keys(make_image, write, tmp_path):
     write("data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
     make_image("images/train/a.jpg")
@@ -285,6 +329,48 @@ def test_lists_with_their_names(write, tmp_path):
 
     assert [split.source.name for split in splits.all()] == ["train.txt", "eval.txt"]
     assert splits.name_file == tmp_path / "names.txt"
+
+
+@pytest.mark.parametrize("val_names", ["cat dog", "dog cat", "dog"])
+def test_each_list_beside_others_is_read_with_its_own_names(write, tmp_path, val_names):
+    for part, names in (("train", "cat dog"), ("val", val_names)):
+        dog = names.split().index("dog") + 1
+        write(f"{part}.txt", f"{part}.jpg 1 2 30 40 {dog}\n")
+        write(f"{part}_names.txt", "\n".join(["background", *names.split(), ""]))
+
+    splits = find_splits(tmp_path)
+    train, val = (read_annotations(part.source, names=splits.name_file) for part in splits.all())
+    alone = read_annotations(tmp_path / "val.txt")
+    measured = read_with_classes_of(tmp_path / "val.txt", ["cat", "dog"])
+
+    assert splits.name_file == tmp_path / "train_names.txt"
+    assert train.class_names == val.class_names == ("cat", "dog")
+    assert val.category_ids == (1, 2)
+    for found in (train, val, alone, measured):
+        assert [found.class_names[label] for label in found.labels] == ["dog"]
+
+
+def test_own_names_that_the_other_lists_do_not_have_are_refused(write, tmp_path):
+    write("val.txt", "a.jpg 1 2 30 40 1\n")
+    write("val_names.txt", "background\nbird\n")
+
+    with pytest.raises(DatasetError, match="classes that are not among the class names: 'bird'"):
+        read_annotations(tmp_path / "val.txt", names=["cat"])
+
+
+def test_several_name_files_of_a_list_are_named(write, tmp_path):
+    source = write("test.txt", "a.jpg 1 2 30 40 1\n")
+    write("train_names.txt", "background\ncat\n")
+    write("val_names.txt", "background\ncat\n")
+    assert read_annotations(source).class_names == ("cat",)
+
+    write("val_names.txt", "background\ndog\n")
+    words = (
+        r"several files could hold the class names of test.txt: train_names.txt, val_names.txt"
+        r"\n.*\n  fix: call the right one test_names.txt"
+    )
+    with pytest.raises(DatasetError, match=words):
+        read_annotations(source)
 
 
 def test_several_candidates_for_a_part_are_named(write, tmp_path):

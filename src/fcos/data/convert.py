@@ -27,7 +27,7 @@ class Converted:
     annotations: Annotations  # that were read
     root: Path | None  # folder to give when the result is read again, unless it holds the images itself
     name_file: Path | None  # the class names, where they are written apart from the boxes
-    notes: tuple[str, ...]  # names that were found, what was read, and what the new format cannot hold
+    notes: tuple[str, ...]  # on what was read, and on what the new format cannot hold
 
 
 def convert(
@@ -49,8 +49,8 @@ def convert(
     beside = find_name_file(source, root, format) if names is None else None
     annotations = read_annotations(source, root=root, names=beside or names, format=format)
     result = write_annotations(annotations, to, out, copy_images=copy_images)
-    of_names = () if beside is None else (f"the class names are from {beside}",)
-    return replace(result, notes=(*of_names, *annotations.notes, *result.notes))
+    named = () if beside is None else (f"the class names are from {beside}",)
+    return replace(result, notes=(*named, *annotations.notes, *result.notes))
 
 
 def write_annotations(

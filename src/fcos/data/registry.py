@@ -19,7 +19,7 @@ import numpy as np
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.image_files import ARCHIVE_SUFFIXES
-from fcos.data.names import read_names
+from fcos.data.names import read_all_names, read_names
 from fcos.data.text import read_lines, several
 from fcos.errors import DatasetError
 from fcos.files import check_regular, without_part
@@ -94,9 +94,9 @@ def read_annotations(
         format: to force a format.
     """
     source = Path(source)
-    if isinstance(names, Path):
-        names = read_names(names)[0]
     known = format_named(recognize(source, root) if format == "auto" else format)
+    if isinstance(names, Path):  # where ids begin with 0, a first line `background` has one as well
+        names = read_all_names(names) if known.first_class_id == 0 else read_names(names)[0]
     if root is not None and not os.path.isdir(root):
         fix = "correct root_train / root_eval / --root"
         raise DatasetError("the folder of images does not exist", where=str(root), fix=fix)

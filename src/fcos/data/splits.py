@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from fcos.data.names import is_no_class, read_names
 from fcos.data.registry import format_named, read_annotations, recognize
 from fcos.data.text import several
 from fcos.errors import DatasetError
+from fcos.files import read_text
+from fcos.terminal import counted
 
 # Words in file names. "trainval" stands for training only where it has no parts (see pick).
 TRAIN_WORDS = ("train", "training")
@@ -43,6 +45,7 @@ class Splits:
     evaluation: Split | None = None  # to measure on while choosing settings
     test: Split | None = None  # to report once; only where train and evaluation exist besides
     name_file: Path | None = None  # class names, where the format keeps them apart
+    notes: tuple[str, ...] = ()  # on what lies beside the splits and is in none of them
 
     def all(self) -> list[Split]:
         """Every part."""
@@ -64,7 +67,10 @@ def find_splits(folder: Path) -> Splits:
     named = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     sources = pick(named, folder)
     name_file = name_file_beside(folder, sources[0]) if format.class_names == "none" else None
-    return arranged(format.name, sources, whole=Split(folder), name_file=name_file)
+    found = arranged(format.name, sources, whole=Split(folder), name_file=name_file)
+    used = {*sources, *(file for name, file in named.items() if found.evaluation and _is_train_and_val(name))}
+    unused = [file for file in files if file not in used]
+    return with_note(found, sources, unused, folder, "annotation file belongs", "annotation files belong")
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -97,12 +103,7 @@ def find_name_file(source: Path, root: Path | None = None, format: str = "auto")
     known = format_named(recognize(source, root) if format == "auto" else format)
     if known.class_names != "none" or os.path.isdir(source):
         return None
-    found = name_file_beside(source.parent, source)
-    # A file called like another list belongs to that one.
-    other = found and found.with_name(re.sub("_?names?$", "", found.stem) + ".txt")
-    if other and other != found and other.is_file() and _rest(other.stem) != _rest(source.stem):
-        return None
-    return found
+    return name_file_beside(source.parent, source)
 
 
 def read_with_classes_of(
@@ -122,19 +123,38 @@ def read_with_classes_of(
         names = [name for name in class_names if not is_no_class(name)]
         beside = find_name_file(source, root, known)
         own = names if beside is None else read_names(beside)[0]
-        if sorted(own) == sorted(names) or len(own) != len(names):
+        if beside == own_name_file(source) or sorted(own) == sorted(names) or len(own) != len(names):
             names = own  # the order of the list's class ids; other words for as many may be in that order
     return read_annotations(source, root=root, names=names, format=known)
 
 
-def name_file_beside(folder: Path, train: Path | None) -> Path | None:
-    """The name file of a folder of lists; of several, the one called like the training list."""
+def own_name_file(source: Path) -> Path:
+    """The name file of this list alone: ``train.txt`` -> ``train_names.txt``, as `fcos convert` writes it."""
+    return source.with_name(f"{source.stem}_names.txt")
+
+
+def name_file_beside(folder: Path, source: Path | None) -> Path | None:
+    """The name file of a list in a folder: its own, else the only one that belongs to no unrelated list.
+
+    Raises:
+        DatasetError: several could be meant.
+    """
     files = [folder / name for name in names_in(folder) if _may_hold_names(name.lower())]
-    files = [file for file in files if file != train]
-    if len(files) > 1 and train is not None:
-        rest = _rest(train.stem)
-        files = [file for file in files if _rest(re.sub("names?$", "", file.stem)) == rest]
-    return files[0] if len(files) == 1 else None
+    files = [file for file in files if file != source]
+    if source is None:
+        return files[0] if len(files) == 1 else None
+    if own_name_file(source) in files:
+        return own_name_file(source)
+    called_like = {file: re.sub("_?(names?|classes)$", "", file.stem) for file in files}
+    related = [file for file in files if _rest(called_like[file]) == _rest(source.stem)]
+    others = [folder / f"{stem}.txt" for stem in called_like.values()]
+    files = related or [
+        file for file, other in zip(files, others, strict=True) if other == file or not other.is_file()
+    ]
+    if len(files) > 1 and len(set(map(read_text, files))) > 1:
+        what, right = f"hold the class names of {source.name}", own_name_file(source).name
+        raise several(folder, what, files, f"call the right one {right}")
+    return files[0] if files else None
 
 
 def _may_hold_names(name: str) -> bool:
@@ -145,11 +165,14 @@ def _may_hold_names(name: str) -> bool:
 
 def pick(named: dict[str, Path], folder: Path) -> list[Path | None]:
     """Train, evaluation and test among named files, by the words in their names."""
-    train = _with_words(named, TRAIN_WORDS) or _with_words(named, ("trainval",))
+    both = {name: file for name, file in named.items() if _is_train_and_val(name)}
+    one = {name: file for name, file in named.items() if name not in both}
+    train = _with_words(one, TRAIN_WORDS) or both
     if len(train) > 1:
         raise several(folder, "be the training split", train.values(), WHICH_SPLIT)
     parts: list[Path | None] = [next(iter(train.values()), None)]
-    others = _with_words(named, EVAL_WORDS + TEST_WORDS)
+    others = {name: file for name, file in one.items() if name not in train}
+    others = _with_words(others, EVAL_WORDS + TEST_WORDS)
     rests = {_rest(name) for name in train}
     others = {name: file for name, file in others.items() if _rest(name) in rests} or others
     for words in (EVAL_WORDS, TEST_WORDS):
@@ -179,6 +202,17 @@ def arranged(
     return Splits(format, train, evaluation, test, name_file)
 
 
+def with_note(
+    splits: Splits, sources: Sequence[Path | None], unused: Sequence[Path], folder: Path, one: str, more: str
+) -> Splits:
+    """The splits with a note on files that are in none of them; no note where there is only a whole."""
+    if sources[0] is None or not unused:
+        return splits
+    example = unused[0].relative_to(folder).as_posix()
+    note = f"{counted(len(unused), one, more)} to no split, for example '{example}'"
+    return replace(splits, notes=(*splits.notes, note))
+
+
 def words_of(name: str) -> list[str]:
     """The words in a file name, in lower case."""
     return re.findall("[a-z]+", name.lower())
@@ -186,6 +220,12 @@ def words_of(name: str) -> list[str]:
 
 def _with_words(named: dict[str, Path], words: tuple[str, ...]) -> dict[str, Path]:
     return {name: file for name, file in named.items() if set(words) & set(words_of(name))}
+
+
+def _is_train_and_val(name: str) -> bool:
+    """``trainval`` and ``train_val``: both parts in one."""
+    words = set(words_of(name))
+    return "trainval" in words or ("train" in words and not words.isdisjoint(("val", "valid", "validation")))
 
 
 def _rest(name: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from PIL import Image
 
 from fcos.data.strips import LargeImage
 from fcos.errors import DatasetError, OutputError
-from fcos.files import explained
+from fcos.files import WRITTEN_FILE as WRITTEN_FILE
+from fcos.files import explained, predicted_files
 from fcos.predict.detections import Detections, as_dicts
 from fcos.predict.sources import Source, read_source, real_path
 from fcos.predict.stream import predict_each
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fcos.predict.pipeline import Pipeline
 
 RESULT_FILE, FRAMES_FILE = "detections.json", "detections.jsonl"  # in the output folder
-WRITTEN_FILE = ".fcos-predict"  # there too: a line of JSON with name and size for each file that we wrote
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 JPEG_QUALITY = 92
 CROPS = "crops"  # in the output folder
@@ -41,7 +40,7 @@ def plan(sources: Iterable[Source], out: Path, *, draw: bool = True) -> list[Sou
     """
     sources = list(sources)
     given = {real_path(source.path) for source in sources if source.path is not None}
-    ours = _written(out)
+    ours = predicted_files(out)
 
     def check_free(name: Path, what: str, by: str) -> None:
         target = out / name
@@ -81,20 +80,6 @@ def claim(planned: Sequence[Source], out: Path, *, draw: bool = True) -> None:
 def _result_files(sources: Sequence[Source]) -> list[str]:
     has_videos = any(source.kind != "image" for source in sources)
     return [RESULT_FILE, FRAMES_FILE] if has_videos else [RESULT_FILE]
-
-
-def _written(out: Path) -> dict[str, int | None]:
-    """The files that earlier calls wrote to `out`, with their sizes; None: any size."""
-    sizes: dict[str, int | None] = {}
-    try:
-        lines = (out / WRITTEN_FILE).read_bytes().splitlines()
-    except OSError:
-        return sizes
-    for line in lines:
-        with suppress(ValueError):  # the end of a line is missing: the process was killed
-            name, size = json.loads(line)
-            sizes[name] = size
-    return sizes
 
 
 def _note(out: Path, name: str, size: int | None) -> None:

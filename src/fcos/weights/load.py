@@ -15,6 +15,7 @@ from fcos.config import TrainConfig, expects
 from fcos.config.checks import broken_rules
 from fcos.errors import ConfigError, WeightsError
 from fcos.files import first_line_of
+from fcos.files import is_run as is_run
 from fcos.model.build import build_model
 from fcos.model.fcos import FCOS
 from fcos.weights.model_file import GIVE, UPGRADE, ModelCard, check_fits, load_tensors, read_model
@@ -81,12 +82,6 @@ def format_of(path: Path) -> ExportFormat | None:
     if path.is_dir():
         return next((name for graph, name in GRAPHS.items() if (path / graph).is_file()), None)
     return {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}.get(path.suffix)  # type: ignore[return-value]
-
-
-def is_run(folder: Path) -> bool:
-    """Whether the config.json of this folder is one of ours: other programs have such a file too."""
-    file = folder / "config.json"
-    return file.is_file() and b'"list_train"' in file.read_bytes()
 
 
 def is_model(word: str) -> bool:

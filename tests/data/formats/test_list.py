@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats import list as image_list
-from fcos.data.formats import read_annotations
+from fcos.data.formats import read_annotations, recognize
 from fcos.errors import DatasetError
 
 
@@ -59,6 +59,8 @@ def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(tmp_path):
         ("000012 1 2 3 4 5", "000012", 5),
         ("folder/a.b.jpeg\t1\t2\t3\t4\t5", "folder/a.b.jpeg", 5),
         ("a.jpgx 1 2 3 4 5", "a.jpgx", 5),
+        ("a.mpo\t1\t2\t3\t4\t5", "a.mpo", 5),
+        ("000012", "000012", 0),
     ],
 )
 def test_the_name_ends_with_the_last_image_suffix(line, name, num_words):
@@ -187,6 +189,20 @@ def test_lines_that_mean_something_else_are_refused(write_list, line, words):
         image_list.read(write_list(line + "\n"))
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a.jpg,1,2,3,4,1", "line 1: numbers must be separated by spaces"),
+        ("a.jpg; 1; 2; 3; 4; 1", "line 1: numbers must be separated by spaces"),
+        ('"a.jpg",1,2,3,4,1', "line 1: numbers must be separated by spaces"),
+        ('"a b.jpg" 1 2 3 4 1', "line 1: image names are written without quotes"),
+    ],
+)
+def test_lists_with_commas_or_quotes_are_recognized_and_say_what_is_wrong(write_list, line, words):
+    with pytest.raises(DatasetError, match=words):
+        read_annotations(write_list(line + "\n"))
+
+
 def test_a_name_with_a_space_at_its_end_is_not_written(tmp_path):
     records = [Record.make(tmp_path / " a.jpg", [], [], 1, where="somewhere")]
     annotations = Annotations.from_records(records, ["a"], source=tmp_path, format="list")
@@ -206,3 +222,9 @@ def test_names_of_windows_are_read_with_slashes(write_list, make_image, tmp_path
         tmp_path / "images" / "sub" / "a.jpg",
         tmp_path / "images" / "b.jpg",
     ]
+
+
+def test_a_list_in_a_folder_may_begin_with_many_images_without_boxes(write_list, tmp_path):
+    write_list("".join(f"{number}.jpg\n" for number in range(500)) + "last.jpg 1 2 3 4 1\n")
+
+    assert recognize(tmp_path) == "list"

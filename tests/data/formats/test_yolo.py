@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fcos.data.annotations import Annotations, Record
-from fcos.data.formats import yolo
+from fcos.data.formats import convert, read_annotations, yolo
 from fcos.errors import DatasetError
 
 
@@ -61,6 +61,7 @@ def test_a_folder_of_images_finds_its_labels_and_the_names_above_it(dataset):
 
     assert len(annotations.labels) == 1
     assert annotations.class_names == ("cat", "dog")
+    assert annotations.notes == (f"the class names are from {dataset / 'data.yaml'}",)
 
 
 def test_paths_of_another_machine_are_found_beside_the_yaml(dataset, write):
@@ -282,10 +283,23 @@ def test_only_classes_with_boxes_must_be_among_given_names(dataset, write):
 
 def test_images_without_a_label_file_are_told_of(dataset, make_image):
     note = "1 image without a label file counts as background, for example 'b.png'"
-    assert yolo.read(dataset).notes == (note,)
+    assert yolo.read(dataset / "data.yaml:train").notes == (note,)
     assert yolo.read(dataset / "data.yaml:val").notes == ()
     make_image("images/train/d.jpg")
-    assert yolo.read(dataset).notes[0].startswith("2 images without a label file count as background")
+    assert (
+        yolo.read(dataset / "data.yaml:train")
+        .notes[0]
+        .startswith("2 images without a label file count as background")
+    )
+
+
+def test_the_splits_that_were_not_read_are_told_of(dataset, tmp_path):
+    note = "only the split 'train' was read; also there: data.yaml:val"
+
+    assert note in yolo.read(dataset).notes
+    assert note in yolo.read(dataset / "data.yaml").notes
+    assert note in convert(dataset, "coco", tmp_path / "out.json").notes
+    assert convert(dataset / "data.yaml:val", "coco", tmp_path / "val.json").notes == ()
 
 
 def test_a_folder_called_like_a_label_file_is_refused(dataset):
@@ -302,3 +316,43 @@ def test_paths_of_windows_are_found(dataset, write, tmp_path):
         [record] = yolo.read(write("train.txt", f"{line}\n"))
         assert record.path == tmp_path / "images" / "train" / "a.jpg"
         assert len(record.labels) == 2
+
+
+def test_a_name_file_means_the_same_beside_the_images_and_elsewhere(write, make_image, tmp_path):
+    make_image("a/b/c/set/a.jpg")
+    write("a/b/c/set/a.txt", "1 0.5 0.5 0.5 0.5")
+    elsewhere = write("classes.txt", "background\ncat\n")
+
+    given = read_annotations(tmp_path / "a/b/c/set", names=elsewhere)
+    write("a/b/c/set/classes.txt", "background\ncat\n")
+    beside = read_annotations(tmp_path / "a/b/c/set")
+
+    assert given.class_names == beside.class_names == ("background", "cat")
+    assert given.labels.tolist() == beside.labels.tolist() == [1]
+
+
+def test_background_in_a_name_file_is_no_class_where_the_data_name_theirs(dataset, write):
+    names = write("elsewhere/names.txt", "background\ndog\ncat\n")
+
+    annotations = read_annotations(dataset, names=names)
+
+    assert (annotations.class_names, annotations.labels.tolist()) == (("dog", "cat"), [0, 1])
+
+
+def test_rows_of_a_tracker_are_not_read_as_triangles(dataset, write):
+    write("labels/train/a.txt", "0 0.5 0.5 0.2 0.2 0.9 1\n0 0.3 0.3 0.2 0.2 0.8 7\n")
+
+    with pytest.raises(DatasetError, match=r"may be boxes of a tracker .* or triangles"):
+        yolo.read(dataset)
+    write("labels/train/b.txt", "0 0.1 0.2 0.5 0.1 0.3 0.9\n")  # a triangle, so all are
+    assert len(yolo.read(dataset).labels) == 3
+
+
+def test_rows_in_pixels_say_so(dataset, write):
+    write("labels/train/a.txt", "0 20 10 8 6\n")
+    write("labels/train/b.txt", "0 12 9 30 3\n")
+
+    with pytest.raises(DatasetError, match="these seem to be pixels; YOLO files hold fractions of the image"):
+        yolo.read(dataset)
+    write("labels/train/b.txt", "0 0.5 0.5 0.2 0.2\n")  # one wrong row is for `check` to report
+    assert len(yolo.read(dataset).labels) == 2

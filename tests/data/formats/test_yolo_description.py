@@ -13,6 +13,7 @@ from fcos.data.formats.yolo_description import (
     names_near,
     read_description,
     read_yaml,
+    split_source,
 )
 from fcos.errors import DatasetError
 
@@ -89,6 +90,16 @@ def test_a_yaml_that_unfolds_to_billions_of_names_is_refused_at_once(write):
         read_yaml(write(f"{bomb}names: [a]\ntrain: *a20"))
 
 
+@pytest.mark.parametrize("merge", ["*base", "[*base, {val: z}]"])
+def test_merged_keys_are_read(write, merge):
+    found = read_yaml(write(f"base: &base {{names: [a], val: y, train: w}}\n<<: {merge}\ntrain: x\n"))
+
+    assert found.class_names == ["a"]
+    assert found.splits == {"train": ["x"], "val": ["y"]}
+    with pytest.raises(DatasetError, match="<< merges no keys"):
+        read_yaml(write("names: [a]\n<<: train"))
+
+
 def test_validation_parts_have_several_names(write):
     found = read_yaml(
         write("names: [a]\ntrain: [x, y]\nvalid: z\ntest:\npath: ds\nkpt_shape: [17, 3]\nnc: 1")
@@ -96,6 +107,46 @@ def test_validation_parts_have_several_names(write):
 
     assert found.splits == {"train": ["x", "y"], "val": ["z"]}
     assert (found.base, found.num_keypoint_values) == ("ds", 51)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.yaml", "Train: a\nVALIDATION: b\nTest: c\nNames: [x]\n"),
+        ("obj.data", "Train = a\nValidation = b\nTest = c\nNames = obj.names\neval = coco\nbackup = d\n"),
+    ],
+)
+def test_the_case_of_keys_is_free(write, name, text):
+    write("x\n", "obj.names")
+    file = write(text, name)
+
+    found = read_description(file)
+
+    assert found.splits == {"train": ["a"], "val": ["b"], "test": ["c"]}
+    assert (found.class_names, found.notes) == (["x"], ())
+    assert split_source(file.with_name(f"{name}:Validation")) == (file, "val")
+
+
+def test_keys_that_are_said_like_splits_but_not_understood_are_told_of(write):
+    note = "'Train_Images' in data.yaml is not read: its splits are called train, val and test"
+    assert read_yaml(write("train: a\nTrain_Images: b\nnames: [x]\ndownload: c\n")).notes == (note,)
+    note = "'dev' in obj.data is not read: its splits are called train, val and test"
+    assert read_description(write("train = a\ndev = b\n", "obj.data")).notes == (note,)
+    with pytest.raises(DatasetError, match=r"'train' appears twice\n.*\n  fix: remove 'Train' or the other"):
+        read_yaml(write("train: a\nTrain: b\nnames: [x]\n"))
+
+
+@pytest.mark.parametrize("place", ["valid/images", "Images/Val"])
+def test_a_folder_of_validation_images_beside_a_yaml_without_one_is_taken(write, tmp_path, place):
+    (tmp_path / place).mkdir(parents=True)
+    file = write("train: train/images\nnames: [x]\n")
+
+    found = read_description(file)
+
+    assert found.splits == {"train": ["train/images"], "val": [place]}
+    assert found.notes == (f"data.yaml has no 'val', so '{place}' beside 'train' is taken",)
+    write("train: .\nnames: [x]\n")
+    assert read_description(file).splits == {"train": ["."]}  # they are trained on
 
 
 def test_the_only_yaml_with_names_describes_the_folder_whatever_it_is_called(write, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fcos.data.check import check
-from fcos.data.formats import yolo
+from fcos.data.formats import read_annotations, yolo
 from fcos.data.formats.yolo_layout import LabelFiles, listed_files
 from fcos.errors import DatasetError
 
@@ -158,3 +158,60 @@ def test_a_list_of_another_machine_is_read_by_one_rule(folder):
     assert listed_files(lines, [source]) == [
         source / "images/train" / name for name in ("0.JPG", "1.jpg", "2.jpg")
     ]
+
+
+def test_what_fcos_wrote_below_the_images_is_no_data(folder):
+    drawn = ("0.png", "crops/cat/0_1.png", "labels_yolo/images/train/0.png")
+    source = folder(
+        "0.jpg",
+        "predictions/mine.jpg",
+        *(f"predictions/{name}" for name in drawn),
+        "runs/set/curves.png",
+        "other/curves.png",
+        **{
+            "0.txt": ROW,
+            "predictions/labels_yolo/labels/train/0.txt": ROW,
+            "runs/set/config.json": '{"list_train": "train.json"}',
+        },
+    )
+    size = (source / "predictions/0.png").stat().st_size
+    marker = source / "predictions/.fcos-predict"
+    marker.write_text(f'\n["detections.json", null]\n["0.png", {size}]\n["mine.jpg", 1]')
+
+    found = [record.path.relative_to(source).as_posix() for record in yolo.read(source)]
+
+    assert found == ["0.jpg", "other/curves.png", "predictions/mine.jpg"]
+    assert len(yolo.read(source / "predictions/labels_yolo")) == 1
+
+
+@pytest.mark.parametrize("place", ["images", "labels", "images/train", "labels/train"])
+def test_the_working_directory_may_be_among_the_images_or_labels(folder, monkeypatch, place):
+    source = folder("images/train/0.jpg", **{"labels/train/0.txt": ROW})
+    monkeypatch.chdir(source / place)
+
+    [record] = read_annotations(Path("."))
+
+    assert len(record.labels) == 1
+    assert record.path.is_file()
+
+
+def test_images_without_labels_are_read_from_the_folder_of_labels_too(folder):
+    source = folder("Images/0.jpg", "Images/1.jpg", **{"labels/0.txt": ROW})
+
+    found = [(record.path.name, len(record.labels)) for record in yolo.read(source / "labels")]
+
+    assert found == [("0.jpg", 1), ("1.jpg", 0)]
+
+
+def test_with_a_root_labels_are_those_of_the_source(folder):
+    source = folder(
+        "images/train/0.jpg",
+        "elsewhere/0.jpg",
+        **{"labels/train/0.txt": ROW, "data.yaml": "train: images/train\nnames: [a]"},
+    )
+
+    for given in (source / "data.yaml", source / "images/train", source / "labels/train"):
+        [record] = yolo.read(given, root=source / "elsewhere")
+        assert (record.path, len(record.labels)) == (source / "elsewhere/0.jpg", 1)
+    with pytest.raises(DatasetError, match=r"no label files in the folder\n  in: .*elsewhere"):
+        yolo.read(source / "elsewhere", root=source / "images")

@@ -12,6 +12,7 @@ import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -30,10 +31,10 @@ from fcos.data.image_files import (
     slashed,
     some_of,
 )
-from fcos.data.names import numbered_names, read_names, write_names
+from fcos.data.names import numbered_names, read_names, with_names, write_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import DataFormat
-from fcos.data.splits import find_name_file
+from fcos.data.splits import find_name_file, own_name_file
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
 from fcos.files import read_bytes, read_text, write_text
@@ -42,7 +43,8 @@ from fcos.terminal import counted
 _SUFFIXES = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))
 # Greedy: the name goes on to the last suffix in the line.
 _NAME_AND_REST = re.compile(rf"(.*(?:{_SUFFIXES}))(?:\s(.*))?", re.IGNORECASE)
-_NOT_SPACED = re.compile(rf"(?:{_SUFFIXES})[,;:|]\s*[-+.\d]", re.IGNORECASE)  # name.jpg,12,34,56,78,1
+_NOT_SPACED = re.compile(rf"(?:{_SUFFIXES})[\"']?[,;:|]\s*[-+.\d]", re.IGNORECASE)  # name.jpg,12,34,56,78,1
+_QUOTED = re.compile(rf"([\"']).*(?:{_SUFFIXES})\1", re.IGNORECASE)  # "my name.jpg" 12 34 56 78 1
 
 Line = tuple[int, str, NDArray[np.float64]]  # line number, image name, (N, 5) ymin xmin ymax xmax class_id
 
@@ -51,7 +53,8 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     """Read a list; `root` is the folder of images (without it, found near the list).
 
     Class ids that cannot be (0, or above the number of names) stay as labels out of range, for `check` to
-    report all of them.
+    report all of them. Ids count the given `names`; if the list has a name file of its own, they count
+    that one's, and classes are matched by name: the lists of two splits may number theirs differently.
     """
     lines = _parse(source)
     folder = root or find_root(folders_of(source), some_of([name for _, name, _ in lines]))
@@ -65,24 +68,24 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
         )
         for image_id, (line_number, name, numbers) in enumerate(lines, start=1)
     ]
-    if names is None and (name_file := find_name_file(source, root, "list")):
-        names = read_names(name_file)[0]
-    if names is None:
-        names = numbered_names(records, 1, str(source))
-    return Annotations.from_records(records, names, source=source, format="list")
+    name_file = find_name_file(source, root, "list") if names is None else own_name_file(source)
+    own_names = names
+    if name_file is not None and os.path.isfile(name_file):
+        own_names = read_names(name_file)[0]
+    if own_names is None:
+        own_names = numbered_names(records, 1, str(source))
+    annotations = Annotations.from_records(records, own_names, source=source, format="list")
+    if names is None or tuple(names) == tuple(own_names):
+        return annotations
+    return replace(with_names(annotations, names), category_ids=tuple(range(1, len(names) + 1)))
 
 
 def write(
     annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
 ) -> None:
     """Write a list and its class names; images stay where they are."""
-    write_names(annotations.class_names, names_beside(out))
+    write_names(annotations.class_names, own_name_file(out))
     write_lines(annotations, out, root=root)
-
-
-def names_beside(out: Path) -> Path:
-    """The name file that is written with a list: ``train.txt`` -> ``train_names.txt``."""
-    return out.with_name(f"{out.stem}_names.txt")
 
 
 def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
@@ -113,7 +116,7 @@ def split_line(line: str) -> tuple[str, list[str]]:
     The name ends with the last word that has an image's suffix; if none has, it is the first word.
     """
     match = _NAME_AND_REST.fullmatch(line)
-    name, rest = (match[1], match[2] or "") if match else (line.split()[0], line.partition(" ")[2])
+    name, rest = (match[1], match[2] or "") if match else (*line.split(maxsplit=1), "")[:2]
     return name, rest.split()
 
 
@@ -134,8 +137,10 @@ def _parse(source: Path) -> list[Line]:
     for line_number, line in read_lines(source):
         name, words = split_line(line)
         with faults.at(f"{source}, line {line_number}"):
-            if _NOT_SPACED.search(name):
+            if _NOT_SPACED.search(line):
                 raise ValueError("numbers must be separated by spaces")
+            if _QUOTED.match(line):
+                raise ValueError("image names are written without quotes")
             lines.append((line_number, slashed(name), parse_numbers(words)))
     format = "name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ..."
     faults.raise_any("line", "cannot be read", f"a line is: {format}")
@@ -153,7 +158,8 @@ def _is_list(file: Path) -> bool:
     content = read_bytes(file)
     encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
     lines = map(str.strip, content.decode(encoding, "replace").splitlines())
-    is_list = _has_boxes(list(islice(filter(None, lines), 50)))
+    # The first images may be without boxes; a line with boxes ends with a class id.
+    is_list = _has_boxes(list(islice((line for line in lines if line[-1:].isdigit()), 50)))
     if is_list:
         read_text(file)
     return is_list
@@ -180,11 +186,12 @@ FORMAT = DataFormat(
         (50, lambda file, root, lines: all(map(is_image, lines))),  # without a single box
         # most likely with mistakes: the reader says in which lines
         (30, lambda file, root, lines: any(map(is_image, lines[0].split()))),
+        (20, lambda file, root, lines: bool(_NOT_SPACED.search(lines[0]) or _QUOTED.match(lines[0]))),
     ),
     files=_list_files,
     class_names="none",
     first_class_id=1,
     write=write,
     written_suffix=".txt",
-    names_beside=names_beside,
+    names_beside=own_name_file,
 )

@@ -22,19 +22,20 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats.yolo_description import YAML_SUFFIXES, find_description, read_description
-from fcos.data.formats.yolo_layout import LabelFiles, Pair, find_layout, is_label_file, list_pairs
+from fcos.data.formats.yolo_layout import LabelFiles, Pair, data_below, find_layout, is_label_file, list_pairs
 from fcos.data.image import read_header, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
-from fcos.data.names import numbered_names, with_names
+from fcos.data.names import BACKGROUND, numbered_names, with_names
 from fcos.data.numbers import EXACT, number
 from fcos.data.registry import DataFormat
-from fcos.data.splits import Split, Splits, arranged, pick
+from fcos.data.splits import Split, Splits, arranged, pick, with_note
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
-from fcos.files import files_below, written
+from fcos.files import written
 from fcos.terminal import counted
 
 NOT_POSE = 8  # numbers behind the class: four corners of a rotated box
+MAX_SIDE_OF_FRACTIONS = 2
 POSE_TOLERANCE = 0.02  # of the image
 
 
@@ -45,21 +46,23 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
     not numbers: `check` reports both.
     """
     pairs, description = find_layout(source, root)
-    rows = _Rows(description.num_keypoint_values if description else None)
+    rows = _Rows(description.num_keypoint_values)
     records = [_record(pair, image_id, rows) for image_id, pair in enumerate(pairs, start=1)]
     rows.raise_faults(source)
-    file_names = description.class_names if description else None
+    file_names = description.class_names
     if file_names is None:
         file_names = list(names or numbered_names(records, 0, str(source)))
-    notes = []
+    notes = list(description.notes)
     if without := [pair.image.name for pair in pairs if pair.label_file is None]:
         number = counted(
             len(without), "image without a label file counts", "images without a label file count"
         )
-        notes = [f"{number} as background, for example '{without[0]}'"]
+        notes.append(f"{number} as background, for example '{without[0]}'")
     annotations = Annotations.from_records(records, file_names, source=source, format="yolo", notes=notes)
     if names is None:
         return annotations
+    if description.class_names and {*names[:1]} & {*BACKGROUND} - {*description.class_names}:
+        names = names[1:]  # the first line of a name file for other formats
     return replace(with_names(annotations, names), category_ids=tuple(range(1, len(names) + 1)))
 
 
@@ -104,6 +107,10 @@ class _Rows:
     num_keypoint_values: int | None  # behind the box, as data.yaml says
     faults: Faults = field(default_factory=Faults)
     may_be_pose: list[bool] = field(default_factory=list)  # whether polygons could be boxes with keypoints
+    may_be_tracked: list[bool] = field(
+        default_factory=list
+    )  # or boxes with a score and the number of a track
+    may_be_pixels: list[bool] = field(default_factory=list)  # whether boxes are larger than any image
 
     def read(self, file: Path) -> tuple[list[Sequence[float]], list[int]]:
         """Boxes xyxy as fractions, and class ids."""
@@ -116,7 +123,9 @@ class _Rows:
                 class_id, *values = map(number, line.split())
                 if not class_id.is_integer() or abs(class_id) > EXACT:
                     raise ValueError(f"class id {class_id:g} is not a whole number")
-                boxes.append(self._box(values))
+                x1, y1, x2, y2 = box = self._box(values)
+                self.may_be_pixels.append(min(x2 - x1, y2 - y1) > MAX_SIDE_OF_FRACTIONS)
+                boxes.append(box)
                 labels.append(int(class_id))
         return boxes, labels
 
@@ -128,6 +137,19 @@ class _Rows:
             "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "
             "between the numbers",
         )
+        if self.may_be_pixels and all(self.may_be_pixels):
+            raise DatasetError(
+                "these seem to be pixels; YOLO files hold fractions of the image",
+                where=str(source),
+                fix="divide the coordinates by the width and height of each image",
+            )
+        if self.may_be_tracked and all(self.may_be_tracked):
+            raise DatasetError(
+                "the rows may be boxes of a tracker (class cx cy width height score track) or triangles",
+                where=str(source),
+                fix="if they are boxes, remove the last two numbers of each row; if they are triangles, "
+                "convert them to boxes: class cx cy width height",
+            )
         if self.may_be_pose and all(self.may_be_pose):
             raise DatasetError(
                 "the rows may be boxes with keypoints or polygons",
@@ -148,8 +170,27 @@ class _Rows:
             raise ValueError(f"{counted(count, 'number')} after the class, but a box has 4 and {others}")
         numbers = np.array(values)
         self.may_be_pose.append(_may_be_pose(numbers))
+        self.may_be_tracked.append(_may_be_tracked(numbers))
         points = numbers.reshape(-1, 2)
         return (*points.min(axis=0), *points.max(axis=0))
+
+
+def _is_box_in_image(numbers: NDArray[np.float64]) -> bool:
+    """Whether the first four numbers can be a box in the image."""
+    center, half = numbers[:2], numbers[2:4] / 2
+    return bool(
+        (half > 0).all()
+        and (center - half >= -POSE_TOLERANCE).all()
+        and (center + half <= 1 + POSE_TOLERANCE).all()
+    )
+
+
+def _may_be_tracked(numbers: NDArray[np.float64]) -> bool:
+    """Whether the numbers can be a box, a score and the whole number of a track; of triangles seldom all."""
+    if len(numbers) != 6 or not _is_box_in_image(numbers):
+        return False
+    score, track = numbers[4:].tolist()
+    return 0 <= score <= 1 and float(track).is_integer()
 
 
 def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
@@ -162,7 +203,7 @@ def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
         return False
     center, half = numbers[:2], numbers[2:4] / 2
     low, high = center - half - POSE_TOLERANCE, center + half + POSE_TOLERANCE
-    if (half <= 0).any() or (low < -2 * POSE_TOLERANCE).any() or (high > 1 + 2 * POSE_TOLERANCE).any():
+    if not _is_box_in_image(numbers):
         return False
     for size in (2, 3):
         if len(numbers[4:]) % size:
@@ -188,8 +229,8 @@ def _record(pair: Pair, image_id: int, rows: _Rows) -> Record:
 
 def _has_label_files(folder: Path) -> bool:
     labels = LabelFiles()
-    some_images = islice(files_below(folder, *IMAGE_SUFFIXES), 20)
-    some_texts = islice(files_below(folder, ".txt"), 20)
+    some_images = islice(data_below(folder, *IMAGE_SUFFIXES), 20)
+    some_texts = islice(data_below(folder, ".txt"), 20)
     return any(map(is_label_file, [*filter(None, map(labels.of, some_images)), *some_texts]))
 
 
@@ -220,7 +261,13 @@ def _splits(folder: Path) -> Splits:
         images = folders_like(sub, "images")
         if images or any(map(is_image, names_in(sub))):
             named.setdefault(sub.name, images[0] if images else sub)
-    return arranged("yolo", pick(named, folder), whole=Split(folder))
+    sources = pick(named, folder)
+    found = arranged("yolo", sources, whole=Split(folder))
+    unused: list[Path] = []
+    if sources[0] is not None:
+        below = data_below(folder, *IMAGE_SUFFIXES)
+        unused = [path for path in below if not any(map(path.is_relative_to, filter(None, sources)))]
+    return with_note(found, sources, unused, folder, "image belongs", "images belong")
 
 
 def _is_image_list(file: Path) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,10 +18,10 @@ import msgspec
 import yaml
 
 from fcos.data.annotations import MAX_NAME_BYTES
-from fcos.data.image_files import names_in, slashed
+from fcos.data.image_files import folders_like, names_in, slashed
 from fcos.data.names import check_names, read_all_names
 from fcos.data.numbers import cut
-from fcos.data.splits import words_of
+from fcos.data.splits import EVAL_WORDS, TEST_WORDS, TRAIN_WORDS, words_of
 from fcos.data.text import read_lines, several
 from fcos.errors import DatasetError
 from fcos.files import read_text
@@ -33,8 +33,10 @@ USUAL_YAMLS = ("data", "dataset")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 NOTHING = ("", "null", "~")
 MAX_YAML_BYTES = 2**20  # the largest known have 20,000 names; without libyaml a megabyte takes ten seconds
+# `eval = coco` is a kind of evaluation, not a split.
+_DARKNET_KEYS = ("classes", "names", "eval", *(word for words in SPLITS.values() for word in words))
 _BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-_NAMES_KEY = re.compile(r"^(?:\{\s*)?['\"]?names['\"]?\s*:", re.MULTILINE)
+_NAMES_KEY = re.compile(r"^(?:\{\s*)?['\"]?names['\"]?\s*:", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Description:
     splits: dict[str, list[str]] = field(default_factory=dict)  # sources as written, of train, val and test
     base: str = "."  # folder that they start from, as written
     num_keypoint_values: int | None = None  # numbers behind the box in each line (``kpt_shape``)
+    notes: tuple[str, ...] = ()  # on splits that are not as the file says
 
 
 def is_name_file(name: str) -> bool:
@@ -57,7 +60,8 @@ def split_source(source: Path) -> tuple[Path, str]:
     """``data.yaml:val`` -> the file and the split; without one, ``train``."""
     file, colon, split = source.name.rpartition(":")
     if colon and file.lower().endswith((*YAML_SUFFIXES, ".data")):
-        return source.with_name(file), next((key for key, words in SPLITS.items() if split in words), split)
+        word = split.lower()
+        return source.with_name(file), next((key for key, words in SPLITS.items() if word in words), split)
     return source, "train"
 
 
@@ -76,8 +80,23 @@ def find_description(folder: Path) -> Path | None:
 
 
 def read_description(file: Path) -> Description:
-    """A ``data.yaml`` or ``obj.data``."""
-    return _read_darknet(file) if file.suffix.lower() == ".data" else read_yaml(file)
+    """A ``data.yaml`` or ``obj.data``; where the yaml has no ``val``, a folder of it beside is taken."""
+    if file.suffix.lower() == ".data":
+        return _read_darknet(file)
+    found = read_yaml(file)
+    if "train" not in found.splits or "val" in found.splits:
+        return found
+    bases = (file.parent / found.base, file.parent)
+    places = [existing(base, entry) for entry in found.splits["train"] for base in bases]
+    trained = [os.path.realpath(place) for place in places if place is not None]
+    names = [name for word in SPLITS["val"] for name in (f"{word}/images", f"images/{word}")]
+    beside = [(base, folder) for base in bases for name in names for folder in folders_like(base, name)]
+    for base, folder in beside:
+        if not any(map(Path(os.path.realpath(folder)).is_relative_to, trained)):
+            name = folder.relative_to(base).as_posix()
+            note = f"{file.name} has no 'val', so '{name}' beside 'train' is taken"
+            return replace(found, splits=found.splits | {"val": [name]}, notes=(*found.notes, note))
+    return found
 
 
 def names_near(folder: Path) -> Description | None:
@@ -123,6 +142,7 @@ def read_yaml(file: Path) -> Description:
         content = yaml.load(read_text(file, max_bytes=MAX_YAML_BYTES), _TextLoader)
         if isinstance(content, dict):
             content = {key: value for key, value in content.items() if value not in NOTHING}
+            content = _with_folded_keys(content, DataYaml.__struct_fields__, file)
         data = msgspec.convert(content, DataYaml, strict=False)  # not strict: numbers are text until here
     except (yaml.YAMLError, RecursionError) as error:
         raise DatasetError(f"not YAML: {error}", where=str(file), fix="correct the file") from error
@@ -153,7 +173,27 @@ def read_yaml(file: Path) -> Description:
         {split: sources for split, sources in splits.items() if sources},
         data.path,
         math.prod(data.kpt_shape) if data.kpt_shape else None,
+        tuple(_notes_on_keys(content, DataYaml.__struct_fields__, file)),
     )
+
+
+def _with_folded_keys(content: dict[str, Any], known: Sequence[str], file: Path) -> dict[str, Any]:
+    """The keys that are known in lower case: CVAT writes ``Train`` and ``Validation``."""
+    folded: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).lower() if str(key).lower() in known else key
+        if name in folded:
+            raise DatasetError(f"'{name}' appears twice", where=str(file), fix=f"remove '{key}' or the other")
+        folded[name] = value
+    return folded
+
+
+def _notes_on_keys(content: Mapping[str, Any], known: Sequence[str], file: Path) -> Iterator[str]:
+    """What is said like a split, but in no word that is understood."""
+    words = {*TRAIN_WORDS, *EVAL_WORDS, *TEST_WORDS, "trainval"}
+    for key in content:
+        if key not in known and words.intersection(words_of(str(key))):
+            yield f"'{cut(str(key))}' in {file.name} is not read: its splits are called train, val and test"
 
 
 def _check_number(file: Path, key: str, stated: object, names: list[str]) -> None:
@@ -166,19 +206,28 @@ def _check_number(file: Path, key: str, stated: object, names: list[str]) -> Non
 
 
 class _TextLoader(_BaseLoader):  # type: ignore[misc]
-    """Every scalar as it is written; a key that appears twice is refused, as the first would be lost."""
+    """Every scalar as it is written; a key that appears twice is refused, as the first would be lost.
+
+    ``<<`` merges the keys of another mapping, as YAML says.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if isinstance(node, yaml.MappingNode) and len(mapping) != len(node.value):
             raise yaml.constructor.ConstructorError(None, None, "a key appears twice", node.start_mark)
+        merged = mapping.pop("<<", {})
+        for other in merged if isinstance(merged, list) else [merged]:
+            if not isinstance(other, dict):
+                raise yaml.constructor.ConstructorError(None, None, "<< merges no keys", node.start_mark)
+            mapping = other | mapping
         return mapping
 
 
 def _read_darknet(file: Path) -> Description:
     """``obj.data``: lines ``key = value``, with paths relative to where darknet was started."""
     entries = [line.partition("=") for _, line in read_lines(file)]
-    settings = {key.strip(): value.strip() for key, _, value in entries}
+    content = {key.strip(): value.strip() for key, _, value in entries}
+    settings = _with_folded_keys(content, _DARKNET_KEYS, file)
     name_file = existing(file.parent, settings.get("names") or "obj.names")
     if name_file is None and settings.get("names"):
         raise DatasetError(
@@ -191,7 +240,8 @@ def _read_darknet(file: Path) -> Description:
         _check_number(file, "classes", settings.get("classes"), names)
     given = {key: [settings[word] for word in words if settings.get(word)] for key, words in SPLITS.items()}
     given["train"] = given["train"] or ["train.txt"]
-    return Description(file, names, {split: sources[:1] for split, sources in given.items() if sources})
+    splits = {split: sources[:1] for split, sources in given.items() if sources}
+    return Description(file, names, splits, notes=tuple(_notes_on_keys(settings, _DARKNET_KEYS, file)))
 
 
 def existing(base: Path, name: str, *, words: Sequence[str] = ()) -> Path | None:

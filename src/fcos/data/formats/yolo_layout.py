@@ -7,6 +7,9 @@ the image is in ``images``. The case of suffixes and of these two folders is fre
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +36,10 @@ from fcos.data.image_files import (
     some_of,
 )
 from fcos.data.numbers import number
+from fcos.data.splits import SPLIT_FOLDERS
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
-from fcos.files import files_below
+from fcos.files import files_below, is_run, predicted_files
 
 SAMPLED_LINES = 50
 
@@ -47,24 +51,32 @@ class Pair(NamedTuple):
     label_file: Path | None
 
 
-def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Description | None]:
+def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Description]:
     """The images of a ``data.yaml``, ``obj.data``, list of images, or folder; and what describes them."""
     file, split = split_source(source)
     is_folder = os.path.isdir(file)
     describes = file.suffix.lower() in (*YAML_SUFFIXES, ".data")
     described_by = find_description(file) if is_folder else file if describes else None
-    description: Description | None
+    notes: list[str] = []
     if described_by is not None:
-        description = described = read_description(described_by)
-        pairs = _described_pairs(described, split, root)
-        if described.class_names is None:
-            description = names_near(described_by.parent) or described
-    elif is_folder:
-        pairs, description = _folder_pairs(file, root), names_near(file)
+        description = read_description(described_by)
+        pairs = _described_pairs(description, split, root)
+        notes += description.notes
+        others = [f"{described_by.name}:{other}" for other in description.splits if other != split]
+        if others and file == source:
+            notes.append(f"only the split '{split}' was read; also there: {', '.join(others)}")
+        if description.class_names is None:
+            description = names_near(described_by.parent) or description
     else:
-        pairs, description = list_pairs(file, root), names_near(file.parent)
+        pairs = _folder_pairs(file, root) if is_folder else list_pairs(file, root)
+        description = names_near(file if is_folder else file.parent) or Description(file, None)
+    folder = file if is_folder else file.parent
+    if is_folder and described_by is None:
+        notes += _notes_on_parts([pair.image for pair in pairs], file)
+    if description.class_names and description.file.parent not in (folder, folder.absolute()):
+        notes.append(f"the class names are from {description.file}")
     _check_labels_are_of_one_image(pairs)
-    return pairs, description
+    return pairs, replace(description, notes=tuple(notes))
 
 
 def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> list[Pair]:
@@ -151,11 +163,40 @@ class LabelFiles(FilesByStem):
 
 def labels_folders(folder: Path) -> list[Path]:
     """``.../labels/train`` of ``.../images/train``; none where no part of the path is ``images``."""
-    parts = folder.parts
-    places = [place for place, part in enumerate(parts) if part.lower() == "images"]
+    return _counterparts(folder, "images", "labels")
+
+
+def _counterparts(folder: Path, name: str, other: str) -> list[Path]:
+    parts = _parts_with(name, folder)
+    places = [place for place, part in enumerate(parts) if part.lower() == name]
     if not places:
         return []
-    return folders_like(Path(*parts[: places[-1]]), str(Path("labels", *parts[places[-1] + 1 :])))
+    return folders_like(Path(*parts[: places[-1]]), str(Path(other, *parts[places[-1] + 1 :])))
+
+
+def _parts_with(name: str, folder: Path) -> tuple[str, ...]:
+    """The parts of a path, with those of the working directory if it may be there that one has this name."""
+    is_there = name in map(str.lower, folder.parts)
+    return folder.parts if is_there else Path(os.path.abspath(folder)).parts
+
+
+def data_below(folder: Path, *suffixes: str) -> Iterator[Path]:
+    """`files_below` without what fcos itself wrote there: drawn copies, crops, predicted labels and plots."""
+    sizes_of, is_of_run = cache(predicted_files), cache(is_run)
+
+    def is_written(path: Path) -> bool:
+        for out in path.parents:
+            if sizes := sizes_of(out):
+                name = path.relative_to(out)
+                if sizes.get(name.as_posix(), -1) in (None, path.lstat().st_size):
+                    return True
+                if out != folder and name.parts[0].startswith(("crops", "labels_")):
+                    return True
+            if out == folder:
+                break
+        return path.name == "curves.png" and is_of_run(path.parent)
+
+    return (path for path in files_below(folder, *suffixes) if not is_written(path))
 
 
 def is_label_file(file: Path) -> bool:
@@ -175,6 +216,15 @@ def _check_labels_are_of_one_image(pairs: list[Pair]) -> None:
         if label_file is not None and image_of.setdefault(label_file, image) != image:
             faults.add(str(label_file), f"belongs to '{image_of[label_file].name}' or to '{image.name}'")
     faults.raise_any("label file", "of two images", "remove one of the images, or call its labels .jpg.txt")
+
+
+def _notes_on_parts(images: list[Path], folder: Path) -> Iterator[str]:
+    """The note on folders called like a split that are read together with images outside of any split."""
+    inside = [image.relative_to(folder).parts[:-1] for image in images if image.is_relative_to(folder)]
+    parts = [next((part for part in parents if part.lower() in SPLIT_FOLDERS), None) for parents in inside]
+    if None in parts and any(parts):
+        names = ", ".join(sorted({f"'{part}'" for part in parts if part}))
+        yield f"the images of {names} are read together with those beside it"
 
 
 def _described_pairs(description: Description, split: str, root: Path | None) -> list[Pair]:
@@ -199,27 +249,40 @@ def _described_pairs(description: Description, split: str, root: Path | None) ->
 
 
 def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
-    """A folder of images, of label files, or of ``images`` and ``labels``."""
+    """A folder of images, of label files, or of ``images`` and ``labels``; with a `root`, of its labels."""
     folders = folders_like(source, "images")
     if len(folders) == 1 and folders_like(source, "labels"):
         return _folder_pairs(folders[0], root)
-    images = sorted(files_below(source, *IMAGE_SUFFIXES))
+    images = sorted(data_below(source, *IMAGE_SUFFIXES))
     labels = LabelFiles()
     if images and root is None:
         pairs = [Pair(image, labels.of(image)) for image in images]
         return pairs + _without_image(source, labels.claimed)
-    files = sorted(path for path in files_below(source, ".txt") if not is_name_file(path.name))
-    files = [file for file in files if "labels" in map(str.lower, file.parts) or is_label_file(file)]
+    if root is not None:
+        source = next(iter(labels_folders(source)), source)
+    files = sorted(path for path in data_below(source, ".txt") if not is_name_file(path.name))
+    in_labels = "labels" in map(str.lower, _parts_with("labels", source))
+    files = [f for f in files if in_labels or "labels" in map(str.lower, f.parts) or is_label_file(f)]
     stems = [file.relative_to(source).with_suffix("").as_posix() for file in files]
-    parts = ["images" if part.lower() == "labels" else part for part in source.parts]
-    folders = (
-        [root] if root else [*folders_like(Path(), str(Path(*parts))), Path(*parts), *folders_near(source)]
-    )
+    if root is not None and not files:
+        fix = "give the folder of the labels with --root, or leave out --root"
+        raise DatasetError("no label files in the folder", where=str(source), fix=fix)
+    parts = ["images" if part.lower() == "labels" else part for part in _parts_with("labels", source)]
+    beside = _counterparts(source, "labels", "images")
+    folders = [root] if root else [*beside, Path(*parts), *folders_near(source)]
     finders = [ImageFolder(folder) for folder in folders]
     finder = next((f for f in finders if any(_images_of(f, stem) for stem in some_of(stems))), finders[0])
-    return [
+    pairs = [
         Pair(next(iter(_images_of(finder, stem)), finder.folder / f"{stem}.jpg"), file)
         for stem, file in zip(stems, files, strict=True)
+    ]
+    if finder.folder not in beside:  # others may hold images of other splits
+        return pairs
+    labeled = {pair.image for pair in pairs}
+    return pairs + [
+        Pair(image, None)
+        for image in sorted(data_below(finder.folder, *IMAGE_SUFFIXES))
+        if image not in labeled
     ]
 
 
@@ -240,7 +303,7 @@ def _without_image(images: Path, used: set[Path]) -> list[Pair]:
     """Label files that no image has, for `check` to report."""
     image_of: dict[Path, Path] = {}
     for folder in (*labels_folders(images), images):
-        for file in sorted(files_below(folder, ".txt")):
+        for file in sorted(data_below(folder, ".txt")):
             is_no_label = file in used or is_name_file(file.name)
             if not is_no_label and (folder != images or is_label_file(file)):
                 image_of.setdefault(file, (images / file.relative_to(folder)).with_suffix(".jpg"))
