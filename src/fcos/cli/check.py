@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import combinations
@@ -101,23 +100,20 @@ def _read_parts(
     from fcos.data.registry import NO_IMAGES, format_named
 
     splits, name_file, format = _expand(sources, root, name_file, format)
-    names: Sequence[str] | None = None
     if name_file is None and (name_file := find_name_file(splits[0].source, splits[0].root, format)):
         _note(f"class names from {name_file}")
-    if name_file is not None:
-        names, had_background = read_names(name_file)
-        if not had_background:
-            _note(f"{name_file} does not start with 'background', so its first line is read as a class")
+    if name_file is not None and not read_names(name_file)[1]:
+        _note(f"{name_file} does not start with 'background', so its first line is read as a class")
     parts: list[tuple[str, Annotations]] = []
     for split in splits:
         try:
             if parts:  # as training reads evaluation data
                 of_training = parts[0][1].class_names
                 annotations = read_with_classes_of(
-                    split.source, of_training, root=split.root, names=names, format=format
+                    split.source, of_training, root=split.root, names=name_file, format=format
                 )
             else:
-                annotations = read_annotations(split.source, root=split.root, names=names, format=format)
+                annotations = read_annotations(split.source, root=split.root, names=name_file, format=format)
         except DatasetError as error:
             if error.what != NO_IMAGES or len(parts) < 2 or len(sources) > 1:
                 raise
@@ -149,6 +145,8 @@ def _expand(
         return splits, name_file or (Path(config.name_file) if config.name_file else None), config.data_format
     if len(sources) == 1 and first.is_dir() and format == "auto":
         found = find_splits(first)
+        for note in found.notes:
+            _note(note)
         splits = [Split(part.source, root or part.root) for part in found.all()]
         return splits, name_file or found.name_file, found.format
     return [Split(Path(source), root) for source in sources], name_file, format

@@ -102,7 +102,7 @@ def write_proposal(
             )
     for file, text in texts.items():
         write_text(file, text)
-    for note in data.train.notes:
+    for note in data.notes:
         click.echo(f"note: {printable_line(note)}", err=True)
     given = [key for key in type(config).model_fields if config.origin(key).startswith("command line")]
     proposals = [proposal for proposal in proposals if proposal.key not in given]

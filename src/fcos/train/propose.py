@@ -92,11 +92,13 @@ class FolderData:
 
     Attributes:
         files: the files of a split that was made, with their text; none where the folder has its own.
+        notes: on what was read, and what was not.
     """
 
     train: Annotations
     proposals: list[Proposal]
     files: dict[Path, str]
+    notes: tuple[str, ...]
 
 
 def propose_data(folder: Path, split_folder: Path) -> FolderData:
@@ -133,7 +135,8 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
         Proposal("data_format", parts.format, f"the folder is in {splits.format} format"),
         Proposal("run_folder", f"runs/{folder.resolve().name}", "named after the folder"),
     ]
-    return FolderData(train, [proposal for proposal in found if proposal.value is not None], files)
+    given = [proposal for proposal in found if proposal.value is not None]
+    return FolderData(train, given, files, (*splits.notes, *train.notes))
 
 
 def preset_for(hardware: Hardware) -> str:
