@@ -24,5 +24,5 @@ def test_devices_share_the_batch_of_an_evaluation(batch: int, world: int, share:
     with mock.patch.multiple(evaluation, Predictor=mock.DEFAULT, TorchBackend=mock.DEFAULT) as mocks:
         config, card = load_config({"nbatch_eval": batch}), ModelCard({}, ("cat",), (1,))
         assert evaluation.evaluate(fabric, config, mock.Mock(spec=FCOS), card, data, on_batch) is None
-    find = mocks["Predictor"].return_value.find
-    find.assert_called_once_with(data, batch_size=share, on_batch=on_batch, fabric=fabric)
+    predict = mocks["Predictor"].return_value.predict_dataset
+    predict.assert_called_once_with(data, batch_size=share, on_batch=on_batch, fabric=fabric)
