@@ -54,17 +54,9 @@ def announce(model: Path) -> None:
         )
 
 
-device_option = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    callback=_convert_one_device,
-    help="auto, cpu, cuda, mps, or a GPU number.",
-)
-devices_option = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
+_device_option = partial(click.option, "--device", default="auto", show_default=True)
+device_option = _device_option(callback=_convert_one_device, help="auto, cpu, cuda, mps, or a GPU number.")
+devices_option = _device_option(
     callback=_convert_device,
     help="auto, cpu, cuda, mps, a GPU number, or several (0,1,2,3) to split the images between.",
 )
