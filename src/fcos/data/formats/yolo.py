@@ -107,9 +107,7 @@ class _Rows:
     num_keypoint_values: int | None  # behind the box, as data.yaml says
     faults: Faults = field(default_factory=Faults)
     may_be_pose: list[bool] = field(default_factory=list)  # whether polygons could be boxes with keypoints
-    may_be_tracked: list[bool] = field(
-        default_factory=list
-    )  # or boxes with a score and the number of a track
+    may_be_tracked: list[bool] = field(default_factory=list)  # or boxes with a score and a track
     may_be_pixels: list[bool] = field(default_factory=list)  # whether boxes are larger than any image
 
     def read(self, file: Path) -> tuple[list[Sequence[float]], list[int]]:
