@@ -17,6 +17,7 @@ from fcos.data.check import valid_part
 from fcos.data.formats import read_with_classes_of
 from fcos.data.in_memory import Names, write_items
 from fcos.data.names import with_classes_of
+from fcos.data.splits import evaluation_part
 from fcos.errors import ConfigError, DeviceError
 from fcos.metrics.coco import CocoMetrics, evaluate_detections
 from fcos.predict.device import torch_device
@@ -130,7 +131,8 @@ class Detector(Predictor):
         """Compute COCO metrics on annotations with the classes of this model.
 
         Args:
-            list: the annotations, as in the setting `list_eval`, or data in memory, as in `train`.
+            list: the annotations, as in the setting `list_eval`; a folder with splits, of which the
+                evaluation part is measured; or data in memory, as in `train`.
             root: folder of the images.
             names: class names, if the file has none, or of the labels in memory; default: those of the model.
             format: "auto", or the name of a format ("coco").
@@ -142,8 +144,9 @@ class Detector(Predictor):
             with TemporaryDirectory() as folder:
                 file = write_items(list, names or getattr(list, "classes", None) or of_model, Path(folder))
                 return self.evaluate(file, skip_invalid=skip_invalid, batch_size=batch_size)
+        part = evaluation_part(Path(list), None if root is None else Path(root), format)
         annotations = self.read_annotations(
-            list, root=root, names=names, format=format, skip_invalid=skip_invalid
+            part.source, root=part.root, names=names, format=format, skip_invalid=skip_invalid
         )
         return evaluate_detections(annotations, self.predict_dataset(annotations, batch_size=batch_size))
 

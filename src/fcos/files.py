@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,25 @@ def is_run(folder: Path) -> bool:
     """Whether the config.json of this folder is one of ours: other programs have such a file too."""
     file = folder / "config.json"
     return file.is_file() and b'"list_train"' in file.read_bytes()
+
+
+def data_below(folder: Path, *suffixes: str) -> Iterator[Path]:
+    """`files_below` without what fcos itself wrote there: drawn copies, crops, predicted labels and plots."""
+    sizes_of, is_of_run = cache(predicted_files), cache(is_run)
+
+    def is_written(path: Path) -> bool:
+        for out in path.parents:
+            if sizes := sizes_of(out):
+                name = path.relative_to(out)
+                if sizes.get(name.as_posix(), -1) in (None, path.lstat().st_size):
+                    return True
+                if out != folder and name.parts[0].startswith(("crops", "labels_")):
+                    return True
+            if out == folder:
+                break
+        return path.name == "curves.png" and is_of_run(path.parent)
+
+    return (path for path in files_below(folder, *suffixes) if not is_written(path))
 
 
 # Writing ----------------------------------------------------------------------------------------------------

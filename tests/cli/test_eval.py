@@ -319,3 +319,12 @@ def test_of_a_folder_its_evaluation_part_is_measured(model_file: Path, coco: Pat
     assert answer.exit_code == 0, answer.output
     assert f"evaluating {val}" in answer.stderr
     assert answer.stdout.splitlines()[-1].startswith("5 images")
+
+    detector = Detector.load(model_file, "cpu")
+    assert np.array_equal(detector.evaluate(tmp_path).stats, detector.evaluate(val).stats)
+
+    plot = tmp_path / "plot.png"
+    words = ["compare", str(model_file), "--data", str(tmp_path), "--json", "-o", str(plot)]
+    compared = CliRunner().invoke(main, [*words, "--device", "cpu"])
+    assert compared.exit_code == 0, compared.output
+    assert json.loads(compared.stdout)["num_images"] == 5

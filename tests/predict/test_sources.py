@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from PIL import Image
 from fcos.data.image import read_image
 from fcos.data.registry import recognize
 from fcos.errors import DatasetError
+from fcos.files import WRITTEN_FILE
 from fcos.predict.images import plan
 from fcos.predict.sources import Source, find_images, find_sources, is_address, read_source
 from fcos.predict.video_reader import VideoReader
@@ -49,6 +52,21 @@ def test_a_folder_holds_images_and_videos() -> None:
         ("video", "photos/clip.MP4", "clip.MP4"),
         ("image", "photos/sub/b.png", "sub/b.png"),
     ]
+
+
+def test_what_fcos_wrote_into_a_folder_is_not_a_source(here: Path) -> None:
+    before = found("photos")
+    drawn, run = here / "photos/earlier", here / "photos/runs/cats"
+    for folder in (drawn, run):
+        folder.mkdir(parents=True)
+    shutil.copy(here / "photos/a.jpg", drawn)
+    (drawn / WRITTEN_FILE).write_text(json.dumps(["a.jpg", (drawn / "a.jpg").stat().st_size]) + "\n")
+    shutil.copy(here / "photos/sub/b.png", run / "curves.png")
+    (run / "config.json").write_text('{"list_train": "cats.json"}')
+    assert found("photos") == before
+    with pytest.raises(DatasetError, match="what fcos wrote there is left out"):
+        found("photos/earlier")
+    assert found("photos/earlier/a.jpg") == [("image", "photos/earlier/a.jpg", "a.jpg")]
 
 
 @pytest.mark.parametrize("suffix", ["mpo", "tga", "dib", "j2k", "jp2", "apng"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcos.cli.eval import evaluated_part
 from fcos.cli.options import PATH, annotation_options, device_option, output_option
 from fcos.cli.output import json_option, new_table, print_json, print_table, progress_bar
 from fcos.files import check_writable
@@ -34,7 +35,7 @@ Examples:
     "data",
     type=PATH,
     required=True,
-    help="Annotations in any format; classes that a model does not have count as AP 0.",
+    help="Annotations in any format, or a folder with splits; classes that a model lacks count as AP 0.",
 )
 @annotation_options
 @click.option("--skip-invalid", is_flag=True, help="Skip broken images and invalid boxes.")
@@ -79,6 +80,7 @@ def command(
 
     check_format(output)
     check_writable(output)
+    data, root = evaluated_part(data, root, format)
     annotations = read_annotations(data, root=root, names=names, format=format)
     if num_images is not None:
         annotations = select(annotations, range(min(num_images, len(annotations))))

@@ -13,7 +13,7 @@ import click
 from fcos.cli.eval import run_config
 from fcos.cli.options import PATH, announce, needs_demo, server_options
 from fcos.errors import FcosError
-from fcos.files import files_below
+from fcos.files import data_below
 
 if TYPE_CHECKING:
     from fcos.detector import Detector
@@ -76,7 +76,7 @@ def images_of(folder: Path) -> list[Path]:
     """The first images of a folder and its subfolders, by name."""
     from fcos.data.image_files import IMAGE_SUFFIXES
 
-    files = (file for file in files_below(folder, *IMAGE_SUFFIXES) if file.is_file())
+    files = (file for file in data_below(folder, *IMAGE_SUFFIXES) if file.is_file())
     return list(islice(files, NUM_EXAMPLES))
 
 

@@ -173,8 +173,6 @@ def evaluation_data(
     skip_invalid: bool = False,
 ) -> Annotations:
     """The annotations of `--list`; without one those of the model's run, read as the run read them."""
-    from fcos.data.formats import find_splits
-
     if list_ is None:
         run = run_config(detector.path)
         if run is None or not run.list_eval:
@@ -187,10 +185,19 @@ def evaluation_data(
         root = root or (Path(run.root_eval) if run.root_eval else None)
         names = names or (Path(run.name_file) if run.name_file else None)
         skip_invalid = skip_invalid or run.skip_invalid
-    elif list_.is_dir() and format == "auto" and (part := find_splits(list_).evaluation) is not None:
-        click.echo(f"evaluating {part.source}", err=True)
-        list_, root = part.source, root or part.root
+    else:
+        list_, root = evaluated_part(list_, root, format)
     return detector.read_annotations(list_, root=root, names=names, format=format, skip_invalid=skip_invalid)
+
+
+def evaluated_part(list_: Path, root: Path | None, format: str) -> tuple[Path, Path | None]:
+    """What to measure on, printed where it is a part of the folder that was given; and its images."""
+    from fcos.data.splits import evaluation_part
+
+    part = evaluation_part(list_, root, format)
+    if part.source != list_:
+        click.echo(f"evaluating {part.source}", err=True)
+    return part.source, part.root
 
 
 def _print_per_class(metrics: CocoMetrics, annotations: Annotations) -> None:

@@ -73,6 +73,13 @@ def find_splits(folder: Path) -> Splits:
     return with_note(found, sources, unused, folder, "annotation file belongs", "annotation files belong")
 
 
+def evaluation_part(source: Path, root: Path | None = None, format: str = "auto") -> Split:
+    """What to measure on: the evaluation part of a folder with splits; any other source as a whole."""
+    if format == "auto" and source.is_dir() and (part := find_splits(source).evaluation) is not None:
+        return Split(part.source, root or part.root)
+    return Split(source, root)
+
+
 def split_folders(folder: Path) -> dict[str, Path]:
     """Folders called like a split: ``train``, ``valid``, ``val``, ``test``."""
     named = {name: folder / name for name in names_in(folder) if name.lower() in SPLIT_FOLDERS}

@@ -21,7 +21,7 @@ from torch import Tensor
 from fcos.data.image import decode_image, read_image
 from fcos.data.image_files import ARCHIVE_SUFFIXES, DOCUMENT_SUFFIXES, IMAGE_SUFFIXES, is_image, slashed
 from fcos.errors import DatasetError
-from fcos.files import check_regular, files_below, is_hidden, read_bytes
+from fcos.files import check_regular, data_below, is_hidden, read_bytes
 from fcos.predict.download import download, without_secrets
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
@@ -138,7 +138,7 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
     elif os.path.isfile(path):
         yield from _of_file(path, out)
     elif os.path.isdir(path):
-        yield from _found(path, path, sorted(files_below(path)), out)
+        yield from _found(path, path, sorted(data_below(path)), out)
     elif os.path.lexists(path):
         check_regular(path)
     elif re.match(r"(rtsps?|rtmps?)://", word, re.IGNORECASE):
@@ -357,7 +357,8 @@ def _nothing_found(path: Path) -> DatasetError:
         return DatasetError(
             "the folder contains no images or videos",
             where=str(path.absolute()),
-            fix=f"give another folder, or name a file (searched, with subfolders, for {suffixes})",
+            fix=f"give another folder, or name a file (searched, with subfolders, for {suffixes}; what fcos "
+            "wrote there is left out)",
         )
     if glob.has_magic(str(path)):
         return DatasetError(

@@ -304,6 +304,16 @@ def test_lists_of_splits_are_found_where_other_tools_put_them(dataset):
     assert splits() == ["."]
 
 
+def test_xml_files_in_no_split_are_pointed_out(dataset, write_xml, make_image):
+    assert find_splits(dataset).notes == ()
+    for stem in ("d", "e"):
+        write_xml(stem, xml_object("cat", 1, 2, 20.5, 30))
+        make_image(f"JPEGImages/{stem}.jpg")
+    assert find_splits(dataset).notes == ("2 annotation files belong to no split, for example 'd.xml'",)
+    (dataset / "ImageSets/Main/trainval.txt").write_text("a\nb\nc\nd\ne\n")
+    assert find_splits(dataset).notes == ()
+
+
 def test_xml_files_of_one_name_are_refused(dataset):
     (dataset / "Annotations" / "a.XML").write_text(XML.format(name="a", objects=""))
     with pytest.raises(

@@ -34,7 +34,16 @@ from fcos.data.image_files import (
 from fcos.data.names import check_number_of_classes, with_names, write_names
 from fcos.data.numbers import rotated_note
 from fcos.data.registry import DataFormat
-from fcos.data.splits import SPLIT_FOLDERS, SPLIT_NAMES, Split, Splits, arranged, pick, split_folders
+from fcos.data.splits import (
+    SPLIT_FOLDERS,
+    SPLIT_NAMES,
+    Split,
+    Splits,
+    arranged,
+    pick,
+    split_folders,
+    with_note,
+)
 from fcos.data.text import Faults, number_text, read_lines
 from fcos.errors import DatasetError
 from fcos.files import files_below, read_text, write_text, written
@@ -289,14 +298,22 @@ def _names_xml(file: Path) -> bool:
 def _splits(folder: Path) -> Splits:
     # Only `convert` writes one: it keeps the order of the classes, which xml files cannot.
     name_file = folder / "names.txt" if (folder / "names.txt").is_file() else None
-    sources = pick(_split_files(folder), folder)
+    lists = _split_files(folder)
+    sources = pick(lists, folder)
     annotations = annotation_folder(folder)
     # ``train`` and ``val`` with their own folders, or within ``Annotations``
     subfolders = split_folders(folder if annotations is None else annotations)
     if subfolders and not any(sources):
         return arranged("voc", pick(subfolders, folder), whole=Split(folder), name_file=name_file)
     root = None if annotations == folder else folder  # of xml files alone, images are nearby
-    return arranged("voc", sources, root=folder, whole=Split(folder, root), name_file=name_file)
+    found = arranged("voc", sources, root=folder, whole=Split(folder, root), name_file=name_file)
+    if annotations is None or not lists:
+        return found
+    files = _xml_files(annotations)
+    listed = {stem for file in lists.values() for stem in _split_stems(file, files)}
+    unused = [file for stem, file in files.items() if stem not in listed]
+    words = "annotation file belongs", "annotation files belong"
+    return with_note(found, sources, unused, annotations, *words)
 
 
 FORMAT = DataFormat(

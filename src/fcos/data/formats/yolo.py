@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fcos.data.annotations import Annotations, Record
 from fcos.data.formats.yolo_description import YAML_SUFFIXES, find_description, read_description
-from fcos.data.formats.yolo_layout import LabelFiles, Pair, data_below, find_layout, is_label_file, list_pairs
+from fcos.data.formats.yolo_layout import LabelFiles, Pair, find_layout, is_label_file, list_pairs
 from fcos.data.image import read_header, upright
 from fcos.data.image_files import IMAGE_SUFFIXES, folders_like, is_image, names_in, place_images, unique_stems
 from fcos.data.names import BACKGROUND, numbered_names, with_names
@@ -31,7 +31,7 @@ from fcos.data.registry import DataFormat
 from fcos.data.splits import Split, Splits, arranged, pick, with_note
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
-from fcos.files import written
+from fcos.files import data_below, written
 from fcos.terminal import counted
 
 NOT_POSE = 8  # numbers behind the class: four corners of a rotated box

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +38,7 @@ from fcos.data.numbers import number
 from fcos.data.splits import SPLIT_FOLDERS
 from fcos.data.text import Faults, read_lines
 from fcos.errors import DatasetError
-from fcos.files import files_below, is_run, predicted_files
+from fcos.files import data_below
 
 SAMPLED_LINES = 50
 
@@ -178,25 +177,6 @@ def _parts_with(name: str, folder: Path) -> tuple[str, ...]:
     """The parts of a path, with those of the working directory if it may be there that one has this name."""
     is_there = name in map(str.lower, folder.parts)
     return folder.parts if is_there else Path(os.path.abspath(folder)).parts
-
-
-def data_below(folder: Path, *suffixes: str) -> Iterator[Path]:
-    """`files_below` without what fcos itself wrote there: drawn copies, crops, predicted labels and plots."""
-    sizes_of, is_of_run = cache(predicted_files), cache(is_run)
-
-    def is_written(path: Path) -> bool:
-        for out in path.parents:
-            if sizes := sizes_of(out):
-                name = path.relative_to(out)
-                if sizes.get(name.as_posix(), -1) in (None, path.lstat().st_size):
-                    return True
-                if out != folder and name.parts[0].startswith(("crops", "labels_")):
-                    return True
-            if out == folder:
-                break
-        return path.name == "curves.png" and is_of_run(path.parent)
-
-    return (path for path in files_below(folder, *suffixes) if not is_written(path))
 
 
 def is_label_file(file: Path) -> bool:
