@@ -140,6 +140,26 @@ def test_a_file_with_sound_only_holds_no_video(tmp_path: Path) -> None:
         VideoReader(str(path))
 
 
+def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        cover, film = container.add_stream("mjpeg", rate=1), container.add_stream("mpeg4", rate=10)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        film.width, film.height, film.pix_fmt = 48, 32, "yuv420p"
+        for stream, num_frames in ((cover, 1), (film, 4)):
+            picture = av.VideoFrame.from_ndarray(
+                np.zeros((stream.height, stream.width, 3), np.uint8), format="rgb24"
+            )
+            for _ in range(num_frames):
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+
+    frames, _ = read_all(path)
+    assert [pixels(frame).shape[:2] for frame in frames] == [(32, 48)] * 4
+
+
 def test_a_missing_library_is_named(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
 

@@ -78,9 +78,10 @@ class VideoReader:
         self.where = f"camera {where}" if camera else without_secrets(where)
         self._av = import_av()
         self._container: InputContainer = self._open_camera(where) if camera else self._open(where)
-        if not self._container.streams.video:
+        stream = self._container.streams.best("video")  # the first may be a cover picture
+        if stream is None:
             raise DatasetError("the file contains no video", where=self.where, fix="give another file")
-        self._stream = stream = self._container.streams.video[0]
+        self._stream = stream
         stream.thread_type = "AUTO"
         assert stream.time_base is not None
         self.time_base: Fraction = stream.time_base
