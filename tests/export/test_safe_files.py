@@ -99,12 +99,12 @@ def test_pickles_in_a_program_are_refused(exported: dict[str, Path], tmp_path: P
     cases: list[tuple[Change, dict[str, bytes], str]] = [
         (pickled_tensor("weights"), {"data/weights/tensor_0": evil}, "is pickled"),
         (pickled_tensor("constants"), {"data/constants/tensor_0": evil}, "is pickled"),
-        (unchanged, {"data/weights/model.pt": evil}, "holds more than tensors"),
-        (unchanged, {"data/constants/model.pt": evil}, "holds more than tensors"),
-        (unchanged, {"data/constants/custom_obj_0": evil}, "might hold code"),
-        (unchanged, {"data/constants/opaque_obj_0": evil}, "might hold code"),
-        (unchanged, {"data/aotinductor/model/model.so": b"ELF"}, "might hold code"),
-        (unchanged, {"models/other.json": b"{}"}, "might hold code"),
+        (unchanged, {"data/weights/model.pt": evil}, "contains more than tensors"),
+        (unchanged, {"data/constants/model.pt": evil}, "contains more than tensors"),
+        (unchanged, {"data/constants/custom_obj_0": evil}, "might contain code"),
+        (unchanged, {"data/constants/opaque_obj_0": evil}, "might contain code"),
+        (unchanged, {"data/aotinductor/model/model.so": b"ELF"}, "might contain code"),
+        (unchanged, {"models/other.json": b"{}"}, "might contain code"),
     ]
     for change, more, words in cases:
         path = changed(exported["torch"], out, change, **more)
@@ -119,7 +119,7 @@ def test_a_program_of_the_former_layout_is_refused(tmp_path: Path, mark: Path) -
         archive.writestr("version", "8.9")
         for part in ("exported_program.json", "state_dict.pt", "constants.pt", "example_inputs.pt"):
             archive.writestr(f"serialized_{part}", pickled({"x": Evil(mark)}))
-    with pytest.raises(WeightsError, match="might hold code"):
+    with pytest.raises(WeightsError, match="might contain code"):
         open_exported(tmp_path / "old.pt2")
     assert not mark.exists()
 
