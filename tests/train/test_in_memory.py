@@ -71,7 +71,9 @@ def test_a_run_in_memory_resumes_with_the_same_data_and_refuses_others(tiny: Tin
 
     again = tiny.config("killed", **settings, load=True)
     brighter = [((image // 2) + 100, target) for image, target in train]
-    with pytest.raises(CheckpointError, match="the training data differ from those that the run was started"):
+    with pytest.raises(
+        CheckpointError, match="the training data differs from the data that the run was started"
+    ):
         Detector.train(again, data=brighter, names=NAMES)
 
     Detector.train(again, data=train, names=NAMES)
