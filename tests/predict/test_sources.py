@@ -273,7 +273,7 @@ def test_pixels_of_a_piped_image_are_those_of_its_file(here: Path) -> None:
 
 def test_where_files_are_needed_nothing_else_is_taken(here: Path) -> None:
     assert find_images(["photos/*.jpg"], Path("out")) == [Path("photos/a.jpg")]
-    with pytest.raises(DatasetError, match=r"only image files .*, and 'photos/clip\.MP4' is not one"):
+    with pytest.raises(DatasetError, match=r"only image files .*, but 'photos/clip\.MP4' is not one"):
         find_images(["photos"], Path("out"))
 
 

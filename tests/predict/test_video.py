@@ -244,7 +244,7 @@ def test_images_and_videos_at_an_address(model_file: Path, address: str, frames:
     [image] = content["images"]
     assert (image["path"], image["drawn"]) == (words[0], "predictions/frame.png")
     assert len(image["detections"]) == len(Detector.load(model_file, "cpu").predict(frames[0]))
-    assert content["failed"] == [{"path": words[1], "error": "the server answers 404 File not found"}]
+    assert content["failed"] == [{"path": words[1], "error": "the server returned 404 File not found"}]
     assert [video["num_frames"] for video in content["videos"]] == [2]
 
 
