@@ -26,7 +26,7 @@ def test_the_real_set_is_checked_part_by_part(fcos, shared):
     assert len(problems) == 2
     assert "BloodImage_00343.xml, object 4" in problems[0]
     assert "BloodImage_00338.xml, object 13" in problems[1]
-    assert "no image is in two splits" in result.output
+    assert "no image is in more than one split" in result.output
     assert "skip_invalid" in result.output
 
 

@@ -79,7 +79,7 @@ def test_with_a_model_file_it_knows_what_nms_took_away(data: Path, model_file: P
     assert Detector.load(run, "cpu").class_names == NAMES
     result = report(run)
     assert result.exit_code == 0, result.output
-    assert re.search(r"are known for \d+ images", (run / "report.html").read_text(encoding="utf-8"))
+    assert re.search(r"are known only for \d+ images", (run / "report.html").read_text(encoding="utf-8"))
 
 
 def test_file_and_number_of_images_can_be_chosen(data: Path) -> None:

@@ -237,7 +237,7 @@ def test_key_of_another_tool_is_answered_with_ours(key: str, ours: str) -> None:
 
 
 def test_key_without_an_equivalent_says_so() -> None:
-    for key, why in (("cache", "read as they are needed"), ("cutmix", "mix images")):
+    for key, why in (("cache", "images are not cached"), ("cutmix", "mix images")):
         assert "fix: remove it; " in message({key: 8})
         assert why in message(None, f"{key}=8")
 
@@ -462,7 +462,7 @@ def test_file_that_cannot_be_read_is_explained(folder: Path) -> None:
         f"not a UTF-8 text file\n  in: {folder}/photo.jpg\n  fix: save it as UTF-8"
     )
     assert "the config file does not exist" in message(folder / "no.json")
-    assert "`fcos init FOLDER` writes one" in message(folder / "no.json")
+    assert "write one for a folder of images: `fcos init FOLDER`" in message(folder / "no.json")
     assert "this is a folder, not a config file" in message(folder)
 
 

@@ -50,7 +50,7 @@ def test_gpu_that_is_not_there_is_an_error_that_says_what_is() -> None:
 def test_kind_of_device_that_is_not_there_is_an_error(device: str) -> None:
     with pytest.raises(DeviceError, match=f"there is no {device} device on this machine") as caught:
         choose_device(device)
-    assert 'Set "device" to "auto" or "cpu"' in str(caught.value)
+    assert 'set "device" to "auto" or "cpu"' in str(caught.value)
 
 
 def test_processes_are_those_of_the_cpu() -> None:

@@ -94,7 +94,7 @@ def test_problems_of_data_in_memory_name_the_item_before_training_starts(tiny: T
 
 
 def test_a_list_and_data_in_memory_are_not_given_together(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r'"list_eval" is .*eval\.txt, and data in memory are given too'):
+    with pytest.raises(ConfigError, match=r'"list_eval" is .*eval\.txt, but data in memory is given too'):
         Detector.train(tiny.config("run"), eval_data=items(tiny, "eval"), names=NAMES)
 
 

@@ -247,7 +247,7 @@ def test_sizes_are_read_from_the_images_where_the_annotations_do_not_tell(tmp_pa
 def test_unreadable_images_keep_the_presets_size(tmp_path: Path) -> None:
     train = make(size_hw=None)
     assert values(train, CPU)["short_side"] == 320
-    assert reasons(train, CPU)["short_side"] == "the preset's; no image could be read"
+    assert reasons(train, CPU)["short_side"] == "the preset's; no images could be read"
 
 
 def test_this_machine_has_a_core() -> None:
