@@ -342,11 +342,13 @@ def test_a_run_folder_stands_for_its_best_model(model_file: Path, tmp_path: Path
 
 
 def test_a_device_that_is_not_there_is_an_error_that_says_what_is(model_file: Path) -> None:
-    with pytest.raises(DeviceError, match=r"there is no GPU 97 on this machine[\s\S]*there is: .*cpu"):
+    with pytest.raises(DeviceError, match=r"there is no GPU 97 on this machine[\s\S]*available: .*cpu"):
         Detector.load(model_file, device=[97])
     with pytest.raises(DeviceError, match="there is no GPU 97 on this machine"):
         Detector.load(model_file, device=97)
-    with pytest.raises(DeviceError, match=r"'gpu' is not a device(.|\n)*fix: there is: .*cpu"):
+    with pytest.raises(
+        DeviceError, match=r"'gpu' is not a device(.|\n)*fix: use auto or one of these: .*cpu"
+    ):
         Detector.load(model_file, device="gpu")
 
 
@@ -456,5 +458,5 @@ def test_training_gives_a_detector_of_the_best_model(pixels: Any, tmp_path: Path
 
 def test_training_without_saving_is_refused_before_it_begins(tmp_path: Path) -> None:
     config = load_config({"save": False, "list_train": "none.txt", "run_folder": str(tmp_path / "run")})
-    with pytest.raises(ConfigError, match="save=false writes no model that could be returned"):
+    with pytest.raises(ConfigError, match="with save=false there is no model to return"):
         Detector.train(config)

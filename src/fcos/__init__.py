@@ -1,6 +1,6 @@
 """FCOS in PyTorch: train, evaluate and use an object detector.
 
-The public names load on first use, so that `import fcos` (and with it `fcos --help`) brings no torch.
+The public names load on first use, so that `import fcos` (and with it `fcos --help`) does not import torch.
 """
 
 from importlib import import_module
@@ -48,5 +48,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What is public, loaded or not."""
+    """List the public names, loaded or not."""
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -50,7 +50,8 @@ class Detector(Predictor):
     ) -> Detector:
         """Load the best model of a run folder, a model file, an exported file, or published weights.
 
-        `agnostic_nms`, `tile`, `overlap` and `tta` are as in `predict`, for all that this detector does.
+        `agnostic_nms`, `tile`, `overlap` and `tta` are as in `predict`, and apply to everything this detector
+        does.
 
         Args:
             source: "everyday" (the detector in this package), a run folder, one of our `*.safetensors` files,
@@ -59,8 +60,8 @@ class Detector(Predictor):
             device: "auto", "cpu", "cuda", "mps", or the number of a GPU. Exported files run on the CPU.
 
         Raises:
-            WeightsError: the file cannot be read, or is no detector.
-            DeviceError: this machine has no such device.
+            WeightsError: the file cannot be read, or is not a detector.
+            DeviceError: the device is not available.
         """
         path = Path(source)
         if not isinstance(device, torch.device):
@@ -101,7 +102,7 @@ class Detector(Predictor):
                 written to the folder `<run_folder>-data`.
             eval_data: evaluation data of the same kinds, in place of `list_eval`.
             names: class names of the labels of `data`, such as ["cat", "dog"] or {1: "cat", 3: "dog"};
-                "background" at 0 is no class. Default: `data.classes`.
+                "background" at 0 is not a class. Default: `data.classes`.
             callbacks: called after each step and epoch; they may end the training.
         """
         from fcos.report.after_training import train_and_draw  # not needed to predict
@@ -112,7 +113,7 @@ class Detector(Predictor):
             config = config if items is None else with_items(config, split, items, names)
         if not config.save:
             raise ConfigError(
-                "save=false writes no model that could be returned",
+                "with save=false there is no model to return",
                 where=config.origin("save"),
                 fix="remove it",
             )
@@ -131,10 +132,10 @@ class Detector(Predictor):
         """Compute COCO metrics on annotations with the classes of this model.
 
         Args:
-            list: the annotations, as in the setting `list_eval`; a folder with splits, of which the
-                evaluation part is measured; or data in memory, as in `train`.
+            list: the annotations, as in the setting `list_eval`; a folder with splits, whose evaluation split
+                is used; or data in memory, as in `train`.
             root: folder of the images.
-            names: class names, if the file has none, or of the labels in memory; default: those of the model.
+            names: class names, if the file has none, or of the labels in memory; default: the model's.
             format: "auto", or the name of a format ("coco").
             skip_invalid: skip broken images and invalid boxes instead of raising an error.
             batch_size: images per forward pass.
@@ -159,9 +160,9 @@ class Detector(Predictor):
         format: str = "auto",
         skip_invalid: bool = False,
     ) -> Annotations:
-        """Read annotations to evaluate on; arguments as in `evaluate`, and `names` may be a file of names.
+        """Read annotations to evaluate on; arguments as in `evaluate`, but `names` may also be a file.
 
-        They have the labels of this model, and boxes in the frame of the upright images.
+        Labels are this model's; boxes are in the frame of the upright images.
 
         Raises:
             DatasetError: the classes differ from the model's, or images or boxes are invalid.
@@ -174,11 +175,11 @@ class Detector(Predictor):
 
 
 def with_items(config: TrainConfig, split: str, items: Any, names: Names | None) -> TrainConfig:
-    """The settings with data in memory, which are written to files, as its "train" or "eval" list."""
+    """The settings with data in memory as their "train" or "eval" list; the data is written to files."""
     key = f"list_{split}"
     if given := getattr(config, key):
         raise ConfigError(
-            f'"{key}" is {given}, and data in memory are given too', where=config.origin(key), fix="keep one"
+            f'"{key}" is {given}, but data in memory is given too', where=config.origin(key), fix="keep one"
         )
     folder = Path(f"{config.run_folder}-data", split)  # both may hold 0.jpg with the same boxes
     file = write_items(items, names, folder, partial(track, what=f"writing {split} data"))

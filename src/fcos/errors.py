@@ -1,7 +1,7 @@
 """The errors that users see: what happened, where, and how to fix it.
 
-Every message that is meant for a user is one of these kinds; the command line prints it without a
-traceback. They are ``ValueError`` so that ``except ValueError`` in a user's script works too.
+Every error meant for a user is one of these; the command line prints it without a traceback. They are
+``ValueError`` so that ``except ValueError`` in a user's script works too.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ class TrainingError(FcosError):
 
 @contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
-    """Explain an import that fails within the block: which extra of this package to install."""
+    """Turn an ImportError in the block into an error that says which extra of this package to install."""
     try:
         yield
     except ImportError as error:

@@ -19,13 +19,13 @@ from typing import Any
 from fcos.errors import DatasetError, FcosError, OutputError
 
 MAX_TEXT_BYTES = 4 * 2**30
-# Folders that hold no data of the user: those of operating systems and network drives. (Others are hidden.)
+# Folders of operating systems and network drives, which hold no user data. (Others are hidden.)
 SYSTEM_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
 )
-# In the output folder of `fcos predict`: a line of JSON with name and size for each file that it wrote.
+# In the output folder of `fcos predict`: a line of JSON with the name and size of each file written.
 WRITTEN_FILE = ".fcos-predict"
-# What libraries that write for us say when the disk is full, in an error that is no OSError.
+# Messages of libraries that write for us when the disk is full, in errors other than OSError.
 WRITE_FAILURES = (
     *("No space left on device", "PytorchStreamWriter failed", "os error", "file write failed"),
     *("iostream error", "unexpected pos"),
@@ -36,13 +36,13 @@ WRITE_FAILURES = (
 
 
 def check_regular(path: Path, kind: type[FcosError] = DatasetError) -> None:
-    """Reject missing paths and anything but a file: opening a pipe or a device may wait for ever."""
+    """Reject missing paths and anything but a regular file: opening a pipe or a device may block forever."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         if os.path.islink(path):  # Path.is_symlink raises where a name is too long
             raise kind(
-                "this link points to nothing", where=str(path), fix="restore its target, or remove the link"
+                "this is a broken link", where=str(path), fix="restore its target, or remove the link"
             ) from error
         raise kind(
             f"cannot be read: {reason_of(error)}", where=str(path), fix="correct the path of the file"
@@ -62,7 +62,7 @@ def read_bytes(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: i
         size = path.stat().st_size
         if size > max_bytes:
             raise kind(
-                f"the file has {size / 2**20:,.0f} MB; at most {max_bytes / 2**20:,.0f} are read",
+                f"the file has {size / 2**20:,.0f} MB; the limit is {max_bytes / 2**20:,.0f}",
                 where=str(path),
                 fix="give another file, or split this one",
             )
@@ -77,7 +77,7 @@ def read_text(path: Path, kind: type[FcosError] = DatasetError, *, max_bytes: in
     """The content of a UTF-8 file, whatever the locale; a byte order mark (Windows editors) is dropped.
 
     Raises:
-        FcosError: of the given kind; it cannot be read, is no UTF-8, or is larger than `max_bytes`.
+        FcosError: of the given kind; it cannot be read, is not UTF-8, or is larger than `max_bytes`.
     """
     try:
         text = read_bytes(path, kind, max_bytes=max_bytes).decode("utf-8-sig")
@@ -128,11 +128,11 @@ def files_below(folder: Path, *suffixes: str, folders_too: bool = False) -> Iter
 
     Args:
         folder: its own name may be hidden.
-        suffixes: with the dot, in lower case; without any, all files. The case of a file's suffix is free.
-        folders_too: also folders with such a suffix, for callers that must not overlook them.
+        suffixes: with the dot, in lower case; without any, all files. The case of a file's suffix is ignored.
+        folders_too: also folders with such a suffix, for callers that must not miss them.
 
     Raises:
-        DatasetError: a folder may not be read, whose files would be overlooked.
+        DatasetError: a folder cannot be read, so its files would be missed.
     """
     wanted, top, linked = frozenset(suffixes), Path(os.path.realpath(folder)), set[Path]()
 
@@ -180,7 +180,7 @@ def is_run(folder: Path) -> bool:
 
 
 def data_below(folder: Path, *suffixes: str) -> Iterator[Path]:
-    """`files_below` without what fcos itself wrote there: drawn copies, crops, predicted labels and plots."""
+    """`files_below` without files that fcos wrote: drawn copies, crops, predicted labels and plots."""
     sizes_of, is_of_run = cache(predicted_files), cache(is_run)
 
     def is_written(path: Path) -> bool:
@@ -203,19 +203,19 @@ def data_below(folder: Path, *suffixes: str) -> Iterator[Path]:
 
 @contextmanager
 def written(path: Path, *, fix: str = "") -> Iterator[Path]:
-    """Where to write a file or folder that replaces `path` when the block ends without error.
+    """Yield a temporary path, which replaces `path` when the block ends without error.
 
-    Until then `path` is missing, or what it was before: a killed process or a full disk leaves no half of it.
-    The name that the block writes to has the last part of `path`.
+    Until then `path` is unchanged: a killed process or a full disk leaves no partial file or folder.
+    The temporary path has the same name, in another folder.
 
     Args:
-        path: folders above it are made.
+        path: parent folders are created.
         fix: what else to do if it cannot be written.
 
     Raises:
         OutputError: it cannot be written.
     """
-    path = Path(os.path.realpath(path))  # through a link: to what it points at
+    path = Path(os.path.realpath(path))  # of a link, replace the target
     with explained(path, fix):
         if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null, /dev/stdout, a pipe
             yield path
@@ -231,28 +231,28 @@ def written(path: Path, *, fix: str = "") -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A UTF-8 file, whole or not at all; half of a surrogate pair becomes ``?``."""
+    """Write a UTF-8 file atomically; a lone surrogate becomes ``?``."""
     write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """A file, whole or not at all."""
+    """Write a file atomically."""
     with written(path) as partial:
         partial.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     import msgspec
 
     write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1))
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a place for output before the work is done, not after.
+    """Raise an error if output cannot be written: before the work, not after it.
 
     Args:
-        path: of a file or folder that may be there already, or not; nothing is left behind.
+        path: a file or folder, which may already exist; nothing is left behind.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not (place.is_file() or place.is_dir()):
@@ -266,14 +266,14 @@ def check_writable(path: Path) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The system's words for what went wrong, without number and path."""
+    """The operating system's error message, without number and path."""
     if "iostream error" in str(error):  # all that C++ says
-        return "the disk is full, or the place is read-only"
+        return "the disk is full, or the folder is read-only"
     return getattr(error, "strerror", None) or str(error)
 
 
 def first_line_of(error: Exception) -> str:
-    """What a library says went wrong, in one line; its kind where it says nothing."""
+    """The first line of a library's error message, or the error's type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -284,17 +284,17 @@ def _put_in_place(partial: Path, path: Path, beside: Path) -> None:
     if path.is_dir():
         if not partial.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        # A folder does not take the place of another.
+        # os.replace cannot replace a folder with another.
         os.replace(path, beside / f".former-{path.name}"[:255])
     os.replace(partial, path)
 
 
 @contextmanager
 def explained(path: Path, fix: str = "") -> Iterator[None]:
-    """Turn what goes wrong in writing to a path into an `OutputError` with its reason."""
+    """Turn errors in writing to a path into an `OutputError` with the reason."""
     try:
         yield
-    except OutputError as error:  # of a part of it, in its temporary folder
+    except OutputError as error:  # about a file in the temporary folder
         raise OutputError(error.what, where=str(path), fix=error.fix) from error
     except FcosError:
         raise

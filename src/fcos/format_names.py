@@ -1,7 +1,7 @@
 """The names of the annotation formats: the modules of `data/formats`, listed without importing them.
 
-Settings, `--help` and completion need the names alone, and must not wait for numpy. A module with an
-underscore in its name belongs to the format that it begins with.
+Settings, `--help` and completion need only the names, and must not wait for numpy. A module with an
+underscore in its name belongs to the format before the underscore.
 """
 
 import os

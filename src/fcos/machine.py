@@ -1,4 +1,4 @@
-"""What this machine has: processor cores and versions of packages."""
+"""This machine's processor cores and package versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def num_cores() -> int:
 
 
 def package_versions(*names: str) -> dict[str, str]:
-    """Of packages; this one may also run from source."""
+    """Versions of packages; this one may also run from source, without being installed."""
     return {name: _version(name) for name in names}
 
 

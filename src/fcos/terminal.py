@@ -1,8 +1,8 @@
 """Make text from files safe to print in a terminal.
 
-A class name or a file name may hold escape codes, which a terminal obeys: they retitle its window, move the
-cursor over what stands there, or type for the user. They are shown as text instead: names where they are
-printed (`printable_line`), everything else on its way out of the command line (`SafeStream`).
+A class name or a file name may contain escape codes, which a terminal executes: they change its title,
+overwrite other text, or type for the user. They are shown as text instead: in names where they are printed
+(`printable_line`), in all other output by `SafeStream`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 MAX_LINE = 1000  # characters
 
-# Cc: control characters. Cs: halves of a surrogate pair, which no encoding takes. Cf is not refused as a
-# whole: it holds marks that reorder a line (U+202E), but also joiners that many scripts and emoji need.
+# Cc: control characters. Cs: lone surrogates, which cannot be encoded. Cf is not rejected as a whole: it
+# contains marks that reorder a line (U+202E), but also joiners that many scripts and emoji need.
 UNSAFE_CATEGORIES = ("Cc", "Cs")
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 COLORS = re.compile(r"(\x1b\[[0-9;]*m)")
-PROGRESS = re.compile(r"(\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[[0-9]*A|\x1b\[2K|\r)")  # what bars of rich write
+PROGRESS = re.compile(r"(\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[[0-9]*A|\x1b\[2K|\r)")  # rich's progress bars
 COLOR_VARIABLES = ("FORCE_COLOR", "TTY_COMPATIBLE")  # rich writes colors without a terminal
 
 
@@ -72,7 +72,7 @@ class SafeStream:
     """A text stream that shows control characters as text, except colors in a terminal.
 
     Args:
-        kept: what a terminal may get as it is.
+        kept: sequences that a terminal gets unchanged.
     """
 
     def __init__(self, stream: Any, kept: re.Pattern[str] = COLORS) -> None:
@@ -97,10 +97,10 @@ class SafeStream:
 
 @contextmanager
 def safe_output() -> Iterator[None]:
-    """Make everything printed in the block safe for a terminal; no name can stop a command."""
+    """Make everything printed in the block safe for a terminal; no name can make a command fail."""
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding does not have is shown as an escape, as on stderr.
+        # A character that the terminal's encoding lacks is shown as an escape, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     try:

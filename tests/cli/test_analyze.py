@@ -80,7 +80,7 @@ def test_a_run_that_was_not_evaluated_yet_has_empty_arrays(tmp_path: Path) -> No
 def test_a_folder_that_is_no_run_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["analyze", str(tmp_path)])
     assert result.exit_code == 2
-    assert "there are no metrics here" in result.stderr
+    assert "the run has no metrics" in result.stderr
     assert "fix: give the folder of a run, for example runs/train" in result.stderr
 
 

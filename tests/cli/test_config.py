@@ -58,7 +58,7 @@ def test_settings_are_printed_as_json() -> None:
     answer = json.loads(config("--json"))
     assert list(answer) == list(TrainConfig.model_fields)
     assert answer["epochs"]["default"] == 12
-    assert answer["epochs"]["takes"] == "a whole number, at least 1"
+    assert answer["epochs"]["takes"] == "an integer, at least 1"
 
 
 @pytest.mark.parametrize(

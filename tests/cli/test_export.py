@@ -192,7 +192,7 @@ def test_what_is_missing_is_asked_for(small_model: Path, photos: Path, tmp_path:
         (("--format", "torch", "--int8", "--calibrate", photos), "the format torch does not support --int8"),
         (("--format", "onnx", "--calibrate", photos), "--calibrate and --list need --int8"),
         (("--format", "onnx", "-o", tmp_path / "a.pt2"), "a.pt2 is not a *.onnx file"),
-        (("--format", "openvino", "-o", tmp_path / "a.xml"), "OpenVINO's format is a folder"),
+        (("--format", "openvino", "-o", tmp_path / "a.xml"), "OpenVINO models are folders"),
         (("--format", "onnx", "--check", tmp_path / "none"), "does not exist"),
     ):
         result = run("export", small_model, *words)

@@ -44,7 +44,7 @@ def test_init_prints_every_choice_with_its_reason(folder: Path) -> None:
     answer = fcos("init", "birds", "-o", "birds.json")
     for key in json.loads(Path("birds.json").read_text()):
         assert f"\n {key} " in answer.output
-    assert "the folder has no split, so one was made: 8 images" in answer.output
+    assert "the folder has no splits, so it was split: 8 images" in answer.output
     assert "written to birds.json\nstart training with `fcos train birds.json`" in answer.output
 
 
@@ -66,8 +66,8 @@ def test_init_refuses_to_replace_another_config(folder: Path) -> None:
     assert answer.stderr == (
         "ConfigError: the config file already exists and differs from the proposal\n"
         "  in: file train.json\n"
-        "  fix: `fcos train train.json` trains with it; `fcos init birds -o OTHER.json` writes another, "
-        "`fcos init birds --force` replaces it\n"
+        "  fix: train with it: `fcos train train.json`; or write another: `fcos init birds -o OTHER.json`; "
+        "or replace it: `fcos init birds --force`\n"
     )
     assert Path("train.json").read_text() == '{"epochs": 1}'
     assert not Path("train_split").exists()
@@ -98,7 +98,7 @@ def test_a_split_of_the_users_own_is_not_replaced(folder: Path) -> None:
     assert answer.stderr.startswith(
         "ConfigError: the annotation file already exists and differs from the proposal\n"
         "  in: file train_split/eval.json\n"
-        "  fix: `fcos init birds -o OTHER.json` writes another, `fcos init birds --force` replaces it\n"
+        "  fix: write another: `fcos init birds -o OTHER.json`; or replace it: `fcos init birds --force`\n"
     )
     assert ([file.name for file in mine.parent.iterdir()], mine.read_text()) == (["eval.json"], "[1]")
     assert not Path("train.json").exists()
@@ -192,7 +192,7 @@ def test_train_on_a_folder_answers_a_wrong_setting_before_it_writes(folder: Path
         ),
         (("name_file=names.txt",), "names.txt does not exist\n  in: command line, name_file=names.txt"),
         (("model=fcos_r5",), 'did you mean "fcos_r50"?'),
-        (("view_size=90",), "is more than view_size 90, the longest side\n  in: what is proposed; command"),
+        (("view_size=90",), "is more than view_size 90, the longest side\n  in: the proposal; command"),
     ],
 )
 def test_train_on_a_folder_answers_a_wrong_value_before_it_writes(

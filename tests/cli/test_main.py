@@ -56,7 +56,7 @@ def test_help_imports_no_torch_and_no_pydantic() -> None:
     [
         ("--imgsz", "Settings are given without dashes: view_size=VALUE or short_side=VALUE."),
         ("--epoches", "Settings are given without dashes: epochs=VALUE."),
-        ("--cache", "There is no such setting either; images are read as they are needed."),
+        ("--cache", "There is no such setting either; images are not cached."),
         ("--xyz", "Settings are given without dashes: KEY=VALUE."),
     ],
 )

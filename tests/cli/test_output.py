@@ -70,7 +70,7 @@ def test_init_gives_each_setting_with_its_reason(folder: Path) -> None:
 
 def test_config_gives_values(folder: Path) -> None:
     assert ask("config", "epochs=7")["epochs"] == 7
-    assert ask("config")["epochs"]["takes"] == "a whole number, at least 1"
+    assert ask("config")["epochs"]["takes"] == "an integer, at least 1"
     assert "short_side" in ask("config", "--presets")["fcos_lite0"]
 
 

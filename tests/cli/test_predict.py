@@ -238,14 +238,16 @@ def test_one_line_names_the_other_images_and_videos_of_a_folder(model_file: Path
     result = predict(model_file, "photos", "photos", "--json", "--no-draw")
     assert result.exit_code == 0
     ignored = (
-        "ignored: 4 images and videos of other formats: photos/a.dng, photos/b.dng, photos/c.dng and 1 more\n"
+        "ignored: 4 images and videos in unsupported formats: photos/a.dng, photos/b.dng, photos/c.dng "
+        "and 1 more\n"
     )
     assert result.stderr.count(ignored) == 1
     assert "ignored" not in result.stdout
     for name in "bcd":
         Path(f"photos/{name}.dng").unlink()
     assert (
-        "ignored: 1 image or video of other formats: photos/a.dng\n" in predict(model_file, "photos").stderr
+        "ignored: 1 image or video in unsupported formats: photos/a.dng\n"
+        in predict(model_file, "photos").stderr
     )
     Path("photos/a.dng").unlink()
     assert "ignored" not in predict(model_file, "photos").output
@@ -502,7 +504,7 @@ def test_what_is_broken_does_not_stop_the_rest(model_file: Path, images: Path) -
 
     assert result.exit_code == 1
     assert "skipped: photos/pipe.jpg: this is a pipe, not a file\n" in result.stderr
-    assert "skipped: photos/dead.jpg: this link points to nothing\n" in result.stderr
+    assert "skipped: photos/dead.jpg: this is a broken link\n" in result.stderr
     assert "skipped: http://[: cannot be downloaded: Invalid IPv6 URL\n" in result.stderr
     assert result.stderr.endswith(" and 1 more\n")
     assert "4 of 8 images could not be read: photos/" in result.stderr
@@ -695,7 +697,7 @@ def test_crops_of_an_earlier_call_are_not_mixed_with_new_ones(model_file: Path, 
     again = predict(model_file, "photos", "--save-crops")
 
     assert again.exit_code == 2
-    assert "there are crops of an earlier call here\n  in: predictions/crops" in again.output
+    assert "the folder for crops already exists\n  in: predictions/crops" in again.output
 
 
 def test_no_class_name_leaves_the_folder_of_crops_or_is_too_long_for_one() -> None:

@@ -21,7 +21,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("mine")
     result = CliRunner().invoke(main, ["quickstart", "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "not empty and not a quickstart data set" in result.stderr
+    assert "not empty, and is not a quickstart data set" in result.stderr
     assert (tmp_path / "train.txt").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1
 

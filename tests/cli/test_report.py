@@ -79,7 +79,7 @@ def test_with_a_model_file_it_knows_what_nms_took_away(data: Path, model_file: P
     assert Detector.load(run, "cpu").class_names == NAMES
     result = report(run)
     assert result.exit_code == 0, result.output
-    assert re.search(r"are known for \d+ images", (run / "report.html").read_text(encoding="utf-8"))
+    assert re.search(r"are known only for \d+ images", (run / "report.html").read_text(encoding="utf-8"))
 
 
 def test_file_and_number_of_images_can_be_chosen(data: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_run_without_results_is_told_how_to_get_them(data: Path) -> None:
     (run / "results.json").unlink()
     result = report(run)
     assert result.exit_code == 2
-    assert f"fix: `fcos eval {run}` writes them" in result.output
+    assert f"fix: write them: `fcos eval {run}`" in result.output
 
 
 def without_evaluation(run: Path) -> Path:
@@ -165,7 +165,7 @@ def test_a_run_that_measured_nothing_shows_its_training(data: Path) -> None:
     result = report(run)
     assert result.exit_code == 0, result.output
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "This run was not evaluated, since it had no <code>list_eval</code>" in page
+    assert "This run was not evaluated, because <code>list_eval</code> was not set" in page
     assert "12 training images · 2 steps in 1.0 minutes" in page
     assert "Which point is assigned to which object" in page
     for number in ("<span>AP", "AP50", 'href="#classes"', 'id="missed"', "12 evaluation images"):
@@ -178,4 +178,4 @@ def test_a_run_that_measured_nothing_shows_its_training(data: Path) -> None:
 def test_a_run_that_measured_nothing_is_not_compared(data: Path) -> None:
     result = report(without_evaluation(make_run(data, "before", 0.5)), make_run(data, "after", 0.5))
     assert result.exit_code == 2
-    assert "there is nothing to compare: the run was not evaluated" in result.output
+    assert "the run was not evaluated, so it cannot be compared" in result.output

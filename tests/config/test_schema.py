@@ -237,7 +237,7 @@ def test_key_of_another_tool_is_answered_with_ours(key: str, ours: str) -> None:
 
 
 def test_key_without_an_equivalent_says_so() -> None:
-    for key, why in (("cache", "read as they are needed"), ("cutmix", "mix images")):
+    for key, why in (("cache", "images are not cached"), ("cutmix", "mix images")):
         assert "fix: remove it; " in message({key: 8})
         assert why in message(None, f"{key}=8")
 
@@ -283,7 +283,7 @@ def test_wrong_override_is_said_to_be_on_the_command_line(folder: Path) -> None:
     assert message(write(folder, "{}"), "epochs=0") == (
         '"epochs": 0 is not a valid value\n'
         "  in: command line, epochs=0\n"
-        "  fix: use a whole number, at least 1 (passes over the training data)"
+        "  fix: use an integer, at least 1 (passes over the training data)"
     )
 
 
@@ -315,14 +315,14 @@ def test_every_wrong_value_is_reported_at_once(folder: Path) -> None:
     ("settings", "words"),
     [
         ({"save": "True"}, "did you mean true? It takes true or false (write checkpoints)"),
-        ({"short_side": "None"}, "did you mean null? It takes a whole number, at least 32, or null"),
-        ({"device": "gpu"}, 'did you mean "cuda"? It takes a list of whole numbers or "auto" or "cpu"'),
+        ({"short_side": "None"}, "did you mean null? It takes an integer, at least 32, or null"),
+        ({"device": "gpu"}, 'did you mean "cuda"? It takes a list of integers or "auto" or "cpu"'),
         ({"optimizer": "adam"}, 'did you mean "adamw"? It takes "sgd" or "adamw"'),
-        ({"epochs": 12.5}, "use a whole number, at least 1"),
-        ({"epochs": True}, "use a whole number, at least 1"),
+        ({"epochs": 12.5}, "use an integer, at least 1"),
+        ({"epochs": True}, "use an integer, at least 1"),
         ({"momentum": 1}, "use a number, at least 0, less than 1"),
         ({"lr_schedule": ["a"]}, "use a list of numbers"),
-        ({"strides": {"p3": 8}}, "use a list of whole numbers"),
+        ({"strides": {"p3": 8}}, "use a list of integers"),
         ({"lr_base": float("nan")}, "use a number, more than 0"),
         ({"model": "fcos_lite"}, 'did you mean "fcos_lite0"? Presets: fcos_r50, fcos_r18, fcos_r101'),
         ({"model": "resnet50"}, 'to use a timm network, set "backbone"'),
@@ -362,7 +362,7 @@ def test_wrong_value_is_answered_with_what_is_possible(settings: dict[str, objec
         ),
         (
             {"lr_schedule": [0.5, 60000]},
-            "mixes fractions of the training (below 1) with iterations",
+            "mixes fractions of training (below 1) with iterations",
             "give only",
         ),
         (
@@ -462,7 +462,7 @@ def test_file_that_cannot_be_read_is_explained(folder: Path) -> None:
         f"not a UTF-8 text file\n  in: {folder}/photo.jpg\n  fix: save it as UTF-8"
     )
     assert "the config file does not exist" in message(folder / "no.json")
-    assert "`fcos init FOLDER` writes one" in message(folder / "no.json")
+    assert "write one for a folder of images: `fcos init FOLDER`" in message(folder / "no.json")
     assert "this is a folder, not a config file" in message(folder)
 
 
@@ -575,10 +575,10 @@ def test_all_missing_paths_are_named_at_once(folder: Path) -> None:
         "2 settings are wrong\n"
         f'"list_train": {folder}/data/a.txt does not exist\n'
         f"  in: file {file}, line 1\n"
-        f"  fix: correct the path; the existing part of it is {folder}/data\n"
+        f"  fix: correct the path; its existing part is {folder}/data\n"
         f'"pretrain": {folder}/w.pth does not exist\n'
         f"  in: file {file}, line 3\n"
-        f"  fix: correct the path; the existing part of it is {folder}"
+        f"  fix: correct the path; its existing part is {folder}"
     )
 
 
@@ -620,8 +620,8 @@ def test_every_setting_says_what_it_means_and_takes() -> None:
     for key, field in TrainConfig.model_fields.items():
         assert field.description, key
         assert expects(key), key
-    assert expects("classes") == "a whole number, at least 1, or null"
-    assert expects("micro_batch") == 'a whole number, at least 1, or "auto", or null'
+    assert expects("classes") == "an integer, at least 1, or null"
+    assert expects("micro_batch") == 'an integer, at least 1, or "auto", or null'
     assert unit("view_size") == "pixels"
     assert unit("seed") == ""
 
@@ -662,7 +662,7 @@ def test_rate_that_nobody_chose_is_in_proportion_to_the_batch(
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
 def test_a_value_that_python_does_not_read_is_one_message(folder: Path, value: str) -> None:
     file = write(folder, '{"lr_base": ' + value + "]" * (value.count("[")) + "}")
-    with pytest.raises(ConfigError, match="too long for a number, or nested too deeply"):
+    with pytest.raises(ConfigError, match="contains a number that is too long, or is nested too deeply"):
         load_config(file)
     with pytest.raises(ConfigError, match=r'"lr_base": .* is not') as caught:
         load_config({}, [f"lr_base={value}"])

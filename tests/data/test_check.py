@@ -73,8 +73,8 @@ def test_every_kind_of_impossible_box_is_reported_with_its_line(write_list, make
     assert found == [
         (["line 1", "box 2"], "box [20, 10, 30, 10] has no area"),
         (["line 2", "box 1"], "box [2, 20, 30, 10] is inverted: a maximum is below its minimum"),
-        (["line 3", "box 1"], "box [2, 1, 30, nan] has coordinates that are not finite"),
-        (["line 3", "box 2"], "box [2, 1, inf, 20] has coordinates that are not finite"),
+        (["line 3", "box 1"], "box [2, 1, 30, nan] has non-finite coordinates"),
+        (["line 3", "box 2"], "box [2, 1, inf, 20] has non-finite coordinates"),
         (["line 4", "box 1"], "class id 0 is not one of the 2 classes (1 to 2)"),
         (["line 4", "box 2"], "class id 3 is not one of the 2 classes (1 to 2)"),
         (["line 5", "box 1"], "box [2, 1, 30, 33] extends beyond the image (width 40, height 30)"),
@@ -202,8 +202,9 @@ def test_an_image_listed_twice_and_a_wrong_stated_size_are_warnings(tmp_path, ma
 
     assert report.problems == ()
     assert [warning.what for warning in report.warnings] == [
-        "image 'a.jpg' is listed twice, each time with other boxes: those of the other count as background",
-        "stated size 80 x 60, but 'a.jpg' has 40 x 30",
+        "image 'a.jpg' is listed twice, with different boxes: in each copy, the other's boxes count as "
+        "background",
+        "stated size 80 x 60, but 'a.jpg' is 40 x 30",
     ]
 
 
@@ -334,13 +335,13 @@ def test_boxes_as_fractions_are_a_problem_of_the_whole_data_set(write_list, make
 
     report = check(fractions)
 
-    assert "fractions of the image" in report.summary()
+    assert "normalized to [0, 1]" in report.summary()
     for may_lack_boxes in (False, True):
         with pytest.raises(DatasetError, match="every box is smaller than a pixel"):
             report.raise_problems(may_lack_boxes=may_lack_boxes)
     assert check(pixels).problems == check(whole).problems == ()
     [problem] = check(mixed).problems
-    assert problem.what == "box [0.2, 0.1, 1, 0.5] seems to be in fractions of the image, not in pixels"
+    assert problem.what == "box [0.2, 0.1, 1, 0.5] seems to be normalized to [0, 1], not in pixels"
     assert problem.box == 0
 
 
@@ -375,8 +376,8 @@ def test_classes_that_differ_in_letter_case_or_spaces_only_are_a_warning(write_l
 
     assert report.problems == ()
     assert [warning.what for warning in report.warnings] == [
-        "classes 'Cat' and 'cat' differ in letter case or spaces only, and count as two",
-        "classes 'traffic light' and 'traffic  Light' differ in letter case or spaces only, and count as two",
+        "classes 'Cat' and 'cat' differ only in letter case or spaces, and count as two",
+        "classes 'traffic light' and 'traffic  Light' differ only in letter case or spaces, and count as two",
     ]
 
 
@@ -398,8 +399,9 @@ def test_an_image_of_another_spelling_is_named(write_list, make_image):
     lines = write_list("A.jpeg 1 2 20 30 1", "Gr\u00f6\u00dfe.jpg 1 2 20 30 1", "b.jpg 1 2 20 30 1")
     whats = [problem.what for problem in check(read_annotations(lines)).problems]
     assert whats == [
-        "image not found, but 'a.JPEG' is there, in other letter case or Unicode composition",
-        "image not found, but 'Gro\u0308\u00dfe.jpg' is there, in other letter case or Unicode composition",
+        "image not found, but 'a.JPEG' exists, with different letter case or Unicode normalization",
+        "image not found, but 'Gro\u0308\u00dfe.jpg' exists, with different letter case or Unicode "
+        "normalization",
         "image not found",
     ]
 
@@ -412,5 +414,7 @@ def test_boxes_that_are_there_twice_are_counted(write_list, make_image):
         write_list(f"a.jpg{repeated} 1 2 20 30 2", "b.jpg 1 2 20 30 1 1 2 21 30 1"), names=["cat", "dog"]
     )
     [warning] = check(annotations).warnings
-    assert warning.what == "2 boxes are in an image twice, with the same class, for example in 'a.jpg'"
+    assert (
+        warning.what == "2 boxes are duplicated (same image, class and coordinates), for example in 'a.jpg'"
+    )
     assert warning.where.endswith("line 1")

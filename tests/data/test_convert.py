@@ -304,7 +304,7 @@ def test_images_of_a_split_that_are_read_with_others_are_told_of(make_image, wri
 
     [part] = find_splits(tmp_path / "set").all()
 
-    note = "the images of 'val' are read together with those beside it"
+    note = "the images of 'val' are read together with images outside of any split"
     assert read_annotations(part.source).notes == (note,)
     assert read_annotations(tmp_path / "set/images/val").notes == ()
 
@@ -367,7 +367,7 @@ def test_several_name_files_of_a_list_are_named(write, tmp_path):
     write("val_names.txt", "background\ndog\n")
     words = (
         r"several files could hold the class names of test.txt: train_names.txt, val_names.txt"
-        r"\n.*\n  fix: call the right one test_names.txt"
+        r"\n.*\n  fix: rename the right one to test_names.txt"
     )
     with pytest.raises(DatasetError, match=words):
         read_annotations(source)
@@ -496,7 +496,7 @@ def test_images_that_would_not_be_found_again_are_not_written(make_image, write,
     images, categories = [{"id": 1, "file_name": "a"}], [{"id": 1, "name": "cat"}]
     content = {"images": images, "annotations": [box], "categories": categories}
 
-    with pytest.raises(DatasetError, match=r"'.*/a' has no suffix of an image, and would not be found"):
+    with pytest.raises(DatasetError, match=r"'.*/a' has no image suffix, so it would be ignored"):
         convert(write("a.json", json.dumps(content)), to, tmp_path / "out")
 
 
@@ -511,10 +511,10 @@ def test_what_a_format_cannot_hold_is_said(shared, tmp_path):
     difficult = shared / "data/voc100/gts/pascalvoc_format"
 
     assert convert(crowded, "voc", tmp_path / "a").notes == (
-        "5 crowd regions were written as difficult: voc has no crowds",
-        "the category ids were not kept: voc has none of its own",
-        "the image ids were not kept: voc has none of its own",
-        "382 areas that are not width times height were not kept: voc has none",
+        "5 crowd regions were written as difficult: voc has no crowd flag",
+        "the category ids were not kept: voc does not store them",
+        "the image ids were not kept: voc does not store them",
+        "382 areas that differ from width times height were not kept: voc does not store areas",
     )
     assert (
         "5 crowd regions were written as ordinary boxes" in convert(crowded, "yolo", tmp_path / "b").notes[0]
@@ -534,7 +534,7 @@ def test_boxes_without_class_or_numbers_are_not_converted(write, tmp_path):
     with pytest.raises(DatasetError) as error:
         convert(source, "coco", tmp_path / "out.json")
 
-    assert "2 boxes without a known class or finite numbers" in str(error.value)
+    assert "2 boxes without a known class or finite coordinates" in str(error.value)
     assert "a.txt, line 1, box 1" in str(error.value)
     assert "a.txt, line 2, box 1" in str(error.value)
 
@@ -695,7 +695,7 @@ def test_names_that_the_new_format_could_not_give_back_are_refused(make_image, w
     with pytest.raises(DatasetError, match="1 name with control characters"):
         convert(source, "voc", tmp_path / "voc")
     content["categories"] = [{"id": 1, "name": "a"}]
-    with pytest.raises(DatasetError, match="'cat 1' would be read as a name followed by a flag"):
+    with pytest.raises(DatasetError, match="'cat 1' would be read as a name and a flag"):
         convert(write("b.json", json.dumps(content)), "voc", tmp_path / "voc")
 
 
@@ -705,7 +705,9 @@ def test_an_image_whose_name_would_be_read_as_a_windows_path_is_refused(make_ima
     write("set/a\\b.txt", "0 0.5 0.5 0.5 0.5\n")
     write("set/classes.txt", "cat\n")
 
-    with pytest.raises(DatasetError, match="1 name with control characters, backslashes or spaces"):
+    with pytest.raises(
+        DatasetError, match="1 name with control characters, backslashes, or leading or trailing spaces"
+    ):
         convert(tmp_path / "set", "coco", tmp_path / "out.json")
 
 

@@ -123,14 +123,14 @@ def test_supervision_data_sets_of_files_and_of_arrays(tmp_path: Path) -> None:
     [
         ((RED, [{"bbox": [0, 0, 1, 1]}]), "its target is list, not a dict with boxes and labels"),
         (RED, "its target is NoneType, not a dict with boxes and labels"),
-        ((RED, {"bbox": [[0, 0, 1, 1]], "labels": [0]}), "its target has no boxes, but bbox, labels"),
+        ((RED, {"bbox": [[0, 0, 1, 1]], "labels": [0]}), 'its target has no "boxes", only bbox, labels'),
         ((RED, target([0, 0, 1, 1], labels=[0, 1])), "1 boxes, but 2 labels"),
         ((RED, target([0, 0, 1, 1], labels=[2])), "label 2 has no class name; labels with a name: 0, 1"),
         ((RED, target([0, 0, 1, 1], labels=[-1])), "label -1 has no class name; labels with a name: 0, 1"),
-        ((RED, target([0, 0, 1, 1], labels=[0.5])), "labels of shape (1,) and dtype float64, not whole"),  # type: ignore[list-item]
-        ((RED, target([0, 0, 1])), "boxes of shape (1, 3) and dtype"),
+        ((RED, target([0, 0, 1, 1], labels=[0.5])), "labels have shape (1,) and dtype float64, not integers"),  # type: ignore[list-item]
+        ((RED, target([0, 0, 1])), "boxes have shape (1, 3) and dtype"),
         ((RED, target([0, 0, 1, 1], [0])), "inhomogeneous"),
-        ((RED, target([0, 0, 1, 1], iscrowd=[0, 1])), "1 boxes, but iscrowd of shape (2,)"),
+        ((RED, target([0, 0, 1, 1], iscrowd=[0, 1])), "1 boxes, but iscrowd has shape (2,)"),
         ((RED[:0], target()), "must have pixels; this one has shape (0, 6, 3)"),
         ((RED.astype(np.int32), target()), "must be uint8, or floats in [0, 1]"),
         ((None, target()), "NoneType is not an image"),
@@ -154,8 +154,8 @@ def test_items_that_cannot_be_used_are_named_by_their_place(item: Any, message: 
 @pytest.mark.parametrize(
     ("box", "what"),
     [
-        ([float("nan"), 0, 2, 2], "has coordinates that are not finite"),
-        ([0, float("inf"), 2, 2], "has coordinates that are not finite"),
+        ([float("nan"), 0, 2, 2], "has non-finite coordinates"),
+        ([0, float("inf"), 2, 2], "has non-finite coordinates"),
         ([3, 0, 1, 2], "is inverted: a maximum is below its minimum"),
         ([1, 0, 1, 2], "has no area"),
         ([0, 0, 60, 2], "extends beyond the image (width 6, height 4)"),
@@ -172,14 +172,14 @@ def test_broken_boxes_are_left_to_the_data_check_which_names_the_item(
 
 
 def test_what_is_no_data_set_or_has_no_names_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"the data \(list\) are empty\n  fix: give a list, or"):
+    with pytest.raises(DatasetError, match=r"the data \(list\) is empty\n  fix: give a list, or"):
         written([], tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(DatasetError, match="generator is not a data set"):
         write_items((item for item in [(RED, target())]), ["cat"], tmp_path)
     with pytest.raises(DatasetError, match="DataLoader is not a data set"):
         write_items(DataLoader(TorchData()), ["cat"], tmp_path)
-    with pytest.raises(DatasetError, match=r"the data have no class names[\s\S]*names=\{1: \"cat\""):
+    with pytest.raises(DatasetError, match=r"the data has no class names[\s\S]*names=\{1: \"cat\""):
         write_items([(RED, target())], None, tmp_path)
     with pytest.raises(DatasetError, match="class 'cat' appears twice"):
         write_items([(RED, target())], ["cat", "cat"], tmp_path)

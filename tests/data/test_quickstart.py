@@ -41,7 +41,7 @@ def test_making_a_shorter_data_set_again_leaves_no_old_images(tmp_path: Path) ->
 
 def test_a_folder_with_other_things_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="not empty and not a quickstart data set") as error:
+    with pytest.raises(DatasetError, match="not empty, and is not a quickstart data set") as error:
         make_digits(tmp_path, num_train=1, num_eval=1)
     assert "--out FOLDER" in error.value.fix
     assert files(tmp_path) == {"names.txt": b"mine"}

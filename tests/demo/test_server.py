@@ -137,7 +137,7 @@ def test_long_files_and_large_images_are_refused(address: str) -> None:
     large = encoded(Image.new("L", (9000, 9000)), format="PNG")
     status, answer = post(f"{address}/predict", large)
     assert status == 413
-    assert answer["detail"].startswith("the image has 81 million pixels; at most 64 million are accepted")
+    assert answer["detail"].startswith("the image has 81 million pixels; the limit is 64 million")
 
 
 def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded() -> None:

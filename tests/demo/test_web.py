@@ -200,7 +200,7 @@ def test_models_that_resize_otherwise_are_refused(small_model: Path, rules: str)
     check_web(detector)
     detector.config = detector.config.model_copy(update={"rules": rules})
 
-    with pytest.raises(FcosError, match="the page cannot resize images as this model needs it"):
+    with pytest.raises(FcosError, match="the page does not support the resizing of this model"):
         check_web(detector)
-    with pytest.raises(FcosError, match="the page predicts whole images, and this model predicts on tiles"):
+    with pytest.raises(FcosError, match="the page predicts whole images, but this model predicts on tiles"):
         check_web(Detector.load(small_model, device="cpu", tile=64))

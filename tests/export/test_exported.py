@@ -240,7 +240,7 @@ def test_an_exported_file_runs_on_the_cpu_and_says_so(exported: dict[str, Path])
 
 
 def test_an_exported_file_has_no_network_to_look_into(exported: dict[str, Path]) -> None:
-    with pytest.raises(WeightsError, match="holds a graph and no network"):
+    with pytest.raises(WeightsError, match="contains a graph, not a PyTorch network"):
         _ = Detector.load(exported["onnx"]).model
 
 
@@ -249,7 +249,7 @@ def test_an_exported_file_has_no_network_to_look_into(exported: dict[str, Path])
     [
         ("broken.onnx", "cannot be opened by onnxruntime"),
         ("broken.xml", "cannot be opened by OpenVINO"),
-        ("broken.pt2", "cannot be opened as a program of torch.export"),
+        ("broken.pt2", "cannot be opened as a torch.export program"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_name(name: str, words: str, tmp_path: Path) -> None:

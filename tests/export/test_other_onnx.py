@@ -138,7 +138,7 @@ def test_a_label_without_a_name_is_an_error(tmp_path: Path) -> None:
     other = opened(detr(tmp_path / "a.onnx", labels=(7, 0)))
 
     with pytest.raises(
-        WeightsError, match=r"a.onnx has the label 7, but its classes have only 2 names[\s\S]*--other"
+        WeightsError, match=r"a.onnx predicted the label 7, but there are only 2 class names[\s\S]*--other"
     ):
         other.predict(WHITE)
 
@@ -158,7 +158,7 @@ def test_an_unknown_layout_is_described(tmp_path: Path) -> None:
 
     with pytest.raises(
         WeightsError,
-        match=r"layout of a.onnx is not known: inputs x; outputs y \[1, 3, 8, 8\]\n  in: .*\n  fix: give",
+        match=r"layout of a.onnx is unknown: inputs x; outputs y \[1, 3, 8, 8\]\n  in: .*\n  fix: give",
     ):
         open_other(path, None, ())
 

@@ -303,8 +303,8 @@ def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"strides": "many"}, '"strides": "many" is not a valid value; it takes a list of whole numbers'),
-        ({"view_size": None}, '"view_size": null is not a valid value; it takes a whole number'),
+        ({"strides": "many"}, '"strides": "many" is not a valid value; it takes a list of integers'),
+        ({"view_size": None}, '"view_size": null is not a valid value; it takes an integer'),
         ({"pixel_mean": [float("nan"), 0, 0]}, '"pixel_mean": [NaN, 0, 0] is not a valid value'),
         ({"pixel_std": [1.0, 0.0, 1.0]}, "pixel_std [1.0, 0.0, 1.0] is not 3 numbers above 0"),
         ({"pixel_std": [1.0]}, "pixel_std [1.0] is not 3 numbers above 0"),

@@ -314,7 +314,7 @@ def test_sum_holds_both_best_score_first(three: Detections, nothing: Detections)
 
 
 def test_sum_needs_the_same_classes(three: Detections) -> None:
-    with pytest.raises(ValueError, match="detections of different class_names cannot be joined"):
+    with pytest.raises(ValueError, match="detections with different class_names cannot be joined"):
         three + replace(three, class_names=("cat", "cow"))
 
 

@@ -138,7 +138,7 @@ def test_addresses_that_differ_in_their_query_are_two_images() -> None:
 
 
 def test_what_the_server_refuses_is_said_in_its_words(address: str) -> None:
-    with pytest.raises(DatasetError, match=r"the server answers 404 Not Found\n  in: http.*missing\.jpg"):
+    with pytest.raises(DatasetError, match=r"the server returned 404 Not Found\n  in: http.*missing\.jpg"):
         download(f"{address}/missing.jpg")
 
 
@@ -167,7 +167,7 @@ def test_a_server_that_is_too_slow_is_not_waited_for(
 
 
 def test_a_file_that_breaks_off_is_no_file(address: str) -> None:
-    with pytest.raises(DatasetError, match="the connection ended in the middle of the file"):
+    with pytest.raises(DatasetError, match="the connection was closed in the middle of the file"):
         download(f"{address}/breaks_off.jpg")
 
 
@@ -190,6 +190,6 @@ def test_without_a_connection_the_message_asks_for_one() -> None:
     with pytest.raises(DatasetError) as error:
         download("http://127.0.0.1:9/image.jpg")
     assert "cannot be downloaded: Connection refused" in str(error.value)
-    assert "fix: is this machine online, and the address right?" in str(error.value)
+    assert "fix: check the address and the network connection" in str(error.value)
     with pytest.raises(DatasetError, match="cannot be downloaded"):
         download("http://name.that.is.not.there.invalid/image.jpg", silence_s=5.0)

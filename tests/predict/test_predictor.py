@@ -224,5 +224,5 @@ def test_a_batch_of_no_images_is_refused(small_model: Path, batch_size: int) -> 
     detector = Detector.load(small_model, device="cpu")
     image = torch.zeros((3, 32, 32), dtype=torch.uint8)
     for predict in (detector.predict, lambda *args, **options: list(detector.stream(*args, **options))):
-        with pytest.raises(ConfigError, match=f"a batch size of {batch_size}"):
+        with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
             predict([image, image], batch_size=batch_size)

@@ -64,7 +64,7 @@ def test_what_fcos_wrote_into_a_folder_is_not_a_source(here: Path) -> None:
     shutil.copy(here / "photos/sub/b.png", run / "curves.png")
     (run / "config.json").write_text('{"list_train": "cats.json"}')
     assert found("photos") == before
-    with pytest.raises(DatasetError, match="what fcos wrote there is left out"):
+    with pytest.raises(DatasetError, match="files that fcos wrote are ignored"):
         found("photos/earlier")
     assert found("photos/earlier/a.jpg") == [("image", "photos/earlier/a.jpg", "a.jpg")]
 
@@ -182,7 +182,7 @@ def test_a_list_of_voc_names_images_without_their_suffix(here: Path, monkeypatch
     [
         (
             "milk\neggs\n",
-            r"none of the 2 files in the list exists\n  in: todo\.txt, first line 'milk'",
+            r"none of the 2 files in the list exist\n  in: todo\.txt, first line 'milk'",
         ),
         ("\n# nothing\n", r"the list is empty\n  in: todo\.txt"),
     ],
@@ -221,7 +221,7 @@ def test_standard_input_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
             b"\0\1\2\3",
             "standard input is neither an image nor a list of paths\n  fix: to predict on a video, give",
         ),
-        (b"milk", "none of the 1 files in the list exists\n  in: standard input"),
+        (b"milk", "none of the 1 files in the list exist\n  in: standard input"),
     ],
 )
 def test_other_things_from_standard_input_are_refused(
@@ -273,7 +273,7 @@ def test_pixels_of_a_piped_image_are_those_of_its_file(here: Path) -> None:
 
 def test_where_files_are_needed_nothing_else_is_taken(here: Path) -> None:
     assert find_images(["photos/*.jpg"], Path("out")) == [Path("photos/a.jpg")]
-    with pytest.raises(DatasetError, match=r"only image files .*, and 'photos/clip\.MP4' is not one"):
+    with pytest.raises(DatasetError, match=r"only image files .*, but 'photos/clip\.MP4' is not one"):
         find_images(["photos"], Path("out"))
 
 
@@ -304,12 +304,12 @@ def test_what_is_no_file_is_a_source_that_cannot_be_read(here: Path) -> None:
     sources = {source.name.name: source for source in find_sources(["photos"], Path("out"))}
 
     assert len(plan(list(sources.values()), Path("out"))) == 6
-    for name, message in (("pipe", "this is a pipe"), ("dead", "points to nothing"), ("loop", "to nothing")):
+    for name, message in (("pipe", "this is a pipe"), ("dead", "broken link"), ("loop", "to nothing")):
         with pytest.raises(DatasetError, match=message):
             read_source(sources[f"{name}.jpg"])
     with pytest.raises(DatasetError, match="this is a pipe"):
         find_sources(["photos/pipe.jpg"], Path("out"))
-    with pytest.raises(DatasetError, match="points to nothing"):
+    with pytest.raises(DatasetError, match="broken link"):
         find_sources(["photos/dead.jpg"], Path("out"))
 
 

@@ -245,7 +245,7 @@ def test_a_killed_process_is_said_and_nothing_hangs(detector: Detector, images: 
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(
-        FcosError, match=r"was killed, probably because memory ran out.*\n  fix: .* --num-processes 1$"
+        FcosError, match=r"was killed, probably because it ran out of memory.*\n  fix: .* --num-processes 1$"
     ):
         in_processes(detector, images, die)
 

@@ -161,7 +161,7 @@ def test_a_video_that_is_cut_off_is_searched_to_where_it_goes(model_file: Path, 
     result = predict(model_file, cut_clip, "--every", "3")
 
     assert result.exit_code == 1
-    assert "before the end that it announces" in result.stderr
+    assert "before its stated end" in result.stderr
     assert "1 of 1 video could not be read in full: " in result.stderr
     num_lines = len(lines())
     assert 2 < num_lines < NUM_FRAMES // 3
@@ -244,7 +244,7 @@ def test_images_and_videos_at_an_address(model_file: Path, address: str, frames:
     [image] = content["images"]
     assert (image["path"], image["drawn"]) == (words[0], "predictions/frame.png")
     assert len(image["detections"]) == len(Detector.load(model_file, "cpu").predict(frames[0]))
-    assert content["failed"] == [{"path": words[1], "error": "the server answers 404 File not found"}]
+    assert content["failed"] == [{"path": words[1], "error": "the server returned 404 File not found"}]
     assert [video["num_frames"] for video in content["videos"]] == [2]
 
 

@@ -89,7 +89,7 @@ def test_of_a_file_that_is_cut_off_the_frames_before_are_kept(clip: Path, cut_cl
     whole, _ = read_all(clip)
 
     assert NUM_FRAMES // 4 < len(found) < NUM_FRAMES
-    assert "before the end that it announces" in reader.problem
+    assert "before its stated end" in reader.problem
     assert np.array_equal(pixels(found[4]), pixels(whole[4]))
 
 
@@ -99,7 +99,7 @@ def test_a_recording_without_its_index_says_so(make_clip: MakeClip) -> None:
 
     with pytest.raises(DatasetError, match=r"the video cannot be opened: [\s\S]*unfinished\.mp4") as error:
         VideoReader(str(path))
-    assert "A recording that was cut off before its index was written" in str(error.value)
+    assert "a recording interrupted before its index was written" in str(error.value)
 
 
 def test_damage_in_the_middle_costs_only_the_frames_there(make_clip: MakeClip) -> None:
@@ -212,5 +212,5 @@ def test_a_recording_that_starts_late_is_whole_and_begins_at_zero(
     if name.endswith("mkv"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
         found, reader = read_all(path)
-        assert "before the end that it announces" in reader.problem
+        assert "before its stated end" in reader.problem
         assert 0 < len(found) < NUM_FRAMES

@@ -139,4 +139,4 @@ def test_images_are_shown_as_they_are_drawn(model_file: Path, screen: str) -> No
     result = predict(model_file, "a.png", "--show", "--no-draw")
 
     assert result.exit_code == 2
-    assert "--show shows the drawn copies of images: leave out --no-draw" in result.output
+    assert "--show shows drawn images: omit --no-draw" in result.output

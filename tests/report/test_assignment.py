@@ -82,7 +82,7 @@ def test_nothing_to_choose_from_is_no_image(tmp_path: Path) -> None:
 
 def test_ranges_in_words() -> None:
     words = [range_words(CONFIG, level) for level in range(3)]
-    assert words == ["distances 0 to 64", "distances 64 to 128", "distances from 128 on"]
+    assert words == ["distances 0 to 64", "distances 64 to 128", "distances above 128"]
 
 
 def test_points_say_their_best_class(tmp_path: Path) -> None:
@@ -91,11 +91,11 @@ def test_points_say_their_best_class(tmp_path: Path) -> None:
     scores[[3, 5, 7]] = 0.5, 0.7, 0.05  # the last is too little to be drawn
     scores[32**2 + 16] = 0.25  # the first point of the second row of stride 16
     _, (fine, middle, coarse) = assigned_image(annotations, 0, CONFIG, (scores, labels, None))
-    assert [cell.title for cell in fine.said] == ["cat 0.70; point 44, 4", "cat 0.50; point 28, 4"]
-    assert [cell.opacity for cell in fine.said] == [0.7, 0.5]
-    [cell] = middle.said
+    assert [cell.title for cell in fine.predicted] == ["cat 0.70; point 44, 4", "cat 0.50; point 28, 4"]
+    assert [cell.opacity for cell in fine.predicted] == [0.7, 0.5]
+    [cell] = middle.predicted
     assert (cell.title, cell.x, cell.y) == ("cat 0.25; point 8, 24", 0, 16 * 480 / 256)
-    assert coarse.said == ()
+    assert coarse.predicted == ()
     assert fine.quality is None
 
 

@@ -79,7 +79,7 @@ def test_a_line_that_no_training_writes_is_named(tmp_path: Path, line: str) -> N
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="there are no metrics here") as error:
+    with pytest.raises(DatasetError, match="the run has no metrics") as error:
         read_metrics(tmp_path)
     assert str(tmp_path / "metrics.jsonl") in str(error.value)
     assert "runs/train" in error.value.fix

@@ -64,7 +64,7 @@ def test_callback_ends_the_training_within_an_epoch(tiny: Tiny, capsys: pytest.C
     notes = Notes(stop_at_step=4)
     run = train(tiny.config("run", epochs=4), [notes])
     assert (run.finished, run.exit_code) == (True, 0)
-    assert "a callback ended the training" in capsys.readouterr().err
+    assert "a callback ended training" in capsys.readouterr().err
     assert [(line["step"], line["epoch"]) for line in tiny.lines("run", "eval")] == [(3, 1), (4, 1.6)]
     assert tiny.lines("run")[-1]["step"] == 4
     assert notes.ends[0].metrics["map_mean"] == tiny.lines("run", "eval")[-1]["map_mean"]

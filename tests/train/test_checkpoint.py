@@ -74,7 +74,7 @@ def test_settings_of_a_run_stay_and_only_epochs_may_be_raised() -> None:
     check_same_settings(old, {**old, "epochs": 5, "num_workers": 0, "new_setting": 1}, path)
     with pytest.raises(CheckpointError) as caught:
         check_same_settings(old, {**old, "momentum": 0.5}, path)
-    resume = f"`fcos train {path.parent / 'config.json'} load=true` resumes with the settings of the run"
+    resume = f"resume with the settings of the run: `fcos train {path.parent / 'config.json'} load=true`"
     assert str(caught.value) == (
         'the run has "momentum": 0.9, not 0.5\n'
         f"  in: {path}\n"

@@ -42,7 +42,7 @@ def test_gpu_that_is_not_there_is_an_error_that_says_what_is() -> None:
     with pytest.raises(DeviceError, match=r"there is no GPU 2, 5 on this machine") as caught:
         choose_device([0, 2, 5])
     assert 'in: "device": [0, 2, 5]' in str(caught.value)
-    assert "there is: GPU 0: Tesla 0, GPU 1: Tesla 1, cpu." in str(caught.value)
+    assert "available: GPU 0: Tesla 0, GPU 1: Tesla 1, cpu" in str(caught.value)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -50,7 +50,7 @@ def test_gpu_that_is_not_there_is_an_error_that_says_what_is() -> None:
 def test_kind_of_device_that_is_not_there_is_an_error(device: str) -> None:
     with pytest.raises(DeviceError, match=f"there is no {device} device on this machine") as caught:
         choose_device(device)
-    assert 'Set "device" to "auto" or "cpu"' in str(caught.value)
+    assert 'set "device" to "auto" or "cpu"' in str(caught.value)
 
 
 def test_processes_are_those_of_the_cpu() -> None:
@@ -66,7 +66,7 @@ def test_processes_that_a_launcher_started_need_as_many_devices() -> None:
     assert of_launch(2, "cpu", 1, 1) == of_launch(2, "cpu", 1, 2) == 2
     for arguments, words in (
         ((2, "cuda", [1], 1), '2 processes were started on this machine, but "device" names 1 GPU'),
-        ((3, "cuda", 3, 1), "3 processes were started on this machine, but a process sees 2 GPU"),
+        ((3, "cuda", 3, 1), "3 processes were started on this machine, but each process sees 2 GPUs"),
         ((2, "cpu", 1, 3), '2 processes were started on this machine, but "num_processes" is 3'),
     ):
         with pytest.raises(DeviceError, match=words):

@@ -71,7 +71,9 @@ def test_a_run_in_memory_resumes_with_the_same_data_and_refuses_others(tiny: Tin
 
     again = tiny.config("killed", **settings, load=True)
     brighter = [((image // 2) + 100, target) for image, target in train]
-    with pytest.raises(CheckpointError, match="the training data differ from those that the run was started"):
+    with pytest.raises(
+        CheckpointError, match="the training data differs from the data that the run was started"
+    ):
         Detector.train(again, data=brighter, names=NAMES)
 
     Detector.train(again, data=train, names=NAMES)
@@ -92,7 +94,7 @@ def test_problems_of_data_in_memory_name_the_item_before_training_starts(tiny: T
 
 
 def test_a_list_and_data_in_memory_are_not_given_together(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r'"list_eval" is .*eval\.txt, and data in memory are given too'):
+    with pytest.raises(ConfigError, match=r'"list_eval" is .*eval\.txt, but data in memory is given too'):
         Detector.train(tiny.config("run"), eval_data=items(tiny, "eval"), names=NAMES)
 
 

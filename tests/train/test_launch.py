@@ -300,9 +300,7 @@ def test_death_of_the_first_process_ends_the_others_with_one_message(
         watch.run()
     said = capsys.readouterr().err
     what = "TrainingError: process 1 of the run was killed; the run cannot continue without it\n"
-    fix = (
-        "  fix: see its own message above; if there is none, it was killed, probably because memory ran out. "
-    )
+    fix = "  fix: see its own message above; if there is none, it was killed, probably out of memory. "
     assert said.startswith(what + fix) if rank == 1 else said == ""
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert Watch().parent is None  # whose death is no concern of the first

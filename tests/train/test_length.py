@@ -94,7 +94,7 @@ def test_patience_ends_the_training_without_a_new_best(
     capsys.readouterr()
     assert tiny.train("whole", **NEVER_BETTER, load=True).finished
     said = capsys.readouterr().err
-    assert f"already finished: {tiny.runs}/whole ended by patience" in said
+    assert f"already finished: {tiny.runs}/whole was ended by patience" in said
     assert "load=true patience=4" in said
     assert tiny.train("whole", **NEVER_BETTER | {"epochs": 7}, load=True).finished
     assert [line["epoch"] for line in tiny.lines("whole", "eval")] == [1, 2, 3, 4, 5]  # counted anew
@@ -185,6 +185,6 @@ def test_schedule_is_laid_out_over_the_steps_that_fit(
 
     capsys.readouterr()
     tiny.train("whole", **TIMED | {"epochs": 30}, load=True)
-    assert "has used up its time_limit\ntrain longer with: " in capsys.readouterr().err
+    assert "has reached its time_limit\ntrain longer with: " in capsys.readouterr().err
     tiny.train("whole", **TIMED | {"time_limit": 3}, load=True)
     assert tiny.lines("whole")[-1]["step"] == 29

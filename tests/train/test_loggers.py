@@ -58,7 +58,7 @@ def test_logger_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         tiny.train("run", loggers=["mlflow", "wandb"])
-    assert caught.value.what == '"loggers" has "mlflow", whose package is not installed'
+    assert caught.value.what == 'the package of logger "mlflow" is not installed'
     assert caught.value.fix == "pip install 'fcos-torch[mlflow]'"
     assert not (tiny.runs / "run").exists()
     check_loggers(tiny.config("run"))  # none

@@ -283,7 +283,10 @@ def test_loss_that_is_not_finite_ends_the_training(tiny: Tiny) -> None:
     assert batch["images"].dtype == torch.uint8
     assert f"image ids {', '.join(map(str, batch['image_ids']))};" in str(caught.value)
     assert str(file) in str(caught.value)
-    assert "The last checkpoint is from before this step: load=true resumes from it" in caught.value.fix
+    assert (
+        "To resume from the last checkpoint, which is from before this step, use load=true"
+        in caught.value.fix
+    )
     assert tiny.checkpoint("run")["state"]["step"] == 1
     assert [line["step"] for line in tiny.lines("run")] == [1]
 

@@ -76,7 +76,7 @@ def test_weights_of_linear_layers_decay_too() -> None:
 @pytest.mark.parametrize(
     ("settings", "total", "problem"),
     [
-        ({"warmup_iter": 500}, 150, "the training (150 steps) ends within the warm-up (500)"),
+        ({"warmup_iter": 500}, 150, "training (150 steps) ends during warm-up (500)"),
         ({"warmup_iter": 0.05}, 150, None),
         ({"lr_schedule": [40000, 60000], "warmup_iter": 0}, 60000, "lr_schedule 60000 is never reached"),
         ({"lr_schedule": [40000, 60000], "warmup_iter": 0}, 60001, None),

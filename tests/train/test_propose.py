@@ -78,7 +78,7 @@ def test_large_boxes_keep_the_presets_size() -> None:
     proposed = values(make(box_side=100.0), CPU)
     assert (proposed["short_side"], proposed["view_size"]) == (320, 532)
     assert reasons(make(box_side=100.0), CPU)["short_side"] == (
-        "images are 640 x 480; 9 of 10 boxes are then larger than 67 pixels"
+        "images are 640 x 480; 90 % of boxes are then larger than 67 pixels"
     )
 
 
@@ -86,14 +86,14 @@ def test_small_boxes_are_shown_larger() -> None:
     # 18 of 480 pixels: 12 at short side 320, 14.4 at 384, 16.8 at 448
     assert values(make(box_side=18.0), CPU)["short_side"] == 448
     assert reasons(make(box_side=18.0), CPU)["short_side"] == (
-        "images are 640 x 480; 9 of 10 boxes are then larger than 17 pixels; 2.0 x the training time of 320"
+        "images are 640 x 480; 90 % of boxes are then larger than 17 pixels; 2.0 x the training time of 320"
     )
 
 
 def test_tiny_boxes_are_shown_as_large_as_is_affordable() -> None:
     assert values(make(box_side=4.0), CPU)["short_side"] == 640
     assert "strides" not in values(make(box_side=4.0), CPU)
-    assert reasons(make(box_side=4.0), CPU)["short_side"].endswith("as large as is affordable")
+    assert reasons(make(box_side=4.0), CPU)["short_side"].endswith("larger takes too long")
 
 
 def test_objects_too_small_in_images_that_show_no_more_get_a_finer_level() -> None:
@@ -101,7 +101,7 @@ def test_objects_too_small_in_images_that_show_no_more_get_a_finer_level() -> No
     proposed = values(make(size_hw=(200, 240), box_side=3.0), CPU)
     assert (proposed["short_side"], proposed["strides"][0]) == (400, 4)
     load_config(proposed)
-    assert reasons(make(size_hw=(200, 240), box_side=3.0), CPU)["short_side"].endswith("show no more")
+    assert reasons(make(size_hw=(200, 240), box_side=3.0), CPU)["short_side"].endswith("show no more detail")
     assert "strides" not in values(make(size_hw=(200, 240), box_side=5.0), CPU)
 
 
@@ -247,7 +247,7 @@ def test_sizes_are_read_from_the_images_where_the_annotations_do_not_tell(tmp_pa
 def test_unreadable_images_keep_the_presets_size(tmp_path: Path) -> None:
     train = make(size_hw=None)
     assert values(train, CPU)["short_side"] == 320
-    assert reasons(train, CPU)["short_side"] == "the preset's; no image could be read"
+    assert reasons(train, CPU)["short_side"] == "the preset's; no images could be read"
 
 
 def test_this_machine_has_a_core() -> None:
@@ -286,7 +286,7 @@ def test_split_is_made_by_image_where_the_folder_brings_none(tmp_path: Path) -> 
     for file, text in data.files.items():
         write_text(file, text)
     proposed = {proposal.key: proposal for proposal in data.proposals}
-    assert "the folder has no split, so one was made: 8 images" in proposed["list_train"].reason
+    assert "the folder has no splits, so it was split: 8 images" in proposed["list_train"].reason
     assert "2 images chosen at random (seed 0)" in proposed["list_eval"].reason
     parts = [
         read_annotations(proposed[f"list_{part}"].value, root=proposed[f"root_{part}"].value)
@@ -323,6 +323,6 @@ def test_folder_without_a_box_is_refused(tmp_path: Path) -> None:
 
 def test_folder_with_impossible_classes_cannot_be_split(tmp_path: Path) -> None:
     write_list(tmp_path / "birds", "all", 3, boxes=" 1 2 11 22 0")
-    with pytest.raises(DatasetError, match="boxes without a known class or finite numbers") as caught:
+    with pytest.raises(DatasetError, match="boxes without a known class or finite coordinates") as caught:
         propose_data(tmp_path / "birds", tmp_path / "split")
     assert "`fcos check " in caught.value.fix

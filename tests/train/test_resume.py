@@ -197,7 +197,7 @@ def test_data_may_move_but_not_change(tiny: Tiny) -> None:
     with (moved / "train.txt").open("a") as file:
         file.write("000.png\n")
     with pytest.raises(
-        WeightsError, match="the training data differ from those that the run was started with"
+        WeightsError, match="the training data differs from the data that the run was started with"
     ):
         tiny.train("run", **paths, load=True)
     shutil.copy(tiny.data / "train.txt", moved)
@@ -295,7 +295,7 @@ def test_run_folder_in_use_is_told_and_free_again_after_a_kill(tiny: Tiny) -> No
     assert second.returncode == 2
     assert "Traceback" not in said
     assert said.splitlines()[0].startswith(
-        f"OutputError: another training writes to this run folder: process {first.pid} on "
+        f"OutputError: another training run is using this folder: process {first.pid} on "
     )
     first.kill()  # the loader process lives a little longer
     first.wait()

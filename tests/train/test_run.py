@@ -128,7 +128,7 @@ def test_without_evaluation_the_last_model_is_the_result(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_and_draw(tiny.config("run", list_eval="", root_eval="", epochs=1))
-    assert "no list_eval, so there is no evaluation" in capsys.readouterr().err
+    assert "no list_eval: the model is not evaluated" in capsys.readouterr().err
     assert load_model(tiny.runs / "run").path.name == "last.safetensors"
     assert tiny.lines("run", "eval") == []
     assert (tiny.runs / "run" / "curves.png").is_file()
@@ -250,7 +250,7 @@ def test_a_lock_names_its_owner_and_not_the_one_before(tmp_path: Path) -> None:
         pytest.raises(OutputError) as caught,
     ):
         in_use(tmp_path).__enter__()
-    assert caught.value.what == "another training writes to this run folder: process 1 on host 2"
+    assert caught.value.what == "another training run is using this folder: process 1 on host 2"
     assert caught.value.where == str(tmp_path)
     assert caught.value.fix == "wait for it to finish, stop it, or set another run_folder"
     with in_use(tmp_path):  # that process was killed
@@ -267,7 +267,7 @@ def test_a_new_run_beside_one_that_is_starting_gets_the_next_number(tmp_path: Pa
         tried.append(folder)
         if len(tried) < 3:
             folder.mkdir(exist_ok=True)
-            raise FolderInUseError("another training writes to this run folder")
+            raise FolderInUseError("another training run is using this folder")
         return lock(folder)
 
     with mock.patch("fcos.train.run.in_use", lock_of_another), ExitStack() as held:
@@ -289,7 +289,7 @@ def test_patience_that_cannot_end_the_training_is_said(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.train("run", epochs=2, patience=1)
-    assert "patience=1 cannot end this training early: it has 2 evaluations" in capsys.readouterr().err
+    assert "patience=1 cannot end training early: there are only 2 evaluations" in capsys.readouterr().err
     tiny.train("other", epochs=3, patience=1)
     assert "patience=1" not in capsys.readouterr().err
 
@@ -338,7 +338,7 @@ def test_evaluation_data_of_difficult_boxes_alone_are_refused(tiny: Tiny) -> Non
     annotations = read_annotations(tiny.data / "eval.txt", root=tiny.data / "eval")
     hard = replace(annotations, is_difficult=np.ones(len(annotations.labels), bool))
     coco.write(hard, tiny.data / "hard.json")
-    with pytest.raises(DatasetError, match=r"so there is nothing to measure\n  in: .*hard.json"):
+    with pytest.raises(DatasetError, match=r"so there is nothing to evaluate on\n  in: .*hard.json"):
         train(tiny.config("run", list_eval=str(tiny.data / "hard.json"), root_eval="", name_file=""))
 
 
@@ -373,7 +373,7 @@ def test_checkpointing_that_does_nothing_is_said(
     blocks = [torch.nn.Identity()] * has_blocks
     with mock.patch("fcos.train.run.backbone_blocks", return_value=blocks):
         tiny.train("run", activation_checkpointing=True, epochs=1, eval_epochs=1)
-    said = "activation_checkpointing does nothing in the backbone: test_efficientnet has no blocks"
+    said = "activation_checkpointing has no effect on the backbone: test_efficientnet has no blocks"
     assert (said in capsys.readouterr().err) == (not has_blocks)
 
 

@@ -130,7 +130,7 @@ def test_more_loader_processes_than_cores_are_told(monkeypatch: pytest.MonkeyPat
     said = too_many_workers(config(num_workers=5), 2)
     assert said is not None
     assert said.startswith("num_workers=5 starts 10 loader processes for 8 cores")
-    assert said.endswith(", and fewer are as fast")
+    assert said.endswith(", and fewer are just as fast")
 
 
 def test_cores_are_counted_where_the_system_does_not_say_which_are_allowed(

@@ -102,7 +102,7 @@ def test_a_folder_is_no_model_file(tmp_path: Path) -> None:
 def test_weights_of_another_program_have_no_card(path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         save_file(small_model().state_dict(), path, metadata=metadata)
-        with pytest.raises(WeightsError, match="contains weights, but not how to use them"):
+        with pytest.raises(WeightsError, match="contains weights, but no card that says how to use them"):
             read_model(path)
 
 

@@ -1,7 +1,7 @@
 """The command `fcos`: one file per command, imported only when that command is used.
 
-`fcos --help` must answer at once, so nothing here imports torch, and the one-line descriptions stand here and
-not in the commands' files. A new command is a file with a click object `command`, and a line in `COMMANDS`.
+`fcos --help` must answer at once, so nothing here imports torch, and the one-line descriptions are here, not
+in the commands' files. A new command is a file with a click object `command`, and a line in `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Examples:
 
 
 class UserError(click.ClickException):
-    """An `FcosError` as the command line shows it: no traceback, exit code 2."""
+    """An `FcosError` as shown on the command line: no traceback, exit code 2."""
 
     exit_code = 2
 
@@ -117,7 +117,7 @@ class LazyGroup(click.Group):
             answer = f"{error.message} {_as_setting(error.option_name)}"
             raise click.NoSuchOption(error.option_name, answer, ctx=error.ctx) from error
         except OSError as error:
-            # With a file's name it is a bug; click exits silently on a closed pipe (`| head`).
+            # An OSError with a file name is a bug; click exits silently on a closed pipe (`| head`).
             if error.filename is not None or error.errno in (None, errno.EPIPE):
                 raise
             sys.stdout = open(os.devnull, "w", encoding="utf-8")

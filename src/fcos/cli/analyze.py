@@ -18,7 +18,7 @@ EPILOG = """\b
 Examples:
   fcos analyze runs/train
   fcos analyze runs/train runs/train-2 -o compared.png
-  fcos analyze runs/train --arrays          in the seed's format
+  fcos analyze runs/train --arrays          in the format of xytpai/fcos
   fcos analyze runs/train --json            [epoch, value] pairs for other programs
 """
 
@@ -26,8 +26,8 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=PATH)
 @output_option(
-    "The image to write, as png, pdf or svg by its suffix. Default: curves.png in the run folder, or in the "
-    "working directory for several runs."
+    "Plot to write: png, pdf or svg, by its suffix. Default: curves.png in the run folder, or in the working "
+    "directory for several runs."
 )
 @click.option("--arrays", is_flag=True, help="Print the curves as arrays, in the format of xytpai/fcos.")
 @json_option
@@ -38,7 +38,7 @@ def command(runs: tuple[Path, ...], output: Path | None, arrays: bool, as_json: 
     """
     from fcos.report.curves import check_format, plot_curves, read_metrics, run_names
 
-    # Fails first if one of them is no run, before an output path is chosen in it.
+    # Fails first if one of them is not a run, before an output path in it is chosen.
     metrics_of = dict(zip(run_names(runs), map(read_metrics, runs), strict=True))
     output = output or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
     check_format(output)
@@ -78,7 +78,7 @@ def _print_table(metrics_of: dict[str, Metrics]) -> None:
 
 
 def _print_arrays(metrics: Metrics, title: str) -> None:
-    """As the seed prints them, but never abbreviated, and never as 3.e-04."""
+    """As xytpai/fcos prints them, but never abbreviated, and never as 3.e-04."""
     import numpy as np
 
     from fcos.report.curves import EVAL_CURVES, curve

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fcos.data.summary import Counts
 
 MAX_SHOWN = 20
-MAX_CONFIG_BYTES = 2**20  # a larger file is no train.json
+MAX_CONFIG_BYTES = 2**20  # a larger file is not a train.json
 
 EPILOG = """\b
 Examples:
@@ -94,7 +94,7 @@ def command(
 def _read_parts(
     sources: tuple[str, ...], root: Path | None, name_file: Path | None, format: Any
 ) -> list[tuple[str, Annotations]]:
-    """Every part with its title; all with the class names of the first, as a training reads them."""
+    """Every split with its title; all with the class names of the first, as training reads them."""
     from fcos.data.formats import find_name_file, read_annotations, read_names, read_with_classes_of
     from fcos.data.names import with_classes_of
     from fcos.data.registry import NO_IMAGES, format_named
@@ -133,7 +133,7 @@ def _note(what: str) -> None:
 def _expand(
     sources: tuple[str, ...], root: Path | None, name_file: Path | None, format: Any
 ) -> tuple[list[Split], Path | None, Any]:
-    """The parts that the sources stand for: a folder's splits, a config's two lists, else themselves."""
+    """The splits to check: a folder's splits, a config's two lists, or the sources themselves."""
     from fcos.config import load_config
     from fcos.data.formats import Split, find_splits
 
@@ -195,9 +195,9 @@ def _summary_table(counts: Counts) -> Any:
     table.add_row("images", f"{counts.num_images}, {counts.num_empty} of them without boxes")
     for side, (smallest, median, largest) in (counts.sides or {}).items():
         table.add_row(side, f"{smallest} to {largest} pixels, median {median}")
-    table.add_row("boxes", f"{counts.num_boxes}, at most {counts.most_boxes} in an image")
+    table.add_row("boxes", f"{counts.num_boxes}, at most {counts.most_boxes} per image")
     sizes = (f"{count} {name}" for name, count in counts.boxes_per_size.items())
-    table.add_row("sizes (COCO's)", ", ".join(sizes))
+    table.add_row("sizes (COCO)", ", ".join(sizes))
     if counts.num_crowd or counts.num_difficult:
         difficult = counted(counts.num_difficult, "difficult box", "difficult boxes")
         table.add_row("special", f"{counted(counts.num_crowd, 'crowd region')}, {difficult}")
@@ -222,11 +222,11 @@ def _print_common(shared: list[dict[str, Any]]) -> None:
         if len(pairs) > MAX_SHOWN:
             click.echo(f"  ... and {len(pairs) - MAX_SHOWN} more")
     if not shared:
-        click.secho("no image is in two splits", fg="green")
+        click.secho("no image is in more than one split", fg="green")
 
 
 def _print_total(reports: list[CheckReport]) -> None:
-    """The last line: the problems of all parts, since those of the first may have scrolled away."""
+    """The last line: the problems of all splits, since earlier ones may have scrolled away."""
     numbers = [len(report.problems) for report in reports if report.problems]
     if numbers:
         total = f"{counted(sum(numbers), 'problem')} in {len(numbers)} of {len(reports)} splits"

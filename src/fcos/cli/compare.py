@@ -42,13 +42,13 @@ Examples:
 @click.option(
     "--other-names",
     type=PATH,
-    help="Class names of ONNX files that do not hold them, one per line; default: those of the data.",
+    help="Class names for ONNX files that contain none, one per line; default: those of the data.",
 )
 @click.option(
     "--num-images", type=click.IntRange(min=1), help="Measure latency and AP on the first N images only."
 )
 @output_option(
-    "The plot to write, as png, pdf or svg by its suffix.", default=Path("compare.png"), show_default=True
+    "Plot to write: png, pdf or svg, by its suffix.", default=Path("compare.png"), show_default=True
 )
 @device_option
 @json_option
@@ -102,7 +102,7 @@ def command(
 def open_candidates(
     models: Sequence[str], annotations: Annotations, other_names: Path | None, device: str | list[int]
 ) -> list[Candidate]:
-    """The models as something to measure; those without a name get the end of their path."""
+    """Open the models to measure; those without a name get the end of their path."""
     from fcos.report.curves import run_names
 
     split = [_name_and_path(word) for word in models]

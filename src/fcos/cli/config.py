@@ -19,7 +19,7 @@ EPILOG = """\b
 Examples:
   fcos config                          all settings with their defaults
   fcos config train.json epochs=24     what training would use, and where each value comes from
-  fcos config model=fcos_lite0         what a preset gives
+  fcos config model=fcos_lite0         the values that a preset sets
   fcos config --presets                the presets and what each changes
 """
 

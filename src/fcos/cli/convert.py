@@ -50,7 +50,7 @@ def command(
 
     In a list or COCO file, image names are relative to a root folder, which is printed: give it as --root,
     root_train or root_eval when reading. VOC and YOLO folders contain links to the images, or copies with
-    --copy-images. Anything that the new format cannot represent is printed.
+    --copy-images. Anything that the new format cannot represent is reported.
     """
     from fcos.data.formats import convert
 

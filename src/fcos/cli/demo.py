@@ -90,7 +90,7 @@ def images_of_run(detector: Detector) -> list[Path]:
         return []
     try:
         annotations = read_eval_set(run, detector.class_names)
-    except FcosError:  # moved away since: the page works without them
+    except FcosError:  # moved since then: the page works without them
         return []
     paths = [annotations[index].path for index in spread(len(annotations), NUM_EXAMPLES)]
     return [path for path in paths if path.is_file()]

@@ -59,8 +59,8 @@ Examples:
 @click.option(
     "--out",
     type=PATH,
-    help="Folder for results.json; default: eval/ next to the model file, or eval/NAME/ for another --list "
-    "than the run's own, or another model than the run's best.",
+    help="Folder for results.json; default: eval/ next to the model file, or eval/NAME/ if --list or the "
+    "model is not the run's own list or best model.",
 )
 @json_option
 def command(
@@ -100,7 +100,7 @@ def command(
         check_writable(folder)
         annotations = evaluation_data(detector, list_, root, names, format, skip_invalid=skip_invalid)
         with progress_bar(-(-len(annotations) // fabric.world_size), "evaluating") as advance:
-            # Rounding depends on the batch size: with that of training we get training's numbers.
+            # Rounding depends on the batch size: the run's own gives exactly the numbers of its training.
             batch_size = batch_size or (run.nbatch_eval if run else None)
             rows = detector.predict_dataset(
                 annotations, batch_size=batch_size, on_batch=advance, fabric=fabric
@@ -141,7 +141,7 @@ def show(annotations: Annotations, rows: Rows, folder: Path, as_json: dict[str, 
 
 
 def run_config(model_file: Path) -> TrainConfig | None:
-    """The settings of the run that a model file lies in, if it does."""
+    """The settings of the run folder that a model file is in, if it is in one."""
     from fcos.config import load_config
     from fcos.weights.load import is_run
 
@@ -150,7 +150,7 @@ def run_config(model_file: Path) -> TrainConfig | None:
 
 
 def _results_folder(model: Path, run: TrainConfig | None, list_: Path | None) -> Path:
-    """A folder of its own for what is not the run's best model on the run's list."""
+    """A separate folder for anything but the run's best model on the run's list."""
     usual = model.parent / "eval"
     if run is None:
         return usual
@@ -172,7 +172,7 @@ def evaluation_data(
     *,
     skip_invalid: bool = False,
 ) -> Annotations:
-    """The annotations of `--list`; without one those of the model's run, read as the run read them."""
+    """The annotations of `--list`, or else those of the model's run, read with the run's settings."""
     if list_ is None:
         run = run_config(detector.path)
         if run is None or not run.list_eval:
@@ -191,7 +191,7 @@ def evaluation_data(
 
 
 def evaluated_part(list_: Path, root: Path | None, format: str) -> tuple[Path, Path | None]:
-    """What to measure on, printed where it is a part of the folder that was given; and its images."""
+    """The annotations to evaluate on, and their image folder; prints which split of a folder it chose."""
     from fcos.data.splits import evaluation_part
 
     part = evaluation_part(list_, root, format)

@@ -44,7 +44,7 @@ Examples:
     required=True,
     help="onnx: one file; openvino: a folder, fastest on Intel and AMD; torch: a torch.export program; "
     "ncnn, litert: folders for phones and small boards, in which decode.py does decoding and NMS; "
-    "web: a folder for a static host, in which a page runs the ONNX file.",
+    "web: a folder for a static host, with a page that runs the ONNX file.",
 )
 @click.option(
     "-o",
@@ -63,8 +63,8 @@ Examples:
     "check_on",
     multiple=True,
     metavar="IMAGES",
-    help="Images to compare with PyTorch on: image, folder, list or quoted pattern; default: three "
-    "sample photographs.",
+    help="Images on which to compare with PyTorch: image, folder, list or quoted pattern; default: three "
+    "sample images.",
 )
 @click.option("--int8", is_flag=True, help="Quantize convolutions to 8-bit integers; needs --calibrate.")
 @click.option(
@@ -72,7 +72,7 @@ Examples:
     multiple=True,
     metavar="IMAGES",
     help="With --int8: typical input images to calibrate on (folder, list or quoted pattern); at most 300 "
-    "are used. Do not use those of --list.",
+    "are used. Do not use the images of --list.",
 )
 @click.option(
     "--list",
@@ -109,9 +109,9 @@ def command(
 ) -> None:
     """Export a model to a file that runs without this package.
 
-    The file includes decoding and NMS, takes batches and images of any size, and stores class names,
+    The file includes decoding and NMS, accepts batches and images of any size, and stores class names,
     preprocessing and thresholds. (ncnn and litert: folders in which decode.py decodes the output of the
-    network; litert takes images of one size only.) Detector.load, fcos predict, eval, info and demo open it
+    network; litert accepts images of one size only.) Detector.load, fcos predict, eval, info and demo open it
     like any other model. Its detections are compared with PyTorch's; if they differ, the file is deleted.
 
     With --int8, AP is compared instead. If it drops by more than --max-ap-loss, parts of the network are
@@ -274,7 +274,7 @@ def _report(check: Check, path: Path, name: ExportFormat, search: Search | None,
             f"same; boxes differ by at most {check.most_pixels:.4f} pixels, scores by {check.most_score:.6f}"
         )
         if check.num_ties:
-            click.echo(f"{check.num_ties} others differ because their scores are tied up to rounding")
+            click.echo(f"{check.num_ties} others differ only by rounding: scores or overlaps are tied")
     else:
         kept = " and ".join(search.chosen.in_float32)
         click.echo(f"8-bit integers, {kept} in float32" if kept else "8-bit integers")

@@ -120,7 +120,7 @@ def describe(config: TrainConfig, about: ExportCard, format: ExportFormat | None
         f"{config.candidates_per_level} of each level by {rank} score",
         "score": score if config.quality != "none" else "class",
         "detections": f"NMS {nms} at IoU {config.nms_iou:g}, at most {config.detections_per_image} per image",
-        "shown from": f"score {card.threshold:.2f} (`fcos predict`; --score-threshold changes it)",
+        "threshold": f"score {card.threshold:.2f} in `fcos predict`; --score-threshold changes it",
     }
     if format:
         lines = {"format": f"{FORMATS[format].ABOUT}, {about.precision}", **lines}

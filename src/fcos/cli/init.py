@@ -60,11 +60,11 @@ def write_proposal(
     """Write a config file for a folder; return the settings with their reasons.
 
     Args:
-        overrides: settings that the training changes; they are not written.
+        overrides: settings from the command line; they are not written.
 
     Raises:
-        ConfigError: another file is there, which annotations may not be even with `overwrite`, or `overrides`
-            do not go with the proposal; nothing is written.
+        ConfigError: a file exists (annotations are not replaced even with `overwrite`), or `overrides`
+            conflict with the proposal; nothing is written.
     """
     from fcos.config import load_config
     from fcos.config.checks import DATA_PATHS
@@ -77,7 +77,7 @@ def write_proposal(
         raise ConfigError(
             "the config file would replace annotations of the same name",
             where=f"file {output}",
-            fix=f"`fcos init {folder} -o OTHER.json` writes another, `fcos train OTHER.json` trains with it",
+            fix=f"write another file: `fcos init {folder} -o OTHER.json`, then `fcos train OTHER.json`",
         )
     data = propose_data(folder, output.with_name(f"{output.stem}_split"))
     hardware = find_hardware()
@@ -85,7 +85,7 @@ def write_proposal(
     proposals = [*data.proposals, *propose(data.train, hardware, budget)]
     # Without the paths: a split has no files yet.
     settings = {key: value for key, value, _ in proposals if key not in DATA_PATHS}
-    config = load_config(settings, overrides, origin="what is proposed")
+    config = load_config(settings, overrides, origin="the proposal")
     beside = output.absolute().parent
     config_text = settings_text({key: _portable(value, beside) for key, value, _ in proposals})
     texts = {**data.files, output: config_text}
@@ -93,12 +93,12 @@ def write_proposal(
         if file.exists() and not overwrite and read_text(file, ConfigError) != text:
             kind, train = "annotation", ""
             if file == output:
-                kind, train = "config", f"`fcos train {output}` trains with it; "
+                kind, train = "config", f"train with it: `fcos train {output}`; or "
             raise ConfigError(
                 f"the {kind} file already exists and differs from the proposal",
                 where=f"file {file}",
-                fix=f"{train}`fcos init {folder} -o OTHER.json` writes another, "
-                f"`fcos init {folder} --force` replaces it",
+                fix=f"{train}write another: `fcos init {folder} -o OTHER.json`; "
+                f"or replace it: `fcos init {folder} --force`",
             )
     for file, text in texts.items():
         write_text(file, text)
@@ -110,7 +110,7 @@ def write_proposal(
 
 
 def _portable(value: Any, folder: Path) -> Any:
-    """A path below the config file is written relative to it, so that both can move together."""
+    """Make a path below the config file's folder relative to it, so that both can be moved together."""
     if not isinstance(value, Path):
         return value
     path = Path(os.path.abspath(value))

@@ -18,7 +18,7 @@ FILE, FOLDER = click.Path(path_type=Path, dir_okay=False), click.Path(path_type=
 
 
 def _convert_device(ctx: click.Context, param: click.Parameter, value: str) -> str | list[int]:
-    """A name as it is, GPU numbers as a list; whether the device exists is checked when it is used."""
+    """A name unchanged, GPU numbers as a list; whether the device exists is checked on use."""
     if value in DEVICES:
         return value
     if all(number.isdigit() for number in value.split(",")):
@@ -84,7 +84,7 @@ needs_demo = partial(needs_extra, "the server", "demo")
 
 
 def group(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one, in the order in which `--help` lists them."""
+    """Several options as one decorator, in the order in which `--help` lists them."""
 
     def declare(command: Any) -> Any:
         return reduce(lambda declared, option: option(declared), reversed(options), command)
@@ -99,7 +99,7 @@ def output_option(help: str, **options: Any) -> Callable[[Any], Any]:
 
 model_argument = click.argument("model", metavar="RUN_OR_MODEL", type=PATH)
 annotation_options = group(
-    click.option("--root", type=PATH, help="Folder of the images; default: found automatically."),
+    click.option("--root", type=PATH, help="Folder of the images; default: detected automatically."),
     click.option("--names", type=PATH, help="Class names, one per line, the first 'background'."),
     click.option(
         "--from",
@@ -138,8 +138,8 @@ views_options = group(  # `Detector.load` takes them
     click.option(
         "--overlap",
         type=click.FloatRange(0, 0.9),
-        metavar="SHARE",
-        help="Overlap of neighboring tiles, as a share of their side; default: 0.2.",
+        metavar="FRACTION",
+        help="Overlap of neighboring tiles, as a fraction of their side; default: 0.2.",
     ),
     click.option(
         "--tta",

@@ -1,4 +1,4 @@
-"""What commands write besides text: JSON for other programs, tables, and a progress bar on stderr."""
+"""Output of commands besides plain text: JSON for other programs, tables, and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout, in ASCII for any terminal; numbers that are not finite become null."""
-    click.echo(json.dumps(_plain(value), indent=2).replace("\x7f", "\\u007f"))  # ASCII's one other control
+    click.echo(json.dumps(_plain(value), indent=2).replace("\x7f", "\\u007f"))  # DEL
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no word for it, and many readers refuse Python's
+        return None  # JSON has no NaN, and many parsers reject Python's
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
@@ -38,9 +38,9 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, in a terminal only; call what it yields with the number of images done.
+    """Show a progress bar on stderr, in a terminal only; call the yielded function with the images done.
 
-    Without a `total` it shows how many, and no end.
+    Without a `total`, it shows only the count.
     """
     from rich import progress
 
@@ -61,9 +61,9 @@ def progress_bar(total: int | None, what: str) -> Iterator[Callable[[int], None]
 
 
 def new_table(*columns: str, numbers: bool = False) -> Table:
-    """An empty table in the style of all commands; settings are never broken over lines.
+    """An empty table in the style of all commands; names of settings are never wrapped.
 
-    With `numbers`, all columns but the first are aligned on the right.
+    With `numbers`, all columns but the first are right-aligned.
     """
     from rich import box
     from rich.table import Table
@@ -76,10 +76,10 @@ def new_table(*columns: str, numbers: bool = False) -> Table:
 
 
 def print_table(table: Table, *, err: bool = False) -> None:
-    """Print as wide as the terminal; a name in a cell is not markup."""
+    """Print at the width of the terminal; a name in a cell is not markup."""
     from rich.console import Console
 
     console = Console(stderr=err)
-    # A file or a pipe has no width; 80 columns would fold every line.
+    # A file or a pipe has no width; rich's default of 80 columns would wrap every line.
     width = console.width if console.is_terminal else 140
     Console(width=width, stderr=err, markup=False, emoji=False, highlight=False).print(table)

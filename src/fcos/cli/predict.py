@@ -78,7 +78,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     planned: list[Source] = []
     if is_first_process():
         announce(model)
-        # Before other processes start, so that their output is not mistaken for the user's files.
+        # Before other processes start, so that their output is not taken for the user's files.
         others = set[str]()
         found = find_sources(sources, out, streams=options.stream, on_other=others.add)
         planned = plan(found, out, draw=options.draw)
@@ -143,7 +143,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path, Sequence[str]]:
-    """The model and the sources; where the first argument is a source too, the everyday detector."""
+    """The model and the sources; if the first argument is a source, the model is the everyday detector."""
     from fcos.predict.sources import is_source
     from fcos.weights.load import EVERYDAY, is_model
 
@@ -163,7 +163,7 @@ def class_list(values: Sequence[str], class_names: Sequence[str]) -> list[str]:
 
 
 def check_options(options: Options, planned: Sequence[Source]) -> None:
-    """Reject options that the sources, earlier output or a missing package rule out, before the work."""
+    """Reject options that do not fit the sources, earlier output or the installed packages."""
     from fcos.predict.images import check_crops
     from fcos.predict.labels import check_labels
     from fcos.predict.tracker import import_trackers
@@ -178,7 +178,7 @@ def check_options(options: Options, planned: Sequence[Source]) -> None:
             raise click.UsageError("--save-crops works on images, but a source is a video.")
         check_crops(options.out)
     if options.show and not options.draw and num_images:
-        raise click.UsageError("--show shows the drawn copies of images: leave out --no-draw.")
+        raise click.UsageError("--show shows drawn images: omit --no-draw.")
     if has_videos:
         import_av()
         if options.track:
@@ -197,7 +197,7 @@ def _predict_images(
     fabric: Fabric | None,
     window: Window | None,
 ) -> list[dict[str, Any]]:
-    """What `detections.json` says about each image, on the first process; each process predicts its share."""
+    """Each image's entry of `detections.json`, on the first process; each process predicts its share."""
     from PIL import Image
 
     from fcos.predict.device import gather
@@ -236,7 +236,7 @@ def _predict_images(
 def _predict_videos(
     detector: Detector, videos: Sequence[Source], threshold: float, options: Options, window: Window | None
 ) -> list[dict[str, Any]]:
-    """What `detections.json` says about each video."""
+    """Each video's entry of `detections.json`."""
     from fcos.predict.video import VideoOptions, predict_videos
 
     of_videos = VideoOptions(threshold, options.every, options.track, options.draw)

@@ -79,7 +79,7 @@ predict_options = group(
         "--save-crops", is_flag=True, help="Images: also write each box as an image, to crops/CLASS/."
     ),
     # Videos
-    click.option("--track", is_flag=True, help="Videos: give an object the same number in all frames."),
+    click.option("--track", is_flag=True, help="Videos: track objects; each keeps its ID in all frames."),
     click.option(
         "--every",
         type=click.IntRange(min=1),
@@ -91,13 +91,13 @@ predict_options = group(
     click.option(
         "--stream",
         is_flag=True,
-        help="Treat URLs as live streams, and reconnect when they break; rtsp:// always is one.",
+        help="Treat URLs as live streams, and reconnect when they break; rtsp:// always does.",
     ),
     # The machine
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),
-        help="Images per forward pass; default: 8 on a GPU, up to 4 small ones on a CPU.",
+        help="Images per forward pass; default: 8 on a GPU, up to 4 small images on a CPU.",
     ),
     devices_option,
     click.option(

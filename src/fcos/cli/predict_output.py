@@ -1,4 +1,4 @@
-"""What `fcos predict` writes and prints about its results."""
+"""The results that `fcos predict` writes and prints."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import click
 from fcos.files import write_bytes
 from fcos.terminal import counted, printable_line
 
-MOST_NAMES = 3  # of files that a line names
+MOST_NAMES = 3  # of files, in a line
 
 
 def write_result(out: Path, content: dict[str, Any]) -> None:
-    """`RESULT_FILE`; a file name that is no Unicode becomes a JSON escape instead of an error."""
+    """Write `RESULT_FILE`; a file name that is not valid Unicode becomes a JSON escape, not an error."""
     from fcos.predict.images import RESULT_FILE  # imports torch
 
     text = json.dumps(content, ensure_ascii=False, indent=1)
@@ -24,7 +24,7 @@ def write_result(out: Path, content: dict[str, Any]) -> None:
 
 
 def print_images(content: dict[str, Any], elapsed_s: float | None, out: Path) -> None:
-    """What was found in images, and where it was written; the speed, if `elapsed_s` tells it."""
+    """Print the number of detections in images, the output folder and, with `elapsed_s`, the speed."""
     from fcos.predict.images import RESULT_FILE
 
     images = content["images"]
@@ -68,19 +68,19 @@ def print_video(about: dict[str, Any], elapsed_s: float, *, to_stderr: bool) -> 
 
 
 def print_skipped(outcome: dict[str, Any]) -> None:
-    """A line about an image or video that could not be read."""
+    """Print a line about an image or video that could not be read."""
     click.echo(f"skipped: {printable_line(outcome['path'])}: {printable_line(outcome['error'])}", err=True)
 
 
 def print_others(paths: Collection[str]) -> None:
-    """A line about images and videos of folders that are not predicted."""
+    """Print a line about files in folders that are skipped because of their format."""
     if paths:
         count = counted(len(paths), "image or video", "images and videos")
-        click.echo(f"ignored: {count} of other formats: {_first_names(sorted(paths))}", err=True)
+        click.echo(f"ignored: {count} in unsupported formats: {_first_names(sorted(paths))}", err=True)
 
 
 def print_frames(path: Path) -> None:
-    """A line about an image of several frames, if it is one: only the first is predicted."""
+    """Print a line about an image with several frames: only the first is used."""
     from fcos.data.image import count_frames  # imports torch
 
     if (num_frames := count_frames(path)) > 1:
@@ -88,7 +88,7 @@ def print_frames(path: Path) -> None:
 
 
 def print_failed(failed: Sequence[dict[str, Any]], num_images: int, num_videos: int) -> None:
-    """How many images and videos could not be read, and the first of them."""
+    """Print how many images and videos could not be read, and name the first few."""
     what = counted(num_images, "image")
     if num_videos:
         what = f"{num_images + num_videos} images and videos" if num_images else counted(num_videos, "video")

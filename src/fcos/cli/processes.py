@@ -1,4 +1,4 @@
-"""In which processes, and on which device, a command predicts."""
+"""The processes and the device that a command predicts with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
 
-MANY_IMAGES = 100  # for fewer, starting processes takes longer than they save
+MANY_IMAGES = 100  # for fewer, starting processes takes more time than it saves
 MOST_PROCESSES = 8  # by default: each needs memory
 
 
@@ -35,7 +35,7 @@ def connected(device: str | list[int], num_processes: int) -> Iterator[tuple[tor
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of all, before they are connected."""
+    """Whether this is the first of all processes, before they are connected."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
@@ -47,8 +47,8 @@ def was_started_with_others() -> bool:
 def can_fork(model: Path, device: str | list[int]) -> bool:
     """Whether the images can be split between forks of this process.
 
-    Forks start at once and share the model's memory. On macOS they must not compute, Windows has none, and
-    the threads of an exported file's runtime do not survive in one.
+    Forks start at once and share the model's memory. But forks must not compute on macOS, do not exist on
+    Windows, and lose the threads of an exported file's runtime.
     """
     from fcos.predict.device import choose_device
     from fcos.weights.load import format_of

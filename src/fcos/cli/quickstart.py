@@ -89,7 +89,7 @@ def command(
 
 
 def _proposed(out: Path, overrides: tuple[str, ...]) -> list[str]:
-    """The run folder; one given by the user wins."""
+    """The run folder, unless the user gives one."""
     given = {override.partition("=")[0] for override in overrides}
     return [] if "run_folder" in given else [f"run_folder={out / 'run'}"]
 

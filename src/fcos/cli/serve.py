@@ -12,7 +12,7 @@ import click
 
 from fcos.cli.options import model_argument, needs_demo, server_options
 
-GOODBYE_SECONDS = 25  # Kubernetes kills after 30
+SHUTDOWN_SECONDS = 25  # Kubernetes kills after 30
 
 EPILOG = """\b
 Examples:
@@ -49,9 +49,9 @@ def command(
 ) -> None:
     """Run a model as an HTTP service: POST an image file to /predict, get JSON.
 
-    Requests that wait while the network is busy run together, up to --batch-size; none waits for others to
-    arrive. /healthz answers once the model is ready, /metrics is for Prometheus, /openapi.json describes the
-    API. SIGTERM or Ctrl-C ends it: new connections are refused, requests in progress are answered.
+    Requests that arrive while the network is busy are batched, up to --batch-size; none waits for a batch to
+    fill. /healthz answers once the model is ready, /metrics is for Prometheus, /openapi.json describes the
+    API. On SIGTERM or Ctrl-C the service refuses new connections, answers requests in progress, and stops.
 
     It has no encryption or authentication: leave those to a reverse proxy. Needs pip install
     'fcos-torch[demo]'.
@@ -73,18 +73,19 @@ def command(
         if workers > 1:
             Detector.load(model, device, agnostic_nms=agnostic_nms)  # an error is shown once, not by each
             click.echo(address)
-            serve(make_app, listening, workers=workers, goodbye_seconds=GOODBYE_SECONDS)
+            serve(make_app, listening, workers=workers, shutdown_seconds=SHUTDOWN_SECONDS)
         else:
             app = make_app()
             click.echo(address)
-            serve(lambda: app, listening, goodbye_seconds=GOODBYE_SECONDS)
+            serve(lambda: app, listening, shutdown_seconds=SHUTDOWN_SECONDS)
 
 
 def _prepare_workers(workers: int, stack: ExitStack) -> None:
-    """Set what they inherit: their share of the cores, and a folder for their metrics."""
+    """Set the environment that workers inherit: their share of the cores, and a folder for their metrics."""
     import torch
 
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // workers))
-    # uvicorn ends them by the signal itself: locks of libraries stay behind, which Python cleans up.
+    # uvicorn kills workers with the signal itself: locks of libraries leak, and Python warns as it frees
+    # them.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())

@@ -113,7 +113,7 @@ def best_line(folder: Path) -> dict[str, Any] | None:
 
 
 def left_in(folder: Path) -> list[tuple[str, Path]]:
-    """The result files of a run, by what they are."""
+    """The result files of a run, by kind."""
     names = {"report": "report.html", "curves": "curves.png", "model": "best.safetensors"}
     if not (folder / names["model"]).is_file():
         names["model"] = "last.safetensors"  # nothing was evaluated
@@ -121,9 +121,9 @@ def left_in(folder: Path) -> list[tuple[str, Path]]:
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """The result of a training: its folder, its model, and the metrics of the best epoch.
+    """The result of a run: its folder, its model, and the metrics of the best epoch.
 
-    `epoch` and `metrics` are None where nothing was evaluated, `model` where the run was stopped before.
+    `epoch` and `metrics` are None if nothing was evaluated, `model` if no model was written.
     """
     from fcos.metrics.coco import named_numbers
 

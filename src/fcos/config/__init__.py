@@ -1,9 +1,8 @@
 """`train.json`: its settings, how it is read, and the rules between settings.
 
-Read `schema` first (every setting: default, unit, meaning), then `load` (defaults, preset, file and command
-line to one configuration), `file` (a file or the command line to values), `checks` (between settings),
-`presets`, `conventions` (what differs between code bases) and `other_tools` (keys of other programs, for the
-error message).
+Read `schema` first (every setting: default, unit, meaning), then `load` (combines defaults, preset, file and
+command line), `file` (parses a file or the command line), `checks` (rules between settings), `presets`,
+`conventions` (differences between code bases) and `other_tools` (keys of other tools, for error messages).
 """
 
 from fcos.config.load import check_overrides as check_overrides

@@ -1,7 +1,7 @@
-"""Rules between settings, and checks of what is outside the config file.
+"""Rules between settings, and checks against files and class names.
 
-`broken_rules` runs when a config is loaded, after each value has been checked by itself. The `check_...`
-functions check files and names; training calls them before it starts.
+`broken_rules` runs when a config is loaded, after each value has been checked separately. Training calls the
+`check_...` functions, which check files and names, before it starts.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from fcos.terminal import counted
 if TYPE_CHECKING:
     from fcos.config import TrainConfig
 
-NAMED_WEIGHTS = ("imagenet", "everyday", "coco")  # values of `pretrain` that are no paths
+NAMED_WEIGHTS = ("imagenet", "everyday", "coco")  # values of `pretrain` that are not paths
 DATA_PATHS = ("root_train", "list_train", "root_eval", "list_eval", "name_file")
 
 
 class Broken(NamedTuple):
-    """A rule that settings break together."""
+    """A violated rule between settings."""
 
-    keys: tuple[str, ...]  # the settings concerned; their lines are shown
+    keys: tuple[str, ...]  # the settings involved; their lines are shown
     what: str
     fix: str
 
 
 def broken_rules(config: TrainConfig) -> Iterator[Broken]:
-    """Every rule between settings that this config breaks."""
+    """Every rule between settings that this config violates."""
     rules = (_levels, _backbone, _image_size, _schedule, _devices, _batch, _settings_without_effect)
     for rule in rules:
         yield from rule(config)
@@ -85,7 +85,7 @@ def _schedule(config: TrainConfig) -> Iterator[Broken]:
     if any(entry < 1 for entry in entries) and any(entry >= 1 for entry in entries):
         yield Broken(
             ("lr_schedule",),
-            f"lr_schedule {entries} mixes fractions of the training (below 1) with iterations",
+            f"lr_schedule {entries} mixes fractions of training (below 1) with iterations",
             "give only iterations, such as [60000, 80000], or only fractions, such as [0.67, 0.89]",
         )
 
@@ -109,7 +109,7 @@ def _batch(config: TrainConfig) -> Iterator[Broken]:
 
 
 def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
-    """A setting that another one switches off must not be ignored silently."""
+    """Settings that another setting disables must not be ignored silently."""
     no_quality, whole_box = config.quality == "none", not config.center_sampling
     cosine, adamw, not_cpu = config.lr_policy == "cosine", config.optimizer == "adamw", config.device != "cpu"
     static, by_predictions = config.assigner == "static", config.assigner in ("simota", "tal", "dsla")
@@ -140,16 +140,16 @@ def _settings_without_effect(config: TrainConfig) -> Iterator[Broken]:
 def split_batch(
     batch_size: int, num_devices: int, micro_batch: int | Literal["auto"] | None
 ) -> tuple[int, int]:
-    """How the batch of an optimizer step is split.
+    """Split the batch of an optimizer step.
 
     Args:
-        batch_size: images of one optimizer step, over all devices.
-        num_devices: devices that the batch is split over.
-        micro_batch: images of one forward pass on one device; None, and "auto" before it is known: the
-            device's whole share.
+        batch_size: images per optimizer step, over all devices.
+        num_devices: devices to split the batch over.
+        micro_batch: images per forward pass on one device; None, or "auto" until it is known: the device's
+            whole share.
 
     Returns:
-        Images of one forward pass on one device, and the number of passes that accumulate.
+        Images per forward pass on one device, and the number of accumulated passes.
     """
     micro_batch = None if micro_batch == "auto" else micro_batch
     unit = num_devices * (micro_batch or 1)
@@ -168,14 +168,14 @@ def split_batch(
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Reject a config without training data, or whose data does not exist, naming every missing path."""
+    """Reject a config without training data, or with missing files; the error lists every missing path."""
     problems = []
     if not config.list_train:
         problems.append(
             ConfigError(
                 "there is no training data",
                 where='setting "list_train"',
-                fix="give list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
+                fix="set list_train (annotations) and root_train (images), or use `fcos train FOLDER`",
             )
         )
     if config.patience and not config.list_eval:
@@ -183,29 +183,29 @@ def check_paths(config: TrainConfig) -> None:
             ConfigError(
                 '"patience" has no effect without evaluation data',
                 where=config.origin("patience"),
-                fix='give list_eval, or remove "patience"',
+                fix='set list_eval, or remove "patience"',
             )
         )
     raise_all([*problems, *missing_paths(config)])
 
 
 def missing_paths(config: TrainConfig) -> Iterator[ConfigError]:
-    """A problem for each path of the settings that does not exist."""
+    """An error for each path in the settings that does not exist."""
     paths = {key: getattr(config, key) for key in DATA_PATHS}
     if isinstance(config.pretrain, str) and config.pretrain not in NAMED_WEIGHTS and not config.load:
         paths["pretrain"] = config.pretrain
     for key, path in paths.items():
         if path and not os.path.exists(without_part(path)):
-            there = next((str(parent) for parent in Path(path).parents if parent.exists()), "none of it")
+            there = next((str(parent) for parent in Path(path).parents if parent.exists()), "none")
             yield ConfigError(
                 f'"{key}": {path} does not exist',
                 where=config.origin(key),
-                fix=f"correct the path; the existing part of it is {there}",
+                fix=f"correct the path; its existing part is {there}",
             )
 
 
 def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
-    """Refuse a number of `classes` that is not that of the names, and `class_weights` of other names."""
+    """Reject `classes` that differs from the number of names, and `class_weights` for unknown names."""
     if unknown := [name for name in config.class_weights or () if name not in class_names]:
         raise ConfigError(
             f'"class_weights" has {", ".join(map(json.dumps, unknown))}, which the data does not have',
@@ -225,7 +225,7 @@ def check_classes(config: TrainConfig, class_names: Sequence[str]) -> None:
 
 
 def raise_all(problems: Sequence[ConfigError]) -> None:
-    """Raise one error that holds all of them; return if there are none."""
+    """Raise one error for all problems; do nothing if there are none."""
     if len(problems) == 1:
         raise problems[0]
     if problems:

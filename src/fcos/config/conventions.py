@@ -1,4 +1,4 @@
-"""The conventions in which FCOS code bases differ although their network is the same: the setting `rules`.
+"""Conventions that differ between FCOS code bases with the same network: the setting `rules`.
 
 Weights reach their published AP only if images are preprocessed and boxes decoded as in training. Each value
 of the setting is an entry of `CONVENTIONS`; its fields are arguments of resizing, points, targets, losses and
@@ -29,10 +29,10 @@ class Conventions(NamedTuple):
     rank_by: RankBy = "score"  # the score that ranks the candidates of a level
     clip: ClipBoxes = "resized"  # when boxes are clipped to the image
     keep_empty: bool = False  # keep boxes without area
-    inclusive_boxes: bool = False  # x2 and y2 are the last pixels of a box, instead of the ends after them
-    point_order: bool = False  # detections in the order of their points, instead of best first
+    inclusive_boxes: bool = False  # x2 and y2 are the last pixels of a box, not one past them
+    point_order: bool = False  # detections in the order of their points, not best first
     keep_ties: bool = False  # keep more than `detections_per_image` if the last ones have equal scores
-    strict_ranges: bool = False  # the limits of a level's range belong to neither level, instead of to both
+    strict_ranges: bool = False  # the limits of a level's range belong to neither level, not to both
     areas: Areas = "exact"  # how areas are compared when a point lies in several boxes
     iou_plus_one: bool = False  # add 1 to intersection and union in the box loss, in units of the box branch
     weight_boxes: bool = True  # weight the box loss by centerness (and divide it by its sum)

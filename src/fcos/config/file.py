@@ -1,7 +1,8 @@
-"""Read a train.json and the command line as raw values, each with the place where it was given.
+"""Read a train.json and the command line as raw values, each with its location.
 
-The file is one flat JSON object, so a key's line can be found by looking: a string that is followed by a
-colon is a key, in this file and in every valid one.
+The file is one flat JSON object, so the line of a key is easy to find: a string followed by a colon is always
+    a
+key.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ class Given(NamedTuple):
     """A value as it was written."""
 
     key: str  # not yet translated or checked
-    value: Any  # what JSON made of it
+    value: Any  # parsed JSON
     where: str  # file and line, or the word of the command line
 
 
 def read_file(path: Path) -> list[Given]:
-    """Every key of a config file in line order; a key that is given twice comes twice."""
+    """Every key of a config file in the order of lines, including duplicates."""
     if path.is_dir():
-        what, fix = "this is a folder, not a config file", f"`fcos init {path}` writes a config file for it"
+        what, fix = "this is a folder, not a config file", f"write a config file for it: `fcos init {path}`"
         raise ConfigError(what, where=f"file {path}", fix=fix)
     if not os.path.lexists(path):
-        what, fix = "the config file does not exist", "`fcos init FOLDER` writes one for a folder of images"
+        what, fix = "the config file does not exist", "write one for a folder of images: `fcos init FOLDER`"
         raise ConfigError(what, where=f"file {path}", fix=fix)
     text = read_text(path, ConfigError)
     try:
@@ -43,9 +44,9 @@ def read_file(path: Path) -> list[Given]:
         raise _explain(error, path) from None
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         raise ConfigError(
-            "a value in the config file is too long for a number, or nested too deeply",
+            "the config file contains a number that is too long, or is nested too deeply",
             where=f"file {path}",
-            fix="use numbers, text, true, false, null, or lists of them",
+            fix="use numbers, strings, true, false, null, or lists of them",
         ) from error
     if not isinstance(values, dict):
         raise ConfigError(
@@ -60,7 +61,7 @@ def read_file(path: Path) -> list[Given]:
 def key_lines(text: str) -> list[tuple[str, int]]:
     """Keys of a flat JSON object with their lines, counted from 1.
 
-    All strings are walked through, so a colon inside of a value is not taken for the end of a key.
+    All strings are scanned, so a colon inside a value is not mistaken for the end of a key.
     """
     strings = re.finditer(r'"(?:[^"\\]|\\.)*"(\s*:)?', text)
     keys = [match for match in strings if match[1]]
@@ -70,7 +71,7 @@ def key_lines(text: str) -> list[tuple[str, int]]:
 
 
 def read_override(word: str, text_keys: Collection[str]) -> Given:
-    """A `key=value` word: the value as JSON where it is JSON, else, and always for `text_keys`, as text."""
+    """Parse `key=value`: the value is JSON if valid; else, and always for `text_keys`, it is a string."""
     key, equals, text = word.partition("=")
     if not equals or not key.strip():
         raise ConfigError(
@@ -83,7 +84,7 @@ def read_override(word: str, text_keys: Collection[str]) -> Given:
 
 
 def _json_or_text(text: str) -> Any:
-    # device=0,1 is a list too: brackets mean something else to many shells
+    # device=0,1 is a list too, since many shells interpret brackets
     for candidate in [text, f"[{text}]"] if "," in text else [text]:
         with suppress(ValueError, RecursionError):
             return json.loads(candidate)

@@ -1,7 +1,7 @@
 """Read a train.json and the command line as a `TrainConfig`, reporting all mistakes in one error.
 
-Values come from four places, the later ones win: the default, the preset (`model`), the file, the command
-line.
+Values come from four sources, of which later ones win: the default, the preset (`model`), the file, the
+command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fcos.config.schema import ALIASES, TrainConfig, expects
 from fcos.errors import ConfigError
 from fcos.files import without_part, write_text
 
-# What is often written where another word is meant.
+# Common mistakes, and the correct values.
 WORDS_ELSEWHERE = {
     "gpu": '"cuda"',
     **dict.fromkeys(("true", "yes", "on"), "true"),
@@ -39,18 +39,18 @@ def load_config(
     *,
     origin: str = "dict",
 ) -> TrainConfig:
-    """Settings from a train.json (or a dict, or nothing but defaults), with `key=value` overrides.
+    """Settings from a train.json (or a dict, or only defaults), with `key=value` overrides.
 
-    Relative paths of data and weights are looked for beside the config file, then in the working directory;
-    those of a dict or the command line, and `run_folder`, in the working directory.
+    Relative paths of data and weights are resolved next to the config file, then in the working directory;
+    paths in a dict or on the command line, and `run_folder`, in the working directory.
 
     Args:
-        source: where the settings come from.
-        overrides: words of the command line.
-        origin: what messages call a dict.
+        source: a config file or a dict; None: defaults.
+        overrides: `key=value` arguments of the command line.
+        origin: the name of a dict in messages.
 
     Raises:
-        ConfigError: one error that names everything that is wrong, each with file, line and remedy.
+        ConfigError: lists everything that is wrong, each with file, line and fix.
     """
     if source is None or isinstance(source, Mapping):
         folder = Path.cwd()
@@ -61,7 +61,7 @@ def load_config(
 
     problems: list[ConfigError] = []
     given = _settings(entries, folder, problems) | _overrides(overrides, problems)
-    if "nbatch_train" in given and given["nbatch_train"].value == "auto":  # what must fit is a forward pass
+    if "nbatch_train" in given and given["nbatch_train"].value == "auto":  # which sets the forward pass
         given = {"micro_batch": given.pop("nbatch_train")} | given
     preset = _preset(given.get("model"), problems)
     values = PRESETS[preset] | {key: entry.value for key, entry in given.items()}
@@ -83,17 +83,17 @@ def load_config(
     if isinstance(source, Path) and not in_command and _lies_in_run(source, config.run_folder):
         config = config.model_copy(update={"run_folder": str(folder)})  # moved or not
         config._origins["run_folder"] = f"file {source}, which lies in the run folder"
-    if problems:  # alone they wait for the training: settings may be read where the data is not
+    if problems:  # missing paths alone are reported by training: settings may be read where the data is not
         problems += missing_paths(config)
     raise_all(problems)
     return config
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Reject overrides that are wrong in any case, before a command writes the train.json.
+    """Reject invalid overrides before a command writes the train.json.
 
     Raises:
-        ConfigError: names every key, value and path that is wrong.
+        ConfigError: lists every invalid key, value and path.
     """
     problems: list[ConfigError] = []
     given = _overrides(overrides, problems)
@@ -109,7 +109,7 @@ def dump_config(config: TrainConfig, path: Path) -> None:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """The text of a train.json: a setting on each line."""
+    """The text of a train.json: one setting per line."""
     lines = [
         f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()
     ]
@@ -117,7 +117,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def _settings(entries: Iterable[Given], folder: Path, problems: list[ConfigError]) -> dict[str, Given]:
-    """Entries of one source by the setting that they give; unknown and repeated ones become problems."""
+    """Entries of one source by setting; unknown and duplicate ones become problems."""
     settings: dict[str, Given] = {}
     for entry in entries:
         key = ALIASES.get(entry.key, entry.key)
@@ -142,7 +142,7 @@ def _overrides(words: Sequence[str], problems: list[ConfigError]) -> dict[str, G
 
 
 def _lies_in_run(source: Path, run_folder: str) -> bool:
-    """Whether a config file is that of a run: it lies in the run's folder, which it then names."""
+    """Whether a config file belongs to a run: it is in its run folder."""
     folder = source.parent
     return os.path.realpath(folder) == os.path.realpath(run_folder) or any(
         (folder / name).is_file() for name in ("last.ckpt", "metrics.jsonl")
@@ -150,7 +150,7 @@ def _lies_in_run(source: Path, run_folder: str) -> bool:
 
 
 def _flattened(entry: Given) -> Iterator[Given]:
-    """Keys within keys as other tools write them, {"SOLVER": {"BASE_LR": 0.01}}, as "SOLVER.BASE_LR"."""
+    """Flatten nested keys of other tools: {"SOLVER": {"BASE_LR": 0.01}} to "SOLVER.BASE_LR"."""
     if not isinstance(entry.value, Mapping) or not entry.value:
         yield entry
         return
@@ -176,12 +176,12 @@ def _unknown(entry: Given) -> ConfigError:
 
 
 def _meaning(key: str) -> str:
-    """A setting's description without its parentheses: the message has its own."""
+    """A setting's description without parentheses, since the message puts it in parentheses."""
     return re.sub(r" \([^()]*\)", "", TrainConfig.model_fields[key].description or "")
 
 
 def _preset(entry: Given | None, problems: list[ConfigError]) -> str:
-    """The name of the preset; an unknown one becomes a problem and the default one stands in for it."""
+    """The name of the preset; an unknown one becomes a problem and is replaced by the default."""
     default = str(TrainConfig.model_fields["model"].default)
     name = entry.value if entry else default
     if name in PRESETS:
@@ -202,7 +202,7 @@ def _preset(entry: Given | None, problems: list[ConfigError]) -> str:
 
 
 def preset_default(preset: str, key: str) -> Any:
-    """The value of a setting in a preset, if nothing else is given."""
+    """The default of a setting in a preset."""
     return PRESETS[preset].get(key, TrainConfig.model_fields[key].default)
 
 
@@ -221,7 +221,7 @@ def _scale_rate(values: dict[str, Any], given: Mapping[str, Given]) -> dict[str,
 def _values(
     values: dict[str, Any], given: Mapping[str, Given], problems: list[ConfigError]
 ) -> tuple[TrainConfig, set[str]]:
-    """Check each value by itself; return the config without the invalid ones, and their keys."""
+    """Check each value separately; return the config without the invalid ones, and their keys."""
     try:
         return TrainConfig.model_validate(values), set()
     except ValidationError as error:
@@ -246,14 +246,14 @@ def _wrong_value(entry: Given) -> ConfigError:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's kinds for what a Python caller may hand over instead."""
+    """Convert Python values to JSON types."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def _read_value(key: str, value: Any, folder: Path) -> Any:
-    """A value as the model takes it: absolute paths, a list of one GPU for its number, of one logger."""
+    """Normalize a value: absolute paths; lists for a single GPU number or logger."""
     if key == "device":
         return _read_device(value)
     if not isinstance(value, str) or not value:
@@ -262,12 +262,12 @@ def _read_value(key: str, value: Any, folder: Path) -> Any:
         return value.split(",")
     if key in DATA_PATHS or (key == "pretrain" and value not in NAMED_WEIGHTS):
         return _absolute(value, folder)
-    # Runs are kept where one works, as every tool does, not beside a config file that may be shared.
+    # As in other tools, runs are in the working directory, not next to a config file that may be shared.
     return _absolute(value, Path.cwd()) if key == "run_folder" else value
 
 
 def _read_device(value: Any) -> Any:
-    """GPU numbers as a list: 0, "0", "0,1" and "cuda:1" too, as other tools have them."""
+    """GPU numbers as a list; also accepts 0, "0", "0,1" and "cuda:1", as in other tools."""
     if type(value) is int:
         return [value]
     numbers = (
@@ -277,7 +277,7 @@ def _read_device(value: Any) -> Any:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    """The path beside the config file, or in the working directory when it exists only there."""
+    """The path next to the config file, or in the working directory if it exists only there."""
     beside, here = (str(base / Path(path).expanduser()) for base in (folder, Path.cwd()))
     only_here = os.path.exists(without_part(here)) and not os.path.exists(without_part(beside))
     return os.path.abspath(here if only_here else beside)

@@ -1,6 +1,6 @@
-"""Names of settings in other tools: not accepted, since their meaning may differ, but the error names ours.
+"""Names of settings in other tools: not accepted, since meanings may differ, but the error suggests ours.
 
-Ultralytics, MMDetection, detectron2 (and AdelaiDet), torchvision's references, and words that all have.
+Ultralytics, MMDetection, detectron2 (and AdelaiDet), torchvision's references, and common names.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-# Our setting, or several that belong together, and its names elsewhere; in lower case, with "_" for "-". Of a
-# name in sections ("solver.base_lr") the last part is enough where it says what the whole says.
+# Our setting, or several that belong together, and its names in other tools; in lower case, with "_" for "-".
+# Of a dotted name ("solver.base_lr") only the last part is listed if it is unambiguous.
 SAME = {
     "nbatch_train": "batch batch_size train_batch_size samples_per_gpu images_per_gpu ims_per_batch bs",
     "nbatch_eval": "val_batch_size eval_batch_size test_batch_size val_dataloader.batch_size",
@@ -102,31 +102,31 @@ SAME = {
     "skip_invalid": "ignore_errors skip_broken",
 }
 
-# Keys without an equivalent: the nearest setting, or why there is none.
+# Keys without an equivalent: the most similar setting, or why there is none.
 NONE = {
-    "lrf final_lr min_lr lr_min eta_min": 'with "lr_policy": "cosine" the rate falls to 0',
+    "lrf final_lr min_lr lr_min eta_min": 'with "lr_policy": "cosine" the learning rate decays to 0',
     "warmup_momentum warmup_bias_lr warmup_factor warmup_ratio": (
-        '"warmup_iter" is how long the warm-up is; it is linear, from 0'
+        '"warmup_iter" is the length of the warm-up, which is linear from 0'
     ),
     "cutmix copy_paste_mode erasing random_erasing": (
-        'the strongest changes are "augmentation": "strong"; "mosaic", "mixup" and "copy_paste" mix images'
+        'the strongest is "augmentation": "strong"; "mosaic", "mixup" and "copy_paste" mix images'
     ),
     "cls dfl pose kobj loss_weight label_smoothing": "the losses have equal weights",
-    "cache cache_images": "images are read as they are needed",
+    "cache cache_images": "images are not cached",
     "ema_momentum": '"ema_decay" is 1 - momentum',
-    "rect aspect_ratio_group_factor": "the images of a step are always all landscape or all portrait",
+    "rect aspect_ratio_group_factor": "images are always grouped into landscape and portrait batches",
     "single_cls": "give annotations with one class",
     "deterministic use_deterministic_algorithms cudnn_benchmark": (
-        '"seed" alone decides the initial weights, the order of the data and the augmentation'
+        'initial weights, data order and augmentation depend only on "seed"'
     ),
-    "dropout drop_path": "the network has none",
-    "sync_bn syncbn": 'the head has group norm, and "freeze_bn" keeps the statistics of the backbone',
+    "dropout drop_path": "the network has no dropout",
+    "sync_bn syncbn": 'the head uses group norm, and "freeze_bn" freezes the batch norm of the backbone',
     "fraction": "shorten the list of annotations",
-    "auto_scale_lr": 'without "lr_base" the rate follows "nbatch_train"',
-    "plots plot verbose profile print_freq log_interval log_period": "curves and report are always made",
+    "auto_scale_lr": 'without "lr_base" the learning rate is scaled with "nbatch_train"',
+    "plots plot verbose profile print_freq log_interval log_period": "curves and report are always written",
     "task mode": "`fcos train` trains detectors; the other commands are in `fcos --help`",
     "tta test_time_augmentation": "`fcos predict --tta` and `fcos eval --tta` do it",
-    "dist_url dist_backend start_epoch test_only": "nothing takes its place",
+    "dist_url dist_backend start_epoch test_only": "it has no equivalent",
 }
 
 _SAME = {word: ours for ours, words in SAME.items() for word in words.split()}
@@ -134,23 +134,23 @@ _NONE = {word: why for words, why in NONE.items() for word in words.split()}
 
 
 def plain_key(key: str) -> str:
-    """A key in lower case, without the dashes of an option, with "_" between its words."""
+    """A key in lower case, without leading dashes, and with "_" for "-"."""
     return key.strip().lstrip("-").lower().replace("-", "_")
 
 
 def settings_for(key: str) -> list[str]:
-    """Our settings for a key of another tool; none where it has no equivalent or is not known."""
+    """Our settings for a key of another tool; empty if it has no equivalent or is unknown."""
     ours = _entry(_SAME, key)
     return ours.split(", ") if ours else []
 
 
 def why_none(key: str) -> str:
-    """What to do instead of a key that has no equivalent here; empty if unknown."""
+    """An explanation for a key that has no equivalent; empty if unknown."""
     return _entry(_NONE, key)
 
 
 def nearest(key: str, names: Collection[str]) -> str | None:
-    """The name that a key, or the last part of it, is a misspelling of."""
+    """The closest match for a key, or its last part."""
     word = plain_key(key).rpartition(".")[2]
     return next(iter([word] if word in names else difflib.get_close_matches(word, names, n=1)), None)
 
@@ -161,7 +161,7 @@ def _entry(table: dict[str, str], key: str) -> str:
 
 
 def is_weight_file(name: str) -> bool:
-    """Whether the value of `model` is a file, or a model of Ultralytics, and no preset."""
+    """Whether the value of `model` is a file or a model of Ultralytics, not a preset."""
     return name.lower().endswith(
         (".pt", ".pth", ".safetensors", ".yaml", ".yml", ".onnx", ".py", ".pkl")
     ) or name.lower().startswith(("yolo", "rtdetr"))

@@ -1,4 +1,4 @@
-"""Every setting of a training, as one flat model: `train.json`, the seed's keys as they are.
+"""Every setting of training, as one flat model: `train.json`, with the keys of xytpai/fcos unchanged.
 
 This is the only place with a setting's default, unit and meaning; `fcos config` prints them.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     DataFormat = Literal[("auto", *FORMAT_NAMES)]
 
-# The seed's spellings, accepted permanently.
+# The spellings of xytpai/fcos, accepted permanently.
 ALIASES = {"epoches": "epochs", "eval_epoches": "eval_epochs"}
 
 
@@ -52,13 +52,13 @@ class TrainConfig(BaseModel):
     root_train: str = setting("", "folder of the training images")
     list_train: str = setting("", "training annotations: a list, COCO JSON, VOC or YOLO source")
     root_eval: str = setting("", "folder of the evaluation images")
-    list_eval: str = setting("", "evaluation annotations; without them there is no evaluation")
+    list_eval: str = setting("", "evaluation annotations; empty: no evaluation")
     name_file: str = setting("", "class names, one per line, the first 'background'")
     data_format: DataFormat = setting("auto", "format of the annotations")
     classes: int | None = setting(
         None, "number of classes without background, checked against the names", ge=1
     )
-    skip_invalid: bool = setting(False, "skip broken images and invalid boxes instead of refusing to train")
+    skip_invalid: bool = setting(False, "skip broken images and invalid boxes instead of raising an error")
 
     # Run
     run_folder: str = setting(
@@ -71,13 +71,13 @@ class TrainConfig(BaseModel):
     )
     seed: int = setting(0, "seed of initial weights, data order and augmentation", ge=0)
     device: list[int] | Literal["auto", "cpu", "cuda", "mps"] = setting(
-        "auto", "device to run on; auto: all GPUs of this machine, else the CPU; a list holds GPU numbers"
+        "auto", "device to run on; auto: all GPUs of this machine, or else the CPU; or a list of GPU numbers"
     )
     num_processes: int = setting(1, "number of processes with device=cpu", ge=1)
     num_workers: int = setting(2, "data loader processes per device", ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "precision of the forward and backward pass")
     compile: bool = setting(False, "torch.compile the network for training")
-    channels_last: bool = setting(True, "channels-last memory format; results differ by rounding only")
+    channels_last: bool = setting(True, "channels-last memory format; results differ only by rounding")
     activation_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, slower, same results"
     )
@@ -88,11 +88,11 @@ class TrainConfig(BaseModel):
 
     # Model
     model: str = setting("fcos_r50", "preset, see `fcos config --presets`")
-    backbone: str = setting("resnet50", "timm model with features at the strides 8, 16, 32")
+    backbone: str = setting("resnet50", "timm model with features at strides 8, 16 and 32")
     pretrain: bool | str = setting(
         True,
         "initial weights: ImageNet weights of the backbone (imagenet, true, or a file); a whole detector "
-        "(everyday: the one in this package; coco: torchvision's; or any file that `fcos info` reads); or "
+        "(everyday: included in this package; coco: torchvision's; or any file that `fcos info` reads); or "
         "random (false)",
     )
     backbone_channels: list[int] | None = setting(
@@ -101,17 +101,17 @@ class TrainConfig(BaseModel):
     )
     stride_in_1x1: bool = setting(
         False,
-        "put the stride of ResNet bottlenecks in the first 1x1 convolution, as Caffe's ImageNet weights need",
+        "put the stride of ResNet bottlenecks in the first 1x1 convolution, as for Caffe's ImageNet weights",
     )
     pixel_mean: list[float] | None = setting(
-        None, "mean of red, green, blue in 0..255; null: that of the backbone's ImageNet weights"
+        None, "mean of red, green, blue in 0..255; null: as for the backbone's ImageNet weights"
     )
     pixel_std: list[float] | None = setting(
-        None, "standard deviation of red, green, blue in 0..255; null: as for pixel_mean"
+        None, "standard deviation of red, green, blue in 0..255; null: as pixel_mean"
     )
     rules: Literal["fcos", "official", "adelaidet", "detectron2", "mmdetection", "torchvision"] = setting(
         "fcos",
-        "code base whose conventions for resizing, points, targets, losses and post-processing are followed",
+        "code base whose conventions for resizing, points, targets, losses and post-processing are used",
     )
     freeze_bn: bool = setting(True, "freeze the statistics and weights of the backbone's batch norm")
     freeze_stages: int = setting(
@@ -125,7 +125,7 @@ class TrainConfig(BaseModel):
         unit="pixels",
     )
     regress_ranges: list[float] = setting(
-        [64.0, 128.0, 256.0, 512.0], "largest distance regressed on each level except the last", unit="pixels"
+        [64.0, 128.0, 256.0, 512.0], "maximum distance regressed on each level except the last", unit="pixels"
     )
     head_channels: int = setting(256, "width of the head towers", ge=1)
     head_convs: int = setting(4, "convolutions in each tower", ge=0)
@@ -142,7 +142,7 @@ class TrainConfig(BaseModel):
     )
     distance_init: float = setting(
         0.0,
-        "distance predicted before training (papers: 0; a larger one helps in short training runs)",
+        "distance predicted before training (papers: 0; a larger value helps in short training runs)",
         unit="strides",
         ge=0,
     )
@@ -150,14 +150,14 @@ class TrainConfig(BaseModel):
         "static", "label assignment: by position and size (static), or a dynamic assigner"
     )
     static_start: float = setting(
-        0.0, "use the static assigner for this first fraction of the training", ge=0, le=1
+        0.0, "use the static assigner for this first fraction of training", ge=0, le=1
     )
     center_sampling: bool = setting(True, "only points near a box's center are positive")
     center_radius: float = setting(
-        1.5, "largest distance from the center with center_sampling", unit="strides", gt=0
+        1.5, "maximum distance from the center with center_sampling", unit="strides", gt=0
     )
-    quality: Literal["centerness", "iou", "none"] = setting("centerness", "what the quality branch predicts")
-    quality_tower: Literal["box", "classification"] = setting("box", "tower that the quality branch reads")
+    quality: Literal["centerness", "iou", "none"] = setting("centerness", "target of the quality branch")
+    quality_tower: Literal["box", "classification"] = setting("box", "tower that the quality branch is on")
     box_loss: Literal["iou", "linear_iou", "giou", "diou", "ciou"] = setting("giou", "box regression loss")
     box_loss_weight: float = setting(1.0, "weight of the box loss", gt=0)
     class_loss: Literal["focal", "qfl", "vfl"] = setting(
@@ -167,11 +167,11 @@ class TrainConfig(BaseModel):
         "one", "class target of a positive point: 1 (one), or the IoU of its predicted box (iou)"
     )
     focal_alpha: float = setting(
-        0.25, "weight of positives in the focal loss, of background in the varifocal loss", ge=0, le=1
+        0.25, "weight of positives in the focal loss, and of background in the varifocal loss", ge=0, le=1
     )
     focal_gamma: float = setting(2.0, "focusing parameter of the classification loss", ge=0)
     class_weights: dict[str, PositiveFloat] | None = setting(
-        None, 'loss weights of objects by class, such as {"cat": 2}; 1 for the others'
+        None, 'loss weights of objects by class, such as {"cat": 2}; others: 1'
     )
 
     # Images
@@ -192,7 +192,7 @@ class TrainConfig(BaseModel):
         ge=32,
     )
     reduced_decode: bool = setting(
-        True, "training decodes large JPEGs at 1/2, 1/4 or 1/8 of their size where that is enough"
+        True, "training decodes large JPEGs at 1/2, 1/4 or 1/8 of their size if that is enough"
     )
     horizontal_flip: bool = setting(True, "flip half of the training images; false for text and digits")
     augmentation: bool | Literal["color", "standard", "strong", "overhead"] = setting(
@@ -206,7 +206,7 @@ class TrainConfig(BaseModel):
         0.0, "fraction of training images with objects of another image pasted in", ge=0, le=1
     )
     mix_until: float = setting(
-        0.8, "mosaic, mixup and copy_paste end after this fraction of the training", ge=0, le=1
+        0.8, "mosaic, mixup and copy_paste end after this fraction of training", ge=0, le=1
     )
     boxarea_th: float = setting(
         0.0, "training ignores boxes smaller than this after resizing", unit="pixels^2", ge=0
@@ -214,8 +214,8 @@ class TrainConfig(BaseModel):
 
     repeat_threshold: float = setting(
         0.0,
-        "class imbalance: repeat the images of classes that are in a smaller fraction of the images than "
-        "this (LVIS's repeat factor sampling); 0: off",
+        "class imbalance: repeat images of classes that occur in less than this fraction of the images "
+        "(LVIS's repeat factor sampling); 0: off",
         ge=0,
         le=1,
     )
@@ -230,7 +230,7 @@ class TrainConfig(BaseModel):
     )
     time_limit: float | None = setting(
         None,
-        "maximum time for training and evaluation; the schedule is laid out over the steps that fit",
+        "maximum time for training and evaluation; the schedule covers the steps that fit",
         unit="minutes",
         gt=0,
     )
@@ -242,35 +242,35 @@ class TrainConfig(BaseModel):
     )
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = setting(
         None,
-        "images per forward pass on one device; gradients accumulate if this is less than its share of "
-        "nbatch_train. null: the whole share; auto: as much of it as fits into the GPU's memory",
+        "images per forward pass on one device; gradients are accumulated if this is less than its share of "
+        "nbatch_train. null: the whole share; auto: as much of it as fits into GPU memory",
     )
     nbatch_eval: int = setting(16, "batch size of evaluation, over all devices", unit="images", ge=1)
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "optimizer")
     lr_base: float = setting(
         0.01, "learning rate; default: the preset's, scaled linearly with nbatch_train", gt=0
     )
-    lr_backbone: float = setting(1.0, "factor on the learning rate of the (pretrained) backbone", gt=0, le=1)
+    lr_backbone: float = setting(1.0, "learning rate of the (pretrained) backbone, as a factor", gt=0, le=1)
     lr_policy: Literal["step", "cosine"] = setting("step", "learning rate schedule")
-    lr_gamma: float = setting(0.1, "factor on the learning rate at each milestone of lr_schedule", gt=0, le=1)
+    lr_gamma: float = setting(0.1, "factor of the learning rate at each milestone of lr_schedule", gt=0, le=1)
     lr_schedule: list[float] = setting(
-        [2 / 3, 8 / 9], "milestones of the step schedule: iterations, or fractions of the training if below 1"
+        [2 / 3, 8 / 9], "milestones of the step schedule: iterations, or fractions of training if below 1"
     )
     warmup_iter: float = setting(
-        500.0, "length of the linear warm-up: iterations, or a fraction of the training if below 1", ge=0
+        500.0, "length of the linear warm-up: iterations, or a fraction of training if below 1", ge=0
     )
     momentum: float = setting(0.9, "momentum of SGD", ge=0, lt=1)
     weight_decay: float = setting(1e-4, "weight decay; none on norms and biases", ge=0)
-    grad_clip: float = setting(0.0, "gradient clipping: largest norm; 0: off", ge=0)
+    grad_clip: float = setting(0.0, "gradient clipping: maximum norm; 0: off", ge=0)
     ema_decay: float = setting(
-        0.0, "decay of the EMA weights, which evaluation then uses; 0: no EMA", ge=0, lt=1
+        0.0, "decay of the EMA weights, which are then evaluated and saved; 0: no EMA", ge=0, lt=1
     )
 
     # Evaluation and prediction
     eval_epochs: int = setting(1, "evaluate every N epochs, and after the last", unit="epochs", ge=1)
     score_threshold: float = setting(
         0.05,
-        "minimum score of a candidate for NMS; what is shown: `fcos predict --score-threshold`",
+        "minimum score of a candidate for NMS (not of shown detections: `fcos predict --score-threshold`)",
         ge=0,
         le=1,
     )
@@ -281,13 +281,13 @@ class TrainConfig(BaseModel):
     )
     nms_iou: float = setting(0.6, "IoU threshold of NMS", ge=0, le=1)
     agnostic_nms: bool = setting(False, "class-agnostic NMS: one box per object")
-    candidates_per_level: int = setting(1000, "top-k candidates of each level that enter NMS", ge=1)
+    candidates_per_level: int = setting(1000, "top-k candidates per level for NMS", ge=1)
     detections_per_image: int = setting(100, "maximum number of detections per image", ge=1)
 
     @model_validator(mode="before")
     @classmethod
     def _translate(cls, values: Any) -> Any:
-        """The seed's spellings, from Python and from older checkpoints."""
+        """Translate the spellings of xytpai/fcos, from Python and from older checkpoints."""
         if not isinstance(values, Mapping):
             return values
         return {
@@ -297,20 +297,20 @@ class TrainConfig(BaseModel):
 
     @property
     def mixes_images(self) -> bool:
-        """Whether training images are made of several."""
+        """Whether training images are mixed from several."""
         return max(self.mosaic, self.mixup, self.copy_paste) > 0
 
     def origin(self, key: str) -> str:
-        """Where a value was given: "default", "preset fcos_r18", "file train.json, line 3" and so on."""
+        """Where a value comes from: "default", "preset fcos_r18", "file train.json, line 3" and so on."""
         return self._origins.get(ALIASES.get(key, key), "default")
 
     def __eq__(self, other: object) -> bool:
-        """Equal settings, wherever they were given."""
+        """Equal settings, whatever their origin."""
         return isinstance(other, TrainConfig) and self.model_dump() == other.model_dump()
 
 
 def expects(key: str) -> str:
-    """The values that a setting accepts, in words: "a whole number, at least 1, or null"."""
+    """The values that a setting accepts, in words: "an integer, at least 1, or null"."""
     field = TrainConfig.model_fields[key]
     is_union = get_origin(field.annotation) in (Union, types.UnionType)
     kinds = get_args(field.annotation) if is_union else (field.annotation,)
@@ -330,7 +330,7 @@ def expects(key: str) -> str:
 
 
 def unit(key: str) -> str:
-    """The unit of a setting; empty where it has none."""
+    """The unit of a setting; empty if it has none."""
     extra = TrainConfig.model_fields[key].json_schema_extra
     return str(extra["unit"]) if isinstance(extra, dict) else ""
 
@@ -342,11 +342,11 @@ def _kind_in_words(kind: Any) -> str:
         return f"a list of {_kind_in_words(get_args(kind)[0])}"
     words = {
         bool: "true or false",
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
         str: "text",
         types.NoneType: "null",
-        list[int]: "a list of whole numbers",
+        list[int]: "a list of integers",
         list[float]: "a list of numbers",
         dict[str, PositiveFloat]: "names with numbers above 0",
     }

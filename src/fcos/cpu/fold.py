@@ -37,7 +37,7 @@ def folded(model: FCOS) -> FCOS:
 
 
 def folded_weights(conv: nn.Conv2d, norm: FrozenBatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with the norm behind it in them."""
+    """Weight and bias of a convolution with the following norm folded in."""
     factor, shift = norm.factor_and_shift()
     if conv.bias is not None:
         shift = shift + conv.bias * factor

@@ -76,7 +76,7 @@ class FusedConv2d(nn.Module):
 
 
 def fuse_convolutions(network: nn.Module, levels: Sequence[int]) -> nn.Module:
-    """The same network with its convolutions fused, or itself where it cannot be followed.
+    """The same network with its convolutions fused, or the network itself if it cannot be traced.
 
     Args:
         network: in evaluation mode, images to a list of features.
@@ -93,7 +93,7 @@ def fuse_convolutions(network: nn.Module, levels: Sequence[int]) -> nn.Module:
 
 
 def fuse_layers(module: nn.Module) -> None:
-    """Fuse the convolutions of sequences with the activations behind them, in place."""
+    """Fuse the convolutions of sequences with the following activations, in place."""
     for name, child in list(module.named_children()):
         if not fits(child):
             fuse_layers(child)

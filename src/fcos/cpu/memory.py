@@ -17,7 +17,7 @@ LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Tell the allocator to keep what is freed, if it is glibc's.
+    """Make the allocator keep freed memory, if it is glibc's.
 
     Only for processes of our own, since it changes the allocator of the whole process. The peak stays about
     the same, but memory that was needed once is returned only when the process ends.

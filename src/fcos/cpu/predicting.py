@@ -12,7 +12,7 @@ from fcos.model.fcos import FCOS
 
 
 def for_predicting(model: FCOS) -> FCOS:
-    """A copy that predicts faster on a CPU, the same to rounding."""
+    """A copy that predicts faster on a CPU, with the same results up to rounding."""
     network = folded(model).to(memory_format=torch.channels_last)
     network.__class__ = RowwiseFCOS
     if network.pixel_mean.dtype == torch.float32 and onednn.is_available():

@@ -44,7 +44,7 @@ WIDTH_TO_ONE = 3  # widest input of which stride 2 leaves one cell, with kernels
 
 
 class TrainedConv2d(nn.Conv2d):
-    """A convolution with the frozen norm behind it, if there is one."""
+    """A convolution with the frozen norm that follows it, if there is one."""
 
     norm: tuple[FrozenBatchNorm, ...]  # one or none; as a child it would give its tensors a second name
     pads_same: bool

@@ -33,7 +33,7 @@ SUM_OF_SQUARES = 2.5
 POINTWISE: onednn.Shape = ([0, 0], [1, 1], [1, 1], 36)  # of the convolution: 1x1, a group for each point
 TILES_OF_BLOCK = 480  # 18 MB of 256 channels
 
-# Where it is faster; of an image alone, so that what it gives does not depend on the others of its batch.
+# Where it is faster; decided per image, so that a result does not depend on the other images of the batch.
 MIN_CHANNELS = 128
 MIN_CHANNELS_OF_ONE_CORE = 96  # forward only: the transforms gain less from several cores than the products
 MIN_TILES = 200
@@ -119,7 +119,7 @@ def conv3x3_ahead(x: Tensor, transformed: Tensor, bias: Tensor | None = None) ->
             output += bias
     if (height, width) != result.shape[2:]:
         result = result[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
-    return result  # no view: an activation in place may follow
+    return result  # not a view: an in-place activation may follow
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """From annotation files to batches.
 
 Read in this order: `annotations` (what a data set is), `registry` (what a format is), `formats/list` (the
-simplest one), `splits` and `convert` (what works for all formats; `formats` offers it), `image` (pixels),
-`in_memory` (data of a program become files), `check` (what may be wrong), then `batch`, `transforms`,
-`balance` and `loader` (the way into the network).
-`text`, `numbers`, `names` and `image_files` are what the formats share.
+simplest one), `splits` and `convert` (for all formats; re-exported by `formats`), `image` (pixels),
+`in_memory` (in-memory data sets, written to files), `check` (problems of a data set), then `batch`,
+`transforms`, `balance` and `loader` (from images to batches). The formats share `text`, `numbers`, `names`
+and `image_files`.
 """

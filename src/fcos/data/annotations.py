@@ -1,7 +1,7 @@
 """The annotations of a data set in memory, independent of their file format.
 
-`Annotations` is what all readers return and everything else uses. It keeps its boxes in a few
-arrays, not in an object per box: a million boxes stay small, and forked loader workers share them.
+All readers return `Annotations`, and everything else uses it. Boxes are kept in a few arrays, not in an
+object per box: a million boxes stay small, and forked loader workers share them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from fcos.data.numbers import cut
 from fcos.errors import DatasetError
 
-MAX_NAME_BYTES = 4096  # of a path; systems refuse longer ones
+MAX_NAME_BYTES = 4096  # of a path; operating systems reject longer ones
 BOX_COLUMNS = ("boxes_xyxy", "labels", "is_crowd", "is_difficult", "areas")  # an element or row per box
-MAX_NAMES_BYTES = 2**30  # of all of them, at the width of the longest
+MAX_NAMES_BYTES = 2**30  # of all names together, each padded to the longest
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Record:
         path: the image file.
         boxes_xyxy: `(N, 4)` float64, xyxy, pixels of the upright (EXIF applied) original image.
         labels: `(N,)` int64, 0-based and contiguous.
-        image_id: the id that results are reported under (COCO's own id; elsewhere 1, 2, ...).
+        image_id: the id in results (COCO: the id in the file; other formats: 1, 2, ...).
         is_crowd: `(N,)` bool, COCO's `iscrowd`; never a training target.
         is_difficult: `(N,)` bool, Pascal VOC's `difficult`; a training target, ignored in evaluation.
         areas: `(N,)` float64, square pixels; COCO's `area` (of the segment), elsewhere width * height.
-        size_hw: height, width of the upright image as the annotation file states it, or None.
+        size_hw: height, width of the upright image as stated in the annotation file, or None.
         where: file (and line, or annotation) that this record was read from, for messages.
     """
 
@@ -61,7 +61,7 @@ class Record:
         size_hw: tuple[int, int] | None = None,
         where: str = "",
     ) -> Record:
-        """A record from lists, with the usual values for what a format does not have."""
+        """A record from lists, with defaults for fields that a format does not have."""
         boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
         num_boxes = len(boxes)
         box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -85,7 +85,7 @@ class Annotations(Sequence[Record]):
 
     Attributes:
         class_names: name of each label, without background.
-        category_ids: the id in the file of each label (COCO's ids have gaps); 1, 2, ... elsewhere.
+        category_ids: each label's id in the file (COCO's ids have gaps); 1, 2, ... in other formats.
         source: the file or folder that was read.
         format: name of the format that it was read from.
         notes: for `check` to report, such as images without annotations.
@@ -104,8 +104,8 @@ class Annotations(Sequence[Record]):
     image_ids: NDArray[np.int64]
     sizes_hw: NDArray[np.int32]  # (images, 2), -1 where unknown
     _paths: NDArray[Any] = field(repr=False)  # utf-8, fixed width: no Python object per image
-    _wheres: NDArray[Any] | None = field(repr=False)  # None: the source and the image id say where
-    _folder: Path = field(default=Path(), repr=False)  # that the paths start from
+    _wheres: NDArray[Any] | None = field(repr=False)  # None: derived from the source and the image id
+    _folder: Path = field(default=Path(), repr=False)  # that the paths are relative to
     notes: tuple[str, ...] = ()
 
     @staticmethod
@@ -148,7 +148,7 @@ class Annotations(Sequence[Record]):
 
     @property
     def has_known_class(self) -> NDArray[np.bool_]:
-        """`(boxes,)` whether a label is that of a class; the others are for `check` to report."""
+        """`(boxes,)` whether a label is a valid class; `check` reports the others."""
         return (self.labels >= 0) & (self.labels < self.num_classes)
 
     @property
@@ -192,7 +192,7 @@ class Annotations(Sequence[Record]):
 def select(
     annotations: Annotations, indices: Sequence[int], keep_box: NDArray[np.bool_] | None = None
 ) -> Annotations:
-    """The images of these indices, in this order, with all their boxes or those to keep."""
+    """The images at these indices, in this order, with all their boxes or only those in `keep_box`."""
     chosen = np.asarray(indices, np.int64)
     first, last = annotations.first_box[chosen], annotations.first_box[chosen + 1]
     counts = last - first
@@ -213,16 +213,16 @@ def select(
 
 
 def pack_names(names: Sequence[str], source: Path) -> NDArray[Any]:
-    """File names in an array of fixed width; bytes that are not UTF-8 (old file systems) are kept.
+    """File names in a fixed-width array; bytes that are not UTF-8 (old file systems) are kept.
 
     Raises:
-        DatasetError: a name is not a path; a very long one would make the others as wide.
+        DatasetError: a name is not a path, or is very long (all names are padded to the longest).
     """
     packed = []
     for place, name in enumerate(names, start=1):
         try:
             packed.append(name.encode("utf-8", "surrogateescape"))
-        except UnicodeEncodeError:  # half of a surrogate pair
+        except UnicodeEncodeError:  # a lone surrogate
             packed.append(b"\0")
         if b"\0" in packed[-1] or len(packed[-1]) > MAX_NAME_BYTES:
             raise DatasetError(

@@ -1,4 +1,4 @@
-"""Images that programs give as arrays or tensors, as 8-bit RGB; ambiguous ones are rejected."""
+"""Convert arrays and tensors to 8-bit RGB images; ambiguous ones are rejected."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def array_pixels(image: NDArray[Any] | Tensor, color: Color = "rgb") -> UInt8[Te
 
     Args:
         image: uint8, or floats in [0, 1]. Arrays are `(height, width, channels)`, tensors `(channels, height,
-            width)`, both `(height, width)` too; 1, 3 or 4 channels, of which the fourth is dropped.
+            width)`; both may be `(height, width)`; 1, 3 or 4 channels (the fourth is dropped).
         color: the order of the first three channels; "bgr" is OpenCV's.
 
     Raises:
-        DatasetError: another shape, dtype or range; it names both shape and dtype.
+        DatasetError: unsupported shape, dtype or range; the message states shape and dtype.
     """
     if color not in ("rgb", "bgr"):
         raise DatasetError(f'color is {color!r}, not "rgb" or "bgr"', fix='pass color="rgb" or color="bgr"')
@@ -52,10 +52,10 @@ def _as_bytes(image: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
         fix = "scale its values to 0..255, and cast it to uint8"
         raise _refused(image, "be uint8, or floats in [0, 1]", fix)
     low, high = float(values.min()), float(values.max())
-    if not 0 <= low <= high <= 1:  # also where they are nan
+    if not 0 <= low <= high <= 1:  # also if they are NaN
         raise _refused(
             image,
-            "have values in [0, 1] if it has floats",
+            "have values in [0, 1] if its dtype is float",
             "divide by the largest possible value (255), or undo its normalization",
             f", with values from {low:.4g} to {high:.4g}",
         )
@@ -64,7 +64,7 @@ def _as_bytes(image: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
 
 
 def _check_shape(image: NDArray[Any] | Tensor) -> None:
-    """Reject what may not be an image: a guess would sometimes be silently wrong."""
+    """Reject ambiguous shapes: a guess would sometimes be silently wrong."""
     shape = tuple(image.shape)
     is_array = isinstance(image, np.ndarray)
     num_channels = 1 if len(shape) == 2 else shape[2 if is_array else 0] if len(shape) == 3 else 0

@@ -1,7 +1,8 @@
 """Data augmentation: the policies of the setting `augmentation`.
 
-Geometry is torchvision's (`transforms.v2` on `tv_tensors`), drawn from torch's generator, which the data set
-seeds from (seed, position in the stream); colors are one affine map of a pixel.
+Geometric transforms are torchvision's (`transforms.v2` on `tv_tensors`); random numbers come from torch's
+generator, which the data set seeds from (seed, position in the stream). Color jitter is one affine map of
+RGB.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torchvision.transforms import v2
 
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as torchvision and Pillow have it
 MEAN_STRIDE = 4  # the mean gray value is that of every fourth pixel of every fourth row
-TILES_WITH_A_BOX = 0.75  # share: background alone teaches less, but has to be seen everywhere
+TILES_WITH_A_BOX = 0.75  # fraction; tiles of background alone teach less, but are needed too
 COLOR_RANGES = (0.3, 0.3, 0.4)  # factors of brightness, contrast and saturation are drawn from 1 +- this
-COLOR_CHANGED = 0.7  # share of the images
+COLOR_CHANGED = 0.7  # fraction of the images
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Augmentation:
 
     Attributes:
         geometry: moves pixels and boxes; a torchvision v2 transform of the original image.
-        color: changes pixels alone, before or after resizing, whichever is on fewer pixels.
-        quarter_turns: turn all images of half of the steps by 90 degrees.
-        smallest_crop: share of each side that `geometry` leaves at least.
+        color: changes only pixel values, before or after resizing, whichever has fewer pixels.
+        quarter_turns: in half of the steps, turn all images by 90 degrees.
+        smallest_crop: minimum fraction of each side that `geometry` keeps.
     """
 
     geometry: v2.Transform | None = None
@@ -45,13 +46,13 @@ NO_AUGMENTATION = Augmentation()
 
 
 class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Crop a part of the same shape, anywhere. (RandomIoUCrop of SSD crops harder and costs far more.)
+    """Crop at a random place, keeping the aspect ratio. (SSD's RandomIoUCrop crops more and is far slower.)
 
-    With different shapes, each image would be padded to the widest and highest of its batch: on BCCD
+    With other aspect ratios, each image would be padded to the widest and tallest of its batch: on BCCD
     that was 60 % more pixels.
 
     Args:
-        smallest: share of each side that is left at least.
+        smallest: minimum fraction of each side to keep.
     """
 
     def __init__(self, smallest: float) -> None:
@@ -68,7 +69,7 @@ class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has 
         return {"top": top, "left": left, "height": new_height, "width": new_width}
 
     def transform(self, inpt: object, params: dict[str, int]) -> object:
-        """Crop an image, or move boxes along."""
+        """Crop an image, or shift its boxes."""
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             shift = torch.tensor([params["left"], params["top"]]).repeat(2)
             return tv_tensors.wrap(inpt - shift, like=inpt, canvas_size=(params["height"], params["width"]))
@@ -76,10 +77,10 @@ class RandomCropOfBoxes(v2.Transform):  # type: ignore[misc]  # torchvision has 
 
 
 class RandomTile(RandomCropOfBoxes):
-    """Crop a square tile; most contain a random box, the others are anywhere.
+    """Crop a square tile; most contain a randomly chosen box, the others are at random places.
 
     Args:
-        side: pixels; an image that is smaller stays as it is along that side.
+        side: pixels; a shorter side of an image is not cropped.
     """
 
     def __init__(self, side: int) -> None:
@@ -106,7 +107,7 @@ class RandomTile(RandomCropOfBoxes):
 
 
 def random_color(image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
-    """The image with other colors, drawn from torch's generator, or as it is."""
+    """Randomly change the colors of an image, or leave it unchanged; uses torch's generator."""
     chance, *drawn = torch.rand(4).tolist()
     if chance >= COLOR_CHANGED:
         return image
@@ -117,12 +118,12 @@ def random_color(image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 hei
 def change_color(
     image: UInt8[Tensor, "3 height width"], brightness: float, contrast: float, saturation: float
 ) -> UInt8[Tensor, "3 height width"]:
-    """Saturation, contrast and brightness times these factors; 1 leaves each as it is.
+    """Multiply saturation, contrast and brightness by these factors; 1 leaves each unchanged.
 
     With gray value g = w . rgb of each pixel and its mean m, saturation is s rgb + (1 - s) g, contrast
-    c rgb + (1 - c) m, brightness b rgb. Saturation leaves g alone, so one after the other they are
+    c rgb + (1 - c) m, brightness b rgb. Saturation does not change g, so all three in sequence are
     b c s rgb + b c (1 - s) g + b (1 - c) m: a 3 x 4 matrix, and one pass over the bytes. torchvision's
-    `ColorJitter` makes three, with roundings in between.
+    `ColorJitter` makes three passes, and rounds after each.
     """
     few = image[:, ::MEAN_STRIDE, ::MEAN_STRIDE].float().mean(dim=(1, 2)).tolist()
     mean = sum(weight * value for weight, value in zip(GRAY_WEIGHTS, few, strict=True))
@@ -133,7 +134,7 @@ def change_color(
     for channel in range(3):
         matrix += [own * (column == channel) + gray * GRAY_WEIGHTS[column] for column in range(3)]
         matrix.append(offset)
-    # Pillow's matrix conversion: rounds and clips, and reads and writes the bytes where they are.
+    # Pillow's matrix conversion rounds and clips, and works on bytes.
     pil_image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     changed = pil_image.convert("RGB", tuple(matrix))
     return torch.from_numpy(np.array(changed)).permute(2, 0, 1)
@@ -145,7 +146,7 @@ _STRONG = [
     v2.RandomApply([v2.RandomRotation(10, fill=127)], p=0.3),
     v2.RandomApply([RandomCropOfBoxes(0.4)], p=0.6),
 ]
-# "overhead" is for aerial and microscope images, which have no up.
+# "overhead" is for aerial and microscope images, in which no direction is up.
 POLICIES = {
     "color": Augmentation(None, random_color),
     "standard": Augmentation(_CROP, random_color, smallest_crop=0.6),
@@ -157,5 +158,5 @@ POLICIES = {
 
 
 def build_policy(name: bool | str) -> Augmentation:
-    """The policy of this name; True is "standard", False none."""
+    """The policy with this name; True is "standard", False is none."""
     return POLICIES["standard" if name is True else name] if name else NO_AUGMENTATION

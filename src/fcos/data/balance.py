@@ -1,7 +1,7 @@
-"""Repeat-factor sampling (LVIS, arXiv 1908.03195): images of rare classes come several times an epoch.
+"""Repeat-factor sampling (LVIS, arXiv 1908.03195): images of rare classes are repeated in an epoch.
 
-A class in a fraction f of the images has the factor max(1, sqrt(t / f)), an image the largest factor of its
-classes. Fractions are rounded at random in each epoch.
+A class in a fraction f of the images has the factor max(1, sqrt(t / f)); an image has the largest factor of
+its classes. Fractional factors are rounded at random in each epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fcos.data.annotations import Annotations
 
 
 def images_per_class(annotations: Annotations, *, crowds: bool = False) -> NDArray[np.int64]:
-    """Number of images in which each class has a box; crowd regions count with `crowds` only."""
+    """Number of images in which each class has a box; crowd regions count only with `crowds`."""
     chosen = annotations.has_known_class & (crowds | ~annotations.is_crowd)
     num_classes = annotations.num_classes
     # An image and a class as one number, so that each counts once.
@@ -27,10 +27,10 @@ def images_per_class(annotations: Annotations, *, crowds: bool = False) -> NDArr
 
 
 def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor, " images"] | None:
-    """How often each image should come in an epoch, at least once; None if all should come once.
+    """How often to use each image in an epoch, at least once; None if all are used once.
 
-    They are scaled up so that their sum is a whole number: every epoch has the same length, and the place of
-    a position in the stream is known without the epochs before it.
+    Factors are scaled up so that their sum is an integer: every epoch has the same length, so a position in
+    the stream gives its epoch without going through the previous ones.
 
     Args:
         threshold: t above; classes in a smaller fraction of the images are repeated.
@@ -47,17 +47,17 @@ def repeat_factors(annotations: Annotations, threshold: float) -> Float64[Tensor
 
 
 def epoch_length(factors: Float64[Tensor, " images"]) -> int:
-    """Images of an epoch, counting repeats."""
+    """Number of images in an epoch, including repeats."""
     return round(float(factors.sum()))
 
 
 def repeated(
     order: Int64[Tensor, " images"], factors: Float64[Tensor, " images"], random: torch.Generator
 ) -> Int64[Tensor, " places"]:
-    """The images of an epoch in random order, each as often as its factor says, rounded up or down.
+    """The images of an epoch in random order, each repeated by its factor, rounded up or down.
 
-    Image i comes as often as a whole number lies between the sums of the factors before and with it, shifted
-    by one random number: each count is the factor on average, and their sum is always the same.
+    Image i is repeated once for each integer between the cumulative sums of factors before and after it, all
+    shifted by one random number: the expected count is the factor, and the total is always the same.
 
     Args:
         order: the images, in random order.

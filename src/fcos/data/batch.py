@@ -1,6 +1,6 @@
 """From a record to a batch: decode, turn upright, resize, augment, pad.
 
-A batch travels from the loader to the device with its pixels in 0..255, and its ground truth.
+A batch goes from the loader to the device with its pixels in 0..255, and its ground truth.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fcos.data.transforms import Augmented, EvalTransform, TrainTransform, pad
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Boxes to learn from, of one image of a batch."""
+    """Ground-truth boxes of one image of a batch."""
 
     boxes_xyxy: Float[Tensor, "boxes 4"]  # xyxy, network input pixels
     labels: Int64[Tensor, " boxes"]  # 0-based, contiguous
@@ -38,7 +38,7 @@ class Sample:
     ground_truth: GroundTruth  # in the frame of `image`
     image_id: int  # as in `Record`
     original_size_hw: tuple[int, int]  # of the upright image file, before resizing
-    position: int  # in the training stream (in evaluation: index); it seeded the augmentation
+    position: int  # in the training stream (in evaluation: index); seeds the augmentation
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ class Batch:
         return len(self.sizes_hw)
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> Batch:
-        """The same on another device (does not wait for the copy), pixels in this order."""
+        """The batch on another device, with this memory format; does not wait for the copy."""
         images = self.images.to(device, non_blocking=True, memory_format=memory_format)
         return replace(self._moved(lambda tensor: tensor.to(device, non_blocking=True)), images=images)
 
     def padded_to(self, size_hw: tuple[int, int]) -> Batch:
-        """The same with more padding."""
+        """The batch with more padding."""
         height, width = self.images.shape[2:]
         return replace(self, images=F.pad(self.images, (0, size_hw[1] - width, 0, size_hw[0] - height)))
 
     def pin_memory(self) -> Batch:
-        """The same in page-locked memory; the loader calls this where it helps."""
+        """The batch in page-locked memory; the loader calls this if there is a GPU."""
         return replace(self._moved(Tensor.pin_memory), images=self.images.pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        """The same with everything but the images moved."""
+        """The batch with everything but the images moved."""
         return replace(
             self,
             sizes_hw=move(self.sizes_hw),
@@ -84,8 +84,8 @@ class TrainDataset(Dataset[Sample]):
     """Training samples; the same (index, position) gives the same sample, in any process.
 
     Attributes:
-        annotations: of the training images; crowd regions are no targets.
-        batch_size: images of one optimizer step, which share what augmentation draws once for a step.
+        annotations: of the training images; crowd regions are not targets.
+        batch_size: images per optimizer step; they share augmentation that is drawn once per step.
     """
 
     annotations: Annotations
@@ -99,7 +99,7 @@ class TrainDataset(Dataset[Sample]):
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         index, position = place
-        # Whether the images of a step are turned: another stream of seeds than that of positions.
+        # Whether the images of a step are turned: from a separate stream of seeds, not that of positions.
         step_seed = stream_seed(self.seed, -1 - position // self.batch_size)
         turned = self.transform.augment.quarter_turns and step_seed % 2 == 1
 
@@ -120,7 +120,7 @@ class TrainDataset(Dataset[Sample]):
 
 
 def stream_seed(seed: int, position: int) -> int:
-    """A seed for (seed, position); mixed, so neighbors have nothing in common."""
+    """A seed for (seed, position); hashed, so that neighbors are unrelated."""
     mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -148,9 +148,9 @@ class EvalDataset(Dataset[Sample]):
 
 
 def read_sample(record: Record, enough: EnoughSize | None = None) -> tuple[DecodedImage, GroundTruth]:
-    """Upright image (`enough` as in `read_reduced`) and its boxes to learn from, without crowd regions.
+    """An upright image (`enough` as in `read_reduced`) and its ground truth, without crowd regions.
 
-    Boxes are clipped to the image and in the frame of its pixels, reduced or not.
+    Boxes are clipped to the image, and in pixels of the decoded image, reduced or not.
     """
     decoded = read_reduced(record.path, enough)
     height, width = decoded.size_hw
@@ -161,9 +161,9 @@ def read_sample(record: Record, enough: EnoughSize | None = None) -> tuple[Decod
 
 
 def collate(samples: Sequence[Sample], multiple: int, *, shared: bool = False) -> Batch:
-    """Pad samples at the bottom and right to one size that divides by `multiple`; channels last in memory.
+    """Pad samples at the bottom and right to one size divisible by `multiple`; channels last in memory.
 
-    With `shared` memory, a loader's process hands a batch to the main process without a copy.
+    With `shared` memory, a loader worker passes a batch to the main process without a copy.
     """
     zeros = _shared_zeros if shared else torch.zeros
     images, sizes_hw = pad([sample.image for sample in samples], multiple, zeros)

@@ -1,9 +1,9 @@
 """Find all problems of a data set before training starts, and summarize it.
 
-*Problems* make an image or a box unusable: training refuses them, or leaves exactly those out; a data set
-without any box is a problem that cannot be left out. *Warnings* are worth knowing and change nothing. A box
-that sticks out of its image by at most `MAX_OVERHANG` pixels is neither: rounding and the 1-based pixels of
-VOC do that to correct boxes, and training clips them.
+*Problems* make an image or a box unusable: training rejects them, or skips exactly those; a data set without
+any box is a problem that cannot be skipped. *Warnings* are worth knowing and change nothing. A box that
+extends beyond its image by at most `MAX_OVERHANG` pixels is neither: rounding and the 1-based pixels of VOC
+do that to correct boxes, and training clips them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from fcos.machine import num_cores
 from fcos.terminal import counted
 
 MAX_OVERHANG = 2.0  # pixels
-MOST_AT_ONCE = 16  # images decoded in memory: containers often see more cores than they may use
+MOST_AT_ONCE = 16  # images decoded at once: containers often see more cores than they may use
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One image or box that cannot be used, or a warning; or what is wrong with the whole data set."""
+    """One image or box that cannot be used, a warning, or a problem of the whole data set."""
 
     what: str
     where: str  # file and line, annotation or object
@@ -55,7 +55,7 @@ class CheckReport:
     """The result of `check`."""
 
     source: Path
-    problems: tuple[Problem, ...]  # what makes images or boxes unusable, in the order of the annotations
+    problems: tuple[Problem, ...]  # unusable images and boxes, in the order of the annotations
     warnings: tuple[Problem, ...]  # worth knowing
     counts: Counts
     boxes_xyxy: NDArray[np.float64] = field(repr=False)  # (N, 4), in the frame of the upright images
@@ -85,7 +85,7 @@ class CheckReport:
         return f"{' and '.join(parts)} cannot be used" if parts else "everything can be used"
 
     def raise_problems(self, *, may_lack_boxes: bool = False) -> None:
-        """Raise an error that names the problems, if there are any; a test set `may_lack_boxes`."""
+        """Raise an error that lists the problems, if there are any; a test set `may_lack_boxes`."""
         only_crowds = self.counts.num_boxes == self.counts.num_crowd
         if self.of_all and not (may_lack_boxes and only_crowds):
             [problem, *_] = self.of_all
@@ -108,7 +108,8 @@ def check(
 
     Args:
         decode: decode every image; False reads headers only: much faster, but misses truncated files.
-        on_tiles: the images are predicted on tiles, so large ones are read strip by strip, of any size.
+        on_tiles: the images are predicted on tiles, so they may be of any size: large ones are read in
+            strips.
         track: shows progress: gets an iterable and its length, yields the same.
     """
     read = read_large_header if on_tiles else read_header
@@ -132,7 +133,7 @@ def check(
 
 
 def valid_part(annotations: Annotations, *, skip_invalid: bool, on_tiles: bool = False) -> Annotations:
-    """What can be used of annotations to measure on; problems are errors unless `skip_invalid`."""
+    """The usable images and boxes of evaluation data; problems are errors unless `skip_invalid`."""
     report = check(annotations, on_tiles=on_tiles)
     if not skip_invalid:
         report.raise_problems(may_lack_boxes=True)
@@ -158,7 +159,7 @@ def drop_invalid(annotations: Annotations, report: CheckReport) -> Annotations:
 
 
 def lack_of_boxes(annotations: Annotations) -> list[Problem]:
-    """The problem of annotations without a box to learn from: most likely the boxes were misread."""
+    """The problem of annotations without a usable box: most likely the boxes were misread."""
     images, boxes = counted(len(annotations), "image"), annotations.boxes_xyxy
     if len(boxes) == 0:
         what = f"{images}, but no boxes (read as format {annotations.format})"
@@ -166,7 +167,7 @@ def lack_of_boxes(annotations: Annotations) -> list[Problem]:
     elif annotations.is_crowd.all():
         what, fix = f"{images}, but no boxes other than crowd regions", "correct 'iscrowd' in the annotations"
     elif format_named(annotations.format).in_pixels and _all_in_fractions(boxes):
-        what = "every box is smaller than a pixel: the coordinates seem to be fractions of the image"
+        what = "every box is smaller than a pixel: the coordinates seem to be normalized to [0, 1]"
         fix = "multiply them by the width and height of the images"
     else:
         return []
@@ -174,7 +175,7 @@ def lack_of_boxes(annotations: Annotations) -> list[Problem]:
 
 
 def require_boxes(annotations: Annotations) -> None:
-    """Refuse annotations without a box to learn from, or to measure on."""
+    """Reject annotations without a box to train or evaluate on."""
     for problem in lack_of_boxes(annotations):
         raise DatasetError(problem.what, where=problem.where, fix=problem.fix)
 
@@ -204,7 +205,9 @@ def _read_headers(
             where = f"{annotations[index].where}, image '{result.where}'"
             what = result.what
             if what == NOT_FOUND and (other := alike(paths[index].parent).get(_spelling(paths[index].name))):
-                what = f"{NOT_FOUND}, but '{other}' is there, in other letter case or Unicode composition"
+                what = (
+                    f"{NOT_FOUND}, but '{other}' exists, with different letter case or Unicode normalization"
+                )
             broken.append(Problem(what, where, result.fix, index))
     return [result if isinstance(result, Header) else None for result in results], broken
 
@@ -216,14 +219,14 @@ def _have_same_boxes(first: Record, second: Record) -> bool:
 
 
 def _spelling(name: str) -> str:
-    """A name without what file systems and copies change: letter case, and how accents are composed."""
+    """A name normalized for what file systems and copies change: letter case, and Unicode composition."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _box_problems(
     annotations: Annotations, boxes_xyxy: NDArray[np.float64], sizes_hw: NDArray[np.int32]
 ) -> Iterator[Problem]:
-    """Problems of boxes in images that open: all are tested at once, then the few bad ones described."""
+    """Problems of boxes in readable images: all are tested at once, then the few bad ones described."""
     image_of = annotations.image_of_box
     height, width = sizes_hw[image_of].astype(np.float64).T
     x1, y1, x2, y2 = boxes_xyxy.T
@@ -231,17 +234,17 @@ def _box_problems(
         overhang = np.max([-x1, -y1, x2 - width, y2 - height], axis=0)
         inside_w = np.minimum(x2, width) - np.maximum(x1, 0)
         inside_h = np.minimum(y2, height) - np.maximum(y1, 0)
-    # The first kind that applies is reported.
+    # Only the first kind that applies to a box is reported.
     kinds = {
-        "has coordinates that are not finite": ~np.isfinite(boxes_xyxy).all(axis=1),
+        "has non-finite coordinates": ~np.isfinite(boxes_xyxy).all(axis=1),
         "class": ~annotations.has_known_class,
         "is inverted: a maximum is below its minimum": (x2 < x1) | (y2 < y1),
         "has no area": (x2 == x1) | (y2 == y1),
         "extends beyond the image": (overhang > MAX_OVERHANG) | (inside_w <= 0) | (inside_h <= 0),
     }
     format = format_named(annotations.format)
-    if format.in_pixels and not _all_in_fractions(boxes_xyxy):  # else it is said once, of the whole data set
-        kinds["seems to be in fractions of the image, not in pixels"] = _in_fractions(boxes_xyxy)
+    if format.in_pixels and not _all_in_fractions(boxes_xyxy):  # else reported once, for the whole data set
+        kinds["seems to be normalized to [0, 1], not in pixels"] = _in_fractions(boxes_xyxy)
     bad = np.flatnonzero(np.any(list(kinds.values()), axis=0) & (height > 0))
     place_of = format.box_places(annotations) if format.box_places and len(bad) else None
     for box in bad:
@@ -267,7 +270,7 @@ def _all_in_fractions(boxes_xyxy: NDArray[np.float64]) -> bool:
 
 
 def _in_fractions(boxes_xyxy: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which boxes lie within the first pixel, and not on its corners."""
+    """Which boxes lie within the first pixel, but not exactly on its corners."""
     is_within = ((boxes_xyxy >= 0) & (boxes_xyxy <= 1)).all(axis=1)
     return np.asarray(is_within & (boxes_xyxy != np.floor(boxes_xyxy)).any(axis=1))
 
@@ -276,10 +279,10 @@ def _unknown_class(label: int, num_classes: int, format: DataFormat) -> str:
     first = format.first_class_id
     if first is None:
         return "the class is not among the categories"
-    # A reader may give the label -1 to an id that is unknown; where ids begin at 1 it is that of the id 0.
+    # A reader may give the label -1 to an unknown id; where ids begin at 1, -1 is also the label of id 0.
     given = f"class id {label + first}" if label + first >= 0 or first else "the class id"
     if num_classes == 1:
-        return f"{given} is not {first}, that of the only class"
+        return f"{given} is not {first}, the only class"
     return f"{given} is not one of the {num_classes} classes ({first} to {num_classes - 1 + first})"
 
 
@@ -290,7 +293,7 @@ def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Ite
     for name in annotations.class_names:
         other = first_like.setdefault(" ".join(name.casefold().split()), name)
         if other != name:
-            what = f"classes '{other}' and '{name}' differ in letter case or spaces only, and count as two"
+            what = f"classes '{other}' and '{name}' differ only in letter case or spaces, and count as two"
             yield Problem(what, str(annotations.source), "rename one if they are the same", record=None)
     if len(annotations.labels) and annotations.is_difficult.all():
         what = "all boxes are difficult, so evaluation ignores them"
@@ -304,18 +307,16 @@ def _warnings(annotations: Annotations, headers: Sequence[Header | None]) -> Ite
             first = annotations[first_index]
             what = f"image '{record.path.name}' is listed twice"
             if not _have_same_boxes(first, record):
-                what += ", each time with other boxes: those of the other count as background"
+                what += ", with different boxes: in each copy, the other's boxes count as background"
             yield Problem(what, record.where, f"merge it with {first.where}", index)
         if header and record.size_hw and sorted(record.size_hw) != sorted(header.raw_size_hw):
             (height, width), (true_height, true_width) = record.size_hw, header.size_hw
-            what = (
-                f"stated size {width} x {height}, but '{record.path.name}' has {true_width} x {true_height}"
-            )
+            what = f"stated size {width} x {height}, but '{record.path.name}' is {true_width} x {true_height}"
             yield Problem(what, record.where, "make sure that the boxes belong to this image", index)
 
 
 def _repeated_boxes(annotations: Annotations) -> tuple[str, str] | None:
-    """How many boxes their image already has with the same class, and where the first is."""
+    """How many boxes are duplicates (same image, class and coordinates), and where the first is."""
     columns = (annotations.image_of_box, annotations.labels, *annotations.boxes_xyxy.T)
     order = np.lexsort(columns[::-1])
     rows = np.column_stack(columns)[order]
@@ -325,5 +326,5 @@ def _repeated_boxes(annotations: Annotations) -> tuple[str, str] | None:
     box = order[1:][is_repeated].min()
     record = annotations[int(annotations.image_of_box[box])]
     number = counted(int(is_repeated.sum()), "box is", "boxes are")
-    what = f"{number} in an image twice, with the same class, for example in '{record.path.name}'"
+    what = f"{number} duplicated (same image, class and coordinates), for example in '{record.path.name}'"
     return what, record.where

@@ -22,12 +22,12 @@ from fcos.terminal import counted, is_printable
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` wrote."""
+    """The result of `convert`."""
 
     annotations: Annotations  # that were read
-    root: Path | None  # folder to give when the result is read again, unless it holds the images itself
-    name_file: Path | None  # the class names, where they are written apart from the boxes
-    notes: tuple[str, ...]  # on what was read, and on what the new format cannot hold
+    root: Path | None  # image folder to give when reading the result; None if the result contains the images
+    name_file: Path | None  # the class names, if they are in a separate file
+    notes: tuple[str, ...]  # on the annotations read, and on losses in the new format
 
 
 def convert(
@@ -40,10 +40,10 @@ def convert(
     format: str = "auto",
     copy_images: bool = False,
 ) -> Converted:
-    """Read annotations and write them in another format; no box is left out.
+    """Read annotations and write them in another format; no box is lost.
 
     `out` is a file or a folder, depending on the format. Image names in a file are relative to the result's
-    `root`; a folder holds the images itself, as links or copies.
+    `root`; a folder contains the images, as links or copies.
     """
     check_output(to, out, copy_images=copy_images)
     beside = find_name_file(source, root, format) if names is None else None
@@ -69,7 +69,7 @@ def write_annotations(
 
 
 def check_output(to: str, out: Path, *, copy_images: bool = False) -> None:
-    """Reject an output of the wrong kind, or one that exists, before the work."""
+    """Reject an output of the wrong kind, or one that exists, before any work is done."""
     target = format_named(to)
     if target.write is None:
         raise DatasetError(
@@ -95,7 +95,7 @@ def check_output(to: str, out: Path, *, copy_images: bool = False) -> None:
 
 
 def check_boxes(annotations: Annotations) -> None:
-    """Refuse boxes that no format can hold: without a class, or without numbers."""
+    """Reject boxes that no format can represent: without a class, or not finite."""
     usable = annotations.has_known_class & np.isfinite(annotations.boxes_xyxy).all(axis=1)
     faults = Faults()
     image_of = annotations.image_of_box
@@ -105,14 +105,14 @@ def check_boxes(annotations: Annotations) -> None:
         faults.add(f"{record.where}, box {box - annotations.first_box[image] + 1}", f"image '{record.path}'")
     faults.raise_any(
         "box",
-        "without a known class or finite numbers",
-        f"`fcos check {annotations.source}` says what is wrong with each; correct them",
+        "without a known class or finite coordinates",
+        f"`fcos check {annotations.source}` explains each; correct them",
         things="boxes",
     )
 
 
 def _check_names_can_be_written(annotations: Annotations) -> None:
-    """Refuse names that a line of text, or xml, cannot hold, or that would be read as a Windows path."""
+    """Reject names that text lines or XML cannot contain, or that would be read as a Windows path."""
     faults = Faults()
     for name in annotations.class_names:
         if not is_printable(name) or name.strip() != name:
@@ -121,26 +121,28 @@ def _check_names_can_be_written(annotations: Annotations) -> None:
         if not is_printable(str(record.path)) or "\\" in record.path.as_posix():
             faults.add(record.where, f"image {str(record.path)!r}")
     faults.raise_any(
-        "name", "with control characters, backslashes or spaces at its ends", "rename the classes and images"
+        "name",
+        "with control characters, backslashes, or leading or trailing spaces",
+        "rename the classes and images",
     )
 
 
 def _losses(annotations: Annotations, target: DataFormat) -> Iterator[str]:
-    """What the new format cannot hold, one sentence each."""
+    """What the new format cannot represent, one sentence each."""
     num_crowd, num_difficult = int(annotations.is_crowd.sum()), int(annotations.is_difficult.sum())
     if num_crowd and "crowd" not in target.keeps:
         crowds = counted(num_crowd, "crowd region was", "crowd regions were")
         instead = "difficult" if "difficult" in target.keeps else "ordinary boxes"
-        yield f"{crowds} written as {instead}: {target.name} has no crowds"
+        yield f"{crowds} written as {instead}: {target.name} has no crowd flag"
     if num_difficult and "difficult" not in target.keeps:
         boxes = counted(num_difficult, "difficult box was", "difficult boxes were")
-        yield f"{boxes} written as ordinary boxes: {target.name} has no such mark"
+        yield f"{boxes} written as ordinary boxes: {target.name} has no difficult flag"
     if "ids" not in target.keeps:
         for what, ids in (("category", annotations.category_ids), ("image", annotations.image_ids.tolist())):
             if list(ids) != list(range(1, len(ids) + 1)):
-                yield f"the {what} ids were not kept: {target.name} has none of its own"
+                yield f"the {what} ids were not kept: {target.name} does not store them"
     if "areas" not in target.keeps:
         sides = annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]
         if num_other := int((~np.isclose(annotations.areas, sides.prod(axis=1))).sum()):
-            areas = counted(num_other, "area that is", "areas that are")
-            yield f"{areas} not width times height were not kept: {target.name} has none"
+            areas = counted(num_other, "area that differs", "areas that differ")
+            yield f"{areas} from width times height were not kept: {target.name} does not store areas"

@@ -1,12 +1,12 @@
 """Read images of any format as upright 8-bit RGB, with their boxes.
 
-Cameras store an image as the sensor saw it, with an EXIF tag that says how to turn it. Pixels are always
-turned upright here. Boxes are turned only where the annotations can be seen to be in the sensor's frame: the
+Cameras store an image in the sensor's orientation, with an EXIF tag that says how to turn it. Pixels are
+always turned upright here. Boxes are turned only if the annotations are clearly in the sensor's frame: the
 annotation file states the size before turning, and turning swaps the sides. In every other case they are
-upright already, since that is what annotation tools show and what normalized (YOLO) boxes refer to.
+upright already, since annotation tools show upright images and normalized (YOLO) boxes refer to them.
 
-A JPEG can be decoded to a half, a quarter or an eighth of its sides (`read_reduced`): it holds its blocks of
-8 x 8 pixels as frequencies, and the high ones are left out. For training, which scales images down anyway.
+A JPEG can be decoded at a half, a quarter or an eighth of its size (`read_reduced`): it stores blocks of
+8 x 8 pixels as frequencies, and the high ones are skipped. For training, which scales images down anyway.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ _warnings_lock = threading.Lock()
 
 
 class Header(NamedTuple):
-    """What an image file says about itself before its pixels are decoded."""
+    """The header of an image file, read without decoding its pixels."""
 
     raw_size_hw: tuple[int, int]  # as stored
     orientation: int  # of EXIF, 1 (upright) to 8
 
     @property
     def swaps_sides(self) -> bool:
-        """Whether turning the image upright exchanges height and width."""
+        """Whether turning the image upright swaps height and width."""
         return self.orientation >= 5
 
     @property
@@ -80,9 +80,9 @@ class DecodedImage(NamedTuple):
 
     pixels: UInt8[Tensor, "3 _ _"]  # RGB, upright, channels last in memory
     size_hw: tuple[int, int]  # of the upright image in the file
-    reduction: int  # 1, 2, 4 or 8; each pixel stands for this many by this many of the file
-    # Where the image begins in `pixels` times `reduction`: not at 0 where a part of a pixel at the end of the
-    # stored image was turned to the left or the top.
+    reduction: int  # 1, 2, 4 or 8; each pixel covers this many by this many of the file
+    # Where the image begins in `pixels`, times `reduction`: not at 0 if turning moved a partly covered pixel
+    # from the end of the stored image to the left or top.
     begin_xy: tuple[int, int] = (0, 0)
 
     def boxes_in_pixels(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -95,19 +95,18 @@ EnoughSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 
 def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels, upright, the three values of a pixel side by side in memory (channels last).
+    """RGB pixels, upright, channels last in memory.
 
-    The first frame of an animation; alpha is dropped, not blended (aerial images keep a fourth band there).
+    The first frame of an animation; alpha is dropped, not blended (aerial images store a fourth band there).
     """
     return read_reduced(path).pixels
 
 
 def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
-    """An image decoded as small as `enough` allows where the format can do that (JPEG).
+    """An image decoded as small as `enough` allows if its format supports that (JPEG).
 
     Args:
-        enough: from height, width of the upright image to the smallest that it may be decoded at; None:
-            full size.
+        enough: maps height, width of the upright image to the minimum decoded size; None: full size.
     """
     with opened(path) as (image, header):
         reduction = 1
@@ -119,7 +118,7 @@ def read_reduced(path: Path, enough: EnoughSize | None = None) -> DecodedImage:
 
 
 def reduction_for(size_hw: tuple[int, int], enough_hw: tuple[int, int]) -> int:
-    """The largest of 1, 2, 4, 8 that leaves both sides at least as long as `enough_hw`."""
+    """The largest of 1, 2, 4, 8 that keeps both sides at least as long as `enough_hw`."""
     largest = min(size_hw[0] / enough_hw[0], size_hw[1] / enough_hw[1])
     return next((reduction for reduction in REDUCTIONS if reduction <= largest), 1)
 
@@ -134,29 +133,29 @@ def _begin_xy(header: Header, reduction: int) -> tuple[int, int]:
 
 
 def _reduce(image: Image.Image, reduction: int) -> None:
-    """Have an open, not yet decoded JPEG decoded to 1 / `reduction` of its sides (rounded up)."""
+    """Make Pillow decode an opened JPEG at 1 / `reduction` of its size (rounded up)."""
     if reduction > 1:
         image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
 
 
 def decode_image(content: bytes, where: str) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels, upright, of an image file that is in memory; `where` names it in messages."""
+    """RGB pixels, upright, of an image file in memory; `where` names it in messages."""
     with opened(io.BytesIO(content), where) as (image, _):
         return _to_tensor(_upright_rgb(image))
 
 
 def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels of an image that is open already, upright."""
+    """RGB pixels of an opened image, upright."""
     if 0 in image.size:
         raise DatasetError(f"image without pixels, {image.width} x {image.height}", fix="remove it")
     return _to_tensor(_upright_rgb(image))
 
 
 def read_header(path: Path, *, decode: bool = False) -> Header:
-    """Stored size and orientation; `decode` also makes sure that every pixel can be read."""
+    """Stored size and orientation; `decode` also checks that every pixel can be read."""
     with opened(path) as (image, header):
         if decode:
-            if image.format in JPEG_FORMATS:  # reads all of the file, and takes half of the time
+            if image.format in JPEG_FORMATS:  # still reads the whole file, in half the time
                 _reduce(image, REDUCTIONS[0])
             image.load()
         return header
@@ -165,7 +164,7 @@ def read_header(path: Path, *, decode: bool = False) -> Header:
 def count_frames(path: Path) -> int:
     """Frames of an animation or pages of a TIFF, without decoding them; 1 for any other image.
 
-    Reduced copies and masks in a TIFF do not count, nor what phones add to a JPEG.
+    Reduced copies and masks in a TIFF do not count, nor do extra images that phones add to a JPEG.
     """
     with suppress(DatasetError), opened(path, any_size=True) as (image, _), no_warnings():
         if image.format in ("GIF", "PNG", "WEBP", "AVIF"):
@@ -200,23 +199,23 @@ def upright(record: Record, header: Header) -> Record:
 def opened(
     file: Path | io.BytesIO, where: str = "", *, any_size: bool = False
 ) -> Iterator[tuple[Image.Image, Header]]:
-    """An open image and its header; any error inside is a `DatasetError` with the path.
+    """An opened image and its header; any error in the block becomes a `DatasetError` with the path.
 
-    With `any_size` also one of more pixels than Pillow decodes.
+    With `any_size`, images with more pixels than Pillow decodes are opened too.
 
-    ``except Exception`` because Pillow's decoders raise nearly any kind on broken files (OSError,
-    SyntaxError, struct.error, ValueError, IndexError, ...), and all of them mean the same to the user.
+    ``except Exception`` because Pillow's decoders raise nearly any kind of error on broken files (OSError,
+    SyntaxError, struct.error, ValueError, IndexError, ...), and to the user all of them mean the same.
     """
     where = where or str(file)
     try:
         if isinstance(file, Path) and os.path.lexists(file):
-            check_regular(file)  # opening a pipe waits for ever
+            check_regular(file)  # opening a pipe may block forever
         with _open_quietly(file, any_size) as image:
             if 0 in image.size:
                 raise DatasetError("image without pixels", where=where, fix="remove it")
-            if image.format == "EPS":  # a program, which Pillow has Ghostscript run
+            if image.format == "EPS":  # a program, which Pillow would run in Ghostscript
                 raise DatasetError(
-                    "an EPS file, which is a program and is not executed",
+                    "EPS images are not supported: reading one runs a program",
                     where=where,
                     fix="convert it to PNG",
                 )
@@ -231,8 +230,8 @@ def opened(
         raise DatasetError(
             f"image has too many pixels ({error})",
             where=where,
-            fix="predict on tiles (--tile 640) if it is a PNG or TIFF of 8 bits; otherwise, and for "
-            "training, cut it into several images",
+            fix="predict on tiles (--tile 640) if it is an 8-bit PNG or TIFF; otherwise, and for training, "
+            "cut it into several images",
         ) from error
     except Exception as error:
         raise DatasetError(
@@ -247,9 +246,7 @@ def _what_is_wrong(file: Path | io.BytesIO, error: Exception) -> str:
         return "image file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
         if _is_heif(file):
-            return (
-                "image is in the format HEIC (HEIF), which Pillow does not support: convert it to JPEG or PNG"
-            )
+            return "image is in HEIC (HEIF) format, which Pillow does not support: convert it to JPEG or PNG"
         return "image cannot be decoded: not an image, or in a format that Pillow does not support"
     if isinstance(error, MemoryError):
         return "image cannot be decoded: out of memory"
@@ -269,7 +266,7 @@ def _is_heif(file: Path | io.BytesIO) -> bool:
 def no_warnings() -> Iterator[None]:
     """Ignore all warnings, in one thread at a time: ``catch_warnings`` alone is not safe between threads.
 
-    For short work only, as opening a file; pixels are decoded outside of it.
+    Only for short work such as opening a file; pixels are decoded outside of it.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -277,9 +274,9 @@ def no_warnings() -> Iterator[None]:
 
 
 def _open_quietly(file: Path | io.BytesIO, any_size: bool = False) -> Image.Image:
-    """Open without Pillow's warnings about large images and odd metadata: neither asks for an action.
+    """Open without Pillow's warnings about large images and odd metadata: the user need not act on them.
 
-    Up to Pillow's hard limit (179 megapixels) a large image is just large; above it Pillow raises.
+    Up to Pillow's hard limit (179 megapixels) large images are accepted; above it Pillow raises.
     """
     with no_warnings():
         limit = Image.MAX_IMAGE_PIXELS
@@ -291,28 +288,28 @@ def _open_quietly(file: Path | io.BytesIO, any_size: bool = False) -> Image.Imag
 
 
 def _orientation(image: Image.Image, *, may_decode: bool = True) -> int:
-    """EXIF orientation; 1 where there is none or it makes no sense.
+    """EXIF orientation; 1 if there is none or it is invalid.
 
-    Pillow decodes a PNG for it, since it may stand behind the pixels; without `may_decode` only what stands
-    before them counts.
+    For a PNG, Pillow decodes the pixels to get it, since EXIF may come after them; without `may_decode` only
+    EXIF before the pixels is read.
     """
     with no_warnings():
         try:
             exif = image.getexif() if may_decode else Image.Image.getexif(image)
             orientation = exif.get(EXIF_ORIENTATION, 1)
-        except Exception:  # the pixels may be fine: damaged metadata must not cost the image
+        except Exception:  # the pixels may be fine: use the image despite damaged metadata
             return 1
     return orientation if orientation in TURN_UPRIGHT else 1
 
 
 def _raw_size_hw(image: Image.Image) -> tuple[int, int]:
-    """Height, width as stored; newer versions of Pillow open a TIFF with the size that it has upright."""
+    """Height, width as stored; newer versions of Pillow report a TIFF's upright size when opening it."""
     tags = getattr(image, "tag_v2", {})
     return tags.get(IMAGE_LENGTH, image.height), tags.get(IMAGE_WIDTH, image.width)
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    image.load()  # turns a TIFF upright, and takes the orientation out of its tags
+    image.load()  # turns a TIFF upright, and removes the orientation from its tags
     turn = TURN_UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
     return rgb if turn is None else rgb.transpose(turn)
@@ -327,19 +324,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         assert converted is not None
         return converted
     if image.mode == "P" and "transparency" in image.info:
-        # Pillow warns when such a palette goes to RGB directly.
+        # Pillow warns when such a palette is converted to RGB directly.
         return image.convert("RGBA").convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # of RGB it would make a copy
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy an RGB image
 
 
 def _gray_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
     """A gray image of more than 8 bits scaled to 0..255 (Pillow's own conversion clips it to white).
 
-    Files do not say which value is white: 12 bits come as 16, 8 as 32. It is the largest one of the fewest
-    usual bits that hold all values; floats up to 1 are fractions. NaN is black.
+    Files do not say which value is white: 12 bits are stored as 16, 8 as 32. White is the maximum of the
+    smallest common bit depth that fits all values; floats up to 1 are fractions. NaN is black.
     """
     values: NDArray[Any] = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})  # of TIFF, which Pillow leaves out here
+    tags = getattr(image, "tag_v2", {})  # of TIFF, which Pillow ignores here
     if image.mode == "I" and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
         values = values.view(np.uint32)
     is_float = values.dtype.kind == "f"
@@ -356,8 +353,8 @@ def _gray_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
 def _to_tensor(image: Image.Image) -> Tensor:
     """The pixels of an RGB image, channels last.
 
-    In strips: of a whole large image Pillow makes two more copies on the way, in memory that is new to the
-    process (74 ms at 4000 x 3000; 12 in strips).
+    In strips: for a whole large image Pillow makes two more copies, in newly allocated memory (74 ms at
+    4000 x 3000; 12 in strips).
     """
     if image.height * image.width <= STRIPS_ABOVE:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -372,7 +369,7 @@ def pixels_of(image: object, color: Color = "rgb") -> Tensor:
     """An image as an upright RGB uint8 tensor `(3, height, width)` on the CPU, channels last in memory.
 
     Args:
-        image: a path, a PIL image, or an array or tensor as `array_pixels` takes it.
+        image: a path, a PIL image, or an array or tensor as in `array_pixels`.
         color: order of the channels of an array or tensor.
 
     Raises:

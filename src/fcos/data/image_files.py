@@ -28,9 +28,9 @@ def is_image(name: str | Path) -> bool:
 
 
 def folders_near(start: Path, *own: str) -> list[Path]:
-    """Folders that commonly hold the images of annotations in `start`, nearest first.
+    """Folders that commonly contain the images of annotations in `start`, nearest first.
 
-    Those called `own` are looked for in `start` and in the folder above it, before the usual ones.
+    Names in `own` are tried in `start` and its parent folder, before the common names.
     """
     bases = [start, *start.absolute().parents[:3]]
     names = [(".", *(own if base in bases[:2] else ()), "images", "JPEGImages") for base in bases]
@@ -38,7 +38,7 @@ def folders_near(start: Path, *own: str) -> list[Path]:
 
 
 def folders_of(source: Path) -> list[Path]:
-    """Folders that may hold the images of an annotation file: near it, or named like its split.
+    """Folders that may contain the images of an annotation file: near it, or named like its split.
 
     ``annotations/instances_val2017.json`` goes with ``val2017`` beside it, ``train.txt`` with
     ``images/train``, FiftyOne's ``labels.json`` with ``data``.
@@ -48,24 +48,24 @@ def folders_of(source: Path) -> list[Path]:
 
 
 def some_of(names: Sequence[Name]) -> Sequence[Name]:
-    """A few that are evenly spread: the first ones may all be missing."""
+    """A few evenly spaced names: the first ones may all be missing."""
     return names[:: max(1, len(names) // 10)]
 
 
 def find_root(folders: Iterable[Path], some_names: Iterable[str]) -> Path:
-    """The first folder that holds one of the names; the very first folder if none does."""
+    """The first folder that contains one of the names; the first of all if none does."""
     folders, some_names = list(folders), list(some_names)
     found = (folder for folder in folders if any(os.path.isfile(folder / name) for name in some_names))
     return next(found, folders[0])
 
 
 def slashed(name: str) -> str:
-    r"""The name of an image in an annotation file, with / for the \ of Windows."""
+    r"""The name of an image in an annotation file, with / instead of Windows' \."""
     return name.replace("\\", "/")
 
 
 def names_in(folder: Path) -> list[str]:
-    """Sorted names in a folder, without hidden ones; none where there is no such folder."""
+    """Sorted names in a folder, without hidden ones; empty if the folder does not exist."""
     try:
         return sorted(name for name in os.listdir(folder) if not is_hidden(name))
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def folders_like(base: Path, name: str) -> list[Path]:
-    """Folders ``base/name`` whatever the case of their letters (``labels``, ``Labels``); as written first."""
+    """Folders ``base/name``, ignoring case (``labels``, ``Labels``); the exact name comes first."""
     found = [base]
     for part in Path(name).parts:
         found = [
@@ -86,7 +86,7 @@ def folders_like(base: Path, name: str) -> list[Path]:
 
 
 class FilesByStem:
-    """Finds files of a kind by their names without suffix; every folder is listed once."""
+    """Finds files of a kind by name without suffix; every folder is listed once."""
 
     def __init__(self, wanted: Callable[[str], bool]) -> None:
         self.wanted = wanted
@@ -109,12 +109,12 @@ class ImageFolder(FilesByStem):
         self.folder = folder
 
     def find_all(self, stem: str) -> list[Path]:
-        """Every image called `stem` (may hold subfolders)."""
+        """Every image called `stem` (which may contain subfolders)."""
         place = self.folder / stem
         return self.find(place.parent, place.name)
 
     def same_name(self, name: str) -> Path | None:
-        """The image of this name, up to the case of its suffix; None unless there is exactly one."""
+        """The image with this name, ignoring the case of its suffix; None unless there is exactly one."""
         stem, suffix = os.path.splitext(name)
         found = [path for path in self.find_all(stem) if path.suffix.lower() == suffix.lower()]
         exact = [path for path in found if path.suffix == suffix]
@@ -122,12 +122,12 @@ class ImageFolder(FilesByStem):
 
 
 def common_root(annotations: Annotations) -> Path:
-    """The deepest folder that holds every image."""
+    """The deepest folder that contains every image."""
     return Path(os.path.commonpath([os.path.abspath(record.path.parent) for record in annotations]))
 
 
 def relative_name(path: Path, root: Path | None) -> str:
-    """Name of an image below `root` (with /), or its whole path if it is elsewhere."""
+    """Name of an image relative to `root` (with /), or its full path if it is elsewhere."""
     absolute = Path(os.path.abspath(path))  # not resolve(): a linked image is named by its link
     if root is not None and absolute.is_relative_to(os.path.abspath(root)):
         return absolute.relative_to(os.path.abspath(root)).as_posix()
@@ -139,8 +139,8 @@ def unique_stems(
 ) -> list[PurePosixPath]:
     """Each image's name below `root`, checked to be unique without its suffix.
 
-    VOC and YOLO tie an image to its annotation file by that name, so ``a.jpg`` and ``a.png`` cannot both be.
-    Folders called `without` are left out of the name.
+    VOC and YOLO match an image to its annotation file by that name, so ``a.jpg`` and ``a.png`` cannot both
+    exist. Folders called `without` are omitted from the name.
     """
     root = root if root is not None else common_root(annotations)
     names: list[PurePosixPath] = []
@@ -153,11 +153,9 @@ def unique_stems(
         if first is not record.path:
             faults.add(record.where, f"'{record.path}' would share its annotation file with '{first}'")
         if any(map(is_hidden, name.parts)):
-            faults.add(record.where, f"'{record.path}' is hidden, and would not be found again")
+            faults.add(record.where, f"'{record.path}' is hidden, so it would be ignored when read")
         elif not is_image(file_name):
-            faults.add(
-                record.where, f"'{record.path}' has no suffix of an image, and would not be found again"
-            )
+            faults.add(record.where, f"'{record.path}' has no image suffix, so it would be ignored when read")
         names.append(name)
     faults.raise_any(
         "image", "cannot be matched to an annotation file", "rename the images, or remove duplicates"
@@ -168,7 +166,7 @@ def unique_stems(
 def place_images(
     annotations: Annotations, names: Sequence[PurePosixPath], folder: Path, *, copy: bool
 ) -> None:
-    """Link (or copy) the images, under these names, into the folder of a data set that holds them itself."""
+    """Link (or copy) the images, under these names, into a data set folder."""
     faults = Faults()
     paths = [record.path for record in annotations]
     for path in paths:

@@ -1,8 +1,8 @@
-"""Write data sets in memory to files: from then on they are like any other.
+"""Write in-memory data sets to files, so that the rest of the code treats them like any other.
 
-An item is an image and its target, `{"boxes": xyxy, "labels": ...}`, as torchvision's detectors take them.
-Images are stored uncompressed (BMP), which is read in a third of the time of a JPEG. Files are named by
-their content: the same data are written once, and resuming with other data is noticed.
+An item is an image and its target, `{"boxes": xyxy, "labels": ...}`, as for torchvision's detectors. Images
+are stored uncompressed (BMP), which is read in a third of the time of a JPEG. Files are named by their
+content: the same data is written once, and resuming with other data is detected.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def write_items(
 
     Args:
         data: a list or torch `Dataset` of (image, target), or a `supervision.DetectionDataset`. Images are as
-            in `Detector.predict`; those that are given as a path stay where they are.
-        names: of the classes, a list, or a dict by label; "background" at 0 is not a class; None: those of
+            in `Detector.predict`; images given as a path are not copied.
+        names: class names as a list, or a dict by label; "background" at 0 is not a class; None:
             `data.classes`.
-        folder: may hold other data sets.
-        track: shows progress: gets an iterable and its length, yields the same.
+        folder: may contain other data sets.
+        track: shows progress: gets an iterable and its length, yields the same items.
 
     Raises:
-        DatasetError: items that are not an image with boxes and labels; it names all of them.
+        DatasetError: items that are not an image with boxes and labels; the message lists them.
     """
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise DatasetError(f"{type(data).__name__} is not a data set", fix=HOW)
     if len(data) == 0:
-        raise DatasetError(f"the data ({type(data).__name__}) are empty", fix=HOW)
+        raise DatasetError(f"the data ({type(data).__name__}) is empty", fix=HOW)
     name_of = _names_by_label(names, data)
     category_ids = sorted(name_of)
     records, faults = [], Faults()
@@ -93,7 +93,7 @@ def write_items(
 
 
 def content_name(source: Path) -> str:
-    """The name of a file of `write_items`, which depends on its content; "" for other files."""
+    """The name of a file written by `write_items`, which identifies its content; "" for other files."""
     return source.name if WRITTEN.fullmatch(source.name) else ""
 
 
@@ -101,7 +101,7 @@ def _names_by_label(names: Names | None, data: Any) -> dict[int, str]:
     given = names if names is not None else getattr(data, "classes", None)
     if given is None or isinstance(given, str):
         raise DatasetError(
-            "the data have no class names",
+            "the data has no class names",
             where=type(data).__name__,
             fix='pass names=["cat", "dog"], or by label: names={1: "cat", 3: "dog"}',
         )
@@ -113,14 +113,14 @@ def _names_by_label(names: Names | None, data: Any) -> dict[int, str]:
 
 
 def _items(data: Any) -> Iterator[tuple[Any, Any, Color]]:
-    """Image, target and order of the colors of each item."""
+    """Image, target and channel order of each item."""
     if not hasattr(data, "image_paths"):
         for place in range(len(data)):
             item = data[place]
             image, target = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
             yield image, target, "rgb"
         return
-    in_memory = getattr(data, "_images_in_memory", {})  # of supervision, which reads the others by cv2
+    in_memory = getattr(data, "_images_in_memory", {})  # of supervision, which reads the others with cv2
     for path in data.image_paths:
         found = data.annotations[path]
         more = {key: found.data[key] for key in KEYS if key in found.data}
@@ -130,8 +130,10 @@ def _items(data: Any) -> Iterator[tuple[Any, Any, Color]]:
 def _boxes(target: Any) -> NDArray[np.float64]:
     if not isinstance(target, Mapping):
         raise ValueError(f"its target is {type(target).__name__}, not a dict with boxes and labels")
-    if "boxes" not in target and set(target) - {"image_id"}:  # torchvision's COCO has no more without objects
-        raise ValueError(f"its target has no boxes, but {', '.join(map(str, target))}")
+    if "boxes" not in target and set(target) - {
+        "image_id"
+    }:  # torchvision's CocoDetection without objects has only image_id
+        raise ValueError(f'its target has no "boxes", only {", ".join(map(str, target))}')
     boxes = target.get("boxes", [])
     if isinstance(boxes, BoundingBoxes):
         boxes = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
@@ -139,7 +141,7 @@ def _boxes(target: Any) -> NDArray[np.float64]:
     if values.size == 0:
         return np.zeros((0, 4))
     if values.ndim != 2 or values.shape[1] != 4 or values.dtype.kind not in "iuf":
-        raise ValueError(f"boxes of shape {values.shape} and dtype {values.dtype}, not numbers (N, 4)")
+        raise ValueError(f"boxes have shape {values.shape} and dtype {values.dtype}, not numbers (N, 4)")
     return values.astype(np.float64)
 
 
@@ -148,7 +150,7 @@ def _labels(target: Mapping[str, Any], name_of: Mapping[int, str]) -> list[int]:
     if values.size == 0:
         return []
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(f"labels of shape {values.shape} and dtype {values.dtype}, not whole numbers (N,)")
+        raise ValueError(f"labels have shape {values.shape} and dtype {values.dtype}, not integers (N,)")
     for label in values.tolist():
         if label not in name_of:
             raise ValueError(
@@ -163,7 +165,7 @@ def _of_boxes(target: Mapping[str, Any], key: str, dtype: type, num_boxes: int) 
         return None
     values = _array(target[key])
     if values.shape != (num_boxes,):
-        raise ValueError(f"{num_boxes} boxes, but {key} of shape {values.shape}")
+        raise ValueError(f"{num_boxes} boxes, but {key} has shape {values.shape}")
     return values.astype(dtype)
 
 
@@ -172,7 +174,7 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _placed(image: Any, color: Color, folder: Path, stem: str) -> tuple[Path, tuple[int, int] | None]:
-    """Where the file of an image is, and its height and width if it was written here."""
+    """The path of an image, and its height and width if it was written here."""
     if isinstance(image, str | os.PathLike):
         return Path(image).absolute(), None
     pixels = pixels_of(image, color).permute(1, 2, 0).numpy()

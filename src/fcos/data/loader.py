@@ -1,10 +1,10 @@
 """Build data loaders from settings; the order of the data is a function of (seed, position) only.
 
 Training is one endless stream of positions; position p is image ``epoch_order(seed, p // n)[p % n]``.
-Step s takes positions ``[s * batch, (s + 1) * batch)``, however many devices and micro-batches share them.
-Resuming is starting at another position. (Framework samplers pad the last batch by repeating images, count
-epochs from 0 after a restart, or divide an incomplete window by the wrong number; none of that can happen
-here.)
+Step s uses positions ``[s * batch, (s + 1) * batch)``, for any number of devices and micro-batches.
+Resuming means starting at another position. (Framework samplers pad the last batch by repeating images, count
+epochs from 0 after a restart, or divide an incomplete accumulation window by the wrong number; none of that
+can happen here.)
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from fcos.data.mixing import Mixing
 from fcos.data.transforms import EvalTransform, TrainTransform, same_padded_size
 from fcos.data.workers import Loader, start_worker
 
-Places = list[tuple[int, int]]  # image index, position in the stream: of a batch
-PADDING_MULTIPLE = 32  # so that P5 upsamples onto P4; coarser levels round up
+Places = list[tuple[int, int]]  # of a batch: image index, position in the stream
+PADDING_MULTIPLE = 32  # so that P5 upsampled has the size of P4; coarser levels round up
 
 
 def build_eval_transform(config: TrainConfig) -> EvalTransform:
@@ -52,7 +52,7 @@ def build_train_transform(config: TrainConfig) -> TrainTransform:
 
 
 def last_mixed_step(config: TrainConfig, total_steps: int) -> int:
-    """The step from which on images are no longer mixed."""
+    """The first step at which images are no longer mixed."""
     return int(config.mix_until * total_steps)
 
 
@@ -67,7 +67,7 @@ def build_train_loader(
     total_steps: int,
     factors: Float64[Tensor, " images"] | None = None,
 ) -> DataLoader[Batch]:
-    """Endless micro-batches of one device, starting at an optimizer step; `factors` of `repeat_factors`."""
+    """Endless micro-batches for one device, starting at an optimizer step; `factors` of `repeat_factors`."""
     mixing = Mixing(
         config.mosaic,
         config.mixup,
@@ -90,8 +90,8 @@ def build_eval_loader(
 ) -> DataLoader[Batch]:
     """Every image once, over all devices; up to `batch_size` images in a forward pass.
 
-    Those of a batch have one padded size, since padding further would change the detections: the sizes of the
-    images are known from `check`.
+    Images of a batch have the same padded size, since more padding would change the detections; their sizes
+    are known from `check`.
     """
     transform = build_eval_transform(config)
     sizes_hw = [transform.resized_size((height, width)) for height, width in annotations.sizes_hw.tolist()]
@@ -123,14 +123,14 @@ def training_stream(
     start_step: int = 0,
     factors: Float64[Tensor, " images"] | None = None,
 ) -> Iterator[Places]:
-    """Endless micro-batches of one device.
+    """Endless micro-batches for one device.
 
     Args:
-        is_wide: which images of the training set are wider than high; those of a step are alike, as far as
-            possible, since they are padded to one size.
-        batch_size: images of one optimizer step over all devices.
-        micro_batch: images of one forward pass on one device.
-        factors: how often each image comes in an epoch (`balance.py`); None: once.
+        is_wide: which images of the training set are wider than high; images of a step are all wide or all
+            high if possible, since they are padded to one size.
+        batch_size: images per optimizer step over all devices.
+        micro_batch: images per forward pass on one device.
+        factors: how often each image is used in an epoch (`balance.py`); None: once.
     """
     num_images = len(is_wide) if factors is None else epoch_length(factors)
     share = batch_size // world
@@ -150,8 +150,8 @@ def epoch_order(
 ) -> Int64[Tensor, " places"]:
     """One pass over the data: steps of landscape and of portrait images, in random order.
 
-    A permutation, or with `factors` the images as often as those say. Only the step that the previous pass
-    began, and what is left over at the end, are mixed.
+    A permutation; with `factors`, images are repeated accordingly. Only the step that the previous pass
+    began, and the remainder at the end, mix the two.
     """
     random = torch.Generator().manual_seed(stream_seed(seed, epoch))
     order = torch.randperm(len(is_wide), generator=random)
@@ -172,7 +172,7 @@ def epoch_order(
 def shard(groups: Sequence[list[int]], batch_size: int, rank: int = 0, world: int = 1) -> list[Places]:
     """Batches of one device: every image exactly once over all devices.
 
-    Whole batches are dealt out, so that their images, and with them rounding, are the same on any number of
+    Whole batches are distributed, so their images, and therefore rounding, are the same on any number of
     devices.
 
     Args:

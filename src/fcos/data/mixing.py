@@ -1,8 +1,8 @@
 """Mix training images: mosaic, mixup and copy-paste.
 
-All three work on images that are augmented and at network size, and keep the size of the first, so a batch
-needs no more padding. They draw from torch's generator, which the data set seeds from (seed, position). None
-of them makes images like the user's, so the last part of training is without (YOLOX, 2107.08430).
+All three work on augmented images at network size, and keep the size of the first, so a batch needs no more
+padding. They use torch's generator, which the data set seeds from (seed, position). Mixed images look unlike
+real ones, so mixing is off in the last part of training (YOLOX, 2107.08430).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 from fcos.data.transforms import Augmented, Image, keep_large, keep_visible, resize
 
-GRAY = 127  # where no image is, as in `RandomZoomOut`
-CENTER = 0.25, 0.75  # range of the point where the four images of a mosaic meet, share of each side
-SHRINK = 0.5, 1.0  # range of the factor that each of them is resized by
-MAX_COVERED = 0.3  # share of a box that a pasted object may cover
-PASTED = 0.5  # share of the objects of the other image that are pasted
+GRAY = 127  # fill value, as in `RandomZoomOut`
+CENTER = 0.25, 0.75  # range of the point where the four images of a mosaic meet, fraction of each side
+SHRINK = 0.5, 1.0  # range of the resize factor of each of the four
+MAX_COVERED = 0.3  # fraction of a box that a pasted object may cover
+PASTED = 0.5  # fraction of the other image's objects that are pasted
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Mixing:
     """How many of the training images are mixed.
 
     Attributes:
-        mosaic: fraction of the images that are mosaics of four.
+        mosaic: fraction of images that are mosaics of four.
         mixup: fraction that are the mean of two.
         copy_paste: fraction with objects of another image pasted in.
-        until: position in the training stream from which on no image is mixed.
-        min_area: boxes that become smaller than this are left out, square pixels.
+        until: first position in the training stream at which no image is mixed.
+        min_area: boxes that become smaller than this are dropped, square pixels.
     """
 
     mosaic: float = 0.0
@@ -40,7 +40,7 @@ class Mixing:
     min_area: float = 0.0
 
     def __call__(self, first: Augmented, position: int, draw: Callable[[], Augmented]) -> Augmented:
-        """The image at a position of the stream; `draw` makes another one, of a random index."""
+        """The image at a position of the stream; `draw` returns another one, with a random index."""
         if position >= self.until:
             return first
         chances = torch.rand(3).tolist()
@@ -60,8 +60,8 @@ NO_MIXING = Mixing()
 def mosaic(parts: list[Augmented]) -> Augmented:
     """Four images that meet at a random point, each shrunk by a random factor (YOLOv4, 2004.10934).
 
-    Each touches the point with one corner and is cut off at the border of the first image's size; boxes
-    with less than a quarter left are dropped.
+    Each has one corner at the point and is cropped to the first image's size; boxes with less than a quarter
+    left are dropped.
     """
     height, width = parts[0][0].shape[1:]
     canvas = torch.full_like(parts[0][0], GRAY)
@@ -83,7 +83,7 @@ def mosaic(parts: list[Augmented]) -> Augmented:
 def mixup(first: Augmented, second: Augmented) -> Augmented:
     """The mean of two images, with the boxes of both (1902.04103).
 
-    The second is cut off at the border of the first, or gray where it ends.
+    The second is cropped or padded with gray to the size of the first.
     """
     image, boxes, labels = first
     other = torch.full_like(image, GRAY)
@@ -96,7 +96,7 @@ def mixup(first: Augmented, second: Augmented) -> Augmented:
 def paste_objects(first: Augmented, second: Augmented) -> Augmented:
     """Some objects of the second image, as rectangles at random places of the first (2012.07177).
 
-    An object goes where it covers no box by more than `MAX_COVERED`, or nowhere.
+    An object that would cover a box by more than `MAX_COVERED` is not pasted.
     """
     image, boxes, labels = first[0].clone(), first[1], first[2]
     height, width = image.shape[1:]
@@ -119,7 +119,7 @@ def paste_objects(first: Augmented, second: Augmented) -> Augmented:
 
 
 def place_image(canvas: Image, image: Image, top: int, left: int) -> None:
-    """Write an image into another, cut off at its borders."""
+    """Paste an image into another, cropped at its borders."""
     height, width = canvas.shape[1:]
     y1, x1 = max(0, top), max(0, left)
     y2, x2 = min(height, top + image.shape[1]), min(width, left + image.shape[2])

@@ -1,4 +1,4 @@
-"""Class names: the file that lists them, and matching those of annotations with given ones, or a model's."""
+"""Class names: reading the file that lists them, and matching them to other annotations or a model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fcos.files import read_text, write_text
 MAX_CLASSES = 2**16
 MAX_NAME_CHARACTERS = 1000
 SHOWN_NAMES = 10
-HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")  # which JSON can hold and no file can
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # which JSON can contain, but no UTF-8 file
 BACKGROUND = ("background", "__background__")
 
 
 def read_names(name_file: Path) -> tuple[tuple[str, ...], bool]:
-    """Class names, one per line, and whether the first line was ``background`` (it is left out).
+    """Class names, one per line, and whether the first line was ``background`` (which is removed).
 
-    A blank line between names is refused: skipping it would shift the ids of all classes after it.
+    A blank line between names is rejected: skipping it would shift the ids of all classes after it.
     """
     lines = _lines(name_file)
     had_background = bool(lines) and lines[0].lower() in BACKGROUND
@@ -43,9 +43,9 @@ def read_all_names(name_file: Path) -> list[str]:
 
 
 def check_names(names: Sequence[str], *, where: str, first_line: int | None = None) -> None:
-    """Refuse names that are blank, or that two classes have, all at once.
+    """Reject blank and duplicate names, all in one error.
 
-    They are in the order of their ids, from 0, or lines of the file `where` from `first_line` on.
+    Names are in the order of their ids, from 0, or lines of the file `where`, starting at `first_line`.
     """
     if not names:
         raise DatasetError("no class names", where=where, fix="write one class name per line")
@@ -58,19 +58,19 @@ def check_names(names: Sequence[str], *, where: str, first_line: int | None = No
             if name in seen:
                 raise ValueError(f"class '{cut(name)}' appears twice")
             seen.add(name)
-    faults.raise_any("class name", "cannot be used", "give each class a name of its own, one per line")
+    faults.raise_any("class name", "cannot be used", "give each class a unique name, one per line")
 
 
 def check_name(name: object) -> None:
-    """Reject invalid class names, with a ValueError that says why."""
+    """Raise a ValueError that explains why a class name is invalid."""
     if not isinstance(name, str):
-        raise ValueError(f"the name is {described(name)}, not a text")
+        raise ValueError(f"the name is {described(name)}, not a string")
     if not name.strip():
         raise ValueError("the name is empty")
     if len(name) > MAX_NAME_CHARACTERS:
         raise ValueError(f"the name has {len(name):,} characters; the limit is {MAX_NAME_CHARACTERS:,}")
-    if HALF_OF_A_PAIR.search(name):
-        raise ValueError("the name contains half of a surrogate pair, which is not text")
+    if LONE_SURROGATE.search(name):
+        raise ValueError("the name contains a lone surrogate, which is not valid text")
 
 
 def check_number_of_classes(number: int, where: str) -> None:
@@ -79,19 +79,19 @@ def check_number_of_classes(number: int, where: str) -> None:
         raise DatasetError(
             f"{number:,} classes; the limit is {MAX_CLASSES:,}",
             where=where,
-            fix="correct the class ids, or give the class names, so that ids beyond them are reported",
+            fix="correct the class ids, or give the class names, so that invalid ids are reported",
         )
 
 
 def numbered_names(records: Iterable[Record], first: int, where: str) -> list[str]:
-    """Names ``class_1``, ``class_2``, ... (from `first`) for annotations that have none."""
+    """Names ``class_1``, ``class_2``, ... (from `first`) for annotations without class names."""
     num_classes = max((int(record.labels.max(initial=-1)) + 1 for record in records), default=0)
     check_number_of_classes(num_classes, where)
     return [f"class_{class_id}" for class_id in range(first, first + num_classes)]
 
 
 def write_names(names: Sequence[str], out: Path) -> None:
-    """Write a name file in the seed's form: first line ``background``."""
+    """Write a name file in the format of xytpai/fcos: the first line is ``background``."""
     write_text(out, "\n".join(["background", *names]) + "\n")
 
 
@@ -101,24 +101,24 @@ def _lines(name_file: Path) -> list[str]:
 
 
 def is_no_class(name: str) -> bool:
-    """Whether this is the name of an output that stands for no class: torchvision's 91 have 11 of them."""
+    """Whether this is the name of an unused output: torchvision's 91 outputs have 11 of them."""
     return name.startswith("(no class ")
 
 
 def with_names(
     annotations: Annotations, names: Sequence[str], category_ids: Sequence[int] = ()
 ) -> Annotations:
-    """The annotations with their labels in the order of `names`; category ids stay those of the file.
+    """The annotations with labels in the order of `names`; category ids stay those of the file.
 
-    Classes are matched by name, so a training and an evaluation file may order theirs differently. Exporters
-    list classes that no box has: only those in use must be among the names.
+    Classes are matched by name, so training and evaluation files may order them differently. Exporters list
+    classes that no box has: only classes in use must be among the names.
 
     Args:
-        category_ids: ids for names that the file does not have, where they are not taken.
+        category_ids: ids for names that the file lacks, unless already taken.
 
     Raises:
-        DatasetError: a box has a class that is not among the names: those of a name file, a model, or another
-            split.
+        DatasetError: a box has a class that is not among the names (of a name file, a model or another
+            split).
     """
     file_names, known = annotations.class_names, annotations.has_known_class
     label_of = {name: label for label, name in enumerate(names)}
@@ -129,7 +129,7 @@ def with_names(
             where=str(annotations.source),
             fix=f"add them to the class names, which are {_listed(names)}, or correct the annotations",
         )
-    labels = annotations.labels.copy()  # those of no class stay so, for `check` to report
+    labels = annotations.labels.copy()  # invalid labels stay invalid, for `check` to report
     labels[~known & (labels < len(names))] = -1
     new_label = np.array([label_of.get(name, -1) for name in file_names], np.int64)
     labels[known] = new_label[annotations.labels[known]]
@@ -151,10 +151,10 @@ def with_names(
 def with_classes_of(
     annotations: Annotations, class_names: Sequence[str], category_ids: Sequence[int] = ()
 ) -> Annotations:
-    """`with_names` of a model, or of training data; outputs that stand for no class keep their ids.
+    """`with_names` of a model, or of training data; unused outputs keep their ids.
 
     Raises:
-        DatasetError: the names differ; it lists which.
+        DatasetError: the names differ; the message lists which.
     """
     only_file = [name for name in annotations.class_names if name not in class_names]
     only_model = [name for name in class_names if name not in annotations.class_names]
@@ -164,7 +164,7 @@ def with_classes_of(
             "the classes of the annotations differ from those of the model (or of the training data): "
             f"only in the annotations: {_listed(only_file)}; only in the model: {_listed(only_model)}",
             where=str(annotations.source),
-            fix="give the annotations that belong to it, or a names file with its names; names must match "
+            fix="give annotations with these classes, or a name file with these names; names must match "
             "exactly",
         )
     return with_names(annotations, class_names, category_ids)

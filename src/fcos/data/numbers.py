@@ -1,7 +1,7 @@
 """Parse numbers and flags of annotation files strictly, or explain why they are invalid.
 
-Exporters write numbers as text, flags as words, ids as floats. Such a value is taken only where it can mean
-one thing; everything else is a ValueError whose message continues "image_id ..." or "iscrowd ...".
+Exporters write numbers as text, flags as words, ids as floats. Such a value is accepted only if it is
+unambiguous; everything else is a ValueError whose message continues "image_id ..." or "iscrowd ...".
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from fcos.terminal import counted, printable_line
 
 T = TypeVar("T")
-MAX_ID = 2**63 - 2  # ids are kept as 64-bit integers; the last one of each sign is left free
-EXACT = 2**53  # whole numbers up to here are exact as floats
+MAX_ID = 2**63 - 2  # ids are stored as 64-bit integers; the last one of each sign is left free
+EXACT = 2**53  # integers up to here are exact as floats
 MAX_SIDE = 2**31 - 1
 SHOWN_CHARACTERS = 40
 WHOLE = re.compile(r"0|-?[1-9]\d{0,18}", re.ASCII)
@@ -23,14 +23,14 @@ FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 
 def whole_number(value: Any) -> int:
-    """An id: 7, 7.0 and the text "7" are seven; "07", 7.5 and true are nothing."""
+    """An id: 7, 7.0 and "7" are seven; "07", 7.5 and true are rejected."""
     number = value
     if (isinstance(value, str) and WHOLE.fullmatch(value)) or (
         isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
     ):
         number = int(value)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise ValueError(f"is {described(value)}, not a whole number")
+        raise ValueError(f"is {described(value)}, not an integer")
     if abs(number) > MAX_ID:
         raise ValueError(f"is {described(value)}, which does not fit into 64 bits")
     return number
@@ -45,7 +45,7 @@ def named(name: str, reader: Callable[[Any], T], value: Any) -> T:
 
 
 def flag(value: Any) -> bool:
-    """0, 1, false or true, as such or as text; null is false."""
+    """0, 1, false or true, also as strings; null is false."""
     if value is None:
         return False
     if isinstance(value, bool | int | float) and value in (0, 1):
@@ -56,9 +56,9 @@ def flag(value: Any) -> bool:
 
 
 def number(word: str) -> float:
-    """A number in a line of text; `nan` and `inf` are for `check` to report."""
+    """A number in a line of text; `nan` and `inf` are accepted, for `check` to report."""
     try:
-        if "_" in word:  # Python's separator of digits
+        if "_" in word:  # which Python accepts between digits
             raise ValueError
         return float(word)
     except ValueError:
@@ -68,21 +68,21 @@ def number(word: str) -> float:
 def coordinate(value: Any) -> float:
     """A side or corner of a box in JSON."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"holds {described(value)}, not a number")
+        raise ValueError(f"contains {described(value)}, not a number")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"holds {described(value)}, which is too large") from None
+        raise ValueError(f"contains {described(value)}, which is too large") from None
 
 
 def side(value: Any) -> int | None:
-    """A stated height or width in pixels, which nothing depends on; None if invalid."""
+    """A stated height or width in pixels, which is optional; None if invalid."""
     stated = _lenient(value)
     return int(stated) if 1 <= stated <= MAX_SIDE else None
 
 
 def area(value: Any) -> float:
-    """A stated area; nan if invalid, so that the box's own is used."""
+    """A stated area; NaN if invalid, so that the area of the box is used."""
     stated = _lenient(value)
     return stated if 0 <= stated < math.inf else math.nan
 
@@ -95,13 +95,13 @@ def described(value: Any) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return f'the text "{cut(value)}"'
+            return f'the string "{cut(value)}"'
         case int() if abs(value) >= 10**SHOWN_CHARACTERS:
-            return "a number of more than 40 digits"
+            return "a number with more than 40 digits"
         case int() | float():
             return str(value)
         case list() | tuple():
-            return f"a list of {len(value)}"
+            return f"a list of length {len(value)}"
     return "an object"
 
 
@@ -119,7 +119,7 @@ def _lenient(value: Any) -> float:
 
 
 def upright_around(box_xyxy: Sequence[float], degrees: float) -> list[float]:
-    """The upright box around a box that is turned about its center, as CVAT writes them (xyxy)."""
+    """The axis-aligned box around a box rotated about its center, as CVAT writes them (xyxy)."""
     x1, y1, x2, y2 = box_xyxy
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
     half_w, half_h = ((x2 - x1) * cos + (y2 - y1) * sin) / 2, ((x2 - x1) * sin + (y2 - y1) * cos) / 2
@@ -130,4 +130,4 @@ def upright_around(box_xyxy: Sequence[float], degrees: float) -> list[float]:
 def rotated_note(number: int) -> list[str]:
     """The note on rotated boxes, if there are any."""
     boxes = counted(number, "box is rotated", "boxes are rotated")
-    return [f"{boxes}: the upright boxes around them are used"] if number else []
+    return [f"{boxes}: the axis-aligned boxes around them are used"] if number else []

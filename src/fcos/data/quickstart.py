@@ -1,8 +1,8 @@
-"""The data set of `fcos quickstart`: real handwritten digits on real photographs, nothing to download.
+"""The data set of `fcos quickstart`: real handwritten digits on real photos, nothing to download.
 
-1,797 digits of 8 x 8 gray levels and three photographs, all in `samples`. Held-out numbers are honest:
-training and evaluation images share no digit and no pixel of a photograph. Each image depends on (seed,
-split, its number) only, so a longer data set begins with the images of a shorter one.
+1,797 digits of 8 x 8 gray levels and three photos, all in `samples`. The metrics are honest: training and
+evaluation images share no digit and no pixel of a photo. Each image depends only on (seed, split, its
+number), so a longer data set begins with the images of a shorter one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fcos.files import check_writable, read_text, write_text
 
 Split = Literal["train", "eval"]
 
-# What train.json gets besides the paths; chosen for two CPU cores and five minutes.
+# The settings in train.json besides the paths; chosen for two CPU cores and five minutes.
 QUICKSTART_SETTINGS: dict[str, Any] = {
     "classes": 10,
     "model": "fcos_mobilenetv2",
@@ -36,34 +36,34 @@ QUICKSTART_SETTINGS: dict[str, Any] = {
     "epochs": 2,
     "precision": "fp32",  # not the fastest on this machine: results must be the same everywhere
     "nbatch_train": 4,
-    "lr_base": 0.0006,  # 0.001 is unstable at this batch: 0.55 and 0.69 AP in two runs
-    "lr_backbone": 1.0,  # digits are unlike photographs
+    "lr_base": 0.0006,  # 0.001 is unstable at this batch size: 0.55 and 0.69 AP in two runs
+    "lr_backbone": 1.0,  # digits are unlike photos
     "nbatch_eval": 8,
     "view_size": 320,
     "short_side": 240,
-    "horizontal_flip": False,  # a mirrored 2 is no digit
+    "horizontal_flip": False,  # a mirrored 2 is not a digit
 }
 
 CLASS_NAMES = tuple("0123456789")
 
 IMAGE_SIZES_HW = ((256, 256), (240, 288), (240, 320))
-DIGIT_SIZES = (24.0, 128.0)  # height of the pen's field in pixels; all magnitudes are equally likely
-MAX_ANGLE = 20.0  # degrees; from about 30 on, many a 1 of this data set reads as a 7
+DIGIT_SIZES = (24.0, 128.0)  # height of the scan in pixels, log-uniform
+MAX_ANGLE = 20.0  # degrees; from about 30, many 1s of this data set look like a 7
 MAX_DIGITS = 8
 SHARE_EMPTY = 0.05
-MAX_HIDDEN = 0.3  # share of a digit's ink, and of the smaller of two boxes, that others may cover
-CONTRASTS = (45.0, 130.0)  # gray levels between the ink and the brightest (or darkest) of what is behind
-SHARE_NEAR = 0.3  # of digits that are put where they may overlap with another
+MAX_HIDDEN = 0.3  # fraction of a digit's ink, and of the smaller of two boxes, that others may cover
+CONTRASTS = (45.0, 130.0)  # gray levels between the ink and the brightest (or darkest) background
+SHARE_NEAR = 0.3  # fraction of digits placed where they may overlap another
 PLACES_TRIED = 20
-MAX_ENLARGING = 1.8  # of a photograph, beyond what fills the image
+MAX_ENLARGING = 1.8  # of a photo, beyond filling the image
 
 CELLS = 8  # of a scanned digit, each way
-SHARPENING = 1.0  # without it the small holes of 6, 8 and 9 run full
-PEN_LEVELS = (0.42, 0.58)  # gray level at which ink begins; lower is a broader pen
-INK = 0.5  # a pixel that is covered to half belongs to the digit: box sides are off by half a pixel at most
+SHARPENING = 1.0  # without it the small holes of 6, 8 and 9 close
+PEN_LEVELS = (0.42, 0.58)  # gray level at which ink begins; lower gives a broader pen
+INK = 0.5  # a half-covered pixel belongs to the digit: box sides are off by half a pixel at most
 
-# Digits in the file's order were written by one person after the other, so its end is in other hands than
-# its beginning: a mixed split would be easier (nearest neighbor: 98.7 % instead of 97.1 %).
+# Digits in the file are ordered by writer, so the writers at its end are not those at its beginning: a random
+# split would be easier (nearest neighbor: 98.7 % instead of 97.1 %).
 NUM_TRAIN_DIGITS = 1250
 PHOTO_PARTS: dict[Split, tuple[float, float]] = {"train": (0.0, 0.62), "eval": (0.63, 1.0)}  # of the width
 
@@ -82,7 +82,7 @@ Grace Hopper by the U.S. Navy, public domain, by matplotlib. All cropped, scaled
 
 @dataclass(frozen=True)
 class Material:
-    """What the images of one split are made from."""
+    """The source material of the images of one split."""
 
     photos: tuple[Image.Image, ...]  # RGB
     digits: NDArray[np.float32]  # (N, 8, 8), 0 is paper, 1 is ink, sharpened (so some are beyond both)
@@ -95,7 +95,7 @@ class Drawn:
 
     cover: NDArray[np.float32]  # (h, w) in [0, 1], how much of each pixel its ink covers
     top_left: tuple[int, int]  # y, x of `cover` on the image
-    visible: NDArray[np.float32]  # `cover` without what later digits hide
+    visible: NDArray[np.float32]  # `cover` minus the parts hidden by later digits
     label: int
     color: NDArray[np.float32]  # RGB of the ink, 0 to 255
 
@@ -118,14 +118,14 @@ def make_digits(folder: Path, *, num_train: int, num_eval: int, seed: int = 0) -
     """Write the data set in the usual form: images, two lists, names, train.json, README.txt.
 
     Raises:
-        DatasetError: the folder holds something else; nothing is overwritten then.
+        DatasetError: the folder contains something else; nothing is overwritten.
     """
     readme = folder / "README.txt"
     check_writable(folder)
     is_ours = readme.is_file() and read_text(readme) == README
     if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(
-            "this folder is not empty and not a quickstart data set",
+            "this folder is not empty, and is not a quickstart data set",
             where=str(folder),
             fix="choose another folder: fcos quickstart --out FOLDER",
         )
@@ -167,7 +167,7 @@ def _write_split(folder: Path, split: Split, count: int, seed: int) -> None:
 
 @cache
 def load_material(split: Split) -> Material:
-    """Digits and parts of photographs that belong to one split alone."""
+    """Digits and parts of photos that belong only to this split."""
     digits, labels = load_digits()
     chosen = slice(None, NUM_TRAIN_DIGITS) if split == "train" else slice(NUM_TRAIN_DIGITS, None)
     photos = []
@@ -183,7 +183,7 @@ def load_material(split: Split) -> Material:
 
 
 def draw_image(material: Material, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[Drawn]]:
-    """An image `(H, W, 3)` with its digits, the lowest first."""
+    """An image `(H, W, 3)` with its digits, bottom layer first."""
     size_hw = IMAGE_SIZES_HW[rng.integers(len(IMAGE_SIZES_HW))]
     canvas = draw_background(material.photos[rng.integers(len(material.photos))], size_hw, rng)
     num_digits = 0 if rng.random() < SHARE_EMPTY else int(rng.integers(1, MAX_DIGITS + 1))
@@ -208,7 +208,7 @@ def draw_image(material: Material, rng: np.random.Generator) -> tuple[NDArray[np
 def _propose_place(
     size_hw: tuple[int, int], cover_hw: tuple[int, ...], drawn: Sequence[Drawn], rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Top left corner of a digit: anywhere, or touching one that is there."""
+    """Top left corner of a digit: anywhere, or near an existing one."""
     room = np.array(size_hw) - cover_hw
     if drawn and rng.random() < SHARE_NEAR:
         other = drawn[int(rng.integers(len(drawn)))]
@@ -223,7 +223,7 @@ def _propose_place(
 def draw_background(
     photo: Image.Image, size_hw: tuple[int, int], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """A random crop `(H, W, 3)` of a photograph, scaled, perhaps mirrored, lighter or darker."""
+    """A random crop `(H, W, 3)` of a photo, scaled, randomly mirrored, lighter or darker."""
     height, width = size_hw
     enlarging = math.exp(rng.uniform(0, math.log(MAX_ENLARGING)))
     scale = max(height / photo.height, width / photo.width) * enlarging
@@ -242,7 +242,7 @@ def draw_background(
 def digit_cover(
     digit: NDArray[np.float32], size: float, angle: float, pen_level: float
 ) -> NDArray[np.float32]:
-    """Scale a scanned digit smoothly, turn it, and cut it where its gray level passes `pen_level`.
+    """Scale and rotate a scanned digit smoothly, and threshold its gray level at `pen_level`.
 
     Args:
         digit: `(8, 8)`, 0 is paper, 1 is ink.
@@ -251,9 +251,9 @@ def digit_cover(
         pen_level: gray level at which ink begins.
 
     Returns:
-        `(h, w)` in [0, 1], how much of each pixel is covered; as small as the ink allows.
+        `(h, w)` in [0, 1], how much of each pixel is covered; cropped to the ink.
     """
-    paper = np.pad(digit, 2)  # room for the curves that swing beyond the scan
+    paper = np.pad(digit, 2)  # room for strokes that extend beyond the scan
     cells_per_pixel = CELLS / size
     side = math.ceil(size * math.sqrt(2)) + 2
     cos, sin = (turn(math.radians(angle)) * cells_per_pixel for turn in (math.cos, math.sin))
@@ -264,24 +264,24 @@ def digit_cover(
         (cos, -sin, center - (cos - sin) * side / 2, sin, cos, center - (sin + cos) * side / 2),
         Image.Resampling.BICUBIC,
     )
-    # The gray level of a pen's edge changes by about 1 from cell to cell, so this edge is one pixel wide.
+    # The gray level at the edge of a stroke changes by about 1 per cell, so this edge is one pixel wide.
     cover = np.clip((np.asarray(gray) - pen_level) / cells_per_pixel + 0.5, 0, 1)
     rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
     return cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
 
 
 def sharpen(digits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Add to each cell of `(N, 8, 8)` what distinguishes it from the mean of its 3 x 3 neighbors."""
+    """Add to each cell of `(N, 8, 8)` its difference from the mean of its 3 x 3 neighborhood."""
     padded = np.pad(digits, ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     return np.asarray(digits + SHARPENING * (digits - windows.mean(axis=(3, 4))), np.float32)
 
 
 def readable_color(behind: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32] | None:
-    """A random ink `(3,)` that a person can read on these pixels, or None where no ink would be readable."""
+    """A random ink color `(3,)` that is readable on these pixels; None if no ink is."""
     darkest, brightest = np.quantile(luminance(behind), (0.05, 0.95))
     contrast = rng.uniform(*CONTRASTS)
-    # A bright or a dark ink, as far from the background as wanted, or as near to that as possible.
+    # A bright or a dark ink, with the wanted contrast to the background, or as close to it as possible.
     candidates = [min(brightest + contrast, 255.0), max(darkest - contrast, 0.0)]
     room = [candidates[0] - brightest, darkest - candidates[1]]
     fits = [candidate for candidate, space in zip(candidates, room, strict=True) if space >= CONTRASTS[0]]
@@ -289,18 +289,18 @@ def readable_color(behind: NDArray[np.float32], rng: np.random.Generator) -> NDA
         return None
     wanted = fits[rng.integers(len(fits))]
     color = rng.uniform(0, 255, 3)
-    for _ in range(12):  # what one channel cannot give when it is full, the others must
+    for _ in range(12):  # when one channel saturates, the others must change more
         color = np.clip(color + wanted - luminance(color), 0, 255)
     return color.astype(np.float32)
 
 
 def luminance(rgb: NDArray[Any]) -> NDArray[Any]:
-    """Brightness that a person sees, 0 to 255 (ITU-R BT.601), of `(..., 3)`."""
+    """Perceived brightness of `(..., 3)`, 0 to 255 (ITU-R BT.601)."""
     return np.asarray(rgb @ np.array([0.299, 0.587, 0.114], np.float32))
 
 
 def _shared_windows(a: Drawn, b: Drawn) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
-    """Where two digits lie on one another, in the pixels of each; None where they are apart."""
+    """Where two digits overlap, in the pixels of each; None if they do not."""
     (ay, ax), (by, bx) = a.top_left, b.top_left
     top, bottom = max(ay, by), min(ay + a.cover.shape[0], by + b.cover.shape[0])
     left, right = max(ax, bx), min(ax + a.cover.shape[1], bx + b.cover.shape[1])
@@ -312,7 +312,7 @@ def _shared_windows(a: Drawn, b: Drawn) -> tuple[tuple[slice, slice], tuple[slic
 
 
 def _hides(new: Drawn, below: Drawn) -> bool:
-    """Whether too much of either would lie on the other, or of the lower one be hidden."""
+    """Whether two digits would overlap too much, or too much of the lower one would be hidden."""
     shared = _shared_windows(new, below)
     if shared is None:
         return False
@@ -324,7 +324,7 @@ def _hides(new: Drawn, below: Drawn) -> bool:
 
 
 def _draw(new: Drawn, canvas: NDArray[np.float32], drawn: Sequence[Drawn]) -> None:
-    """Put ink on the canvas, and take what it hides from the digits below."""
+    """Draw ink on the canvas, and update what is visible of the digits below."""
     behind = canvas[new.window]
     behind += new.cover[..., None] * (new.color - behind)
     for below in drawn:

@@ -1,7 +1,7 @@
 """The interface of an annotation format (`DataFormat`), and detecting and reading the format of a source.
 
-A format is a module of `fcos.data.formats` with one object `FORMAT`; commands, settings, recognition, splits,
-conversion and the data check take it from there.
+A format is a module of `fcos.data.formats` with one object `FORMAT`, which commands, settings, detection,
+splits, conversion and the data check use.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 NO_IMAGES = "no images in the annotations"
 
-# How a format is detected: of all signs that apply, the one with the largest number decides. A text
-# file is given as its path, the folder of the images, and the lines that are not blank.
+# How a format is detected: of all signs that apply, the one with the largest number decides. The arguments
+# for a text file are its path, the folder of the images, and its non-blank lines.
 FolderSign = tuple[int, Callable[[Path], bool]]
 TextSign = tuple[int, Callable[[Path, Path | None, list[str]], bool]]
 
@@ -40,36 +40,36 @@ TextSign = tuple[int, Callable[[Path, Path | None, list[str]], bool]]
 class DataFormat:
     """One format of annotations."""
 
-    name: str  # of the module; what `--format` and `data_format` take
-    looks_like: str  # its files in a few words, for messages
-    # Of files that may be given as source, lower case. One that several formats have is that of a text file,
-    # which `text_signs` tell.
+    name: str  # of the module; the value of `--format` and `data_format`
+    looks_like: str  # short description of its files, for messages
+    # Of files that may be a source, lower case. Files with a suffix that several formats share are text
+    # files, which `text_signs` tell apart.
     suffixes: tuple[str, ...]
     # ``(source, *, root=None, names=None)``: `root` is the folder of the images, `names` the class names in
     # the order of the labels.
     read: Callable[..., Annotations]
-    folder_signs: tuple[FolderSign, ...]  # what distinguishes it from other formats
+    folder_signs: tuple[FolderSign, ...]  # how a folder of this format is recognized
     text_signs: tuple[TextSign, ...] = ()
-    # The annotation files in a folder, each of which is a source; their names tell the splits.
+    # The annotation files in a folder, each of which is a source; splits are recognized by their names.
     files: Callable[[Path], Sequence[Path]] | None = None
     splits: Callable[[Path], Splits] | None = None  # of a folder, for a format without `files`
     class_names: Literal["none", "some", "all"] = "some"  # how many of its classes a source names
     first_class_id: int | None = None  # None: classes have names or their own ids
-    in_pixels: bool = True  # boxes are written in pixels, not as fractions of the image
-    box_word: str = "box"  # what a box is called in its file
-    # Where a box of an image stands, and what its file says of a class that is not known, if there is more to
-    # say than its number.
+    in_pixels: bool = True  # boxes are in pixels, not normalized to [0, 1]
+    box_word: str = "box"  # the format's word for a box
+    # For messages: the location of a box in its file, and a description of its unknown class, if they are
+    # more specific than the number of the box.
     box_places: Callable[[Annotations], Callable[[Record, int], tuple[str, str] | None]] | None = None
     # ``(annotations, out, *, root=None, copy_images=False)``: images below `root` are named relative to it.
-    # None: the format is only read.
+    # None: the format can only be read.
     write: Callable[..., None] | None = None
-    written_suffix: str = ""  # of the file that is written; empty: it is a folder that holds the images too
-    names_beside: Callable[[Path], Path | None] = lambda out: None  # where names are written apart from boxes
+    written_suffix: str = ""  # of the file written; empty: a folder, which also contains the images
+    names_beside: Callable[[Path], Path | None] = lambda out: None  # the separate file of class names, if any
     keeps: frozenset[str] = field(default=frozenset())  # which of "crowd", "difficult", "ids" and "areas"
 
 
 def format_named(name: str) -> DataFormat:
-    """The format of this name."""
+    """The format with this name."""
     found = import_module(f"fcos.data.formats.{name}").FORMAT
     assert isinstance(found, DataFormat)
     return found
@@ -77,7 +77,7 @@ def format_named(name: str) -> DataFormat:
 
 @cache
 def all_formats() -> tuple[DataFormat, ...]:
-    """Every format there is."""
+    """All formats."""
     return tuple(map(format_named, FORMAT_NAMES))
 
 
@@ -88,10 +88,10 @@ def read_annotations(
 
     Args:
         source: annotation file or data set folder.
-        root: folder of the images; without it they are expected near the annotations.
-        names: class names without background, or the file that lists them; sets the order of the labels, and
-            refuses other classes.
-        format: to force a format.
+        root: folder of the images; default: near the annotations.
+        names: class names without background, or the file that lists them; sets the order of the labels;
+            other classes are rejected.
+        format: a format's name, or "auto" to detect it.
     """
     source = Path(source)
     known = format_named(recognize(source, root) if format == "auto" else format)
@@ -110,7 +110,7 @@ def read_annotations(
     with np.errstate(invalid="ignore"):  # a coordinate "inf" is for `check` to report, not for numpy
         annotations = known.read(source, root=root, names=names)
     if len(annotations) == 0:
-        raise DatasetError(NO_IMAGES, where=str(source), fix="give a source that names some")
+        raise DatasetError(NO_IMAGES, where=str(source), fix="give annotations with images")
     return annotations
 
 
@@ -138,7 +138,7 @@ def recognize(source: Path, root: Path | None = None) -> str:
 
 
 def _of_file(file: Path, root: Path | None) -> DataFormat | None:
-    """By the suffix; among formats that share it by the text."""
+    """By suffix; formats that share a suffix are told apart by the text."""
     suffix = file.suffix.lower()
     if suffix in ARCHIVE_SUFFIXES:
         raise DatasetError("this is an archive", where=str(file), fix="unpack it, and give the folder")
@@ -149,7 +149,7 @@ def _of_file(file: Path, root: Path | None) -> DataFormat | None:
         head = opened.read(4096)
     is_utf16 = head.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
     if head.startswith(b"%PDF-") or (b"\0" in head and not is_utf16):
-        return None  # no text in any encoding: a document, an archive, an image, whatever its name
+        return None  # binary: a document, an archive or an image, whatever its name
     lines = [line for _, line in read_lines(file)]
     if not lines:
         raise DatasetError("the file is empty", where=str(file), fix="give a file with images")

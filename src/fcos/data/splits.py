@@ -1,4 +1,4 @@
-"""The splits of a data set: those of the folder, or random ones by image (with a seed)."""
+"""The splits of a data set: those in its folder, or random ones by image (with a seed)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fcos.errors import DatasetError
 from fcos.files import read_text
 from fcos.terminal import counted
 
-# Words in file names. "trainval" stands for training only where it has no parts (see pick).
+# Words in file names. "trainval" is the training split only if there is no separate train (see `pick`).
 TRAIN_WORDS = ("train", "training")
 EVAL_WORDS = ("val", "valid", "validation", "eval", "dev")
 TEST_WORDS = ("test", "testing")
@@ -30,7 +30,7 @@ SPLIT_FOLDERS = frozenset((*TRAIN_WORDS, "val", "valid", "validation", *TEST_WOR
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set: what `read_annotations` takes."""
+    """One split of a data set: the arguments of `read_annotations`."""
 
     source: Path
     root: Path | None = None
@@ -38,32 +38,32 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts that a folder holds; `evaluation` is None if there is only one."""
+    """The splits in a folder; `evaluation` is None if there is only one."""
 
     format: str
     train: Split
-    evaluation: Split | None = None  # to measure on while choosing settings
-    test: Split | None = None  # to report once; only where train and evaluation exist besides
-    name_file: Path | None = None  # class names, where the format keeps them apart
-    notes: tuple[str, ...] = ()  # on what lies beside the splits and is in none of them
+    evaluation: Split | None = None  # to evaluate on while choosing settings
+    test: Split | None = None  # for the final evaluation; only if train and evaluation exist too
+    name_file: Path | None = None  # class names, if the format has a separate file for them
+    notes: tuple[str, ...] = ()  # on files in the folder that belong to no split
 
     def all(self) -> list[Split]:
-        """Every part."""
+        """Every split."""
         return [split for split in (self.train, self.evaluation, self.test) if split is not None]
 
 
 def find_splits(folder: Path) -> Splits:
     """Recognize a data set folder and its splits.
 
-    Train and val are preferred to trainval and test: test is to be reported once, not to choose settings by.
-    Where there is only a test split beside the training split, it is the evaluation.
+    Train and val are preferred to trainval and test: test is for the final evaluation, not for choosing
+    settings. If the only split besides train is test, it is used for evaluation.
     """
     format = format_named(recognize(folder))
     if format.splits is not None:
         return format.splits(folder)
     assert format.files is not None
     files = format.files(folder)
-    # With its folder: those of Roboflow are all called _annotations.coco.json.
+    # Including the folder's name: Roboflow calls all files _annotations.coco.json.
     named = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     sources = pick(named, folder)
     name_file = name_file_beside(folder, sources[0]) if format.class_names == "none" else None
@@ -74,7 +74,7 @@ def find_splits(folder: Path) -> Splits:
 
 
 def evaluation_part(source: Path, root: Path | None = None, format: str = "auto") -> Split:
-    """What to measure on: the evaluation part of a folder with splits; any other source as a whole."""
+    """What to evaluate on: the evaluation split of a folder with splits, or the whole source."""
     if format == "auto" and source.is_dir() and (part := find_splits(source).evaluation) is not None:
         return Split(part.source, root or part.root)
     return Split(source, root)
@@ -89,9 +89,10 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def split_annotations(
     annotations: Annotations, fraction: float, seed: int
 ) -> tuple[Annotations, Annotations]:
-    """Training and evaluation parts; `fraction` of the images go to evaluation, at least one, never all.
+    """Split annotations into training and evaluation; `fraction` of the images are for evaluation.
 
-    An image that is listed twice is on one side only. The order of the images is kept.
+    At least one image is, and never all. An image that is listed twice is in one split only. The order of the
+    images is kept.
     """
     paths = [record.path for record in annotations]
     images = sorted(set(paths))
@@ -106,7 +107,7 @@ def split_annotations(
 
 
 def find_name_file(source: Path, root: Path | None = None, format: str = "auto") -> Path | None:
-    """The name file beside annotations without class names; None for other formats."""
+    """The name file next to annotations without class names; None for other formats."""
     known = format_named(recognize(source, root) if format == "auto" else format)
     if known.class_names != "none" or os.path.isdir(source):
         return None
@@ -121,9 +122,9 @@ def read_with_classes_of(
     names: Sequence[str] | Path | None = None,
     format: str = "auto",
 ) -> Annotations:
-    """`read_annotations`; a source that does not name its classes has those of a model or of training data.
+    """`read_annotations`; a source that does not name its classes gets those of a model or of training data.
 
-    Without this, a list in which no box has the last class would have one class less.
+    Without this, a list in which no box has the last class would have one class too few.
     """
     known = recognize(source, root) if format == "auto" else format
     if names is None and format_named(known).class_names != "all":
@@ -131,20 +132,22 @@ def read_with_classes_of(
         beside = find_name_file(source, root, known)
         own = names if beside is None else read_names(beside)[0]
         if beside == own_name_file(source) or sorted(own) == sorted(names) or len(own) != len(names):
-            names = own  # the order of the list's class ids; other words for as many may be in that order
+            names = (
+                own  # these give the list's ids; else as many other names may be the same classes, renamed
+            )
     return read_annotations(source, root=root, names=names, format=known)
 
 
 def own_name_file(source: Path) -> Path:
-    """The name file of this list alone: ``train.txt`` -> ``train_names.txt``, as `fcos convert` writes it."""
+    """The name file of only this list: ``train.txt`` -> ``train_names.txt``, as `fcos convert` writes it."""
     return source.with_name(f"{source.stem}_names.txt")
 
 
 def name_file_beside(folder: Path, source: Path | None) -> Path | None:
-    """The name file of a list in a folder: its own, else the only one that belongs to no unrelated list.
+    """The name file of a list in a folder: its own, else the only one that does not belong to another list.
 
     Raises:
-        DatasetError: several could be meant.
+        DatasetError: there are several candidates.
     """
     files = [folder / name for name in names_in(folder) if _may_hold_names(name.lower())]
     files = [file for file in files if file != source]
@@ -160,7 +163,7 @@ def name_file_beside(folder: Path, source: Path | None) -> Path | None:
     ]
     if len(files) > 1 and len(set(map(read_text, files))) > 1:
         what, right = f"hold the class names of {source.name}", own_name_file(source).name
-        raise several(folder, what, files, f"call the right one {right}")
+        raise several(folder, what, files, f"rename the right one to {right}")
     return files[0] if files else None
 
 
@@ -198,7 +201,7 @@ def arranged(
     whole: Split | None = None,
     name_file: Path | None = None,
 ) -> Splits:
-    """Train, evaluation and test in their roles; without a training split `whole` is all there is."""
+    """Assign train, evaluation and test sources to their roles; without a training split, use `whole`."""
     train, evaluation, test = (None if source is None else Split(source, root) for source in sources)
     if evaluation is None:
         evaluation, test = test, None
@@ -212,7 +215,7 @@ def arranged(
 def with_note(
     splits: Splits, sources: Sequence[Path | None], unused: Sequence[Path], folder: Path, one: str, more: str
 ) -> Splits:
-    """The splits with a note on files that are in none of them; no note where there is only a whole."""
+    """The splits with a note on files that belong to none; no note without a training split."""
     if sources[0] is None or not unused:
         return splits
     example = unused[0].relative_to(folder).as_posix()
@@ -230,17 +233,17 @@ def _with_words(named: dict[str, Path], words: tuple[str, ...]) -> dict[str, Pat
 
 
 def _is_train_and_val(name: str) -> bool:
-    """``trainval`` and ``train_val``: both parts in one."""
+    """``trainval`` and ``train_val``: both splits in one."""
     words = set(words_of(name))
     return "trainval" in words or ("train" in words and not words.isdisjoint(("val", "valid", "validation")))
 
 
 def _rest(name: str) -> tuple[str, ...]:
-    """A name without the word for its part: ``voc_test`` and ``voc_trainval`` belong together."""
+    """A name without the words for its split: ``voc_test`` and ``voc_trainval`` belong together."""
     split_words = {*TRAIN_WORDS, "trainval", *EVAL_WORDS, *TEST_WORDS}
     return tuple(word for word in words_of(name) if word not in split_words)
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices, evenly over `range(count)`."""
+    """At most `wanted` indices, evenly spaced over `range(count)`."""
     return [int(index) for index in np.linspace(0, count - 1, min(count, wanted)).round()]

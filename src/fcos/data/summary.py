@@ -1,6 +1,6 @@
-"""A summary of a run's training and evaluation data, kept in the run folder as `data.json`.
+"""A summary of a run's training and evaluation data, saved in the run folder as `data.json`.
 
-The report shows it without reading the training set again, which may be large, or elsewhere by then.
+The report uses it instead of reading the training set again, which may be large, or have been moved.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 COCO_SMALL, COCO_LARGE = 32.0**2, 96.0**2  # square pixels, limits of COCO's area ranges
 FILE_NAME = "data.json"
-MAX_LINES = 20  # of problems and of warnings that are kept
+MAX_LINES = 20  # of problems, and of warnings, that are saved
 SIDE_ENDS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # pixels
 RATIO_ENDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a data set holds."""
+    """Counts of a data set's images and boxes."""
 
     num_images: int
     num_boxes: int
@@ -42,11 +42,11 @@ class Counts:
     boxes_per_class: dict[str, int]  # classes without boxes included
     images_per_class: dict[str, int]
     boxes_per_size: dict[str, int]  # COCO's small (below 32^2 square pixels), medium, large (from 96^2)
-    sides: dict[str, tuple[int, int, int]] | None  # shortest, median, longest height and width of the images
+    sides: dict[str, tuple[int, int, int]] | None  # minimum, median, maximum of height and width
 
 
 def count(annotations: Annotations, sizes_hw: NDArray[np.int32] | None = None) -> Counts:
-    """Count what is in the annotations; `sizes_hw` as in `CheckReport`, else as stated."""
+    """Count images and boxes; image sizes are `sizes_hw` (as in `CheckReport`), or else as stated."""
     sizes = annotations.sizes_hw if sizes_hw is None else sizes_hw
     counts = np.diff(annotations.first_box)
     boxes_of = np.bincount(annotations.labels[annotations.has_known_class], minlength=annotations.num_classes)
@@ -79,11 +79,11 @@ class DataSummary(msgspec.Struct, frozen=True, rename={"counts": "card"}):
     """One data set."""
 
     counts: Counts
-    box_sides: dict[str, int]  # number of boxes by the root of their area, original pixels
+    box_sides: dict[str, int]  # number of boxes by the square root of their area, original pixels
     box_ratios: dict[str, int]  # number of boxes by width / height
-    problems: tuple[str, ...] = ()  # what could not be used and was left out, the first `MAX_LINES`
+    problems: tuple[str, ...] = ()  # unusable images and boxes, which were skipped: the first `MAX_LINES`
     warnings: tuple[str, ...] = ()  # of the data check, the first `MAX_LINES`
-    num_problems: int | None = None  # all of them; None where the data were not checked
+    num_problems: int | None = None  # all of them; None if the data was not checked
     num_warnings: int | None = None
 
 
@@ -107,12 +107,12 @@ def summarize(
 
 
 def write_summaries(summaries: Mapping[str, DataSummary], folder: Path) -> None:
-    """Keep the summaries in a run folder; the counts are called "card" there."""
+    """Save the summaries in a run folder; the counts are called "card" in the file."""
     write_json(folder / FILE_NAME, summaries)
 
 
 def read_summaries(folder: Path) -> dict[str, DataSummary]:
-    """The summaries of a run folder; none where it has no such file."""
+    """The summaries of a run folder; empty if it has no such file."""
     file = folder / FILE_NAME
     if not file.is_file():
         return {}
@@ -122,7 +122,7 @@ def read_summaries(folder: Path) -> dict[str, DataSummary]:
 
 
 def _histogram(values: NDArray[np.float64], ends: Sequence[float]) -> dict[str, int]:
-    """Number of values below the first end, between each two, and from the last on."""
+    """Number of values below the first end, between consecutive ends, and from the last end up."""
     counts = np.bincount(np.digitize(values, ends), minlength=len(ends) + 1).tolist()
     names = [f"<{ends[0]:g}", *(f"{low:g}–{high:g}" for low, high in pairwise(ends))]
     return dict(zip([*names, f"≥{ends[-1]:g}"], counts, strict=True))

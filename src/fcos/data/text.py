@@ -1,4 +1,4 @@
-"""Annotation text: lines, numbers, and an error that lists all faults of a source."""
+"""Annotation text: lines, numbers, and errors that list all faults of a source."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def number_text(value: float) -> str:
-    """A coordinate as people write it: ``12``, ``12.5``; six decimals at most."""
+    """A coordinate without trailing zeros: ``12``, ``12.5``; six decimals at most."""
     text = f"{value:.6f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def shown(lines: list[str]) -> str:
-    """The first lines of many, indented to follow ``in:``, with how many more there are."""
+    """The first lines of many, indented to follow ``in:``, and the number of further lines."""
     more = len(lines) - MAX_SHOWN
     tail = [f"... and {more} more"] if more > 0 else []
     return "\n      ".join(lines[:MAX_SHOWN] + tail)
 
 
 def several(folder: Path, what: str, files: Iterable[Path], fix: str) -> DatasetError:
-    """The error for files of a folder of which only one can be meant."""
+    """The error for a folder with several candidates where there must be one."""
     names = ", ".join(str(file.relative_to(folder)) for file in files)
     return DatasetError(f"several files could {what}: {names}", where=str(folder), fix=fix)
 
 
 class Faults:
-    """Collects what cannot be read, so that a user sees all of it at once and not one fault a run.
+    """Collects faults, so that a user sees all of them at once and not one per run.
 
-    ``with faults.at(where):`` collects a ValueError that is raised inside.
+    ``with faults.at(where):`` collects a ValueError raised in the block.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Faults:
         self._where = ""
 
     def at(self, where: str) -> Faults:
-        """Where the block that follows reads."""
+        """Set the location of faults in the block that follows."""
         self._where = where
         return self
 

@@ -1,8 +1,8 @@
-"""Pixels and boxes together: resizing for every image, augmentation for training.
+"""Transform pixels and boxes together: resizing for every image, augmentation for training.
 
-Pixels stay bytes, channels last, up to the network. The ways of resizing differ by up to dozens of gray
-levels at edges (antialiased or not), and their rounding by one pixel: enough to move published scores. Each
-is exact to the last bit against its original.
+Pixels stay bytes, channels last, up to the network. Resize methods differ by up to dozens of gray levels at
+edges (antialiased or not), and rounding of sizes by one pixel: enough to change published scores. Each method
+is bit-identical to the original.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ Augmented = tuple[Image, Float[Tensor, "_ 4"], Int64[Tensor, " _"]]
 Resized = UInt8[Tensor, "3 _ _"] | Float[Tensor, "3 _ _"]
 
 
-# An image is decoded no smaller than this times the size that it is resized to: reduced and full decoding
-# then differ by one gray level in the mean; by two and a half at 1.0 (docs/data.md).
+# An image is decoded at no less than this times the size that it is resized to: reduced and full decoding
+# then differ by one gray level on average; by two and a half at 1.0 (docs/data.md).
 DECODE_MARGIN = 1.5
-MIN_VISIBLE = 0.25  # share of a box's area that a crop has to leave of it
+MIN_VISIBLE = 0.25  # fraction of a box's area that must remain after a crop
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resizing alone, for evaluation and prediction.
+    """Only resizing, for evaluation and prediction.
 
     Attributes:
         short_side: pixels, or None.
         longest_side: pixels.
-        size: how the new sides become whole numbers, see `resized_size`.
+        size: how the new size is rounded, see `resized_size`.
         method: how the new pixels are computed, see `resize`.
     """
 
@@ -58,21 +58,21 @@ class EvalTransform:
         return resize(image, self.resized_size((image.shape[1], image.shape[2])), self.method)
 
     def resized_size(self, size_hw: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-        """Height, width at network size, times a scale, of an image of this height, width."""
+        """Height, width of an image of this height, width at network size times `scale`."""
         short_side = None if self.short_side is None else max(1, round(self.short_side * scale))
         return resized_size(size_hw, short_side, max(1, round(self.longest_side * scale)), self.size)
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Cutting out a tile, augmentation, resizing at a random scale, mirror.
+    """Random tile, augmentation, resizing at a random scale, horizontal flip.
 
     Attributes:
         resizing: as in evaluation, but rounded to bytes.
         scale_min: the size is scaled at random in [scale_min, 1].
         horizontal_flip: mirror half of the images.
-        augment: what else is done.
-        min_area: boxes smaller than this after resizing are left out, square pixels.
+        augment: further augmentation.
+        min_area: boxes smaller than this after resizing are dropped, square pixels.
         reduced_decode: large images need not be decoded at full size.
         tile: train on a random tile of this side, original pixels, instead of the whole image.
     """
@@ -88,16 +88,16 @@ class TrainTransform:
     def enough(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """The smallest height, width that an image of this size may be decoded at."""
         if not self.reduced_decode or self.tile or self.resizing.method != "antialiased":
-            return size_hw  # tiles are in original pixels; the other ways are exact against their originals
+            return size_hw  # tiles are in original pixels; other methods must be identical to the original
         height, width = self.resizing.resized_size(size_hw)
         margin = max(DECODE_MARGIN, 1 / self.augment.smallest_crop)
         return math.ceil(height * margin), math.ceil(width * margin)
 
     def __call__(self, image: Image, boxes_xyxy: Boxes, labels: Labels, *, turned: bool = False) -> Augmented:
-        """A new version of the image and its boxes (xyxy, pixels of the image given and returned).
+        """The augmented image and its boxes (xyxy, in pixels of the input and of the returned image).
 
-        `turned` rotates them by 90 degrees. The caller draws it once for a whole step: in a batch of portrait
-        and landscape images all are padded to squares, and a third of the work is done on padding.
+        `turned` rotates them by 90 degrees. The caller draws it once per step: a batch with portrait and
+        landscape images would be padded to squares, and a third of the computation spent on padding.
         """
         if self.tile is not None:
             image, boxes_xyxy, labels = _apply(RandomTile(self.tile), image, boxes_xyxy, labels)
@@ -110,7 +110,7 @@ class TrainTransform:
         boxes_xyxy = boxes_xyxy * torch.tensor(2 * [new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]])
         if self.horizontal_flip and float(torch.rand(())) < 0.5:
             image, boxes_xyxy = mirror(image, boxes_xyxy)
-        if turned:  # after resizing: fewer pixels; after both mirrors: in between, the second undid the first
+        if turned:  # after resizing: fewer pixels; after both flips: between them, the second undid the first
             image, boxes_xyxy = quarter_turn(image, boxes_xyxy)
         return image, *keep_large(boxes_xyxy, labels, self.min_area)
 
@@ -120,20 +120,20 @@ class TrainTransform:
         if color is not None and not shrinks:
             image = color(image)
         resized = resize(image, new_hw, self.resizing.method)
-        # color changes and the way to the device want bytes
+        # color changes and the copy to the device need bytes
         image = resized if resized.dtype == torch.uint8 else resized.round().to(torch.uint8)
         return color(image) if color is not None and shrinks else image
 
 
 def mirror(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
-    """Image and boxes, left and right exchanged."""
+    """Flip an image and its boxes horizontally."""
     left, top, right, bottom = boxes_xyxy.unbind(dim=1)
     width = image.shape[2]
     return image.flip(-1), torch.stack([width - right, top, width - left, bottom], dim=1)
 
 
 def quarter_turn(image: Image, boxes_xyxy: Boxes) -> tuple[Image, Boxes]:
-    """Image and boxes, a quarter turn against the clock; with both mirrors that gives all eight poses."""
+    """Rotate an image and boxes by 90 degrees counterclockwise; with both flips, all eight orientations."""
     left, top, right, bottom = boxes_xyxy.unbind(dim=1)
     width = image.shape[2]
     return image.rot90(1, (1, 2)), torch.stack([top, width - right, bottom, width - left], dim=1)
@@ -151,13 +151,13 @@ def _apply(transform: v2.Transform, image: Image, boxes_xyxy: Boxes, labels: Lab
 
 
 def keep_large(boxes_xyxy: Boxes, labels: Labels, min_area: float) -> KeptBoxes:
-    """Boxes of at least this many square pixels; those without area never."""
+    """Boxes of at least this many square pixels; boxes without area are always dropped."""
     kept = _areas(boxes_xyxy) >= max(min_area, 1e-6)
     return boxes_xyxy[kept], labels[kept]
 
 
 def keep_visible(boxes_xyxy: Boxes, labels: Labels, size_hw: tuple[int, int]) -> KeptBoxes:
-    """Boxes clipped to an image; those that lose three quarters of their area or more are left out."""
+    """Boxes clipped to an image; boxes that lose three quarters of their area or more are dropped."""
     height, width = size_hw
     clipped = torch.minimum(
         boxes_xyxy.clamp(min=0), torch.tensor([width, height, width, height], dtype=boxes_xyxy.dtype)
@@ -175,12 +175,13 @@ def resized_size(
 ) -> tuple[int, int]:
     """Height, width after resizing (the papers' rule).
 
-    The shorter side becomes `short_side`, or less where the longer would pass `longest_side`; without
+    The shorter side becomes `short_side`, or less if the longer would exceed `longest_side`; without
     `short_side` the longer becomes `longest_side`.
 
     Args:
         rule: "round" to the nearest (ours, detectron2, mmdetection); "floor" (torchvision); "truncate": the
-            shorter side is rounded, then the longer is cut off (official code; it may pass `longest_side`).
+            shorter side is rounded, then the longer is truncated (official code; it may exceed
+            `longest_side`).
     """
     if rule == "truncate" and short_side is not None:
         return _truncated_size(size_hw, short_side, longest_side)
@@ -200,12 +201,12 @@ def _truncated_size(size_hw: tuple[int, int], short_side: int, longest_side: int
 
 
 def resize(image: Image, size_hw: tuple[int, int], method: ResizeMethod = "antialiased") -> Resized:
-    """Bilinear.
+    """Resize an image with bilinear interpolation.
 
     Args:
-        method: "antialiased" (torchvision on uint8, ours; one value in 400 is 1 off Pillow's); "pillow"
-            (detectron2, AdelaiDet, official code); "opencv": not antialiased (mmdetection); "float": not
-            antialiased and not rounded (torchvision's detectors).
+        method: "antialiased" (torchvision on uint8, ours; one value in 400 differs from Pillow by 1);
+            "pillow" (detectron2, AdelaiDet, official code); "opencv": not antialiased (mmdetection); "float":
+            not antialiased and not rounded (torchvision's detectors).
     """
     if tuple(image.shape[1:]) == tuple(size_hw):
         return image
@@ -225,7 +226,7 @@ def resize(image: Image, size_hw: tuple[int, int], method: ResizeMethod = "antia
 
 
 def _resize_as_opencv(image: Image, size_hw: tuple[int, int]) -> Image:
-    """OpenCV's INTER_LINEAR on uint8, which computes in whole numbers: weights have 11 bits."""
+    """OpenCV's INTER_LINEAR on uint8, which uses integer arithmetic: weights have 11 bits."""
     low, high, weight_low, weight_high = _opencv_weights(image.shape[2], size_hw[1])
     pixels = image.int()
     rows = (pixels[:, :, low] * weight_low + pixels[:, :, high] * weight_high) >> 4
@@ -249,7 +250,7 @@ def _opencv_weights(old: int, new: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
-    """Smallest height, width that hold every image and divide by `multiple`."""
+    """Smallest height, width that fit every image and are divisible by `multiple`."""
     height = max(size[0] for size in sizes_hw)
     width = max(size[1] for size in sizes_hw)
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
@@ -258,9 +259,9 @@ def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int
 def same_padded_size(
     sizes_hw: Sequence[tuple[int, int]], multiple: int, max_pixels: int | None = None
 ) -> list[list[int]]:
-    """Indices of images of one padded size together; alone those of more than `max_pixels`.
+    """Group the indices of images by padded size; images of more than `max_pixels` are alone.
 
-    More padding would change the detections: group norm counts it.
+    More padding would change the detections: group norm includes it.
     """
     groups: dict[object, list[int]] = {}
     for index, size_hw in enumerate(sizes_hw):
@@ -273,7 +274,7 @@ def same_padded_size(
 def pad(
     images: Sequence[Tensor], multiple: int, zeros: Callable[..., Tensor] = torch.zeros
 ) -> tuple[Tensor, Tensor]:
-    """Pad at the bottom and right to one size that divides by `multiple`; channels last in memory.
+    """Pad at the bottom and right to one size divisible by `multiple`; channels last in memory.
 
     Returns:
         images `(N, 3, H, W)`, and `(N, 2)` int64 height, width of each inside the padding.

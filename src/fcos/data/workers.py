@@ -1,4 +1,4 @@
-"""Data loaders whose processes decode while the network computes, and how those processes end."""
+"""Data loaders whose workers decode while the network computes, and shutting those workers down."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fcos.errors import FcosError, TrainingError
 
 T = TypeVar("T", covariant=True)
 Item = TypeVar("Item")
-SECONDS_TO_END = 3.0  # that a worker has to finish its image
+SECONDS_TO_END = 3.0  # for a worker to finish its image
 _running: WeakSet[Any] = WeakSet()  # iterators over loaders with workers
 
 
 class Loader(DataLoader[T]):
-    """Does not warn of more workers than cores: `train/throughput.py` says so in a line, once.
+    """A DataLoader that does not warn about more workers than cores: `train/throughput.py` does, once.
 
     Attributes:
         running: the iterator of the last pass.
@@ -35,7 +35,7 @@ class Loader(DataLoader[T]):
         """Do nothing."""
 
     def __iter__(self) -> Any:
-        """As PyTorch's; the iterator is kept, so that its workers end with this process at the latest."""
+        """PyTorch's iterator, which is also kept, so that its workers end with this process at the latest."""
         self.running = super().__iter__()
         if self.num_workers:
             _running.add(self.running)
@@ -47,7 +47,7 @@ def loading(loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
     """The batches of a loader, whose workers end with the block, even after an error.
 
     Raises:
-        FcosError: what a worker said, as it would have been said without workers.
+        FcosError: an error of a worker, as it would be without workers.
         TrainingError: a worker was killed.
     """
     try:
@@ -67,8 +67,8 @@ def loading(loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
 def end_workers(running: Any) -> None:
     """End the workers of an iterator over a loader, if it has any.
 
-    They ignore SIGTERM, which is how Python ends them at exit, before it waits for them without end. And one
-    that was killed may have held the lock of the queue on which the others then wait.
+    Workers ignore SIGTERM, with which Python stops them at exit, before it waits for them without a timeout.
+    And a worker that was killed may have held the lock of the queue, for which the others then wait.
     """
     workers: list[BaseProcess] = list(getattr(running, "_workers", ()))
     if not workers:
@@ -98,7 +98,7 @@ def _end_all() -> None:
 
 
 def _as_said(error: FcosError) -> FcosError:
-    """An error without the traceback of the worker that PyTorch puts around its message."""
+    """An error without the worker's traceback that PyTorch adds to its message."""
     kind = type(error)
     _, is_of_worker, said = error.what.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
     if not is_of_worker or "in DataLoader worker process" not in error.what:
@@ -111,19 +111,19 @@ def _as_said(error: FcosError) -> FcosError:
 
 
 def _lost_worker(error: RuntimeError) -> TrainingError:
-    """One message for the ways in which PyTorch says that a worker has died."""
+    """One error for PyTorch's various messages that a worker has died."""
     out_of_shared = "shared memory" in str(error) or "Bus error" in str(error)
     return TrainingError(
         "a data loader process was killed",
         where="num_workers",
         fix="shared memory is full: use fewer num_workers, or a larger /dev/shm (docker run --shm-size 8g)"
         if out_of_shared
-        else "memory probably ran out: use fewer num_workers, or 0",
+        else "it probably ran out of memory: use fewer num_workers, or 0",
     )
 
 
 def start_worker(worker_id: int) -> None:
-    """Leave the signals to the main process.
+    """Leave signals to the main process.
 
     Ctrl-C reaches every process of the terminal, and job schedulers send SIGTERM to all processes of a job:
     the main process decides when to stop, and needs its workers until then.

@@ -1,4 +1,4 @@
-"""Images of concurrent requests run through the network together, and none waits for others to arrive."""
+"""Batch the images of concurrent requests, without waiting for a batch to fill."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Answer = asyncio.Future[tuple[ImageDetections, float]]
 
 
 class Batches:
-    """One forward pass after the other, each of the images that wait when it begins.
+    """Runs one forward pass after the other, each on the images that are waiting when it starts.
 
     Args:
-        detector: runs in a thread of its own.
-        batch_size: most images of a pass, of any size; None: as `Detector.predict` chooses.
-        on_pass: called after each with its number of images and seconds.
+        detector: runs in its own thread.
+        batch_size: maximum images per pass, of any size; None: as `Detector.predict` chooses.
+        on_pass: called after each pass with its number of images and seconds.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Batches:
         return await answer
 
     def _begin(self) -> None:
-        """Unless the network is busy: the image that has waited longest, with those that can join it."""
+        """Unless the network is busy, start a pass with the oldest image and others of its padded size."""
         self._waiting = [(image, answer) for image, answer in self._waiting if not answer.done()]
         if self._is_busy or not self._waiting:
             return
@@ -64,7 +64,7 @@ class Batches:
         if not error:
             self._on_pass(len(answers), seconds)
         for index, answer in enumerate(answers):
-            if answer.done():  # cancelled: no one waits for it any more
+            if answer.done():  # cancelled: no client is waiting for it
                 continue
             if error:
                 answer.set_exception(error)

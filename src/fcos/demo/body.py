@@ -14,27 +14,27 @@ from fcos.data.image import no_warnings, to_pixels
 from fcos.terminal import printable
 
 MAX_BYTES = 32 * 2**20  # of one image file
-MAX_HELD_BYTES = 256 * 2**20  # of all files that have come and wait for their turn
+MAX_HELD_BYTES = 256 * 2**20  # of all files received and waiting
 MAX_PIXELS = 64_000_000  # of one image; 200 MB as RGB
-WIDE_MODES = ("I", "F")  # more than 8 bits a value: decoding takes several times the memory
-WIDE_PIXELS = 8  # each counts as so many
-MAX_SCANS = 20  # of a JPEG at `MAX_PIXELS`, and more of smaller ones; encoders write about ten
-# Others of Pillow's decoders start programs (EPS: Ghostscript) or are hardly ever tried.
+WIDE_MODES = ("I", "F")  # more than 8 bits per value: decoding takes several times the memory
+WIDE_PIXELS = 8  # pixels that each of their pixels counts as
+MAX_SCANS = 20  # of a JPEG at `MAX_PIXELS`; more for smaller ones; encoders write about ten
+# Pillow's other decoders start programs (EPS: Ghostscript) or are hardly ever used.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 START_OF_SCAN = b"\xff\xda"  # in the pixels of a JPEG, 0xff is followed by 0 or a restart marker
 
 
 class Inbox:
-    """Bodies of requests: the size of one is bounded, and that of all that have come and wait."""
+    """Reads request bodies; limits the size of each, and of all that are waiting."""
 
     held_bytes = 0
 
     async def read(self, request: Request) -> bytearray:
-        """The body; `forget` its length afterwards.
+        """Read a body; call `forget` with its length afterwards.
 
         Raises:
-            HTTPException: as soon as it is too long, whatever was announced; 415 without a body or with a
-                form; 503 where too many wait.
+            HTTPException: 413 as soon as it is too long, whatever its Content-Length; 415 without a body or
+                with a form; 503 if too many are waiting.
         """
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise HTTPException(
@@ -54,13 +54,13 @@ class Inbox:
                 raise HTTPException(415, "there is no image in the request: send the file as its body")
         except BaseException as error:
             self.forget(len(content))
-            if isinstance(error, ClientDisconnect):  # no one reads this answer
+            if isinstance(error, ClientDisconnect):  # nobody reads this response
                 raise HTTPException(400, "the upload ended early") from None
             raise
         return content
 
     def forget(self, num_bytes: int) -> None:
-        """Release a body that has been dealt with."""
+        """Release a body that has been processed."""
         self.held_bytes -= num_bytes
 
 
@@ -70,15 +70,15 @@ def busy() -> HTTPException:
 
 
 def decode_image(content: bytes | bytearray, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The image of a file's bytes: `(3, height, width)` uint8 RGB, upright.
+    """Decode an image file: `(3, height, width)` uint8 RGB, upright.
 
-    ``except Exception`` because Pillow's decoders raise nearly any kind on broken files.
+    ``except Exception`` because Pillow's decoders raise nearly any kind of error on broken files.
 
     Raises:
         HTTPException: 413 with too many pixels, 415 if it cannot be read.
     """
     try:
-        with no_warnings():  # of large images: the limit is ours
+        with no_warnings():  # about large images: we have our own limit
             opened = Image.open(io.BytesIO(content), formats=_formats())
         _check_size(opened, content, max_pixels)
         return to_pixels(opened)
@@ -100,21 +100,19 @@ def _check_size(opened: Image.Image, content: bytes | bytearray, max_pixels: int
     num_pixels = opened.width * opened.height
     weight = WIDE_PIXELS if opened.mode.startswith(WIDE_MODES) else 1
     if num_pixels * weight > max_pixels:
-        depth = " of more than 8 bits" if weight > 1 else ""
+        depth = " with more than 8 bits" if weight > 1 else ""
         raise _too_large(f"{num_pixels / 1e6:.0f} million pixels{depth}", max_pixels // weight)
     num_scans = content.count(START_OF_SCAN) if opened.format in ("JPEG", "MPO") else 0
-    if num_pixels * num_scans > max_pixels * MAX_SCANS:  # each goes over all pixels
+    if num_pixels * num_scans > max_pixels * MAX_SCANS:  # each scan processes all pixels
         raise HTTPException(413, f"the JPEG is stored in {num_scans} scans: save it as a baseline JPEG")
 
 
 def _too_large(what: str, max_pixels: int) -> HTTPException:
-    return HTTPException(
-        413, f"the image has {what}; at most {max_pixels / 1e6:.0f} million are accepted: resize it"
-    )
+    return HTTPException(413, f"the image has {what}; the limit is {max_pixels / 1e6:.0f} million: resize it")
 
 
 @cache
 def _formats() -> list[str]:
-    """Those of `FORMATS` that this Pillow, with what is plugged into it, can read."""
+    """The `FORMATS` that the installed Pillow and its plugins can read."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]

@@ -1,7 +1,7 @@
 """Time limits for connections: clients that send or read too slowly are disconnected.
 
 uvicorn limits how long an idle connection is kept, but not how long a request may take to arrive. Without
-that, a few sockets with headers that never end hold the server for ever.
+that, a few sockets with headers that never end block the server forever.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from fcos.errors import FcosError
 
 HEADER_SECONDS = 10.0  # for the headers of a request, and before them on a new connection
 REQUEST_SECONDS = 60.0  # for its body: an image file over a slow network
-ANSWER_SECONDS = 60.0  # for a client to read its answer, once it lags behind
+ANSWER_SECONDS = 60.0  # for a client to read its response, once it lags behind
 IDLE_SECONDS = 5  # between two requests
-GOODBYE_SECONDS = 3  # for requests in progress when the server is stopped
-WORKER_SECONDS = 60  # for a worker to show that it is alive: importing PyTorch on a busy machine takes long
+SHUTDOWN_SECONDS = 3  # for requests in progress when the server is stopped
+WORKER_SECONDS = 60  # for a worker's health check: importing PyTorch takes long on a busy machine
 MAX_FILES = 4096
-MAX_CONNECTIONS = 256  # above the number of people who try a model at once
+MAX_CONNECTIONS = 256  # more than the number of people who try a model at once
 
 
 class Connection(H11Protocol):
-    """A connection with a deadline for whatever its client has to do next.
+    """A connection with a deadline for its client's next action.
 
-    When there are too many, the one whose client has kept us waiting for longest makes room: whoever holds
-    connections without using them cannot lock others out.
+    When there are too many, the one that has waited longest for its client is closed: idle connections cannot
+    lock other clients out.
     """
 
     def __init__(self, config: uvicorn.Config, server_state: ServerState, *more: Any, **options: Any) -> None:
@@ -49,19 +49,19 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock; make room where the limit is reached."""
+        """Start the clock; close another connection if the limit is reached."""
         super().connection_made(transport)
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._make_room()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Part of a request."""
+        """Receive part of a request."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """The answer has been written; perhaps not yet read."""
+        """The response has been written, but may not have been read."""
         super().on_response_complete()
         self._watch()
 
@@ -71,7 +71,7 @@ class Connection(H11Protocol):
         self._watch()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """The client has caught up."""
         super().resume_writing()
         self._watch()
 
@@ -81,14 +81,14 @@ class Connection(H11Protocol):
         self._wait_for("")
 
     def shutdown(self) -> None:
-        """The server is stopped: wait only for requests in progress."""
+        """Stop the server: wait only for requests in progress."""
         if self._waits_for:
             self._let_go("503 Service Unavailable")
         else:
             super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; its client may still be reading the last answer."""
+        """Close an idle connection; its client may still be reading the last response."""
         super().timeout_keep_alive_handler()
         self._watch()
 
@@ -98,10 +98,10 @@ class Connection(H11Protocol):
         elif self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
             waiting = {h11.IDLE: "headers", h11.SEND_BODY: "body"}
             self._wait_for(waiting.get(self.conn.their_state, ""))
-        # else an answer is being written: a reader that catches up now and then gets no more time for that
+        # else a response is being written: catching up now and then does not extend a slow reader's deadline
 
     def _wait_for(self, what: str) -> None:
-        """Start the clock for this, unless it is running already."""
+        """Start the clock for this, unless it is already running."""
         if what == self._waits_for:
             return
         if self._timer is not None:
@@ -113,15 +113,15 @@ class Connection(H11Protocol):
             self._timer = self.loop.call_later(seconds, self._let_go, "408 Request Timeout")
 
     def _make_room(self) -> None:
-        """Disconnect the client that we have waited for longest; those sending an image come last."""
+        """Disconnect the client that we have waited for longest; clients sending an image come last."""
         waiting = [one for one in self.connections if isinstance(one, Connection) and one._waits_for]
         if waiting:
             oldest = min(waiting, key=lambda one: (one._waits_for == "body", one._waits_since))
-            self.connections.discard(oldest)  # at once: more may be accepted before it is closed
+            self.connections.discard(oldest)  # immediately: more may be accepted before it is closed
             oldest._let_go("503 Service Unavailable")
 
     def _let_go(self, status: str) -> None:
-        """Say why, where that is possible, and close."""
+        """Close the connection, if possible with a status."""
         if self.cycle is not None:
             self.cycle.disconnected = True  # tells code that waits for the rest of the body
             self.cycle.message_event.set()
@@ -129,7 +129,7 @@ class Connection(H11Protocol):
             self.transport.write(
                 f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
             )
-        self.transport.abort()  # what could be written at once has been
+        self.transport.abort()  # everything that could be written immediately has been
 
 
 def serve(
@@ -137,14 +137,14 @@ def serve(
     listening: socket.socket,
     *,
     workers: int = 1,
-    goodbye_seconds: int = GOODBYE_SECONDS,
+    shutdown_seconds: int = SHUTDOWN_SECONDS,
 ) -> None:
     """Serve on this socket until Ctrl-C or SIGTERM.
 
     Args:
-        make_app: called in each process that answers; with several workers it is sent to them.
+        make_app: called in each serving process; with several workers, it is pickled and sent to them.
         listening: closed at the end.
-        goodbye_seconds: for requests in progress at the end.
+        shutdown_seconds: for requests in progress at the end.
     """
     num_files = files_to_open()
     config = uvicorn.Config(
@@ -152,13 +152,13 @@ def serve(
         factory=True,
         http=Connection,
         ws="none",
-        log_level="error",  # not the errors of clients
+        log_level="error",  # excludes errors of clients
         access_log=False,
         server_header=False,
         limit_concurrency=min(MAX_CONNECTIONS, num_files // 4),
         backlog=num_files // 8,  # this many are accepted before the first of them is counted
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=goodbye_seconds,
+        timeout_graceful_shutdown=shutdown_seconds,
         timeout_worker_healthcheck=WORKER_SECONDS,
         workers=workers,
     )
@@ -172,16 +172,16 @@ class Workers(Multiprocess):
     """Processes that share a socket; one that dies is replaced."""
 
     def keep_subprocess_alive(self) -> None:
-        """Look after them only when one has died.
+        """Replace workers only when one has died.
 
-        uvicorn also replaces those that do not answer it in time, on a busy machine again and again: they are
-        still importing PyTorch.
+        uvicorn also replaces workers that do not respond in time; on a busy machine, which are still
+        importing PyTorch, again and again.
         """
         if not all(each.process.is_alive() for each in self.processes):
             super().keep_subprocess_alive()
 
     def terminate_all(self) -> None:
-        """Refuse new connections at once, instead of at the end of the last worker."""
+        """Refuse new connections immediately, not when the last worker has ended."""
         for listening in self.sockets:
             listening.close()
         super().terminate_all()
@@ -198,7 +198,7 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen()  # requests are accepted already, and wait until the model is loaded
+        listening.listen()  # connections are already accepted, and wait until the model is loaded
     except OSError as error:
         listening.close()
         raise FcosError(
@@ -215,7 +215,7 @@ def address_of(listening: socket.socket, host: str) -> str:
 
 
 def answered_when_cut(app: ASGIApp) -> ASGIApp:
-    """The application, whose requests are answered with 503 if they are cut when the server is stopped."""
+    """Wrap an application so that requests cancelled by a shutdown are answered with 503."""
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
@@ -237,13 +237,13 @@ def answered_when_cut(app: ASGIApp) -> ASGIApp:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether to print what uvicorn reports: not that requests are cut off when the server is stopped."""
+    """Whether to print a log record of uvicorn: not about requests cancelled by a shutdown."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, asyncio.CancelledError) and not record.getMessage().startswith("Cancel ")
 
 
 def files_to_open() -> int:
-    """How many files and connections the process may have open, once the limit has been raised."""
+    """Raise the limit of open files and connections of this process, and return it."""
     if sys.platform == "win32":
         return MAX_FILES
     import resource

@@ -1,9 +1,9 @@
-"""`POST /predict`: detections of the image in the body of a request. The demo and the service have it.
+"""`POST /predict`: detections of the image in the body of a request, for the demo and the service.
 
     curl --data-binary @street.jpg http://127.0.0.1:8000/predict
 
 Images are never written to disk. ``/openapi.json`` describes the interface. Requests of other pages are
-refused in `guard`, slow clients in `connections`, images that are too large in `body`.
+rejected in `guard`, slow clients in `connections`, images that are too large in `body`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Detection(BaseModel):
 
     Attributes:
         box_xyxy: x1, y1, x2, y2.
-        level: of the pyramid that predicted it, such as P3; null where an exported model does not say.
-        point_xy: of this level that predicted it.
+        level: pyramid level that predicted it, such as P3; null for exported models, which do not state it.
+        point_xy: point of this level that predicted it.
     """
 
     class_name: str
@@ -54,7 +54,7 @@ class Answer(BaseModel):
     """Detections of one image, best score first; sizes in pixels of the upright image.
 
     Attributes:
-        elapsed_ms: of the forward pass, in which other images may have taken part.
+        elapsed_ms: of the forward pass, which may have been shared with other images.
     """
 
     width: int
@@ -70,15 +70,15 @@ def build_endpoint(
     on_pass: Callable[[int, float], None] = lambda num_images, seconds: None,
     hosts: Collection[str] | None = None,
 ) -> FastAPI:
-    """An application of this one route, to which others can be added.
+    """An application with only this route, to which others can be added.
 
     Args:
-        detector: its images run together.
-        batch_size: most images of a forward pass; None: as `Detector.predict` chooses.
+        detector: predicts the images of concurrent requests in batches.
+        batch_size: maximum images per forward pass; None: as `Detector.predict` chooses.
         on_pass: called after each forward pass with its number of images and seconds.
-        hosts: host names that it answers to, besides IP addresses; None: any.
+        hosts: host names to serve, besides IP addresses; None: any.
     """
-    app = FastAPI(  # FastAPI's own page of the interface loads scripts from elsewhere
+    app = FastAPI(  # FastAPI's own documentation page loads scripts from other servers
         title="fcos",
         version=__version__,
         description="Detections of one image.",
@@ -90,7 +90,7 @@ def build_endpoint(
     class_names = tuple(map(printable_line, detector.class_names))
     batches = Batches(detector, batch_size, on_pass)
     inbox = Inbox()
-    # Memory does not grow with the clients; waiting holds no thread, so other routes are answered.
+    # Memory does not grow with the number of clients; waiting blocks no thread, so other routes respond.
     slots = asyncio.Semaphore(2 * batches.most)  # images of one pass, and of the next
     decoding = asyncio.Semaphore(DECODED_AT_ONCE)
 
@@ -139,7 +139,7 @@ def build_endpoint(
 
 @asynccontextmanager
 async def _one_of(slots: asyncio.Semaphore) -> AsyncIterator[None]:
-    """Room for one image; 503 after `WAIT_SECONDS`."""
+    """A slot for one image; 503 after `WAIT_SECONDS`."""
     try:
         await asyncio.wait_for(slots.acquire(), WAIT_SECONDS)
     except asyncio.TimeoutError:
@@ -151,7 +151,7 @@ async def _one_of(slots: asyncio.Semaphore) -> AsyncIterator[None]:
 
 
 def _found(detections: ImageDetections, min_score: float, class_names: Sequence[str]) -> list[Detection]:
-    """The detections from a score, best first, as they come."""
+    """The detections of at least this score, in their order (best first)."""
     labels, scores, boxes = (
         part.tolist() for part in (detections.labels, detections.scores, detections.boxes_xyxy)
     )
@@ -171,7 +171,7 @@ def _found(detections: ImageDetections, min_score: float, class_names: Sequence[
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    """A wrong parameter, in one sentence like every other refusal."""
+    """Describe an invalid parameter in one sentence, as in other error responses."""
     assert isinstance(error, RequestValidationError)
     wrong = (f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
     return JSONResponse({"detail": printable_line("; ".join(wrong))}, 422)

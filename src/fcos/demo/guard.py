@@ -1,8 +1,8 @@
 """Reject requests to other host names than this server's, and from pages of another origin.
 
-A browser sends what any page asks it to, to this machine too. Two things give such a page away: the host name
-in its requests (it can point a name of its own at this machine, DNS rebinding), and what the browser says
-about where they come from (`Sec-Fetch-Site`, `Origin`). Programs such as curl send neither of the latter.
+A browser sends requests for any page, also to this machine. Two things reveal such a page: the host name in
+its requests (it can resolve its own name to this machine: DNS rebinding), and the headers in which the
+browser states their origin (`Sec-Fetch-Site`, `Origin`). Programs such as curl send neither of these headers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing, and other pages cannot read the answer
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing, and other pages cannot read the response
 OWN_PAGE = ("same-origin", "none")  # none: typed into the address bar
 
 # Everything comes from this server; images also from the browser itself (files, webcam).
@@ -31,9 +31,9 @@ RESPONSE_HEADERS = {
 
 
 class Guard:
-    """Middleware that refuses what other pages ask for, and adds `RESPONSE_HEADERS`.
+    """Middleware that rejects requests of other pages, and adds `RESPONSE_HEADERS`.
 
-    `hosts` are the host names that the application answers to, besides IP addresses; None: any.
+    `hosts` are the host names to serve, besides IP addresses; None: any.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None = None) -> None:
@@ -65,15 +65,15 @@ class Guard:
 
 
 def _is_own_page(headers: Headers) -> bool:
-    """Whether a program asks, or the demo's own page."""
+    """Whether a request is from a program, or from the demo's own page."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is not None:  # pages cannot set it; browsers omit it where the page has no https
+    if site is not None:  # pages cannot set it; browsers omit it for pages without https
         return site in OWN_PAGE
     return origin is None or origin.partition("://")[2] == headers.get("host")
 
 
 def _name_of(host: str) -> str:
-    """Without the port; empty if it is malformed."""
+    """The host name without the port; empty if it is malformed."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -81,7 +81,7 @@ def _name_of(host: str) -> str:
 
 
 def _is_address(host: str) -> bool:
-    """An address cannot be pointed elsewhere, as a name can."""
+    """Whether a host is an IP address, which, unlike a name, cannot be rebound."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -90,7 +90,7 @@ def _is_address(host: str) -> bool:
 
 
 def served_hosts(host: str) -> frozenset[str]:
-    """Host names that a server which listens on `host` answers to."""
+    """Host names to serve for a server that listens on `host`."""
     if host in LOCAL_HOSTS:
         return frozenset(LOCAL_HOSTS)
     name = socket.gethostname().lower()

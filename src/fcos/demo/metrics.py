@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus; over all workers, where there are several."""
+"""The metrics at `/metrics` for Prometheus, summed over all workers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus-client has its workers write; set before the import
+MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's folder for its workers; set before its import
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64)
-CLIENT_GONE = "499"  # no answer: nginx's status
+CLIENT_GONE = "499"  # nginx's status for a client that disconnected
 
 
 class Metrics:
@@ -25,7 +25,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "fcos_request_seconds",
-            "Seconds from the headers of a request to its answer.",
+            "Seconds from the headers of a request to its response.",
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -33,11 +33,11 @@ class Metrics:
             "fcos_pass_seconds", "Seconds of a forward pass.", buckets=SECONDS, registry=self.registry
         )
         self.pass_images = Histogram(
-            "fcos_pass_images", "Images of a forward pass.", buckets=IMAGES, registry=self.registry
+            "fcos_pass_images", "Images per forward pass.", buckets=IMAGES, registry=self.registry
         )
 
     def on_pass(self, num_images: int, seconds: float) -> None:
-        """After a forward pass."""
+        """Record a forward pass."""
         self.pass_images.observe(num_images)
         self.pass_seconds.observe(seconds)
 

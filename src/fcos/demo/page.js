@@ -1,11 +1,11 @@
 "use strict";
-// Images go to /predict once, with every detection down to the server's least score; slider and class
-// buttons filter what has come, without asking again.
+// Each image is sent to /predict once, which returns all detections down to the server's minimum score; slider
+// and class buttons filter them without another request.
 
 const at = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 
-let about = null; // what /about says
+let about = null; // the response of /about
 const hiddenLabels = new Set();
 const images = []; // {name, url, answer, totalMs, button}
 let current = null;
@@ -50,7 +50,7 @@ function classButton(name, label) {
   return button;
 }
 
-// Hides all classes, so that a few of many can be chosen; once any is hidden, shows all again.
+// Hides all classes, so that a few of many can be chosen; if any is hidden, shows all again.
 function allButton() {
   return newButton("all", () => {
     if (hiddenLabels.size) hiddenLabels.clear();
@@ -67,7 +67,7 @@ function exampleButton(number) {
   });
 }
 
-// From a file to an answer
+// From a file to a response
 
 async function ask(file) {
   const startedAt = performance.now();
@@ -81,7 +81,7 @@ async function reason(response) {
     const { detail } = await response.json();
     return typeof detail === "string" ? detail : JSON.stringify(detail);
   } catch {
-    return `the server answered ${response.status}`;
+    return `the server returned ${response.status}`;
   }
 }
 
@@ -114,7 +114,7 @@ async function choose(image) {
   show();
 }
 
-// What is shown
+// Display
 
 function visible(answer) {
   const threshold = Number(at("threshold").value);
@@ -165,7 +165,7 @@ function rectangle(found) {
   return rect;
 }
 
-// The class above its box, at the same size on the screen whatever the image's.
+// The class above its box, at the same size on the screen for any image size.
 function label(found) {
   const { width, height } = current.answer;
   const size = (12 * width) / (at("image").clientWidth || width);
@@ -235,7 +235,7 @@ function save(blob, name) {
 
 const stem = () => current.name.replace(/\.[^.]*$/, "");
 
-// Webcam: one frame after the other, as fast as the answers come
+// Webcam: one frame after the other, as fast as the responses arrive
 
 async function startWebcam() {
   await started;

@@ -1,6 +1,6 @@
-"""The demo: its page, what the page asks for, and `POST /predict` (`endpoint`).
+"""The demo: its page, the routes that the page uses, and `POST /predict` (`endpoint`).
 
-Of this machine's files it serves only the page and the examples that were given at the start.
+It serves no files of this machine but the page and the examples given at startup.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def build_app(detector: Detector, examples: Sequence[Path] = (), **options: Any)
 
     @app.get("/about")
     async def about() -> About:
-        """The classes of the model, and the score from which detections are worth showing."""
+        """The classes of the model, and the default minimum score of shown detections."""
         return described
 
     @app.get("/examples/{number}", response_class=FileResponse)
@@ -68,7 +68,7 @@ def build_app(detector: Detector, examples: Sequence[Path] = (), **options: Any)
 
 
 def about_model(detector: Detector, num_examples: int) -> About:
-    """What the page shows of a model."""
+    """The information about a model on the page."""
     class_names = tuple(map(printable_line, detector.class_names))
     name = EVERYDAY if detector.path == EVERYDAY_FILE else detector.path.parent.name or detector.path.name
     return About(

@@ -31,7 +31,7 @@ class Health(BaseModel):
 
 
 def build_service(detector: Detector, **options: Any) -> FastAPI:
-    """The application, once the detector has predicted an image: the first request is as fast as others.
+    """The application, after a warm-up prediction, so that the first request is as fast as others.
 
     Options are those of `build_endpoint`.
     """
@@ -43,7 +43,7 @@ def build_service(detector: Detector, **options: Any) -> FastAPI:
 
     @app.get("/healthz")
     async def healthz() -> Health:
-        """Answered as soon as the model is loaded, also while the network is busy."""
+        """Responds as soon as the model is loaded, also while the network is busy."""
         return health
 
     @app.get("/metrics", response_class=Response)

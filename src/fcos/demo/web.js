@@ -1,9 +1,9 @@
 "use strict";
-// The model in the browser: `ask` takes the place of the one in page.js, which asks a server.
+// The model in the browser: this `ask` replaces the one in page.js, which sends a request to a server.
 
 const MIN_SCORE = 0.05;
 ort.env.wasm.wasmPaths = new URL("ort/", location.href).href;
-// Threads need memory that is shared, which browsers allow only on pages with the headers COOP and COEP.
+// Threads need shared memory, which browsers allow only on pages with the headers COOP and COEP.
 if (!self.crossOriginIsolated) ort.env.wasm.numThreads = 1;
 const loading = ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
 loading.catch((error) => say(`the model cannot be loaded: ${error.message}`));
@@ -62,7 +62,7 @@ function resized({ data, height, width }, newHeight, newWidth) {
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < newWidth; x++) {
       const { first, weights } = columns[x];
-      let [red, green, blue] = [0.5, 0.5, 0.5]; // cut off below: rounded to the nearest
+      let [red, green, blue] = [0.5, 0.5, 0.5]; // so that truncation below rounds to the nearest
       for (let i = 0, from = 4 * (y * width + first); i < weights.length; i++, from += 4) {
         red += weights[i] * data[from];
         green += weights[i] * data[from + 1];
@@ -83,7 +83,7 @@ function resized({ data, height, width }, newHeight, newWidth) {
   return pixels;
 }
 
-// For each new pixel of a row, the first old one and the weights from there on.
+// For each new pixel of a row, the first old pixel and the weights of that and the following ones.
 function filters(oldSide, newSide) {
   const scale = oldSide / newSide;
   const reach = Math.max(1, scale);

@@ -1,7 +1,7 @@
-"""`fcos export --format web`: a folder for any static host, in which the demo's page runs the model itself.
+"""`fcos export --format web`: a folder for any static host, with a page that runs the model in the browser.
 
-The page is that of the demo; `web.js` takes the place of its requests to a server. What runs the ONNX file is
-the npm package onnxruntime-web (MIT), of 11 MB: it is copied from a folder or fetched with `npm pack`.
+The page is the demo's, in which `web.js` replaces the requests to a server. The ONNX file runs in the npm
+package onnxruntime-web (MIT, 11 MB), which is copied from a folder or downloaded with `npm pack`.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ PACKAGE = "onnxruntime-web"
 VERSION = "1.22.0"
 RUNTIME = ("dist/ort.wasm.min.js", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm")
 FILES = (*RUNTIME, "package.json", "README.md")  # the last two name version, author and license
-RESIZE = ("antialiased", "pillow")  # the same up to rounding; `web.js` does this
+RESIZE = ("antialiased", "pillow")  # identical up to rounding; `web.js` implements it
 SCRIPT = '<script src="page.js" defer></script>'
 MORE_SCRIPTS = '\n<script src="ort/ort.wasm.min.js" defer></script>\n<script src="web.js" defer></script>'
 FOOTER = """<footer>
-  <p>Images do not leave this browser. Page and model come from <span id="address"></span>.</p>
+  <p>Images do not leave this browser. Page and model were loaded from <span id="address"></span>.</p>
 </footer>"""
 
 
 def check_web(detector: Detector) -> None:
-    """Refuse a model that predicts on tiles or resizes as another code base does, which the page cannot."""
+    """Reject a model with tiles or another code base's resizing, which the page does not support."""
     if detector.has_views:
         raise FcosError(
-            "the page predicts whole images, and this model predicts on tiles",
+            "the page predicts whole images, but this model predicts on tiles",
             where=str(detector.path),
-            fix="use `fcos serve` or `fcos demo`, which predict on tiles too",
+            fix="use `fcos serve` or `fcos demo`, which support tiles",
         )
     conventions = CONVENTIONS[detector.config.rules]
     if conventions.resize not in RESIZE or conventions.size != "round":
         raise FcosError(
-            f'the page cannot resize images as this model needs it ("rules": "{detector.config.rules}")',
+            f'the page does not support the resizing of this model ("rules": "{detector.config.rules}")',
             where=str(detector.path),
-            fix="use --format onnx, and write the preprocessing that docs/export.md describes",
+            fix="use --format onnx, and implement the preprocessing described in docs/export.md",
         )
 
 
 @contextmanager
 def runtime(given: Path | None) -> Iterator[Path]:
-    """Folder of the npm package onnxruntime-web: the one given, or a temporary one that npm fills."""
+    """The folder of the npm package onnxruntime-web: the given one, or a temporary download."""
     with tempfile.TemporaryDirectory() as folder:
         package = given or _fetched(Path(folder))
         if missing := [name for name in FILES if not (package / name).is_file()]:
@@ -82,7 +82,7 @@ def _fetched(folder: Path) -> Path:
 
 
 def add_page(folder: Path, detector: Detector, package: Path) -> None:
-    """Write the page into the folder that holds `MODEL`; `package` is that of npm."""
+    """Write the page into the folder with `MODEL`; `package` is the npm package."""
     (folder / "ort").mkdir()
     for name in FILES:
         shutil.copy(package / name, folder / "ort")

@@ -21,11 +21,11 @@ from fcos.predict.tiles import Views, parts_of
 
 MAX_IMAGES = 300  # also of tiles and images together
 
-# Parts of the network that may stay in float32, and their modules; cheapest first. The stem is the first
-# convolution, whatever the backbone calls it.
+# Parts of the network that may stay in float32, and their modules, cheapest first. The stem is the first
+# convolution, whatever its name.
 OUTPUTS = ("head.logits", "head.distances", "head.quality")
 PARTS: dict[str, tuple[str, ...]] = {
-    "sums": (),  # no convolutions: where two branches are added
+    "sums": (),  # not convolutions: additions of two branches
     "outputs": OUTPUTS,
     "stem": ("backbone",),
     "pyramid": ("pyramid",),
@@ -39,7 +39,7 @@ Inputs = dict[str, NDArray[Any]]
 class Calibration:
     """Inputs of the graph, one image each; can be iterated repeatedly.
 
-    Of a model with the setting `tile`, each is a random one of the views in which it predicts an image.
+    For a model with the setting `tile`, each is a random view (tile or whole image) of an image.
 
     Attributes:
         config: of the model.
@@ -51,7 +51,7 @@ class Calibration:
 
     @property
     def num_images(self) -> int:
-        """Images that are used; inputs are more where there are tiles, so `len` would mislead NNCF."""
+        """Number of images used; with tiles there are more inputs, so `len` would mislead NNCF."""
         return min(len(self.images), MAX_IMAGES)
 
     def __iter__(self) -> Iterator[Inputs]:

@@ -1,6 +1,6 @@
 """The metadata of an exported file, as named strings.
 
-The entry "fcos" is all that this package needs to open it; the others are the same as JSON for other
+This package needs only the entry "fcos" to open it; the others give the same information as JSON to other
 programs: class names, preprocessing, thresholds.
 """
 
@@ -39,10 +39,10 @@ GIVE = "give a file that `fcos export` wrote"
 
 @dataclass(frozen=True)
 class ExportCard:
-    """What an exported file says about itself.
+    """The metadata of an exported file.
 
     Attributes:
-        model: as the model file says.
+        model: the card of the model file.
         pixel_mean: RGB, in 0..255; the graph subtracts it.
         pixel_std: RGB, in 0..255; the graph divides by it.
         precision: of the weights and convolutions.
@@ -66,12 +66,12 @@ def cannot_open(path: Path, how: str, reason: str, fix: str = GIVE) -> WeightsEr
 
 
 def needs(name: str) -> AbstractContextManager[None]:
-    """Explain an import that fails within the block: the extra of a format has its name."""
+    """`needs_extra` for a format, whose extra has the same name."""
     return needs_extra(f"the format {name}", name)
 
 
 def input_dtype(config: TrainConfig) -> Literal["uint8", "float32"]:
-    """What the graph takes: bytes, except where resizing does not round."""
+    """The input dtype of the graph: uint8, unless resizing does not round."""
     return "float32" if CONVENTIONS[config.rules].resize == "float" else "uint8"
 
 
@@ -108,7 +108,7 @@ def from_metadata(entries: Mapping[str, str], path: Path) -> ExportCard:
     """The card of a file.
 
     Raises:
-        WeightsError: it has none, a newer version wrote it, or entries are wrong.
+        WeightsError: it has none, a newer version wrote it, or entries are invalid.
     """
     if ENTRY not in entries:
         raise WeightsError(
@@ -119,5 +119,5 @@ def from_metadata(entries: Mapping[str, str], path: Path) -> ExportCard:
     content = parse_card(entries[ENTRY], path)
     check_version(content, "export_version", FORMAT_VERSION, path)
     del content["export_version"]
-    card_of(content.get("model"), path)  # says what is wrong with it
+    card_of(content.get("model"), path)  # reports what is wrong with it
     return checked_card(ExportCard, content, path)

@@ -1,7 +1,7 @@
-"""Turn the output of the network beside this file into detections; needs only NumPy.
+"""Decode the output of the network in this folder into detections; needs only NumPy.
 
 `card` is the content of `metadata.json`. The network takes RGB pixels in 0..255 as float32: an image
-resized as the card says, and padded at the bottom and right with `pixel_mean`.
+resized as described in the card, and padded at the bottom and right with `pixel_mean`.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ def decode(
     """Boxes `(N, 4)` xyxy in original pixels, scores `(N,)` and labels `(N,)` of an image, best first.
 
     Args:
-        output: `(classes + 5, points)` float32: logits, distances to the four sides, and (except of models
-            without it) quality; points level by level, row by row.
+        output: `(classes + 5, points)` float32: logits, distances to the four sides, and quality (if the
+            model predicts it); points level by level, row by row.
         card: class names, strides, thresholds.
         input_hw: height, width of the input of the network.
         size_hw: height, width of the resized image within it.

@@ -30,7 +30,7 @@ class ExportedModel(Backend):
     Attributes:
         run: runs its graph.
         open_run: makes more of them, for concurrent calls.
-        export: what the file says about itself.
+        export: the metadata of the file.
     """
 
     run: Run
@@ -41,11 +41,11 @@ class ExportedModel(Backend):
     format: ExportFormat
 
     device = torch.device("cpu")
-    batch_size = group_size = 1  # on a CPU a batch gains nothing, and its padding costs time
+    batch_size = group_size = 1  # batches are not faster on a CPU, and their padding costs time
 
     @property
     def card(self) -> ModelCard:
-        """That of the model file it was made from."""
+        """The card of the model file that it was exported from."""
         return self.export.model
 
     @cached_property
@@ -60,9 +60,9 @@ class ExportedModel(Backend):
         if agnostic_nms != self.config.agnostic_nms:
             is_, option = ("per class", "with") if agnostic_nms else ("class-agnostic", "without")
             raise WeightsError(
-                f"the NMS of an exported file is fixed; in this one it is {is_}",
+                f"the NMS of an exported file is fixed; this file has {is_} NMS",
                 where=str(self.path),
-                fix=f"export the model again, {option} --agnostic-nms, or load the model file",
+                fix=f"export the model again {option} --agnostic-nms, or load the model file",
             )
         return self
 
@@ -74,14 +74,14 @@ class ExportedModel(Backend):
         return _by_image(self._run(images.to(dtype), sizes_hw, original_sizes_hw), len(images))
 
     def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Boxes, scores, labels (checked: of the file's classes) and image index."""
+        """Boxes, scores, labels (checked to be classes of the file) and image index."""
         num_classes = len(self.card.class_names)
         try:
             outputs = self.run(*inputs)
             boxes, scores, labels, image = outputs
             fits = len(boxes) == len(scores) == len(labels) == len(image) and boxes.shape[1:] == (4,)
             fits = fits and (len(labels) == 0 or 0 <= int(labels.min()) <= int(labels.max()) < num_classes)
-        except Exception as error:  # onnxruntime, OpenVINO and torch each raise their own kinds
+        except Exception as error:  # onnxruntime, OpenVINO and torch each raise their own errors
             raise self._unusable(f"cannot be run: {first_line_of(error)}") from error
         if not fits:
             classes = counted(num_classes, "class", "classes")

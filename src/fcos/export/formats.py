@@ -24,20 +24,20 @@ class Format(Protocol):
     """A module of this package that writes and opens one format."""
 
     ENDING: str  # of the name of the file or folder
-    ABOUT: str  # in words
+    ABOUT: str  # description for users
 
     def convert(self, graph: DetectionGraph, config: TrainConfig) -> Any:
-        """The graph of a model with these settings to a model of the format."""
+        """Convert the graph of a model with these settings to a model of the format."""
 
     def save(self, model: Any, metadata: Mapping[str, str], path: Path) -> None:
         """Write such a model and its metadata."""
 
     def open_file(self, path: Path) -> tuple[dict[str, str], OpenRun]:
-        """Metadata of a file or folder, and what runs it."""
+        """Metadata of a file or folder, and functions that run it."""
 
     @property
     def quantize(self) -> Callable[[Any, Calibration, frozenset[str]], Any] | None:
-        """Such a model in 8-bit integers except for some parts; None: the format has none."""
+        """Quantizes such a model to 8-bit integers except for some parts; None: not supported."""
 
 
 FORMATS: dict[ExportFormat, Format] = {
@@ -61,30 +61,30 @@ def beside(model_file: Path, ending: str) -> Path:
 
 
 def check_path(path: Path, name: ExportFormat, *, overwrite: bool) -> None:
-    """Refuse a path whose name is not one of the format, and what `check_free` refuses."""
+    """Reject a path with the wrong suffix for the format, and what `check_free` rejects."""
     ending = FORMATS[name].ENDING
     if name == "openvino" and path.suffix in (".xml", ".bin"):
-        raise WeightsError(f"{path}: OpenVINO's format is a folder", fix=f"give -o {path.with_suffix('')}")
+        raise WeightsError(f"{path}: OpenVINO models are folders", fix=f"give -o {path.with_suffix('')}")
     if ending.startswith(".") and path.suffix != ending:
         raise WeightsError(f"{path} is not a *{ending} file", fix=f"give -o {path.with_suffix(ending)}")
     check_free(path, overwrite=overwrite)
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse a path that exists already, or cannot be written, before the work begins."""
+    """Reject a path that already exists or cannot be written, before the work begins."""
     if path.exists() and not overwrite:
         raise WeightsError(f"{path} already exists", fix="give another name with -o, or --force")
     check_writable(path)
 
 
 def graph_of(loaded: LoadedModel, name: ExportFormat) -> tuple[DetectionGraph, TrainConfig]:
-    """What the format converts: the graph of a model, and its settings."""
+    """The input of a format's `convert`: the graph of a model, and its settings."""
     postprocess = build_postprocess(loaded.config)
     return DetectionGraph(loaded.model, postprocess, torchvision_nms=name == "torch"), loaded.config
 
 
 def reference_of(loaded: LoadedModel, name: ExportFormat) -> Predictor:
-    """The network on the CPU, to compare a file with: on inputs of one size if the file takes no other."""
+    """The network on the CPU, as reference for a file; with a fixed input size if the file has one."""
     model, postprocess = loaded.model.cpu(), build_postprocess(loaded.config)
     backend = TorchBackend(model, postprocess)
     if name == "litert":
@@ -101,7 +101,7 @@ def export_card(loaded: LoadedModel) -> ExportCard:
 
 
 def export_model(loaded: LoadedModel, name: ExportFormat, path: Path) -> None:
-    """Write a model in a format, completely or not at all."""
+    """Export a model to a format; the file is written atomically."""
     metadata = to_metadata(export_card(loaded), loaded.config)
     model = FORMATS[name].convert(*graph_of(loaded, name))
     with written(path) as partial:

@@ -1,8 +1,8 @@
 """The exported graph: images in, detections out, for any batch size and image size.
 
-It consists of the steps of `FCOS`, `Head`, the points and `PostProcess`. Two of them differ here,
-since a graph cannot loop over a varying number of candidates: choosing the candidates of a level
-(`_candidates`: the same number in every image) and NMS (`_keep`).
+It consists of the steps of `FCOS`, `Head`, the points and `PostProcess`. Two of them differ here, since a
+graph cannot loop over a varying number of candidates: selecting the candidates of a level (`_candidates`: the
+same number for every image) and NMS (`_keep`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fcos.model.postprocess import INVALID, PostProcess, whwh
 INPUTS = ("images", "sizes_hw", "original_sizes_hw")
 OUTPUTS = ("boxes_xyxy", "scores", "labels", "image_index")
 
-# Runs the graph of a file, `INPUTS` to `OUTPUTS`; and makes such a function for so many concurrent calls in
-# threads, which share the cores.
+# Run: runs the graph of a file, `INPUTS` to `OUTPUTS`. OpenRun: makes such a function for a number of
+# concurrent calls in threads, which share the cores.
 Run = Callable[..., tuple[Tensor, ...]]
 OpenRun = Callable[[int], Run]
 
@@ -34,9 +34,9 @@ class DetectionGraph(nn.Module):
 
     Args:
         model: the network, which is copied.
-        postprocess: its rules.
-        torchvision_nms: with torchvision's NMS operator, for torch programs; otherwise with one that becomes
-            ONNX's.
+        postprocess: the model's.
+        torchvision_nms: use torchvision's NMS operator, for torch programs; otherwise one that is converted
+            to ONNX's.
     """
 
     def __init__(self, model: FCOS, postprocess: PostProcess, *, torchvision_nms: bool = False) -> None:
@@ -50,7 +50,7 @@ class DetectionGraph(nn.Module):
         """Detections of a batch.
 
         Args:
-            images: `(N, 3, H, W)` RGB in 0..255, uint8 (float32 where resizing does not round), resized and
+            images: `(N, 3, H, W)` RGB in 0..255, uint8 (float32 if resizing does not round), resized and
                 padded at the bottom and right; H and W are multiples of 32.
             sizes_hw: `(N, 2)` int64, height and width of each image inside the padding.
             original_sizes_hw: `(N, 2)` int64, height and width of each image before resizing.
@@ -79,18 +79,20 @@ class DetectionGraph(nn.Module):
     def _candidates(self, index: int, feature: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes `(N, K, 4)` in network input pixels, final scores `(N, K)` and labels that enter NMS.
 
-        They are the best of a level: always the same number K, where `PostProcess` takes what there is; with
-        the score `INVALID` where an image has fewer.
+        They are the best of a level: always the same number K, while `PostProcess` has a variable number; if
+            an
+        image has fewer, the rest have the score `INVALID`.
 
-        Points are ranked by their best class first, so that only 1,000 of 22,400 are ranked class by class:
-        a pair of point and class among the best K pairs has a point among the best K, since scores grow with
-        the class score.
+        Points are first ranked by their best class, so that only 1,000 of 22,400 are ranked class by class:
+            the
+        point of any of the best K pairs of point and class is among the best K points, since scores increase
+        with the class score.
         """
         network, rules, most = self.network, self.rules, self.rules.candidates_per_level
         output = network.head.level(feature, index)
         logits, distances = output.logits.flatten(2), output.distances.flatten(2)
         quality = None if output.quality is None else output.quality.flatten(1)
-        # Sizes of the feature: those that `make_grid` computes from the image are other formulas to a trace.
+        # Sizes of the feature map: in a trace, those that `make_grid` computes are different formulas.
         grid_hw, image_hw = (feature.shape[2], feature.shape[3]), (images.shape[2], images.shape[3])
         points = level_points(grid_hw, network.strides[index], image_hw, place=network.points)
 
@@ -111,9 +113,9 @@ class DetectionGraph(nn.Module):
         return distances_to_boxes(points[point], distances), scores.gather(1, pair), label
 
     def _keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Image and place of what NMS and `detections_per_image` leave, `(M, 2)`."""
+        """Image and index of the candidates kept by NMS and `detections_per_image`, `(M, 2)`."""
         rules, most = self.rules, self.rules.detections_per_image
-        # Where an image has fewer candidates, a box may hold anything, infinity too.
+        # If an image has fewer candidates, the other boxes may contain anything, even infinity.
         boxes = torch.where((scores > INVALID)[..., None], boxes, 0.0)
         boxes, labels = rules.compared_by_nms(boxes, labels)
         num_classes = 1 if rules.agnostic_nms else self.num_classes
@@ -121,7 +123,7 @@ class DetectionGraph(nn.Module):
             apart = moved_apart(boxes, labels, num_classes, images_too=True)
             kept = suppress_with_torchvision(apart, scores, rules.nms_iou)
         else:
-            # The limit is a constant of the graph. Ties may exceed it: with them, all that there can be.
+            # The limit is a constant of the graph. Ties may exceed it: with them, allow the maximum possible.
             limit = rules.candidates_per_level * len(self.network.strides) if rules.keep_ties else most
             apart = moved_apart(boxes, labels, num_classes)
             kept = suppress(apart, scores, rules.nms_iou, limit)
@@ -132,7 +134,7 @@ class DetectionGraph(nn.Module):
         return kept
 
     def _within_limit(self, kept: Tensor, scores: Tensor) -> Tensor:
-        """Which of the kept (image by image, best first) are within the limit of their image."""
+        """Which of the kept candidates (image by image, best first) are within the limit of their image."""
         most, image = self.rules.detections_per_image, kept[:, 0]
         best = scores[image, kept[:, 1]]
         num_kept = torch.zeros_like(scores[:, 0]).scatter_add(0, image, torch.ones_like(best))
@@ -145,10 +147,10 @@ class DetectionGraph(nn.Module):
 
 
 def _at_most(most: int, count: Size) -> Size:
-    """The smaller number, as a separate size.
+    """The smaller number, as a separate symbol.
 
-    Sizes are formulas while a graph is traced, and everything that has a size with a minimum in its formula
-    is slow to trace and to load. A number read from a tensor is just a name.
+    While a graph is traced, sizes are formulas, and a minimum in a formula makes everything with that size
+    slow to trace and to load. A number read from a tensor is just a symbol.
     """
     smaller: Any = torch.scalar_tensor(torch.sym_min(most, count), dtype=torch.int64).item()
     torch._check(smaller >= 1)
@@ -161,9 +163,9 @@ def _at_most(most: int, count: Size) -> Size:
 
 
 def baked(model: FCOS) -> FCOS:
-    """A copy in evaluation mode on the CPU, of plain layers, that gives the same.
+    """An equivalent copy of plain layers, in evaluation mode on the CPU.
 
-    Its input must have sides that divide by 32: padding "as TensorFlow" is constant then.
+    The sides of its input must be multiples of 32: then TensorFlow's "same" padding is constant.
     """
     network = folded(model).cpu()
     for name, module in list(network.named_modules()):
@@ -185,6 +187,6 @@ def _padded(conv: nn.Conv2d) -> nn.Module:
 
 
 def _same_padding(kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """TensorFlow's padding before and after, of a side that divides by the stride."""
+    """TensorFlow's padding before and after, for a side that is a multiple of the stride."""
     total = max(0, (kernel - 1) * dilation + 1 - stride)
     return total // 2, total - total // 2

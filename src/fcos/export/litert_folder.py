@@ -1,7 +1,7 @@
 """LiteRT (TensorFlow Lite), for phones and small boards: a folder with `model.tflite`; see `undecoded.py`.
 
-`litert-torch` converts the network. Its input is `(1, side, side, 3)`, a square that holds every image, since
-TensorFlow Lite enlarges feature maps to sizes that are constants. 8-bit integers are ai-edge-quantizer's.
+`litert-torch` converts the network. Its input is `(1, side, side, 3)`, a square that fits every image, since
+TensorFlow Lite can only upsample feature maps to constant sizes. ai-edge-quantizer quantizes to 8 bits.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def input_hw(longest_side: int) -> tuple[int, int]:
 def convert(graph: DetectionGraph, config: TrainConfig) -> Network:
     """The network of a graph as a `.tflite` file."""
     with needs("litert"):
-        import ai_edge_litert  # noqa: F401  # asked for now, not after the work
+        import ai_edge_litert  # noqa: F401  # fail now, not after the work
     network = pickle.dumps(Undecoded(graph).eval())
     # In a separate process: litert-torch imports jax, with which later forks (a loader's) may deadlock.
     with needs("litert"), ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -77,12 +77,12 @@ def _converted(network: bytes, size_hw: tuple[int, int]) -> bytes:
 
 
 def quantize(model: Network, calibration: Calibration, parts: frozenset[str]) -> Network:
-    """A model in 8-bit integers except for some parts; its input and output stay float32."""
+    """Quantize a model to 8-bit integers except for some parts; its input and output stay float32."""
     with needs("litert"), quiet():
         from ai_edge_quantizer import quantizer
 
     kept = [SCOPES[part] for part in parts if part in SCOPES]
-    if "stem" in parts:  # its filters are the ones of three channels
+    if "stem" in parts:  # its filters are those with three channels
         tensors = _interpreter(model.content, 1).get_tensor_details()
         filters = (each for each in tensors if len(each["shape"]) == 4 and each["shape"][0] > 1)
         kept += [re.escape(each["name"].split(";")[0]) for each in filters if each["shape"][3] == 3]
@@ -104,7 +104,7 @@ def quantize(model: Network, calibration: Calibration, parts: frozenset[str]) ->
 
 
 def _widened(ranges: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Ranges of tensors that hold both: the quantizer's moving average is narrower, and costs 1 AP."""
+    """The union of ranges of tensors: the quantizer's moving average is narrower, and costs 1 AP."""
     wider = {**ranges, **other}
     for name, new in other.items():
         old = ranges.get(name, new)
@@ -113,7 +113,7 @@ def _widened(ranges: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
 
 
 def save(model: Network, metadata: Mapping[str, str], path: Path) -> None:
-    """Write a `.tflite` file and what goes with it."""
+    """Write a `.tflite` file, with metadata and decoder."""
     save_folder({LITERT_GRAPH: model.content}, metadata, path)
 
 
@@ -126,7 +126,7 @@ def _interpreter(model: bytes, num_threads: int) -> Any:
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
-    """Metadata of a folder, and what runs it."""
+    """Metadata of a folder, and functions that run it."""
     content = read_bytes(path / LITERT_GRAPH, WeightsError, max_bytes=2**31)
     try:
         [pixels] = _interpreter(content, 1).get_input_details()
@@ -135,7 +135,7 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
 
     def open_interpreters(num_calls: int) -> Compute:
         num_threads = max(1, torch.get_num_threads() // num_calls)
-        of_thread = threading.local()  # an interpreter takes one call at a time
+        of_thread = threading.local()  # an interpreter supports one call at a time
 
         def compute(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
             if not hasattr(of_thread, "run"):

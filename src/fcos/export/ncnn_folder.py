@@ -1,6 +1,6 @@
 """ncnn, for phones and small boards: a folder with `model.ncnn.param` and `.bin`; see `undecoded.py`.
 
-`pnnx` converts the network. It takes images of any size whose sides divide by 32.
+`pnnx` converts the network. It takes images of any size whose sides are multiples of 32.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fcos.weights.load import NCNN_GRAPH
 
 ENDING, ABOUT = "_ncnn", "ncnn, run on the CPU"
 save = save_folder
-quantize = None  # pnnx writes no 8-bit integers
+quantize = None  # pnnx does not quantize
 NCNN_WEIGHTS = "model.ncnn.bin"
-# What differs between two images is dynamic. In these two, no level has equally many points.
+# Sizes that differ between the two examples become dynamic. In these, no level has the same number of points.
 EXAMPLE_SIZES_HW = ((352, 480), (160, 96))
 
 
@@ -34,7 +34,7 @@ def convert(graph: DetectionGraph, config: TrainConfig) -> dict[str, bytes]:
     """The network of a graph as the files of ncnn, by name."""
     del config  # the input is float32, of any size
     with needs("ncnn"):
-        import ncnn  # noqa: F401  # asked for now, not after the work
+        import ncnn  # noqa: F401  # fail now, not after the work
         import pnnx
     network = Undecoded(graph).eval()
     examples = [torch.zeros(1, 3, *size_hw) for size_hw in EXAMPLE_SIZES_HW]
@@ -57,7 +57,7 @@ def convert(graph: DetectionGraph, config: TrainConfig) -> dict[str, bytes]:
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
-    """Metadata of a folder, and what runs it."""
+    """Metadata of a folder, and functions that run it."""
     with needs("ncnn"):
         import ncnn
 

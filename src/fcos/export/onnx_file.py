@@ -1,6 +1,6 @@
 """ONNX: one file, for onnxruntime; its card is in its `metadata_props`.
 
-8-bit integers are onnxruntime's static quantization, as QuantizeLinear and DequantizeLinear.
+8-bit models use onnxruntime's static quantization, as QuantizeLinear and DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 ENDING, ABOUT = ".onnx", "ONNX, run by onnxruntime"
 OPSET = 18
 MAX_BYTES = 2**31  # protobuf's limit
-SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules of a node, outermost first
+SCOPES = "pkg.torch.onnx.name_scopes"  # torch's metadata with the modules of a node, outermost first
 INPUT_DIMS = {
     "images": ("batch", 3, "height", "width"),
     "sizes_hw": ("batch", 2),
     "original_sizes_hw": ("batch", 2),
 }
 OUTPUT_DIMS = {"boxes_xyxy": ("detections", 4), "scores": ("detections",), "labels": ("detections",)}
-# What is quantized, by the module that it is in: convolutions, their activations, and sums between them.
+# Quantized operations by module: convolutions, their activations, and sums between them.
 QUANTIZED = {
     "backbone": ("Conv", "Relu", "Clip", "Add", "MaxPool"),
     "pyramid": ("Conv", "Relu", "Add"),
-    "head": ("Conv",),  # what follows is group norm
+    "head": ("Conv",),  # followed by group norm
 }
 
 
@@ -58,10 +58,10 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
 
 
 def convert(graph: DetectionGraph, config: TrainConfig) -> Any:
-    """A graph, made without torchvision's NMS, as an `onnx.ModelProto`."""
+    """Convert a graph (without torchvision's NMS) to an `onnx.ModelProto`."""
     with needs("onnx"):
         import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401  # asked for now, not after the work
+        import onnxruntime  # noqa: F401  # fail now, not after the work
         import onnxscript  # noqa: F401  # torch needs it
     program = torch_program.convert(graph, config)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
@@ -116,9 +116,9 @@ def _name_dims(model: Any) -> None:
 
 
 def _name_nodes(model: Any) -> None:
-    """Name nodes after the module that they come from, and drop the exporter's notes.
+    """Name nodes after the module that they come from, and remove the exporter's metadata.
 
-    Those hold lines of source code with their paths on this machine.
+    It contains lines of source code with their paths on this machine.
     """
     taken = Counter[str]()
     for node in model.graph.node:
@@ -134,7 +134,7 @@ def _name_nodes(model: Any) -> None:
 
 
 def quantize(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
-    """A model in 8-bit integers except for some parts; weights have a scale for each channel."""
+    """Quantize a model to 8-bit integers except for some parts; weights have a scale per channel."""
     with needs("onnx"):
         import onnx
         from onnxruntime import quantization
@@ -152,7 +152,7 @@ def quantize(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
     copied.CopyFrom(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        logging.disable(logging.WARNING)  # advice about a preparation that the exporter has done
+        logging.disable(logging.WARNING)  # advice about preprocessing that the exporter has already done
         try:
             quantization.quantize_static(
                 copied,
@@ -171,13 +171,13 @@ def quantize(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
-    """Metadata of a file, and what runs it."""
+    """Metadata of a file, and functions that run it."""
     session = open_session(path, torch.get_num_threads())
     try:
         metadata = dict(session.get_modelmeta().custom_metadata_map)
     except UnicodeDecodeError as error:
         raise WeightsError(
-            f"the metadata of {path.name} are not UTF-8 text", where=str(path), fix=GIVE
+            f"the metadata of {path.name} is not UTF-8 text", where=str(path), fix=GIVE
         ) from error
 
     def open_run(num_calls: int) -> Run:
@@ -194,7 +194,7 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
 
 
 def open_session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
-    """A file in onnxruntime, with this many threads; unsafe files are rejected."""
+    """Open a file in onnxruntime with this many threads; unsafe files are rejected."""
     with needs("onnx"):
         import onnx
         import onnxruntime
@@ -203,15 +203,15 @@ def open_session(path: Path, num_cores: int) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = num_cores
     options.log_severity_level = 4  # errors are raised too
     try:
-        # Refused before onnxruntime opens the file: its tensors may lie in other files, by any path
-        # ("external data"; `/etc/passwd` would become weights). Not all versions check such paths.
+        # Rejected before onnxruntime opens the file: its tensors may refer to other files by any path
+        # ("external data"; `/etc/passwd` would become weights), and not all versions check such paths.
         if _names_other_files(onnx.ModelProto.FromString(content)):
             raise UnsafeFileError("its weights are in other files (external data), which are not read")
-        # Without its fallback, which prints, and tries the same again.
+        # Without its fallback, which prints a message and tries the same again.
         return onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-    except Exception as error:  # onnxruntime's kinds are not exported by name in every version
+    except Exception as error:  # not every version of onnxruntime exports its error types
         raise cannot_open(path, "by onnxruntime", first_line_of(error)) from error
 
 

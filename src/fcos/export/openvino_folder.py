@@ -1,6 +1,6 @@
 """OpenVINO: a folder with `model.xml` and `model.bin`; its card is in its `rt_info`.
 
-8-bit integers are NNCF's post-training quantization.
+8-bit models use NNCF's post-training quantization.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ BARE = "/WithoutBiases"  # added to the name of a convolution whose bias OpenVIN
 def core() -> Any:
     """OpenVINO's library, opened once in a process and never closed.
 
-    Its CPU plugin installs a signal stack and frees it on closing, whether or not it is still in use: the
-    next exit of a loader's worker then killed the whole process.
+    Its CPU plugin installs a signal stack and frees it on closing, even if it is still in use: the next exit
+        of
+    a loader worker then killed the whole process.
 
-    Its Python part builds a table of number formats on first use and releases the interpreter lock meanwhile:
-    two threads that use it first deadlock. So it is built here.
+    Its Python bindings build a table of dtypes on first use, and release the interpreter lock meanwhile: two
+    threads that do this at the same time deadlock. So it is built here.
     """
     with needs("openvino"):
         import openvino
@@ -53,7 +54,7 @@ def core() -> Any:
 
 
 def convert(graph: DetectionGraph, config: TrainConfig) -> Any:
-    """A graph without torchvision's NMS as an `openvino.Model`; by way of ONNX, whose NMS it knows."""
+    """Convert a graph (without torchvision's NMS) to an `openvino.Model`, through ONNX."""
     with needs("onnx"):
         import onnx
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +76,7 @@ def save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
 
 
 def quantize(model: Any, calibration: Calibration, parts: frozenset[str]) -> Any:
-    """A model in 8-bit integers except for some parts; what is not the network stays as it is."""
+    """Quantize a model to 8-bit integers except for some parts and all operations outside the network."""
     with needs("openvino"):
         import nncf
 
@@ -110,7 +111,7 @@ def _ignored(model: Any, parts: frozenset[str]) -> set[str]:
 
 
 def _sources(operations: list[Any]) -> set[str]:
-    """Names of all operations that these are computed from."""
+    """Names of all operations that these depend on."""
     found, left = set[str](), list(operations)
     while left:
         for value in left.pop().input_values():
@@ -122,13 +123,13 @@ def _sources(operations: list[Any]) -> set[str]:
 
 
 def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
-    """Metadata of a folder, or of the .xml in it, and what runs it."""
+    """Metadata of a folder, or of its .xml file, and functions that run it."""
     file = path / OPENVINO_GRAPH if path.is_dir() else path
     text, weights = _read_pair(file)
     try:
         # From memory: without a path, OpenVINO cannot open other files.
         model = core().read_model(text, weights)
-    except Exception as error:  # RuntimeError, and what its Python part raises
+    except Exception as error:  # RuntimeError, and errors of its Python bindings
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise cannot_open(file, "by OpenVINO", reason) from error
     metadata = {}
@@ -138,10 +139,10 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
 
     def open_run(num_calls: int) -> Run:
         of_thread = threading.local()
-        # On first use: a folder of images needs it in another form than a single image.
+        # On first use, since a folder of images needs other options than a single image.
         compiled = cache(lambda: core().compile_model(model, "CPU", settings(num_calls)))
         if num_calls > 1:
-            compiled()  # now, since each thread would compile it
+            compiled()  # now, since otherwise each thread would compile it
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             if not hasattr(of_thread, "request"):
@@ -156,13 +157,15 @@ def open_file(path: Path) -> tuple[dict[str, str], OpenRun]:
 
 
 def _read_pair(file: Path) -> tuple[bytes, bytes]:
-    """The `.xml` file and the weights beside it.
+    """The `.xml` file and its weights.
 
     Raises:
-        WeightsError: one of them is missing, or is a link that leads out of the folder.
+        WeightsError: one of them is missing, or is a link to a file outside the folder.
     """
     text = _read_part(file, MAX_XML_BYTES)
-    if not text.lstrip().startswith(b"<"):  # OpenVINO reads other formats too, some of which name other files
+    if not text.lstrip().startswith(
+        b"<"
+    ):  # OpenVINO also reads other formats, some of which refer to other files
         raise cannot_open(file, "by OpenVINO", "it is not XML")
     return text, _read_part(file.with_suffix(".bin"), MAX_BIN_BYTES)
 
@@ -179,7 +182,7 @@ def _read_part(part: Path, max_bytes: int) -> bytes:
 def settings(num_calls: int) -> dict[str, Any]:
     """Options for compiling a model.
 
-    They demand float32: OpenVINO uses bfloat16 on processors that have it, which moves boxes by pixels.
+    They require float32: OpenVINO uses bfloat16 on processors that support it, which moves boxes by pixels.
     """
     hint: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if num_calls == 1 else {"NUM_STREAMS": num_calls}
     return hint | {

@@ -1,7 +1,7 @@
-"""ONNX files of other projects, run as their authors run them, so that `fcos compare` can measure them.
+"""Run ONNX files of other projects as their authors do, for `fcos compare`.
 
-Three layouts are known. Pixels are RGB in [0, 1] in all of them, resized with antialiasing to the size that
-the file says.
+Three layouts are supported. Pixels are RGB in [0, 1] in all of them, resized with antialiasing to the input
+size in the file.
 
 - DEIM, D-FINE, RT-DETR: inputs ``images`` and ``orig_target_sizes`` (width, height), outputs ``labels``,
   ``boxes`` (xyxy, original pixels), ``scores``. The image is stretched to the input.
@@ -32,8 +32,8 @@ from fcos.predict.detections import Detections
 
 Layout = Literal["detr", "yolo", "yolo_after_nms"]
 
-SIZE = 640  # of files that take any
-GRAY = 114 / 255  # what YOLO pads with
+SIZE = 640  # input size for files that accept any
+GRAY = 114 / 255  # YOLO's padding
 MIN_SCORE, NMS_IOU, MAX_DETECTIONS = 0.001, 0.7, 300  # YOLO's, for computing AP
 
 
@@ -48,15 +48,15 @@ class OtherOnnx:
     path: Path
 
     def predict(self, image: Tensor) -> Detections:
-        """Everything that it detects in an RGB uint8 image `(3, height, width)`."""
+        """All detections in an RGB uint8 image `(3, height, width)`."""
         if self.layout == "detr":
             boxes, scores, labels = self._detr(image)
         else:
             boxes, scores, labels = self._yolo(image)
         if len(labels) and int(labels.max()) >= len(self.class_names):
             raise WeightsError(
-                f"{self.path.name} has the label {int(labels.max())}, but its classes have only "
-                f"{len(self.class_names)} names",
+                f"{self.path.name} predicted the label {int(labels.max())}, but there are only "
+                f"{len(self.class_names)} class names",
                 where=str(self.path),
                 fix="give the names of its classes, in its order: --other-names FILE",
             )
@@ -97,7 +97,7 @@ def _after_nms(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _with_nms(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every class of every place that scores enough; NMS in each class."""
+    """Every class of every location with enough score; NMS per class."""
     labels, places = (columns[4:] > MIN_SCORE).nonzero().T
     scores = columns[4:][labels, places]
     boxes = box_convert(columns[:4].T[places], "cxcywh", "xyxy")
@@ -109,11 +109,11 @@ def open_other(path: Path, names: Path | None, class_names: tuple[str, ...]) -> 
     """A file of another project; None if `fcos export` wrote it.
 
     Args:
-        names: a name file for files that do not name their classes.
-        class_names: for such files without one: those of the data.
+        names: a name file, for ONNX files without class names.
+        class_names: class names of the data, used if there is no name file either.
 
     Raises:
-        WeightsError: it cannot be opened, or its layout is not known.
+        WeightsError: it cannot be opened, or its layout is unknown.
     """
     session = open_session(path, torch.get_num_threads())
     metadata = session.get_modelmeta().custom_metadata_map
@@ -143,7 +143,7 @@ def _layout_of(session: Any, path: Path) -> Layout:
         return "yolo_after_nms" if shapes[0][2] == 6 else "yolo"
     described = ", ".join(f"{name} {shape}" for name, shape in outputs.items())
     raise WeightsError(
-        f"the layout of {path.name} is not known: inputs {', '.join(sorted(inputs))}; outputs {described}",
+        f"the layout of {path.name} is unknown: inputs {', '.join(sorted(inputs))}; outputs {described}",
         where=str(path),
         fix="give a file of `fcos export`, or of DEIM, D-FINE, RT-DETR or YOLO (8 to 12, 26), exported with "
         "their defaults",
@@ -151,7 +151,7 @@ def _layout_of(session: Any, path: Path) -> Layout:
 
 
 def _literal(text: str) -> Any:
-    """A value in Python's notation, as Ultralytics writes it; None if it is not one."""
+    """A Python literal, as Ultralytics writes it; None if it is invalid."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,8 +1,8 @@
 """Quantize convolutions to 8-bit integers, as many as the accuracy allows.
 
 The network is calibrated on images and evaluated on annotations. If quantizing all of it costs too much AP,
-parts of it stay in float32: first each part alone, from the cheapest; if no single one is enough, the most
-sensitive parts together.
+parts of it stay in float32: first each part alone, from the cheapest; if none is enough, the most sensitive
+parts together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Measure = Callable[[frozenset[str]], float]  # parts in float32 -> AP
 
 @dataclass(frozen=True)
 class Trial:
-    """Which parts stay in float32, and the AP of that."""
+    """The parts that stay in float32, and the resulting AP."""
 
     in_float32: tuple[str, ...]
     ap: float
@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """How quantizing went.
+    """The result of the search for parts that stay in float32.
 
     Attributes:
         chosen: the trial within the limit, otherwise the best one.
@@ -52,7 +52,7 @@ class Search:
 
 
 def search(ap_before: float, measure: Measure, max_loss: float) -> Search:
-    """Choose what stays in float32, so that AP (in [0, 1]) falls by at most `max_loss`."""
+    """Choose the parts that stay in float32, so that AP (in [0, 1]) drops by at most `max_loss`."""
     trials: list[Trial] = []
 
     def choices() -> Iterator[tuple[str, ...]]:
@@ -77,13 +77,13 @@ def export_int8(
     max_loss: float,
     on_trial: Callable[[tuple[str, ...]], None] = lambda in_float32: None,
 ) -> Search:
-    """Write a model in 8-bit integers, unless it loses too much AP.
+    """Write a quantized model, unless it loses too much AP.
 
     Args:
-        calibration: images like those that it will get.
-        annotations: to measure AP on, with the labels of the model.
+        calibration: typical input images.
+        annotations: to evaluate on, with the labels of the model.
         max_loss: of AP, in [0, 1].
-        on_trial: called before each trial with what stays in float32.
+        on_trial: called before each trial with the parts that stay in float32.
     """
     format, quantize = FORMATS[name], FORMATS[name].quantize
     assert quantize is not None, "the caller has checked it (`check_int8`)"
@@ -113,7 +113,7 @@ def export_int8(
 
 
 def check_int8(name: ExportFormat) -> None:
-    """Refuse a format without 8-bit integers."""
+    """Reject a format that does not support 8-bit integers."""
     if FORMATS[name].quantize is None:
         raise FcosError(
             f"the format {name} does not support --int8",

@@ -1,9 +1,9 @@
-"""Reading a `.pt2` file of torch.export without running code from it.
+"""Read a `.pt2` file of torch.export without running code from it.
 
 `torch.export.load` unpickles example inputs and constants, evaluates sizes as Python expressions, calls any
-function of torch that the graph names, writes names of the graph into Python code, and runs shared libraries
-in the file. So the parts are inspected first, and the program is rebuilt from those that hold only numbers,
-names and operators that compute. Everything not known to be harmless is refused.
+torch function named in the graph, inserts names of the graph into Python code, and runs shared libraries in
+the file. So its parts are inspected first, and the program is rebuilt from those that contain only numbers,
+names and pure operators. Everything not known to be harmless is rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from fcos.weights.archive import UnsafeFileError, check_archive, parse_json
 
 EXTRA_FILE = "metadata.json"
-MAX_PROGRAM_BYTES = 64 * 2**20  # of a graph as JSON; one of ResNet-101 has 4
+MAX_PROGRAM_BYTES = 64 * 2**20  # of a graph as JSON; that of ResNet-101 has 4 MB
 MAX_SIZE_TEXT = 20_000
 MAX_SPEC_BYTES = 100_000
 
@@ -31,15 +31,15 @@ CONFIGS = {
     "data/weights/model_weights_config.json": re.compile(r"weight_\d+"),
     "data/constants/model_constants_config.json": re.compile(r"tensor_\d+"),
 }
-# Of torch 2.8: each a dict of tensors as torch.save writes it.
+# In torch 2.8: each is a dict of tensors written by torch.save.
 PICKLED = ("data/weights/model.pt", "data/constants/model.pt")
 PAYLOADS = re.compile(r"data/weights/weight_\d+|data/constants/tensor_\d+")
 MARKS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
 )
 
-# What a graph may call: functions of tensors and numbers. Names with an underscore in front are internal
-# and check less; `from_file` opens files.
+# Functions that a graph may call, on tensors and numbers. Names with a leading underscore are internal and
+# check less; `from_file` opens files.
 OPERATORS = re.compile(
     r"torch\.ops\.aten\.(?!from_file|set_|warn|manual_seed|_)\w+\.\w+"
     r"|torch\.ops\.aten\._(assert_scalar|assert_tensor_metadata|to_copy|adaptive_avg_pool2d)\.\w+"
@@ -77,7 +77,7 @@ def read_program(path: Path) -> tuple[Any, dict[str, str]]:
     parts = _read_parts(path)
     metadata = parse_json(parts.pop(EXTRA, b"{}"))
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise UnsafeFileError("its metadata are not text by name")
+        raise UnsafeFileError("its metadata is not a mapping of strings")
     rebuilt = io.BytesIO()
     with zipfile.ZipFile(rebuilt, "w") as archive:
         for name, content in parts.items():
@@ -91,7 +91,7 @@ def _read_parts(path: Path) -> dict[str, bytes]:
     parts = dict[str, bytes]()
     with zipfile.ZipFile(path) as archive:
         for full_name in check_archive(path):
-            name = full_name.partition("/")[2]  # the first folder has the name that the file had
+            name = full_name.partition("/")[2]  # the first folder has the original name of the file
             if name == EXAMPLES:
                 parts[name] = b""  # pickled inputs, which nothing needs
                 continue
@@ -106,7 +106,7 @@ def _read_parts(path: Path) -> dict[str, bytes]:
             elif name in PICKLED:
                 _check_tensors(content, name)
             elif name != EXTRA and not PAYLOADS.fullmatch(name) and not MARKS.fullmatch(name):
-                raise UnsafeFileError(f'its part "{name[:100]}" might hold code')
+                raise UnsafeFileError(f'its part "{name[:100]}" might contain code')
             parts[name] = content
     if GRAPH not in parts:
         raise UnsafeFileError(f"it has no {GRAPH}")
@@ -114,15 +114,15 @@ def _read_parts(path: Path) -> dict[str, bytes]:
 
 
 def _check_tensors(content: bytes, name: str) -> None:
-    """Refuse more than tensors in a pickle: torch.export.load falls back to reading it without limits."""
+    """Reject pickles with more than tensors: torch.export.load falls back to unrestricted unpickling."""
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle each raise their own kinds
-        raise UnsafeFileError(f'its part "{name}" holds more than tensors') from error
+    except Exception as error:  # torch, zipfile and pickle each raise their own errors
+        raise UnsafeFileError(f'its part "{name}" contains more than tensors') from error
 
 
 def _check_payloads(config: Any, file_name: re.Pattern[str]) -> None:
-    """Refuse tensors that are not in files of raw numbers."""
+    """Reject tensors that are not in files of raw numbers."""
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise UnsafeFileError("its list of tensors is damaged")
     for name, payload in config["config"].items():
@@ -134,7 +134,7 @@ def _check_payloads(config: Any, file_name: re.Pattern[str]) -> None:
 
 
 def _checked(value: Any, key: str) -> Any:
-    """A checked part of a graph (or of a list of tensors), without notes on its origin."""
+    """A checked part of a graph (or of a list of tensors), without metadata about its origin."""
     if isinstance(value, dict):
         names = PLAIN_SIZE if key == "range_constraints" else PLAIN
         for name in value:
@@ -169,16 +169,16 @@ def _check_text(text: str, key: str) -> None:
 
 
 def _check_tree(spec: Any) -> None:
-    """Refuse inputs and outputs nested in other than plain containers: others import the module they name."""
+    """Reject inputs and outputs in containers other than plain ones, which would import a module."""
     if isinstance(spec, list):
         for part in spec:
             _check_tree(part)
     elif isinstance(spec, dict):
         if spec.get("type") not in TREES:
-            raise UnsafeFileError(f"it has inputs of the type {str(spec.get('type'))[:100]}")
+            raise UnsafeFileError(f"it has inputs of type {str(spec.get('type'))[:100]}")
         _check_tree(spec.get("children_spec"))
 
 
 def _match(pattern: re.Pattern[str], text: str) -> None:
     if not pattern.fullmatch(text):
-        raise UnsafeFileError(f'it names "{text[:100]}", which is not known to be harmless')
+        raise UnsafeFileError(f'it contains "{text[:100]}", which is not known to be harmless')

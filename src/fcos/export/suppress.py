@@ -1,8 +1,8 @@
 """NMS in a graph, for each image and class.
 
 The NMS of every format takes one set of boxes without classes, so boxes of different classes are moved apart
-until they cannot overlap. torchvision moves them along a line; here they go onto a square of cells, since 80
-steps of 1,400 pixels leave 0.008 pixels between two floats, and 9 steps leave 0.001.
+until they cannot overlap. torchvision moves them along a line; here they are moved to a square grid of cells,
+since after 80 steps of 1,400 pixels the precision of float32 is 0.008 pixels, and after 9 steps 0.001.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def moved_apart(boxes_xyxy: Tensor, labels: Tensor, num_classes: int, *, images_
     step = boxes_xyxy.max() - boxes_xyxy.min() + 1
     row = torch.div(labels, side, rounding_mode="floor")
     column = labels - row * side
-    if images_too:  # below each other
+    if images_too:  # one below the other
         row = row + torch.arange(boxes_xyxy.shape[0])[:, None] * side
     cell = torch.stack([column, row], dim=-1).to(boxes_xyxy.dtype) * step
     return boxes_xyxy + torch.cat([cell, cell], dim=-1)
@@ -34,7 +34,7 @@ def moved_apart(boxes_xyxy: Tensor, labels: Tensor, num_classes: int, *, images_
     schema="(Tensor boxes_xyxy, Tensor scores, float iou, int most) -> Tensor",
 )
 def suppress(boxes_xyxy: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    """NMS of each image; ONNX and OpenVINO have it as one operator.
+    """NMS of each image; a single operator in ONNX and OpenVINO.
 
     Args:
         boxes_xyxy: `(N, K, 4)`, classes moved apart.
@@ -62,14 +62,14 @@ def _(boxes_xyxy: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
 
 
 def suppress_with_torchvision(boxes_xyxy: Tensor, scores: Tensor, iou: float) -> Tensor:
-    """The same with torchvision's operator and no limit, all images at once: for programs of torch.
+    """NMS with torchvision's operator, without a limit, for all images at once: for torch programs.
 
-    A torch program with an operator of ours could only be opened with this package.
+    A torch program with our own operator could only be opened with this package.
     """
     valid = (scores > INVALID / 2).nonzero()
     image, place = valid[:, 0], valid[:, 1]
-    # torchvision tells the tracer that at least two boxes stay, and the program checks that. So two more are
-    # added, without area, which overlap nothing, and dropped again.
+    # torchvision tells the tracer that at least two boxes are kept, and the program checks that. So add two
+    # boxes without area, which overlap nothing, and drop them again.
     boxes, best = F.pad(boxes_xyxy[image, place], (0, 0, 0, 2)), F.pad(scores[image, place], (0, 2))
     kept = torch.ops.torchvision.nms(boxes, best, iou)
     kept = kept[kept < valid.shape[0]]

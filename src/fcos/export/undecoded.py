@@ -1,7 +1,7 @@
-"""What formats share whose runtimes cannot hold decoding and NMS: their graph stops before them.
+"""Formats whose runtimes do not support decoding and NMS: their graph ends before them.
 
-Such a format is a folder with the network, `metadata.json`, and `decode.py`, which does the rest. We run
-it too, so that the comparison with PyTorch covers it.
+Such a format is a folder with the network, `metadata.json`, and `decode.py`, which does the rest. We use it
+too, so that the comparison with PyTorch covers it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Undecoded(nn.Module):
 
 
 def save_folder(network: Mapping[str, bytes], metadata: Mapping[str, str], folder: Path) -> None:
-    """Write the files of a network, by name, and what goes with it."""
+    """Write the files of a network, by name, with metadata and decoder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, file in network.items():
         (folder / name).write_bytes(file)
@@ -81,11 +81,11 @@ def on_mean(
 def open_folder(
     folder: Path, open: Callable[[int], Compute], input_hw: tuple[int, int] | None = None
 ) -> tuple[dict[str, str], OpenRun]:
-    """The entries of a folder, as `to_metadata` makes them, and what runs its network and decodes the output.
+    """Metadata of a folder, as in `to_metadata`, and functions that run its network and decode the output.
 
     Args:
-        open: makes `Compute` for so many concurrent calls.
-        input_hw: the only size that the network takes; None: any.
+        open: makes `Compute` for a number of concurrent calls.
+        input_hw: the fixed input size of the network; None: any size.
     """
     path = folder / METADATA
     try:
@@ -119,9 +119,9 @@ def _pairs(sizes_hw: Tensor) -> list[tuple[int, int]]:
 
 
 class FixedSize(TorchBackend):
-    """The network on inputs of one size, to compare with a file that takes no other.
+    """The network with a fixed input size, to compare with a file that has one.
 
-    Group norm counts the padding.
+    (The padding changes the result, since group norm includes it.)
     """
 
     def __init__(self, model: FCOS, postprocess: PostProcess, input_hw: tuple[int, int]) -> None:

@@ -18,7 +18,7 @@ from fcos.predict.predictor import Predictor
 MAX_PIXELS = 0.5  # difference of a side of a box, original pixels
 MAX_SCORE = 1e-3
 EQUAL_SCORES = 1e-5  # rounding of scores in float32
-AT_LIMIT = 1e-4  # and of overlaps
+AT_LIMIT = 1e-4  # rounding of overlaps
 ROUNDS = 7
 MAX_SECONDS = 60.0  # of timing
 SHOWN_PROBLEMS = 5
@@ -26,16 +26,16 @@ SHOWN_PROBLEMS = 5
 
 @dataclass(frozen=True)
 class Check:
-    """An exported file beside the network.
+    """The comparison of an exported file with the network.
 
     Attributes:
-        num_images: images that both were run on.
+        num_images: images predicted with both.
         num_detections: of the network.
-        num_same: of those, that the file has too.
-        num_ties: differences that rounding explains: equal scores or overlaps at the threshold of NMS.
-        most_pixels: largest difference of a side of a box, of the same detections.
-        most_score: largest difference of a score, of the same detections.
-        problems: detections that only one of them has, in words.
+        num_same: detections of the network that the file has too.
+        num_ties: differences explained by rounding: equal scores, or overlaps at the NMS threshold.
+        most_pixels: maximum difference of box sides, of matching detections.
+        most_score: maximum difference of scores, of matching detections.
+        problems: detections that only one of them has, as text.
         before_ms, after_ms: median time from file to detections, of the network and of the exported file.
         before_bytes, after_bytes: sizes of the model file and of the exported file.
     """
@@ -55,12 +55,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two sets of detections of one image.
+    """The comparison of two sets of detections of one image.
 
     Attributes:
-        pairs: indices of the same detection in the first and in the second.
-        only_first, only_second: indices of those that the other lacks.
-        num_ties: other differences, which rounding explains.
+        pairs: indices of matching detections in the first and in the second set.
+        only_first, only_second: indices of detections that the other set lacks.
+        num_ties: other differences, explained by rounding.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -70,7 +70,7 @@ class Difference:
 
 
 def check_export(before: Predictor, after: Predictor, images: Sequence[Path]) -> Check:
-    """Compare on images, and time both on the first."""
+    """Compare on all images, and measure the latency of both on the first."""
     num_detections = num_same = num_ties = 0
     most_pixels = most_score = 0.0
     problems: list[str] = []
@@ -104,11 +104,11 @@ def check_export(before: Predictor, after: Predictor, images: Sequence[Path]) ->
 def compare(
     first: Detections, second: Detections, nms_iou: float, *, agnostic_nms: bool = False
 ) -> Difference:
-    """Which detections are the same: class, box to `MAX_PIXELS`, score to `MAX_SCORE`.
+    """Match detections: same class, boxes within `MAX_PIXELS`, scores within `MAX_SCORE`.
 
-    Two computations round differently. Where scores or overlaps are equal up to rounding, it decides which of
-    two overlapping boxes NMS keeps (and then which of their neighbors), and which detections are the last
-    within the limit of an image. Such detections are ties.
+    The two computations round differently. If scores or overlaps are equal up to rounding, rounding decides
+    which of two overlapping boxes NMS keeps (and therefore which of their neighbors), and which detections
+    are the last within the limit of an image. Such detections are ties.
     """
     pixels = (first.boxes_xyxy[:, None] - second.boxes_xyxy[None]).abs().amax(dim=2)
     scores = (first.scores[:, None] - second.scores[None]).abs()
@@ -142,10 +142,10 @@ def _ties(
     *,
     agnostic_nms: bool,
 ) -> list[bool]:
-    """Which of those that only one has rounding explains.
+    """Which unmatched detections are explained by rounding.
 
-    These are detections with the score of the last within the limit of the image, detections whose overlap
-    with another is the threshold of NMS, and groups of overlapping detections whose best scores are equal.
+    These are detections with the lowest score within the limit of the image, detections whose overlap with
+    another equals the NMS threshold, and groups of overlapping detections whose best scores are equal.
     """
     alone = (first, only_first), (second, only_second)
     boxes, scores, labels = (
@@ -163,7 +163,7 @@ def _ties(
     linked &= (labels[:, None] == labels) | agnostic_nms
     linked &= of_second[:, None] != of_second
     linked |= torch.eye(len(boxes), dtype=torch.bool)
-    for _ in range(len(boxes).bit_length()):  # then also through others
+    for _ in range(len(boxes).bit_length()):  # transitive closure
         linked = linked.float() @ linked.float() > 0
     best, other_best = (
         torch.where(linked & side, scores, -1).amax(dim=1) for side in (of_second, ~of_second)
@@ -173,7 +173,7 @@ def _ties(
 
 
 def _at_the_limit(found: Detections, indices: list[int], nms_iou: float, agnostic_nms: bool) -> Tensor:
-    """Whether detections overlap another that NMS compares them with by just the limit."""
+    """Whether the overlap of detections with another that NMS compares them to is just at the threshold."""
     overlap = box_iou(found.boxes_xyxy[indices], found.boxes_xyxy)
     compared = (found.labels[indices][:, None] == found.labels) | agnostic_nms
     is_at_limit: Tensor = (((overlap - nms_iou).abs() < AT_LIMIT) & compared).any(dim=1)

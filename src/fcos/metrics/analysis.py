@@ -1,7 +1,7 @@
 """Evaluation beyond the twelve COCO metrics: confidence intervals, and where AP is lost.
 
-`analyze` asks hotcoco once for all of it. Two evaluations are made: of all detections, for AP, and of
-those from the best threshold up, which are what a user of the detector sees.
+`analyze` gets all of it from hotcoco. There are two evaluations: of all detections, for AP, and of the
+detections above the best threshold, which a user of the detector sees.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ TIDE_ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 # A resample of the images costs 0.4 microseconds per detection.
 RESAMPLED_DETECTIONS = 15_000_000
 MIN_RESAMPLES, MAX_RESAMPLES = 30, 400
-MIN_IMAGES = 10  # with fewer that hold such an object, resampling says nothing
-STANDARD_ERRORS = 1.96  # either side: 95 %
+MIN_IMAGES = 10  # with fewer images that contain such objects, resampling is meaningless
+STANDARD_ERRORS = 1.96  # on each side: 95 %
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """A class; what cannot be measured, since there is nothing to find, is None.
+    """Metrics of a class; None where there are no objects.
 
     Attributes:
         by_size: AP of small, medium and large objects.
-        boxes_by_size: how many of them there are; on a limit, in both.
+        boxes_by_size: number of small, medium and large objects; objects on a limit count in both.
         best: its own best threshold.
-        calibration_error: expected difference of score and share that is right.
+        calibration_error: expected difference between score and fraction of correct detections.
     """
 
     name: str
@@ -65,14 +65,14 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A confident detection that the annotations contradict: the detector or the annotation is wrong.
+    """A confident detection that contradicts the annotations: the detector or the annotation is wrong.
 
     Attributes:
         image: index of the image.
-        found: name of the class that was found.
-        there: name of the class that is annotated at this place; None: nothing is.
+        found: name of the detected class.
+        there: name of the class annotated at this place; None: nothing is annotated.
         num_elsewhere: detections of the class in other images with at least this score.
-        num_right: of those, how many are correct.
+        num_right: how many of those are correct.
     """
 
     image: int
@@ -85,7 +85,7 @@ class Disagreement:
 
     @property
     def trust(self) -> float:
-        """Share of such detections that is right if this one is wrong: with few elsewhere it is low."""
+        """Fraction of such detections that are correct if this one is wrong: low if few are elsewhere."""
         return self.num_right / (self.num_elsewhere + 1)
 
 
@@ -96,9 +96,9 @@ class Shown:
     Attributes:
         pairs: which detection matches which object.
         num_right, num_wrong, num_missed: `(images,)`.
-        error_counts: of TIDE's kinds.
+        error_counts: number of TIDE errors of each kind.
         disagreements: most trusted first, then by score.
-        missed: `(boxes,)` objects that no detection of their class found.
+        missed: `(boxes,)` objects that no detection of their class matches.
     """
 
     pairs: LabelPairs
@@ -110,7 +110,7 @@ class Shown:
     missed: NDArray[np.bool_]
 
     def f1(self) -> NDArray[np.float64]:
-        """`(images,)`; 1 where there is nothing and nothing is shown."""
+        """`(images,)` F1; 1 if there are no objects and no detections."""
         wanted = 2 * self.num_right + self.num_wrong + self.num_missed
         f1: NDArray[np.float64] = np.ones(len(wanted))
         np.divide(2 * self.num_right, wanted, out=f1, where=wanted > 0)
@@ -122,15 +122,15 @@ class Analysis:
     """Everything about one evaluation.
 
     Attributes:
-        rows: all that was found.
-        curves: precision at 101 recalls 0, 0.01, ..., of all classes, by name.
+        rows: all detections.
+        curves: precision at 101 recalls 0, 0.01, ..., over all classes, by name.
         class_precision: `(classes, 101)` at IoU 0.5; -1 for classes without boxes.
-        error_costs: AP50 that each kind of TIDE's errors costs.
-        calibration: for each tenth of the scores: mean score, share that is right, number of detections.
-        best: F1 over all classes; None where nothing is right.
-        threshold: from which detections are shown.
-        is_right: `(N,)` of the rows: 1 right, 0 wrong, -1 not counted.
-        found_with: `(boxes,)` score of the detection that found each object; -1 if none did.
+        error_costs: AP50 that each kind of TIDE error costs.
+        calibration: for each tenth of the scores: mean score, fraction correct, number of detections.
+        best: F1 over all classes; None if no detection is correct.
+        threshold: minimum score of shown detections.
+        is_right: `(N,)` for each row: 1 correct, 0 wrong, -1 not counted.
+        found_with: `(boxes,)` score of the detection that matches each object; -1 if none does.
     """
 
     rows: Rows
@@ -149,7 +149,7 @@ class Analysis:
 
 
 def analyze(annotations: Annotations, results: Results) -> Analysis:
-    """Everything about the results; arguments as in `metrics.coco.evaluate_detections`."""
+    """Analyze results; arguments as in `metrics.coco.evaluate_detections`."""
     rows = result_array(annotations, results)
     evaluation = match(annotations, rows)
     metrics = numbers_of(evaluation, annotations)
@@ -179,9 +179,9 @@ def analyze(annotations: Annotations, results: Results) -> Analysis:
 
 
 def margins_of(annotations: Annotations, results: Results) -> list[float | None]:
-    """Half of the 95 % interval of each of COCO's numbers, compared with a detector that finds nothing.
+    """Half of the 95 % interval of each COCO metric, compared with a detector without detections.
 
-    It takes as long as all of `analyze`; in a separate thread, hotcoco lets others run.
+    It takes as long as all of `analyze`; in a separate thread, hotcoco releases the interpreter lock.
     """
     rows = result_array(annotations, results)
     return margins_between(annotations, np.zeros(0, ROW), rows, resamples_for(len(rows)))
@@ -190,7 +190,7 @@ def margins_of(annotations: Annotations, results: Results) -> list[float | None]
 def margins_between(
     annotations: Annotations, first: Rows, second: Rows, num_resamples: int
 ) -> list[float | None]:
-    """Half of the 95 % interval of the change of each of COCO's numbers, by hotcoco's paired bootstrap.
+    """Half of the 95 % interval of the change of each COCO metric, by hotcoco's paired bootstrap.
 
     None if too few images contain such objects.
     """
@@ -218,7 +218,7 @@ def _classes(
     precision: NDArray[np.float64],
     calibration: dict[str, float],
 ) -> tuple[ClassResult, ...]:
-    """In the order of the labels."""
+    """Metrics of each class, in the order of the labels."""
     counts, *counts_by_size = (
         np.bincount(annotations.labels[annotations.is_counted & of_size], minlength=annotations.num_classes)
         for of_size in _of_sizes(annotations.areas)
@@ -243,7 +243,7 @@ def _classes(
 
 
 def _of_sizes(areas: NDArray[np.float64]) -> tuple[NDArray[np.bool_], ...]:
-    """Which objects count in AP of each of `SIZES`; COCO's ranges hold both of their limits."""
+    """Which objects count in AP of each of `SIZES`; COCO's ranges include both limits."""
     limits = ((0, np.inf), (0, COCO_SMALL), (COCO_SMALL, COCO_LARGE), (COCO_LARGE, np.inf))
     return tuple((areas >= least) & (areas <= most) for least, most in limits)
 
@@ -299,7 +299,7 @@ def _shown(annotations: Annotations, rows: Rows, is_right: NDArray[np.int8], thr
 
 
 def _elsewhere(shown: Rows, fate: NDArray[np.int8], row: int) -> dict[str, int]:
-    """How detections of the same class with at least the same score do in other images."""
+    """Count detections of the same class with at least the same score in other images."""
     one = shown[row]
     alike = (shown["category_id"] == one["category_id"]) & (shown["score"] >= one["score"])
     alike &= (shown["image_id"] != one["image_id"]) & (fate >= 0)

@@ -1,17 +1,17 @@
 """COCO metrics: overall, per class, and the score threshold with the best F1.
 
 The evaluation is hotcoco's, a Rust port of pycocotools that gives the same numbers a hundred times faster.
-How annotations and results get in is ours, because that decides what is measured:
+Preparing annotations and results for it is our code, because it determines what is measured:
 
-- A crowd region is COCO's `iscrowd`: it need not be detected, and any number of detections may lie on it; the
-  overlap counts the detection's own area only, since one person covers little of a crowd.
-- A Pascal VOC `difficult` box is ignored too, but it is a single object: the VOC development kit compares
-  it by the ordinary IoU and ignores every detection that fits, the second and third too. COCO's format
-  cannot say that. Its `ignore` flag is overwritten by `iscrowd` when it is read (in pycocotools as in
-  hotcoco), and `iscrowd` would forgive any small box inside the object. So a difficult box gets an area
-  outside of all of COCO's area ranges, which ignores it at its ordinary IoU; and since such a box takes one
-  detection only, it is repeated for as many detections as its class has in its image. A detection that fits
-  an ordinary box and a difficult one goes to the ordinary one, as for everything that COCO ignores.
+- A crowd region is COCO's `iscrowd`: it need not be detected, and any number of detections may match it; the
+  overlap is divided by the detection's own area, since one person covers little of a crowd.
+- A Pascal VOC `difficult` box is ignored too, but it is a single object: the VOC development kit uses the
+  ordinary IoU and ignores every detection that matches, also the second and third. COCO's format cannot
+  express that. Its `ignore` flag is overwritten by `iscrowd` when it is read (in pycocotools as in hotcoco),
+  and `iscrowd` would excuse any small box inside the object. So a difficult box gets an area outside of all
+  of COCO's area ranges, which ignores it at its ordinary IoU; and since such a box matches only one
+  detection, it is repeated for as many detections as its class has in its image. A detection that matches an
+  ordinary and a difficult box is assigned to the ordinary one, as for everything that COCO ignores.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from fcos.metrics.rows import Results, Rows, rows_of
 
 IGNORED_AREA = 1e15  # COCO's widest range, "all", ends at 1e10 square pixels
 F1_IOU = 0.5
-NOTHING_FOUND_THRESHOLD = 0.3  # no detection is right, so no threshold is best: some value to draw with
+NOTHING_FOUND_THRESHOLD = 0.3  # a default for drawing if no detection is correct, so no threshold is best
 
 
 class Stat(NamedTuple):
-    """One of COCO's twelve numbers.
+    """One of COCO's twelve metrics.
 
     Attributes:
         key: hotcoco's name.
-        name: ours, in files and for programs.
+        name: our name, in files and for programs.
         iou, size, most: overlaps, objects and detections of an image that count, as pycocotools prints them.
         meaning: for readers of a report.
     """
@@ -75,10 +75,10 @@ STATS = (  # in COCO's order
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """What COCO reports; -1 where there are no objects, as in pycocotools.
+    """COCO's metrics; -1 where there are no objects, as in pycocotools.
 
     Attributes:
-        stats: COCO's twelve numbers in COCO's order.
+        stats: COCO's twelve metrics in COCO's order.
         per_class_ap: AP over IoU 0.50:0.95 of each class, in the order of the labels.
     """
 
@@ -106,7 +106,7 @@ class CocoMetrics:
 
 
 def summary_of(stats: Sequence[float]) -> str:
-    """COCO's twelve numbers in twelve lines, as pycocotools prints them."""
+    """COCO's twelve metrics in twelve lines, as pycocotools prints them."""
     kinds = {"AP": "Average Precision  (AP)", "AR": "Average Recall     (AR)"}
     return "\n".join(
         f" {kinds[stat.key[:2]]} @[ IoU={stat.iou:<9} | area={stat.size:>6} | maxDets={stat.most:>3} ] = "
@@ -116,17 +116,17 @@ def summary_of(stats: Sequence[float]) -> str:
 
 
 def named_numbers(stats: Sequence[float]) -> dict[str, float | None]:
-    """COCO's twelve numbers by name, for programs; None where there are no objects."""
+    """COCO's twelve metrics by name, for programs; None where there are no objects."""
     return {stat.name: measured(value) for stat, value in zip(STATS, stats, strict=True)}
 
 
 def measured(number: float) -> float | None:
-    """One of COCO's numbers; None for its -1, where there are no objects."""
+    """One of COCO's metrics; None for -1 (there are no objects)."""
     return None if number < 0 else float(number)
 
 
 def evaluate_detections(annotations: Annotations, results: Results) -> CocoMetrics:
-    """COCO's numbers for the images of `annotations`; results on other images are left out.
+    """Compute COCO's metrics on the images of `annotations`; results for other images are ignored.
 
     Args:
         annotations: the ground truth.
@@ -137,7 +137,7 @@ def evaluate_detections(annotations: Annotations, results: Results) -> CocoMetri
 
 
 def numbers_of(evaluation: Any, annotations: Annotations) -> CocoMetrics:
-    """COCO's numbers of what `match` returned; accumulates it."""
+    """COCO's metrics of an evaluation from `match`, which is accumulated."""
     evaluation.accumulate()
     evaluation.summary_lines()  # fills `stats`, and unlike `summarize` prints nothing
     all_areas, most_detections = 0, -1
@@ -150,17 +150,17 @@ def numbers_of(evaluation: Any, annotations: Annotations) -> CocoMetrics:
 
 
 def class_places(annotations: Annotations) -> NDArray[np.intp]:
-    """The place of each label in hotcoco's arrays, which sort classes by category id."""
+    """The index of each label in hotcoco's arrays, which sort classes by category id."""
     return np.argsort(np.argsort(annotations.category_ids))
 
 
 class BestF1(NamedTuple):
-    """Where F1 is best, at IoU 0.5.
+    """The threshold with the best F1, at IoU 0.5.
 
     Attributes:
-        threshold: show detections from this score up; midway between the lowest score worth showing and
-            the next one below, so that rounding does not hide a detection.
-        f1, precision, recall: of what is shown then.
+        threshold: minimum score; midway between the lowest score to keep and the next lower one, so that
+            rounding does not remove a detection.
+        f1, precision, recall: at this threshold.
     """
 
     threshold: float
@@ -178,12 +178,12 @@ def measure(annotations: Annotations, results: Results) -> tuple[CocoMetrics, fl
 
 
 class Judged(NamedTuple):
-    """Detections as right or wrong at IoU 0.5.
+    """Detections classified as correct or wrong at IoU 0.5.
 
     Attributes:
-        rows: places of the detections that count; those in crowd regions do not.
-        is_right: of these.
-        best: None where no detection is right.
+        rows: indices of the detections that count; those in crowd regions do not.
+        is_right: whether each of these is correct.
+        best: None if no detection is correct.
         threshold: that of `best`, or `NOTHING_FOUND_THRESHOLD`.
     """
 
@@ -202,11 +202,11 @@ def judge(annotations: Annotations, rows: Rows, status: Mapping[int, str]) -> Ju
 
 
 def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_objects: int) -> BestF1 | None:
-    """The threshold with the best F1; None where no detection is right.
+    """The threshold with the best F1; None if no detection is correct.
 
     Args:
         scores: `(N,)` of the detections that count, in any order.
-        is_right: `(N,)` whether each found an object.
+        is_right: `(N,)` whether each matches an object.
         num_objects: in the annotations.
     """
     if not is_right.any():
@@ -215,7 +215,7 @@ def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_object
     scores, num_right = scores[order], np.cumsum(is_right[order])
     num_shown = np.arange(1, len(scores) + 1)
     f1 = 2 * num_right / (num_shown + num_objects)  # 2 TP / (2 TP + FP + FN)
-    is_last = np.append(scores[:-1] != scores[1:], True)  # no threshold parts equal scores
+    is_last = np.append(scores[:-1] != scores[1:], True)  # no threshold separates equal scores
     last = int(np.argmax(np.where(is_last, f1, -1)))
     following = scores[last + 1] if last + 1 < len(scores) else scores[last]
     right = num_right[last]
@@ -230,7 +230,7 @@ def best_f1(scores: NDArray[np.float64], is_right: NDArray[np.bool_], num_object
 def coco_ground_truth(annotations: Annotations, results: Results = ()) -> dict[str, Any]:
     """The annotations as a COCO JSON, for hotcoco or pycocotools.
 
-    `results` (as in `evaluate_detections`) say how often a difficult box is repeated: see the module's text.
+    `results` (as in `evaluate_detections`) determine how often a difficult box is repeated: see above.
     """
     category_ids = np.asarray(annotations.category_ids, np.int64)
     # -1 would silently count as the last class
@@ -306,12 +306,12 @@ def _places(ids: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def result_array(annotations: Annotations, results: Results) -> Rows:
-    """Rows of the images of the annotations only."""
+    """The results as rows, only for images of the annotations."""
     rows = rows_of(results)
     return rows[np.isin(rows["image_id"], annotations.image_ids)]
 
 
 def mean_of_valid(precision: NDArray[np.float64]) -> float:
-    """Mean of the entries that exist; -1 if none does (a class without boxes)."""
+    """Mean of the valid entries; -1 if there are none (a class without boxes)."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else -1.0

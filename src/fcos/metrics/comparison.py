@@ -21,8 +21,8 @@ class Delta:
     """One of COCO's twelve numbers of both detectors.
 
     Attributes:
-        first, second: None where there is nothing to find.
-        margin: half of the 95 % interval of the change; None where there is too little.
+        first, second: None if there are no objects.
+        margin: half of the 95 % interval of the change; None if there are too few images.
     """
 
     first: float | None
@@ -36,7 +36,7 @@ class Delta:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval of the change leaves 0 out."""
+        """Whether the interval of the change excludes 0."""
         return self.change is not None and self.margin is not None and abs(self.change) > self.margin
 
 
@@ -50,7 +50,7 @@ class ClassChange(Delta):
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that changed.
+    """The changes between two detectors.
 
     Attributes:
         deltas: of COCO's twelve numbers, in COCO's order.

@@ -1,7 +1,7 @@
-"""Match detections with objects regardless of class: what a confusion matrix counts.
+"""Match detections with objects regardless of class, for a confusion matrix.
 
-hotcoco's `confusion_matrix` gives the counts alone. These are the same pairs (a test holds the counts equal),
-kept, so that a cell of the matrix can show its images.
+hotcoco's `confusion_matrix` gives only the counts. These are the same pairs (a test checks that the counts
+are equal), so that a cell of the matrix can link to its images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fcos.metrics.rows import Rows, labels_of, rows_by_image, xyxy_of
 
 @dataclass(frozen=True)
 class LabelPairs:
-    """One entry for each pair, each object that nothing answers, and each detection that answers nothing.
+    """One entry for each pair, each object without a detection, and each detection without an object.
 
     Attributes:
         images: `(N,)` index of the image.

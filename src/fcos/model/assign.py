@@ -32,7 +32,7 @@ Labels = Sequence[Int64[Tensor, " _"]]
 
 
 class Targets(NamedTuple):
-    """What every point of a batch should predict.
+    """The targets of every point of a batch.
 
     Attributes:
         labels: 0-based class, or `BACKGROUND`.
@@ -51,12 +51,12 @@ class Targets(NamedTuple):
     matched: Int64[Tensor, "batch points"]
 
     def class_targets(self, num_classes: int) -> Float[Tensor, "batch points {num_classes}"]:
-        """What the score of each class should be; all zero on background."""
+        """The target score of each class; all zero on background."""
         classes = torch.arange(num_classes, device=self.labels.device)
         return (self.labels[..., None] == classes) * self.class_scores[..., None]
 
     def normalizers(self) -> Float[Tensor, " 3"]:
-        """What the losses of class, box and quality are divided by, summed over the whole optimizer step.
+        """The normalizers of the class, box and quality losses, to be summed over the optimizer step.
 
         The sum of the class scores, the sum of the box weights and the number of positives. (With hard labels
         and without weights all three are the number of positives.)
@@ -67,7 +67,7 @@ class Targets(NamedTuple):
 
 @runtime_checkable
 class Assigner(Protocol):
-    """Decides which point learns which box.
+    """Assigns boxes to points.
 
     With `needs_predictions`, all losses are divided by one number, the sum of the box weights: the training
     loop knows it only after the last forward pass of a step, and divides the gradients by it.
@@ -144,7 +144,7 @@ def eligible_pairs(
     *,
     strict_ranges: bool = False,
 ) -> Eligible:
-    """Which points may learn which boxes.
+    """Which boxes may be assigned to which points.
 
     Args:
         points: x, y in input pixels.
@@ -190,7 +190,7 @@ def smallest_box(
 
 
 class Match(NamedTuple):
-    """Which box each point of an image learns, and how much.
+    """The box assigned to each point of an image, with score and weight.
 
     Attributes:
         matched: index of the box, or -1.
@@ -204,7 +204,7 @@ class Match(NamedTuple):
 
     @classmethod
     def hard(cls, matched: Int64[Tensor, " points"]) -> Match:
-        """Score and weight 1 wherever there is a box."""
+        """Score and weight are 1 for every point with a box."""
         positive = (matched >= 0).float()
         return cls(matched, positive, positive)
 
@@ -232,7 +232,7 @@ def build_targets(
     """
     images = []
     for match, image_boxes, image_labels in zip(matches, boxes_xyxy, labels, strict=True):
-        # Background points read an added empty box, so that images without boxes need no branch.
+        # Background points index an added empty box, so that images without boxes need no branch.
         boxes = torch.cat([image_boxes, image_boxes.new_zeros(1, 4)])[match.matched]
         point_labels = torch.cat([image_labels, image_labels.new_full((1,), BACKGROUND)])[match.matched]
         distances = torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=-1)
@@ -244,7 +244,7 @@ def build_targets(
 
 @dataclass(frozen=True)
 class StaticAssigner:
-    """The papers' rule: position, size, smallest box.
+    """The papers' rule: by position and size, ties to the smallest box.
 
     Attributes:
         regress_ranges: upper end of each level's range except the last, input pixels; None: boxes of any
@@ -274,13 +274,13 @@ class StaticAssigner:
         return build_targets(grid.points, matches, boxes_xyxy, labels, weigh_by_centerness=self.weight_boxes)
 
     def eligible(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Eligible:
-        """Which points of an image may learn which of its boxes, before the smallest box wins."""
+        """Which boxes of an image may be assigned to which points, before the smallest one is chosen."""
         return self._eligible(grid, self._ranges(grid), boxes_xyxy)
 
     def choose(
         self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"], eligible: Eligible
     ) -> Int64[Tensor, " points"]:
-        """Index of the box that each point learns of those that it may learn, or -1: the smallest."""
+        """Index of the smallest of each point's eligible boxes, or -1."""
         return smallest_box(eligible.inside & eligible.in_range, boxes_xyxy, self.areas)
 
     def _ranges(self, grid: PointGrid) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ class Backbone(nn.Module):
 
 
 def check_backbone(name: str, where: str = 'setting "backbone"') -> None:
-    """Refuse what is no architecture of timm: "hf-hub:..." goes online, "local-dir:..." reads other files.
+    """Reject anything but a timm architecture: "hf-hub:..." goes online, "local-dir:..." reads other files.
 
     Raises:
         ConfigError: timm has no such network; it suggests the closest names.
@@ -102,7 +102,7 @@ def _create_body(name: str, strides: Sequence[int], channels: Sequence[int] | No
         if channels is None:
             raise
         raise _unsuitable(name, "only a plain ResNet can be of another width") from error
-    except (RuntimeError, AttributeError, AssertionError) as error:  # timm's kinds, from network to network
+    except (RuntimeError, AttributeError, AssertionError) as error:  # timm's errors vary between networks
         raise _unsuitable(name, f"timm says: {error}") from error
     info: Any = body.feature_info
     there = info.reduction()
@@ -112,7 +112,7 @@ def _create_body(name: str, strides: Sequence[int], channels: Sequence[int] | No
 
 
 def _narrow_stem(body: Any, width: int) -> None:
-    """Give a ResNet a stem of another width, which timm cannot."""
+    """Give a ResNet a stem of another width, which timm does not support."""
     first: Any = body.layer1[0]
     if not isinstance(body.conv1, nn.Conv2d):
         raise TypeError("a stem of several convolutions")
@@ -141,7 +141,7 @@ def _step_in_1x1(body: nn.Module, name: str) -> None:
 
 
 def _check_features(backbone: Backbone, name: str, strides: Sequence[int]) -> None:
-    """Refuse networks of one fixed image size, of another memory layout, and without padding."""
+    """Reject networks with a fixed image size, another memory layout, or no padding."""
     wanted = [
         (1, width, 64 // stride, 64 // stride)
         for width, stride in zip(backbone.channels, strides, strict=True)
@@ -156,7 +156,7 @@ def _check_features(backbone: Backbone, name: str, strides: Sequence[int]) -> No
 
 
 def _freeze_up_to(body: nn.Module, level: int) -> None:
-    """Freeze what the features of a level are computed from: the stem and the stages up to it."""
+    """Freeze the layers that the features of a level depend on: the stem and the stages up to it."""
     feature = body.eval()(torch.zeros(1, 3, 64, 64))[level]
     parameters = list(body.parameters())
     used = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)

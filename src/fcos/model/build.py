@@ -58,7 +58,7 @@ def build_model(config: TrainConfig, num_classes: int) -> FCOS:
 
 
 def build_assigner(config: TrainConfig) -> Assigner:
-    """Ground truth to targets."""
+    """The assigner, from ground truth to targets."""
     if config.assigner in RULES:
         return DynamicAssigner(RULES[config.assigner])
     return build_fixed_assigner(config)
@@ -86,7 +86,7 @@ def build_static_assigner(config: TrainConfig) -> StaticAssigner:
 
 
 def build_loss(config: TrainConfig, class_names: Sequence[str] = ()) -> FcosLoss:
-    """Output and targets to losses; the names are needed for `class_weights` only."""
+    """The loss, from output and targets; the names are only needed for `class_weights`."""
     conventions = CONVENTIONS[config.rules]
     weights = config.class_weights or {}
     return FcosLoss(
@@ -104,7 +104,7 @@ def build_loss(config: TrainConfig, class_names: Sequence[str] = ()) -> FcosLoss
 
 
 def build_postprocess(config: TrainConfig) -> PostProcess:
-    """Output to detections."""
+    """The post-processing, from output to detections."""
     conventions = CONVENTIONS[config.rules]
     return PostProcess(
         config.score_threshold,

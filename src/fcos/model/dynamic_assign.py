@@ -53,7 +53,7 @@ class AtssAssigner:
         return self.choose(grid, boxes_xyxy, self.eligible(grid, boxes_xyxy))
 
     def eligible(self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"]) -> Eligible:
-        """Which points may learn which boxes; in range are candidates that overlap enough."""
+        """Which boxes may be assigned to which points; in range are candidates that overlap enough."""
         centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
         from_center = torch.cdist(grid.points, centers).split_with_sizes(grid.points_per_level)
         candidate = torch.cat([_smallest_rows(level, ATSS_CANDIDATES) for level in from_center])
@@ -67,7 +67,7 @@ class AtssAssigner:
     def choose(
         self, grid: PointGrid, boxes_xyxy: Float[Tensor, "boxes 4"], eligible: Eligible
     ) -> Int64[Tensor, " points"]:
-        """Index of the box that each point learns of those that it may, or -1: the one most overlapped."""
+        """Index of the eligible box with the largest overlap for each point, or -1."""
         return _largest(self._overlaps(grid, boxes_xyxy), eligible.inside & eligible.in_range)
 
     def _overlaps(self, grid: PointGrid, boxes_xyxy: Tensor) -> Float[Tensor, "points boxes"]:
@@ -131,7 +131,7 @@ def match_aligned(pairs: Pairs, top: int = 13, alpha: float = 1.0, beta: float =
 
 
 def match_simota(pairs: Pairs, top: int = 10) -> Match:
-    """SimOTA (YOLOX, arXiv 2107.08430): as many points as IoUs add up to, those of the lowest cost.
+    """SimOTA (YOLOX, arXiv 2107.08430): the points of lowest cost, as many as the sum of the IoUs.
 
     Points far from the center come last. The wanted score is the IoU, as in the authors' code.
     """
@@ -163,7 +163,7 @@ RULES: dict[str, Callable[[Pairs], Match]] = {
 
 @dataclass(frozen=True)
 class DynamicAssigner:
-    """Matches boxes with points by what the network predicts at them.
+    """Matches boxes with points by the network's predictions at the points.
 
     Attributes:
         rule: one of `RULES`.
@@ -192,7 +192,7 @@ class DynamicAssigner:
 
 
 def _lowest_cost(pairs: Pairs, cost: Tensor, top: int) -> Int64[Tensor, " points"]:
-    """Each box takes its points of lowest cost, as many as its `top` largest IoUs add up to, at least one."""
+    """Each box takes its points of lowest cost, as many as the sum of its `top` IoUs, at least one."""
     ious = torch.where(pairs.inside, pairs.ious, 0.0)
     wanted = ious.topk(min(top, len(ious)), dim=0).values.sum(dim=0).long().clamp(min=1)
     cost = torch.where(pairs.inside, cost, torch.inf)
@@ -218,6 +218,6 @@ def _largest(
 
 
 def _of_matched(values: Float[Tensor, "points boxes"], matched: Int64[Tensor, " points"]) -> Tensor:
-    """The value of each point's box; 0 where there is none."""
+    """The value of each point's box; 0 for points without a box."""
     own = values.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
     return torch.where(matched >= 0, own, 0.0)

@@ -20,7 +20,7 @@ from fcos.config.conventions import PointPlace
 from fcos.model.backbone import Backbone
 from fcos.model.points import PointGrid, make_grid
 
-# Probability that a fresh head gives every class everywhere (RetinaNet, 1708.02002, section 4.1).
+# Initial probability of every class at every point (RetinaNet, 1708.02002, section 4.1).
 PRIOR = 0.01
 
 
@@ -62,7 +62,7 @@ class FeaturePyramid(nn.Module):
         levels = [output(level) for output, level in zip(self.output, merged, strict=True)]
         coarse = levels[-1] if self.extra_from == "p5" else features[-1]
         for i, conv in enumerate(self.extra):
-            # ReLU only between the extra levels, not before the first: as every peer has it.
+            # ReLU only between the extra levels, not before the first, as in all peers.
             coarse = conv(coarse if i == 0 else F.relu(coarse))
             levels.append(coarse)
         return levels
@@ -175,7 +175,7 @@ class Head(nn.Module):
     def _initialize(self, distance_init: float, init: str) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                if module.groups > 1:  # a depthwise filter sees few inputs: 0.01 would silence it
+                if module.groups > 1:  # a depthwise filter has few inputs: 0.01 would make its output vanish
                     nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
                 else:
                     nn.init.normal_(module.weight, std=0.01)

@@ -22,7 +22,7 @@ class FrozenBatchNorm(_BatchNorm):
         return result
 
     def factor_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What each channel is multiplied by, and what is added then."""
+        """The factor and the shift of each channel."""
         assert self.running_mean is not None
         assert self.running_var is not None
         factor = (self.running_var + self.eps).rsqrt() * self.weight

@@ -146,7 +146,7 @@ class FcosLoss:
                 batches), so the split does not change the gradient.
         """
         divisor = normalizers.clamp(min=1e-6)
-        # No positives: index with an empty mask, never branch, or DDP waits for gradients for ever.
+        # No positives: index with an empty mask, never branch, or DDP waits for gradients forever.
         positive = targets.labels != BACKGROUND
         added = float(self.iou_plus_one)
         units = grid.strides.expand_as(targets.labels)[positive][:, None]

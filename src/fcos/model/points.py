@@ -39,7 +39,7 @@ class PointGrid(NamedTuple):
 
 
 def level_name(stride: int) -> str:
-    """The paper's name of the level with this stride: P3 for 8."""
+    """The paper's name for the level with this stride: P3 for 8."""
     return f"P{round(math.log2(stride))}"
 
 

@@ -1,4 +1,4 @@
-"""Predictions to detections (section 3.1 and 3.3 of the paper; rules of the official code).
+"""From predictions to detections (sections 3.1 and 3.3 of the paper; rules of the official code).
 
 The defaults are our conventions. Where another code base differs, `PostProcess` has a parameter;
 `fcos.config.conventions` lists those of each code base.
@@ -38,12 +38,12 @@ class ImageDetections(NamedTuple):
     found_at: Float[Tensor, "detections 3"] | None = None
 
     def of(self, chosen: Tensor) -> ImageDetections:
-        """Those that an index or a mask chooses."""
+        """The detections selected by an index or a mask."""
         found_at = None if self.found_at is None else self.found_at[chosen]
         return ImageDetections(self.boxes_xyxy[chosen], self.scores[chosen], self.labels[chosen], found_at)
 
     def cpu(self) -> ImageDetections:
-        """The same on the CPU."""
+        """The detections on the CPU."""
         found_at = None if self.found_at is None else self.found_at.cpu()
         return ImageDetections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu(), found_at)
 
@@ -129,8 +129,8 @@ class PostProcess:
         """Final score of every point and class; -1 where the threshold is not exceeded."""
         return self._scores_and_ranks(output)[0]
 
-    # The steps, of which an exported graph (`export/graph.py`) consists too. While that is traced, sizes are
-    # formulas that must not be compared: hence "...".
+    # The steps, which an exported graph (`export/graph.py`) shares. While it is traced, sizes are formulas
+    # that must not be compared: hence "...".
 
     def scores_and_ranks(
         self, logits: Float[Tensor, " ..."], quality: Float[Tensor, " ..."] | None
@@ -179,7 +179,7 @@ class PostProcess:
         return torch.minimum(boxes.clamp(min=0), size - 1 if self.inclusive_boxes else size)
 
     def stay(self, boxes: Float[Tensor, "... 4"]) -> Bool[Tensor, " ..."]:
-        """Which clipped boxes stay: those with an area, unless empty ones are kept.
+        """Which clipped boxes to keep: those with an area, unless empty ones are kept.
 
         Clipping leaves nothing of a box in the padding, and NMS would keep it: its IoU with others is 0.
         """
@@ -215,7 +215,7 @@ class PostProcess:
         return torch.cat(points), torch.cat(labels)
 
     def suppress(self, found: ImageDetections) -> Tensor:
-        """Indices that NMS and `detections_per_image` leave."""
+        """Indices of detections kept by NMS and `detections_per_image`."""
         scores = found.scores
         boxes, labels = self.compared_by_nms(found.boxes_xyxy, found.labels)
         kept: Tensor = batched_nms(boxes, scores, labels, self.nms_iou)
@@ -227,5 +227,5 @@ class PostProcess:
 
 
 def whwh(sizes_hw: Int64[Tensor, "batch 2"]) -> Float[Tensor, "batch 4"]:
-    """Width, height, width, height of each image: what its boxes are clipped to and scaled by."""
+    """Width, height, width, height of each image, for clipping and scaling its boxes."""
     return sizes_hw.flip(1).repeat(1, 2).float()

@@ -1,4 +1,4 @@
-"""Detections in the formats of other tools, and back. Each function is a method of `Detections`."""
+"""Convert detections to and from the formats of other tools. Each function is a method of `Detections`."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def from_coco(
 def to_yolo(
     self: Detections, size_hw: tuple[int, int] | None = None, *, with_scores: bool = True
 ) -> list[str]:
-    """Lines of a YOLO label file: label, center x, y, width, height as fractions of the image, score.
+    """Lines of a YOLO label file: label, center x, y, width, height (normalized), score.
 
     Args:
-        size_hw: height, width of the image; default: that of `image`.
-        with_scores: results have scores (``save_conf`` of Ultralytics); labels to train on have none.
+        size_hw: height, width of the image; default: the size of `image`.
+        with_scores: append scores, as Ultralytics' ``save_conf`` does; False for labels to train on.
     """
     from fcos.data.formats.yolo import label_lines  # not needed to predict
 
@@ -86,8 +86,8 @@ def from_yolo(
     """From lines of a YOLO label file; a box without a score has the score 1.
 
     Args:
-        lines: as `to_yolo` writes them; boxes only, no polygons.
-        size_hw: height, width of the image; default: that of `image`, which is kept in the detections.
+        lines: as from `to_yolo`; only boxes, no polygons.
+        size_hw: height, width of the image; default: the size of `image`, which is kept in the detections.
     """
     rows = [[*map(float, line.split()), 1.0][:6] for line in lines if line.strip()]
     if any(len(line.split()) not in (0, 5, 6) for line in lines):  # a polygon, keypoints
@@ -129,7 +129,7 @@ def from_pandas(
 
 
 def to_supervision(self: Detections) -> Any:
-    """`supervision.Detections`, for its annotators, trackers and zones; names under ``class_name``."""
+    """`supervision.Detections`, for its annotators, trackers and zones; class names in ``class_name``."""
     supervision = _needed("supervision")
     return supervision.Detections(
         xyxy=self.boxes_xyxy.cpu().numpy(),
@@ -143,7 +143,7 @@ def to_supervision(self: Detections) -> Any:
 def from_supervision(
     cls: type[Detections], found: Any, class_names: Sequence[str], image: Image.Image | None = None
 ) -> Detections:
-    """From `supervision.Detections` (a tracker's, for example), in its order; masks are ignored."""
+    """From `supervision.Detections` (of a tracker, for example), in its order; masks are ignored."""
     ids = found.tracker_id
     return cls(
         torch.as_tensor(found.xyxy, dtype=torch.float32).reshape(-1, 4),
@@ -206,11 +206,11 @@ def _names(detections: Detections) -> list[str]:
 
 
 def _places(found: Sequence[Any], known: Sequence[Any], argument: str) -> Tensor:
-    """Where each one is in the argument that holds what is known: its label."""
+    """The label of each: its index in the argument `known`."""
     if unknown := list(dict.fromkeys(one for one in found if one not in known)):
         raise FcosError(
             f"{argument} has no {', '.join(map(repr, unknown))}",
-            fix=f"leave out these detections, or add it; {argument}: {', '.join(map(str, known))}",
+            fix=f"remove these detections, or add the missing ones; {argument}: {', '.join(map(str, known))}",
         )
     return torch.tensor([known.index(one) for one in found], dtype=torch.int64)
 

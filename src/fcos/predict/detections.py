@@ -1,4 +1,4 @@
-"""Detections of one image: what `predict` returns."""
+"""Detections of one image, as returned by `predict`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Detections:
 
     Index it like an array: `detections[detections.labels == 2]`, `detections[:10]`; every index, even an
     integer, returns `Detections`. `first + second` joins two of one image, and `==` compares everything but
-    the image. As the last line of a notebook cell it shows the drawn image and a table.
+    the image. In a notebook, it is displayed as the drawn image and a table.
 
     Attributes:
         boxes_xyxy: `(N, 4)` float32, xyxy, pixels of the upright original image.
@@ -39,9 +39,9 @@ class Detections:
         labels: `(N,)` int64, 0-based, index into `class_names`.
         class_names: the classes of the model, without background.
         image: the upright image, if it was kept.
-        found_at: `(N, 3)` float32: x, y of the point that predicted each, pixels of the upright original
-            image, and the stride of its level, pixels of the resized one (P3 has stride 8); None: unknown.
-        track_ids: `(N,)` int64 from a tracker: an object's id is the same in all frames of a video; -1: none
+        found_at: `(N, 3)` float32: x, y of the point that predicted each box, pixels of the upright original
+            image, and the stride of its level, pixels of the resized image (P3 has stride 8); None: unknown.
+        track_ids: `(N,)` int64 from a tracker: an object has the same id in all frames of a video; -1: none
             (yet).
     """
 
@@ -101,12 +101,12 @@ class Detections:
     __hash__ = None  # type: ignore[assignment]  # tensors can be changed
 
     def __add__(self, other: Detections) -> Detections:
-        """Both in one, best score first.
+        """Combine both, best score first.
 
-        `found_at` and `track_ids` are kept where both have them; the image is the first one's.
+        `found_at` and `track_ids` are kept if both have them; the image is that of the first.
         """
         if self.class_names != other.class_names:
-            raise ValueError("detections of different class_names cannot be joined")
+            raise ValueError("detections with different class_names cannot be joined")
         parts = {name: (getattr(self, name), getattr(other, name)) for name in TENSORS}
         joined: dict[str, Any] = {
             name: None if first is None or second is None else torch.cat([first, second])
@@ -123,7 +123,7 @@ class Detections:
         return f"Detections({classes}{best}{size})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """For notebooks."""
         from fcos.predict.notebook import as_html  # not needed elsewhere
 
         return as_html(self)
@@ -137,7 +137,7 @@ class Detections:
         return self[self.scores >= threshold]
 
     def by_score(self) -> Detections:
-        """The same, best score first; equal scores keep their order."""
+        """The detections sorted by score, best first; equal scores keep their order."""
         return self[self.scores.argsort(descending=True, stable=True)]
 
     def filter(
@@ -147,7 +147,7 @@ class Detections:
         min_score: float | int = 0,
         min_area: float | int = 0,
     ) -> Detections:
-        """The detections that fulfill every condition.
+        """The detections that meet all conditions.
 
         Args:
             classes: a name or label, or several.
@@ -188,10 +188,10 @@ class Detections:
 
 
 def labels_of(classes: str | int | Iterable[str | int], class_names: Sequence[str]) -> list[int]:
-    """The labels of one or several classes that are given by name or label.
+    """The labels of one or more classes, given by name or label.
 
     Raises:
-        FcosError: there is no such class.
+        FcosError: a class does not exist.
     """
     wanted = [classes] if isinstance(classes, str | int) else list(classes)
     unknown = [one for one in wanted if one not in class_names and one not in range(len(class_names))]

@@ -1,4 +1,4 @@
-"""The setting `device`, checked against this machine; gathering results of several devices."""
+"""The setting `device`, checked on this machine; gathering results of several devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def available_devices() -> str:
-    """The devices of this machine, in words."""
+    """A list of this machine's devices, for messages."""
     gpus = [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         gpus.append("mps")
@@ -23,7 +23,7 @@ def available_devices() -> str:
 
 
 def choose_device(device: list[int] | str) -> tuple[str, list[int] | int]:
-    """Accelerator and device numbers of a `device` setting, checked against this machine."""
+    """Accelerator and device numbers of a `device` setting, checked on this machine."""
     num_gpus = torch.cuda.device_count()
     if device == "auto":
         if num_gpus:
@@ -34,14 +34,14 @@ def choose_device(device: list[int] | str) -> tuple[str, list[int] | int]:
             raise DeviceError(
                 f"there is no GPU {', '.join(map(str, missing))} on this machine",
                 where=f'"device": {device}',
-                fix=f'there is: {available_devices()}. Set "device" to numbers from it, "auto", or "cpu"',
+                fix=f'set "device" to available GPUs, "auto" or "cpu"; available: {available_devices()}',
             )
         return "cuda", device
     if (device == "cuda" and not num_gpus) or (device == "mps" and not torch.backends.mps.is_available()):
         raise DeviceError(
             f"there is no {device} device on this machine",
             where=f'"device": "{device}"',
-            fix=f'there is: {available_devices()}. Set "device" to "auto" or "cpu"',
+            fix=f'set "device" to "auto" or "cpu"; available: {available_devices()}',
         )
     return device, 1
 
@@ -55,12 +55,12 @@ def torch_device(device: list[int] | str) -> torch.device:
         return torch.device(accelerator)
     except RuntimeError:
         raise DeviceError(
-            f"{device!r} is not a device", fix=f"there is: {available_devices()}. Give one of these, or auto"
+            f"{device!r} is not a device", fix=f"use auto or one of these: {available_devices()}"
         ) from None
 
 
 def gather(found: list[T], fabric: Fabric | None) -> list[T]:
-    """The lists of all devices, one after another, on the first one; nothing on the others."""
+    """The lists of all devices concatenated, on the first one; empty on the others."""
     if fabric is None or fabric.world_size == 1:
         return found
     everyone: list[Any] | None = [None] * fabric.world_size if fabric.is_global_zero else None

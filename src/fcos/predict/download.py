@@ -17,15 +17,15 @@ from urllib.parse import quote, unquote, urlsplit
 from fcos.errors import DatasetError
 
 MAX_BYTES = 64 * 2**20  # of one image file
-SILENCE_S = 15.0  # without a byte
-MAX_S = 120.0  # in all: connections, redirects, headers and content
+SILENCE_S = 15.0  # timeout without receiving a byte
+MAX_S = 120.0  # total timeout: connections, redirects, headers and content
 PART = 2**16
 
 
 def without_secrets(address: str) -> str:
-    """An address without user, password and the values of its query, for messages and results."""
+    """An address without user, password and query values, for messages and results."""
     place, mark, query = address.partition("#")[0].partition("?")
-    place = re.sub(r"(?<=://)[^/]*@", "", place)  # also in what is malformed
+    place = re.sub(r"(?<=://)[^/]*@", "", place)  # works for malformed addresses too
     return place + mark + "&".join(_without_value(part) for part in query.split("&"))
 
 
@@ -40,7 +40,7 @@ def download(
     """The content at an http or https address.
 
     Raises:
-        DatasetError: there is no connection, nothing there, or it is too large or too slow.
+        DatasetError: the connection failed, the file does not exist, or it is too large or too slow.
     """
     content: Future[bytes] = Future()
 
@@ -50,8 +50,8 @@ def download(
         except Exception as error:
             content.set_exception(error)
 
-    # In a thread, which is left behind when time is up: the timeout of a socket counts silence only, and a
-    # server that sends a byte of a header now and then never reaches it.
+    # In a thread, which is abandoned when time is up: a socket's timeout only covers silence, and a server
+    # that sends a byte of a header now and then never triggers it.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(max_s)
@@ -63,11 +63,11 @@ def download(
         raise
     # Name not found, connection refused, timeout; the answer is not HTTP; the address is invalid.
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)  # urllib wraps what the system says
+        reason = getattr(error, "reason", error)  # urllib wraps the system's error
         raise DatasetError(
             f"cannot be downloaded: {getattr(reason, 'strerror', None) or reason}",
             where=without_secrets(address),
-            fix="is this machine online, and the address right? Or download it elsewhere and give the file",
+            fix="check the address and the network connection, or download the file elsewhere",
         ) from error
 
 
@@ -77,11 +77,12 @@ def _download(address: str, max_bytes: int, silence_s: float, max_s: float) -> b
     user, _, host = parts.netloc.rpartition("@")
     shown = without_secrets(address)
     address = parts._replace(netloc=host).geturl()
-    # Quoted: people type characters that URLs must not contain. Our own name: some servers refuse urllib's.
+    # Quoted: people type characters that URLs must not contain. Our own user agent: some servers reject
+    # urllib's.
     request = urllib.request.Request(quote(address, string.punctuation), headers={"User-Agent": "fcos"})
     if user:
         token = base64.b64encode(unquote(user).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {token}")  # for this server alone
+        request.add_unredirected_header("Authorization", f"Basic {token}")  # only for this server
     content = bytearray()
     try:
         with urllib.request.build_opener(_Redirects).open(request, timeout=silence_s) as answer:
@@ -96,13 +97,13 @@ def _download(address: str, max_bytes: int, silence_s: float, max_s: float) -> b
                     where=shown,
                     fix="download it yourself and give the file",
                 )
-            # http.client ends a body that stops short without an error when it is read in parts.
+            # When a body is read in parts, http.client does not report that it is incomplete.
             if answer.length:
-                raise ConnectionError("the connection ended in the middle of the file")
+                raise ConnectionError("the connection was closed in the middle of the file")
     except urllib.error.HTTPError as error:
         error.close()
         raise DatasetError(
-            f"the server answers {error.code} {error.reason}", where=shown, fix="correct the address"
+            f"the server returned {error.code} {error.reason}", where=shown, fix="correct the address"
         ) from error
     return bytes(content)
 
@@ -112,7 +113,7 @@ def _too_slow(max_s: float) -> TimeoutError:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To http and https only: urllib would follow ftp too."""
+    """Follow redirects only to http and https: urllib would also follow ftp."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """As usual, without reading the body of the redirect, which may be large."""
@@ -120,7 +121,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         scheme = urlsplit(newurl).scheme
         if scheme not in ("http", "https"):
             raise DatasetError(
-                f"the server redirects to a {scheme or 'malformed'} address; only http and https are read",
+                f"the server redirects to a {scheme or 'malformed'} address; use http or https",
                 where=without_secrets(req.full_url),
                 fix="download it yourself and give the file",
             )

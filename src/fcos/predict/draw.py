@@ -1,7 +1,7 @@
 """Draw boxes with readable labels on an image.
 
-Drawn with Pillow: `torchvision.utils.draw_bounding_boxes` lets labels run off the image and cannot
-choose the text's color by its background in all versions that we support.
+Drawn with Pillow: `torchvision.utils.draw_bounding_boxes` lets labels run off the image, and not all versions
+that we support can choose the text color by its background.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from fcos.terminal import printable_line
 Rgb = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # xyxy, pixels
 
-GOLDEN_RATIO = 0.618034  # steps of it around the color circle never come close to an earlier one for long
+GOLDEN_RATIO = 0.618034  # step around the color wheel that keeps hues well spread for any number of classes
 MAX_NAME = 200  # characters of a label
-MAX_ROWS = 8  # of labels below each other in a box
+MAX_ROWS = 8  # of labels stacked in a box
 GAP = 8  # pixels between two images side by side
 
 
 def class_color(label: int) -> Rgb:
-    """The color of a class: always the same, whatever other classes there are."""
+    """The color of a class, independent of the other classes."""
     hue = (0.58 + label * GOLDEN_RATIO) % 1
     saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.95, 0.7))[label // 8 % 3]
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
@@ -56,7 +56,7 @@ def draw_boxes(
         image: any mode; the copy is RGB.
         boxes_xyxy: `(N, 4)` xyxy, pixels of `image`; tensor, array or list.
         labels: `(N,)` 0-based, index into `class_names`.
-        class_names: names in any script that the fonts of this machine have.
+        class_names: names in any script for which this machine has a font.
         scores: `(N,)`, written after the names; the best is drawn last, on top.
         track_ids: `(N,)`, written before the names; -1: none.
     """
@@ -69,10 +69,10 @@ def draw_boxes(
     font_size = _font_size(drawn.size)
     line_width = max(1, round(min(drawn.size) / 250))
     order = list(range(len(boxes))) if values is None else np.argsort(values, kind="stable").tolist()
-    for i in order:  # all lines first: no line crosses a label
+    for i in order:  # all boxes first, so that no line crosses a label
         draw.rectangle(boxes[i], outline=class_color(classes[i]), width=line_width)
     taken: list[Box] = []
-    for i in reversed(order):  # the best score has the first choice of a place
+    for i in reversed(order):  # labels of the best scores are placed first
         name = printable_line(class_names[classes[i]][:MAX_NAME])
         if ids and ids[i] >= 0:
             name = f"#{ids[i]} {name}"
@@ -101,14 +101,14 @@ def draw_side_by_side(detections: Detections, ground_truth: Record) -> Image.Ima
 
 
 def as_base64(image: Image.Image, format: str = "JPEG", **options: Any) -> str:
-    """An image file for a page."""
+    """An image file in base64, for an HTML page."""
     content = io.BytesIO()
     image.save(content, format, **options)
     return base64.b64encode(content.getvalue()).decode()
 
 
 def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[Box]:
-    """The outermost whole pixels of boxes that are on the image, both ends included, as Pillow draws."""
+    """The outermost pixels of boxes, clipped to the image, both ends inclusive, as Pillow draws."""
     last = np.array(size) - 1
     top_left = np.floor(boxes_xyxy[:, :2]).clip(0, last)
     bottom_right = (np.ceil(boxes_xyxy[:, 2:]) - 1).clip(0, last)
@@ -117,7 +117,7 @@ def _inside(boxes_xyxy: NDArray[np.float64], size: tuple[int, int]) -> list[Box]
 
 
 def _fitting(name: str, score: str, font_size: int, max_width: int) -> str:
-    """Name and score, or as much of the name as a label of this width holds."""
+    """Name and score, with the name truncated to fit into a label of this width."""
     font, room = label_font(name, font_size), max_width - 2 * _margin(font_size)
     if font.getlength(name + score) <= room:
         return name + score
@@ -130,7 +130,7 @@ def _margin(font_size: int) -> int:
     return max(1, font_size // 6)
 
 
-@lru_cache(maxsize=256)  # the same classes and scores come again and again; 50 MB of 12-megapixel images
+@lru_cache(maxsize=256)  # the same classes and scores recur; 50 MB for 12-megapixel images
 def _label(text: str, color: Rgb, font_size: int) -> Image.Image:
     """A filled rectangle with the text."""
     font = label_font(text, font_size)
@@ -145,9 +145,9 @@ def _label(text: str, color: Rgb, font_size: int) -> Image.Image:
 def place_of_label(
     label_size: tuple[int, int], box: Box, size: tuple[int, int], taken: Sequence[Box]
 ) -> tuple[int, int]:
-    """Its upper left corner, inside the image: where it hides the least of other labels.
+    """The upper left corner of a label, inside the image, where it hides the least of other labels.
 
-    Above the box, else below its top edge, else at its other corners, else moved down or up along its left.
+    Above the box, else below its top edge, else at its other corners, else shifted down or up its left side.
     """
     (width, height), (x1, y1, x2, y2) = label_size, box
     left, right = x1, x2 + 1 - width
@@ -170,7 +170,7 @@ def place_of_label(
 
 
 def hidden_pixels(box: Box, others: Sequence[Box]) -> int:
-    """How many pixels of a box lie in others; ends are exclusive."""
+    """How many pixels of a box are covered by others; ends are exclusive."""
     return sum(
         max(0, min(box[2], x2) - max(box[0], x1)) * max(0, min(box[3], y2) - max(box[1], y1))
         for x1, y1, x2, y2 in others
@@ -178,7 +178,7 @@ def hidden_pixels(box: Box, others: Sequence[Box]) -> int:
 
 
 def readable_on(color: Rgb) -> str:
-    """Black or white, whichever stands out from `color` more."""
+    """Black or white, whichever has more contrast to `color`."""
     red, green, blue = color
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
 
@@ -188,7 +188,7 @@ def _font_size(size: tuple[int, int]) -> int:
 
 
 def label_font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib; a font of this machine for scripts that it lacks."""
+    """DejaVu Sans, which comes with matplotlib; for scripts that it lacks, a font of this machine."""
     return _load_font(_font_file(frozenset(text)), size)
 
 
@@ -202,11 +202,11 @@ def _font_file(characters: frozenset[str]) -> Path:
     default = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     if _has_glyphs(default, characters):
         return default
-    from matplotlib.font_manager import fontManager  # looks through the machine's fonts, which takes a while
+    from matplotlib.font_manager import fontManager  # scans the machine's fonts, which takes a while
 
-    # "Last Resort", which comes with matplotlib, claims to have every glyph and draws a box for each.
+    # "Last Resort", which comes with matplotlib, claims to have every glyph, but draws only boxes.
     others = (Path(entry.fname) for entry in fontManager.ttflist if "Last Resort" not in entry.name)
-    # Where no font has them, the default's empty boxes say that glyphs are missing.
+    # If no font has them, the default font draws empty boxes for missing glyphs.
     return next((file for file in others if _has_glyphs(file, characters)), default)
 
 

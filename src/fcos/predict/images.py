@@ -1,4 +1,4 @@
-"""Predicting images: what `detections.json` says about each, its crops, and where drawn copies go."""
+"""Predicting images: entries of `detections.json`, crops, and drawn copies."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ RESULT_FILE, FRAMES_FILE = "detections.json", "detections.jsonl"  # in the outpu
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are drawn to .png
 JPEG_QUALITY = 92
 CROPS = "crops"  # in the output folder
-MOST_CHARACTERS = 60  # of the folder of a class: of up to 4 bytes each, and systems allow 255
+MOST_CHARACTERS = 60  # of a class's folder: up to 4 bytes each, and file systems allow 255 bytes
 NO_SPACE = "free some disk space, or choose another folder with --out"
 
 
 def plan(sources: Iterable[Source], out: Path, *, draw: bool = True) -> list[Source]:
-    """Give each source its own drawn copy below `out`; later ones of the same name get numbers.
+    """Give each source its own path for the drawn copy below `out`; duplicate names get numbers.
 
     Raises:
-        DatasetError: a file would be overwritten that `fcos predict` did not write, or that has changed.
+        DatasetError: a file would be overwritten that `fcos predict` did not write, or that was changed
+            since.
     """
     sources = list(sources)
     given = {real_path(source.path) for source in sources if source.path is not None}
@@ -71,7 +72,7 @@ def plan(sources: Iterable[Source], out: Path, *, draw: bool = True) -> list[Sou
 
 
 def claim(planned: Sequence[Source], out: Path, *, draw: bool = True) -> None:
-    """Note results and videos before they are written: a later call may replace what a killed one left."""
+    """Record results and videos before they are written, so that a later call may replace partial files."""
     videos = [source.name.as_posix() for source in planned if draw and source.kind != "image"]
     for name in [*_result_files(planned), *videos]:
         _note(out, name, None)
@@ -85,7 +86,7 @@ def _result_files(sources: Sequence[Source]) -> list[str]:
 def _note(out: Path, name: str, size: int | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with (out / WRITTEN_FILE).open("a", encoding="ascii") as file:
-        file.write("\n" + json.dumps([name, size]))  # one call, so that processes do not mix their lines
+        file.write("\n" + json.dumps([name, size]))  # one call, so that lines of several processes do not mix
 
 
 def _drawn_name(source: Source) -> Path:
@@ -109,14 +110,14 @@ def predict_images(
     batch_size: int | None = None,
     num_processes: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """What `detections.json` says about each image; its drawn copy and its crops are written to `out`.
+    """Each image's entry of `detections.json`; its drawn copy and its crops are written to `out`.
 
-    For one that cannot be read: path and error.
+    For an image that cannot be read: path and error.
     """
 
     def outcome(source: Source, detections: Detections) -> dict[str, Any]:
         about: dict[str, Any] = {"path": source.where}
-        if detections.image is None:  # a large file, of which only strips were in memory
+        if detections.image is None:  # a large file, read in strips
             image = detector.read(source.where)
             assert isinstance(image, LargeImage)
             height, width = image.size_hw
@@ -145,23 +146,23 @@ def predict_images(
 
 
 def check_crops(out: Path) -> None:
-    """Reject existing crops of an earlier call, before the work."""
+    """Reject existing crops before predicting."""
     if (out / CROPS).exists():
         raise OutputError(
-            "there are crops of an earlier call here",
+            "the folder for crops already exists",
             where=str(out / CROPS),
             fix="remove the folder, or choose another one with --out",
         )
 
 
 def crop_path(out: Path, name: Path, class_name: str, number: int) -> Path:
-    """Where the crop of one detection goes: ``crops/cat/photo_1.jpg``."""
+    """The path of the crop of one detection: ``crops/cat/photo_1.jpg``."""
     folder = re.sub(r"[^\w.-]+", "_", class_name)[:MOST_CHARACTERS].strip(".") or "_"
     return out / CROPS / folder / name.with_stem(f"{name.stem}_{number}")
 
 
 def _crop(one: Detections) -> Image.Image:
-    """The pixels of a box, those that it covers in part included."""
+    """The pixels of a box, including partly covered ones."""
     assert one.image is not None
     x1, y1, x2, y2 = one.boxes_xyxy[0].tolist()
     right, bottom = min(math.ceil(x2), one.image.width), min(math.ceil(y2), one.image.height)

@@ -16,23 +16,23 @@ from fcos.predict.sources import Source
 
 
 def labels_path(out: Path, format: str) -> Path:
-    """Where the annotations go: ``labels_coco.json``, ``labels_list.txt``, folders for the others."""
+    """The path of the annotations: ``labels_coco.json``, ``labels_list.txt``, or a folder."""
     return out / f"labels_{format}{format_named(format).written_suffix}"
 
 
 def check_labels(sources: Sequence[Source], format: str, out: Path) -> None:
-    """Reject before the work what could not be written after it.
+    """Check before predicting that labels can be written.
 
     Raises:
-        DatasetError: a source is not an image file, labels exist already, or images have names that the
-            format cannot hold.
+        DatasetError: a source is not an image file, labels already exist, or images have names that the
+            format cannot represent.
     """
     other = next((source for source in sources if source.path is None or source.kind != "image"), None)
     if other is not None:
         raise DatasetError(
             "labels can only be saved for image files",
             where=other.where,
-            fix="leave out this source, or --save-labels",
+            fix="omit this source, or --save-labels",
         )
     check_output(format, labels_path(out, format))
     if not format_named(format).written_suffix:
@@ -51,12 +51,12 @@ def save_labels(
     """Write the detections of images as annotations of all classes of the model.
 
     Args:
-        outcomes: of images that could be read, as in `detections.json`; one without detections is an image
-            without boxes.
+        outcomes: entries of `detections.json` for images that could be read; one without detections becomes
+            an image without boxes.
         out: the output folder.
 
     Returns:
-        What `detections.json` says about them.
+        Their entry in `detections.json`.
     """
     path = labels_path(out, format)
     labels = [label for label, name in enumerate(class_names) if not is_no_class(name)]

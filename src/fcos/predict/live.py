@@ -1,4 +1,4 @@
-"""Frames of a live stream (RTSP, HTTP): always the newest one, reconnecting as needed."""
+"""Frames of a live stream (RTSP, HTTP): always the newest frame; reconnects as needed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from fractions import Fraction
 from fcos.errors import DatasetError
 from fcos.predict.video_reader import AudioStream, Frame, Packet, VideoReader
 
-PATIENCE_S = 60.0  # without a connection, before the stream counts as over
-WAIT_S = 1.0  # between two tries
+PATIENCE_S = 60.0  # without a connection, after which the stream has ended
+WAIT_S = 1.0  # between two attempts
 STOP_CHECK_S = 0.5
 
 
 class LiveReader:
     """An open stream, with the attributes of a `VideoReader`; no sound.
 
-    A thread receives all frames. Those that arrive while the caller is busy are skipped: a network slower
-    than the stream would otherwise fall further and further behind. Times are those of arrival, so they
+    A thread receives all frames. Frames that arrive while the caller is busy are skipped: a network slower
+    than the stream would otherwise fall further and further behind. Times are times of arrival, so they
     continue after reconnecting.
 
     Args:
-        is_stopped: asked at least twice a second; ends `frames`.
+        is_stopped: called at least twice a second; ends `frames`.
 
     Raises:
-        DatasetError: it cannot be opened, or holds no video.
+        DatasetError: it cannot be opened, or contains no video.
     """
 
     time_base = Fraction(1, 90_000)
@@ -50,7 +50,7 @@ class LiveReader:
         self._is_over = True  # the thread closes the reader
 
     def frames(self, on_audio: Callable[[Packet], None] = lambda packet: None) -> Iterator[Frame]:
-        """The newest frame each time, until the stream is over or `is_stopped`."""
+        """The newest frame each time, until the stream ends or `is_stopped`."""
         threading.Thread(target=self._receive_all, name="stream", daemon=True).start()
         while not self._is_stopped():
             with self._changed:
@@ -63,7 +63,7 @@ class LiveReader:
                 return
 
     def _receive_all(self) -> None:
-        """In the thread: `_receive`; whatever goes wrong there ends the stream."""
+        """The thread: runs `_receive`; any error there ends the stream."""
         try:
             self._receive()
         except Exception as error:
@@ -104,6 +104,6 @@ class LiveReader:
             else:
                 self.num_reconnects += 1
                 return
-        self.problem = f"the stream ended, and there was no new connection for {PATIENCE_S:.0f} s"
+        self.problem = f"the stream ended, and reconnecting failed for {PATIENCE_S:.0f} s"
         self.problem += f": {reason}" if reason else ""
         self._is_over = True

@@ -1,4 +1,4 @@
-"""Detections as a notebook shows them: the drawn image, and a table of its boxes."""
+"""HTML of detections for notebooks: the drawn image, and a table of its boxes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html import escape
 
 from fcos.predict.detections import Detections
 
-MAX_SIDE = 1000  # pixels of the image shown; the notebook file holds it
+MAX_SIDE = 1000  # pixels of the image shown, which is saved in the notebook file
 MAX_ROWS = 20
 
 

@@ -35,7 +35,7 @@ from fcos.weights.model_file import ModelCard
 
 BATCH_SIZE_OF_GPU = 8
 GROUP_SIZE_OF_CPU = 4
-MOST_PIXELS_OF_SMALL = 480 * 640  # of the network's input: up to there a batch is faster on a CPU
+MOST_PIXELS_OF_SMALL = 480 * 640  # of the network's input: up to this size a batch is faster on a CPU
 MOST_CALLS_OF_CPU = 4  # at once: each needs memory, and threads of Python share one interpreter lock
 CALLS_OF_GPU = 2  # one prepares its batch while the other computes
 
@@ -46,7 +46,7 @@ ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor | Large
 
 
 class Prepared(NamedTuple):
-    """An image as the network takes it, before padding.
+    """An image at network size, before padding.
 
     Attributes:
         pixels: `(3, height, width)` RGB in 0..255, resized, unless it is predicted in several views.
@@ -62,13 +62,13 @@ def _resized(image: Tensor, transform: EvalTransform) -> Prepared:
 
 
 class Pipeline:
-    """A backend with its preprocessing and class names: groups of images to their detections.
+    """A backend with its preprocessing and class names: predicts groups of images.
 
     Attributes:
-        backend: what computes the detections.
+        backend: computes the detections.
         config: the settings in the model file.
-        class_names: of each label, without background.
-        category_ids: of each label, as in the data that the model was trained on.
+        class_names: the name of each label, without background.
+        category_ids: the id of each label in the training data.
         threshold: default minimum score (best F1 on the evaluation data).
         path: the model file.
     """
@@ -78,12 +78,12 @@ class Pipeline:
         self.class_names, self.category_ids = card.class_names, card.category_ids
         self.threshold, self.path = card.threshold, path
         self._transform = build_eval_transform(config)
-        self._labels: list[int] | None = None  # that `predict` gives; None: all
+        self._labels: list[int] | None = None  # the labels that `predict` returns; None: all
         self._views = Views(config.tile or 0)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it runs on."""
         return self.backend.device
 
     def side_by_side(self: P) -> P:
@@ -106,38 +106,38 @@ class Pipeline:
 
     @property
     def has_views(self) -> bool:
-        """Whether an image is predicted as several views of it."""
+        """Whether an image is predicted in several views."""
         return bool(self._views.tile) or self._views.tta
 
     def prepare(self, image: Tensor) -> Prepared:
-        """Resize an image, `(3, height, width)` uint8 RGB; with tiles it stays whole until `detect`."""
+        """Resize an image, `(3, height, width)` uint8 RGB; with several views, `detect` does that."""
         if self.has_views:
             return Prepared(image, (image.shape[1], image.shape[2]))
         return _resized(image, self._transform)
 
     def passes(self, images: Sequence[Prepared], batch_size: int | None = None) -> list[list[int]]:
-        """Indices of the images that `detect` takes together; the limit `batch_size` is up to the caller."""
+        """Groups of indices of images that `detect` takes together; callers limit them to `batch_size`."""
         if self.has_views:
             return [[index] for index in range(len(images))]
         return self._passes(images, batch_size)
 
     def detect(self, images: Sequence[Prepared]) -> list[ImageDetections]:
-        """Everything that is predicted in prepared images, which share a pass."""
+        """All detections of prepared images, which share a forward pass."""
         if self.has_views:
             return [self._detect_in_views(image.pixels, None) for image in images]
         return self._detect_pass(images)
 
     def _passes(self, images: Sequence[Prepared], batch_size: int | None) -> list[list[int]]:
-        """Indices of the images that share a forward pass: of one padded size; on a CPU only small ones.
+        """Groups of indices of images that share a forward pass: images of one padded size.
 
-        With a `batch_size` large ones too.
+        On a CPU, large images are alone unless a `batch_size` is given.
         """
         max_pixels = MOST_PIXELS_OF_SMALL if batch_size is None and self.device.type == "cpu" else None
         sizes_hw = [(image.pixels.shape[1], image.pixels.shape[2]) for image in images]
         return same_padded_size(sizes_hw, PADDING_MULTIPLE, max_pixels)
 
     def _detect_pass(self, images: Sequence[Prepared]) -> list[ImageDetections]:
-        """Everything that one forward pass predicts in images of one padded size."""
+        """All detections of images of one padded size, from one forward pass."""
         padded, sizes_hw = pad([image.pixels for image in images], PADDING_MULTIPLE)
         original_sizes_hw = torch.tensor([image.original_size_hw for image in images])
         return self.backend.detect_batch(padded, sizes_hw, original_sizes_hw)
@@ -148,7 +148,7 @@ class Pipeline:
         score_threshold: float | None,
         batch_size: int | None,
     ) -> list[Detections]:
-        """Predict images that `read` has read, all at once; arguments as in `predict`."""
+        """Predict images from `read` together; arguments as in `predict`."""
         threshold = self.threshold if score_threshold is None else score_threshold
         if self.has_views:
             found = [self._detect_in_views(image, batch_size, threshold) for image in images]
@@ -195,12 +195,12 @@ class Pipeline:
 
 
 class Backend(ABC):
-    """Batches to detections.
+    """Computes the detections of batches.
 
     Attributes:
-        device: where it computes.
-        batch_size: default number of images of one forward pass.
-        group_size: default number of images that `Detector.predict` takes together.
+        device: the device that it runs on.
+        batch_size: default number of images per forward pass.
+        group_size: default number of images that `Detector.predict` processes together.
     """
 
     device: torch.device
@@ -209,17 +209,17 @@ class Backend(ABC):
 
     @property
     def calls_at_once(self) -> int:
-        """How many threads that call `detect_batch` of `side_by_side` are fastest."""
+        """The fastest number of threads calling `detect_batch` of `side_by_side`."""
         return min(torch.get_num_threads(), MOST_CALLS_OF_CPU)
 
     @property
     @abstractmethod
     def side_by_side(self) -> Backend:
-        """The same for this many concurrent calls in threads, which share the cores."""
+        """A backend for this many concurrent calls in threads, which share the cores."""
 
     @abstractmethod
     def with_agnostic_nms(self, agnostic_nms: bool) -> Backend:
-        """The same with NMS over all classes together, or within each."""
+        """A backend with class-agnostic NMS, or NMS per class."""
 
     @abstractmethod
     def detect_batch(
@@ -259,9 +259,9 @@ class TorchBackend(Backend):
 
     @cached_property
     def fastest(self) -> FCOS:
-        """A copy that predicts faster, the same to rounding; made when it is first needed.
+        """A faster copy with the same predictions up to rounding; made on first use.
 
-        On a GPU that is batch norm in the weights, and channels-last memory; everything else is for CPUs.
+        On a GPU, batch norm is folded and memory is channels last; all other optimizations are for CPUs.
         """
         with torch.inference_mode(False):  # folding relies on version counters
             if self.device.type == "cpu":
@@ -270,12 +270,12 @@ class TorchBackend(Backend):
 
     @property
     def calls_at_once(self) -> int:
-        """1 where PyTorch does not allow several."""
+        """1 if PyTorch does not allow several."""
         return {"cpu": super().calls_at_once, "cuda": CALLS_OF_GPU}.get(self.device.type, 1)
 
     @property
     def side_by_side(self) -> TorchBackend:
-        """Itself, with its network created: several threads would create it several times."""
+        """Itself, after creating `fastest`: several threads would create it several times."""
         self.fastest  # noqa: B018
         return self
 

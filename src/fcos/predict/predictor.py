@@ -36,17 +36,17 @@ P = TypeVar("P", bound="Predictor")  # not Self: beartype cannot check it functi
 
 
 def check_batch_size(batch_size: int | None) -> None:
-    """Refuse a number of images that is none."""
+    """Reject a batch size below 1."""
     if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"a batch size of {batch_size}", fix="give at least 1, or None")
+        raise ConfigError(f"batch_size is {batch_size}", fix="use at least 1, or None")
 
 
 class Predictor(Pipeline):
-    """A pipeline with the methods that users call: images in any form, and options per call."""
+    """A pipeline with the public methods: images in any form, and options per call."""
 
     @classmethod
     def of(cls: type[P], loaded: LoadedModel, device: torch.device) -> P:
-        """With a network, on a device."""
+        """From a loaded network, on a device."""
         backend = TorchBackend(loaded.model.to(device), build_postprocess(loaded.config))
         return cls(backend, loaded.config, loaded.card, loaded.path)
 
@@ -59,14 +59,14 @@ class Predictor(Pipeline):
         """The network, in evaluation mode, on the device."""
         if not isinstance(self.backend, TorchBackend):
             raise WeightsError(
-                "an exported file holds a graph and no network",
+                "an exported file contains a graph, not a PyTorch network",
                 where=str(self.path),
-                fix="load the model file that it was made from",
+                fix="load the model file that it was exported from",
             )
         return self.backend.model
 
     def only(self: P, class_names: Sequence[str]) -> P:
-        """A copy whose `predict` and `stream` give detections of these classes only."""
+        """A copy whose `predict` and `stream` return only detections of these classes."""
         detector = copy.copy(self)
         detector._labels = labels_of(class_names, self.class_names)
         return detector
@@ -116,26 +116,27 @@ class Predictor(Pipeline):
         Args:
             images: a path, a PIL image, an array `(height, width, 3)` or a tensor `(3, height, width)`, uint8
                 or floats in [0, 1], or a list of them, of any sizes. Arrays and tensors may also be gray,
-                with one channel or none, or have a fourth channel, which is dropped; with four dimensions
-                they are a batch. Paths and PIL images are rotated upright by their EXIF.
-            score_threshold: minimum score of a detection; None: the model's own `threshold`; 0: everything
-                that evaluation counts.
-            batch_size: images per forward pass; None: 8 on a GPU; on a CPU, where large images gain
-                nothing, up to 4 small ones. Only images of one padded size share a pass, so that each gets
-                the detections that it gets alone.
+                with or without a channel dimension, or have a fourth channel, which is dropped; with four
+                dimensions they are a batch. Paths and PIL images are turned upright by their EXIF
+                orientation.
+            score_threshold: minimum score of a detection; None: the model's own `threshold`; 0: all
+                detections that evaluation uses.
+            batch_size: images per forward pass; None: 8 on a GPU; on a CPU, up to 4 small images (large ones
+                do not get faster in batches). Only images of one padded size share a pass, so that each gets
+                the same detections as alone.
             agnostic_nms: class-agnostic NMS: one box per object; None: the model's setting `agnostic_nms`.
-            color: order of the channels of arrays and tensors; "bgr" for images that OpenCV read.
+            color: order of the channels of arrays and tensors; "bgr" for images read with OpenCV.
             tile: for small objects in large images: also predict square tiles with this side, original
-                pixels, and merge their detections with those of the whole image; 0: the whole image only;
+                pixels, and merge their detections with those of the whole image; 0: only the whole image;
                 None: the model's setting `tile`. `batch_size` then counts tiles. PNG and TIFF files of 50
-                megapixels and more are read strip by strip, and their detections do not hold the image.
-            overlap: of neighboring tiles, share of their side; None: 0.2.
+                megapixels and more are read strip by strip, and their detections do not contain the image.
+            overlap: of neighboring tiles, as a fraction of their side; None: 0.2.
             tta: test-time augmentation: also predict each image, or tile, mirrored (if the model was trained
                 with `horizontal_flip`) and at other sizes; None: no.
 
         Returns:
-            `Detections` that hold the image, or a list of them, one per image of a list or batch. (A list of
-            thousands fills the memory: use `stream`.)
+            `Detections`, which contain the image, or a list of them, one per image of a list or batch. (For
+            thousands of images use `stream`: a list would fill the memory.)
         """
         detector = self._with(agnostic_nms, tile, overlap, tta)
         check_batch_size(batch_size)
@@ -167,17 +168,17 @@ class Predictor(Pipeline):
             for detections in detector.stream(Path("photos").glob("*.jpg")):
                 detections.draw().save(...)
 
-        A few images are read and predicted in threads while the caller uses the last result; no others are
+        A few images are read and predicted in threads while the caller uses the last result; only these are
         in memory.
 
         Args:
-            images: each as `predict` takes it; an endless generator too.
+            images: each as in `predict`; may be an endless generator.
             score_threshold: as in `predict`.
-            batch_size: images to wait for and pass through the network together; None: 1 on a CPU, else 8.
+            batch_size: images to wait for and predict in one forward pass; None: 1 on a CPU, else 8.
             agnostic_nms, color, tile, overlap, tta: as in `predict`.
 
         Raises:
-            DatasetError: where an image cannot be read; the stream ends there.
+            DatasetError: an image cannot be read; the stream ends there.
         """
         detector = self._with(agnostic_nms, tile, overlap, tta)
         check_batch_size(batch_size)
@@ -205,13 +206,13 @@ class Predictor(Pipeline):
 
         Args:
             annotations: checked, with the labels of this model.
-            batch_size: images of one forward pass.
+            batch_size: images per forward pass.
             on_batch: called with the number of images done, for a progress bar.
-            fabric: launched: its processes, each with this model, share the images.
+            fabric: launched; its processes, each with this model, share the images.
 
         Returns:
-            Rows with `image_id`, `bbox` (xywh, original pixels), `score`, `category_id`; with `fabric` on its
-            first process only, elsewhere none.
+            Rows with `image_id`, `bbox` (xywh, original pixels), `score`, `category_id`; with `fabric` only
+            on the first process, empty on the others.
         """
         rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         size = batch_size or self.backend.batch_size
@@ -229,7 +230,7 @@ class Predictor(Pipeline):
     def _predict_in_views(
         self, annotations: Annotations, mine: range, batch_size: int, on_batch: Callable[[int], None]
     ) -> list[tuple[int, ImageDetections]]:
-        """Detections of some images with their ids; a thread reads the next image meanwhile."""
+        """Detections of some images with their ids; a thread reads the next image in the meantime."""
         found = []
         images = in_order(ThreadPoolExecutor(1), lambda place: self.read(annotations[place].path), mine, 1)
         for place, image in zip(mine, images, strict=True):

@@ -1,4 +1,4 @@
-"""What the arguments of `fcos predict` mean: images, folders, patterns, videos, cameras, URLs, lists."""
+"""Resolve the arguments of `fcos predict`: images, folders, patterns, videos, cameras, URLs, lists."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from fcos.files import check_regular, data_below, is_hidden, read_bytes
 from fcos.predict.download import download, without_secrets
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split())
-# Of images and videos that are left out of folders: these, and what else Python's table of types has.
+# Unsupported images and videos, skipped in folders: these, and all others in Python's table of MIME types.
 OTHER_SUFFIXES = frozenset(
     ".dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .psd .xcf .jxl .exr .hdr .vob .m2v .mxf .asf .f4v .rm".split()
 )
-_TYPES = mimetypes.MimeTypes()  # an object of its own: not those of this machine
+_TYPES = mimetypes.MimeTypes()  # a new object, without this machine's own types
 STREAM_SUFFIXES = frozenset({".m3u8", ".mjpg", ".mjpeg", ".sdp"})  # of addresses
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 STANDARD_INPUT = "-"
-MAX_NAME = 200  # characters of a name that an address gives
-NUM_BYTES_TO_KNOW = 4096  # of a file without a known suffix
+MAX_NAME = 200  # characters of a name from an address
+NUM_BYTES_TO_KNOW = 4096  # read to detect the type of a file without a known suffix
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Source:
     """One image, video, live stream or camera.
 
     Attributes:
-        kind: "other" is an image or video that is left out of its folder: `find_sources` gives none.
+        kind: "other" is an unsupported image or video in a folder, which `find_sources` skips.
         where: path, address (`without_secrets`), or number of the camera.
-        name: of its drawn copy below the output folder.
-        content: the image file itself, if it came through standard input.
-        address: the whole address, secrets included, if it is one.
+        name: of its drawn copy, relative to the output folder.
+        content: the bytes of the image file, if it came through standard input.
+        address: the full address, including secrets, if it is one.
     """
 
     kind: Literal["image", "video", "stream", "camera", "other"]
@@ -81,7 +81,7 @@ def is_address(word: str) -> bool:
 
 
 def is_source(word: str) -> bool:
-    """Whether a word looks like a source: an address, a camera, a folder, a pattern, or a suffix."""
+    """Whether a word looks like a source: an address, camera, folder, pattern, or image or video name."""
     known = word == STANDARD_INPUT or is_address(word) or word.isdecimal() or glob.has_magic(word)
     return known or os.path.isdir(word) or is_image(word) or _is_video(Path(word))
 
@@ -93,15 +93,15 @@ def find_sources(
     streams: bool = False,
     on_other: Callable[[str], None] = lambda path: None,
 ) -> list[Source]:
-    """The sources that the arguments name, each once.
+    """The sources that the arguments refer to, without duplicates.
 
     Args:
         out: the output folder: images that an earlier call drew there are not sources.
         streams: every address is a live stream.
-        on_other: called with the path of each image or video that is left out of its folder for its suffix.
+        on_other: called with the path of each image or video in a folder that has an unsupported suffix.
 
     Raises:
-        DatasetError: an argument that names nothing.
+        DatasetError: an argument matches nothing.
     """
     found: dict[tuple[str, str], Source] = {}
     for word in words:
@@ -116,16 +116,16 @@ def find_sources(
 
 
 def find_images(words: Iterable[str], out: Path) -> list[Path]:
-    """The image files that the arguments name, for code that needs files; as `find_sources`.
+    """`find_sources`, but only image files.
 
     Raises:
-        DatasetError: an argument that names nothing, or something other than image files.
+        DatasetError: an argument matches nothing, or something other than image files.
     """
     sources = find_sources(words, out)
     paths = [source.path for source in sources if source.kind == "image" and source.path is not None]
     if len(paths) < len(sources):
         other = next(source for source in sources if source.kind != "image" or source.path is None)
-        raise DatasetError(f"only image files can be used here, and {other.where!r} is not one")
+        raise DatasetError(f"only image files can be used here, but {other.where!r} is not one")
     return paths
 
 
@@ -160,7 +160,7 @@ def _expand(word: str, out: Path) -> Iterator[Source]:
 
 def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> Iterator[Source]:
     """Images and videos of a folder or pattern, by their suffixes, named by their path below `folder`."""
-    # What an earlier call drew into a folder inside the source is not a source.
+    # Images drawn by an earlier call into a folder inside the source are not sources.
     drawn = out if real_path(folder) in out.parents else None
     nothing = True
     for path in candidates:
@@ -170,7 +170,7 @@ def _found(word: Path, folder: Path, candidates: Iterable[Path], out: Path) -> I
             continue
         if drawn and drawn in real_path(path).parents:
             continue
-        # A pipe or a broken link is a source too: its reader reports what is wrong.
+        # A pipe or a broken link is a source too: reading it reports what is wrong.
         yield _by_suffix(path, name) if is_read else Source("other", str(path), name)
         nothing = nothing and not is_read
     if nothing:
@@ -226,8 +226,8 @@ def _from_standard_input(content: bytes, out: Path) -> Iterator[Source]:
 def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[Source]:
     """One path or URL per line; paths are relative to the working directory, or else to the list's folder.
 
-    In a list of VOC a line is the name of an image without its suffix. A file that does not exist is an image
-    that cannot be read: the others are processed.
+    In a VOC list, a line is the name of an image without its suffix. A missing file counts as an image that
+    cannot be read: the others are processed.
     """
     of_voc = _voc_images(folder)
     lines = [line.strip() for line in _decoded(content, where).split("\n")]
@@ -245,12 +245,12 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
         else:
             found.append(_by_suffix(path, Path(path.name)))
     not_there = [source for source in found if source.path is not None and not _exists(source.path)]
-    # Names that are no Unicode hold halves of surrogate pairs.
+    # Names that are not Unicode contain lone surrogates.
     if any(re.search("[\ud800-\udfff]", source.where) for source in not_there):
         raise DatasetError("not a UTF-8 text file", where=where, fix="save it as UTF-8")
     if len(not_there) == len(found):
         raise DatasetError(
-            f"none of the {len(found)} files in the list exists" if found else "the list is empty",
+            f"none of the {len(found)} files in the list exist" if found else "the list is empty",
             where=where + (f", first line {lines[0]!r}" if lines else ""),
             fix="write one path or URL per line; paths are relative to the working directory, or else to the "
             "folder of the list",
@@ -259,7 +259,7 @@ def _of_list(content: bytes, where: str, folder: Path, out: Path) -> Iterator[So
 
 
 def _voc_images(folder: Path) -> dict[str, Path]:
-    """The images of `JPEGImages` by the names that lists in this folder, `ImageSets/Main`, have for them."""
+    """The images of `JPEGImages` by name without suffix, as in lists in this folder (`ImageSets/Main`)."""
     sets = folder.absolute().parent
     images = sets.parent / "JPEGImages"
     if sets.name != "ImageSets" or not images.is_dir():
@@ -272,7 +272,7 @@ def _is_video(path: Path) -> bool:
 
 
 def _is_other(path: Path) -> bool:
-    """Whether the suffix is of an image or video, where neither `is_image` nor `_is_video` knows it."""
+    """Whether the suffix belongs to an image or video, although `is_image` and `_is_video` are false."""
     kind, encoding = _TYPES.guess_type(path.name)
     is_media = not encoding and (kind or "").startswith(("image/", "video/"))
     return is_media or path.suffix.lower() in OTHER_SUFFIXES
@@ -286,7 +286,7 @@ def _at_address(address: str) -> Source:
     """The image or video at a URL, named after the end of its path."""
     try:
         name = PurePosixPath(unquote(urlsplit(address).path)).name
-    except ValueError:  # malformed, as the download says
+    except ValueError:  # malformed, which the download reports
         name = ""
     name = re.sub(r"[\\\x00-\x1f\x7f]", "_", name)[-MAX_NAME:]
     if name in ("", ".", ".."):
@@ -297,7 +297,7 @@ def _at_address(address: str) -> Source:
 
 
 def _decoded(content: bytes, where: str) -> str:
-    """The text of a list: UTF-8, or UTF-16 as PowerShell writes it; bytes of names that are neither stay."""
+    """The text of a list: UTF-8, or UTF-16 as PowerShell writes it; undecodable bytes of names are kept."""
     try:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return content.decode("utf-16")
@@ -307,7 +307,7 @@ def _decoded(content: bytes, where: str) -> str:
 
 
 def real_path(path: Path) -> Path:
-    """The target of links, as far as they resolve; unlike `Path.resolve`, for any name."""
+    """The target of links, as far as they resolve; unlike `Path.resolve`, works for any name."""
     try:
         return Path(os.path.realpath(path))
     except ValueError:  # a zero byte
@@ -315,7 +315,7 @@ def real_path(path: Path) -> Path:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something exists there, of any kind; the name may be invalid for a file."""
+    """Whether anything exists at this path, which may be an invalid file name."""
     try:
         return os.path.lexists(path)
     except ValueError:
@@ -323,16 +323,16 @@ def _exists(path: Path) -> bool:
 
 
 def _image_format(file: Path | io.BytesIO) -> str:
-    """Pillow's name of the format of an image file, by its first bytes; "" if it is not one."""
+    """Pillow's name for the format of an image file, by its first bytes; "" if it is not an image."""
     try:
         with Image.open(file) as image:
             return image.format or ""
-    except Exception:  # Pillow's readers raise nearly any kind
+    except Exception:  # Pillow's readers raise nearly any kind of error
         return ""
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file begins like text; names that are not Unicode count as text."""
+    """Whether the beginning of a file is text; names that are not Unicode count as text."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     return not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
@@ -341,7 +341,7 @@ def _is_text(head: bytes) -> bool:
 def _fixed_folder(pattern: Path) -> Path:
     """The part of a pattern before its first wildcard: "photos/**/*.png" -> "photos".
 
-    A folder that exists as written is none: "scan [1]/*.png" -> "scan [1]".
+    A folder that exists literally is not a wildcard: "scan [1]/*.png" -> "scan [1]".
     """
     folder = Path()
     for part in pattern.parts[:-1]:
@@ -357,15 +357,15 @@ def _nothing_found(path: Path) -> DatasetError:
         return DatasetError(
             "the folder contains no images or videos",
             where=str(path.absolute()),
-            fix=f"give another folder, or name a file (searched, with subfolders, for {suffixes}; what fcos "
-            "wrote there is left out)",
+            fix=f"give another folder, or a file (subfolders are included; supported: {suffixes}; files that "
+            "fcos wrote are ignored)",
         )
     if glob.has_magic(str(path)):
         return DatasetError(
             f"no images or videos match the pattern {str(path)!r}",
             where=str(_fixed_folder(path).absolute()),
             fix="correct the pattern: * matches any name, ** any folders, [12] the character 1 or 2, and [[] "
-            f"a bracket (searched for {suffixes})",
+            f"a bracket (supported: {suffixes})",
         )
     return DatasetError(
         f"{str(path)!r} does not exist",

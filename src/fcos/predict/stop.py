@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask for a stop after the current step; a second one stops at once."""
+"""Ctrl-C and SIGTERM stop after the current step; a second one stops immediately."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """While entered, signals are noted instead of ending the process.
+    """A context in which signals are recorded instead of ending the process.
 
     Args:
-        announce: tell the user that the signal arrived (one process of several does).
-        after: what is finished first.
+        announce: tell the user that the signal arrived (only one process should).
+        after: what is finished before stopping.
 
     Attributes:
-        number: of the signal that came; 0: none.
+        number: of the signal received; 0: none.
     """
 
     def __init__(self, *, announce: bool = True, after: str = "step") -> None:
@@ -35,7 +35,7 @@ class StopSignal:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
-        if self.announce:  # not print: the signal may come in the middle of one
+        if self.announce:  # not print: the signal may arrive in the middle of a print
             os.write(2, f"\nstopping after this {self.after}\n".encode())
 
     def __exit__(self, *_: object) -> None:

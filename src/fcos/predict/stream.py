@@ -1,8 +1,8 @@
-"""Predicting many images: reading, the network and the use of the detections overlap.
+"""Predicting many images: reading, the network and using the detections overlap.
 
 On a CPU several images are predicted at once, each on its share of the cores: two cores together on one image
 are slower than each on its own image. As many threads again read and draw in the meantime, also while a GPU
-computes. For many images processes do the same: they share no interpreter lock.
+computes. For many images, processes do the same: they do not share an interpreter lock.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ def predict_each(
     """The results of `then` for the detections of each source, in order.
 
     Args:
-        detector: predicts several images at once where that is faster.
-        sources: taken one by one, a few ahead of the results that have been yielded.
-        read: pixels of a source, uint8 RGB `(3, height, width)`, or a file to read strip by strip; called in
-            threads. Its `DatasetError` takes the place of the result.
+        detector: predicts several images at once if that is faster.
+        sources: consumed one by one, a few ahead of the yielded results.
+        read: returns the pixels of a source, uint8 RGB `(3, height, width)`, or a file to read strip by
+            strip; called in threads. If it raises a `DatasetError`, the error replaces the result.
         then: called in threads.
         score_threshold, batch_size: as in `Detector.predict`.
-        num_processes: if more than one, forks of this process with a core each take the place of threads
-            (Linux, a network on the CPU). All sources are taken first, and the results are sent from there.
+        num_processes: if more than one, use forks of this process with one core each instead of threads
+            (Linux, a network on the CPU). All sources are consumed first, and the results are sent from
+            there.
     """
     num_cores = torch.get_num_threads()
     detector = detector.side_by_side()
@@ -78,22 +79,22 @@ def predict_each(
         yield from _in_processes(work, list(groups), num_processes)
         return
     try:
-        # The setting belongs to the thread that makes it.
+        # The setting applies only to the thread that makes it.
         pool = ThreadPoolExecutor(
             2 * at_once, "predict", initializer=lambda: torch.set_num_threads(cores_each)
         )
         for results in in_order(pool, work, groups, ahead=4 * at_once):
             yield from results
     finally:
-        torch.set_num_threads(num_cores)  # but for MKL, where it belongs to all threads
+        torch.set_num_threads(num_cores)  # except in MKL, where it applies to all threads
 
 
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Source], Result], sources: Iterable[Source], ahead: int
 ) -> Iterator[Result]:
-    """Results of `work` in the order of `sources`, of which at most `ahead` more are taken than yielded.
+    """Results of `work` in the order of `sources`, of which at most `ahead` more are consumed than yielded.
 
-    The pool is closed at the end; also where the caller stops early, after the work that has begun.
+    The pool is closed at the end; if the caller stops early, after the work in progress.
     """
     waiting: deque[Future[Result]] = deque()
     try:
@@ -110,7 +111,7 @@ def in_order(
 def _read_some(
     read: Callable[[Source], Tensor | LargeImage], group: list[Source], most_pixels: int | None
 ) -> Iterator[list[tuple[Source, Tensor | LargeImage | DatasetError]]]:
-    """The images of a group with their sources; what has `most_pixels` or more at once, before the next."""
+    """The images of a group with their sources, in batches that end when they reach `most_pixels`."""
     some: list[tuple[Source, Tensor | LargeImage | DatasetError]] = []
     num_pixels = 0
     for source in group:
@@ -130,13 +131,13 @@ def _read_some(
 def _in_processes(
     work: Callable[[list[Source]], list[Result]], groups: list[list[Source]], num_processes: int
 ) -> Iterator[Result]:
-    if not groups:  # the loader refuses zero processes
+    if not groups:  # a loader with no workers would run in this process
         return
 
     def results_of(group: list[Source]) -> list[Result] | Exception:
         try:
             return work(group)
-        except Exception as error:  # the loader would replace it by another
+        except Exception as error:  # the loader would replace it with another error
             return error
 
     loader: Loader[list[Result] | Exception] = Loader(
@@ -156,7 +157,7 @@ def _in_processes(
         if "DataLoader worker" not in str(error):
             raise
         raise FcosError(
-            "a prediction process was killed, probably because memory ran out",
+            "a prediction process was killed, probably because it ran out of memory",
             fix=f"use fewer processes: --num-processes {num_processes // 2}",
         ) from error
     finally:

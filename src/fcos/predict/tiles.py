@@ -22,23 +22,23 @@ from fcos.data.transforms import EvalTransform
 from fcos.errors import FcosError
 from fcos.model.postprocess import ImageDetections, PostProcess
 
-MOST_OVERLAP = 0.9  # of the side of a tile
+MOST_OVERLAP = 0.9  # fraction of the side of a tile
 SMALLEST_TILE = 32  # pixels
 TTA_SCALES = (0.75, 1.0, 1.25)  # of the sides of the network input
-MARGIN = 0.02  # of the side of a tile: a box that ends this close to its border is cut off there
-INSIDE = 0.6  # fraction of such a box that lies in another one of the same object
-SCORE_SHARE = 0.5  # of such a box that the other one must have, to be more than a guess
+MARGIN = 0.02  # fraction of the side of a tile: a box that ends this close to its border is cut off there
+INSIDE = 0.6  # minimum fraction of a cut-off box inside another box of the same object
+SCORE_SHARE = 0.5  # minimum score of the other box, as a fraction of the score of the cut-off one
 
 Detect = Callable[[list[Tensor], EvalTransform], list[ImageDetections]]
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of an image are predicted.
+    """The views of an image to predict.
 
     Attributes:
-        tile: side of the tiles, original pixels; 0: the image as a whole only.
-        overlap: of neighboring tiles, at least, share of their side.
+        tile: side of the tiles, original pixels; 0: only the whole image.
+        overlap: minimum overlap of neighboring tiles, as a fraction of their side.
         tta: each view also mirrored and at other sizes.
     """
 
@@ -58,7 +58,7 @@ class Views:
             )
 
     def changed(self, tile: int | None, overlap: float | None, tta: bool | None) -> Views:
-        """The same with other values; None: as they are."""
+        """A copy with other values; None: unchanged."""
         given: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta}
         views = replace(self, **{name: value for name, value in given.items() if value is not None})
         if overlap is not None and not views.tile:
@@ -86,11 +86,11 @@ class Part(NamedTuple):
 
 
 class ViewDetections(NamedTuple):
-    """Detections of one view, on the image.
+    """Detections of one view, in the frame of the image.
 
     Attributes:
         detections: original image pixels.
-        is_cut: which of their boxes end where their tile does.
+        is_cut: which boxes are cut off by the border of their tile.
     """
 
     detections: ImageDetections
@@ -112,12 +112,12 @@ def detect_in_views(
 
     Args:
         image: uint8 RGB `(3, height, width)`, or a file that is read strip by strip.
-        detect: images and their resizing to detections of each, in its own pixels.
-        transform: the model's resizing.
-        postprocess: the model's; its limit of detections is that of a tile, not of an image with tiles.
-        mirrors: test-time augmentation mirrors; not for text.
-        batch_size: views of one size that are predicted together.
-        score_threshold: minimum score; lower ones do not remove others.
+        detect: from images and a resize transform to the detections of each, in its own pixels.
+        transform: the model's resize transform.
+        postprocess: the model's; its limit of detections applies to each tile, not to an image with tiles.
+        mirrors: test-time augmentation includes mirrored views (not for text, for example).
+        batch_size: views of one size to predict together.
+        score_threshold: minimum score; boxes below it do not suppress others.
     """
     found: list[ViewDetections] = []
     remaining = parts_of(image, views, transform.longest_side)
@@ -137,7 +137,7 @@ def detect_in_views(
 
 
 def variants(transform: EvalTransform, tta: bool, mirrors: bool) -> list[tuple[EvalTransform, bool]]:
-    """The ways in which a view is resized, and whether it is mirrored."""
+    """The resize transforms of a view, and whether it is mirrored."""
     if not tta:
         return [(transform, False)]
     short, longest = transform.short_side, transform.longest_side
@@ -152,9 +152,10 @@ def variants(transform: EvalTransform, tta: bool, mirrors: bool) -> list[tuple[E
 
 
 def parts_of(image: Tensor | LargeImage, views: Views, longest_side: int) -> Iterator[Part]:
-    """The tiles of an image, row by row, then the whole image; only that where one tile would hold all of it.
+    """The tiles of an image, row by row, then the whole image; only the latter if one tile would cover it.
 
-    The whole of a file that is read in strips is reduced to twice the `longest_side` (pixels), or more.
+    The whole image of a file that is read in strips is reduced, but at least twice the `longest_side`
+    (pixels).
     """
     height, width = image.size_hw if isinstance(image, LargeImage) else image.shape[1:]
     tile = views.tile or max(height, width)
@@ -184,7 +185,7 @@ def _strips(image: Tensor | LargeImage, tops: Sequence[int], rows: int) -> Itera
 
 
 def mirror(found: ImageDetections, width: int, inclusive_boxes: bool = False) -> ImageDetections:
-    """Detections of a mirrored image on the image itself, of this width."""
+    """Map detections of a mirrored image of this width back to the image."""
     left, top, right, bottom = found.boxes_xyxy.unbind(dim=1)
     last = width - inclusive_boxes
     boxes = torch.stack([last - right, top, last - left, bottom], dim=1)
@@ -195,7 +196,7 @@ def mirror(found: ImageDetections, width: int, inclusive_boxes: bool = False) ->
 
 
 def _on_image(found: ImageDetections, part: Part) -> ViewDetections:
-    """Detections of a part on the image that it is a part of."""
+    """Map detections of a part to the frame of the whole image."""
     height, width = part.pixels.shape[1:]
     far = torch.tensor([0, 0, width, height])
     margin = MARGIN * torch.tensor([width, height, width, height])
@@ -209,7 +210,7 @@ def _on_image(found: ImageDetections, part: Part) -> ViewDetections:
 
 
 def merge(found: Sequence[ViewDetections], postprocess: PostProcess) -> ImageDetections:
-    """The detections of all views, each object once, best first."""
+    """Merge the detections of all views, each object once, best first."""
     points = [one.detections.found_at for one in found]
     together = ImageDetections(
         torch.cat([one.detections.boxes_xyxy for one in found]),
@@ -230,20 +231,20 @@ def fragments(
     labels: Int64[Tensor, " boxes"],
     cut: Sequence[Bool[Tensor, " _"]],
 ) -> Bool[Tensor, " boxes"]:
-    """Which boxes are cut off and lie mostly inside another one of their class that is whole, or larger.
+    """Which boxes are cut off and mostly inside another box of their class that is whole, or larger.
 
-    NMS would keep most of them, since their IoU with the whole object is low, and where it is not, NMS may
-    keep the fragment.
+    NMS would keep most of them, since their IoU with the whole object is low; if it is high, NMS may keep the
+    fragment instead.
 
     Args:
-        boxes_xyxy, scores, labels: of all views, one after the other.
-        cut: of each view, which of its boxes are cut off.
+        boxes_xyxy, scores, labels: of all views, concatenated.
+        cut: for each view, which of its boxes are cut off.
     """
     areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1)
     is_cut = torch.cat(list(cut))
     is_fragment = torch.zeros_like(is_cut)
     first = 0
-    for of_view in cut:  # not all pairs at once: those of a large image would fill the memory
+    for of_view in cut:  # not all pairs at once: for a large image they would fill the memory
         mine = of_view.nonzero()[:, 0] + first
         first += len(of_view)
         if len(mine) == 0:

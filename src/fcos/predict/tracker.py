@@ -1,6 +1,6 @@
-"""Tracking: an object has the same number in all frames of a video; ByteTrack (arXiv 2110.06864).
+"""Tracking: an object has the same id in all frames of a video; ByteTrack (arXiv 2110.06864).
 
-From the package `trackers`; `supervision`, which used to have it, has dropped its own.
+Uses the package `trackers`; `supervision` has removed its own implementation.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from typing import Any
 from fcos.errors import needs_extra
 from fcos.predict.detections import Detections
 
-MIN_SCORE = 0.1  # below it, there is hardly ever an object; above it, a weak detection may continue a track
+MIN_SCORE = 0.1  # below it, detections are hardly ever objects; above it, a weak one may continue a track
 
 
 class Tracker:
     """Assigns detections to tracks.
 
-    A track begins with a detection of at least `threshold`, has a number from its second frame on, and
-    continues with weaker ones; a second without any ends it. Classes are ignored.
+    A track begins with a detection of at least `threshold`, gets an id in its second frame, and continues
+    with weaker detections; a second without any ends it. Classes are ignored.
 
     Args:
-        threshold: as for showing detections.
-        frame_rate: frames per second that are given.
+        threshold: minimum score of detections to show.
+        frame_rate: frames per second passed to `update`.
 
     Attributes:
-        min_score: minimum score of the detections to give it.
+        min_score: minimum score of the detections to pass to `update`.
     """
 
     def __init__(self, threshold: float, frame_rate: float) -> None:
@@ -34,11 +34,11 @@ class Tracker:
         )
 
     def update(self, detections: Detections, time_s: float) -> Detections:
-        """Those of at least `threshold`, and weaker ones of a track; with `track_ids`, from 1 on.
+        """Detections of at least `threshold`, and weaker ones of a track, with `track_ids` from 1.
 
         Args:
-            detections: of the next frame, from `min_score` on.
-            time_s: of the frame, later than the last one.
+            detections: of the next frame, with scores of at least `min_score`.
+            time_s: time of the frame, later than the last one.
         """
         found = self._tracker.update(detections.to_supervision(), timestamp=time_s)
         tracked = Detections.from_supervision(found, detections.class_names, detections.image)
@@ -48,7 +48,7 @@ class Tracker:
 
 
 def import_trackers() -> Any:
-    """The package `trackers`, the extra "track"."""
+    """The package `trackers` (the extra "track")."""
     with needs_extra("tracking", "track"):
         import trackers
     return trackers

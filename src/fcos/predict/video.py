@@ -26,19 +26,21 @@ from fcos.predict.video_writer import VideoWriter
 if TYPE_CHECKING:
     from fcos.predict.pipeline import Pipeline
 
-Progress = AbstractContextManager[Callable[[int], None]]  # call what it gives with the number of frames done
+Progress = AbstractContextManager[
+    Callable[[int], None]
+]  # call the function it yields with the number of frames done
 
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How videos are predicted.
+    """Options for predicting videos.
 
     Attributes:
         every: process every `every`th frame and skip the others.
-        track: give an object the same number in all frames.
+        track: track objects, which keep their id in all frames.
         draw: write the drawn video.
         on_drawn: called with each drawn frame; None: draw only for the video.
-        is_stopped: asked after each frame whether to stop; what has been written is kept.
+        is_stopped: called after each frame; True stops, and keeps what has been written.
     """
 
     score_threshold: float
@@ -56,7 +58,7 @@ def predict_videos(
     options: VideoOptions,
     progress: Callable[[int | None], Progress],
 ) -> Iterator[dict[str, Any]]:
-    """What `detections.json` says about each video; frames go to `FRAMES_FILE`.
+    """Each video's entry of `detections.json`; frames are written to `FRAMES_FILE`.
 
     Ctrl-C stops after a frame and leaves complete files.
     """
@@ -74,7 +76,7 @@ def predict_videos(
 
 @contextmanager
 def _lines_to(path: Path) -> Iterator[TextIO]:
-    """A file that grows line by line; `OutputError` if it, or a file beside it, cannot be written."""
+    """A file to append lines to; any error in writing in the block becomes an `OutputError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", errors="backslashreplace") as lines:
@@ -92,11 +94,11 @@ def predict_video(
     options: VideoOptions,
     progress: Callable[[int | None], Progress] = lambda num_frames: nullcontext(lambda done: None),
 ) -> dict[str, Any]:
-    """What `detections.json` says about a video; its frames go to `lines` and, drawn, to `target`.
+    """A video's entry of `detections.json`; frames are written to `lines` and, drawn, to `target`.
 
     Args:
         target: the drawn mp4 file.
-        lines: gets a line of JSON per frame, complete lines only.
+        lines: gets a line of JSON per frame, only complete lines.
         progress: makes a progress bar for this many frames, if their number is known.
 
     Raises:
@@ -127,7 +129,7 @@ def predict_video(
         }
         tracks = set[int]()
         frames = reader.frames(writer.write_audio if writer else lambda packet: None)
-        # Closed before reader and writer: threads may still use frames.
+        # Closed before the reader and the writer, since threads may still use frames.
         found = stack.enter_context(closing(_found(detector, frames, options, tracker)))
         for frame, detections in found:
             detections = tracker.update(detections, frame.time_s) if tracker else detections
@@ -160,7 +162,7 @@ def predict_video(
             about["error"] = "stopped before its first frame"
     elif reader.problem or reader.num_damaged or not about["num_frames"]:
         damaged = f"{reader.num_damaged} of its frames are damaged" if reader.num_damaged else ""
-        about["error"] = reader.problem or damaged or "it has no decodable frame"
+        about["error"] = reader.problem or damaged or "it has no decodable frames"
     return about
 
 

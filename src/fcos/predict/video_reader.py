@@ -23,9 +23,9 @@ InputContainer = Any
 Packet = Any
 VideoFrame = Any
 
-SILENCE_S = 15.0  # without a byte of a video at an address
-SHORT_BY_S = 0.5  # files whose parts end that much before the announced end are whole
-# Formats whose duration is the time of the end, where others give the time from the first frame to the end.
+SILENCE_S = 15.0  # timeout for a video at an address
+SHORT_BY_S = 0.5  # files that end this much before the stated end still count as complete
+# Formats whose duration is counted from time 0, not from the first frame.
 COUNTED_FROM_0 = {"matroska,webm", "nut", "asf"}
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation")}
 
@@ -35,9 +35,9 @@ class Frame:
     """One frame of a video.
 
     Attributes:
-        index: counted from 0, skipped frames included.
-        time_s: when it is shown, from the beginning of the video.
-        pts: the same in units of `VideoReader.time_base`.
+        index: counted from 0, including skipped frames.
+        time_s: presentation time, from the beginning of the video.
+        pts: presentation time in units of `VideoReader.time_base`.
         image: as decoded.
     """
 
@@ -49,7 +49,7 @@ class Frame:
     def pixels(self) -> Tensor:
         """RGB uint8 `(3, height, width)`, upright."""
         rgb = self.image.to_ndarray(format="rgb24")
-        # Phones store a frame as the sensor saw it, with the angle by which to turn it.
+        # Phones store frames in the sensor's orientation, with the angle by which to turn them.
         upright = np.rot90(rgb, round(self.image.rotation / 90))
         return torch.from_numpy(np.ascontiguousarray(upright)).permute(2, 0, 1)
 
@@ -64,14 +64,14 @@ class VideoReader:
     Attributes:
         frame_rate: frames per second, on average.
         time_base: seconds, the unit of `Frame.pts`.
-        num_frames: as the file says; None: unknown.
+        num_frames: as stated in the file; None: unknown.
         pixel_aspect: width / height of a pixel as stored, before frames are turned upright.
-        audio: its sound.
-        num_damaged: frames and parts that were not decoded, or not in full.
+        audio: its audio streams.
+        num_damaged: frames and packets that were not decoded, or only in part.
         problem: why the last call of `frames` ended before the stated end of the file; "" if it did not.
 
     Raises:
-        DatasetError: it cannot be opened, or holds no video.
+        DatasetError: it cannot be opened, or contains no video.
     """
 
     def __init__(self, where: str, *, camera: bool = False) -> None:
@@ -102,11 +102,11 @@ class VideoReader:
         self._container.close()
 
     def frames(self, on_audio: Callable[[Packet], None] = lambda packet: None) -> Iterator[Frame]:
-        """All frames that can be decoded, in the order in which they are shown.
+        """All decodable frames, in presentation order.
 
         Args:
-            on_audio: called with the parts of the sound on the way, shifted as the frames are, so that the
-                video begins at 0.
+            on_audio: called with the audio packets in between, shifted like the frames so that the video
+                begins at 0.
         """
         last_pts, ends_at_s, index = -1, 0.0, 0
         step = max(1, round(1 / (self.frame_rate * self.time_base)))
@@ -127,10 +127,10 @@ class VideoReader:
                 index += 1
         missing_s = self.duration_s - (ends_at_s - self._starts_at_s)
         if not self.problem and missing_s > max(SHORT_BY_S, 0.01 * self.duration_s):
-            self.problem = f"it ends {missing_s:.1f} s before the end that it announces"
+            self.problem = f"it ends {missing_s:.1f} s before its stated end"
 
     def _packets(self) -> Iterator[Packet]:
-        """Packets of the file, up to its end or to where it can no longer be read."""
+        """Packets of the file, up to its end or to the first error."""
         wanted = [self._stream, *self.audio]
         packets = self._container.demux(wanted)
         while True:
@@ -139,9 +139,9 @@ class VideoReader:
             except StopIteration:
                 return
             except (self._av.FFmpegError, OSError) as error:
-                self.problem = f"it cannot be read further: {_words(error)}"
+                self.problem = f"it cannot be read to its end: {_words(error)}"
                 break
-        # What the decoder still holds: as the empty packet at a regular end asks for.
+        # An empty packet flushes the decoder, as at a regular end.
         flush = self._av.Packet()
         flush.stream = self._stream
         yield flush
@@ -165,8 +165,8 @@ class VideoReader:
             raise DatasetError(
                 f"the video cannot be opened: {_words(error)}",
                 where=self.where,
-                fix="check whether it plays elsewhere. A recording that was cut off before its index was "
-                "written can only be repaired with special tools",
+                fix="check whether it plays in a media player; a recording interrupted before its index "
+                "was written can only be repaired with special tools",
             ) from error
 
     def _open_camera(self, number: str) -> InputContainer:
@@ -181,12 +181,12 @@ class VideoReader:
             raise DatasetError(
                 f"camera {number} cannot be opened: {_words(error)}",
                 where=file.format(number),
-                fix="connect it, close other programs that use it, try another number, or record a video",
+                fix="connect it, close other programs that use it, try another number, or use a video file",
             ) from error
 
 
 def import_av() -> Any:
-    """PyAV, the extra "video"."""
+    """PyAV (the extra "video")."""
     with needs_extra("a video", "video"):
         import av
         import av.filter  # loads ffmpeg's devices too
@@ -194,5 +194,5 @@ def import_av() -> Any:
 
 
 def _words(error: Exception) -> str:
-    """ffmpeg's message, without its number and the file's name."""
+    """ffmpeg's message, without the error number and the file name."""
     return str(getattr(error, "strerror", None) or error)

@@ -1,4 +1,4 @@
-"""Drawn frames as an mp4 file with the sound of the original, at the original times."""
+"""Write drawn frames to an mp4 file, with the audio and the frame times of the original."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from PIL import Image, ImageOps
 from fcos.predict.video_reader import AudioStream, Frame, Packet, import_av
 
 QUALITY = {"crf": "23", "preset": "veryfast"}
-COPIED = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}  # what mp4 players expect; others become AAC
+COPIED = {
+    "aac",
+    "mp3",
+    "ac3",
+    "eac3",
+    "opus",
+    "alac",
+    "flac",
+}  # codecs that mp4 players expect; others become AAC
 
 
 class VideoWriter:
-    """Writes a video; once closed, the file is complete, wherever it stopped.
+    """Writes a video; once closed, the file is playable even if writing stopped early.
 
     Args:
         frame_rate: on average.
         time_base: of `Frame.pts`.
-        audio: sound to come, of an open `VideoReader`.
-        pixel_aspect: of the frames to come, as `VideoReader` has it.
+        audio: audio streams of an open `VideoReader`.
+        pixel_aspect: of the frames, as in `VideoReader`.
 
     Attributes:
-        num_resized: frames of another size than the first, which were fitted into it, in their shape.
+        num_resized: frames of another size than the first, which were resized to fit, keeping the aspect
+            ratio.
     """
 
     def __init__(
@@ -43,7 +52,7 @@ class VideoWriter:
         self._container: Any = self._av.open(str(path), "w", format="mp4")
         self._video = self._container.add_stream("h264", rate=frame_rate)
         self._audio = {stream.index: self._add_audio(stream) for stream in audio}
-        self._early: list[Packet] = []  # sound before the first frame, whose size opens the file
+        self._early: list[Packet] = []  # audio before the first frame, whose size is needed to open the file
         self._size: tuple[int, int] | None = None  # of the first frame; None: the file is not open
         self.num_lost_audio = self.num_resized = 0
 
@@ -57,17 +66,17 @@ class VideoWriter:
                 if not is_copied:
                     self._container.mux(out.encode())
         self._container.close()
-        if not self._size:  # no frame came: nothing to see
+        if not self._size:  # no frames
             self._path.unlink(missing_ok=True)
 
     def write(self, frame: Frame, drawn: Image.Image) -> None:
-        """The next frame: `drawn` at the time of `frame`."""
+        """Write the next frame: `drawn` at the time of `frame`."""
         if not self._size:
             self._open(frame, drawn.size)
         elif drawn.size != self._size:
             drawn = ImageOps.pad(drawn, self._size)
             self.num_resized += 1
-        # 4:2:0 has a color for two by two pixels: an odd last row or column is left out.
+        # 4:2:0 has one color for 2 x 2 pixels: an odd last row or column is dropped.
         pixels = np.asarray(drawn)[: self._video.height, : self._video.width]
         image = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         unit = self._video.codec_context.time_base
@@ -75,7 +84,7 @@ class VideoWriter:
         self._container.mux(self._video.encode(image))
 
     def write_audio(self, packet: Packet) -> None:
-        """A part of the sound, unchanged if mp4 supports its codec."""
+        """Write an audio packet, unchanged if mp4 supports its codec."""
         if not self._size:
             self._early.append(packet)
             return
@@ -87,7 +96,7 @@ class VideoWriter:
             else:
                 for piece in packet.decode():
                     self._container.mux(out.encode(piece))
-        except (self._av.FFmpegError, ValueError):  # damaged sound is no reason to lose the video
+        except (self._av.FFmpegError, ValueError):  # damaged audio must not fail the video
             self.num_lost_audio += 1
 
     def _open(self, first: Frame, size: tuple[int, int]) -> None:

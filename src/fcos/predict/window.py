@@ -1,4 +1,4 @@
-"""A window that shows drawn images and frames, by Tk: `fcos predict --show`."""
+"""A Tk window that shows drawn images and frames: `fcos predict --show`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARE_OF_SCREEN = 0.9
 
 
 class Window:
-    """A window until the user closes it, in the main thread; `FcosError` without a screen or Tk."""
+    """A window, in the main thread; raises an `FcosError` without a screen or Tk."""
 
     def __init__(self) -> None:
         try:
@@ -26,7 +26,7 @@ class Window:
         except tkinter.TclError as error:
             raise FcosError(
                 f"--show cannot open a window: {error}",
-                fix="run it on a machine with a screen, or omit --show and open the drawn copies in --out",
+                fix="run it on a machine with a screen, or omit --show and open the drawn copies",
             ) from error
         self._label, self._photo_image = tkinter.Label(self._root), ImageTk.PhotoImage
         self._label.pack()
@@ -52,7 +52,7 @@ class Window:
             self._root.update()
 
     def close(self) -> None:
-        """Called when the user closes it, or at the end of the command."""
+        """Close the window: when the user closes it, or at the end of the command."""
         if self.is_open:
             self.is_open = False
             self._root.destroy()

@@ -1,4 +1,4 @@
-"""The charts of an evaluation: precision over recall, calibration, and numbers by threshold."""
+"""The charts of an evaluation: precision over recall, calibration, and metrics by threshold."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MAX_CURVES = 8  # of classes; as many as there are colors
 
 
 def precision_charts(analysis: Analysis, ranked: Sequence[ClassResult]) -> list[Chart | None]:
-    """Precision over recall: of all classes, and of each, or of the best and worst of `ranked`."""
+    """Precision over recall: for all classes, and for each class, or the best and worst of `ranked`."""
     recalls = np.linspace(0, 1, analysis.class_precision.shape[1])
     overall = {
         name: np.stack([recalls, np.where(values < 0, np.nan, values)], axis=1)
         for name, values in analysis.curves.items()
     }
     measured = [row.name for row in ranked if row.ap is not None]
-    if len(measured) > MAX_CURVES:  # the ends of the list say most
+    if len(measured) > MAX_CURVES:  # the best and the worst are most informative
         measured = measured[: MAX_CURVES // 2] + measured[-MAX_CURVES // 2 :]
     label_of = {row.name: label for label, row in enumerate(analysis.classes)}
     by_class = {
@@ -35,12 +35,12 @@ def precision_charts(analysis: Analysis, ranked: Sequence[ClassResult]) -> list[
 
 
 def score_charts(analysis: Analysis) -> list[Chart | None]:
-    """What scores are worth, and what each threshold gives."""
+    """Calibration of the scores, and metrics by threshold."""
     bins = np.array([(score, right) for score, right, count in analysis.calibration if count])
     diagonal = np.array([[0.0, 0.0], [1.0, 1.0]])
     return [
         line_chart(
-            "Share of correct detections, by score",
+            "Fraction of correct detections, by score",
             "score",
             {"detections": bins.reshape(-1, 2), "perfectly calibrated": diagonal},
             whole_x=False,
@@ -64,7 +64,7 @@ def _by_threshold(analysis: Analysis) -> dict[str, NDArray[np.float64]]:
     with np.errstate(invalid="ignore"):
         values = {
             "F1": 2 * num_right / (num_shown + num_objects),
-            "precision": num_right / num_shown,  # nan, a gap, where nothing is shown
+            "precision": num_right / num_shown,  # NaN (a gap) if nothing is shown
             "recall": num_right / num_objects,
         }
     return {name: np.stack([thresholds, value], axis=1) for name, value in values.items()}

@@ -1,6 +1,6 @@
-"""Label assignment drawn on images: the objects of the points of each level, and the predictions there.
+"""Label assignment drawn on images: the object assigned to each point of each level, and its predictions.
 
-The points are those of the assigner that trains (`model/assign.py`), at the size of the resized images.
+The assigner is the one used in training (`model/assign.py`), at the size of the resized images.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fcos.predict.draw import as_base64, class_color
 from fcos.report.examples import Example, Pane, ReportImage
 from fcos.report.second_look import PointAnswers
 
-MAX_OBJECTS = 25  # of an image that is easy to read
-MIN_SCORE = 0.1  # of a point that is drawn
-MAX_CELLS = 400  # of a level, those with the best scores
+MAX_OBJECTS = 25  # in an image, to be readable
+MIN_SCORE = 0.1  # of points drawn
+MAX_CELLS = 400  # per level: those with the best scores
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A value at every point of a level, one pixel a point; sides are pixels of the example image."""
+    """A value at every point of a level, one pixel per point; sides are pixels of the example image."""
 
     png: str  # base64
     width: float
@@ -52,13 +52,13 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Level:
-    """What a level learns and predicts.
+    """Targets and predictions of a level.
 
     Attributes:
-        range: which distances it regresses, in words.
-        num_objects: that it learns.
+        range: distances that it regresses, as text.
+        num_objects: objects assigned to it.
         learned: positive points; opacity is centerness, colors are those of the objects.
-        said: points with a score; opacity is the score, colors are those of the classes.
+        predicted: points with a score; opacity is the score, colors are those of the classes.
         quality: centerness (or predicted IoU) at every point, if there is a detector.
     """
 
@@ -67,7 +67,7 @@ class Level:
     range: str
     num_objects: int
     learned: tuple[Cell, ...]
-    said: tuple[Cell, ...]
+    predicted: tuple[Cell, ...]
     quality: HeatMap | None
 
 
@@ -80,8 +80,8 @@ def assigned_image(
     first_points = np.cumsum(view.grid.points_per_level)[:-1]
     for level, points in enumerate(np.split(np.arange(len(view.matched)), first_points)):
         positive = points[view.matched[points] >= 0]
-        said = view.said_cells(points, answers) if answers is not None else ()
-        quality = answers[2] if said and answers is not None else None
+        predicted = view.predicted_cells(points, answers) if answers is not None else ()
+        quality = answers[2] if predicted and answers is not None else None
         levels.append(
             Level(
                 name=level_name(config.strides[level]),
@@ -89,7 +89,7 @@ def assigned_image(
                 range=range_words(config, level),
                 num_objects=len(np.unique(view.matched[positive])),
                 learned=tuple(view.learned_cell(point) for point in positive.tolist()),
-                said=said,
+                predicted=predicted,
                 quality=None if quality is None else view.heat_map(level, points, quality),
             )
         )
@@ -102,7 +102,7 @@ def assigned_image(
 
 
 def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: int) -> list[int]:
-    """Instructive images: first one with objects without a positive point, then those with many sizes."""
+    """Instructive images: first one with objects without a positive point, then many object sizes."""
     counts, images = np.diff(annotations.first_box), annotations.image_of_box
     num_without = np.bincount(images[without], minlength=len(annotations))
     longest = (annotations.boxes_xyxy[:, 2:] - annotations.boxes_xyxy[:, :2]).max(axis=1).clip(min=1)
@@ -117,15 +117,15 @@ def choose_assigned(annotations: Annotations, without: NDArray[np.bool_], most: 
 
 
 def range_words(config: TrainConfig, level: int) -> str:
-    """Which distances a level regresses."""
+    """The distances that a level regresses, as text."""
     ends = (0.0, *config.regress_ranges)
     if level == len(config.regress_ranges):
-        return f"distances from {ends[-1]:g} on"
+        return f"distances above {ends[-1]:g}"
     return f"distances {ends[level]:g} to {ends[level + 1]:g}"
 
 
 class _View:
-    """An image with its points and targets, and how to draw them."""
+    """An image with its points and targets, which draws them."""
 
     def __init__(self, annotations: Annotations, image: int, config: TrainConfig) -> None:
         self.record = annotations[image]
@@ -133,7 +133,7 @@ class _View:
         self.size_hw, self.grid, boxes, self.objects = place_objects(self.record, config)
         labels = torch.from_numpy(self.record.labels[self.objects])
         self.targets = build_fixed_assigner(config)(self.grid, [boxes], [labels])
-        # The square of a point: the cell of the feature map that it stands for.
+        # The square of a point is its cell of the feature map.
         self.cell_begin = 0.0 if CONVENTIONS[config.rules].points == "corner" else 0.5
         self.matched = self.targets.matched[0].numpy()
         small = self.image.small
@@ -177,12 +177,12 @@ class _View:
             largest=float(values.max()),
         )
 
-    def said_cells(self, points: NDArray[np.int64], answers: PointAnswers) -> tuple[Cell, ...]:
-        """Points whose best class has a score."""
+    def predicted_cells(self, points: NDArray[np.int64], answers: PointAnswers) -> tuple[Cell, ...]:
+        """Points whose best class has a score of at least `MIN_SCORE`."""
         scores, labels, _ = answers
         assert len(scores) == len(self.matched), "the same points"
-        said = points[scores[points] >= MIN_SCORE]
-        said = said[np.argsort(-scores[said], kind="stable")][:MAX_CELLS]
+        predicted = points[scores[points] >= MIN_SCORE]
+        predicted = predicted[np.argsort(-scores[predicted], kind="stable")][:MAX_CELLS]
         return tuple(
             self._cell(
                 point,
@@ -190,7 +190,7 @@ class _View:
                 float(scores[point]),
                 f"{self.name(int(labels[point]))} {scores[point]:.2f}; {self._place(point)}",
             )
-            for point in said.tolist()
+            for point in predicted.tolist()
         )
 
     def _place(self, point: int) -> str:

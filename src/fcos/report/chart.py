@@ -19,7 +19,7 @@ FEW_POINTS = 60  # are drawn as dots too
 
 @dataclass(frozen=True)
 class Dot:
-    """A value of a curve: its place in the SVG, and what it says when the mouse is over it."""
+    """A value of a curve: its position in the SVG, and its tooltip."""
 
     x: float
     y: float
@@ -29,7 +29,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. `path` is SVG path data; it has gaps where values were not finite."""
+    """A curve. `path` is SVG path data, with gaps at non-finite values."""
 
     name: str
     path: str
@@ -41,7 +41,7 @@ class Chart:
     """A whole line chart.
 
     Attributes:
-        x_ticks, y_ticks: places along the axis, in SVG units, with their texts.
+        x_ticks, y_ticks: positions along the axis, in SVG units, and their labels.
     """
 
     title: str
@@ -69,9 +69,9 @@ def line_chart(
     """A chart of curves, each `(N, 2)` x and y; None if there is nothing to draw.
 
     Args:
-        curves: by name; a y that is nan makes a gap.
-        mark_best: mark the largest value of the first curve.
-        whole_x: x counts something: ticks at whole numbers only.
+        curves: by name; y of NaN makes a gap.
+        mark_best: mark the maximum of the first curve.
+        whole_x: x is a count: ticks only at integers.
     """
     curves = {name: points[spread(len(points), MAX_POINTS)] for name, points in curves.items()}
     finite = [points[np.isfinite(points).all(axis=1)] for points in curves.values()]
@@ -114,7 +114,7 @@ def line_chart(
 
 
 def _short(value: float) -> str:
-    """A number of a few characters: 0.006, 5e-5."""
+    """A number in a few characters: 0.006, 5e-5."""
     return f"{value:.4g}".replace("e-0", "e-")
 
 

@@ -25,7 +25,7 @@ from fcos.report.page import template
 from fcos.report.tables import boxes_of_numbers, error_rows
 
 MAX_IMAGES = 24
-# Where a run was made says nothing about its result.
+# Settings that do not affect the result.
 NOT_COMPARED = frozenset(
     ("run_folder", "load", "save", "save_steps", "device", "num_workers", "tensorboard", "loggers")
 )
@@ -69,7 +69,7 @@ def write_comparison(
 def _results_of(run: FinishedRun) -> Results:
     if run.results is None:
         raise DatasetError(
-            "there is nothing to compare: the run was not evaluated",
+            "the run was not evaluated, so it cannot be compared",
             where=f'file {run.folder / "config.json"}, "list_eval"',
             fix="train with list_eval",
         )
@@ -79,7 +79,7 @@ def _results_of(run: FinishedRun) -> Results:
 def check_same_images(first: FinishedRun, second: FinishedRun) -> None:
     """Reject runs whose metrics cannot be compared."""
     one, other = first.annotations, second.annotations
-    fix = "compare runs with the same list_eval; `fcos eval RUN --list ...` evaluates a model on another list"
+    fix = "compare runs with the same list_eval; or evaluate on another list: `fcos eval RUN --list ...`"
     where = f"{first.folder}: {one.source}; {second.folder}: {other.source}"
     if set(one.class_names) != set(other.class_names):
         raise DatasetError("the two runs have different classes", where=where, fix=fix)
@@ -117,7 +117,9 @@ def _verdict(compared: Comparison) -> str:
     if ap.change is None:
         return "These images contain no objects."
     if ap.margin is None:
-        return f"AP changed by {ap.change:+.3f}; too few images to tell whether this is chance."
+        return (
+            f"AP changed by {ap.change:+.3f}; there are too few images to tell whether this is significant."
+        )
     interval = f"{ap.change:+.3f} ± {ap.margin:.3f}"
     if not ap.is_significant:
         return f"No significant difference: AP changed by {interval}."

@@ -1,7 +1,6 @@
 """The report's section on objects without a positive point; for the training set, cached in `coverage.json`.
 
-The training set decides what can be learned, and only training reads it: `fcos report` does not read it
-again.
+The training set determines what can be learned, and only training reads it: `fcos report` uses the cache.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ class CoverageRow:
 class CoverageFacts(
     msgspec.Struct, frozen=True, rename={"num_images": "num_pictures", "num_all_images": "num_all_pictures"}
 ):
-    """The report's facts about objects without a positive point.
+    """Statistics of objects without a positive point.
 
     Attributes:
-        share: of the objects.
-        num_images: that were examined, of `num_all_images`.
-        size: that images are resized to, in words.
+        share: fraction of the objects.
+        num_images: images examined, out of `num_all_images`.
+        size: to which images are resized, as text.
         reasons: reason, meaning, number of objects.
         by_class: classes with such objects, most first.
     """
@@ -62,7 +61,7 @@ class CoverageFacts(
 
 
 def coverage_facts(coverage: Coverage, config: TrainConfig) -> CoverageFacts:
-    """Coverage by class and size, in words and numbers."""
+    """Statistics of coverage, by class and size."""
     annotations, without, targets = coverage.annotations, coverage.without, coverage.targets
     size = np.digitize(annotations.areas, [COCO_SMALL, COCO_LARGE])
     rows = []
@@ -96,7 +95,7 @@ def keep_coverage(run: Path, train_set: Annotations, config: TrainConfig) -> Non
 
 
 def read_coverage(run: Path) -> CoverageFacts | None:
-    """Of the training set of a run; None if it was not kept."""
+    """The coverage of a run's training set; None if it was not saved."""
     file = run / FILE_NAME
     if not file.is_file():
         return None

@@ -32,16 +32,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     A run that was killed and resumed repeats the steps since its last checkpoint: the later line counts.
 
     Raises:
-        DatasetError: there is no such file, or a line of it is not JSON or not written by training.
+        DatasetError: the file does not exist, or a line is not JSON or not written by training.
     """
     file = Path(run) / "metrics.jsonl"
     if not file.is_file():
         raise DatasetError(
-            "there are no metrics here",
+            "the run has no metrics",
             where=str(file),
             fix="give the folder of a run, for example runs/train",
         )
-    # Not splitlines(): it splits at U+2028 of a class name too.
+    # Not splitlines(): it also splits at U+2028, which may be in a class name.
     lines = read_text(file).removesuffix("\n").split("\n")
     entries: dict[tuple[str, int], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
@@ -68,19 +68,19 @@ def _is_entry(entry: Any) -> bool:
 
 
 def best_evaluation(metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The line of the epoch with the best AP; None where nothing was evaluated."""
+    """The line of the epoch with the best AP; None if nothing was evaluated."""
     lines = (line for line in metrics if line["kind"] == "eval")
     return max(lines, key=lambda line: float(line["map_mean"]), default=None)
 
 
 def curve(metrics: Sequence[dict[str, Any]], name: str, x: str = "step") -> NDArray[np.float64]:
-    """`(N, 2)` x and value of each line that holds `name`; a value that was not finite is nan."""
+    """`(N, 2)` x and value of each line that contains `name`; non-finite values are NaN."""
     points = [(entry[x], entry[name]) for entry in metrics if name in entry]
     return np.array(points, np.float64).reshape(-1, 2)  # None becomes nan
 
 
 def train_curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
-    """What is written of each step and worth a curve: the loss, its parts, the learning rate."""
+    """Names of training metrics to plot: the loss, its parts, the learning rate."""
     names = {name: None for entry in metrics if entry["kind"] == "train" for name in entry}
     return [*(name for name in names if name.startswith("loss")), "lr"]
 
@@ -115,7 +115,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def plot_curves(runs: Sequence[Path], out: Path) -> None:
-    """Draw AP of every epoch, losses and learning rate of every step; one color a run."""
+    """Draw AP by epoch, and losses and learning rate by step; one color per run."""
     names = run_names(runs)
     check_format(out)
     metrics_of = [read_metrics(run) for run in runs]
@@ -134,23 +134,23 @@ def plot_curves(runs: Sequence[Path], out: Path) -> None:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(len(runs), 5), frameon=False)
     with written(out) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font has not all scripts
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font lacks some scripts
         figure.savefig(partial, dpi=110)
 
 
 def check_format(out: Path) -> None:
-    """Refuse a suffix that matplotlib does not draw, with those that it does."""
+    """Reject a suffix that matplotlib does not support; the error lists those that it does."""
     formats = FigureCanvasBase.get_supported_filetypes()
     if out.suffix.lower().lstrip(".") not in formats:
         raise OutputError(
             f"cannot write curves as {out.suffix or 'a file without a suffix'}",
             where=str(out),
-            fix=f"give a file that ends with one of: {', '.join(sorted(formats))}",
+            fix=f"use one of these suffixes: {', '.join(sorted(formats))}",
         )
 
 
 def _as_label(name: str) -> str:
-    """As text, not as a formula ($), and not hidden (_)."""
+    """Escape a name for a legend: not a formula ($), and not hidden (_)."""
     return printable_line(f"./{name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
@@ -166,6 +166,6 @@ def _finish(ax: Axes, name: str, x: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     if x == "epoch":
-        ax.set_ylim(0, 1.04 * ax.get_ylim()[1])  # the upper limit was made for a lower one above 0
+        ax.set_ylim(0, 1.04 * ax.get_ylim()[1])  # the margin was computed for a lower limit above 0
     if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines):
         ax.text(0.5, 0.5, "no values", ha="center", transform=ax.transAxes, color="0.5")

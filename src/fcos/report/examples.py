@@ -23,10 +23,10 @@ from fcos.terminal import printable_line
 
 LONGEST_SIDE = 480  # of an example image, pixels
 CROP_SIDE = 170  # of a crop
-CROP_MARGIN = 0.6  # of the box's longer side, on each side of it
+CROP_MARGIN = 0.6  # fraction of the box's longer side, on each side
 JPEG_QUALITY = 75
-MIN_SCORE = 0.05  # of a detection that the threshold slider can bring up
-FEW_OBJECTS = 8  # with more in an image, their labels are smaller
+MIN_SCORE = 0.05  # of detections, the minimum of the threshold slider
+FEW_OBJECTS = 8  # if an image has more, labels are smaller
 MAX_DETECTIONS = 60  # of an example image
 FONT_TO_MEASURE = 32  # pixels
 OUTCOMES = {1: "correct", 0: "wrong", -1: "not counted"}
@@ -39,12 +39,12 @@ class Box:
     Attributes:
         text: the label.
         title: its tooltip.
-        text_x, text_y: where the label's baseline begins (`with_labels`).
+        text_x, text_y: start of the label's baseline (`with_labels`).
         score: of a detection; None for ground truth.
         found_with: score of the detection that matches this object, -1 if none does; None for detections, and
-            for objects that the evaluation does not count.
+            for objects that evaluation ignores.
         is_wrong: a detection that matches no object.
-        is_ignored: a detection that the evaluation does not count.
+        is_ignored: a detection that evaluation ignores.
     """
 
     x: float
@@ -79,8 +79,8 @@ class Example:
         key: unique in the page.
         jpeg: base64.
         width, height: of the JPEG, in which the boxes are given.
-        threshold: from which its detections are shown.
-        notes: further lines below it.
+        threshold: minimum score of shown detections.
+        notes: further lines below the image.
         tags: for the filters of the page.
     """
 
@@ -100,7 +100,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of an image with one box in it, and the example that shows the whole image, if one does.
+    """A crop of an image around a box, and the key of the example with the whole image, if there is one.
 
     Attributes:
         annotated: the annotated boxes that are visible in it.
@@ -143,7 +143,7 @@ class ReportImage:
         Args:
             first_box: index of the first box of this image among all.
             told: why boxes (by index among all) were missed.
-            analysis: to mark what was missed; None: all are drawn alike.
+            analysis: to mark missed objects; None: all are drawn alike.
         """
         boxes = []
         for place, (box_xyxy, label) in enumerate(
@@ -163,7 +163,7 @@ class ReportImage:
     def detections(self, title: str, rows: NDArray[np.int64], analysis: Analysis) -> Pane:
         """The detections; `rows` of the analysis, best score first."""
         rows = rows[analysis.rows["score"][rows] >= MIN_SCORE][:MAX_DETECTIONS]
-        rows = rows[::-1]  # the best is drawn last, on top of the others
+        rows = rows[::-1]  # draw the best last, on top of the others
         found, is_right = analysis.rows[rows], analysis.is_right[rows].tolist()
         labels = labels_of(self.annotations, found).tolist()
         boxes = []
@@ -190,7 +190,7 @@ class ReportImage:
         )
 
     def crop(self, box_xyxy: NDArray[np.float64], label: int, caption: str, example: str | None) -> Crop:
-        """The surroundings of a box of the original image."""
+        """A crop around a box of the original image."""
         x1, y1, x2, y2 = (float(side) for side in box_xyxy)
         margin = max(CROP_MARGIN * max(x2 - x1, y2 - y1), 8)
         window = (
@@ -200,7 +200,7 @@ class ReportImage:
             int(min(self.original.height, np.ceil(y2 + margin))),
         )
         piece = self.original.crop(window)
-        factor = CROP_SIDE / max(piece.size)  # small objects are enlarged, to be recognizable
+        factor = CROP_SIDE / max(piece.size)  # enlarges small objects, so that they are recognizable
         piece = piece.resize((max(1, round(piece.width * factor)), max(1, round(piece.height * factor))))
         inside, *others = (np.stack([box_xyxy, *self.record.boxes_xyxy]) - np.array(window[:2] * 2)) * factor
         names = [self.annotations.class_names[other] for other in self.record.labels]
@@ -228,7 +228,7 @@ def place_box(
     size: tuple[int, int],
     **more: Any,
 ) -> Box:
-    """A box cut to an image of this size (width, height)."""
+    """A box clipped to an image of this size (width, height)."""
     x1, y1, x2, y2 = (round(float(side), 1) for side in np.clip(box_xyxy, 0, (*size, *size)))
     return Box(
         x=x1,
@@ -249,7 +249,7 @@ def with_labels(boxes: Sequence[Box], size: tuple[int, int], font_size: float) -
     Args:
         boxes: in pixels of the image.
         size: width, height of the image.
-        font_size: pixels; the browser's font is not known here, and hardly wider than ours.
+        font_size: pixels; the browser's font is unknown, but hardly wider than ours.
     """
     taken: list[tuple[int, int, int, int]] = []
     placed = []
@@ -263,7 +263,7 @@ def with_labels(boxes: Sequence[Box], size: tuple[int, int], font_size: float) -
             x, y = place_of_label((width, height), (x1, y1, x2 - 1, y2 - 1), size, taken)
             place = (x, y, x + width, y + height)
             if len(boxes) > FEW_OBJECTS and hidden_pixels(place, taken):
-                placed.append(replace(box, text=""))  # its title still says it
+                placed.append(replace(box, text=""))  # its tooltip still shows it
                 continue
             taken.append(place)
             box = replace(box, text_x=round(x + 0.15 * font_size, 1), text_y=round(y + 0.95 * font_size, 1))

@@ -1,4 +1,4 @@
-"""A finished run: its settings, data and results, as reports take them."""
+"""A finished run: its settings, data and results, for reports."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class FinishedRun:
     """A run that has ended.
 
     Attributes:
-        annotations: of the evaluation, as the data check leaves them, with the labels of the model; of the
-            training where the run measured nothing.
-        results: what its best model found in them, as in a COCO results file; None: nothing was measured.
-        cards: of its data sets, as far as they are known.
+        annotations: valid evaluation data, with the labels of the model; or training data if the run was not
+            evaluated.
+        results: detections of its best model, as in a COCO results file; None: the run was not evaluated.
+        cards: summaries of its data sets, if known.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class FinishedRun:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read a run folder and the annotations that it was measured on.
+    """Read a run folder and the annotations that it was evaluated on.
 
     Raises:
         ConfigError: it is not a run folder.
@@ -65,7 +65,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 class _Row(TypedDict):
-    """A detection, as a COCO results file has it."""
+    """A detection, as in a COCO results file."""
 
     image_id: int
     category_id: int
@@ -74,24 +74,24 @@ class _Row(TypedDict):
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """What the best model of a run found in the evaluation images."""
+    """The detections of a run's best model in the evaluation images."""
     for file in (folder / "results.json", folder / "eval" / "results.json"):
         if file.is_file():
-            fix = f"`fcos eval {folder} --out {file.parent}` writes them again"
+            fix = f"write it again: `fcos eval {folder} --out {file.parent}`"
             rows: list[Any] = read_json(file, list[_Row], "a results file", fix)
             return rows
     raise DatasetError(
         "there are no results",
         where=str(folder / "results.json"),
-        fix=f"`fcos eval {folder}` writes them",
+        fix=f"write them: `fcos eval {folder}`",
     )
 
 
 def _usable(
     annotations: Annotations, config: TrainConfig, card: DataSummary | None
 ) -> tuple[Annotations, CheckReport]:
-    """What training read from a list, without what it left out."""
-    # The training has decoded all pixels; only where it left some out is it to be found again which.
+    """The data of a list that training used, without invalid images and boxes."""
+    # Training has decoded all images; decode them again only to find which it skipped.
     left_some_out = card is None or card.num_problems != 0
     report = check(annotations, decode=config.skip_invalid and left_some_out)
     return drop_invalid(annotations, report), report

@@ -1,4 +1,4 @@
-"""Which images a report shows, and what it says about them."""
+"""The images that a report shows, and their captions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fcos.metrics.rows import rows_by_image
 from fcos.report.examples import Crop, Example, ReportImage
 
 IMAGES_OF_A_CELL = 3  # of the confusion matrix
-MAX_NOTES = 5  # reasons of misses under an image
+MAX_NOTES = 5  # reasons for misses, below an image
 MAX_CROPS = 24  # of disagreements
 
 
 def choose_images(annotations: Annotations, analysis: Analysis, most: int) -> dict[int, str]:
-    """Index of each image to show, and what it is an example of, in the order to show them.
+    """Index of each image to show, with its category, in the order shown.
 
-    A third of them the worst, a sixth the best, then some of every kind of confusion, the rest evenly spread.
+    A third are the worst, a sixth the best, then some of every kind of confusion, the rest evenly spaced.
     """
     shown = analysis.shown
     f1, num_errors = shown.f1(), shown.num_wrong + shown.num_missed
@@ -62,7 +62,7 @@ def cell_tag(there: int, found: int) -> str:
 
 
 def miss_tag(reason: str) -> str:
-    """The tag of images in which an object was missed for this reason."""
+    """The tag of images with an object missed for this reason."""
     return f"miss-{reason.replace(' ', '-')}"
 
 
@@ -110,7 +110,7 @@ def gallery(
 
 
 def tally(analysis: Analysis, image: int) -> str:
-    """What is right and wrong in an image, in words."""
+    """The number of correct, wrong and missed detections of an image, as text."""
     shown = analysis.shown
     return (
         f"F1 {shown.f1()[image]:.2f}, {shown.num_right[image]} correct, {shown.num_wrong[image]} wrong, "
@@ -119,7 +119,7 @@ def tally(analysis: Analysis, image: int) -> str:
 
 
 def _notes(annotations: Annotations, misses: Sequence[Miss]) -> tuple[str, ...]:
-    """Why objects of an image were missed, a line for each."""
+    """Why objects of an image were missed, one line each."""
     lines = [f"{annotations.class_names[annotations.labels[miss.box]]}: {miss.told}" for miss in misses]
     if len(lines) > MAX_NOTES:
         lines[MAX_NOTES - 1 :] = [f"and {len(lines) - MAX_NOTES + 1} more missed objects"]
@@ -132,7 +132,7 @@ def disagreement_crops(annotations: Annotations, analysis: Analysis, shown: Iter
     chosen = analysis.shown.disagreements[:MAX_CROPS]
     crops: dict[int, Crop] = {}
     for image in dict.fromkeys(one.image for one in chosen):
-        view = ReportImage(annotations[image], annotations)  # large: one is in memory at a time
+        view = ReportImage(annotations[image], annotations)  # large: only one is in memory at a time
         for place, one in enumerate(chosen):
             if one.image == image:
                 there = f"annotated as {one.there}" if one.there else "not annotated"

@@ -1,7 +1,7 @@
-"""One page that shows a whole training: `report.html` in the run folder, self-contained.
+"""The report on a run: a self-contained page, `report.html` in the run folder.
 
-`write_report` gathers the facts; how they look is in `templates/` alone (Jinja, with `page.css` and `page.js`
-taken into the page).
+`write_report` collects the data; the layout is in `templates/` (Jinja, with `page.css` and `page.js`
+inlined).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ PACKAGES = ("fcos-torch", "torch", "torchvision", "timm", "hotcoco", "numpy", "p
 def write_report(
     run: FinishedRun, out: Path, *, max_images: int = MAX_IMAGES, device: torch.device | str = "cpu"
 ) -> None:
-    """Write the report of a run; about training only, where nothing was measured.
+    """Write the report of a run; only about training if it was not evaluated.
 
     Args:
-        run: its model file is used where there is one.
-        device: where the model predicts images again, to know what NMS removed.
+        run: its model file is used if there is one.
+        device: on which the model predicts images again, to find boxes that NMS removed.
     """
     annotations, config = run.annotations, run.config
-    # What it tells is about whole images, on which a model with tiles is not trained.
+    # The second look predicts whole images, on which a model with tiles is not trained.
     look = None if config.tile else second_look(run.folder, torch.device(device))
     coverage = cover(annotations, config)
     what, measured = "training", {}
@@ -75,7 +75,7 @@ def write_report(
 
 
 def template(name: str) -> Template:
-    """Render a page of `templates/`; an undefined variable is an error."""
+    """A template of `templates/`; undefined variables are errors."""
     environment = Environment(
         loader=PackageLoader("fcos", "report/templates"),
         autoescape=True,
@@ -91,7 +91,7 @@ def template(name: str) -> Template:
 
 
 def _facts_of(run: Path, config: TrainConfig, cards: Mapping[str, DataSummary]) -> dict[str, Any]:
-    """Describe the training: model, data, and best epoch."""
+    """Facts about the run: model, data, and best epoch."""
     metrics = read_metrics(run)
     cards = dict(sorted(cards.items(), reverse=True))  # training first
     return {
@@ -128,10 +128,10 @@ def duration(seconds: float) -> str:
 
 
 def _histograms(cards: Mapping[str, DataSummary]) -> list[tuple[str, Mapping[str, int]]]:
-    """Of the training set where it is known: title, number of boxes of each bin."""
+    """Histograms of the training set if known: title, number of boxes in each bin."""
     what, card = next(iter(cards.items()))
     return [
-        (f"Boxes by size: root of the area, pixels ({what})", card.box_sides),
+        (f"Boxes by size: square root of the area, pixels ({what})", card.box_sides),
         (f"Boxes by aspect ratio: width / height ({what})", card.box_ratios),
     ]
 
@@ -156,8 +156,8 @@ def _measured(
     config: TrainConfig,
     max_images: int,
 ) -> dict[str, Any]:
-    """Everything from an evaluation."""
-    # Resampling takes about as long as all the rest.
+    """Template variables about the evaluation."""
+    # Resampling takes about as long as everything else.
     with ThreadPoolExecutor(1) as resampling:
         margins = resampling.submit(margins_of, annotations, results)
         analysis = analyze(annotations, results)
@@ -173,7 +173,7 @@ def _measured(
             agnostic_nms=config.agnostic_nms,
         )
         examples = gallery(annotations, analysis, chosen, misses)
-    # A weak detector's disagreements say nothing of the annotations.
+    # Disagreements of a weak detector say nothing about the annotations.
     is_weak = analysis.metrics.map_50 < MIN_AP50
     return {
         "analysis": analysis,
@@ -189,7 +189,7 @@ def _measured(
 
 
 def _numbers(annotations: Annotations, analysis: Analysis, margins: Sequence[float | None]) -> dict[str, Any]:
-    """Numbers, classes, errors and scores."""
+    """Template variables about metrics, classes, errors and scores."""
     ranked = sorted(analysis.classes, key=lambda row: -1.0 if row.ap is None else row.ap, reverse=True)
     return {
         "numbers": list(zip(STATS, analysis.metrics.stats, margins, boxes_of_numbers(analysis), strict=True)),

@@ -1,4 +1,4 @@
-"""Predict a few images again with a run's model: what enters NMS, and the scores at every point."""
+"""Predict a few images again with a run's model: candidates before NMS, and the scores at every point."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def second_look(run: Path, device: torch.device) -> SecondLook | None:
     return SecondLook(load_model(run), device)
 
 
-# At each of the points that `model.points.make_grid` gives for an image: score of the best class (-1 where it
-# is below the threshold), its label, and centerness or expected IoU (None without that branch).
+# At each point of `model.points.make_grid` for an image: score of the best class (-1 if it is below the
+# threshold), its label, and centerness or expected IoU (None without that branch).
 PointAnswers = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32] | None]
 
 
 class SecondLook:
-    """A model, one image at a time."""
+    """A run's model, which predicts one image at a time."""
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
         self.config = loaded.config.model_copy(update={"num_workers": 0, "nbatch_eval": 1})
@@ -47,7 +47,7 @@ class SecondLook:
         self.backend = TorchBackend(loaded.model.to(device), partial(self.postprocess, nms=False))
 
     def candidates(self, annotations: Annotations, images: Sequence[int]) -> dict[int, ImageDetections]:
-        """What enters NMS, by image id, in as many of the images as there is time for."""
+        """Candidates before NMS, by image id, for as many of the images as time allows."""
         if not images:
             return {}
         batches = _while_there_is_time(self._loader(annotations, images))

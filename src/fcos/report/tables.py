@@ -1,4 +1,4 @@
-"""The tables and bar rows of a report: from numbers to what the templates show."""
+"""The tables and bar rows of a report, for its templates."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fcos.metrics.misses import REASONS as MISS_REASONS
 from fcos.metrics.misses import Miss
 from fcos.report.gallery import cell_tag, confusions, miss_tag
 
-MAX_CONFUSED = 20  # classes of the table that is shown
-MAX_WORST = 8  # confusions that are named
+MAX_CONFUSED = 20  # classes in the confusion matrix
+MAX_WORST = 8  # confusions that are listed
 
 ERROR_MEANINGS = {
     "Cls": ("classification", "right place, wrong class"),
     "Loc": ("localization", "right class, inexact box"),
     "Both": ("both", "wrong class and poorly localized box"),
-    "Dupe": ("duplicate", "the object is already detected"),
+    "Dupe": ("duplicate", "the object is matched by another detection"),
     "Bkg": ("background", "no object nearby"),
     "Miss": ("undetected", "no detection matches it"),
 }
@@ -41,25 +41,25 @@ NO_OBJECT, NO_DETECTION = "no object", "no detection"  # last row and last colum
 
 
 def boxes_of_numbers(analysis: Analysis) -> list[int]:
-    """How many boxes each of COCO's twelve numbers is about."""
+    """The number of boxes behind each of COCO's twelve metrics."""
     by_size = [sum(sizes) for sizes in zip(*(row.boxes_by_size for row in analysis.classes), strict=True)]
     of_size = dict(zip(SIZES, [sum(row.num_boxes for row in analysis.classes), *by_size], strict=True))
     return [of_size[stat.size] for stat in STATS]
 
 
 def fraction(value: float | None) -> str:
-    """A metric with the three digits of COCO's summary; its -1, and None, mean nothing to measure."""
+    """A metric with three digits as in COCO's summary; a dash for -1 and None (nothing to evaluate)."""
     return "–" if value is None or value < 0 else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A kind of TIDE's errors: the AP50 that it costs in one or two evaluations.
+    """A kind of TIDE error: the AP50 that it costs in one or two evaluations.
 
     Attributes:
         shares: lengths of the bars.
-        count: such errors that the first evaluation shows.
-        change: from the first evaluation to the second; of a single one its cost.
+        count: number of such errors in the first evaluation, at the threshold.
+        change: from the first evaluation to the second; for a single one, its cost.
     """
 
     name: str
@@ -89,7 +89,7 @@ def error_rows(*analyses: Analysis) -> list[ErrorRow]:
 
 @dataclass(frozen=True)
 class ConfusionCell:
-    """An entry of the confusion matrix; `share` is that of its row, `kind` right, wrong or none."""
+    """An entry of the confusion matrix; `share` is its fraction of the row, `kind` right, wrong or none."""
 
     count: int
     share: float
@@ -104,8 +104,8 @@ class ConfusionTable:
 
     Attributes:
         names: of its columns.
-        rows: what the objects of each class were detected as; last, the detections that match no object.
-        num_left_out: classes that are not in it.
+        rows: the detected classes of the objects of each class; last, detections that match no object.
+        num_left_out: number of classes not in the table.
         worst: largest confusions of two classes.
     """
 
@@ -157,7 +157,7 @@ def _confusion_words(names: Sequence[str], there: int, found: int, count: int) -
 
 @dataclass(frozen=True)
 class MissRow:
-    """A reason for which objects were missed."""
+    """A reason why objects were missed."""
 
     meaning: str
     short: str

@@ -31,8 +31,8 @@ class Candidate:
     """A detector to compare.
 
     Attributes:
-        predict: everything that it detects in an RGB uint8 image `(3, height, width)`.
-        device: where it computes, in words.
+        predict: all detections in an RGB uint8 image `(3, height, width)`.
+        device: the device that it runs on, as text.
         inclusive_boxes: as in `result_rows`.
     """
 
@@ -46,12 +46,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a candidate.
+    """The measurements of a candidate.
 
     Attributes:
         latency_ms: median time from pixels to detections.
-        unknown: classes of the data that it does not have; their AP counts as 0.
-        is_best: no other one is both faster and at least as accurate.
+        unknown: classes of the data that it lacks; their AP counts as 0.
+        is_best: no other candidate is both faster and at least as accurate.
     """
 
     candidate: Candidate
@@ -66,10 +66,10 @@ def measure_candidates(
     annotations: Annotations,
     on_images: Callable[[int], None] = lambda num_images: None,
 ) -> list[Measured]:
-    """Every candidate on every image, in turn, so other work on the machine slows all of them.
+    """Measure every candidate on every image, in turn, so that other load on the machine affects all of them.
 
-    A turn is a few images, before which the first is predicted untimed: the threads of the previous runtime
-    still spin, and would take the cores (74 instead of 29 ms after an ONNX file).
+    A turn is a few images; before it, the first is predicted untimed: the threads of the previous runtime are
+    still spinning, and would occupy the cores (74 instead of 29 ms after an ONNX file).
 
     Args:
         candidates: classes are matched by name.
@@ -114,7 +114,7 @@ def measure_candidates(
 
 
 def marked(rows: Sequence[Measured]) -> list[Measured]:
-    """Fastest first; those more accurate than every faster one are marked."""
+    """Sort by latency, and mark candidates that are more accurate than every faster one."""
     ordered, most = [], -np.inf
     for row in sorted(rows, key=lambda row: (row.latency_ms, -row.metrics.map_mean)):
         ordered.append(replace(row, is_best=row.metrics.map_mean > most))
@@ -123,7 +123,7 @@ def marked(rows: Sequence[Measured]) -> list[Measured]:
 
 
 def plot(rows: Sequence[Measured], out: Path) -> None:
-    """AP against latency, a point for each; the best ones are joined by a line."""
+    """Plot AP against latency; the best candidates are connected by a line."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     ax = figure.subplots()
     best = [(row.latency_ms, row.metrics.map_mean) for row in rows if row.is_best]

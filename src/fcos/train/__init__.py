@@ -1,9 +1,9 @@
-"""Training. Read `loop` first, then `step` (one optimizer step); the other files are their parts.
+"""Training. Read `loop` first, then `step` (one optimizer step); the other files support them.
 
-`run` turns settings into the objects of the loop, with its data (`data`) and its folder (`run_folder`).
-`length` decides when it ends, `evaluation` runs the model, `optimizer` updates the weights, `ema` averages
-them, `checkpoint` saves where the run stands and resumes it, `output` reports all this: `writers` (and
-`loggers`) keep the metrics, `log` shows them, `callbacks` get them, `throughput` reports what training waited
-for. `devices` and `launch` start the processes, `recompute` trades time for memory, `propose` writes a
-train.json for a folder.
+`run` builds everything that the loop needs from the settings, with its data (`data`) and folder
+(`run_folder`). `length` decides when training ends, `evaluation` runs the model, `optimizer` updates the
+weights, `ema` averages them, `checkpoint` saves and restores the state of the run. `output` reports progress:
+`writers` (and `loggers`) log the metrics, `log` displays them, `callbacks` receive them, and `throughput`
+reports the bottleneck. `devices` and `launch` start the processes, `recompute` trades time for memory,
+`propose` writes a train.json for a folder.
 """

@@ -1,4 +1,4 @@
-"""Your own code during training: `Detector.train(config, callbacks=[...])`."""
+"""Run your own code during training: `Detector.train(config, callbacks=[...])`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TrainEvent:
-    """What a callback gets.
+    """The argument of a callback.
 
     Attributes:
         step: optimizer steps done.
         epoch: passes over the data: 2.5 in the middle of the third.
-        metrics: after a step, its loss, the parts of the loss, learning rate, norm of the gradient and number
-            of positive points, named as in metrics.jsonl. After an epoch, map_mean, map_50 and map_75, or
-            nothing if it was not evaluated. At the end, those of the last evaluation.
+        metrics: after a step, its loss, the parts of the loss, learning rate, gradient norm and number of
+            positive points, named as in metrics.jsonl. After an epoch, map_mean, map_50 and map_75; empty
+            if it was not evaluated. At the end, the metrics of the last evaluation.
         run: folder of the run.
         stop: call it to end training here: the weights are evaluated and saved, and the run is finished.
     """
@@ -29,13 +29,13 @@ class TrainEvent:
 
 
 class Callback:
-    """Override what you need. Only the first process of several calls it, and waits for it."""
+    """Override the methods that you need. They are called only on the first process, which waits for them."""
 
     def on_step(self, event: TrainEvent) -> None:
         """After each optimizer step."""
 
     def on_epoch(self, event: TrainEvent) -> None:
-        """After each epoch, its evaluation and its model files."""
+        """After each epoch, once its evaluation is done and its model files are written."""
 
     def on_end(self, event: TrainEvent) -> None:
         """Once at the end, also after Ctrl-C or an error."""

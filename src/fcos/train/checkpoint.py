@@ -1,4 +1,4 @@
-"""`last.ckpt`, from which a run resumes exactly; how a run writes its files."""
+"""`last.ckpt`, from which a run resumes exactly; writing the files of a run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fcos.errors import CheckpointError
 from fcos.files import explained, first_line_of, written
 from fcos.weights.archive import read_archive
 
-# Settings that may differ when a run resumes: where it runs, what it writes, and where the data are (what
-# they are is compared by `fingerprint`).
+# Settings that may differ when a run resumes: devices, output, and the location of the data (whose content is
+# compared by `fingerprint`).
 FREE_SETTINGS = frozenset(
     "load save save_steps device num_processes num_workers micro_batch tensorboard activation_checkpointing "
     "run_folder pretrain nbatch_eval eval_epochs patience time_limit loggers "
@@ -30,18 +30,18 @@ FREE_SETTINGS = frozenset(
 
 @dataclass
 class RunState:
-    """Where a run stands, besides weights and optimizer; a part of its checkpoint.
+    """The state of a run besides weights and optimizer; part of its checkpoint.
 
     Attributes:
         step: optimizer steps done.
-        epoch_evaluated: last epoch whose end was dealt with: measured where due, model files written.
+        epoch_evaluated: last epoch that was completed: evaluated if due, model files written.
         best_map: best map_mean so far.
         elapsed_s: seconds of training and evaluation, over all sessions of the run.
-        step_measured: step of the last evaluation, or of the last model file where there is none.
+        step_measured: step of the last evaluation, or of the last model file if there is no evaluation.
         since_best: evaluations since that of `best_map`.
         total_steps: of the whole training, as decided so far (`train/length.py`); 0: not yet.
         decided_by: what decided it, as in `Decision`.
-        finished: the last step has been measured.
+        finished: the last step has been evaluated.
     """
 
     step: int = 0
@@ -56,23 +56,23 @@ class RunState:
 
 
 def writing(path: Path) -> AbstractContextManager[None]:
-    """Wraps writing to a file of the run: an error says what to do next."""
+    """Wraps writing to a file of the run: an error message explains how to resume."""
     return explained(path, fix=_how_to_resume(path.parent))
 
 
 def written_in_run(path: Path) -> AbstractContextManager[Path]:
-    """Where to write a file of the run; it replaces `path` once it is complete."""
+    """A temporary path for a file of the run; it replaces `path` once it is complete."""
     return written(path, fix=_how_to_resume(path.parent))
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
     """Write a checkpoint; the previous one stays until the new one is complete (kill -9, full disk)."""
-    with written_in_run(path) as partial, partial.open("wb") as file:  # a file's errors say what happened
+    with written_in_run(path) as partial, partial.open("wb") as file:  # given a path, torch hides the reason
         torch.save(payload, file)
 
 
 def resume_command(run: Path) -> str:
-    """The command that resumes this run and no other."""
+    """The command that resumes exactly this run."""
     return f"fcos train {shlex.quote(str(run / 'config.json'))} load=true"
 
 
@@ -83,7 +83,7 @@ def _how_to_resume(run: Path) -> str:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Refuse to resume where there is no checkpoint."""
+    """Raise an error if there is no checkpoint to resume from."""
     if not path.is_file():
         raise CheckpointError(
             f"there is nothing to resume from: no {path.name} in {path.parent}",
@@ -107,16 +107,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a checkpoint was written with, in today's spelling.
+    """The settings that a checkpoint was written with, under their current names.
 
-    Settings that did not exist then have their defaults, which change nothing.
+    Settings that did not exist then get their defaults, which change nothing.
     """
     defaults = {key: field.default for key, field in TrainConfig.model_fields.items()}
     return defaults | {ALIASES.get(key, key): value for key, value in checkpoint["config"].items()}
 
 
 def without_new_presets(config: TrainConfig, checkpoint: dict[str, Any]) -> TrainConfig:
-    """The config without what presets change today and could not change when the run was started."""
+    """The config without preset changes to settings that did not exist when the run was started."""
     known = {ALIASES.get(key, key) for key in checkpoint["config"]}
     fields = TrainConfig.model_fields.items()
     new = {
@@ -126,7 +126,7 @@ def without_new_presets(config: TrainConfig, checkpoint: dict[str, Any]) -> Trai
 
 
 def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """A run resumes only with the settings that it began with, or more epochs; all differences are named."""
+    """Check that a run resumes with its own settings, or more epochs; the error lists all differences."""
     changed = [key for key in new if key not in FREE_SETTINGS and key in old and old[key] != new[key]]
     if "epochs" in changed and new["epochs"] > old["epochs"]:
         changed.remove("epochs")
@@ -135,31 +135,31 @@ def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) ->
         raise CheckpointError(
             "; ".join(f'the run has "{key}": {old[key]!r}, not {new[key]!r}' for key in changed),
             where=str(path),
-            fix=f"`{resume_command(path.parent)}` resumes with the settings of the run; or set "
+            fix=f"resume with the settings of the run: `{resume_command(path.parent)}`; or change "
             f"{', '.join(changed)} back, or start a new run with load=false{fewer}",
         )
 
 
 def check_same_data(old: dict[str, str], new: dict[str, str], path: Path) -> None:
-    """A run resumes only with the annotations that it began with, wherever they are now."""
+    """Check that a run resumes with its original annotations, wherever they are now."""
     changed = [key for key in new if old[key] != new[key]]
     if changed:
         raise CheckpointError(
-            f"the {' and '.join(changed)} data differ from those that the run was started with",
+            f"the {' and '.join(changed)} data differs from the data that the run was started with",
             where=str(path),
             fix="restore the annotations to resume, or start a new run with load=false",
         )
 
 
 def fingerprints(train_set: Annotations, eval_set: Annotations | None) -> dict[str, str]:
-    """Of both data sets of a run."""
+    """Fingerprints of both data sets of a run."""
     return {"training": fingerprint(train_set), "evaluation": fingerprint(eval_set)}
 
 
 def fingerprint(annotations: Annotations | None) -> str:
-    """Changes when the sizes of images, boxes or classes do; of data in memory, when pixels do.
+    """A hash that changes with image sizes, boxes or classes and, for data in memory, with pixels.
 
-    Not when the files are moved.
+    It does not change when the files are moved.
     """
     if annotations is None:
         return "none"

@@ -1,4 +1,4 @@
-"""The data of a run: read, checked on the first process, and the same on every machine."""
+"""The data of a run: reading it, and checking it (on the first process; the same on every machine)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fcos.train.log import say
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-MAX_WARNINGS = 5  # that are printed of each data set
+MAX_WARNINGS = 5  # printed for each data set
 
 
 def load_data(
@@ -35,7 +35,7 @@ def load_data(
 ) -> tuple[Annotations, Annotations | None, dict[str, DataSummary]]:
     """Training and evaluation annotations, ready to use, and their summaries.
 
-    The first process checks them before anything else.
+    The first process checks them first.
     """
     name_file = name_file_of(config)
     if name_file and not config.name_file:
@@ -49,14 +49,14 @@ def load_data(
     if config.boxarea_th:
         say(fabric, left_out(train_set, config))
     if not config.list_eval:
-        say(fabric, "no list_eval, so there is no evaluation; the result is the last model")
+        say(fabric, "no list_eval: the model is not evaluated, and the result is the last model")
         return train_set, None, cards
     eval_set = read_eval_set(config, train_set.class_names)
     eval_set, eval_report = usable(eval_set, "evaluation", config, fabric)
     eval_set = with_classes_of(eval_set, train_set.class_names)
     if not eval_set.is_counted.any():
         raise DatasetError(
-            "all boxes are difficult or crowd regions, so there is nothing to measure",
+            "all boxes are difficult or crowd regions, so there is nothing to evaluate on",
             where=config.list_eval,
             fix="correct 'difficult', 'ignore' or 'iscrowd', or leave list_eval empty",
         )
@@ -79,14 +79,14 @@ def read_train_set(config: TrainConfig) -> Annotations:
 
 
 def read_eval_set(config: TrainConfig, class_names: Sequence[str]) -> Annotations:
-    """The annotations of `list_eval`, with the classes of the training data where it names none."""
+    """The annotations of `list_eval`; if they have no class names, with those of the training data."""
     root = Path(config.root_eval) if config.root_eval else None
     source, names = Path(config.list_eval), name_file_of(config)
     return read_with_classes_of(source, class_names, root=root, names=names, format=config.data_format)
 
 
 def name_file_of(config: TrainConfig) -> Path | None:
-    """The file of class names that the settings give, or the one beside a single list."""
+    """The file of class names from the settings, or the one next to a list."""
     if config.name_file:
         return Path(config.name_file)
     root = Path(config.root_train) if config.root_train else None
@@ -100,14 +100,14 @@ def check_same_everywhere(fabric: Fabric, train_set: Annotations, eval_set: Anno
         raise DatasetError(
             "the annotations on this machine differ from those on the first machine",
             where=socket.gethostname(),
-            fix="give every machine the same copy of the data",
+            fix="copy the same data to every machine",
         )
 
 
 def usable(
     annotations: Annotations, what: str, config: TrainConfig, fabric: Fabric
 ) -> tuple[Annotations, CheckReport]:
-    """Annotations after the data check, and its report; problems are errors unless `skip_invalid`."""
+    """The valid annotations, and the report of the check; problems are errors unless `skip_invalid`."""
     report = None
     if fabric.is_global_zero:
         report = check(annotations, track=partial(track, what=f"checking {what} images"))

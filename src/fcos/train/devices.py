@@ -20,14 +20,14 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 @cache
 def bf16_time() -> float:
-    """What a convolution's training step takes on the CPU in bfloat16, as a multiple of float32's.
+    """Time of a convolution's training step on the CPU in bfloat16, relative to float32.
 
-    Measured, in a tenth of a second or, where it is slow, in one: of three processors it was 0.7, 2 (with
-    the instructions for it) and 6 (without).
+    Measured, in a tenth of a second or, if bfloat16 is slow, in one second. On three processors it was 0.7, 2
+    (both with bfloat16 instructions) and 6 (without).
     """
 
     def seconds(number_format: torch.dtype) -> float:
-        weight = torch.zeros(96, 96, 3, 3, dtype=number_format, requires_grad=True)  # draws no numbers
+        weight = torch.zeros(96, 96, 3, 3, dtype=number_format, requires_grad=True)  # uses no random numbers
         image = torch.zeros(4, 96, 40, 56, dtype=number_format, requires_grad=True)
         times: list[float] = []
         while len(times) < 5 and sum(times) < 0.2:
@@ -48,7 +48,7 @@ def prefers_bf16(device: str) -> bool:
 
 
 def slow_precision(precision: str, device: str) -> str | None:
-    """What to say before a training in a number format in which the device is slow."""
+    """A warning for a precision that is slow on the device; None otherwise."""
     if precision != "bf16":
         return None
     if device == "cpu" and bf16_time() > 1.2:
@@ -64,7 +64,7 @@ def slow_precision(precision: str, device: str) -> str | None:
 def build_fabric(
     device: list[int] | str, num_processes: int = 1, precision: str = "fp32", *, one_by_default: bool = False
 ) -> Fabric:
-    """A Fabric, not yet launched; under torchrun or srun with the processes that those have started.
+    """A Fabric, not yet launched; under torchrun or srun, with the processes that they have started.
 
     Arguments are the settings; with `one_by_default`, "auto" and "cuda" mean one GPU, not all.
     """
@@ -74,7 +74,7 @@ def build_fabric(
         devices = num_processes
     elif one_by_default and isinstance(devices, int):
         devices = 1
-    if precision == "fp16" and accelerator == "cpu":  # Fabric would take bf16 instead
+    if precision == "fp16" and accelerator == "cpu":  # Fabric would use bf16 instead
         raise DeviceError(
             "fp16 needs a GPU",
             where='"precision": "fp16" with device cpu',
@@ -83,19 +83,19 @@ def build_fabric(
     if launch.num_local is not None:
         devices = _devices_of_launch(launch.num_local, accelerator, devices, num_processes)
     count = (len(devices) if isinstance(devices, list) else devices) * launch.num_machines
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our lines say what it would
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our own output covers its messages
     return Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=launch.num_machines,
-        plugins=[launch.environment],  # for one process too: Fabric would look for SLURM by itself, and warn
+        plugins=[launch.environment],  # also for one process: Fabric would detect SLURM by itself, and warn
         strategy="ddp" if count > 1 else "auto",
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
     )
 
 
 def fabric_of_one(device: torch.device, precision: str) -> Fabric:
-    """A Fabric for this device alone, also in a process of several; needs no launch."""
+    """A Fabric for only this device, even in one process of several; needs no launch."""
     return Fabric(
         accelerator=device.type,
         devices=1 if device.index is None else [device.index],
@@ -105,7 +105,7 @@ def fabric_of_one(device: torch.device, precision: str) -> Fabric:
 
 
 def local_world_size(fabric: Fabric) -> int:
-    """Processes on this machine, one a device."""
+    """Processes on this machine, one per device."""
     return fabric.world_size // int(getattr(fabric.strategy, "num_nodes", 1))
 
 
@@ -118,12 +118,12 @@ def _devices_of_launch(
     elif isinstance(devices, list) and len(devices) != num_local:
         wrong = f'"device" names {counted(len(devices), "GPU")}'
     elif accelerator == "cuda" and torch.cuda.device_count() < num_local:
-        wrong = f"a process sees {torch.cuda.device_count()} GPU"
+        wrong = f"each process sees {counted(torch.cuda.device_count(), 'GPU')}"
     else:
         return devices if isinstance(devices, list) else num_local
     raise DeviceError(
         f"{counted(num_local, 'process was', 'processes were')} started on this machine, but {wrong}",
         where="torchrun --nproc-per-node, srun --ntasks-per-node",
-        fix="start one process for each GPU, with every GPU visible to all (srun --gpu-bind=none), "
+        fix="start one process per GPU, with all GPUs visible to every process (srun --gpu-bind=none), "
         "or omit the setting",
     )

@@ -12,7 +12,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Ema(Generic[Network]):
-    """Averaged weights; never swapped into the live model. `decay` is reached once it has warmed up."""
+    """Averaged weights; never swapped into the live model. The decay warms up to `decay`."""
 
     def __init__(self, model: Network, decay: float) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
@@ -20,9 +20,9 @@ class Ema(Generic[Network]):
 
     @torch.no_grad()
     def update(self, model: Network, step: int) -> None:
-        """Move towards the model after optimizer step number `step` (from 0).
+        """Update the average after optimizer step `step` (from 0).
 
-        The decay rises as (1 + step) / (10 + step), to forget the random start quickly.
+        The decay rises as (1 + step) / (10 + step), to forget the random initialization quickly.
         """
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for average, live in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):

@@ -21,12 +21,12 @@ from fcos.weights.model_file import ModelCard
 
 
 class Evaluated(NamedTuple):
-    """An evaluation, on the first device.
+    """The result of an evaluation, on the first device.
 
     Attributes:
         rows: all detections.
-        threshold: with the best F1.
-        network_s, elapsed_s: until all was detected, and measured.
+        threshold: the score threshold with the best F1.
+        network_s, elapsed_s: seconds of prediction, and of the whole evaluation.
     """
 
     metrics: CocoMetrics
@@ -37,7 +37,7 @@ class Evaluated(NamedTuple):
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The three that choose the best model."""
+        """The three metrics shown and logged; the best model is chosen by the first."""
         metrics = self.metrics
         return {"map_mean": metrics.map_mean, "map_50": metrics.map_50, "map_75": metrics.map_75}
 
@@ -53,8 +53,8 @@ def evaluate(
     """COCO metrics of a model, on the first device; None on the others.
 
     Predicts like `fcos eval` and `Detector`, in float32 and with folded batch norm, so that the metrics are
-    equal to the last digit. (Under autocast to bfloat16 the third digit differed.) `on_batch` is called with
-    the number of images done.
+    identical. (Under autocast to bfloat16 the third digit differed.) `on_batch` is called with the number of
+    images done.
     """
     started_at = time.monotonic()
     predictor = Predictor(TorchBackend(model, build_postprocess(config)), config, card, Path())

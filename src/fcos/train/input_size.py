@@ -1,7 +1,7 @@
-"""Choose the input size for objects of some size, and say what it costs in training time.
+"""Choose the input size for the objects of a data set, and estimate its training time.
 
-A detector with stride 8 detects hardly anything smaller than two of its cells after resizing. Larger images
-cost time in proportion to their pixels.
+A detector with stride 8 detects hardly anything smaller than two of its cells after resizing. Training time
+is proportional to the number of pixels.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from fcos.data.image import read_header
 from fcos.errors import DatasetError
 
 SMALLEST_BOX = 16.0  # pixels after resizing: two cells of the finest level (stride 8)
-FINER_BELOW = 8.0  # a cell: where the largest size leaves boxes smaller, a level of stride 4 is added
-FACTORS = (1.0, 1.2, 1.4, 1.6, 2.0)  # on the preset's size: up to 4 times the time
+FINER_BELOW = 8.0  # pixels, one cell: if boxes are smaller at the largest size, a level of stride 4 is added
+FACTORS = (1.0, 1.2, 1.4, 1.6, 2.0)  # of the preset's size: up to 4 times the training time
 LARGEST_RATIO = 2.5  # of the sides of an image
-READ_SIZES = 200  # images whose size is read from the file where the annotations do not tell it
-TRAINING_SHARE = 0.9  # of the time; the rest is for evaluation, report and start
-IMAGES_AT_ONCE, TIMED_STEPS = 4, 2  # of the measurement of speed
+READ_SIZES = 200  # images whose size is read from the file if the annotations do not state it
+TRAINING_SHARE = 0.9  # of the time; the rest is for evaluation, report and startup
+IMAGES_AT_ONCE, TIMED_STEPS = 4, 2  # for measuring the speed
 FINER_STRIDES = [4, 8, 16, 32, 64, 128]
 FINER_RANGES = [32.0, 64.0, 128.0, 256.0, 512.0]
 
@@ -43,8 +43,8 @@ class Budget:
     """How long training may take, and how many images that allows.
 
     Attributes:
-        pixels_per_s: of resized images that it trains on.
-        samples: images, each as often as it is seen, that a training needs.
+        pixels_per_s: training speed, in pixels of resized images.
+        samples: training images needed, counting repeats over epochs.
     """
 
     minutes: float
@@ -52,11 +52,11 @@ class Budget:
     samples: int
 
     def num_images(self, pixels: int) -> float:
-        """How many images of this many pixels fit."""
+        """How many images of this many pixels fit into the time."""
         return TRAINING_SHARE * 60 * self.minutes * self.pixels_per_s / pixels
 
     def describe(self, size: InputSize, num_samples: int) -> str:
-        """How long training takes, and whether that is enough."""
+        """How long training takes, and whether the samples are enough."""
         share = num_samples / self.num_images(size.short_side * size.view_size)
         short = "" if num_samples >= self.samples else "; more would help, but does not fit"
         return f"{num_samples:,} samples in about {max(1, round(share * self.minutes))} minutes{short}"
@@ -68,12 +68,12 @@ def choose_size(train: Annotations, preset: str, budget: Budget | None = None) -
     usual_view: int = preset_default(preset, "view_size")
     sizes, box_sides = image_sizes(train)
     if not len(sizes):
-        unread = "the preset's; no image could be read"
+        unread = "the preset's; no images could be read"
         return InputSize(usual, usual_view, unread, unread)
 
     short, long = sizes.min(axis=1), sizes.max(axis=1)
     ratio = float(np.clip(np.percentile(long / short, 90), usual_view / usual, LARGEST_RATIO))
-    sharpest = max(64, int(2 * np.median(short)))  # beyond twice its pixels an image shows no more
+    sharpest = max(64, int(2 * np.median(short)))  # more than twofold enlargement shows no more detail
     candidates = sorted({min(round(usual * factor), sharpest) for factor in FACTORS})
     smallest = float(np.percentile(box_sides, 10)) if len(box_sides) else np.inf
     enough = next((side for side in candidates if smallest * side >= SMALLEST_BOX), candidates[-1])
@@ -86,7 +86,7 @@ def choose_size(train: Annotations, preset: str, budget: Budget | None = None) -
     seen = smallest * side
 
     reasons = [f"images are {np.median(long):.0f} x {np.median(short):.0f}"]
-    reasons.append(f"9 of 10 boxes are then larger than {seen:.0f} pixels" if len(box_sides) else "no boxes")
+    reasons.append(f"90 % of boxes are then larger than {seen:.0f} pixels" if len(box_sides) else "no boxes")
     if side > usual:
         reasons.append(f"{(side / usual) ** 2:.1f} x the training time of {usual}")
     if seen < SMALLEST_BOX:
@@ -94,18 +94,20 @@ def choose_size(train: Annotations, preset: str, budget: Budget | None = None) -
         if larger is not None:
             reasons.append(f"{larger} would be better, but takes {(larger / side) ** 2:.1f} x the time")
         else:
-            reasons.append("larger would show no more" if side == sharpest else "as large as is affordable")
+            reasons.append(
+                "larger would show no more detail" if side == sharpest else "larger takes too long"
+            )
     finer = side == sharpest and seen < FINER_BELOW
     view = f"longest side, for images of {ratio:.2f} : 1"
     return InputSize(side, round(side * ratio), "; ".join(reasons), view, finer)
 
 
 def image_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sizes of images and boxes, of all or of an even sample.
+    """Sizes of images and boxes, of all images or of an evenly spaced sample.
 
     Returns:
         `(images, 2)` height, width in pixels; `(boxes,)` square root of each box's area, relative to the
-        shorter side of its image. Images that cannot be read are left out.
+        shorter side of its image. Images that cannot be read are skipped.
     """
     known = (annotations.sizes_hw > 0).all(axis=1)
     if known.all():
@@ -127,11 +129,11 @@ def image_sizes(annotations: Annotations) -> tuple[NDArray[np.float64], NDArray[
 
 
 def training_speed(preset: str, precision: str, device: str) -> float:
-    """Pixels of resized images per second in training on this machine, measured.
+    """Measured training speed on this machine, in pixels of resized images per second.
 
-    The network alone, forward and backward: that is nearly all of a training step.
+    Only the network's forward and backward pass, which is nearly all of a training step.
     """
-    # only to measure
+    # imported only here, since they are slow to import
     import time
 
     import torch
@@ -151,7 +153,7 @@ def training_speed(preset: str, precision: str, device: str) -> float:
     sizes = torch.tensor([[short, view]] * IMAGES_AT_ONCE, device=device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     elapsed_s = []
-    for _ in range(TIMED_STEPS + 1):  # the first one is the start of the libraries
+    for _ in range(TIMED_STEPS + 1):  # the first step includes the startup of libraries
         started_at = time.perf_counter()
         with torch.autocast(device, dtype, enabled=precision != "fp32"):
             output = network(images, sizes)

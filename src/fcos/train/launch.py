@@ -1,7 +1,7 @@
 """Starting the processes of a run (by ourselves, torchrun, or SLURM's srun), and shutting them down.
 
-All three give the same run. We start the other processes of this machine by typing the same command again;
-torchrun and srun have started them already, and say in the environment how many there are and where.
+All three give the same run. We start the other processes of this machine with the same command line; torchrun
+and srun have already started them, and set environment variables with their number and location.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fcos.errors import DeviceError, FcosError, TrainingError
 from fcos.terminal import counted
 
 POLL_EVERY_S = 0.5
-PATIENCE_S = 5.0  # for a process whose sibling died to notice it by itself, and to finish writing its files
+PATIENCE_S = 5.0  # for a process to notice by itself that a sibling died, and to finish writing its files
 SECONDS_FOR_FIRST_TO_SPEAK = 2.0
 SECONDS_TO_DISCONNECT = 1.0
 
-_started: list[subprocess.Popen[bytes]] = []  # by us; they take part in all runs of this process
+_started: list[subprocess.Popen[bytes]] = []  # by this process; they take part in all of its runs
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Launch:
     """The processes of a run.
 
     Attributes:
-        environment: tells each process which one it is.
-        num_local: processes on each machine; None: as many as the device setting says, started by us.
-        num_machines: with so many processes each.
+        environment: gives each process its rank.
+        num_local: processes on each machine; None: as many as the device setting requires, started by us.
+        num_machines: each with `num_local` processes.
     """
 
     environment: ClusterEnvironment
@@ -49,11 +49,11 @@ class Launch:
 
 
 def find_launch() -> Launch:
-    """What the environment says."""
+    """Read the environment variables of torchrun and SLURM."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         machines = int(os.environ["GROUP_WORLD_SIZE"])
         return Launch(TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"]), machines)
-    # A batch script without srun has SLURM's variables too, except those of a step.
+    # A batch script without srun also has SLURM's variables, except those of a step.
     num_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if num_tasks > 1:
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
@@ -64,14 +64,14 @@ def find_launch() -> Launch:
                 where="environment of SLURM",
                 fix="srun --nodes=N --ntasks-per-node=M ...",
             )
-        # Fabric wants it, and srun sets it only where the option was given.
+        # Fabric needs it, and srun sets it only if the option was given.
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(num_tasks // machines))
         return Launch(SLURMEnvironment(auto_requeue=False), num_tasks // machines, machines)
     return Launch(LightningEnvironment())
 
 
 def start_others(num_processes: int) -> None:
-    """Start this command again for each other process of this machine; the first process does it, once."""
+    """Start this command again for each other process of this machine; only the first process does, once."""
     if num_processes == 1 or "LOCAL_RANK" in os.environ:
         return
     port = str(find_free_network_port())
@@ -87,9 +87,9 @@ def start_others(num_processes: int) -> None:
 def launched(fabric: Fabric) -> Iterator[None]:
     """Connect the processes of a run, and shut them down together.
 
-    The others wait for a process that fails, so the first process kills those that it started. Most errors
-    occur in all processes: the others wait a moment, so that the message appears once. A process that dies
-    silently is detected by its siblings (or by torchrun or srun) and reported once.
+    If a process fails, the others would wait for it, so the first process kills those that it started. Most
+    errors occur in all processes: the others wait a moment, so that the message appears once. A process that
+    dies silently is detected by its siblings (or by torchrun or srun) and reported once.
     """
     started_by_us = isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment)
     if started_by_us:
@@ -112,8 +112,8 @@ def launched(fabric: Fabric) -> Iterator[None]:
         raise
     if torch.distributed.is_initialized():
         if started_by_us:
-            # For the next run of these processes. This one's store lives, and has its addresses, for as long
-            # as anything refers to the group.
+            # For the next run of these processes: this run's store keeps its port for as long as anything
+            # refers to the process group.
             os.environ["MASTER_PORT"] = str(fabric.broadcast(find_free_network_port()))
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -123,7 +123,7 @@ def launched(fabric: Fabric) -> Iterator[None]:
 def disconnect(wait_s: float) -> None:
     """Destroy the process group: gloo threads that still run at exit may abort the process.
 
-    This blocks inside a collective that other processes never entered, hence the limit `wait_s`.
+    It blocks inside a collective that other processes never entered, hence the timeout `wait_s`.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         leave = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
@@ -137,7 +137,7 @@ class Watch(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True, name="watch")
         self.over = threading.Event()
-        # The first process watches those that it started, and they watch it.
+        # The first process watches the processes that it started, and they watch it.
         self.parent = os.getppid() if "LOCAL_RANK" in os.environ and not _started else None
         if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("LOCAL_RANK") == "0":
             self.parent = None
@@ -177,6 +177,6 @@ def lost_process(lost: str) -> TrainingError:
     """The error of a run that lost a process."""
     return TrainingError(
         f"{lost or 'another process of the run has ended'}; the run cannot continue without it",
-        fix="see its own message above; if there is none, it was killed, probably because memory ran out. "
-        "Training resumes from its last checkpoint with load=true, on any number of processes",
+        fix="see its own message above; if there is none, it was killed, probably out of memory. "
+        "To resume from the last checkpoint, on any number of processes, use load=true",
     )

@@ -1,8 +1,8 @@
-"""When a training ends: after its epochs, or before by `time_limit`, `patience` or a callback.
+"""When training ends: after its epochs, or earlier because of `time_limit`, `patience` or a callback.
 
-Each of them decides one number, the steps of the training. The learning rate depends on that number and the
-step alone, and a checkpoint is written as soon as the number changes, so a resumed run has the schedule of
-the run that was stopped.
+Each of them determines one number, the total steps. The learning rate depends only on that number and the
+step, and a checkpoint is written as soon as the number changes, so a resumed run has the same schedule as the
+run that was stopped.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import NamedTuple
 from fcos.config import TrainConfig
 from fcos.terminal import counted
 
-# What may change when a run resumes: the schedule is then recomputed.
+# Settings that may change when a run resumes: the schedule is then recomputed.
 LENGTH_SETTINGS = ("epochs", "time_limit", "patience")
 FIRST_STEPS = (5, 20)  # after which the time per step is measured; later, whenever a checkpoint is due
-WORTH_A_LINE = 0.05  # a smaller change of the length is not printed
-FORWARD_SHARE = 1 / 3  # of the time of a training step, until an evaluation has been timed
+WORTH_A_LINE = 0.05  # smaller changes of the length are not printed
+FORWARD_SHARE = 1 / 3  # of the time of a training step; used until an evaluation has been timed
 
 
 class Decision(NamedTuple):
-    """How long the training is, by what is known now.
+    """How long training is, as known now.
 
     Attributes:
-        total_steps: of the whole training; the current step ends it.
+        total_steps: of the whole training; the current step to end it now.
         decided_by: "epochs", "time_limit", "patience" or "callback".
-        line: for the user; empty if nothing worth a line has changed.
+        line: a message for the user; empty if nothing important has changed.
     """
 
     total_steps: int
@@ -42,10 +42,9 @@ class Length:
     Attributes:
         full_steps: steps of all epochs.
         steps_per_epoch: not rounded.
-        num_eval_images: that each evaluation takes.
-        laid_out_at: step at which these settings were first used: 0, or that of a resumed run whose length
-            was changed.
-        stop_asked: a callback asked to end training here.
+        num_eval_images: images per evaluation.
+        laid_out_at: first step with these settings: 0, or later in a resumed run whose length was changed.
+        stop_asked: a callback requested to end training here.
     """
 
     config: TrainConfig
@@ -61,14 +60,14 @@ class Length:
         self.evaluating_s, self.evaluation_s = 0.0, 0.0
 
     def stop(self) -> None:
-        """End the training after this step."""
+        """End training after this step."""
         self.stop_asked = True
 
     def after_step(self, step: int, elapsed_s: float) -> bool:
-        """Note the time; whether the length should be decided now.
+        """Record the time; True if the length should be decided now.
 
-        The time until the end of a session's first step, which includes the start of the loader, is not
-        part of the time per step.
+        The time until the end of a session's first step includes the start of the loader, so it does not
+        count towards the time per step.
         """
         if self.first is None:
             self.first, self.evaluating_s = (step, elapsed_s), 0.0
@@ -76,15 +75,15 @@ class Length:
         return self.limit_s < math.inf and (is_early or step % self.config.save_steps == 0)
 
     def after_evaluation(self, elapsed_s: float) -> None:
-        """Note how long an evaluation took."""
+        """Record how long an evaluation took."""
         self.evaluation_s = elapsed_s
         self.evaluating_s += elapsed_s
 
     def decide(self, step: int, total_steps: int, elapsed_s: float, since_best: int) -> Decision:
-        """How long the training is, after a step of a run that has taken `elapsed_s` over all sessions."""
+        """Decide how long training is, after a step; `elapsed_s` is the time over all sessions."""
         patience = self.config.patience
         if self.stop_asked:
-            return Decision(step, "callback", "a callback ended the training")
+            return Decision(step, "callback", "a callback ended training")
         if patience and since_best >= patience:
             line = f"no better AP in {counted(since_best, 'evaluation')} (patience): training ends here"
             return Decision(step, "patience", line)
@@ -96,7 +95,7 @@ class Length:
         return Decision(fits, "time_limit", self._line(total_steps, fits))
 
     def _fits(self, step: int, elapsed_s: float) -> int | None:
-        """Steps of the whole training that fit into the time limit; None if that is not known."""
+        """Total steps that fit into the time limit; None if unknown."""
         if self.limit_s == math.inf or self.first is None or step == self.first[0]:
             return None
         first_step, started_s = self.first
@@ -114,5 +113,5 @@ class Length:
 
 
 def steps_that_fit(left_s: float, step_s: float, evaluation_s: float, steps_between: float) -> int:
-    """Further steps for which there is time, with an evaluation every `steps_between` and the last one."""
+    """Further steps that fit into the time, with an evaluation every `steps_between` and at the end."""
     return max(0, math.floor((left_s - evaluation_s) / (step_s + evaluation_s / steps_between)))

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class StepReport(NamedTuple):
-    """One optimizer step in numbers, over all devices.
+    """Metrics of one optimizer step, over all devices.
 
     Attributes:
         losses: the parts of the loss by name.
-        num_positive: points that learned a box.
-        grad_norm: of the gradient before clipping.
+        num_positive: number of positive points.
+        grad_norm: norm of the gradient before clipping.
     """
 
     losses: dict[str, float]
@@ -34,11 +34,11 @@ class StepReport(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """What is minimized."""
+        """The total loss."""
         return sum(self.losses.values())
 
     def numbers(self) -> dict[str, float]:
-        """All of it, as a line of `metrics.jsonl` names it."""
+        """All metrics, named as in `metrics.jsonl`."""
         parts = {f"loss_{name}": value for name, value in self.losses.items()}
         rest = {"num_positive": self.num_positive, "grad_norm": self.grad_norm, "lr": self.lr}
         return {"loss": self.loss, **parts, **rest}
@@ -56,11 +56,11 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out the time of an evaluation."""
+        """Exclude the time of an evaluation."""
         self.timed_steps, self.started_at = 0, time.monotonic()
 
     def add(self, step: StepReport) -> None:
-        """After every step."""
+        """Add a step."""
         self.num_steps += 1
         self.timed_steps += 1
         for name, value in step.numbers().items():
@@ -69,12 +69,12 @@ class Meter:
 
     @property
     def average(self) -> dict[str, float]:
-        """Of the steps since the last line; the learning rate is that of the last step."""
+        """Averages over the steps since the last line; the learning rate is that of the last step."""
         return {name: total / max(1, self.num_steps) for name, total in self.sums.items()} | {"lr": self.lr}
 
     @property
     def images_per_s(self) -> float:
-        """Since the last line, without evaluation."""
+        """Throughput since the last line, without evaluation."""
         return self.timed_steps * self.images_per_step / max(time.monotonic() - self.started_at, 1e-9)
 
     @property
@@ -90,13 +90,13 @@ class Meter:
         return f"loss {average.get('loss', 0):.3f} ({parts})  lr {average['lr']:.2g}  {speed}"
 
     def take(self) -> dict[str, float]:
-        """The averages for a line, and start again."""
+        """Return the averages for a line, and reset."""
         entry = {**self.average, "images_per_s": self.images_per_s}
         self._clear()
         return entry
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the next line of a resumed run is the same as if it had not stopped."""
+        """For a checkpoint, so that the next line of a resumed run is the same as without stopping."""
         return {"num_steps": self.num_steps, "sums": dict(self.sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class Meter:
 
 
 class Display:
-    """A live bar in a terminal, plain lines elsewhere, nothing on other processes than the first."""
+    """A live bar in a terminal, plain lines elsewhere, nothing on processes other than the first."""
 
     PLAIN_SECONDS = 10.0
 
@@ -131,7 +131,7 @@ class Display:
         self.progress.start()
 
     def step(self, step: int, numbers: str) -> None:
-        """After every optimizer step."""
+        """Show an optimizer step."""
         self.progress.update(self.task, completed=step, numbers=numbers)
         now = time.monotonic()
         if not self.live and now - self.printed_at >= self.PLAIN_SECONDS:
@@ -140,7 +140,7 @@ class Display:
             self.line(f"step {step}/{self.total_steps}  {numbers}  left {timedelta(seconds=round(left))}")
 
     def resize(self, total_steps: int) -> None:
-        """The training has become longer or shorter."""
+        """Change the length of training."""
         self.total_steps = total_steps
         self.progress.update(self.task, total=total_steps)
 
@@ -160,7 +160,7 @@ class Display:
         self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self.progress.stop()
 
 

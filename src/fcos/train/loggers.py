@@ -1,6 +1,6 @@
 """Weights & Biases and MLflow (setting `loggers`), each configured by its own environment variables.
 
-A resumed run continues its run in the logger, whose id is kept in the run folder.
+A resumed run continues its run in the logger, whose id is stored in the run folder.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from fcos.files import first_line_of, write_text
 from fcos.terminal import printable
 from fcos.train.writers import MetricsWriter, numbers_of
 
-PROJECT = "fcos"  # where the environment names none
+PROJECT = "fcos"  # unless set in the environment
 
 
 def check_loggers(config: TrainConfig) -> None:
-    """Refuse loggers whose packages are not installed, before the work."""
+    """Reject loggers whose packages are not installed, before training starts."""
     for name in config.loggers:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f'"loggers" has "{name}", whose package is not installed',
+                f'the package of logger "{name}" is not installed',
                 where=config.origin("loggers"),
                 fix=f"pip install 'fcos-torch[{name}]'",
             )
@@ -38,7 +38,7 @@ def check_loggers(config: TrainConfig) -> None:
 class WeightsAndBiases:
     """Logs through a separate process, which also retries if the network fails.
 
-    The step is a value like the others: wandb's own never goes back, and a run that was killed repeats some.
+    The step is logged as a value: wandb's own step cannot decrease, but a run that was killed repeats steps.
     """
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
@@ -63,16 +63,16 @@ class WeightsAndBiases:
         self.run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, entry: Mapping[str, Any]) -> None:
-        """All numbers of an entry, at its step."""
+        """Log all numbers of an entry at its step."""
         self.run.log({"step": entry["step"], **numbers_of(kind, entry)})
 
     def close(self) -> None:
-        """Wait until all is sent, or written."""
+        """Wait until everything is sent or written."""
         self.run.finish()
 
 
 class Mlflow:
-    """Logs to the server or store of MLFLOW_TRACKING_URI. A server that fails later ends logging only."""
+    """Logs to the server or store at MLFLOW_TRACKING_URI. If the server fails later, only logging stops."""
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
         from mlflow import MlflowClient, get_tracking_uri
@@ -84,7 +84,7 @@ class Mlflow:
             self.run_id = _remembered(run, "mlflow", lambda: self._create(run.name))
             settings = config.model_dump(mode="json").items()
             params = [Param(key, json.dumps(value, ensure_ascii=False)[:500]) for key, value in settings]
-            known = self.client.get_run(self.run_id).data.params  # a value cannot change later
+            known = self.client.get_run(self.run_id).data.params  # values cannot be changed later
             self.client.log_batch(self.run_id, params=[param for param in params if param.key not in known])
             self.client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
@@ -101,7 +101,7 @@ class Mlflow:
         return str(self.client.create_run(experiment_id, run_name=name).info.run_id)
 
     def write(self, kind: str, entry: Mapping[str, Any]) -> None:
-        """All numbers of an entry, at its step."""
+        """Log all numbers of an entry at its step."""
         from mlflow.entities import Metric
 
         now = round(1000 * time.time())
@@ -122,14 +122,14 @@ class Mlflow:
             self.client = None
             what = printable(first_line_of(error))
             print(
-                f"warning: logging to MLflow failed and is off from now on: {what}",
+                f"warning: logging to MLflow failed and is now disabled: {what}",
                 file=sys.stderr,
                 flush=True,
             )
 
 
 def _remembered(run: Path, logger: str, new: Callable[[], str]) -> str:
-    """The id of a run in a logger: that of the previous session, or a new one."""
+    """The id of the run in a logger: from the previous session, or a new one."""
     file = run / f"{logger}_run_id.txt"
     if file.exists():
         return file.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""The training loop, and what happens between optimizer steps: logging, evaluation, checkpoints."""
+"""The training loop, with logging, evaluation and checkpoints between optimizer steps."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Trainer:
     """A run: its objects and its loop.
 
     Attributes:
-        model: fresh or with ImageNet weights; goes to the device here.
+        model: freshly initialized or pretrained; moved to the device here.
         run: folder of the run.
-        micro_batch: images of one forward pass.
-        accumulation: forward passes of one step on each device.
+        micro_batch: images per forward pass.
+        accumulation: forward passes per step on each device.
         card: for the model files.
     """
 
@@ -72,8 +72,8 @@ class Trainer:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = self.model.to(self.fabric.device).to(memory_format=self.memory_format)
         self.ema = Ema(self.model, config.ema_decay) if config.ema_decay else None
-        # `network` is what runs in training (made fast, compiled, wrapped); `model` is the module that it
-        # shares weights with, and what is evaluated and saved.
+        # `network` runs in training (optimized, compiled, wrapped); `model`, with which it shares weights, is
+        # evaluated and saved.
         network: Any = for_training(self.model) if self.fabric.device.type == "cpu" else self.model
         if config.activation_checkpointing:
             recompute_activations(network)
@@ -91,12 +91,12 @@ class Trainer:
 
     @property
     def evaluated_model(self) -> FCOS:
-        """The average where there is one, else the live model."""
+        """The EMA model if there is one, else the live model."""
         return self.ema.module if self.ema else self.model
 
     @property
     def epoch(self) -> int:
-        """Passes over the data that are complete."""
+        """Completed passes over the data."""
         return min(self.config.epochs, self.state.step * self.config.nbatch_train // self.images_per_epoch)
 
     def steps_of(self, epochs: int) -> int:
@@ -113,7 +113,7 @@ class Trainer:
         self.network.train()
         stopping = False
         try:
-            self._end_epoch()  # of a run that was stopped there
+            self._end_epoch()  # if the run was stopped at the end of an epoch
             while self.state.step < self.state.total_steps and not stopping:
                 with loading(self._loader()) as batches:
                     stopping = self._take_steps(batches, stop)
@@ -124,7 +124,7 @@ class Trainer:
         return not stopping
 
     def _take_steps(self, batches: Iterator[Batch], stop: StopSignal) -> bool:
-        """Steps until the end, a signal (then True), or a change of the length that the images depend on."""
+        """Take steps until the end, a signal (then return True), or a length change that affects the data."""
         config, state = self.config, self.state
         until = last_mixed_step(config, state.total_steps)
         log_every = max(1, min(50, int(self.steps_per_epoch / 5)))
@@ -149,12 +149,12 @@ class Trainer:
                 self.output.write_averages()
             if stopping or changed or state.step % config.save_steps == 0:
                 self._save()
-            if not stopping:  # an evaluation may take longer than there is time
+            if not stopping:  # an evaluation may take longer than the time left before the process is killed
                 self._end_epoch()
             new_until = last_mixed_step(config, state.total_steps)
             if config.mixes_images and new_until != until and max(until, new_until) > state.step:
                 self.output.clock.loader_runs = False
-                break  # the last part of the training, without mixed images, begins elsewhere
+                break  # the last part of training, without mixed images, now begins at another step
         return stopping
 
     def _loader(self) -> DataLoader[Batch]:
@@ -172,10 +172,10 @@ class Trainer:
     # Between steps ----------------------------------------------------------------------------------------
 
     def _decide_length(self) -> bool:
-        """Ask how long the training is by now; whether that has changed."""
+        """Decide how long training is; True if that has changed."""
         state = self.state
         decision = self.length.decide(state.step, state.total_steps, state.elapsed_s, state.since_best)
-        decision = self.fabric.broadcast(decision)  # the first device's clock counts
+        decision = self.fabric.broadcast(decision)  # by the clock of the first device
         state.decided_by, former = decision.decided_by, state.total_steps
         if decision.line:
             self.output.display.line(decision.line)
@@ -184,17 +184,17 @@ class Trainer:
         return state.total_steps != former
 
     def lay_out(self, total_steps: int) -> None:
-        """Lay the schedule out over this many steps."""
+        """Set the length of training and of the learning-rate schedule."""
         self.state.total_steps = total_steps
         self.take_step.schedule = Schedule(self.config, total_steps)
 
     def _end_epoch(self) -> None:
-        """At the end of an epoch: measure where it is due, write model files, decide how long to train."""
+        """At the end of an epoch: evaluate if due, write model files, decide how long to train."""
         state, epoch = self.state, self.epoch
         if epoch <= state.epoch_evaluated:
             return
         self.output.write_times(epoch)
-        self._save()  # an evaluation that fails costs no step
+        self._save()  # so that no step is lost if the evaluation fails
         interval = self.config.eval_epochs
         is_due = epoch // interval > state.epoch_evaluated // interval or epoch == self.config.epochs
         self._write_model(epoch, evaluate=is_due)
@@ -205,7 +205,7 @@ class Trainer:
             self._save()
 
     def _finish(self) -> None:
-        """At the end of the training, which may be within an epoch."""
+        """At the end of training, which may be in the middle of an epoch."""
         if self.meter.num_steps:
             self.output.write_averages()
         if self.state.step_measured < self.state.step:
@@ -217,7 +217,7 @@ class Trainer:
         self._save()
 
     def _write_model(self, epoch: int | float, *, evaluate: bool) -> None:
-        """Write the model files, with what was measured where that is wanted and possible."""
+        """Write the model files, after an evaluation if requested and possible."""
         state, started_at = self.state, time.monotonic()
         if self.eval_set is not None and evaluate:
             self._evaluate(self.eval_set, epoch)
@@ -232,7 +232,7 @@ class Trainer:
     def _evaluate(self, annotations: Annotations, epoch: int | float) -> None:
         """Compute and log COCO metrics; write the files of the last and the best model."""
         on_batch = self.output.display.evaluating(-(-len(annotations) // self.fabric.world_size))
-        self.model.eval()  # with activation_checkpointing parts of it run in its copy
+        self.model.eval()  # with activation_checkpointing, the EMA copy runs parts of it
         model = self.evaluated_model
         found = evaluate(self.fabric, self.config, model, self.card, annotations, on_batch)
         self.model.train()
@@ -262,7 +262,7 @@ class Trainer:
         self.fabric.barrier()
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything that the next step depends on. (The order of the data depends on the step alone.)"""
+        """Everything that the next step depends on. (The order of the data depends only on the step.)"""
         return {
             "config": self.config.model_dump(mode="json"),
             "data": fingerprints(self.train_set, self.eval_set),
@@ -289,7 +289,7 @@ class Trainer:
         self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
 
     def extend(self) -> None:
-        """Train as long as the settings say now, which the checkpoint had otherwise."""
+        """Extend a restored run to the length in the current settings."""
         self.state.finished, self.state.since_best = False, 0
         self.lay_out(self.steps_of(self.config.epochs))
         self.length = self._new_length()

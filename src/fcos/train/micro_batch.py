@@ -1,4 +1,4 @@
-"""`micro_batch: "auto"`: the largest micro-batch that fits into the memory of a GPU, found by trying.
+"""`micro_batch: "auto"`: the largest micro-batch that fits into the memory of a GPU, found by trial.
 
 The batch of an optimizer step stays `nbatch_train`: only its split into forward passes changes. The result is
 stored in the checkpoint, so a resumed run rounds as before.
@@ -28,8 +28,8 @@ from fcos.train.devices import fabric_of_one
 from fcos.train.loop import Trainer
 from fcos.weights.model_file import ModelCard
 
-HEADROOM = 0.1  # of the memory of the GPU, for fragmentation, other libraries and other processes
-STEPS = 2  # the state of the optimizer is created at the end of the first
+HEADROOM = 0.1  # of GPU memory, for fragmentation, other libraries and other processes
+STEPS = 2  # the optimizer state is allocated at the end of the first
 
 
 def find_micro_batch(
@@ -39,11 +39,11 @@ def find_micro_batch(
     share: int,
     checkpoint: dict[str, Any] | None = None,
 ) -> int:
-    """Images of a forward pass; the same on every device.
+    """Images per forward pass; the same on every device.
 
     Args:
-        share: images of an optimizer step on each device.
-        checkpoint: of a run that resumes; its micro-batch is kept where it divides the share.
+        share: images per optimizer step on each device.
+        checkpoint: of a resumed run; its micro-batch is kept if it divides the share.
     """
     former = (checkpoint or {}).get("micro_batch")
     if former and share % former == 0:
@@ -57,7 +57,7 @@ def find_micro_batch(
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest number of images that divides the share, and fits; running out of memory means no.
+    """The largest divisor of the share that fits; running out of memory means that it does not fit.
 
     Raises:
         TrainingError: not even one image fits.
@@ -70,19 +70,19 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
             except torch.OutOfMemoryError:
                 continue
     raise TrainingError(
-        "a micro-batch of one image does not fit into the memory of the GPU",
+        "a micro-batch of one image does not fit into GPU memory",
         where='"micro_batch": "auto"',
         fix="use activation_checkpointing=true, precision=bf16, or a smaller view_size and short_side",
     )
 
 
 def peak_memory(config: TrainConfig, fabric: Fabric, train_set: Annotations, micro_batch: int) -> int:
-    """Bytes on the GPU that training steps with the largest images and most boxes of the data take.
+    """Bytes of GPU memory that training steps need with the largest images and most boxes of the data.
 
-    A trainer of its own takes real steps, on this device alone: running out of memory on one of several
-    devices would leave the others waiting.
+    A separate trainer takes real steps, only on this device: if one of several devices ran out of memory, the
+    others would wait for it.
     """
-    gc.collect()  # what the trial before has left
+    gc.collect()  # frees the previous trial
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(fabric.device)
     before = torch.cuda.memory_reserved(fabric.device)
@@ -91,7 +91,7 @@ def peak_memory(config: TrainConfig, fabric: Fabric, train_set: Annotations, mic
 
 
 def take_steps(config: TrainConfig, fabric: Fabric, train_set: Annotations, micro_batch: int) -> None:
-    """Training steps of up to two micro-batches each, with separate weights, which are thrown away."""
+    """Take training steps of up to two micro-batches each, with separate weights, which are discarded."""
     accumulation = min(2, config.nbatch_train // fabric.world_size // micro_batch)
     card = ModelCard({}, train_set.class_names, train_set.category_ids)
     model = build_model(config, train_set.num_classes)
@@ -110,11 +110,11 @@ def take_steps(config: TrainConfig, fabric: Fabric, train_set: Annotations, micr
 
 
 def largest_batch(config: TrainConfig, train_set: Annotations, micro_batch: int) -> Batch:
-    """A batch of the images with most boxes, at the size that holds every image of the data."""
+    """A batch of the images with most boxes, at a size that fits every image of the data."""
     sizes_hw = train_set.sizes_hw if config.tile is None else train_set.sizes_hw.clip(max=config.tile)
     transform = build_eval_transform(config)
     resized = [transform.resized_size((h, w)) for h, w in sizes_hw.tolist()]
-    height, width = padded_size(resized, PADDING_MULTIPLE)  # a step may hold landscape and portrait images
+    height, width = padded_size(resized, PADDING_MULTIPLE)  # a step may mix landscape and portrait images
     order = np.resize(np.argsort(-np.diff(train_set.first_box), kind="stable"), micro_batch)
     records = [train_set[int(index)] for index in order]
     originals_hw = train_set.sizes_hw[order]

@@ -1,4 +1,4 @@
-"""The optimizer, and its learning rate as one function of the step."""
+"""The optimizer, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fcos.terminal import counted
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW; no weight decay on norms (AdelaiDet, detectron2) and biases (official).
 
-    Each group has a `lr_factor`: its rate is that times the schedule's.
+    Each group has an `lr_factor`, by which the schedule's learning rate is multiplied.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     in_backbone = {name: name.startswith("backbone.") and config.lr_backbone != 1 for name, _ in trained}
@@ -36,13 +36,13 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then step or cosine decay (to 0), over the steps of a training."""
+    """Linear warm-up, then step or cosine decay (to 0), over all training steps."""
 
     config: TrainConfig
     total_steps: int
 
     def factor(self, step: int) -> float:
-        """What the base rate is multiplied by at a step (the first is 0)."""
+        """The factor of the base learning rate at a step (the first is 0)."""
         warmup = self._in_steps(self.config.warmup_iter)
         rise = min(1.0, (step + 1) / max(warmup, 1))
         if self.config.lr_policy == "cosine":
@@ -52,20 +52,20 @@ class Schedule:
         return rise * self.config.lr_gamma ** bisect.bisect_right(moments, step)
 
     def problems(self) -> Iterator[str]:
-        """What the training is too short for."""
+        """Warnings about schedules that do not fit into the training steps."""
         warmup, steps = self._in_steps(self.config.warmup_iter), counted(self.total_steps, "step")
         if warmup >= self.total_steps:
             yield (
-                f"the training ({steps}) ends within the warm-up ({warmup:g}): the learning rate never "
-                "reaches lr_base. Set warmup_iter to a fraction, such as 0.05, or train longer"
+                f"training ({steps}) ends during warm-up ({warmup:g}): lr_base is never reached. "
+                "Set warmup_iter to a fraction, such as 0.05, or train longer"
             )
         late = [entry for entry in self.config.lr_schedule if entry >= max(1, self.total_steps)]
         if late and self.config.lr_policy == "step":
             yield (
-                f"lr_schedule {', '.join(f'{entry:g}' for entry in late)} is never reached: the training has "
-                f"{steps}. Fractions of the training, such as 0.67, fit any length"
+                f"lr_schedule {', '.join(f'{entry:g}' for entry in late)} is never reached in "
+                f"{steps}. Fractions, such as 0.67, fit any length"
             )
 
     def _in_steps(self, entry: float) -> float:
-        """A moment of the training in steps: entries below 1 are fractions of it."""
+        """Convert an entry to steps: entries below 1 are fractions of training."""
         return entry * self.total_steps if entry < 1 else entry

@@ -1,6 +1,6 @@
-"""What a run reports while it trains: the display, the metrics writers and the user's callbacks.
+"""Output of a run during training: the display, the metrics writers and the user's callbacks.
 
-Nothing here changes the training, except a callback that ends it.
+Nothing here affects training, except a callback that ends it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class RunOutput:
     """Reports a run, on the first process only.
 
     Attributes:
-        meter: is given every step, and cleared as its averages are logged.
+        meter: gets every step, and is reset when its averages are logged.
         steps_per_epoch: not rounded.
-        stop: what a callback calls to end the training.
+        stop: called by a callback to end training.
     """
 
     fabric: Fabric
@@ -65,7 +65,7 @@ class RunOutput:
             yield LOGGERS[name](self.run, self.config)
 
     def close(self) -> None:
-        """At the end, also after an error."""
+        """Close all output, also after an error."""
         self.display.close()
         for writer in self.writers:
             writer.close()
@@ -87,7 +87,7 @@ class RunOutput:
         self.tell("on_step", report.numbers())
 
     def write_averages(self) -> None:
-        """Log the averages since the last time."""
+        """Log the averages since the last call."""
         epoch, averages = self.state.step / self.steps_per_epoch, self.meter.take()
         self._write("train", epoch, {**averages, "elapsed_s": self.state.elapsed_s})
 
@@ -96,14 +96,14 @@ class RunOutput:
         times = self.clock.take()
         if not times.num_images:
             return
-        # A device that waits for images makes the others wait for it in their own steps.
+        # If one device waits for images, the others wait for it in their own steps.
         waited_s = torch.tensor(times.waited_s, device=self.fabric.device)
         waited_s = self.fabric.all_reduce(waited_s, reduce_op="max")  # type: ignore[assignment]
         times.waited_s = round(waited_s.item(), 3)
         self._write("epoch", epoch, asdict(times))
         line = describe(times, epoch)
         change = advice(times, self.config, local_world_size(self.fabric), self.fabric.device.type)
-        if change not in self.advice_given:  # each advice once
+        if change not in self.advice_given:  # give each advice once
             self.advice_given.add(change)
             line += f": {change}"
         self.display.line(line)

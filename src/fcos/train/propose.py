@@ -1,7 +1,7 @@
 """Propose settings for the user's data and machine, each with its reason.
 
-The result is a config file, to be edited. Settings that depend on neither data nor machine are left to the
-presets (`presets.py`).
+The result is a config file that the user can edit. Settings that depend on neither data nor machine are left
+to the presets (`presets.py`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fcos.terminal import counted
 from fcos.train.input_size import FINER_RANGES, FINER_STRIDES, Budget, InputSize, choose_size, training_speed
 from fcos.weights.load import EVERYDAY
 
-MANY_IMAGES = 2000  # from here up, flips alone keep a detector from memorizing its images
-SHARE_HELD_OUT = 0.2  # of the images, if a folder has no evaluation split
+MANY_IMAGES = 2000  # from this number, flips alone keep a detector from overfitting
+SHARE_HELD_OUT = 0.2  # fraction of images, if a folder has no evaluation split
 SPLIT_SEED = 0
 RARE = 10  # times fewer images than the median class
-LR_BACKBONE = 0.3  # of one that has learned boxes; from ImageNet's weights the preset's 0.1 is better
-MOST_EPOCHS = 3  # times the usual ones, where there is more time
+LR_BACKBONE = 0.3  # of a backbone from a detector; for ImageNet weights the preset's 0.1 is better
+MOST_EPOCHS = 3  # times the default number, if there is more time
 
 
 class Proposal(NamedTuple):
@@ -44,12 +44,12 @@ class Proposal(NamedTuple):
 
 @dataclass(frozen=True)
 class Hardware:
-    """What training can use.
+    """The hardware that training can use.
 
     Attributes:
         num_gpus: CUDA devices.
-        gpu_memory_gb: memory of the smallest of them.
-        bf16_is_faster: whether they (without GPUs: the processor) train faster in bfloat16.
+        gpu_memory_gb: memory of the smallest GPU.
+        bf16_is_faster: whether the GPUs (without GPUs: the CPU) train faster in bfloat16.
     """
 
     num_cores: int
@@ -64,8 +64,8 @@ class Hardware:
 
 
 def find_hardware() -> Hardware:
-    """This machine, as far as this process may use it."""
-    # only to ask for the GPUs
+    """The hardware of this machine that this process may use."""
+    # imported only here, to query the GPUs
     import torch
 
     from fcos.train.devices import prefers_bf16
@@ -79,7 +79,7 @@ def find_hardware() -> Hardware:
 
 
 def budget_of(minutes: float, num_images: int, hardware: Hardware) -> Budget:
-    """How much training fits into a time on this machine, measured in a few seconds."""
+    """How much training fits into the time on this machine, measured in a few seconds."""
     precision = "bf16" if hardware.bf16_is_faster else "fp32"
     device = "cuda" if hardware.num_gpus else "cpu"
     speed = training_speed(preset_for(hardware), precision, device) * max(1, hardware.num_gpus)
@@ -88,11 +88,11 @@ def budget_of(minutes: float, num_images: int, hardware: Hardware) -> Budget:
 
 @dataclass(frozen=True)
 class FolderData:
-    """The data of a folder, and the settings that name them.
+    """The data of a folder, and its settings.
 
     Attributes:
-        files: the files of a split that was made, with their text; none where the folder has its own.
-        notes: on what was read, and what was not.
+        files: the files of a new split, with their text; empty if the folder has its own splits.
+        notes: on files that were used, or ignored.
     """
 
     train: Annotations
@@ -102,7 +102,7 @@ class FolderData:
 
 
 def propose_data(folder: Path, split_folder: Path) -> FolderData:
-    """The data of a folder: its own split, or one made by image, to be written to another folder."""
+    """The data of a folder: its own splits, or new ones by image, to be written to `split_folder`."""
     splits = find_splits(folder)
     source, root, names = splits.train.source, splits.train.root, splits.name_file
     train = read_annotations(source, root=root, names=names, format=splits.format)
@@ -115,13 +115,13 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
     if splits.evaluation is None:
         train, held_out = split_annotations(train, SHARE_HELD_OUT, SPLIT_SEED)
         made = []
-        # As COCO files, which carry the names: the one format that keeps crowds, difficult boxes and ids.
+        # As COCO, which has class names, and is the only format that keeps crowds, difficult boxes and ids.
         for name, part in (("train.json", train), ("eval.json", held_out)):
             check_boxes(part)
             made.append(Split(split_folder / name, common_root(part)))
             files[made[-1].source] = coco.text_of(part, root=made[-1].root)
         parts = Splits("coco", train=made[0], evaluation=made[1])
-        trained = f"the folder has no split, so one was made: {counted(len(train), 'image')}"
+        trained = f"the folder has no splits, so it was split: {counted(len(train), 'image')}"
         evaluated = (
             f"{counted(len(held_out), 'image')} chosen at random (seed {SPLIT_SEED}), never trained on"
         )
@@ -140,7 +140,7 @@ def propose_data(folder: Path, split_folder: Path) -> FolderData:
 
 
 def preset_for(hardware: Hardware) -> str:
-    """The preset that is trained on this machine."""
+    """The default preset for this machine."""
     return "fcos_r50" if hardware.num_gpus else "fcos_mobilenetv2"
 
 
@@ -167,12 +167,12 @@ _WHY_PRESET = {"fcos_r50": "the papers' recipe", "fcos_mobilenetv2": "the small 
 
 def _pretrain(preset: str) -> Iterator[Proposal]:
     if preset == "fcos_mobilenetv2":
-        why = "training from the detector that comes with fcos is faster than from ImageNet weights"
+        why = "starting from the detector that comes with fcos trains faster than from ImageNet weights"
         yield Proposal("pretrain", EVERYDAY, why)
         yield Proposal(
             "lr_backbone",
             LR_BACKBONE,
-            "the backbone has already learned boxes: higher than the 0.1 for ImageNet weights",
+            "the backbone is already trained for detection: higher than the 0.1 for ImageNet weights",
         )
 
 
@@ -180,12 +180,12 @@ def _input_size(size: InputSize) -> Iterator[Proposal]:
     yield Proposal("short_side", size.short_side, size.reason)
     yield Proposal("view_size", size.view_size, size.view_reason)
     if size.finer_level:
-        why = "a level of stride 4, for objects this small in images that show no more when enlarged"
+        why = "a level of stride 4, for objects too small for stride 8 even in enlarged images"
         yield Proposal("strides", FINER_STRIDES, why)
         yield Proposal("regress_ranges", FINER_RANGES, "for these levels")
 
 
-# Words after which a mirrored image means something else.
+# Words in class names whose objects change their meaning when mirrored.
 _MIRROR_WORDS = frozenset(
     "left right arrow clockwise counterclockwise text word words letter letters digit digits number numbers "
     "character characters zero one two three four five six seven eight nine".split()
@@ -201,18 +201,18 @@ def _flip(class_names: tuple[str, ...]) -> Proposal:
 
 
 def _few(number: int) -> str:
-    """Why a setting is for small data sets."""
+    """The reason for a setting for small data sets."""
     return "only " + counted(number, "image")
 
 
 def _augmentation(num_images: int) -> Proposal:
     if num_images < MANY_IMAGES:
         return Proposal("augmentation", True, f"{_few(num_images)}: vary colors and crops")
-    return Proposal("augmentation", False, f"{num_images:,} images vary enough by themselves")
+    return Proposal("augmentation", False, f"{num_images:,} images are varied enough without it")
 
 
 def _balance(train: Annotations) -> Iterator[Proposal]:
-    """Repeat images of rare classes where the rarest is in under a tenth of the median class's images."""
+    """Repeat images of rare classes if the rarest has less than a tenth of the median class's images."""
     counts = images_per_class(train)
     there = np.flatnonzero(counts)
     if not len(there):
@@ -229,7 +229,7 @@ def _balance(train: Annotations) -> Iterator[Proposal]:
 
 
 def usual_epochs(num_images: int, hardware: Hardware) -> int:
-    """Enough samples even for few images; at least the papers' 12 epochs."""
+    """Enough epochs for a minimum number of samples; at least the papers' 12."""
     goal = 120_000 if hardware.num_gpus else 6_000
     return int(np.clip(round(goal / max(1, num_images)), 12, 200))
 
@@ -237,7 +237,7 @@ def usual_epochs(num_images: int, hardware: Hardware) -> int:
 def _length(
     num_images: int, hardware: Hardware, size: InputSize, budget: Budget | None
 ) -> Iterator[Proposal]:
-    """As many epochs as help, or as the time allows."""
+    """As many epochs as useful, or as the time allows."""
     epochs = usual_epochs(num_images, hardware)
     reason = f"{counted(num_images, 'image')}, {num_images * epochs:,} samples in total"
     if budget is not None:
@@ -261,11 +261,12 @@ def _batch(num_images: int, preset: str, hardware: Hardware, pixels: int) -> Ite
         why = f"{share} on each of {num_devices} GPUs"
     yield Proposal("nbatch_train", batch, why)
     if hardware.num_gpus:
-        # 2 GB an image of 800 x 1333 with ResNet-50 in fp32 (peers report 3.6 to 4 GB for two), and a margin
+        # 2 GB per image of 800 x 1333 with ResNet-50 in fp32 (peers report 3.6 to 4 GB for two), plus a
+        # margin
         fits = max(1, int((hardware.gpu_memory_gb - 2) / (2.5 * pixels / (800 * 1333))))
         micro = next(size for size in range(min(share, fits), 0, -1) if share % size == 0)
         if micro < share:
-            yield Proposal("micro_batch", micro, f"what fits into {hardware.gpu_memory_gb:.0f} GB")
+            yield Proposal("micro_batch", micro, f"fits into {hardware.gpu_memory_gb:.0f} GB")
 
 
 def _speed(hardware: Hardware) -> Iterator[Proposal]:

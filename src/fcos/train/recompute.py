@@ -15,9 +15,9 @@ from fcos.model.fcos import FCOS
 
 
 def recompute_activations(model: FCOS) -> None:
-    """From now on the blocks of the backbone and the towers of the head keep only their inputs.
+    """Make the blocks of the backbone and the towers of the head store only their inputs.
 
-    Weights, names and results stay; the backward pass takes about one forward pass longer.
+    Weights, names and results do not change; the backward pass takes about one forward pass longer.
     """
     segments = (*backbone_blocks(model), model.head.classification_tower, model.head.box_tower)
     for segment in segments:
@@ -25,9 +25,9 @@ def recompute_activations(model: FCOS) -> None:
 
 
 def backbone_blocks(model: FCOS) -> list[nn.Module]:
-    """The repeated blocks of the backbone: what lies in its stages and is of several layers.
+    """The repeated blocks of the backbone: modules of several layers in its stages.
 
-    None in a network without blocks (VGG): to keep the input of every layer is what happens anyway.
+    Empty for a network without blocks (VGG): storing the input of every layer is the default anyway.
     """
     return [block for stage in model.backbone.body.children() for block in _blocks_in(stage)]
 
@@ -53,7 +53,7 @@ def _forward(segment: nn.Module, forward: Any, *inputs: Any) -> Any:
 
 @contextmanager
 def _statistics_kept(segment: nn.Module) -> Iterator[None]:
-    """Batch norm counts a batch once, not again when it is computed again."""
+    """Keep batch norm from updating its statistics a second time in the recomputation."""
     norms: list[Any] = [
         module
         for module in segment.modules()

@@ -74,9 +74,9 @@ class Run:
 
     Attributes:
         finished: False if a signal stopped it; `load=true` resumes it.
-        exit_code: for the command line: 0, or 128 and the signal as shells have it (on the first process).
-        trained: what it was trained and measured on, for the report; on the first process of a training that
-            finished in this call.
+        exit_code: for the command line: 0, or 128 plus the signal, as in shells (on the first process).
+        trained: its data, for the report; only on the first process, and only if training finished in this
+            call.
     """
 
     folder: Path
@@ -88,8 +88,8 @@ class Run:
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
     """Train with these settings; with `load`, resume a stopped run.
 
-    With more than one device, the other processes run the same command again: from a script of your own,
-    protect the entry point with ``if __name__ == "__main__"``.
+    With more than one device, the other processes run the same command again: in your own script, protect the
+    entry point with ``if __name__ == "__main__"``.
     """
     check_paths(config)
     check_backbone(config.backbone, config.origin("backbone"))
@@ -102,7 +102,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Run:
             say(fabric, already_finished(folder, config, checkpoint))
             return Run(folder, True)
         start = None
-        if checkpoint is None:  # a resumed run needs no weights to begin with: they may be gone
+        if checkpoint is None:  # a resumed run does not need its initial weights, which may be gone
             config, start = adopt_start(config, fabric)
         trainer = prepare(config, fabric, start, folder, checkpoint, held, callbacks)
         say(fabric, describe(trainer))
@@ -137,9 +137,9 @@ def adopt_start(config: TrainConfig, fabric: Fabric) -> tuple[TrainConfig, Loade
 def claim(
     config: TrainConfig, fabric: Fabric, held: ExitStack
 ) -> tuple[TrainConfig, Path, dict[str, Any] | None]:
-    """The run folder and, with `load`, its checkpoint, locked against other processes; settings that fit it.
+    """Find the run folder; with `load`, lock it, read its checkpoint, and adapt the settings to it.
 
-    A new folder is made and held when the data have turned out to be usable (`prepare`).
+    A new folder is created and locked later, once the data is known to be usable (`prepare`).
     """
     wanted = Path(config.run_folder)
     exact = is_named_exactly(config)
@@ -147,7 +147,7 @@ def claim(
     if not config.load:
         return config, folder, None
     file, checkpoint = folder / "last.ckpt", None
-    if fabric.is_global_zero:  # read once: the run folder is the first machine's
+    if fabric.is_global_zero:  # read once: the run folder is on the first machine
         check_checkpoint(file)
         held.enter_context(in_use(folder))
         if not exact and len(numbered_folders(wanted)) > 1:
@@ -163,7 +163,7 @@ def claim(
 
 
 def is_finished(config: TrainConfig, checkpoint: dict[str, Any]) -> bool:
-    """Whether the run has already finished; a time limit that is used up is not extended by more epochs."""
+    """Whether the run has already finished; more epochs do not extend a run that reached its time limit."""
     former, state = settings_of(checkpoint), checkpoint["state"]
     changed = [key for key in LENGTH_SETTINGS if getattr(config, key) != former[key]]
     if state.get("decided_by") == "time_limit" and "time_limit" not in changed:
@@ -224,14 +224,14 @@ def prepare(
             before = trainer.take_step.schedule
             trainer.extend()
             say(fabric, extended(trainer, before, former["epochs"]))
-            if fabric.is_global_zero:  # the next `load=true` from it resumes with these
+            if fabric.is_global_zero:  # so that the next `load=true` resumes with these settings
                 as_new = config.model_copy(update={"run_folder": str(folder), "load": False})
                 dump_config(as_new, folder / "config.json")
     return trainer
 
 
 def hold_new_folder(wanted: Path, folder: Path, held: ExitStack) -> Path:
-    """Create the folder of a new run; the next number of `wanted` if another training has just taken it."""
+    """Create the folder of a new run; use the next number of `wanted` if another run has just taken it."""
     lock = ExitStack()
     try:
         lock.enter_context(in_use(folder))
@@ -245,7 +245,7 @@ def hold_new_folder(wanted: Path, folder: Path, held: ExitStack) -> Path:
 
 
 def describe(trainer: Trainer) -> str:
-    """Describe the training in a few lines."""
+    """Describe the run in a few lines."""
     config, fabric = trainer.config, trainer.fabric
     millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
     device = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
@@ -267,7 +267,7 @@ def describe(trainer: Trainer) -> str:
 
 
 def warnings_about(trainer: Trainer) -> Iterator[str]:
-    """What is allowed, and hardly ever meant."""
+    """Warnings about settings that are valid, but rarely intended."""
     config, fabric = trainer.config, trainer.fabric
     if too_many := too_many_workers(config, local_world_size(fabric)):
         yield too_many
@@ -275,8 +275,8 @@ def warnings_about(trainer: Trainer) -> Iterator[str]:
         yield slow
     if config.activation_checkpointing and not backbone_blocks(trainer.model):
         yield (
-            f"activation_checkpointing does nothing in the backbone: {config.backbone} has no blocks; "
-            "memory is saved in the head only"
+            f"activation_checkpointing has no effect on the backbone: {config.backbone} has no blocks; "
+            "it saves memory only in the head"
         )
     if config.pretrain is False and (config.freeze_stages or config.freeze_bn):
         yield (
@@ -286,7 +286,7 @@ def warnings_about(trainer: Trainer) -> Iterator[str]:
     evaluations = math.ceil(config.epochs / config.eval_epochs)
     if config.patience and config.patience >= evaluations - 1:  # the first one is the best so far
         yield (
-            f"patience={config.patience} cannot end this training early: it has "
+            f"patience={config.patience} cannot end training early: there are only "
             f"{counted(evaluations, 'evaluation')} (epochs={config.epochs}, eval_epochs={config.eval_epochs})"
         )
     yield from trainer.take_step.schedule.problems()
@@ -305,21 +305,21 @@ def already_finished(folder: Path, config: TrainConfig, checkpoint: dict[str, An
     state, longer = checkpoint["state"], f"epochs={2 * config.epochs}"
     ended = f"has completed all {counted(config.epochs, 'epoch')}"
     if state.get("decided_by") == "time_limit":
-        ended, longer = "has used up its time_limit", f"time_limit={2 * (config.time_limit or 0):g}"
+        ended, longer = "has reached its time_limit", f"time_limit={2 * (config.time_limit or 0):g}"
     elif state.get("decided_by") == "patience":
-        ended, longer = "ended by patience", f"patience={2 * (config.patience or 0)}"
+        ended, longer = "was ended by patience", f"patience={2 * (config.patience or 0)}"
     elif state.get("decided_by") == "callback":
         ended = "was ended by a callback"
     return f"already finished: {folder} {ended}\ntrain longer with: {resume_command(folder)} {longer}"
 
 
 def extended(trainer: Trainer, former: Schedule, former_epochs: int) -> str:
-    """Describe how a new length changes the learning rate, a function of step and length only."""
+    """Describe how a new length changes the learning rate, which depends only on step and length."""
     config, step = trainer.config, trainer.state.step
     before, after = former.factor(max(0, step - 1)), trainer.take_step.schedule.factor(step)
     done = f"extended from {former_epochs} to {counted(config.epochs, 'epoch')}"
     if config.epochs == former_epochs:
-        done = f"extended, to at most {counted(config.epochs, 'epoch')}"
+        done = f"extended to at most {counted(config.epochs, 'epoch')}"
     return (
         f"{done}: learning rate {config.lr_base * before:.3g} in the last step, "
         f"{config.lr_base * after:.3g} in the next"

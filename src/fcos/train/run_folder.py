@@ -15,15 +15,15 @@ from fcos.config import TrainConfig
 from fcos.errors import ConfigError, OutputError
 from fcos.files import check_writable, explained, reason_of
 
-LARGEST_GAP = 10  # between the numbers of runs: birds-640 is another name, not a run of birds
+LARGEST_GAP = 10  # between run numbers: birds-640 is another name, not a run of birds
 LOCK_NAME = ".lock"
-LEFT_BY_KILL = ".partial-*"  # what `files.written` was writing
+LEFT_BY_KILL = ".partial-*"  # partial files of `files.written`
 
 
 def find_run_folder(wanted: Path, *, load: bool, exact: bool = False) -> Path:
     """The folder to write to: a new one (`name`, `name-2`, ...).
 
-    With `load` it is the newest of those that can be resumed, or with `exact` `wanted` itself.
+    With `load`, it is the newest that can be resumed or, with `exact`, `wanted` itself.
     """
     if wanted.exists() and not wanted.is_dir():
         raise ConfigError(
@@ -42,12 +42,12 @@ def find_run_folder(wanted: Path, *, load: bool, exact: bool = False) -> Path:
 
 
 def next_run_folder(wanted: Path) -> Path:
-    """The next number after those that are there."""
+    """The folder with the next unused number."""
     return wanted.with_name(f"{wanted.name}-{max(numbered_folders(wanted), default=1) + 1}")
 
 
 def numbered_folders(wanted: Path) -> dict[int, Path]:
-    """Those that are there of `name` (1), `name-2`, `name-3`, ..., even if some between them were deleted."""
+    """Existing folders `name` (1), `name-2`, `name-3`, ..., even if some in between were deleted."""
     found: dict[int, Path] = {}
     number = 1
     while number <= max(found, default=1) + LARGEST_GAP:
@@ -64,9 +64,9 @@ def is_fresh(folder: Path) -> bool:
 
 
 def is_named_exactly(config: TrainConfig) -> bool:
-    """Whether `run_folder` names one run: on the command line, in Python, or as the config in its folder.
+    """Whether `run_folder` is one particular run: on the command line, in Python, or in its own config.
 
-    The setting of an ordinary train.json, and the default, stand for all the runs that were made of it.
+    In an ordinary train.json, and as the default, it refers to all runs started from it.
     """
     origin = config.origin("run_folder")
     in_train_json = origin.startswith("file ") and not origin.endswith("which lies in the run folder")
@@ -74,7 +74,7 @@ def is_named_exactly(config: TrainConfig) -> bool:
 
 
 def check_run_folder(config: TrainConfig) -> None:
-    """Refuse a run folder in which nothing can be written, before the work."""
+    """Reject a run folder that cannot be written to, before training starts."""
     wanted = Path(config.run_folder)
     check_writable(find_run_folder(wanted, load=config.load, exact=is_named_exactly(config)))
 
@@ -85,14 +85,14 @@ class FolderInUseError(OutputError):
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes from training in it; ends with this process.
+    """Create the folder, and lock it against other processes; the lock ends with this process.
 
     Raises:
-        FolderInUseError: another process trains in it.
+        FolderInUseError: another process is training in it.
         OutputError: it cannot be written.
     """
     path = folder / LOCK_NAME
-    with explained(folder, "choose another run_folder where you may write"):
+    with explained(folder, "choose another run_folder that you can write to"):
         folder.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path)
     try:
@@ -100,7 +100,7 @@ def in_use(folder: Path) -> Iterator[None]:
             shutil.rmtree(partial, ignore_errors=True)
         yield
     finally:
-        with suppress(OSError):  # Windows does not remove an open file; it may stay
+        with suppress(OSError):  # Windows cannot remove an open file; it may stay
             path.unlink()
         file.close()
         with suppress(OSError):
@@ -117,7 +117,7 @@ def _open_locked(path: Path) -> IO[str]:
             owner = file.read().strip()
             file.close()
             raise FolderInUseError(
-                f"another training writes to this run folder{f': {owner}' if owner else ''}",
+                f"another training run is using this folder{f': {owner}' if owner else ''}",
                 where=str(path.parent),
                 fix="wait for it to finish, stop it, or set another run_folder",
             ) from error
@@ -127,7 +127,7 @@ def _open_locked(path: Path) -> IO[str]:
                 "do not start another training run in it",
                 file=sys.stderr,
             )
-        # Its former owner may have removed the file between opening and locking.
+        # The previous owner may have removed the file between opening and locking.
         if _is_at(file, path):
             break
         file.close()
@@ -145,11 +145,11 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _lock(file: IO[str]) -> None:
-    """Lock a file, or raise; the lock ends with this process, and is not inherited by loader processes."""
+    """Lock a file, or raise an error; the lock ends with this process, and is not inherited by workers."""
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(2**20)  # behind the text, which others read
+        file.seek(2**20)  # past the text, which other processes read
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         import fcntl

@@ -1,9 +1,10 @@
-"""One optimizer step, with the same result however it is split.
+"""One optimizer step, with the same result for any split into micro-batches and devices.
 
-A step takes `nbatch_train` images, as micro-batches on one or many devices. The normalizers of the losses
+A step uses `nbatch_train` images, as micro-batches on one or many devices. The normalizers of the losses
 (number of positives, sum of centerness) are sums over all of them, so the split changes nothing but rounding.
-They are known before the first forward pass, unless the assigner looks at predictions: then the losses are
-divided by a guess, and the gradients are rescaled after the last backward pass, which is the same.
+They are known before the first forward pass, unless the assigner uses predictions: then the losses are
+    divided
+by a guess, and the gradients are rescaled after the last backward pass, which is equivalent.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class OptimizerStep:
     """Assign, forward, losses, backward, clip, update.
 
     Attributes:
-        model: whose weights are trained.
-        network: what runs: the model itself, or compiled, or wrapped for several devices.
-        run: folder of the run, for a batch whose loss is not finite.
+        model: the model whose weights are trained.
+        network: the module that runs: the model itself, or compiled, or wrapped for several devices.
+        run: folder of the run, in which a batch with a non-finite loss is saved.
     """
 
     fabric: Fabric
@@ -56,10 +57,10 @@ class OptimizerStep:
         self.loss = build_loss(self.config, self.class_names)
 
     def __call__(self, window: list[Batch], step: int, stop: StopSignal) -> tuple[StepReport, bool]:
-        """Take step number `step` (from 0) with the micro-batches of this device.
+        """Take step `step` (from 0) with the micro-batches of this device.
 
         Returns:
-            What the step did, and whether any device was asked to stop.
+            Metrics of the step, and whether any device was asked to stop.
         """
         config, fabric = self.config, self.fabric
         starts = step < config.static_start * self.schedule.total_steps
@@ -93,12 +94,12 @@ class OptimizerStep:
 
         asked_to_stop = losses.new_tensor([float(stop.number)])
         summed = self._sum(torch.cat([losses, asked_to_stop]))
-        # The one time in a step that the device is waited for.
+        # The only synchronization with the device in a step.
         numbers = torch.cat([summed, normalizers[2:], grad_norm.reshape(1)]).tolist()
         *values, stopping, num_positive, norm = numbers
         lr = config.lr_base * self.schedule.factor(step)
         report = StepReport(dict(zip(parts, values, strict=True)), num_positive, norm, lr)
-        # With fp16 the scaler skips the step if the gradient overflows, and tries a smaller factor.
+        # With fp16 the gradient scaler skips a step whose gradient overflows, and lowers its scale.
         if not math.isfinite(report.loss) or not (math.isfinite(norm) or config.precision == "fp16"):
             self._fail_not_finite(report, window, step + 1)
 
@@ -115,14 +116,14 @@ class OptimizerStep:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise TrainingError(
-                "batch norm cannot be trained on a single value: one image, on a level with one point",
+                "batch norm cannot be trained on a single value: one image on a level with one point",
                 where=f"images of {batch.images.shape[2]} x {batch.images.shape[3]} pixels, padded",
                 fix="use a micro_batch of at least 2, a larger short_side, freeze_bn=true, or head_norm=gn",
             ) from error
         return output
 
     def _padded_alike(self, window: list[Batch]) -> list[Batch]:
-        """All images of a step at one size: group norm counts the padding, so no split may change it."""
+        """Pad all images of a step to one size, whatever the split, since group norm includes padding."""
         if self.fabric.world_size == len(window) == 1:
             return window
         sizes = torch.tensor([batch.images.shape[2:] for batch in window], device=self.fabric.device)
@@ -134,11 +135,11 @@ class OptimizerStep:
     def _before_predictions(
         self, assigner: Assigner, window: list[Batch], grids: list[PointGrid]
     ) -> tuple[list[Targets], torch.Tensor]:
-        """Targets and normalizers of a step; no targets, and a guess, where they depend on predictions."""
+        """Targets and normalizers of a step; if they depend on predictions, no targets, and a guess."""
         if not assigner.needs_predictions:
             known = [assign(assigner, grid, batch) for grid, batch in zip(grids, window, strict=True)]
             return known, self._sum(torch.stack([targets.normalizers() for targets in known]).sum(dim=0))
-        # The number of objects: of the right size, so that no gradient overflows in half precision.
+        # The number of objects: the right order of magnitude, so that no gradient overflows in fp16.
         num_boxes = sum(len(truth.labels) for batch in window for truth in batch.ground_truth)
         guess = torch.full((3,), float(num_boxes), device=self.fabric.device)
         return [], self._sum(guess).clamp(min=1)
@@ -149,7 +150,7 @@ class OptimizerStep:
                 parameter.grad *= factor
 
     def _sum(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Over all devices."""
+        """Sum over all devices."""
         summed = self.fabric.all_reduce(numbers, reduce_op="sum")
         assert isinstance(summed, torch.Tensor)
         return summed
@@ -169,12 +170,12 @@ class OptimizerStep:
             + ", ".join(f"{name} {value:g}" for name, value in report.numbers().items()),
             where=f"image ids {', '.join(map(str, image_ids))}; the batch is in {file}",
             fix="use a smaller lr_base, a longer warmup_iter, or grad_clip; instead of fp16, try bf16. "
-            "The last checkpoint is from before this step: load=true resumes from it",
+            "To resume from the last checkpoint, which is from before this step, use load=true",
         )
 
 
 @torch.no_grad()
 def assign(assigner: Assigner, grid: PointGrid, batch: Batch, output: HeadOutput | None = None) -> Targets:
-    """Targets of a batch; of an assigner that needs them, with the predictions for it."""
+    """Targets of a batch; `output` is for assigners that use predictions."""
     boxes = [truth.boxes_xyxy for truth in batch.ground_truth]
     return assigner(grid, boxes, [truth.labels for truth in batch.ground_truth], output)

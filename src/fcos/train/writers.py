@@ -1,7 +1,7 @@
 """Where training metrics are written: `metrics.jsonl` in the run folder, and TensorBoard.
 
-Another logger is a class with `write` and `close`, and a line in `open_writers`; those of the setting
-`loggers` are in `loggers.py`.
+To add a logger, write a class with `write` and `close`, and add a line to `open_writers`; the loggers of the
+setting `loggers` are in `loggers.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fcos.train.checkpoint import writing
 
 @runtime_checkable
 class MetricsWriter(Protocol):
-    """Takes the numbers of a run, on its first process."""
+    """Receives the metrics of a run, on its first process."""
 
     def write(self, kind: str, entry: Mapping[str, Any]) -> None:
         """Add an entry.
@@ -38,8 +38,8 @@ class MetricsWriter(Protocol):
 class JsonLines:
     """`metrics.jsonl`, which only ever grows.
 
-    A run that was killed repeats the steps since its last checkpoint when it is resumed, and writes their
-    lines again, with the same numbers: of two lines of a step the later counts.
+    When a run that was killed is resumed, it repeats the steps since its last checkpoint and writes their
+    lines again, with the same numbers: if a step has two lines, the later one counts.
     """
 
     def __init__(self, run: Path) -> None:
@@ -49,26 +49,26 @@ class JsonLines:
             self.file = self.path.open("ab")
 
     def write(self, kind: str, entry: Mapping[str, Any]) -> None:
-        """One line, flushed; numbers that are not finite become null."""
+        """Write one line, flushed; non-finite numbers become null."""
         with writing(self.path):
             self.file.write(msgspec.json.encode({"kind": kind, **entry}) + b"\n")
             self.file.flush()
 
     def close(self) -> None:
-        """Close the file; all that counts is written already."""
+        """Close the file; everything is already written."""
         with suppress(OSError):
             self.file.close()
 
 
 class TensorBoard:
-    """Every single number of an entry as a scalar ``kind/name``, written at once.
+    """Writes every scalar of an entry as ``kind/name``, immediately.
 
-    tensorboardX's own writer hands them to a thread by a short queue. The thread dies of a full disk, and the
-    training waits for ever for room in the queue.
+    tensorboardX's own writer passes them to a thread through a short queue. If the disk is full, the thread
+    dies, and training waits forever for room in the queue.
 
     Args:
-        run: its folder; each session of a run has a file of its own.
-        next_step: first step that will be written; what TensorBoard has from there on is hidden.
+        run: its folder; each session of a run has its own file.
+        next_step: first step to be written; TensorBoard hides earlier entries from this step on.
     """
 
     def __init__(self, run: Path, next_step: int) -> None:
@@ -84,7 +84,7 @@ class TensorBoard:
             self.writer.flush()
 
     def write(self, kind: str, entry: Mapping[str, Any]) -> None:
-        """A value for each number."""
+        """Write a value for each number."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
@@ -101,7 +101,7 @@ class TensorBoard:
 
 
 def numbers_of(kind: str, entry: Mapping[str, Any]) -> dict[str, float]:
-    """Every single number of an entry, as ``kind/name``."""
+    """Every scalar of an entry, as ``kind/name``."""
     return {
         f"{kind}/{name}": float(value)
         for name, value in entry.items()
@@ -110,7 +110,7 @@ def numbers_of(kind: str, entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def open_writers(run: Path, next_step: int, *, tensorboard: bool) -> list[MetricsWriter]:
-    """Those that the settings ask for."""
+    """The writers that the settings request."""
     writers: list[MetricsWriter] = [JsonLines(run)]
     if tensorboard:
         writers.append(TensorBoard(run, next_step))
@@ -118,7 +118,7 @@ def open_writers(run: Path, next_step: int, *, tensorboard: bool) -> list[Metric
 
 
 def _remove_torn_line(path: Path) -> None:
-    """Remove the beginning of a line that a full disk or a power cut left: one would be appended to it."""
+    """Remove an incomplete last line (full disk, power cut), to which the next one would be appended."""
     content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):

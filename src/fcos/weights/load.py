@@ -1,4 +1,4 @@
-"""Load a model file, ours or of another code base, as a network with its settings."""
+"""Load a model file, our own or one of another code base, as a network with its settings."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ MOST = {
 }
 MOST_LEVELS = 12
 
-# The settings that a model file carries: enough to build the model, feed it and read its output.
-LATER_SETTINGS = ("tile", "horizontal_flip")  # of the training, but prediction follows them
+# The settings in a model file: enough to build the model, prepare its input and interpret its output.
+LATER_SETTINGS = ("tile", "horizontal_flip")  # training settings that prediction also uses
 MODEL_SETTINGS = (
     *("model", "backbone", "backbone_channels", "stride_in_1x1", "pixel_mean", "pixel_std"),
     *("fpn_channels", "fpn_extra_from", "strides", "regress_ranges"),
@@ -59,9 +59,9 @@ class LoadedModel:
     Attributes:
         model: in evaluation mode, on the CPU.
         config: its settings.
-        card: what else the file says.
+        card: all other information in the file.
         path: of the file.
-        notes: what was assumed of a file of another code base.
+        notes: assumptions about a file of another code base.
     """
 
     model: FCOS
@@ -85,7 +85,7 @@ def format_of(path: Path) -> ExportFormat | None:
 
 
 def is_model(word: str) -> bool:
-    """Whether a word looks like a model: a run folder, a suffix, or the everyday detector."""
+    """Whether a word looks like a model: a run folder, a file with a known suffix, or "everyday"."""
     path = Path(word)
     in_folder = is_run(path) or any((path / name).is_file() for name in MODELS_OF_A_RUN)
     return (
@@ -97,7 +97,7 @@ def is_model(word: str) -> bool:
 
 
 def model_file_of(source: Path) -> Path:
-    """The model file of a run folder (the best one), of "everyday", or the file itself."""
+    """The model file of a run folder (the best model) or of "everyday", or the file itself."""
     if str(source) == EVERYDAY and not source.exists():
         return EVERYDAY_FILE
     if not source.is_dir():
@@ -116,8 +116,8 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
     """The model of a run folder, a model file, "everyday", or a weight file of another code base.
 
     Args:
-        source: of the model; "everyday" is the one that comes with the package.
-        channel_order: of the pixels that the network takes, if the file does not say so, or wrongly.
+        source: the model; "everyday" is included in the package.
+        channel_order: that the network expects, if the file does not state it, or states it wrongly.
 
     Raises:
         WeightsError: it cannot be read, does not fit its card, or would have to run code.
@@ -143,12 +143,12 @@ def load_model(source: Path | str, channel_order: ChannelOrder | None = None) ->
 
 
 def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
-    """The network without memory for its weights, since a file may ask for any width.
+    """The network on the meta device, since a file may request any width.
 
     Raises:
-        WeightsError: no such network can be built.
+        WeightsError: the network cannot be built.
     """
-    # What is frozen does not change the tensors, but finding it runs the network.
+    # Freezing does not change the tensors, but determining the frozen layers runs the network.
     config = config.model_copy(update={"freeze_bn": False, "freeze_stages": 0})
     try:
         with torch.device("meta"):
@@ -157,14 +157,14 @@ def outline(config: TrainConfig, num_classes: int, path: Path) -> FCOS:
         raise WeightsError(error.what, where=str(path), fix=error.fix) from error
     except (RuntimeError, ValueError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
         raise WeightsError(
-            f"{path.name} has settings from which no network can be built: {first_line_of(error)}",
+            f"no network can be built from the settings of {path.name}: {first_line_of(error)}",
             where=str(path),
             fix=GIVE,
         ) from error
 
 
 def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
-    """The settings that a card carries, with the defaults of all others.
+    """The settings in a card, with defaults for all others.
 
     Raises:
         WeightsError: settings that this version does not know, or invalid values.
@@ -203,7 +203,7 @@ def settings_of_card(card: ModelCard, path: Path) -> TrainConfig:
 def model_settings(config: TrainConfig) -> dict[str, object]:
     """The settings for a model file; `LATER_SETTINGS` only if they are not the default.
 
-    So older versions still open all other files.
+    Older versions can still open files without them.
     """
     return {
         key: value

@@ -37,14 +37,14 @@ C = TypeVar("C")
 
 
 def check_text(text: str) -> str:
-    """Reject text that cannot be shown as it is."""
+    """Reject text with control characters."""
     if not is_printable(text):
         raise ValueError("contains control characters")
     return text
 
 
 def check_different(values: tuple[T, ...]) -> tuple[T, ...]:
-    """Refuse equal entries."""
+    """Reject duplicate entries."""
     if len(set(values)) < len(values):
         raise ValueError("contains the same entry twice")
     return values
@@ -59,14 +59,14 @@ CARD_CHECKS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model file says about itself.
+    """The metadata of a model file.
 
     Attributes:
-        settings: the keys of `TrainConfig` that shape the model, its input and its detections.
-        class_names: of each label.
-        category_ids: of each label, as in the annotation file that it was trained on.
-        threshold: score from which detections are worth showing (best F1 on the evaluation list).
-        metrics: of the evaluation that chose it: map_mean, map_50, map_75, epoch.
+        settings: the keys of `TrainConfig` that determine the model, its input and its detections.
+        class_names: the name of each label.
+        category_ids: the id of each label in the training annotations.
+        threshold: default minimum score of shown detections (best F1 on the evaluation list).
+        metrics: of its evaluation: map_mean, map_50, map_75, epoch.
         versions: of the libraries that wrote it.
         format_version: of this file format.
         origin: the code base that trained the weights; empty: this one.
@@ -85,16 +85,16 @@ class ModelCard:
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write a model file, completely or not at all."""
+    """Write a model file atomically."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata = {"fcos": json.dumps(asdict(card))}
     with written(path) as partial:
-        partial.write_bytes(save(tensors, metadata))  # `save_file` makes it readable by its owner alone
+        partial.write_bytes(save(tensors, metadata))  # `save_file` makes it readable only by its owner
 
 
 def is_model_file(path: Path) -> bool:
     """Whether a file has our card."""
-    if not path.is_file():  # a pipe would wait for ever
+    if not path.is_file():  # opening a pipe may block forever
         return False
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,7 +107,7 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """The card and the tensors of a model file.
 
     Raises:
-        WeightsError: it does not exist, is damaged, or its card makes no sense.
+        WeightsError: it does not exist, is damaged, or has an invalid card.
     """
     if not os.path.lexists(path):
         raise WeightsError(f"there is no model file {path}", fix=GIVE)
@@ -123,7 +123,7 @@ def read_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         ) from None
     if card is None:
         raise WeightsError(
-            f"{path.name} contains weights, but not how to use them", where=str(path), fix=GIVE
+            f"{path.name} contains weights, but no card that says how to use them", where=str(path), fix=GIVE
         )
     check_numbers(tensors, path)
     return card, tensors
@@ -136,7 +136,7 @@ def card_of(content: Any, path: Path) -> ModelCard:
     """The card of a file from its parsed JSON.
 
     Raises:
-        WeightsError: a newer version wrote it, or entries are wrong; all of them are listed.
+        WeightsError: a newer version wrote it, or entries are invalid; the message lists them.
     """
     check_version(content, "format_version", FORMAT_VERSION, path)
     card = checked_card(ModelCard, content, path)
@@ -156,7 +156,7 @@ def parse_card(text: str, path: Path) -> Any:
 
 
 def check_version(content: Any, key: str, newest: int, path: Path) -> None:
-    """Refuse a card without a version, or of a newer one than we know."""
+    """Reject a card without a version, or with a newer one than we support."""
     version = content.get(key) if isinstance(content, dict) else None
     if type(version) is not int:
         raise unreadable_card(path, f"it has no {key}")
@@ -167,9 +167,9 @@ def check_version(content: Any, key: str, newest: int, path: Path) -> None:
 
 
 def checked_card(kind: type[C], content: Any, path: Path) -> C:
-    """A card from JSON; refuses entries that are missing, unknown or not as the data class has them."""
+    """A card from JSON; rejects missing, unknown and invalid entries."""
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(content))  # which has tuples as lists
+        return TypeAdapter(kind).validate_json(json.dumps(content))  # as JSON, in which tuples are lists
     except ValidationError as error:
         wrong = (
             f"{'.'.join(map(str, one['loc']))} {one['input']!r:.80}: {one['msg']}"
@@ -179,12 +179,12 @@ def checked_card(kind: type[C], content: Any, path: Path) -> C:
 
 
 def unreadable_card(path: Path, reason: str) -> WeightsError:
-    """The error for a card that makes no sense."""
+    """The error for an invalid card."""
     return WeightsError(f"the card of {path.name} cannot be read: {reason}", where=str(path), fix=GIVE)
 
 
 def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not numbers: a network of NaN would silently detect nothing."""
+    """Reject weights that are not finite numbers: a network with NaN would silently detect nothing."""
     strange = [key for key, value in tensors.items() if not _is_plain(value)]
     if strange:
         value = tensors[strange[0]]
@@ -202,12 +202,12 @@ def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
             f"{path.name} contains NaN or infinity in {len(broken)} of {len(tensors)} tensors, such as "
             f"{broken[0]}",
             where=str(path),
-            fix="the training that wrote it diverged, or the file is damaged: give another checkpoint",
+            fix="its training diverged, or the file is damaged: give another checkpoint",
         )
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Whether a tensor stores all of its numbers, instead of one that is repeated a billion times."""
+    """Whether a tensor stores all of its numbers, not one that is repeated a billion times."""
     is_dense = value.dtype in DTYPES and value.layout == torch.strided and not value.is_meta
     return is_dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
@@ -219,7 +219,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
 
 
 def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors of a file that are not exactly those of a model (which may be on the meta device)."""
+    """Reject tensors of a file that do not match a model exactly (which may be on the meta device)."""
     wanted = model.state_dict()
     problems = [
         *missing_or_other_shape(wanted, tensors),
@@ -230,7 +230,7 @@ def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
 
 
 def missing_or_other_shape(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Problems of the wanted tensors among those of a file."""
+    """Describe wanted tensors that a file lacks, or has with another shape."""
     missing = [f"missing: {key}" for key in wanted if key not in tensors]
     return missing + [
         f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
@@ -240,6 +240,6 @@ def missing_or_other_shape(wanted: Mapping[str, Tensor], tensors: Mapping[str, T
 
 
 def listed(problems: Sequence[str]) -> str:
-    """The first problems, a line each, and how many more there are."""
+    """The first problems, one per line, and the number of further ones."""
     more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
     return "".join(f"\n  {line}" for line in [*problems[:MAX_PROBLEMS], *more])

@@ -21,16 +21,16 @@ from fcos.weights.published.coco import coco_file
 from fcos.weights.published.layouts import layout_of
 from fcos.weights.published.opening import is_published, open_state
 
-# Settings of the training itself: how many detections are evaluated does not depend on the weights.
+# Settings of a training run: for example, the number of evaluated detections does not depend on the weights.
 NOT_ADOPTED = ("model", "score_threshold", "candidates_per_level", "detections_per_image", *LATER_SETTINGS)
-QUALITY = "head.quality."  # the quality branch, which a training may add or leave out
+QUALITY = "head.quality."  # the quality branch, which training may add or remove
 FINER = re.compile(r"^(pyramid\.(?:lateral|output)\.)(\d+)")  # layers that are numbered from the finest level
-# The weights of one class each.
+# Tensors with one row per class.
 CLASS_TENSORS = ("head.logits.weight", "head.logits.bias")
 
 
 def find_start(config: TrainConfig) -> LoadedModel | None:
-    """The detector that `pretrain` names; None if it is a backbone's file, true or false."""
+    """The detector in `pretrain`; None if it is a backbone's file, true or false."""
     if not isinstance(config.pretrain, str) or config.pretrain == "imagenet":
         return None
     path = coco_file() if config.pretrain == "coco" else model_file_of(Path(config.pretrain))
@@ -45,11 +45,11 @@ def adopt_settings(config: TrainConfig, start: LoadedModel) -> tuple[TrainConfig
 
 
 def adopt(config: TrainConfig, settings: Mapping[str, Any], source: Path) -> tuple[TrainConfig, list[str]]:
-    """The settings, with those of a detector where the user gave none, and what changed, in words.
+    """Adopt a detector's settings where the user gave none; also returns the changes as text.
 
     Args:
-        settings: of the detector, or of the run that began from it.
-        source: the file that they are from.
+        settings: of the detector, or of the run that started from it.
+        source: the file with these settings.
 
     Raises:
         ConfigError: the user's settings conflict with the adopted ones.
@@ -62,7 +62,7 @@ def adopt(config: TrainConfig, settings: Mapping[str, Any], source: Path) -> tup
         and getattr(config, key) != settings.get(key, getattr(config, key))
     }
     adopted = config.model_copy(update=changes)
-    # model_copy shares private attributes: the caller's config would take these for its own
+    # model_copy shares private attributes: without this, the caller's config would change too
     adopted._origins = config._origins | {key: f"file {source}" for key in changes}
     if broken := next(broken_rules(adopted), None):
         raise ConfigError(broken.what, where=f"settings adopted from {source}", fix=broken.fix)
@@ -70,10 +70,10 @@ def adopt(config: TrainConfig, settings: Mapping[str, Any], source: Path) -> tup
 
 
 def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> list[str]:
-    """Put a detector's weights into a model of other classes; returns the classes that both know.
+    """Load a detector's weights into a model with other classes; returns the classes that both have.
 
-    The outputs of those classes are copied by name; the others keep their initial weights, as does a quality
-    branch that the detector does not have.
+    The outputs of those classes are copied by name; other outputs keep their initial weights, as does a
+    quality branch that the detector does not have.
     """
     fresh, tensors = model.state_dict(), dict(start.model.state_dict())
     known = [name for name in class_names if name in start.card.class_names]
@@ -92,7 +92,7 @@ def load_start(model: FCOS, class_names: Sequence[str], start: LoadedModel) -> l
 
 
 def _with_finer_level(tensors: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a detector with one more level before its finest, whose layers are new."""
+    """The tensors of a detector with an additional finest level, whose layers are newly initialized."""
     shifted = {FINER.sub(lambda m: f"{m[1]}{int(m[2]) + 1}", key): value for key, value in tensors.items()}
     scales = torch.cat([tensors["head.scales"][:1], tensors["head.scales"]])
     pyramid = {key: value for key, value in fresh.items() if key.startswith("pyramid.")}

@@ -107,7 +107,7 @@ def test_boxes_that_are_none_are_all_named(write_coco):
         coco.read(write_coco(data))
 
     assert "2 annotations cannot be used" in str(error.value)
-    assert "annotation 1: bbox is a list of 3, not [x, y, width, height] in pixels" in str(error.value)
+    assert "annotation 1: bbox is a list of length 3, not [x, y, width, height] in pixels" in str(error.value)
     assert "annotation 3: bbox is null" in str(error.value)
     assert "fix: correct or remove them" in str(error.value)
 
@@ -121,13 +121,13 @@ def test_boxes_that_are_none_are_all_named(write_coco):
         ),
         (lambda data: data["annotations"][0].pop("category_id"), "annotation 1: no category_id"),
         (lambda data: data["images"][0].update(id=7), "image 2: id 7 appears twice"),
-        (lambda data: data["images"][0].update(id="x"), 'image 1: id is the text "x", not a whole number'),
+        (lambda data: data["images"][0].update(id="x"), 'image 1: id is the string "x", not an integer'),
         (lambda data: data["categories"][0].update(id=3), "category 2: id 3 appears twice"),
         (
             lambda data: data["categories"][0].pop("name"),
             "category 1: the name is null",
         ),
-        (lambda data: data.pop("annotations"), "no list 'annotations'"),
+        (lambda data: data.pop("annotations"), "missing 'annotations'"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused_with_the_place(write_coco, change, words):

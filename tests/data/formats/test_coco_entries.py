@@ -78,7 +78,7 @@ def test_ids_stay_whole_numbers(read, number, dress):
 @pytest.mark.parametrize("key", ["image_id", "category_id"])
 def test_ids_that_are_none_are_named(read, key, value):
     with pytest.raises(
-        DatasetError, match=rf"annotation 5: {key} (is .*, not a whole number|.*fit into 64 bits)"
+        DatasetError, match=rf"annotation 5: {key} (is .*, not an integer|.*fit into 64 bits)"
     ):
         read(box={key: value})
 
@@ -104,13 +104,13 @@ def test_sizes_and_areas_that_make_no_sense_are_not_stated(read, value):
     ("box", "words"),
     [
         (None, "bbox is null"),
-        ([], "bbox is a list of 0"),
-        ([1, 2, 3], "bbox is a list of 3"),
-        ([[1, 2, 3, 4]], "bbox is a list of 1"),
+        ([], "bbox is a list of length 0"),
+        ([1, 2, 3], "bbox is a list of length 3"),
+        ([[1, 2, 3, 4]], "bbox is a list of length 1"),
         ({"x": 1}, "bbox is an object"),
-        (["1", "2", "3", "4"], 'bbox holds the text "1", not a number'),
-        ([1, 2, True, 4], "bbox holds true, not a number"),
-        ([1, 2, HUGE, 4], "bbox holds a number of more than 40 digits, which is too large"),
+        (["1", "2", "3", "4"], 'bbox contains the string "1", not a number'),
+        ([1, 2, True, 4], "bbox contains true, not a number"),
+        ([1, 2, HUGE, 4], "bbox contains a number with more than 40 digits, which is too large"),
     ],
 )
 def test_a_box_is_four_numbers(read, box, words):
@@ -126,11 +126,11 @@ def test_boxes_beyond_all_numbers_are_for_the_check(read):
     ("lists", "words"),
     [
         ({"annotations": [None]}, "annotation number 1: is null, not an object"),
-        ({"annotations": [[1]]}, "annotation number 1: is a list of 1, not an object"),
+        ({"annotations": [[1]]}, "annotation number 1: is a list of length 1, not an object"),
         ({"annotations": [{"bbox": [1, 2, 3, 4]}]}, "annotation number 1: no image_id"),
-        ({"images": ["0.jpg"]}, 'image 1: is the text "0.jpg", not an object'),
-        ({"categories": ["cat"]}, 'category 1: is the text "cat", not an object'),
-        ({"categories": None}, "no list 'categories'"),
+        ({"images": ["0.jpg"]}, 'image 1: is the string "0.jpg", not an object'),
+        ({"categories": ["cat"]}, 'category 1: is the string "cat", not an object'),
+        ({"categories": None}, "missing 'categories'"),
     ],
 )
 def test_what_is_no_entry_is_named(read, lists, words):
@@ -142,8 +142,8 @@ def test_what_is_no_entry_is_named(read, lists, words):
     ("name", "words"),
     [
         (None, "file_name is null"),
-        ("", 'file_name is the text ""'),
-        (1, "file_name is 1, not the name of a file"),
+        ("", 'file_name is the string ""'),
+        (1, "file_name is 1, not a file name"),
         ("\ud800.jpg", "the name of image 1, .* is not a valid file name"),
         ("a\0b.jpg", "the name of image 1, .* is not a valid file name"),
         ("x" * 2**20, "the name of image 1, 'x{40}...', is not a valid file name"),
@@ -165,7 +165,7 @@ def test_two_categories_of_one_name_are_refused_if_both_have_boxes(read):
     both = [{"id": i, "image_id": 1, "category_id": i, "bbox": [1, 2, 3, 4]} for i in (0, 1)]
 
     assert read(categories=twice).category_ids == (1,)  # 0 is the group of them, as in Roboflow's files
-    with pytest.raises(DatasetError, match="category 1: is called 'cat' as category 0 is"):
+    with pytest.raises(DatasetError, match="category 1: has the same name as category 0: 'cat'"):
         read(categories=twice, annotations=both)
 
 
@@ -215,17 +215,17 @@ def test_a_rotated_box_becomes_the_upright_box_around_it(read):
     turned = read(box={"bbox": [3, 4, 20, 30], "attributes": {"rotation": 90, "occluded": False}})
     # about (13, 19): 30 wide, 20 high
     np.testing.assert_allclose(turned.boxes_xyxy, [[-2, 9, 28, 29]], atol=1e-12)
-    assert turned.notes == ("1 box is rotated: the upright boxes around them are used",)
+    assert turned.notes == ("1 box is rotated: the axis-aligned boxes around them are used",)
 
     tilted = read(box={"bbox": [0, 0, 10, 10], "attributes": {"rotation": 45}}).boxes_xyxy
     np.testing.assert_allclose(tilted, [[5 - 50**0.5, 5 - 50**0.5, 5 + 50**0.5, 5 + 50**0.5]])
 
     upright = read(box={"attributes": {"rotation": 0.0}})
     assert (upright.boxes_xyxy.tolist(), upright.notes) == ([[3, 4, 23, 34]], ())
-    with pytest.raises(DatasetError, match='rotation holds the text "much", not a number'):
+    with pytest.raises(DatasetError, match='rotation contains the string "much", not a number'):
         read(box={"attributes": {"rotation": "much"}})
 
 
 def test_a_segmentation_without_a_box_says_what_to_do(read):
-    with pytest.raises(DatasetError, match="bbox is null; segmentations are not read, so compute"):
+    with pytest.raises(DatasetError, match="bbox is null; segmentations are not read: compute"):
         read(box={"bbox": None, "segmentation": [[1, 2, 3, 4, 5, 6]]})

@@ -79,7 +79,7 @@ def test_every_bad_line_is_named(write_list):
     assert "line 1: 3 numbers after the image name, but a box has 5" in str(error.value)
     assert "line 3: 'x' is not a number" in str(error.value)
     assert "line 4: every fifth number is a class id" in str(error.value)
-    assert "fix: a line is: name.jpg ymin xmin ymax xmax class_id" in str(error.value)
+    assert "fix: the format of a line is: name.jpg ymin xmin ymax xmax class_id" in str(error.value)
 
 
 def test_impossible_class_ids_are_kept_for_the_check(write_list):
@@ -154,7 +154,7 @@ def test_a_name_that_could_not_be_read_back_is_not_written(tmp_path):
     records = [Record.make(tmp_path / "no suffix 1 2 3", [], [], 1, where="somewhere")]
     annotations = Annotations.from_records(records, ["a"], source=tmp_path, format="list")
 
-    with pytest.raises(DatasetError, match="cannot be told from the numbers"):
+    with pytest.raises(DatasetError, match="cannot be separated from the numbers"):
         image_list.write_lines(annotations, tmp_path / "out.txt", root=tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_the_lists_of_the_seed_are_read_whole(shared, name, num_images, num_boxe
         ("a.jpg 1,2,3,4,1", "line 1: 1 number after the image name, but a box has 5"),
         ("a.jpg 1 2 3 4", "line 1: 4 numbers after the image name, but a box has 5"),
         ("a.jpg 1_0 2 30 40 1", "line 1: '1_0' is not a number"),
-        ("a.jpg 1 2 3 4 1e300", "class id and must be a whole number"),
+        ("a.jpg 1 2 3 4 1e300", "class id and must be an integer"),
         ("a.jpg 1 2 3 4 4294967296", "4,294,967,296 classes; the limit is 65,536"),
         ("x" * 2**20 + ".jpg 1 2 3 4 1", "the name of image 1, .* is not a valid file name"),
         ("a\0.jpg 1 2 3 4 1", "the name of image 1, .* is not a valid file name"),
@@ -195,7 +195,7 @@ def test_lines_that_mean_something_else_are_refused(write_list, line, words):
         ("a.jpg,1,2,3,4,1", "line 1: numbers must be separated by spaces"),
         ("a.jpg; 1; 2; 3; 4; 1", "line 1: numbers must be separated by spaces"),
         ('"a.jpg",1,2,3,4,1', "line 1: numbers must be separated by spaces"),
-        ('"a b.jpg" 1 2 3 4 1', "line 1: image names are written without quotes"),
+        ('"a b.jpg" 1 2 3 4 1', "line 1: image names must not be quoted"),
     ],
 )
 def test_lists_with_commas_or_quotes_are_recognized_and_say_what_is_wrong(write_list, line, words):
@@ -207,7 +207,7 @@ def test_a_name_with_a_space_at_its_end_is_not_written(tmp_path):
     records = [Record.make(tmp_path / " a.jpg", [], [], 1, where="somewhere")]
     annotations = Annotations.from_records(records, ["a"], source=tmp_path, format="list")
 
-    with pytest.raises(DatasetError, match="cannot be told from the numbers"):
+    with pytest.raises(DatasetError, match="cannot be separated from the numbers"):
         image_list.write_lines(annotations, tmp_path / "out.txt", root=tmp_path)
 
 

@@ -317,7 +317,7 @@ def test_xml_files_in_no_split_are_pointed_out(dataset, write_xml, make_image):
 def test_xml_files_of_one_name_are_refused(dataset):
     (dataset / "Annotations" / "a.XML").write_text(XML.format(name="a", objects=""))
     with pytest.raises(
-        DatasetError, match=r"of one image twice(.|\n)*Annotations/a.xml: 'a.XML' is there too"
+        DatasetError, match=r"for an image that already has one(.|\n)*Annotations/a.xml: 'a.XML' exists too"
     ):
         voc.read(dataset)
 
@@ -326,4 +326,4 @@ def test_an_image_with_a_yolo_file_instead_of_xml_is_pointed_out(dataset, make_i
     make_image("JPEGImages/d.jpg")
     (dataset / "JPEGImages" / "d.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     [note] = voc.read(dataset).notes
-    assert note.endswith("'d.jpg' (1 of them with a .txt file, as in YOLO's format: convert these first)")
+    assert note.endswith("'d.jpg' (1 of them have a .txt file, as in YOLO format: convert these first)")

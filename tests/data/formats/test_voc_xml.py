@@ -45,18 +45,27 @@ def test_an_object_is_found_whatever_is_around_it(read, content):
             "<annotations><version>1.1</version><image id='0'/></annotations>",
             "CVAT's own xml; export Pascal VOC",
         ),
-        ("<html/>", "its root is <html>, not <annotation>"),
+        ("<html/>", "the root element is <html>, not <annotation>"),
         ("<annotations><annotation/><annotation/></annotations>", "<annotations> with 2 images"),
-        (f"<annotation><objects>{OBJECT}</objects></annotation>", "<objects> holds boxes"),
-        (f"<annotation><Object>{BOX}</Object></annotation>", "<Object> holds boxes"),
-        (f"<annotation><item>{BOX}</item></annotation>", "<item> holds boxes"),
+        (f"<annotation><objects>{OBJECT}</objects></annotation>", "<objects> contains boxes"),
+        (f"<annotation><Object>{BOX}</Object></annotation>", "<Object> contains boxes"),
+        (f"<annotation><item>{BOX}</item></annotation>", "<item> contains boxes"),
         (
             f"<annotation><object><name>cat</name>{OBJECT}</object></annotation>",
-            "object 1 holds another object",
+            "object 1 contains another object",
         ),
-        ("<annotation><object><name>cat</name><robndbox/></object></annotation>", "0 bndbox"),
-        ("<annotation><object><name>cat</name><polygon/></object></annotation>", "0 bndbox"),
-        (f"<annotation><object><name>cat</name>{BOX}{BOX}</object></annotation>", "'cat'.* has 2 bndbox"),
+        (
+            "<annotation><object><name>cat</name><robndbox/></object></annotation>",
+            "has 0 <bndbox> elements, not one",
+        ),
+        (
+            "<annotation><object><name>cat</name><polygon/></object></annotation>",
+            "has 0 <bndbox> elements, not one",
+        ),
+        (
+            f"<annotation><object><name>cat</name>{BOX}{BOX}</object></annotation>",
+            "'cat'.* has 2 <bndbox> elements, not one",
+        ),
         (f"<annotation><object><name>cat</name><name>dog</name>{BOX}</object></annotation>", "several names"),
         (f"<annotation>{OBJECT.replace('>3<', '>3,5<')}</annotation>", "> '3,5' is not a number"),
         (f"<annotation>{OBJECT.replace('>3<', '>1_0<')}</annotation>", "> '1_0' is not a number"),
@@ -94,7 +103,7 @@ def test_difficult_means_what_it_says(read, stated, wanted):
 
 @pytest.mark.parametrize("stated", ["2", "yes", "-1"])
 def test_difficult_that_can_mean_anything_is_refused(read, stated):
-    with pytest.raises(ValueError, match=r"object 1 \('cat'\) <difficult> is the text"):
+    with pytest.raises(ValueError, match=r"object 1 \('cat'\) <difficult> is the string"):
         read(f"<annotation>{OBJECT.replace(BOX, f'<difficult>{stated}</difficult>{BOX}')}</annotation>")
 
 

@@ -73,7 +73,7 @@ def test_names_are_what_is_written(write, names, form):
         ("names: [a]\n\tx: 1", "not YAML"),
         ("names: [a]\n---\nnames: [b]", "not YAML"),
         ("x: " + "[" * 100_000, "not YAML"),
-        ("names: [" + "a, " * 400_000 + "]", "the file has 1 MB; at most 1 are read"),
+        ("names: [" + "a, " * 400_000 + "]", "the file has 1 MB; the limit is 1"),
     ],
 )
 def test_a_yaml_that_is_not_certain_is_refused(write, text, words):
@@ -128,9 +128,9 @@ def test_the_case_of_keys_is_free(write, name, text):
 
 
 def test_keys_that_are_said_like_splits_but_not_understood_are_told_of(write):
-    note = "'Train_Images' in data.yaml is not read: its splits are called train, val and test"
+    note = "'Train_Images' in data.yaml is ignored: splits must be called train, val and test"
     assert read_yaml(write("train: a\nTrain_Images: b\nnames: [x]\ndownload: c\n")).notes == (note,)
-    note = "'dev' in obj.data is not read: its splits are called train, val and test"
+    note = "'dev' in obj.data is ignored: splits must be called train, val and test"
     assert read_description(write("train = a\ndev = b\n", "obj.data")).notes == (note,)
     with pytest.raises(DatasetError, match=r"'train' appears twice\n.*\n  fix: remove 'Train' or the other"):
         read_yaml(write("train: a\nTrain: b\nnames: [x]\n"))
@@ -144,7 +144,7 @@ def test_a_folder_of_validation_images_beside_a_yaml_without_one_is_taken(write,
     found = read_description(file)
 
     assert found.splits == {"train": ["train/images"], "val": [place]}
-    assert found.notes == (f"data.yaml has no 'val', so '{place}' beside 'train' is taken",)
+    assert found.notes == (f"data.yaml has no 'val', so '{place}' next to 'train' is used",)
     write("train: .\nnames: [x]\n")
     assert read_description(file).splits == {"train": ["."]}  # they are trained on
 

@@ -103,7 +103,7 @@ def test_hidden_folders_and_those_of_systems_hold_no_data(folder):
     ("make", "words"),
     [
         (os.mkfifo, "0.txt: this is a pipe, not a file"),
-        (lambda path: os.symlink("/nowhere", path), "0.txt: this link points to nothing"),
+        (lambda path: os.symlink("/nowhere", path), "0.txt: this is a broken link"),
         (lambda path: os.symlink("/dev/zero", path), "0.txt: this is a device, not a file"),
         (os.mkdir, "0.txt: this is a folder, not a file"),
         (lambda path: path.write_text(ROW, encoding="utf-16"), "0.txt: not a UTF-8 text file"),
@@ -127,7 +127,7 @@ def test_pipes_devices_and_dangling_links_among_images_are_reported_not_waited_f
 
     assert [problem.what for problem in problems] == [
         "this is a pipe, not a file",
-        "this link points to nothing",
+        "this is a broken link",
         "this is a device, not a file",
     ]
 

@@ -143,7 +143,7 @@ def test_the_pixels_that_a_file_states_are_used(rename: Callable[..., Path]) -> 
     file = read_published(rename("adelaidet_r50_1x", "x.pth", state))
     assert file.card.settings["pixel_mean"] == [3.0, 2.0, 1.0]
     assert file.card.settings["pixel_std"] == pytest.approx(IMAGENET_STD)
-    assert "pixel_mean and pixel_std are the file's" in file.notes[0]
+    assert "pixel_mean and pixel_std are from the file" in file.notes[0]
 
 
 @pytest.mark.parametrize("rules", ["adelaidet", "detectron2"])

@@ -146,7 +146,7 @@ def test_old_archives_and_programs_are_refused_by_name(tmp_path: Path) -> None:
         entry = tarfile.TarInfo("../../outside")
         entry.size = 3
         archive.addfile(entry, io.BytesIO(b"abc"))
-    with pytest.raises(WeightsError, match="it is an old archive of torch"):
+    with pytest.raises(WeightsError, match="it is an old torch archive"):
         open_state(path)
     with zipfile.ZipFile(path, "w") as archive:  # as torch.jit.save writes it
         for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):

@@ -314,6 +314,6 @@ def test_a_pickle_that_wants_to_run_code_is_refused_with_what_it_wants(
 
 def test_a_checkpoint_to_resume_from_is_told_from_a_model_file(tmp_path: Path) -> None:
     torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "last.ckpt")
-    with pytest.raises(WeightsError, match=r"last\.ckpt is a checkpoint to resume a training from") as caught:
+    with pytest.raises(WeightsError, match=r"last\.ckpt is a checkpoint for resuming a run") as caught:
         read_published(tmp_path / "last.ckpt")
     assert caught.value.fix == f"give the run folder, {tmp_path}, or last.safetensors in it"

@@ -1,8 +1,8 @@
 """The annotation formats, one module each (`list`, `coco`, `voc`, `yolo`), and functions to read any of them.
 
-A new format is one new module here with an object `FORMAT` (`fcos.data.registry.DataFormat`): commands,
-settings, recognition, splits, conversion and the data check take it from there. `list` is the simplest to
-follow. A module with an underscore in its name belongs to the format that it begins with.
+A new format is one new module here with an object `FORMAT` (`fcos.data.registry.DataFormat`), which commands,
+settings, detection, splits, conversion and the data check use. `list` is the simplest to follow. A module
+with an underscore in its name belongs to the format before the underscore.
 """
 
 from fcos.data.convert import Converted as Converted

@@ -1,8 +1,8 @@
 """COCO's annotation JSON (cocodataset.org/#format-data): boxes xywh, category ids with gaps, crowd regions.
 
-Labels number the categories in ascending order of their ids; `Annotations.category_ids` maps them back.
-Reading goes by whole columns rather than box by box, and large files are kept as arrays: see `coco_columns`
-and `cache`; their times are in benchmarks/RESULTS.md.
+Labels are the categories in ascending order of their ids; `Annotations.category_ids` maps them back. Files
+are read in columns rather than box by box, and large files are cached as arrays: see `coco_columns` and
+`cache`; timings are in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from fcos.data.registry import DataFormat
 from fcos.data.text import Faults
 from fcos.files import check_regular, write_text
 
-SPARSE = 8  # times as many possible ids as there are ids
+SPARSE = 8  # ratio of the range of ids to their number, above which a table is not used
 
 
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
-    """Read a COCO file; `root` is the folder that its ``file_name`` start from (without it, found nearby).
+    """Read a COCO file; each ``file_name`` is relative to `root` (default: a folder found nearby).
 
-    ``ignore`` (a label of other COCO-like data sets) is kept as `is_difficult`: left out of evaluation, but
-    not a crowd region. An annotation with an unknown category keeps the label -1, for `check` to report.
+    ``ignore`` (a flag of other COCO-like data sets) becomes `is_difficult`: ignored in evaluation, but not a
+    crowd region. An annotation with an unknown category gets the label -1, for `check` to report.
     """
     check_regular(source)
     arrays, described = cached(source, {"coco": 5}, lambda: _arrays(source))
@@ -55,21 +55,21 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
 
 
 def _arrays(source: Path) -> tuple[Arrays, dict[str, Any]]:
-    """What is kept of a file: the arrays of `Annotations`, boxes by image; and its classes."""
+    """The data of a file: the arrays of `Annotations`, with boxes ordered by image, and its classes."""
     columns = read_columns(source) or read_entries(source)
     name_of = _category_names(source, columns)
     category_ids = sorted(name_of)
     index = _find(columns.box_image_ids, columns.image_ids)
     places = np.arange(len(columns.image_ids))
     if (index < 0).any() or (_find(columns.image_ids, columns.image_ids) != places).any():
-        read_entries(source)  # says which annotation has no image, or which id two images have
+        read_entries(source)  # raises an error on an annotation without image, or a duplicate image id
     boxes, areas = columns.boxes_xywh, columns.areas
     with np.errstate(over="ignore", invalid="ignore"):  # `check` reports such boxes
         if (unstated := np.isnan(areas)).any():
             areas[unstated] = boxes[unstated, 2] * boxes[unstated, 3]
         boxes[:, 2:] += boxes[:, :2]
     labels = _find(columns.box_category_ids, np.array(category_ids, np.int64))
-    # The boxes of an image keep the order of the file; numbers that all differ sort faster than stably.
+    # The boxes of an image keep the order of the file; distinct keys are faster than a stable sort.
     order = np.argsort(index * len(index) + np.arange(len(index)))
     counts = np.bincount(index, minlength=len(columns.image_ids))
     arrays: Arrays = {
@@ -92,7 +92,7 @@ def _arrays(source: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _find(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Place of each value among others that may be in any order; -1 where it is not there."""
+    """Index of each value in `among`, which may be in any order; -1 if it is missing."""
     if not len(among):
         return np.full(len(values), -1)
     low, high = int(among.min()), int(among.max())
@@ -103,7 +103,7 @@ def _find(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int
         return np.where(ascending[place] == values, order[place], -1)
     table = np.full(high - low + 2, -1)
     table[among - low] = np.arange(len(among))
-    return table[np.clip(values, low - 1, high + 1) - low]  # to both sides lies the last element, -1
+    return table[np.clip(values, low - 1, high + 1) - low]  # values out of range index the last element, -1
 
 
 def write(
@@ -114,10 +114,10 @@ def write(
 
 
 def text_of(annotations: Annotations, *, root: Path | None = None) -> str:
-    """The text of a COCO file; ``file_name`` is relative to `root` where the images are below it.
+    """The text of a COCO file; ``file_name`` is relative to `root` if the images are below it.
 
     Image and category ids, crowd, area and difficult (as ``ignore``) are kept. Sizes that the annotations do
-    not state are read from the images, and left out where there is no image.
+    not state are read from the images, and omitted if there is no image.
     """
     content: dict[str, list[Entry]] = {"images": [], "annotations": [], "categories": []}
     for record in annotations:
@@ -137,7 +137,7 @@ def text_of(annotations: Annotations, *, root: Path | None = None) -> str:
                 "category_id": annotations.category_ids[label],
                 "bbox": [_number(value) for value in (x1, y1, x2 - x1, y2 - y1)],
                 "area": _number(area),
-                "segmentation": [],  # CVAT refuses annotations without it
+                "segmentation": [],  # CVAT rejects annotations without it
                 "iscrowd": int(is_crowd),
                 "ignore": int(is_difficult),
             }
@@ -148,7 +148,7 @@ def text_of(annotations: Annotations, *, root: Path | None = None) -> str:
 
 
 def _category_names(source: Path, columns: Columns) -> dict[int, str]:
-    """Name by category id. Of categories with one name, those that no box has are left out."""
+    """Name by category id. Of categories with the same name, those without boxes are dropped."""
     categories, used = columns.categories, set(np.unique(columns.box_category_ids).tolist())
     check_number_of_classes(len(categories), str(source))
     faults = Faults()
@@ -165,19 +165,21 @@ def _category_names(source: Path, columns: Columns) -> dict[int, str]:
         ids_of.setdefault(name_of[category_id], []).append(category_id)
     for name, ids in ids_of.items():
         if len(ids) > 1 and ids[1] in used:
-            faults.add(f"{source}, category {ids[1]}", f"is called '{cut(name)}' as category {ids[0]} is")
+            faults.add(
+                f"{source}, category {ids[1]}", f"has the same name as category {ids[0]}: '{cut(name)}'"
+            )
     faults.raise_any("category", "cannot be used", "correct them", things="categories")
     return {ids[0]: name for name, ids in ids_of.items()}
 
 
 def _number(value: float) -> float | int:
-    """Whole numbers without a point; six decimals, which undoes the rounding of x + width - x."""
+    """Integers without a decimal point; six decimals, which undoes the rounding of x + width - x."""
     value = round(value, 6)
     return int(value) if value.is_integer() else value
 
 
 def _coco_files(folder: Path) -> list[Path]:
-    """COCO files where they usually are in a folder; captions, keypoints and the like are left out."""
+    """COCO files in their usual places in a folder, without captions, keypoints and the like."""
     files = [folder / name for name in names_in(folder)]
     files += [place / name for place in folders_like(folder, "annotations") for name in names_in(place)]
     files += [folder / sub / "_annotations.coco.json" for sub in names_in(folder)]
@@ -189,7 +191,7 @@ def _coco_files(folder: Path) -> list[Path]:
 
 
 def looks_like_coco(file: Path) -> bool:
-    """A look at the name, and at the beginning or all of the text: parsing large files takes a minute."""
+    """Whether a file seems to be COCO, by its name and the first megabyte: parsing can take a minute."""
     if file.name.startswith(("captions", "person_keypoints", "image_info", "panoptic", "stuff")):
         return False
     with file.open(encoding="utf-8-sig", errors="replace") as text:
@@ -199,9 +201,10 @@ def looks_like_coco(file: Path) -> bool:
 
 
 def _box_places(annotations: Annotations) -> Callable[[Record, int], tuple[str, str] | None]:
-    """Boxes by the ids of their annotations, for which the file is read a second time.
+    """Locate boxes by the ids of their annotations, for which the file is read again.
 
-    The ids are not kept in `Annotations` because only messages need them, and most data sets have no problem.
+    The ids are not stored in `Annotations` because only messages need them, and most data sets have no
+    problem.
     """
     if not annotations.source.is_file():
         return lambda record, box: None

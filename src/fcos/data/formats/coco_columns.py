@@ -1,15 +1,15 @@
 """COCO's JSON as columns, read piece by piece: a million boxes without a million Python objects at once.
 
-`read_columns` decodes pieces of the two long lists straight into typed records, turns each piece into arrays
-and forgets it; segmentations and unknown keys are never built. It is for files as COCO defines them, and
-gives None for any other: the ordinary reader then says what is wrong, or makes the best of it. Numbers go
-from the records into arrays by way of MessagePack: one call packs a piece, and numpy finds them at fixed
-places.
+`read_columns` decodes pieces of the two long lists directly into typed records, converts each piece to arrays
+and drops it; segmentations and unknown keys are never built. It accepts files as COCO defines them, and
+returns None for any other: `coco_entries` then reads the file leniently, or reports what is wrong. Numbers
+get from the records into arrays through MessagePack: one call packs a piece, and numpy reads them at fixed
+offsets.
 
-Why it is worth its lines: at ten times COCO's size (1,182,870 images, 8,600,010 boxes, no outlines) it peaks
-at 0.6 GB and takes 9.8 s of processor time. msgspec decoding the whole file into the same records takes 6.3
-GB and 14.7 s, a mapped file whose entries are decoded some at a time 2.6 GB and 15.2 s. Already at COCO's
-size, with outlines, `json` takes 2.8 GB and 17.9 s where this takes 0.1 GB and 1.7 s.
+Why it is worth the code: at ten times COCO's size (1,182,870 images, 8,600,010 boxes, no segmentations) it
+peaks at 0.6 GB and takes 9.8 s of CPU time. msgspec decoding the whole file into the same records takes 6.3
+GB and 14.7 s; a memory-mapped file whose entries are decoded a few at a time, 2.6 GB and 15.2 s. Even at
+COCO's size, with segmentations, `json` takes 2.8 GB and 17.9 s where this takes 0.1 GB and 1.7 s.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from fcos.data.annotations import MAX_NAME_BYTES, MAX_NAMES_BYTES
 from fcos.data.image_files import slashed
 from fcos.data.numbers import EXACT, MAX_ID, MAX_SIDE
 
-PIECE_BYTES = 2**18  # stays in a processor's cache, with what is made of it, and needs no new pages
+PIECE_BYTES = 2**18  # fits into the CPU cache together with its records, and needs no new pages
 VALUE_BYTES = 2**16
 SPACES = b" \t\r\n"
 LIST_END = re.compile(rb"\}[ \t\r\n]*\]")
 
 
 class ImageEntry(msgspec.Struct, gc=False):
-    """What is used of an image."""
+    """The fields used of an image."""
 
     id: int
     file_name: str
@@ -45,7 +45,7 @@ class ImageEntry(msgspec.Struct, gc=False):
 
 
 class BoxEntry(msgspec.Struct, gc=False):
-    """What is used of an annotation; all are floats, so that each packs into the same number of bytes."""
+    """The fields used of an annotation; all are floats, so that each packs into the same number of bytes."""
 
     image_id: float
     category_id: float
@@ -53,11 +53,11 @@ class BoxEntry(msgspec.Struct, gc=False):
     area: float | None = float("nan")
     iscrowd: float | bool | None = 0.0
     ignore: float | bool | None = 0.0
-    attributes: float = 0.0  # an object in CVAT's files, which may say that the box is rotated: not for here
+    attributes: float = 0.0  # in CVAT's files an object, which may give a rotation: then decoding fails
 
 
 def _packed_dtype() -> np.dtype[Any]:
-    """A `BoxEntry` in MessagePack: for each field its name, then nine bytes a number, a marker first."""
+    """A `BoxEntry` in MessagePack: for each field its name, then nine bytes per number (a marker first)."""
     side = np.dtype([("", "V1"), ("side", ">f8")])
     parts: list[Any] = [("", "V1")]
     for name in BoxEntry.__struct_fields__:
@@ -72,7 +72,7 @@ PACKED = _packed_dtype()
 
 @dataclass
 class Columns:
-    """A COCO file, in its own order: a row for each image, or for each box."""
+    """A COCO file in its own order: a row per image, or per box."""
 
     categories: list[Any]  # as in the file
     image_ids: NDArray[np.int64]
@@ -81,14 +81,14 @@ class Columns:
     box_image_ids: NDArray[np.int64]
     box_category_ids: NDArray[np.int64]
     boxes_xywh: NDArray[np.float64]  # (boxes, 4)
-    areas: NDArray[np.float64]  # nan where not stated
+    areas: NDArray[np.float64]  # NaN where not stated
     is_crowd: NDArray[np.bool_]
     is_difficult: NDArray[np.bool_]  # ``ignore``
     num_rotated: int = 0
 
 
 def read_columns(source: Path) -> Columns | None:
-    """The columns of a file that is as COCO defines it; None for any other."""
+    """The columns of a file that conforms to COCO's definition; None for any other."""
     parts: dict[str, Any] = {}
     lists: dict[str, tuple[Any, Callable[[list[Any]], list[NDArray[Any]]]]]
     lists = {"images": (list[ImageEntry], _image_columns), "annotations": (list[BoxEntry], _box_columns)}
@@ -117,7 +117,7 @@ def _image_columns(images: list[ImageEntry]) -> list[NDArray[Any]]:
     names = [image.file_name.encode() for image in images]
     lengths, text = list(map(len, names)), b"".join(names)
     if min(lengths, default=1) == 0 or max(lengths, default=1) > MAX_NAME_BYTES or b"\0" in text:
-        raise ValueError("a name that no file has")
+        raise ValueError("invalid file name")
     if b"\\" in text:
         names = [slashed(image.file_name).encode() for image in images]
     ids = [image.id for image in images]
@@ -133,7 +133,7 @@ def _box_columns(boxes: list[BoxEntry]) -> list[NDArray[Any]]:
     packed = PACK.encode(boxes)
     if len(packed) < size:  # numbers take nine bytes, anything else less
         packed = PACK.encode([_in_numbers(box) for box in boxes])
-    table = np.frombuffer(packed[len(packed) - size :], PACKED)  # behind the length of the list
+    table = np.frombuffer(packed[len(packed) - size :], PACKED)  # after the length of the list
     return [
         _whole(table["image_id"]),
         _whole(table["category_id"]),
@@ -152,29 +152,29 @@ def _in_numbers(box: BoxEntry) -> BoxEntry:
 
 
 def _whole(numbers: NDArray[Any]) -> NDArray[np.int64]:
-    """Ids, which are whole and small enough for a float to hold exactly."""
+    """Ids, which must be integers that a float represents exactly."""
     if not (np.abs(numbers) < EXACT).all() or (numbers != np.floor(numbers)).any():
-        raise ValueError("an id is a whole number")
+        raise ValueError("an id is not an integer")
     return numbers.astype(np.int64)
 
 
 def _areas(numbers: NDArray[Any]) -> NDArray[np.float64]:
-    """Areas; nan for what cannot be one, as for those that are not stated."""
+    """Areas; NaN if invalid, as if not stated."""
     areas = numbers.astype(np.float64)
     areas[(areas < 0) | (areas == np.inf)] = np.nan
     return areas
 
 
 def _flags(numbers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Flags, which are 0 or 1."""
+    """Flags, which must be 0 or 1."""
     flags: NDArray[np.bool_] = numbers == 1
     if not (flags | (numbers == 0)).all():
-        raise ValueError("a flag is 0 or 1")
+        raise ValueError("a flag is not 0 or 1")
     return flags
 
 
 def _joined(pieces: Iterator[list[NDArray[Any]]], columns: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Pieces one behind the other, column by column, in arrays that double when they are full."""
+    """Concatenate pieces column by column, in arrays that double when they are full."""
     end = 0
     for piece in pieces:
         start, end = end, end + len(piece[0])
@@ -199,18 +199,18 @@ class _Text:
         self.buffer = self.buffer.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of Windows editors
 
     def keys(self) -> Iterator[str]:
-        """Each key; its value must be taken before the next."""
+        """Each key; the caller must read its value before the next."""
         for _ in self._items(b"{", b"}"):
             key = self.value()
             if not isinstance(key, str):
-                raise ValueError("a key is a text")
+                raise ValueError("a key is not a string")
             self._expect(b":")
             yield key
         if self._next():
-            raise ValueError("text behind the object")
+            raise ValueError("text after the object")
 
     def value(self) -> Any:
-        """A whole value, of any kind, that ends before the end of the object."""
+        """A complete value of any kind, which ends before the end of the object."""
         self._next()
         size = VALUE_BYTES
         while True:
@@ -224,22 +224,22 @@ class _Text:
                 self.buffer = self.buffer[len(text[:end].encode()) :]
                 return value
             if size >= len(self.buffer) and self.at_end:
-                raise ValueError("the text ends too soon")
+                raise ValueError("unexpected end of the text")
             size *= 2
 
     def pieces(self, decoder: msgspec.json.Decoder[list[Any]]) -> Iterator[list[Any]]:
-        """The elements of a list of objects, some at a time.
+        """The elements of a list of objects, a few at a time.
 
-        What stands before a cut is a valid list once "]" is put behind it only if the cut is between two
-        elements (not in a text, nor in a list within an element). So a wrong cut does not decode: then an
-        earlier one is tried, and at last a longer piece.
+        The text before a cut, plus "]", is a valid list only if the cut is between two elements (not in a
+        string, nor in a list within an element). So a wrong cut does not decode: then an earlier one is
+        tried, and finally a longer piece.
         """
         for _ in self._items(b"[", b"]"):
             self._more(PIECE_BYTES)
             yield self._piece(decoder)
 
     def _items(self, begin: bytes, end: bytes) -> Iterator[None]:
-        """Steps to each item between two brackets; the caller reads the item."""
+        """Step to each item between two brackets; the caller reads the item."""
         self._expect(begin)
         if self._next() != end:
             yield
@@ -264,7 +264,7 @@ class _Text:
             self._more(2 * len(self.buffer) + PIECE_BYTES)
 
     def _cuts(self) -> Iterator[int]:
-        """Places behind a "}": the last one, then the likely end of the list, then ever earlier ones."""
+        """Places after a "}": the last one, then the likely end of the list, then ever earlier ones."""
         size = len(self.buffer)
         while cut := self.buffer.rfind(b"}", 0, size) + 1:
             yield cut
@@ -288,7 +288,7 @@ class _Text:
         self.buffer = self.buffer[1:]
 
     def _more(self, size: int) -> None:
-        """Read until this many bytes are in memory, or all."""
+        """Read until at least this many bytes, or the rest of the file, are in memory."""
         if len(self.buffer) < size and not self.at_end:
             read = self.file.read(size - len(self.buffer))
             self.at_end = not read

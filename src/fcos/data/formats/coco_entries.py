@@ -1,7 +1,6 @@
 """Read a COCO file entry by entry: files that `coco_columns` does not accept, and all error messages.
 
-What decides where a box is, whose it is and whether it counts must be certain; a stated size or area that
-makes no sense is left unstated.
+A box's position, image and flags must be valid; an invalid size or area is treated as missing.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ BOX.names = ("image_id", "category_id", "xywh", "area", "iscrowd", "ignore")
 
 
 def load(source: Path) -> dict[str, Any]:
-    """The content of a COCO file, checked to have the three lists that make one."""
+    """The content of a COCO file, checked to have the three required lists."""
     text = read_text(source)
     try:
         content = json.loads(text, object_pairs_hook=_with_each_list_once)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
         where, what = str(source), str(error)
         if isinstance(error, json.JSONDecodeError):
             where, what = f"{source}, line {error.lineno}, column {error.colno}", error.msg
@@ -46,7 +45,7 @@ def load(source: Path) -> dict[str, Any]:
     ]
     if missing:
         raise DatasetError(
-            f"not a COCO annotation file: no list {', '.join(map(repr, missing))}",
+            f"not a COCO annotation file: missing {', '.join(map(repr, missing))}",
             where=str(source),
             fix='a COCO file is {"images": [...], "annotations": [...], "categories": [...]}',
         )
@@ -54,7 +53,7 @@ def load(source: Path) -> dict[str, Any]:
 
 
 def read_entries(source: Path) -> Columns:
-    """The columns of any file that can be understood; every fault of one that cannot, at once."""
+    """The columns of any usable file; for an unusable one, an error that lists all faults."""
     content = load(source)
     images, faults = content["images"], Faults()
     image_ids: dict[int, None] = {}
@@ -66,7 +65,7 @@ def read_entries(source: Path) -> Columns:
             image_ids[image_id] = None
             name = image.get("file_name")
             if not isinstance(name, str) or not name:
-                raise ValueError(f"file_name is {described(name)}, not the name of a file")
+                raise ValueError(f"file_name is {described(name)}, not a file name")
     faults.raise_any("image", "cannot be used", "correct the images")
     rows = []
     for place, entry in enumerate(content["annotations"], start=1):
@@ -92,7 +91,7 @@ def read_entries(source: Path) -> Columns:
 
 
 def _with_each_list_once(pairs: list[tuple[str, Any]]) -> Entry:
-    """An object; the second of two lists of the same name would take the place of the first."""
+    """A JSON object; rejects a duplicate list, which would replace the first."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -119,7 +118,7 @@ def _read_box(entry: Any, image_ids: Container[int]) -> tuple[Any, ...]:
         raise ValueError(f"image {image_id} is not in the file")
     return (
         image_id,
-        whole(entry, "category_id"),  # one that no category has is for `check` to report
+        whole(entry, "category_id"),  # `check` reports unknown categories
         _upright(named("bbox", _xywh, bbox), _rotation(entry)),
         numbers.area(entry.get("area")),
         is_crowd is not None and named("iscrowd", numbers.flag, is_crowd),
@@ -129,7 +128,7 @@ def _read_box(entry: Any, image_ids: Container[int]) -> tuple[Any, ...]:
 
 def _xywh(box: Any) -> list[float]:
     if box is None:
-        raise ValueError("is null; segmentations are not read, so compute [x, y, width, height] from them")
+        raise ValueError("is null; segmentations are not read: compute [x, y, width, height] from them")
     if not isinstance(box, list) or len(box) != 4:
         raise ValueError(f"is {described(box)}, not [x, y, width, height] in pixels")
     return [numbers.coordinate(value) for value in box]
@@ -158,6 +157,6 @@ def _shown_id(entry: Any, place: int) -> str:
 
 
 def _stated_size(image: Entry) -> tuple[int, int]:
-    """Height, width; -1 where the file has none (or 0, as some tools write)."""
+    """Height, width; -1 if the file does not state them (or states 0, as some tools do)."""
     height, width = numbers.side(image.get("height")), numbers.side(image.get("width"))
     return (height, width) if height and width else (-1, -1)

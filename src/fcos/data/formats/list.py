@@ -1,8 +1,8 @@
-"""The seed's annotation list: one line per image, its boxes as numbers after its name.
+"""The annotation list of xytpai/fcos: one line per image, with its boxes as numbers after its name.
 
 ``name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ...``, pixels of the upright image,
-class ids from 1 (0 is background). A name alone is an image without boxes. The order y before x is turned
-into xyxy here and nowhere else.
+class ids from 1 (0 is background). A name alone is an image without boxes. The order yxyx is converted to
+xyxy here and nowhere else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from fcos.files import read_bytes, read_text, write_text
 from fcos.terminal import counted
 
 _SUFFIXES = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))
-# Greedy: the name goes on to the last suffix in the line.
+# Greedy: the name ends at the last suffix in the line.
 _NAME_AND_REST = re.compile(rf"(.*(?:{_SUFFIXES}))(?:\s(.*))?", re.IGNORECASE)
 _NOT_SPACED = re.compile(rf"(?:{_SUFFIXES})[\"']?[,;:|]\s*[-+.\d]", re.IGNORECASE)  # name.jpg,12,34,56,78,1
 _QUOTED = re.compile(rf"([\"']).*(?:{_SUFFIXES})\1", re.IGNORECASE)  # "my name.jpg" 12 34 56 78 1
@@ -50,11 +50,11 @@ Line = tuple[int, str, NDArray[np.float64]]  # line number, image name, (N, 5) y
 
 
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
-    """Read a list; `root` is the folder of images (without it, found near the list).
+    """Read a list; `root` is the folder of images (default: found near the list).
 
-    Class ids that cannot be (0, or above the number of names) stay as labels out of range, for `check` to
-    report all of them. Ids count the given `names`; if the list has a name file of its own, they count
-    that one's, and classes are matched by name: the lists of two splits may number theirs differently.
+    Invalid class ids (0, or above the number of names) stay as labels out of range, for `check` to report
+    all of them. Ids refer to the given `names`. If the list has its own name file, they refer to that, and
+    classes are matched by name: the lists of two splits may number classes differently.
     """
     lines = _parse(source)
     folder = root or find_root(folders_of(source), some_of([name for _, name, _ in lines]))
@@ -89,12 +89,12 @@ def write(
 
 
 def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None) -> None:
-    """Write a list alone; names are relative to `root` where the images are below it, else whole paths."""
+    """Write only a list; names are relative to `root` if the images are below it, else absolute paths."""
     lines, faults = [], Faults()
     for record in map(_upright, annotations):
         name = relative_name(record.path, root)
         if split_line(name) != (name, []) or name.strip() != name:
-            faults.add(record.where, f"image name '{name}' cannot be told from the numbers after it")
+            faults.add(record.where, f"image name '{name}' cannot be separated from the numbers after it")
         x1, y1, x2, y2 = record.boxes_xyxy.T
         numbers = np.stack([y1, x1, y2, x2, record.labels + 1.0], axis=1)
         lines.append(" ".join([name, *map(number_text, numbers.ravel().tolist())]))
@@ -103,7 +103,7 @@ def write_lines(annotations: Annotations, out: Path, *, root: Path | None = None
 
 
 def _upright(record: Record) -> Record:
-    """A list states no sizes, by which boxes could be seen to be in the frame of the sensor."""
+    """Turn boxes upright: a list states no sizes, by which their frame could be recognized later."""
     if record.size_hw is not None:
         with suppress(DatasetError):  # an image that cannot be opened, for `check` to report
             return upright(record, read_header(record.path))
@@ -111,9 +111,9 @@ def _upright(record: Record) -> Record:
 
 
 def split_line(line: str) -> tuple[str, list[str]]:
-    """Image name (may hold spaces) and the words behind it.
+    """Image name (may contain spaces) and the words after it.
 
-    The name ends with the last word that has an image's suffix; if none has, it is the first word.
+    The name ends with the last word that has an image suffix; if there is none, it is the first word.
     """
     match = _NAME_AND_REST.fullmatch(line)
     name, rest = (match[1], match[2] or "") if match else (*line.split(maxsplit=1), "")[:2]
@@ -121,13 +121,13 @@ def split_line(line: str) -> tuple[str, list[str]]:
 
 
 def parse_numbers(words: Sequence[str]) -> NDArray[np.float64]:
-    """`(N, 5)`: ymin, xmin, ymax, xmax, class id. Raises ValueError with what is wrong."""
+    """`(N, 5)`: ymin, xmin, ymax, xmax, class id. Raises a ValueError that explains what is wrong."""
     if len(words) % 5:
         raise ValueError(f"{counted(len(words), 'number')} after the image name, but a box has 5")
     numbers = np.array([number(word) for word in words]).reshape(-1, 5)
     class_ids = numbers[:, 4]
     if not np.array_equal(class_ids, np.floor(class_ids)) or not (np.abs(class_ids) <= EXACT).all():
-        raise ValueError("every fifth number is a class id and must be a whole number")
+        raise ValueError("every fifth number is a class id and must be an integer")
     return numbers
 
 
@@ -140,10 +140,10 @@ def _parse(source: Path) -> list[Line]:
             if _NOT_SPACED.search(line):
                 raise ValueError("numbers must be separated by spaces")
             if _QUOTED.match(line):
-                raise ValueError("image names are written without quotes")
+                raise ValueError("image names must not be quoted")
             lines.append((line_number, slashed(name), parse_numbers(words)))
     format = "name.jpg ymin xmin ymax xmax class_id ymin xmin ymax xmax class_id ..."
-    faults.raise_any("line", "cannot be read", f"a line is: {format}")
+    faults.raise_any("line", "cannot be read", f"the format of a line is: {format}")
     return lines
 
 
@@ -154,7 +154,7 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _is_list(file: Path) -> bool:
-    """Whether a file is a list with boxes; refuses one in another encoding, which must not be overlooked."""
+    """Whether a file is a list with boxes; a list in another encoding raises an error, so none is missed."""
     content = read_bytes(file)
     encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
     lines = map(str.strip, content.decode(encoding, "replace").splitlines())
@@ -184,7 +184,7 @@ FORMAT = DataFormat(
     text_signs=(
         (80, lambda file, root, lines: _has_boxes(lines)),
         (50, lambda file, root, lines: all(map(is_image, lines))),  # without a single box
-        # most likely with mistakes: the reader says in which lines
+        # most likely a list with mistakes: the reader reports the lines
         (30, lambda file, root, lines: any(map(is_image, lines[0].split()))),
         (20, lambda file, root, lines: bool(_NOT_SPACED.search(lines[0]) or _QUOTED.match(lines[0]))),
     ),

@@ -1,11 +1,10 @@
-"""Pascal VOC: ``Annotations`` holds one xml file per image, ``JPEGImages`` images, ``ImageSets/Main`` splits.
+"""Pascal VOC: ``Annotations`` has one xml file per image, ``JPEGImages`` images, ``ImageSets/Main`` splits.
 
-Coordinates are taken as they stand, as xyxy in pixels. The original VOC counts pixels from 1 and includes the
-last one, but most files "in VOC format" come from tools (labelImg, CVAT) that write plain pixel coordinates,
-and nothing in a file tells which it is. torchvision takes them as they stand too; the difference is one
-pixel.
+Coordinates are used unchanged, as xyxy in pixels. The original VOC counts pixels from 1 and includes the last
+one, but most files "in VOC format" come from tools (labelImg, CVAT) that write plain pixel coordinates, and
+nothing in a file says which it is. torchvision uses them unchanged too; the difference is one pixel.
 
-`voc_xml` reads one file, and refuses what is not certain in it.
+`voc_xml` reads one file, and rejects anything ambiguous in it.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ from fcos.terminal import counted
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
     """Read a VOC data set folder, a file of ``ImageSets/Main``, or a folder of xml.
 
-    `root` is the folder of the images, or that of the data set. Without `names` the classes are the sorted
-    names of *all* xml of the folder, so that its splits agree even if one of them has no box of a rare class.
+    `root` is the folder of the images, or of the data set. Without `names`, the classes are the sorted names
+    in *all* xml files of the folder, so that its splits agree even if one has no box of a rare class.
     """
     folder = annotation_folder(source, root)
     if folder is None:
         raise DatasetError(
-            "no folder of VOC xml files found", where=str(source), fix="put them in Annotations, or give root"
+            "no folder of VOC xml files found", where=str(source), fix="put them in Annotations, or set root"
         )
     files = _xml_files(folder)
     stems = sorted(files) if os.path.isdir(source) else _split_stems(source, files)
@@ -96,19 +95,19 @@ def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None 
 
 
 def _xml_files(folder: Path) -> dict[str, Path]:
-    """The xml files below a folder by their names without suffix; folders called so are to be refused."""
+    """The xml files below a folder by name without suffix; folders called *.xml too, which fail later."""
     files: dict[str, Path] = {}
     faults = Faults()
     for path in files_below(folder, ".xml", folders_too=True):
         other = files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
         if other != path:
-            faults.add(str(path), f"'{other.name}' is there too")
-    faults.raise_any("annotation file", "of one image twice", "remove the other file")
+            faults.add(str(path), f"'{other.name}' exists too")
+    faults.raise_any("annotation file", "for an image that already has one", "remove the other file")
     return files
 
 
 def _other_parts(folder: Path) -> dict[str, Path]:
-    """The xml files of the folders beside ``train``; none where a folder is not called like a split."""
+    """The xml files in the folders next to ``train``; empty if `folder` is not called like a split."""
     if folder.name.lower() not in SPLIT_FOLDERS:
         return {}
     parts = (part for part in split_folders(folder.parent).values() if part != folder)
@@ -120,7 +119,7 @@ def _class_names(parsed: Mapping[str, Xml]) -> list[str]:
 
 
 def _unused_images(records: Sequence[Record], stems: Iterable[str]) -> Iterator[str]:
-    """The note on images without an xml file next to the others."""
+    """The note on images without an xml file in the same folders."""
     used = {Path(os.path.abspath(record.path)) for record in records}
     with_xml = {Path(stem).name for stem in stems}
     beside = [
@@ -133,7 +132,7 @@ def _unused_images(records: Sequence[Record], stems: Iterable[str]) -> Iterator[
     if unused:
         number = counted(len(unused), "image without an xml file is", "images without an xml file are")
         labeled = sum(path.with_suffix(".txt").is_file() for path in unused)
-        of_yolo = f" ({labeled} of them with a .txt file, as in YOLO's format: convert these first)"
+        of_yolo = f" ({labeled} of them have a .txt file, as in YOLO format: convert these first)"
         yield f"{number} not used, for example '{unused[0].name}'{of_yolo if labeled else ''}"
 
 
@@ -142,16 +141,16 @@ def write(
 ) -> None:
     """Write a VOC data set into the folder `out`; images are linked, or copied.
 
-    Names are relative to `root` (without it, to the deepest folder with all images). Crowd regions become
-    `difficult`. ``names.txt`` keeps the order of the classes, which xml files cannot; ``labelmap.txt`` is for
-    CVAT, which without it knows the classes of VOC only.
+    Names are relative to `root` (default: the deepest folder with all images). Crowd regions become
+    `difficult`. ``names.txt`` stores the order of the classes, which xml files cannot; ``labelmap.txt`` is
+    for CVAT, which otherwise knows only the VOC classes.
     """
     names = unique_stems(annotations, root)
     stems = [name.with_suffix("").as_posix() for name in names]
     faults = Faults()
     for record, stem in zip(annotations, stems, strict=True):
         if _without_flag(stem) != stem:
-            faults.add(record.where, f"'{stem}' would be read as a name followed by a flag")
+            faults.add(record.where, f"'{stem}' would be read as a name and a flag")
     faults.raise_any("image", "cannot be listed in ImageSets", "rename the images")
     with written(out) as folder:
         place_images(annotations, names, folder / "JPEGImages", copy=copy_images)
@@ -171,7 +170,7 @@ def write(
 
 
 def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
-    """The folder of xml files that belongs to a source, or None."""
+    """The folder of a source's xml files, or None."""
     if os.path.isdir(source):
         bases = [source]
     else:
@@ -185,12 +184,12 @@ def annotation_folder(source: Path, root: Path | None = None) -> Path | None:
 
 
 def _split_stems(source: Path, files: Mapping[str, Path]) -> list[str]:
-    """Names in an ImageSets file; ``cat_train.txt`` and the like have -1, 0 or 1 behind each."""
+    """Names in an ImageSets file; in ``cat_train.txt`` and the like, each is followed by -1, 0 or 1."""
     stems = [slashed(line) for _, line in read_lines(source)]
     without = list(map(_without_flag, stems))
     if not files.keys() >= {*stems} and all(map(str.__ne__, stems, without)):  # "photo 1" may be a name too
         stems = without
-    # some tools write the names of the images, PaddleDetection image and xml
+    # some tools write image names, PaddleDetection image and xml names
     stems = [Path(s.split()[-1]).stem if s.lower().endswith(".xml") else s for s in stems]
     return [os.path.splitext(s)[0] if is_image(s) and s not in files else s for s in stems]
 
@@ -218,7 +217,7 @@ def _parse_all(folder: Path, files: Mapping[str, Path], stems: Iterable[str]) ->
 
 
 def _image_folder(folder: Path, root: Path | None, stems: Sequence[str]) -> ImageFolder:
-    """The folder that holds images of these names; the first candidate if none does."""
+    """The folder that contains images with these names; the first candidate if none does."""
     if root is not None:
         candidates = [root, *_usual_folders(root)]
     else:
@@ -236,7 +235,7 @@ def _usual_folders(base: Path) -> list[Path]:
 
 
 def _image(images: ImageFolder, stem: str, xml: Xml, faults: Faults) -> Path:
-    """The image of an xml file: by the name inside, else by its own, else where it should be."""
+    """The image of an xml file: by its <filename>, else by the name of the xml file, else a missing path."""
     by_filename = images.folder / (xml.filename or f"{stem}.jpg")
     if xml.filename and by_filename.stem == Path(stem).name and os.path.isfile(by_filename):
         return by_filename  # decides between cat.jpg and cat.png
@@ -269,10 +268,10 @@ def _tree(
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
-    """The lists of the splits by name, from where VOC has them, or one or two folders higher."""
+    """The lists of the splits by name, in VOC's folder for them, or one or two levels up."""
     for place, is_list in (("ImageSets/Main", _has_text), ("ImageSets", _has_text), (".", _names_xml)):
         for sets in folders_like(folder, place):
-            # Whole names only: the folder also holds a file per class (cat_train.txt).
+            # Exact names only: the folder also has a file per class (cat_train.txt).
             named = {
                 Path(name).stem.lower(): sets / name
                 for name in names_in(sets)
@@ -289,14 +288,14 @@ def _has_text(file: Path) -> bool:
 
 
 def _names_xml(file: Path) -> bool:
-    """Whether a list beside the folder of xml files names any: it could be one of another format."""
+    """Whether a list next to the folder of xml files names any of them: it may be of another format."""
     folder = annotation_folder(file)
     files = _xml_files(folder) if folder else {}
     return any(stem in files for stem in some_of(_split_stems(file, files)))
 
 
 def _splits(folder: Path) -> Splits:
-    # Only `convert` writes one: it keeps the order of the classes, which xml files cannot.
+    # Only `convert` writes one: it stores the order of the classes, which xml files cannot.
     name_file = folder / "names.txt" if (folder / "names.txt").is_file() else None
     lists = _split_files(folder)
     sources = pick(lists, folder)
@@ -305,7 +304,7 @@ def _splits(folder: Path) -> Splits:
     subfolders = split_folders(folder if annotations is None else annotations)
     if subfolders and not any(sources):
         return arranged("voc", pick(subfolders, folder), whole=Split(folder), name_file=name_file)
-    root = None if annotations == folder else folder  # of xml files alone, images are nearby
+    root = None if annotations == folder else folder  # for a folder of only xml files, images are nearby
     found = arranged("voc", sources, root=folder, whole=Split(folder, root), name_file=name_file)
     if annotations is None or not lists:
         return found

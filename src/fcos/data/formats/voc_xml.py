@@ -1,8 +1,8 @@
 """Read one XML file of Pascal VOC, or explain why it is not one.
 
-A file of another kind would have no ``object`` where VOC has them, and count as an image without objects; so
-whatever else may hold boxes is refused. Entities are refused too: VOC has none, and a few lines of them can
-stand for gigabytes.
+A file of another kind would have no ``object`` elements where VOC has them, and count as an image without
+objects; so any other element that may contain boxes is rejected. Entities are rejected too: VOC has none, and
+a few lines of them can expand to gigabytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Element = ElementTree.Element
 
 @dataclass
 class Xml:
-    """What one annotation file says."""
+    """The content of one annotation file."""
 
     filename: str
     size_hw: tuple[int, int] | None
@@ -33,10 +33,10 @@ class Xml:
 
 
 def read_xml(file: Path) -> Xml:
-    """An annotation file.
+    """Read an annotation file.
 
     Raises:
-        ValueError: it is no VOC annotation, or does not say for certain what is in the image.
+        ValueError: it is not a VOC annotation, or is ambiguous.
     """
     annotation = _annotation(_parse(read_bytes(file, max_bytes=MAX_BYTES)))
     height, width = (side(_text(annotation, f"size/{name}")) for name in ("height", "width"))
@@ -44,10 +44,10 @@ def read_xml(file: Path) -> Xml:
     xml = Xml(_text(annotation, "filename"), size_hw, [], [], [])
     for element in annotation:
         if element.tag != "object" and any(str(inner.tag).lower() in OF_BOXES for inner in element.iter()):
-            raise ValueError(f"<{cut(str(element.tag))}> holds boxes, but VOC calls an object <object>")
+            raise ValueError(f"<{cut(str(element.tag))}> contains boxes, but in VOC only <object> does")
     for place, element in enumerate(annotation.findall("object"), start=1):
         if element.find(".//object") is not None:
-            raise ValueError(f"object {place} holds another object")
+            raise ValueError(f"object {place} contains another object")
         name = _text(element, "name")
         if not name:
             raise ValueError(f"object {place} has no name")
@@ -67,7 +67,7 @@ def read_xml(file: Path) -> Xml:
 
 def _parse(content: bytes) -> Element:
     if b"<!ENTITY" in content:
-        raise ValueError("xml with entities, which VOC does not have")
+        raise ValueError("xml with entities, which VOC does not use")
     try:
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
@@ -92,13 +92,13 @@ def _annotation(root: Element) -> Element:
     if root.tag == "annotations" and root.find("image") is not None:
         raise ValueError("this is CVAT's own xml; export Pascal VOC, YOLO or COCO from CVAT instead")
     many = f" with {len(inside)} images" if len(inside) > 1 else ""
-    raise ValueError(f"not Pascal VOC: its root is <{cut(str(root.tag))}>{many}, not <annotation>")
+    raise ValueError(f"not Pascal VOC: the root element is <{cut(str(root.tag))}>{many}, not <annotation>")
 
 
 def _box(element: Element) -> list[float]:
     boxes = element.findall("bndbox")
     if len(boxes) != 1:
-        raise ValueError(f"has {len(boxes)} bndbox")
+        raise ValueError(f"has {len(boxes)} <bndbox> elements, not one")
     corners = ("xmin", "ymin", "xmax", "ymax")
     return [named(f"<{corner}>", number, _text(boxes[0], corner)) for corner in corners]
 

@@ -1,11 +1,11 @@
-"""YOLO: one txt file per image, ``class cx cy width height`` a line, as fractions of the upright image.
+"""YOLO: one txt file per image, with lines ``class cx cy width height``, normalized to the upright image.
 
-Read are: ``data.yaml`` (its ``train`` split; ``data.yaml:val`` for another), darknet's ``obj.data`` and lists
-of images, folders ``images`` with ``labels`` beside it, and folders with txt files beside images. A
-image without a txt file has no boxes. A polygon (segmentation, rotated boxes) becomes its bounding box; of
-keypoints (``kpt_shape`` in data.yaml) the box before them is read.
+Sources: ``data.yaml`` (its ``train`` split; ``data.yaml:val`` for another), darknet's ``obj.data`` and lists
+of images, a folder with ``images`` and ``labels``, and a folder with txt files next to images. An image
+without a txt file has no boxes. A polygon (segmentation, rotated box) becomes its bounding box; of keypoint
+labels (``kpt_shape`` in data.yaml) only the box is read.
 
-Fractions need the size of the image, so the headers of all images are read.
+Normalized boxes need the size of the image, so the headers of all images are read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fcos.errors import DatasetError
 from fcos.files import data_below, written
 from fcos.terminal import counted
 
-NOT_POSE = 8  # numbers behind the class: four corners of a rotated box
+NOT_POSE = 8  # numbers after the class: four corners of a rotated box
 MAX_SIDE_OF_FRACTIONS = 2
 POSE_TOLERANCE = 0.02  # of the image
 
@@ -42,8 +42,8 @@ POSE_TOLERANCE = 0.02  # of the image
 def read(source: Path, *, root: Path | None = None, names: Sequence[str] | None = None) -> Annotations:
     """Read a YOLO data set (any of the forms above); `root` is the folder of images, if they are elsewhere.
 
-    Class ids that cannot be stay as labels out of range, and the boxes of an image that cannot be opened are
-    not numbers: `check` reports both.
+    Invalid class ids stay as labels out of range, and the boxes of an image that cannot be opened are NaN:
+    `check` reports both.
     """
     pairs, description = find_layout(source, root)
     rows = _Rows(description.num_keypoint_values)
@@ -70,7 +70,9 @@ def write(
     annotations: Annotations, out: Path, *, root: Path | None = None, copy_images: bool = False
 ) -> None:
     """Write ``data.yaml``, ``images`` (linked, or copied) and ``labels`` into the folder `out`."""
-    names = unique_stems(annotations, root, without="images")  # readers of YOLO go by the last such folder
+    names = unique_stems(
+        annotations, root, without="images"
+    )  # readers replace the last such folder in a path
     with written(out) as folder:
         place_images(annotations, names, folder / "images" / "train", copy=copy_images)
         for record, name in zip(annotations, names, strict=True):
@@ -104,14 +106,14 @@ def label_lines(
 class _Rows:
     """Reads the rows of label files, and collects their problems."""
 
-    num_keypoint_values: int | None  # behind the box, as data.yaml says
+    num_keypoint_values: int | None  # after the box, as stated in data.yaml
     faults: Faults = field(default_factory=Faults)
     may_be_pose: list[bool] = field(default_factory=list)  # whether polygons could be boxes with keypoints
-    may_be_tracked: list[bool] = field(default_factory=list)  # or boxes with a score and a track
+    may_be_tracked: list[bool] = field(default_factory=list)  # or boxes with a score and a track id
     may_be_pixels: list[bool] = field(default_factory=list)  # whether boxes are larger than any image
 
     def read(self, file: Path) -> tuple[list[Sequence[float]], list[int]]:
-        """Boxes xyxy as fractions, and class ids."""
+        """Boxes (xyxy, normalized) and class ids."""
         boxes, labels = [], []
         lines: list[tuple[int, str]] = []
         with self.faults.at(str(file)):
@@ -120,7 +122,7 @@ class _Rows:
             with self.faults.at(f"{file}, line {line_number}"):
                 class_id, *values = map(number, line.split())
                 if not class_id.is_integer() or abs(class_id) > EXACT:
-                    raise ValueError(f"class id {class_id:g} is not a whole number")
+                    raise ValueError(f"class id {class_id:g} is not an integer")
                 x1, y1, x2, y2 = box = self._box(values)
                 self.may_be_pixels.append(min(x2 - x1, y2 - y1) > MAX_SIDE_OF_FRACTIONS)
                 boxes.append(box)
@@ -128,16 +130,16 @@ class _Rows:
         return boxes, labels
 
     def raise_faults(self, source: Path) -> None:
-        """Refuse rows that cannot be read, and rows that can be read in two ways."""
+        """Reject rows that cannot be read, and ambiguous rows."""
         self.faults.raise_any(
             "label",
             "cannot be read",
-            "a line is: class cx cy width height (or class x1 y1 x2 y2 x3 y3 ... of a polygon), with spaces "
-            "between the numbers",
+            "the format of a line is: class cx cy width height (polygons: class x1 y1 x2 y2 x3 y3 ...), "
+            "separated by spaces",
         )
         if self.may_be_pixels and all(self.may_be_pixels):
             raise DatasetError(
-                "these seem to be pixels; YOLO files hold fractions of the image",
+                "the coordinates seem to be in pixels, but YOLO boxes are normalized to [0, 1]",
                 where=str(source),
                 fix="divide the coordinates by the width and height of each image",
             )
@@ -163,9 +165,9 @@ class _Rows:
             return x - width / 2, y - height / 2, x + width / 2, y + height / 2
         others = "a polygon 6, 8, ...; remove the scores of predictions"
         if self.num_keypoint_values:
-            others = f"with the keypoints of data.yaml {4 + self.num_keypoint_values}"
+            others = f"or {4 + self.num_keypoint_values} with the keypoints of data.yaml"
         if self.num_keypoint_values or count < 6 or count % 2:
-            raise ValueError(f"{counted(count, 'number')} after the class, but a box has 4 and {others}")
+            raise ValueError(f"{counted(count, 'number')} after the class, but a box has 4, {others}")
         numbers = np.array(values)
         self.may_be_pose.append(_may_be_pose(numbers))
         self.may_be_tracked.append(_may_be_tracked(numbers))
@@ -184,7 +186,7 @@ def _is_box_in_image(numbers: NDArray[np.float64]) -> bool:
 
 
 def _may_be_tracked(numbers: NDArray[np.float64]) -> bool:
-    """Whether the numbers can be a box, a score and the whole number of a track; of triangles seldom all."""
+    """Whether the numbers can be a box, a score and an integer track id; rarely true of every triangle."""
     if len(numbers) != 6 or not _is_box_in_image(numbers):
         return False
     score, track = numbers[4:].tolist()
@@ -194,8 +196,8 @@ def _may_be_tracked(numbers: NDArray[np.float64]) -> bool:
 def _may_be_pose(numbers: NDArray[np.float64]) -> bool:
     """Whether the first four numbers can be a box in the image, and the others points in it.
 
-    Points are x, y, or x, y and visibility (0, 1, 2); 0, 0 is a point that was not labeled. Of polygons this
-    is seldom true, and hardly ever of all in a data set.
+    Points are x, y, or x, y and visibility (0, 1, 2); 0, 0 is a point that was not labeled. This is rarely
+    true of a polygon, and almost never of all polygons in a data set.
     """
     if len(numbers) == NOT_POSE:
         return False
@@ -241,7 +243,7 @@ def _refuse_labels(file: Path, root: Path | None, lines: list[str]) -> bool:
 
 
 def _lists_images(file: Path, root: Path | None, lines: list[str]) -> bool:
-    """Whether a file is nothing but names of images, and some have labels."""
+    """Whether a file contains only names of images, of which some have labels."""
     return all(map(is_image, lines)) and any(pair.label_file for pair in list_pairs(file, root, limit=20))
 
 

@@ -1,7 +1,7 @@
 """The description of a YOLO data set: ``data.yaml``, darknet's ``obj.data``, and files of class names.
 
-Class names are what is written: YAML's own reading makes True of yes, 1 of 01 and 1.5 of 1.50, so scalars
-stay text here. In all of these files the place of a name is its class id, so ``background`` is a class too.
+Class names are read literally: YAML itself turns yes into True, 01 into 1 and 1.50 into 1.5, so scalars stay
+text here. In all of these files the position of a name is its class id, so ``background`` is a class too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_YAMLS = ("data", "dataset")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 NOTHING = ("", "null", "~")
-MAX_YAML_BYTES = 2**20  # the largest known have 20,000 names; without libyaml a megabyte takes ten seconds
+MAX_YAML_BYTES = 2**20  # the largest known files have 20,000 names; without libyaml 1 MB takes ten seconds
 # `eval = coco` is a kind of evaluation, not a split.
 _DARKNET_KEYS = ("classes", "names", "eval", *(word for words in SPLITS.values() for word in words))
 _BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -41,18 +41,18 @@ _NAMES_KEY = re.compile(r"^(?:\{\s*)?['\"]?names['\"]?\s*:", re.MULTILINE | re.I
 
 @dataclass(frozen=True)
 class Description:
-    """A ``data.yaml`` or ``obj.data``, or a file of names alone."""
+    """A ``data.yaml`` or ``obj.data``, or only a file of names."""
 
     file: Path
     class_names: list[str] | None  # by class id
     splits: dict[str, list[str]] = field(default_factory=dict)  # sources as written, of train, val and test
-    base: str = "."  # folder that they start from, as written
-    num_keypoint_values: int | None = None  # numbers behind the box in each line (``kpt_shape``)
-    notes: tuple[str, ...] = ()  # on splits that are not as the file says
+    base: str = "."  # folder that they are relative to, as written
+    num_keypoint_values: int | None = None  # numbers after the box in each line (``kpt_shape``)
+    notes: tuple[str, ...] = ()  # on splits that differ from the file
 
 
 def is_name_file(name: str) -> bool:
-    """Whether a txt file of this name holds class names, not labels of an image."""
+    """Whether a txt file with this name contains class names, not labels of an image."""
     return name.lower() in NAME_FILES
 
 
@@ -69,7 +69,7 @@ def find_description(folder: Path) -> Path | None:
     """The file that describes a folder: ``data.yaml``, else a yaml with class names, else ``obj.data``.
 
     Raises:
-        DatasetError: several could be meant.
+        DatasetError: there are several candidates.
     """
     names = names_in(folder)
     yamls = [folder / name for name in names if name.lower().endswith(YAML_SUFFIXES)]
@@ -80,7 +80,7 @@ def find_description(folder: Path) -> Path | None:
 
 
 def read_description(file: Path) -> Description:
-    """A ``data.yaml`` or ``obj.data``; where the yaml has no ``val``, a folder of it beside is taken."""
+    """A ``data.yaml`` or ``obj.data``; if the yaml has no ``val``, a validation folder next to it is used."""
     if file.suffix.lower() == ".data":
         return _read_darknet(file)
     found = read_yaml(file)
@@ -94,20 +94,20 @@ def read_description(file: Path) -> Description:
     for base, folder in beside:
         if not any(map(Path(os.path.realpath(folder)).is_relative_to, trained)):
             name = folder.relative_to(base).as_posix()
-            note = f"{file.name} has no 'val', so '{name}' beside 'train' is taken"
+            note = f"{file.name} has no 'val', so '{name}' next to 'train' is used"
             return replace(found, splits=found.splits | {"val": [name]}, notes=(*found.notes, note))
     return found
 
 
 def names_near(folder: Path) -> Description | None:
-    """Class names (and keypoints) from the folder or the two above it."""
+    """Class names (and keypoints) from the folder, its parent or its grandparent."""
     for place in (folder, *list(folder.absolute().parents)[:2]):
         try:
             found = _names_in(place)
         except DatasetError:
             if place == folder:
                 raise
-            continue  # what lies above may be of other data sets
+            continue  # files further up may belong to other data sets
         if found is not None:
             return found
     return None
@@ -123,7 +123,7 @@ def _names_in(folder: Path) -> Description | None:
 
 
 class DataYaml(msgspec.Struct):
-    """What is used of a ``data.yaml``."""
+    """The fields used of a ``data.yaml``."""
 
     names: list[str] | dict[int, str]
     path: str = "."
@@ -137,7 +137,7 @@ class DataYaml(msgspec.Struct):
 
 
 def read_yaml(file: Path) -> Description:
-    """A ``data.yaml``; everything in it that decides what labels mean is checked."""
+    """A ``data.yaml``; everything that determines the meaning of labels is checked."""
     try:
         content = yaml.load(read_text(file, max_bytes=MAX_YAML_BYTES), _TextLoader)
         if isinstance(content, dict):
@@ -178,7 +178,7 @@ def read_yaml(file: Path) -> Description:
 
 
 def _with_folded_keys(content: dict[str, Any], known: Sequence[str], file: Path) -> dict[str, Any]:
-    """The keys that are known in lower case: CVAT writes ``Train`` and ``Validation``."""
+    """Convert known keys to lower case: CVAT writes ``Train`` and ``Validation``."""
     folded: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).lower() if str(key).lower() in known else key
@@ -189,11 +189,11 @@ def _with_folded_keys(content: dict[str, Any], known: Sequence[str], file: Path)
 
 
 def _notes_on_keys(content: Mapping[str, Any], known: Sequence[str], file: Path) -> Iterator[str]:
-    """What is said like a split, but in no word that is understood."""
+    """Notes on keys that look like splits, but are not recognized."""
     words = {*TRAIN_WORDS, *EVAL_WORDS, *TEST_WORDS, "trainval"}
     for key in content:
         if key not in known and words.intersection(words_of(str(key))):
-            yield f"'{cut(str(key))}' in {file.name} is not read: its splits are called train, val and test"
+            yield f"'{cut(str(key))}' in {file.name} is ignored: splits must be called train, val and test"
 
 
 def _check_number(file: Path, key: str, stated: object, names: list[str]) -> None:
@@ -206,9 +206,9 @@ def _check_number(file: Path, key: str, stated: object, names: list[str]) -> Non
 
 
 class _TextLoader(_BaseLoader):  # type: ignore[misc]
-    """Every scalar as it is written; a key that appears twice is refused, as the first would be lost.
+    """Loads every scalar as text; rejects duplicate keys, since the first would be lost.
 
-    ``<<`` merges the keys of another mapping, as YAML says.
+    ``<<`` merges the keys of another mapping, as YAML specifies.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -224,7 +224,7 @@ class _TextLoader(_BaseLoader):  # type: ignore[misc]
 
 
 def _read_darknet(file: Path) -> Description:
-    """``obj.data``: lines ``key = value``, with paths relative to where darknet was started."""
+    """``obj.data``: lines ``key = value``, with paths relative to darknet's working directory."""
     entries = [line.partition("=") for _, line in read_lines(file)]
     content = {key.strip(): value.strip() for key, _, value in entries}
     settings = _with_folded_keys(content, _DARKNET_KEYS, file)
@@ -245,10 +245,10 @@ def _read_darknet(file: Path) -> Description:
 
 
 def existing(base: Path, name: str, *, words: Sequence[str] = ()) -> Path | None:
-    """``base/name``; where that is not there, `name` without leading folders, which are of another machine.
+    """``base/name``; if missing, `name` without leading folders, which may be from another machine.
 
-    Of a folder two parts must be left (``images/train``), or a word for its split: just any folder called
-    ``images`` may hold another part.
+    At least two parts of a folder's name must be left (``images/train``), or a word for its split: a folder
+    that is just called ``images`` may contain another split.
     """
     if len(name) > MAX_NAME_BYTES:  # each of its thousands of folders would be tried
         return None
@@ -274,7 +274,7 @@ def _has_names(file: Path) -> bool:
 
 
 def _only(folder: Path, files: list[Path], what: str) -> Path | None:
-    """The one file there is; of several with the same content, the first."""
+    """The only file; of several with the same content, the first."""
     if len(files) > 1 and len({read_text(file) for file in files}) > 1:
         raise several(folder, what, files, "keep only the right one, or give it instead of the folder")
     return files[0] if files else None

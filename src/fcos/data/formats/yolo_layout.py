@@ -1,7 +1,7 @@
 """Find the images of a YOLO source, and the label file of each.
 
-A label file is called like its image, ``0.txt`` or ``0.jpg.txt``; it lies beside it, or in ``labels`` where
-the image is in ``images``. The case of suffixes and of these two folders is free.
+A label file is named after its image, ``0.txt`` or ``0.jpg.txt``; it is next to the image, or in ``labels``
+if the image is in ``images``. The case of suffixes and of these two folders is ignored.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ SAMPLED_LINES = 50
 
 
 class Pair(NamedTuple):
-    """An image and the file of its labels; the image may be missing, and so may the labels."""
+    """An image and its label file; either may be missing."""
 
     image: Path
     label_file: Path | None
 
 
 def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Description]:
-    """The images of a ``data.yaml``, ``obj.data``, list of images, or folder; and what describes them."""
+    """The images of a ``data.yaml``, ``obj.data``, list of images, or folder; and their description."""
     file, split = split_source(source)
     is_folder = os.path.isdir(file)
     describes = file.suffix.lower() in (*YAML_SUFFIXES, ".data")
@@ -63,7 +63,7 @@ def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Descriptio
         notes += description.notes
         others = [f"{described_by.name}:{other}" for other in description.splits if other != split]
         if others and file == source:
-            notes.append(f"only the split '{split}' was read; also there: {', '.join(others)}")
+            notes.append(f"only the split '{split}' was read; others: {', '.join(others)}")
         if description.class_names is None:
             description = names_near(described_by.parent) or description
     else:
@@ -79,7 +79,7 @@ def find_layout(source: Path, root: Path | None) -> tuple[list[Pair], Descriptio
 
 
 def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> list[Pair]:
-    """A text file of image paths; labels near it even where the images are elsewhere (`root`)."""
+    """A text file of image paths; labels may be near it even if the images are elsewhere (`root`)."""
     bases = [root, source.parent] if root else folders_near(source.parent)
     lines = [slashed(line) for _, line in read_lines(source)[:limit]]
     images = listed_files(lines, bases)
@@ -94,10 +94,10 @@ def list_pairs(source: Path, root: Path | None, limit: int | None = None) -> lis
 
 
 def listed_files(lines: list[str], bases: list[Path]) -> list[Path]:
-    """The files that a list of images names, all by one rule: a missing one is not searched for elsewhere.
+    """The files in a list of images, all resolved by one rule: a missing one is not searched for elsewhere.
 
-    The rule is a folder to start from and a number of leading folders to leave out, for lists from another
-    machine. Fewer left out is better, if that finds some of the images or a folder of images that is named.
+    The rule is a base folder and a number of leading folders to drop, for lists from another machine. The
+    smallest number is used that finds some of the images, or a folder of images.
     """
     paths = [Path(line) for line in lines]
     finders = {base: ImageFolder(base) for base in bases}
@@ -134,14 +134,14 @@ class LabelFiles(FilesByStem):
 
     def __init__(self) -> None:
         super().__init__(lambda name: name.lower().endswith(".txt") and not is_name_file(name))
-        self.claimed: set[Path] = set()  # every file that belongs to an image that was asked for
+        self.claimed: set[Path] = set()  # the label files of all images looked up so far
         self._folders_of: dict[Path, list[Path]] = {}
 
     def of(self, image: Path) -> Path | None:
         """The label file of an image.
 
         Raises:
-            DatasetError: there are two that say different things.
+            DatasetError: there are two with different contents.
         """
         folder, name = image.parent, image.name
         if folder not in self._folders_of:
@@ -161,7 +161,7 @@ class LabelFiles(FilesByStem):
 
 
 def labels_folders(folder: Path) -> list[Path]:
-    """``.../labels/train`` of ``.../images/train``; none where no part of the path is ``images``."""
+    """``.../labels/train`` for ``.../images/train``; empty if no part of the path is ``images``."""
     return _counterparts(folder, "images", "labels")
 
 
@@ -174,13 +174,13 @@ def _counterparts(folder: Path, name: str, other: str) -> list[Path]:
 
 
 def _parts_with(name: str, folder: Path) -> tuple[str, ...]:
-    """The parts of a path, with those of the working directory if it may be there that one has this name."""
+    """The parts of a path; if none has this name, the parts of the absolute path."""
     is_there = name in map(str.lower, folder.parts)
     return folder.parts if is_there else Path(os.path.abspath(folder)).parts
 
 
 def is_label_file(file: Path) -> bool:
-    """Whether a txt file holds rows of numbers: a class and a box or more."""
+    """Whether a txt file contains rows of numbers: a class and a box or more."""
     try:
         rows = [[number(word) for word in line.split()] for _, line in read_lines(file)[:50]]
     except (DatasetError, ValueError):
@@ -189,22 +189,24 @@ def is_label_file(file: Path) -> bool:
 
 
 def _check_labels_are_of_one_image(pairs: list[Pair]) -> None:
-    """Refuse labels that two images claim, ``0.jpg`` and ``0.png``: they belong to one of them."""
+    """Reject label files that match two images, ``0.jpg`` and ``0.png``."""
     image_of: dict[Path, Path] = {}
     faults = Faults()
     for image, label_file in pairs:
         if label_file is not None and image_of.setdefault(label_file, image) != image:
             faults.add(str(label_file), f"belongs to '{image_of[label_file].name}' or to '{image.name}'")
-    faults.raise_any("label file", "of two images", "remove one of the images, or call its labels .jpg.txt")
+    faults.raise_any(
+        "label file", "of two images", "remove one of the images, or rename its label file to .jpg.txt"
+    )
 
 
 def _notes_on_parts(images: list[Path], folder: Path) -> Iterator[str]:
-    """The note on folders called like a split that are read together with images outside of any split."""
+    """The note on split folders that are read together with images outside of any split."""
     inside = [image.relative_to(folder).parts[:-1] for image in images if image.is_relative_to(folder)]
     parts = [next((part for part in parents if part.lower() in SPLIT_FOLDERS), None) for parents in inside]
     if None in parts and any(parts):
         names = ", ".join(sorted({f"'{part}'" for part in parts if part}))
-        yield f"the images of {names} are read together with those beside it"
+        yield f"the images of {names} are read together with images outside of any split"
 
 
 def _described_pairs(description: Description, split: str, root: Path | None) -> list[Pair]:
@@ -212,7 +214,7 @@ def _described_pairs(description: Description, split: str, root: Path | None) ->
     if split not in description.splits:
         there = ", ".join(description.splits) or "none"
         raise DatasetError(f"no split '{split}'", where=str(file), fix=f"its splits are: {there}")
-    # Exporters write paths of their own machine or "../train/images": fall back on what is beside the file.
+    # Exporters write paths of their own machine or "../train/images": fall back to folders next to the file.
     bases = (file.parent / description.base, file.parent)
     pairs: list[Pair] = []
     for entry in description.splits[split]:
@@ -245,7 +247,7 @@ def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
     files = [f for f in files if in_labels or "labels" in map(str.lower, f.parts) or is_label_file(f)]
     stems = [file.relative_to(source).with_suffix("").as_posix() for file in files]
     if root is not None and not files:
-        fix = "give the folder of the labels with --root, or leave out --root"
+        fix = "give the folder of the labels with --root, or omit --root"
         raise DatasetError("no label files in the folder", where=str(source), fix=fix)
     parts = ["images" if part.lower() == "labels" else part for part in _parts_with("labels", source)]
     beside = _counterparts(source, "labels", "images")
@@ -256,7 +258,7 @@ def _folder_pairs(source: Path, root: Path | None) -> list[Pair]:
         Pair(next(iter(_images_of(finder, stem)), finder.folder / f"{stem}.jpg"), file)
         for stem, file in zip(stems, files, strict=True)
     ]
-    if finder.folder not in beside:  # others may hold images of other splits
+    if finder.folder not in beside:  # others may contain images of other splits
         return pairs
     labeled = {pair.image for pair in pairs}
     return pairs + [
@@ -272,7 +274,7 @@ def _images_of(finder: ImageFolder, stem: str) -> list[Path]:
     found = [exact] if exact else finder.find_all(stem)
     if len(found) > 1:
         raise DatasetError(
-            f"the labels '{stem}.txt' belong to one of {', '.join(path.name for path in found)}",
+            f"the labels '{stem}.txt' match several images: {', '.join(path.name for path in found)}",
             where=str(finder.folder),
             fix="remove the other image",
         )
@@ -280,7 +282,7 @@ def _images_of(finder: ImageFolder, stem: str) -> list[Path]:
 
 
 def _without_image(images: Path, used: set[Path]) -> list[Pair]:
-    """Label files that no image has, for `check` to report."""
+    """Label files without an image, for `check` to report."""
     image_of: dict[Path, Path] = {}
     for folder in (*labels_folders(images), images):
         for file in sorted(data_below(folder, ".txt")):

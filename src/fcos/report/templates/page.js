@@ -70,14 +70,14 @@ if (slider) {
   choose("", "");
 }
 
-// Tooltips at once; those of the browser are late, and touch screens have none.
+// Tooltips without delay; the browser's own are slow, and touch screens have none.
 const tip = document.createElement("div");
 tip.id = "tip";
 tip.hidden = true;
 document.body.append(tip);
 
-// The words of an element; moved out of <title>, so that the browser does not say them too.
-function wordsOf(element) {
+// The tooltip of an element; moved out of <title>, so that the browser does not show it too.
+function tooltipOf(element) {
   const title = element.querySelector(":scope > title");
   if (title) {
     element.dataset.tip = title.textContent;
@@ -87,7 +87,7 @@ function wordsOf(element) {
   return element.dataset.tip;
 }
 
-// A point of a curve need not be hit: the nearest one on the screen speaks.
+// A point of a curve need not be hit exactly: the nearest one is used.
 function nearestDot(chart, x, y) {
   let best = null;
   let least = 40; // pixels
@@ -99,7 +99,7 @@ function nearestDot(chart, x, y) {
   return best;
 }
 
-// Of boxes one inside another the smallest.
+// Of nested boxes, the smallest.
 function underPointer({ target, clientX, clientY }) {
   const chart = target.closest?.("svg:has(.near)");
   if (chart) return nearestDot(chart, clientX, clientY);
@@ -111,25 +111,25 @@ function underPointer({ target, clientX, clientY }) {
   return groups.filter((group) => group?.querySelector("rect")).sort((a, b) => area(a) - area(b))[0];
 }
 
-let spoken = null;
-function speak(event) {
+let hovered = null;
+function showTooltip(event) {
   const found = underPointer(event);
-  if (found !== spoken) spoken?.classList.remove("spoken");
-  spoken = found;
-  tip.hidden = !spoken;
-  if (!spoken) return;
-  spoken.classList.add("spoken");
-  tip.textContent = wordsOf(spoken);
+  if (found !== hovered) hovered?.classList.remove("hovered");
+  hovered = found;
+  tip.hidden = !hovered;
+  if (!hovered) return;
+  hovered.classList.add("hovered");
+  tip.textContent = tooltipOf(hovered);
   const below = event.clientY + 16;
   const fits = below + tip.offsetHeight < innerHeight;
   tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 4))}px`;
   tip.style.top = `${fits ? below : event.clientY - tip.offsetHeight - 8}px`;
 }
-document.addEventListener("pointermove", speak);
-document.addEventListener("pointerdown", speak);
+document.addEventListener("pointermove", showTooltip);
+document.addEventListener("pointerdown", showTooltip);
 document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 
-// Paper shows what is folded.
+// Expand folded sections for printing.
 window.addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });

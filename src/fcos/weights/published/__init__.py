@@ -1,6 +1,7 @@
 """Weight files of other code bases: AdelaiDet, detectron2, MMDetection, the official code, torchvision.
 
-Read in this order: `opening.py` (a file to tensors, without running code), `layouts.py` (their names for our
-tensors), `settings.py` (what else their weights need to give their numbers), `read.py` (all of it together),
-`coco.py` (classes and weights of COCO).
+Read in this order: `opening.py` (reads the tensors of a file without running code), `layouts.py` (names of
+    our
+tensors in other code bases), `settings.py` (the preprocessing and conventions that reproduce their metrics),
+`read.py` (combines them), `coco.py` (classes and weights of COCO).
 """

@@ -1,7 +1,7 @@
 """The names of our tensors in five other code bases.
 
-A layout turns the name of one of our tensors into theirs, by replacing beginnings (or other parts) one after
-the other. All but MMDetection number their towers as we do (convolution, norm, ReLU).
+A layout translates the name of one of our tensors to theirs by replacing prefixes (or other parts) in
+sequence. All but MMDetection number the layers of their towers as we do (convolution, norm, ReLU).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Layout:
     Attributes:
         origin: its name, for users.
         rules: the value of the setting `rules`.
-        sign: how names begin that only its detectors have.
+        sign: a name prefix that only its detectors have.
         names: parts of our names and theirs, replaced in this order.
-        scales: their name of the scale of level {}, or None where levels have none.
-        older: parts of names in older files, and what they are now.
+        scales: their name for the scale of level {}, or None if levels have no scale.
+        older: parts of names in older files, and their current forms.
     """
 
     origin: str
@@ -33,7 +33,7 @@ class Layout:
     older: Names = ()
 
     def translate(self, name: str) -> str:
-        """Their name of our tensor."""
+        """Their name for our tensor."""
         return _replace(name, self.names)
 
     def modernise(self, name: str) -> str:
@@ -72,7 +72,7 @@ ADELAIDET = Layout(
         ("head.quality.", "proposal_generator.fcos_head.ctrness."),
     ),
     scales="proposal_generator.fcos_head.scales.{}.scale",
-    # its converter of official files leaves their word
+    # its converter of official files keeps the official name
     older=((".fcos_head.centerness.", ".fcos_head.ctrness."),),
 )
 
@@ -134,7 +134,7 @@ TORCHVISION = Layout(
 
 
 def _mmdetection(layers: int) -> Layout:
-    """Its towers count blocks of so many layers, convolution, norm (if any) and ReLU; ours count layers."""
+    """Its towers number blocks of `layers` layers (convolution, norm if any, ReLU); ours number layers."""
     towers = (
         (f"head.{ours}.{layers * block + i}.", f"bbox_head.{theirs}.{block}.{part}.")
         for ours, theirs in (("classification_tower", "cls_convs"), ("box_tower", "reg_convs"))

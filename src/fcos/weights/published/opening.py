@@ -20,18 +20,18 @@ from fcos.weights.archive import PICKLE_STARTS, UnsafeFileError, read_archive
 from fcos.weights.model_file import check_numbers
 from fcos.weights.published.layouts import layout_of
 
-# Where training programs keep the weights among the other things that they save, averaged ones first: those
-# are what their authors measured. (MMEngine's "ema_state_dict" is not among them: it changes the two round
-# when it saves, and "state_dict" holds the average.)
+# Entries in which training programs store the weights, averaged ones first: those are what their authors
+# evaluated. (MMEngine's "ema_state_dict" is not among them: it swaps the two when saving, so "state_dict"
+# contains the average.)
 AVERAGED = ("model_ema", "state_dict_ema", "ema_model", "ema")
 CONTAINERS = (*AVERAGED, "state_dict", "model", "model_state_dict", "module", "ema_state_dict")
-MAX_DEPTH = 4  # of containers in each other: {"ema": {"module": {...}}}
-# What wrappers put before every name: DistributedDataParallel, Lightning. (torch.compile's stands anywhere.)
+MAX_DEPTH = 4  # of nested containers: {"ema": {"module": {...}}}
+# Prefixes added by wrappers: DistributedDataParallel, Lightning. (torch.compile's may be anywhere in a name.)
 WRAPPERS = ("module.", "model.", "ema_model.")
 COMPILED = "_orig_mod."
-# Counters that stand beside averaged weights.
+# Counters stored with averaged weights.
 COUNTERS = ("n_averaged", "num_updates", "steps", "decay")
-PREFIX_OF_MMCV = "ema_"  # mmcv keeps the other weights so; those with plain names are the averaged ones
+PREFIX_OF_MMCV = "ema_"  # mmcv stores the live weights with it; the weights without it are averaged
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".pkl", ".pyth", ".bin", ".ckpt")
 
@@ -45,7 +45,7 @@ ONLY_TENSORS = (
 )
 
 ONLY_ARRAYS = (
-    "only files of torch are read. If you trust this file, extract its arrays in an environment that has "
+    "only torch files are read. If you trust this file, extract its arrays in an environment that has "
     "its library: python -c \"import pickle, torch; c = pickle.load(open('in.pkl', 'rb'), encoding='latin1')"
     "; torch.save({k: torch.as_tensor(v) for k, v in c.get('model', c).items()}, 'out.pth')\""
 )
@@ -53,12 +53,12 @@ ONLY_ARRAYS = (
 
 @dataclass(frozen=True)
 class StateFile:
-    """What a weight file holds.
+    """The content of a weight file.
 
     Attributes:
-        tensors: by name, without the names of wrappers.
+        tensors: by name, without prefixes of wrappers.
         about: the other entries (epoch, optimizer, meta, ...).
-        notes: which of several sets of weights were used, in sentences.
+        notes: which of several sets of weights was used, in sentences.
     """
 
     tensors: dict[str, Tensor]
@@ -67,7 +67,7 @@ class StateFile:
 
 
 def is_published(path: Path) -> bool:
-    """Whether to read a file as another code base's: a pickle or zip, or safetensors without our card."""
+    """Whether a file is of another code base: a pickle or zip, or safetensors without our card."""
     if not path.is_file():  # a folder, a pipe, nothing
         return False
     try:
@@ -85,7 +85,7 @@ def open_state(path: Path) -> StateFile:
     """The tensors of a `.pth`, `.pkl` or `.safetensors` file.
 
     Raises:
-        WeightsError: no such file, damaged, no weights in it, or a pickle that would run code.
+        WeightsError: it does not exist, is damaged, has no weights, or is a pickle that would run code.
     """
     content: Mapping[Any, Any] = load_without_code(path)
     about, taken = dict[str, Any](), list[str]()
@@ -106,14 +106,14 @@ def open_state(path: Path) -> StateFile:
     if kept := [key for key in tensors if key.startswith(PREFIX_OF_MMCV)]:
         tensors = {key: value for key, value in tensors.items() if key not in kept}
         notes.append(
-            f'{len(kept)} tensors "{PREFIX_OF_MMCV}..." were ignored: mmcv averages those without it'
+            f'{len(kept)} tensors "{PREFIX_OF_MMCV}..." were ignored: in mmcv, those without it are averaged'
         )
     check_numbers(tensors, path)
     return StateFile(tensors, about, tuple(notes))
 
 
 def _container(content: Mapping[Any, Any]) -> str | None:
-    """The entry that holds the weights; None if they lie open."""
+    """The entry that contains the weights; None if they are at the top level."""
     return next((key for key in CONTAINERS if _holds_tensors(content.get(key))), None)
 
 
@@ -152,7 +152,7 @@ def load_without_code(path: Path) -> dict[Any, Any]:
         )
         raise unreadable(path, reason, advice) from None
     except (UnsafeFileError, SafetensorError) as error:
-        fix = f"it should be a .pth file of torch, or .safetensors; {advice}"
+        fix = f"it should be a torch .pth file, or .safetensors; {advice}"
         raise unreadable(path, first_line_of(error), fix) from error
     if not isinstance(content, dict):
         raise unreadable(path, f"it contains a {type(content).__name__}, not weights by name", advice)

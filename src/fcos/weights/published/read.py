@@ -27,7 +27,7 @@ from fcos.weights.published.settings import (
 
 NORM_EPS = 1e-5
 
-# Parts of names that hold nothing to learn: step counters, stored pixel statistics, grids of points.
+# Parts of names of tensors without weights: step counters, stored pixel statistics, grids of points.
 HARMLESS = (
     "num_batches_tracked",
     "pixel_mean",
@@ -37,7 +37,7 @@ HARMLESS = (
     "integral.",
 )
 
-# What some published files have and our network has not: what their tensors are called, and whose files.
+# Parts of published networks that ours lacks: a pattern of their tensor names, the part, and the files.
 UNSUPPORTED = (
     (
         r"offset",
@@ -50,14 +50,14 @@ UNSUPPORTED = (
     (r"\.features\.\d", "the backbone MobileNetV2", "the official files with MNV2 in their names"),
 )
 
-# What the network is read from; without one of them its shape is not known.
+# The network is inferred from these; without one of them its shape is unknown.
 ESSENTIAL = (
     "backbone.body.conv1.weight",
     *(f"backbone.body.layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)),
     *(f"pyramid.lateral.{i}.weight" for i in (0, 1, 2)),
     *("head.box_tower.0.weight", "head.logits.weight", "head.distances.weight", "head.quality.weight"),
 )
-# MMDetection's towers have biases either all or none.
+# MMDetection's towers either all have biases, or none do.
 TOWER_BIAS = re.compile(r"bbox_head\.\w+_convs\..*\.conv\.bias")
 MAX_NAMES = 100_000
 
@@ -67,8 +67,8 @@ class Published:
     """A detector of another code base.
 
     Attributes:
-        card: with settings that make the network and use it as its authors do.
-        notes: what was assumed or ignored, in sentences.
+        card: with the settings to build the network and to use it as its authors do.
+        notes: assumptions, and ignored tensors, in sentences.
         path: of the file.
     """
 
@@ -80,10 +80,10 @@ class Published:
     _takes_bgr: bool
 
     def tensors_for(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors by our names, but for pixel statistics and counters; `state` is that of the model.
+        """The tensors by our names, except pixel statistics and counters; `state` is the model's.
 
         Raises:
-            WeightsError: tensors are missing, left over, or of another shape; it lists them.
+            WeightsError: tensors are missing, unexpected, or have another shape; the message lists them.
         """
         found: dict[str, Tensor] = {}
         used, problems = set[str](), list[str]()
@@ -96,7 +96,7 @@ class Published:
                 problems += [f"missing: {key}" for key in missing]
                 continue
             parts = [self._tensors[key] for key in theirs]
-            if not parts:  # what their network does without
+            if not parts:  # their network does not have it
                 value = torch.ones(wanted.shape) if name == "head.scales" else torch.zeros(wanted.shape)
             elif name == "head.scales" and all(part.numel() == 1 for part in parts):
                 value = torch.stack([part.reshape(()) for part in parts])
@@ -113,7 +113,7 @@ class Published:
         return self._adapted(found)
 
     def _their_names(self, name: str, count: int) -> list[str]:
-        """Where one of our tensors comes from: nowhere for what their network does without."""
+        """The source of one of our tensors; empty if their network does not have it."""
         if name == "head.scales":
             scales = self._layout.scales
             return [scales.format(level) for level in range(count)] if scales else []
@@ -122,11 +122,11 @@ class Published:
         return [] if is_optional and not any(map(TOWER_BIAS.match, self._tensors)) else [key]
 
     def _adapted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self._takes_bgr:  # ours is always RGB: the first convolution is turned round instead
+        if self._takes_bgr:  # ours is always RGB: reverse the channels of the first convolution instead
             tensors["backbone.body.conv1.weight"] = tensors["backbone.body.conv1.weight"].flip(1)
         if self._layout.rules == "official":
             for name in [key for key in tensors if key.endswith(".running_var")]:
-                # Their frozen norm adds no eps to the variance, ours does: the weight makes up for it.
+                # Their frozen norm adds no eps to the variance, ours does: the weight compensates for it.
                 variance, weight = tensors[name], name.replace("running_var", "weight")
                 tensors[weight] = tensors[weight] * ((variance + NORM_EPS) / variance).sqrt()
         return tensors
@@ -137,11 +137,11 @@ def read_published(path: Path, channel_order: ChannelOrder | None = None) -> Pub
 
     Args:
         path: of the file.
-        channel_order: of the pixels that its network takes, if neither the file nor its name says so.
+        channel_order: that its network expects, if neither the file nor its name says so.
 
     Raises:
-        WeightsError: the file cannot be opened without running code, is of an unknown code base, lacks what
-            its network is inferred from, or does not say what its network takes.
+        WeightsError: the file cannot be opened without running code, is of an unknown code base, lacks
+            tensors from which its network is inferred, or does not say what input its network expects.
     """
     file = open_state(path)
     layout = find_layout(file, path)
@@ -197,7 +197,7 @@ def _check_supported(tensors: Mapping[str, Tensor], origin: str, path: Path) -> 
             raise WeightsError(
                 f"{path.name} is a file of {origin} with {what} ({there[0]}), which fcos does not support",
                 where=str(path),
-                fix=f"give a file without them; affected are {files}",
+                fix=f"give a file without it; affected are {files}",
             )
 
 
@@ -207,7 +207,7 @@ def find_layout(file: StateFile, path: Path) -> Layout:
         return layout
     if path.name == "last.ckpt":
         raise WeightsError(
-            "last.ckpt is a checkpoint to resume a training from, not a model file",
+            "last.ckpt is a checkpoint for resuming a run, not a model file",
             where=str(path),
             fix=f"give the run folder, {path.parent}, or last.safetensors in it",
         )
@@ -223,7 +223,7 @@ def find_layout(file: StateFile, path: Path) -> Layout:
 def class_names_of(
     layout: Layout, num_classes: int, about: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names and category ids of the outputs: from the file, or COCO's where the number is COCO's."""
+    """Names and category ids of the outputs: from the file, or COCO's if there are as many."""
     if layout.rules == "torchvision":
         names = TORCHVISION_NAMES
         if num_classes != len(names):
@@ -237,7 +237,7 @@ def class_names_of(
 
 
 def is_harmless(key: str) -> bool:
-    """Whether a tensor of a file may be left over."""
+    """Whether a tensor of a file may be unused."""
     return any(part in key for part in HARMLESS)
 
 

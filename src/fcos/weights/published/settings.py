@@ -1,9 +1,10 @@
-"""How a published weight file is to be used, as our settings (the decode profile).
+"""How to use a published weight file, as our settings (the decode profile).
 
-Much of it is in no file: it is what the code base does, or its default configuration. What can be read
-is read: widths and depths from shapes, MMDetection's configuration from the text that its files carry, pixel
-mean and std where they are stored. Where two configurations give equal files, the original file name decides;
-`fcos info` says which was used.
+Much of it is not in the file, but in the code base or its default configuration. Everything in the file is
+used: widths and depths from shapes, MMDetection's configuration from the text in its files, pixel mean and
+    std
+if they are stored. If two configurations give equal files, the original file name decides; `fcos info` says
+which was used.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ ChannelOrder = Literal["rgb", "bgr"]
 
 Shape = Callable[[str], tuple[int, ...] | None]  # of one of our tensors in their file
 
-# BGR. The official code and MMDetection's plain configuration, and the others.
+# BGR. First the official code and MMDetection's plain configuration, then the others.
 CAFFE_MEAN = (102.9801, 115.9465, 122.7717)
 DETECTRON_MEAN = (103.53, 116.28, 123.675)
-DETECTRON_STD_OF_X101 = (58.395, 57.12, 57.375)  # RGB; of its ResNeXt-101-32x8d alone, all others have 1
+DETECTRON_STD_OF_X101 = (58.395, 57.12, 57.375)  # RGB; only for its ResNeXt-101-32x8d, all others have 1
 IMAGENET_MEAN_RGB, IMAGENET_STD_RGB = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 # blocks of each stage, bottlenecks, groups, width of a group per 64 channels -> timm's name
@@ -38,7 +39,7 @@ RESNETS: dict[tuple[tuple[int, ...], bool, int, int], str] = {
     ((3, 4, 23, 3), True, 32, 8): "resnext101_32x8d",
     ((3, 4, 23, 3), True, 64, 4): "resnext101_64x4d",
 }
-# The improved paper (2006.09214), which all code bases have by default.
+# The improved paper (2006.09214), the default of all code bases.
 IMPROVED = {
     "box_activation": "relu",
     "normalize_targets": True,
@@ -50,7 +51,7 @@ IMPROVED = {
     "candidates_per_level": 1000,
     "detections_per_image": 100,
 }
-# The first paper (1904.01355): exp, pixels, centerness beside the classes.
+# The first paper (1904.01355): exp, pixels, centerness in the classification tower.
 FIRST_VERSION = {"box_activation": "exp", "normalize_targets": False, "quality_tower": "classification"}
 TORCHVISION = {
     "stride_in_1x1": False,
@@ -59,13 +60,13 @@ TORCHVISION = {
     "threshold_on": "score",
     "score_threshold": 0.2,
 }
-MAX_CONFIG = 10**6  # characters; they have some ten thousand
+MAX_CONFIG = 10**6  # characters; real ones have about ten thousand
 USUAL_CHANNELS = [64, 64, 128, 256, 512]
 RANGES = [64.0, 128.0, 256.0, 512.0]
 
 
 def backbone_settings(shape: Shape) -> dict[str, Any] | None:
-    """Which ResNet it is; None if timm does not have it."""
+    """The ResNet of these shapes; None if timm does not have it."""
     blocks = tuple(
         next((i for i in range(100) if shape(f"backbone.body.layer{stage}.{i}.conv1.weight") is None), 100)
         for stage in (1, 2, 3, 4)
@@ -91,7 +92,7 @@ def backbone_settings(shape: Shape) -> dict[str, Any] | None:
 
 
 def architecture_settings(shape: Shape) -> dict[str, Any]:
-    """Pyramid and head, from shapes that must be there."""
+    """Settings of pyramid and head, from shapes that must exist."""
     fpn, c5 = (shape(f"pyramid.lateral.{i}.weight") or (0, 0) for i in (0, 2))
     tower = shape("head.box_tower.0.weight") or fpn
     num_levels = 3 + sum(shape(f"pyramid.extra.{i}.weight") is not None for i in (0, 1))
@@ -113,19 +114,19 @@ def architecture_settings(shape: Shape) -> dict[str, Any]:
         "head_channels": tower[0],
         "head_convs": num_convs,
         "head_norm": norm,
-        # AdelaiDet's FCOS-RT leaves P6 and P7 out, and was trained for small images
+        # AdelaiDet's FCOS-RT has no P6 and P7, and was trained on small images
         "short_side": 512 if is_real_time else 800,
         "view_size": 736 if is_real_time else 1333,
     }
 
 
 class Profile(NamedTuple):
-    """What the tensors do not show.
+    """How to use a network, besides its shapes.
 
     Attributes:
-        settings: ours.
+        settings: under our names.
         takes_bgr: the network takes blue, green, red.
-        notes: what was assumed, in sentences.
+        notes: assumptions, in sentences.
     """
 
     settings: dict[str, Any]
@@ -134,7 +135,7 @@ class Profile(NamedTuple):
 
 
 class Undecided(ValueError):
-    """Neither a file nor its name says how to use it; the text is a sentence."""
+    """Neither a file nor its name says how to use it; the message is a sentence."""
 
 
 def profile(
@@ -145,18 +146,18 @@ def profile(
     name: str,
     channel_order: ChannelOrder | None = None,
 ) -> Profile:
-    """How the weights are used, besides what their shapes show.
+    """How to use the weights, besides what their shapes show.
 
     Args:
         layout: the code base.
-        backbone: timm's name of it.
-        tensors: of the file, their names.
-        about: what else the file holds.
+        backbone: its timm name.
+        tensors: of the file, under their names.
+        about: the other entries of the file.
         name: of the file.
-        channel_order: that the user gave.
+        channel_order: given by the user.
 
     Raises:
-        Undecided: it takes something that neither the file nor its name says.
+        Undecided: neither the file nor its name contains necessary information.
     """
     if layout.rules == "mmdetection":
         has_tricks = (
@@ -171,7 +172,9 @@ def profile(
             settings |= FIRST_VERSION
             notes.append("named like models of the first paper: exp, centerness in the classification tower")
         else:
-            notes.append("assumed to be of the improved paper (FCOS_R_50... would be of the first)")
+            notes.append(
+                "assumed to be a model of the improved paper (FCOS_R_50... would be the first paper)"
+            )
     elif layout.rules == "detectron2":
         settings |= {"threshold_on": "score", "score_threshold": 0.2}
     elif re.search(r"(^|[_\W])iou([_\W]|$)", name.lower()):
@@ -185,7 +188,7 @@ def profile(
 def _default_settings(
     layout: Layout, backbone: str, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], list[str]]:
-    """What a code base does by default, and a sentence that says so."""
+    """The defaults of a code base, and a sentence that describes them."""
     settings: dict[str, Any] = {
         "stride_in_1x1": has_bottlenecks(backbone) and backbone.startswith("resnet"),
         "pixel_mean": list(reversed(CAFFE_MEAN if layout.rules == "official" else DETECTRON_MEAN)),
@@ -198,7 +201,7 @@ def _default_settings(
     elif backbone == "resnext101_32x8d" and layout.rules != "official":
         settings["pixel_std"] = list(DETECTRON_STD_OF_X101)
     step = "1x1" if settings["stride_in_1x1"] else "3x3"
-    of_file = f"; {' and '.join(stored)} are the file's" if stored else ""
+    of_file = f"; {' and '.join(stored)} are from the file" if stored else ""
     blocks = f"bottlenecks have their stride in the {step} convolution, " if has_bottlenecks(backbone) else ""
     return settings, [
         f"assumed as in the default configuration of {layout.origin}: {blocks}pixels are BGR, "
@@ -209,21 +212,21 @@ def _default_settings(
 
 
 def has_bottlenecks(backbone: str) -> bool:
-    """Whether a ResNet or ResNeXt of timm has blocks of three convolutions."""
+    """Whether a timm ResNet or ResNeXt has blocks of three convolutions."""
     return backbone not in ("resnet18", "resnet34")
 
 
 def is_first_version(name: str) -> bool:
-    """Whether a file of the official code has the name of a model of the first paper.
+    """Whether the name of an official file is that of a model of the first paper.
 
-    Nothing in the file shows it: FCOS_R_50_FPN_1x.pth has the tensors of FCOS_imprv_R_50_FPN_1x.pth.
+    Only the name shows it: FCOS_R_50_FPN_1x.pth has the same tensors as FCOS_imprv_R_50_FPN_1x.pth.
     """
     lower = name.lower()
     return "imprv" not in lower and re.match(r"fcos_(syncbn_)?(bs\d+_)?(r|x|mnv2)_", lower) is not None
 
 
 def config_text(about: Mapping[str, Any]) -> str:
-    """MMDetection's configuration in a file; empty if there is none. It is searched, never run."""
+    """MMDetection's configuration in a file; empty if there is none. It is only searched, never executed."""
     meta = about.get("meta")
     texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, Mapping) else []
     return next((text[:MAX_CONFIG] for text in texts if isinstance(text, str)), "")
@@ -234,8 +237,8 @@ def _mmdetection(
 ) -> Profile:
     """MMDetection has two recipes (the paper's and "tricks") and two kinds of ImageNet weights.
 
-    Their configuration says both. If a file has none, the biases of the towers show the recipe (only
-    the "tricks" have them before group norm); the kind is in the names that MMDetection gives to its files.
+    The configuration states both. If a file has none, the biases of the towers show the recipe (only the
+    "tricks" have them before group norm), and the file names of MMDetection the kind of weights.
     """
     settings = IMPROVED | ({} if has_tricks else {**FIRST_VERSION, "nms_iou": 0.5})
     flags = {
@@ -300,11 +303,11 @@ def _stated_style(text: str) -> str | None:
 
 
 def _style_of_name(name: str, backbone: str) -> str | None:
-    """The kind of ImageNet weights in a name that MMDetection gives: `fcos_r50-caffe_fpn_...`."""
+    """The kind of ImageNet weights, from a file name of MMDetection: `fcos_r50-caffe_fpn_...`."""
     lower = name.lower()
     if "caffe" in lower:
         return "caffe"
-    # "fcos_r50_fpn_..." and "fcos_x101-64x4d_fpn_...": without the word they are PyTorch's
+    # "fcos_r50_fpn_..." and "fcos_x101-64x4d_fpn_...": names without "caffe" mean PyTorch
     if re.search(r"fcos\w*[_-](r\d+|x\d+[-_]\d+x\d+d)[_-]fpn", lower) or backbone == "resnext101_64x4d":
         return "pytorch"
     return None
@@ -315,7 +318,7 @@ def _is_true(text: str, flag: str) -> bool:
 
 
 def _numbers(text: str, word: str) -> list[float]:
-    """The three numbers after `word=[`; empty if they are not there."""
+    """The three numbers after `word=[`; empty if there are none."""
     found = re.search(rf"""\b{word}['"]?\s*[=:]\s*[\[(]([^\])]{{0,200}})[\])]""", text)
     numbers = [float(part) for part in re.findall(r"\d+\.?\d*|\.\d+", found.group(1))] if found else []
     return numbers if len(numbers) == 3 else []
