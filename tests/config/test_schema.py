@@ -590,7 +590,7 @@ def test_missing_paths_are_named_beside_wrong_values(folder: Path) -> None:
 
 def test_training_without_data_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"there is no training data\n  in: setting \"list_train\"\n  fix: give"
+        ConfigError, match=r"there is no training data\n  in: setting \"list_train\"\n  fix: set"
     ):
         check_paths(load_config())
 

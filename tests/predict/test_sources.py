@@ -116,7 +116,7 @@ def test_a_folder_with_brackets_in_its_name_may_begin_a_pattern(here: Path) -> N
 
 
 def test_a_pattern_that_matches_nothing_says_what_brackets_mean() -> None:
-    with pytest.raises(DatasetError, match=r"\[12\] the character 1 or 2, and \[\[\] a bracket \(searched"):
+    with pytest.raises(DatasetError, match=r"\[12\] the character 1 or 2, and \[\[\] a bracket \(supported"):
         find_sources(["photos [1]/*.jpg"], Path("predictions"))
 
 

@@ -48,7 +48,7 @@ def test_classes_and_images_may_have_other_ids(tmp_path: Path) -> None:
     second = finished(tmp_path / "b", ("dog", "cat"), (40, 7), first_id=100)
     write_comparison(first, second, tmp_path / "new" / "c.html")
     page = (tmp_path / "new" / "c.html").read_text(encoding="utf-8")
-    assert "AP changed by +0.000; too few images to tell" in page
+    assert "AP changed by +0.000; there are too few images to tell" in page
     assert "0.663 → 0.663" in page  # 67 of 101 recall points
     assert "<p>None.</p>" in page  # no setting differs
 

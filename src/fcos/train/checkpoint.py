@@ -135,7 +135,7 @@ def check_same_settings(old: dict[str, Any], new: dict[str, Any], path: Path) ->
         raise CheckpointError(
             "; ".join(f'the run has "{key}": {old[key]!r}, not {new[key]!r}' for key in changed),
             where=str(path),
-            fix=f"resume with the settings of the run: `{resume_command(path.parent)}`; or change "
+            fix=f"resume with the settings of the run: `{resume_command(path.parent)}`; or set "
             f"{', '.join(changed)} back, or start a new run with load=false{fewer}",
         )
 
