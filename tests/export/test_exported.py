@@ -264,7 +264,7 @@ def test_metadata_that_are_no_text_are_refused(exported: dict[str, Path], tmp_pa
     content = exported["onnx"].read_bytes()
     assert content.count(b"class_names") > 0
     (tmp_path / "it.onnx").write_bytes(content.replace(b"class_names", b"class\xff\xfe\xffnam"))
-    with pytest.raises(WeightsError, match=r"the metadata of it\.onnx are not UTF-8 text"):
+    with pytest.raises(WeightsError, match=r"the metadata of it\.onnx is not UTF-8 text"):
         Detector.load(tmp_path / "it.onnx")
 
 

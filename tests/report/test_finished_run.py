@@ -22,7 +22,9 @@ def test_results_are_read_as_they_stand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", f"[{ROW}", "{}", "[1]", '[{"image_id": 1}]', ROW, '["\\ud800"]'])
 def test_damaged_results_say_what_writes_them_again(tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(DatasetError, match=r"damaged(.|\n)*results.json\n  fix: write it again: `fcos eval .* --out"):
+    with pytest.raises(
+        DatasetError, match=r"damaged(.|\n)*results.json\n  fix: write it again: `fcos eval .* --out"
+    ):
         read_results(tmp_path)
 
 

@@ -103,7 +103,7 @@ def test_what_makes_the_network_faster(
 @pytest.mark.parametrize(
     ("settings", "num_processes", "device", "cores", "words"),
     [
-        ({"num_workers": 0}, 1, "cpu", 8, "num_workers=1 (now 0, 8 cores)"),
+        ({"num_workers": 0}, 1, "cpu", 8, "num_workers=1 loads them during steps (now 0, 8 cores)"),
         ({"num_workers": 4}, 1, "cpu", 6, "raise num_workers (now 4, 6 cores)"),
         ({"num_workers": 5}, 1, "cpu", 6, "all cores are in use (now 5, 6 cores)"),
         ({"num_workers": 5}, 1, "cuda", 6, "raise num_workers"),
