@@ -1,8 +1,7 @@
 """Read a train.json and the command line as raw values, each with its location.
 
 The file is one flat JSON object, so the line of a key is easy to find: a string followed by a colon is always
-    a
-key.
+a key.
 """
 
 from __future__ import annotations

@@ -80,13 +80,11 @@ class DetectionGraph(nn.Module):
         """Boxes `(N, K, 4)` in network input pixels, final scores `(N, K)` and labels that enter NMS.
 
         They are the best of a level: always the same number K, while `PostProcess` has a variable number; if
-            an
-        image has fewer, the rest have the score `INVALID`.
+        an image has fewer, the rest have the score `INVALID`.
 
         Points are first ranked by their best class, so that only 1,000 of 22,400 are ranked class by class:
-            the
-        point of any of the best K pairs of point and class is among the best K points, since scores increase
-        with the class score.
+        the point of any of the best K pairs of point and class is among the best K points, since scores
+        increase with the class score.
         """
         network, rules, most = self.network, self.rules, self.rules.candidates_per_level
         output = network.head.level(feature, index)

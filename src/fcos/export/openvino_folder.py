@@ -41,8 +41,7 @@ def core() -> Any:
     """OpenVINO's library, opened once in a process and never closed.
 
     Its CPU plugin installs a signal stack and frees it on closing, even if it is still in use: the next exit
-        of
-    a loader worker then killed the whole process.
+    of a loader worker then killed the whole process.
 
     Its Python bindings build a table of dtypes on first use, and release the interpreter lock meanwhile: two
     threads that do this at the same time deadlock. So it is built here.

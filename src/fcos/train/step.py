@@ -3,8 +3,7 @@
 A step uses `nbatch_train` images, as micro-batches on one or many devices. The normalizers of the losses
 (number of positives, sum of centerness) are sums over all of them, so the split changes nothing but rounding.
 They are known before the first forward pass, unless the assigner uses predictions: then the losses are
-    divided
-by a guess, and the gradients are rescaled after the last backward pass, which is equivalent.
+divided by a guess, and the gradients are rescaled after the last backward pass, which is equivalent.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 Much of it is not in the file, but in the code base or its default configuration. Everything in the file is
 used: widths and depths from shapes, MMDetection's configuration from the text in its files, pixel mean and
-    std
-if they are stored. If two configurations give equal files, the original file name decides; `fcos info` says
-which was used.
+std if they are stored. If two configurations give equal files, the original file name decides; `fcos info`
+says which was used.
 """
 
 from __future__ import annotations
