@@ -30,7 +30,7 @@ SLOW = """
 import sys, time
 import fcos.demo.connections as connections
 from fcos import Detector
-connections.GOODBYE_SECONDS = 1
+connections.SHUTDOWN_SECONDS = 1
 def detect(*words):
     time.sleep(10)
 Detector.detect = detect
